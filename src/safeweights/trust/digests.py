@@ -1,0 +1,284 @@
+"""SHA-256 of files, of tensors and of blocks, at the speed of the machine's cores.
+
+`hashlib` releases the GIL, so files are hashed side by side in threads; a file's digest and its
+block tree come from one pass over the same bytes, so they cannot belong to different versions of
+it. Check files are those of coreutils' ``sha256sum``.
+
+Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from safeweights import header
+from safeweights.errors import quote
+
+from .blocktree import BlockTree, TreeBuilder
+from .errors import DocumentError, VerificationError
+from .files import list_folder, open_regular, read_document
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = [
+    "CheckResult",
+    "FileDigest",
+    "TensorDigest",
+    "check",
+    "format_check_file",
+    "hash_file",
+    "hash_files",
+    "hash_paths",
+    "hash_tensors",
+    "parse_check_file",
+]
+
+CHUNK: Final = 4 << 20
+_CHECK_LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """What was read of one file.
+
+    Attributes:
+        name: The name under which it was asked for or found.
+        size: Bytes.
+        sha256: Lower-case hexadecimal.
+        tree: The digests of its blocks, where asked for.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    tree: BlockTree | None = None
+
+
+@dataclass(frozen=True)
+class TensorDigest:
+    """One tensor's identity: its type, shape and bytes, wherever in a file they are."""
+
+    file: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One line of a check file against the disk."""
+
+    name: str
+    status: Literal["ok", "mismatch", "missing"]
+
+
+def hash_file(
+    path: str, *, name: str | None = None, tree: bool = False, follow: bool = True
+) -> FileDigest:
+    """The SHA-256 of a file and, with `tree`, its block tree, from one pass.
+
+    Cost: one read of the file, two buffers of 4 MiB; the blocks are hashed in a second thread.
+
+    Raises:
+        VerificationError: Not a regular file, or it changed its size meanwhile.
+        OSError: As the operating system has it.
+    """
+    state = hashlib.sha256()
+    builder = TreeBuilder() if tree else None
+    with open_regular(path, follow=follow) as (descriptor, size), ThreadPoolExecutor(1) as helper:
+        total = 0
+        for chunk in _chunks(descriptor):
+            leaves = helper.submit(builder.update, chunk) if builder else None
+            state.update(chunk)
+            if leaves:
+                leaves.result()
+            total += len(chunk)
+        if total != size or os.fstat(descriptor).st_size != size:
+            raise VerificationError(
+                "changed its size while it was read", reason="changed", path=path
+            )
+    built = builder.finish() if builder else None
+    return FileDigest(path if name is None else name, size, state.hexdigest(), built)
+
+
+def _chunks(descriptor: int) -> Iterator[memoryview]:
+    """The bytes of a descriptor in full chunks; each is valid until the next is asked for."""
+    view = memoryview(bytearray(CHUNK))
+    with open(descriptor, "rb", buffering=0, closefd=False) as file:
+        while True:
+            filled = 0
+            while filled < CHUNK and (count := file.readinto(view[filled:])):
+                filled += count
+            if filled:
+                yield view[:filled]
+            if filled < CHUNK:
+                return
+
+
+def hash_files(
+    paths: Iterable[tuple[str, str]],
+    *,
+    tree: Callable[[str], bool] = lambda _: False,
+    follow: bool = True,
+    workers: int | None = None,
+    progress: Callable[[FileDigest], None] | None = None,
+) -> list[FileDigest]:
+    """`hash_file` over (name, path) pairs, in threads, in the order given.
+
+    Args:
+        paths: Names to report and the files to read.
+        tree: Which names get a block tree.
+        follow: Whether a symbolic link may stand for a file.
+        workers: Files read at a time; the number of cores unless told.
+        progress: Called with each result as it comes, from the calling thread.
+    """
+    results = []
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        jobs = [
+            pool.submit(hash_file, path, name=name, tree=tree(name), follow=follow)
+            for name, path in paths
+        ]
+        try:
+            for job in jobs:
+                results.append(job.result())
+                if progress:
+                    progress(results[-1])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return results
+
+
+def hash_paths(
+    paths: Iterable[str],
+    *,
+    workers: int | None = None,
+    progress: Callable[[FileDigest], None] | None = None,
+) -> list[FileDigest]:
+    """The SHA-256 of files, and of every file below folders; names are paths as one would type.
+
+    Raises:
+        VerificationError: A special file in a folder.
+        OSError: As the operating system has it.
+    """
+    named: list[tuple[str, str]] = []
+    for path in paths:
+        if os.path.isdir(path):
+            inside = [os.path.join(path, entry.name) for entry in list_folder(path)]
+            named += [(name, name) for name in inside if not os.path.isdir(name)]
+        else:
+            named.append((path, path))
+    return hash_files(named, workers=workers, progress=progress)
+
+
+def hash_tensors(path: str, *, workers: int | None = None) -> list[TensorDigest]:
+    """One digest a tensor of a safetensors file, in name order.
+
+    The digest covers dtype, shape and bytes (``dtype NUL shape NUL data``), not the name or the
+    place: equal tensors have equal digests in every file.
+
+    Raises:
+        FormatError: Not a valid safetensors file.
+    """
+    with open_regular(path) as (descriptor, size):
+        parsed = _read_header(descriptor, size, path)
+
+        def one(name: str) -> TensorDigest:
+            info = parsed.tensors[name]
+            begin, end = parsed.data_start + info.begin, parsed.data_start + info.end
+            state = hashlib.sha256(f"{info.dtype}\0{','.join(map(str, info.shape))}\0".encode())
+            for offset in range(begin, end, CHUNK):
+                part = os.pread(descriptor, min(CHUNK, end - offset), offset)
+                if len(part) != min(CHUNK, end - offset):
+                    raise VerificationError(
+                        "changed its size while it was read", reason="changed", path=path
+                    )
+                state.update(part)
+            return TensorDigest(path, name, str(info.dtype), tuple(info.shape), state.hexdigest())
+
+        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+            return list(pool.map(one, sorted(parsed.tensors)))
+
+
+def _read_header(descriptor: int, size: int, path: str) -> header.Header:
+    length = header.header_length(os.pread(descriptor, 8, 0), size, path=path)
+    return header.parse(os.pread(descriptor, length, 8), size - 8 - length, path=path)
+
+
+def format_check_file(digests: Iterable[FileDigest]) -> str:
+    r"""A check file that ``sha256sum --check`` reads.
+
+    A name with a newline, carriage return or backslash is escaped, and its line begins with a
+    backslash, as coreutils does since 8.25.
+    """
+    lines = []
+    for digest in digests:
+        name = digest.name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+        lines.append(f"{'' if name == digest.name else chr(92)}{digest.sha256}  {name}\n")
+    return "".join(lines)
+
+
+def parse_check_file(data: bytes, *, path: str | None = None) -> list[tuple[str, str]]:
+    """(name, digest) of every line; empty lines and lines that start with ``#`` are skipped.
+
+    Raises:
+        DocumentError: A line that is something else, a name given twice, or no line at all.
+    """
+    try:
+        lines = data.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise DocumentError("not UTF-8", path=path, offset=error.start) from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _CHECK_LINE.fullmatch(line.removesuffix("\r"))
+        if match is None:
+            raise DocumentError(
+                "expected 64 hexadecimal digits, two spaces and a name",
+                field=f"line {number}",
+                path=path,
+            )
+        name = _unescape(match[3]) if match[1] else match[3]
+        if name in found:
+            raise DocumentError(
+                f"the name {quote(name)} is given twice", field=f"line {number}", path=path
+            )
+        found[name] = match[2].lower()
+    if not found:
+        raise DocumentError("names no file", path=path)
+    return list(found.items())
+
+
+def _unescape(name: str) -> str:
+    escapes = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
+    return re.sub(r"\\[\\nr]", lambda match: escapes[match[0]], name)
+
+
+def check(path: str, *, base: str | None = None, workers: int | None = None) -> list[CheckResult]:
+    """Every line of the check file `path` against the disk.
+
+    Args:
+        path: The check file.
+        base: The folder its names are relative to; the current one unless told, as sha256sum.
+        workers: Files read at a time.
+    """
+    lines = parse_check_file(read_document(path), path=path)
+
+    def one(line: tuple[str, str]) -> CheckResult:
+        name, expected = line
+        try:
+            found = hash_file(os.path.join(base or "", name)).sha256
+        except FileNotFoundError:
+            return CheckResult(name, "missing")
+        return CheckResult(name, "ok" if found == expected else "mismatch")
+
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        return list(pool.map(one, lines))

@@ -1,0 +1,77 @@
+"""What goes wrong when trust is asked for: three kinds of refusal, each with a stable identifier.
+
+A document (bundle, sidecar, policy, key) that cannot be understood, content that is not what was
+signed, and content that a policy does not admit are different answers for a caller: the first is
+"could not look" (exit code 3), the others are "no" (exit code 1). Nothing here ever carries key
+material or a password.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from safeweights.errors import SafetensorError
+
+__all__ = ["DocumentError", "PolicyViolationError", "TrustError", "VerificationError"]
+
+
+class TrustError(SafetensorError):
+    """Trust could not be established.
+
+    Attributes:
+        reason: Stable identifier of what was wrong, e.g. ``"digest-mismatch"``.
+        exit_code: What a command line tool should exit with.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, reason: str, **where: Any) -> None:
+        super().__init__(message, **where)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.__dict__)
+
+
+class DocumentError(TrustError, ValueError):
+    """A bundle, sidecar, policy, lock, log or key that is not what it has to be.
+
+    Attributes:
+        field: Where in the document, e.g. ``"predicate.resources[2].digest"``; empty for the whole.
+    """
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(
+        self, message: str, *, field: str = "", reason: str = "malformed", **where: Any
+    ) -> None:
+        super().__init__(message, reason=reason, **where)
+        self.field = field
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{self.field}: {text}" if self.field else text
+
+
+class VerificationError(TrustError):
+    """The content, or who signed it, is not what was asked for."""
+
+
+class PolicyViolationError(TrustError):
+    """The policy does not admit this.
+
+    Attributes:
+        decision: The `safeweights.trust.policy.Decision` that explains it, when there is one.
+    """
+
+    def __init__(self, message: str, *, decision: Any = None, **where: Any) -> None:
+        super().__init__(message, **where)
+        self.decision = decision
+
+
+def _rebuild(kind: type[TrustError], message: str, state: dict[str, Any]) -> TrustError:
+    # Exceptions cross process pools; the keyword-only fields travel as state.
+    error = kind.__new__(kind)
+    error.args = (message,)
+    error.__dict__.update(state)
+    return error
