@@ -13,8 +13,8 @@ import hashlib
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from safeweights import header
 from safeweights.errors import quote
@@ -36,8 +36,12 @@ __all__ = [
     "hash_files",
     "hash_paths",
     "hash_tensors",
+    "in_threads",
     "parse_check_file",
 ]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 CHUNK: Final = 4 << 20
 _CHECK_LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)", re.DOTALL)
@@ -57,7 +61,7 @@ class FileDigest:
     name: str
     size: int
     sha256: str
-    tree: BlockTree | None = None
+    tree: BlockTree | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,17 @@ class CheckResult:
 
 
 def hash_file(
-    path: str, *, name: str | None = None, tree: bool = False, follow: bool = True
+    path: str,
+    *,
+    name: str | None = None,
+    tree: bool = False,
+    follow: bool = True,
+    also: Callable[[memoryview], None] | None = None,
 ) -> FileDigest:
     """The SHA-256 of a file and, with `tree`, its block tree, from one pass.
 
-    Cost: one read of the file, two buffers of 4 MiB; the blocks are hashed in a second thread.
+    Cost: one read of the file, one buffer of 4 MiB; the blocks are hashed in a second thread, where
+    `also` is given the same bytes.
 
     Raises:
         VerificationError: Not a regular file, or it changed its size meanwhile.
@@ -92,13 +102,14 @@ def hash_file(
     """
     state = hashlib.sha256()
     builder = TreeBuilder() if tree else None
+    sinks = [sink for sink in (builder and builder.update, also) if sink]
+    total = 0
     with open_regular(path, follow=follow) as (descriptor, size), ThreadPoolExecutor(1) as helper:
-        total = 0
         for chunk in _chunks(descriptor):
-            leaves = helper.submit(builder.update, chunk) if builder else None
+            jobs = [helper.submit(sink, chunk) for sink in sinks]
             state.update(chunk)
-            if leaves:
-                leaves.result()
+            for job in jobs:
+                job.result()
             total += len(chunk)
         if total != size or os.fstat(descriptor).st_size != size:
             raise VerificationError(
@@ -139,21 +150,28 @@ def hash_files(
         workers: Files read at a time; the number of cores unless told.
         progress: Called with each result as it comes, from the calling thread.
     """
+
+    def one(item: tuple[str, str]) -> FileDigest:
+        return hash_file(item[1], name=item[0], tree=tree(item[0]), follow=follow)
+
     results = []
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        jobs = [
-            pool.submit(hash_file, path, name=name, tree=tree(name), follow=follow)
-            for name, path in paths
-        ]
-        try:
-            for job in jobs:
-                results.append(job.result())
-                if progress:
-                    progress(results[-1])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    for digest in in_threads(one, paths, workers):
+        results.append(digest)
+        if progress:
+            progress(digest)
     return results
+
+
+def in_threads(call: Callable[[T], R], items: Iterable[T], workers: int | None) -> Iterator[R]:
+    """``map(call, items)`` with `workers` threads (the number of cores unless told), in order.
+
+    The first failure is raised in its turn; what has not begun by then is not begun.
+    """
+    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
+    try:
+        yield from pool.map(call, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def hash_paths(
@@ -203,8 +221,7 @@ def hash_tensors(path: str, *, workers: int | None = None) -> list[TensorDigest]
                 state.update(part)
             return TensorDigest(path, name, str(info.dtype), tuple(info.shape), state.hexdigest())
 
-        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-            return list(pool.map(one, sorted(parsed.tensors)))
+        return list(in_threads(one, sorted(parsed.tensors), workers))
 
 
 def _read_header(descriptor: int, size: int, path: str) -> header.Header:
@@ -280,5 +297,4 @@ def check(path: str, *, base: str | None = None, workers: int | None = None) -> 
             return CheckResult(name, "missing")
         return CheckResult(name, "ok" if found == expected else "mismatch")
 
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        return list(pool.map(one, lines))
+    return list(in_threads(one, lines, workers))

@@ -92,27 +92,24 @@ def read_document(path: str, *, limit: int = MAX_DOCUMENT) -> bytes:
 
 
 def write_document(path: str, data: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
-    """Write a small file atomically and durably: the old file, or the whole new one.
+    """Write a small file durably and, where it replaces one, atomically.
 
     Raises:
         FileExistsError: `replace` is false and there is something at `path`.
         OSError: As the operating system has it; nothing is left behind.
     """
-    temporary = f"{path}.{os.getpid()}.tmp"
+    target = f"{path}.{os.getpid()}.tmp" if replace else path
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-    descriptor = os.open(temporary, flags | getattr(os, "O_BINARY", 0), mode)
+    descriptor = os.open(target, flags | getattr(os, "O_BINARY", 0), mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         if replace:
-            os.replace(temporary, path)
-        else:
-            os.link(temporary, path)  # fails where the name is taken, unlike rename
-            os.unlink(temporary)
+            os.replace(target, path)
     except BaseException:
-        os.unlink(temporary)
+        os.unlink(target)
         raise
 
 
