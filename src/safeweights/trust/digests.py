@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from safeweights import header
 from safeweights.errors import quote
+from safeweights.storage.source import open_source
 
 from .blocktree import BlockTree, TreeBuilder
 from .errors import DocumentError, VerificationError
@@ -25,6 +26,8 @@ from .files import list_folder, open_regular, read_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from safeweights.storage.source import Source
 
 __all__ = [
     "CheckResult",
@@ -205,28 +208,24 @@ def hash_tensors(path: str, *, workers: int | None = None) -> list[TensorDigest]
     Raises:
         FormatError: Not a valid safetensors file.
     """
-    with open_regular(path) as (descriptor, size):
-        parsed = _read_header(descriptor, size, path)
+    source = open_source(path, engine="pread")
+    parsed = _read_header(source)
 
-        def one(name: str) -> TensorDigest:
-            info = parsed.tensors[name]
-            begin, end = parsed.data_start + info.begin, parsed.data_start + info.end
-            state = hashlib.sha256(f"{info.dtype}\0{','.join(map(str, info.shape))}\0".encode())
-            for offset in range(begin, end, CHUNK):
-                part = os.pread(descriptor, min(CHUNK, end - offset), offset)
-                if len(part) != min(CHUNK, end - offset):
-                    raise VerificationError(
-                        "changed its size while it was read", reason="changed", path=path
-                    )
-                state.update(part)
-            return TensorDigest(path, name, str(info.dtype), tuple(info.shape), state.hexdigest())
+    def one(name: str) -> TensorDigest:
+        info = parsed.tensors[name]
+        begin, end = parsed.data_start + info.begin, parsed.data_start + info.end
+        state = hashlib.sha256(f"{info.dtype}\0{','.join(map(str, info.shape))}\0".encode())
+        for offset in range(begin, end, CHUNK):
+            state.update(source.view(offset, min(CHUNK, end - offset)))
+        return TensorDigest(path, name, info.dtype, tuple(info.shape), state.hexdigest())
 
-        return list(in_threads(one, sorted(parsed.tensors), workers))
+    return list(in_threads(one, sorted(parsed.tensors), workers))
 
 
-def _read_header(descriptor: int, size: int, path: str) -> header.Header:
-    length = header.header_length(os.pread(descriptor, 8, 0), size, path=path)
-    return header.parse(os.pread(descriptor, length, 8), size - 8 - length, path=path)
+def _read_header(source: Source) -> header.Header:
+    prefix = bytes(source.view(0, min(8, source.size)))
+    length = header.header_length(prefix, source.size, path=source.name)
+    return header.parse(bytes(source.view(8, length)), source.size - 8 - length, path=source.name)
 
 
 def format_check_file(digests: Iterable[FileDigest]) -> str:

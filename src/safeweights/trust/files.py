@@ -23,7 +23,7 @@ from .errors import DocumentError, VerificationError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Entry", "check_name", "list_folder", "open_regular", "read_document", "write_document"]
+__all__ = ["Entry", "check_name", "create_document", "list_folder", "open_regular", "read_document"]
 
 MAX_ENTRIES: Final = 1_000_000
 MAX_DOCUMENT: Final = 64 << 20
@@ -91,25 +91,22 @@ def read_document(path: str, *, limit: int = MAX_DOCUMENT) -> bytes:
     return b"".join(parts)
 
 
-def write_document(path: str, data: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
-    """Write a small file durably and, where it replaces one, atomically.
+def create_document(path: str, data: bytes, *, mode: int = 0o644) -> None:
+    """Write a small file durably where there is none yet.
 
     Raises:
-        FileExistsError: `replace` is false and there is something at `path`.
+        FileExistsError: There is something at `path`; it is left as it is.
         OSError: As the operating system has it; nothing is left behind.
     """
-    target = f"{path}.{os.getpid()}.tmp" if replace else path
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-    descriptor = os.open(target, flags | getattr(os, "O_BINARY", 0), mode)
+    descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if replace:
-            os.replace(target, path)
     except BaseException:
-        os.unlink(target)
+        os.unlink(path)
         raise
 
 

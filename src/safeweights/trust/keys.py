@@ -6,7 +6,9 @@ bytes, and its password, never appear in an error, a repr or a log.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from safeweights.errors import MissingDependencyError, quote
 
 from .errors import DocumentError, VerificationError
-from .files import read_document, write_document
+from .files import create_document, read_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -216,11 +218,13 @@ def generate_key(
         raise ValueError(msg)
     if password is not None and not password:
         raise ValueError("an empty password does not encrypt; leave it out to store the key plain")
+    if os.path.lexists(f"{path}.pub"):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), f"{path}.pub")
     secret = password.encode() if isinstance(password, str) else password
     key = ec.generate_private_key(getattr(ec, CURVES[curve])())
     protection = coding.BestAvailableEncryption(secret) if secret else coding.NoEncryption()
     pem = key.private_bytes(coding.Encoding.PEM, coding.PrivateFormat.PKCS8, protection)
     public = wrap_public_key(key.public_key())
-    write_document(path, pem, mode=0o600, replace=False)
-    write_document(f"{path}.pub", public.pem, replace=False)
+    create_document(path, pem, mode=0o600)
+    create_document(f"{path}.pub", public.pem)
     return public

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from safeweights.errors import quote
+from safeweights.storage.sink import write_file
 
 from .bundle import (
     DEFAULT_IGNORED,
@@ -27,7 +28,7 @@ from .bundle import (
 )
 from .digests import FileDigest, hash_files
 from .errors import DocumentError, VerificationError
-from .files import check_name, list_folder, write_document
+from .files import check_name, list_folder
 from .keys import need_cryptography, wrap_public_key
 
 if TYPE_CHECKING:
@@ -120,8 +121,8 @@ def sign(
     )
     base = os.path.dirname(path) if alone else path
     for name, data in sidecars.items():
-        write_document(os.path.join(base, name), data)
-    write_document(signature, bundle)
+        write_file(os.path.join(base, name), [data], durable=True)
+    write_file(signature, [bundle], durable=True)
     return Signed(signature, os.path.basename(path), tuple(files), tuple(sidecars), hint)
 
 
