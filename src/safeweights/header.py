@@ -1,0 +1,363 @@
+"""The header of a safetensors file: bytes <-> `Header`.
+
+A file is the length N of the header (8 bytes, little-endian), N bytes of JSON, and the data. The
+header maps each tensor's name to its type, shape and place in the data, which the tensors cover
+completely and without overlap. The rules stand in `rules`, the reading of the JSON in `entries`;
+here entries are checked against each other and against the size of the file, and headers written.
+
+No input or output happens here.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+import re
+from json.encoder import encode_basestring as _json_string
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from .dtypes import BITS, DTYPES, ORDER
+from .entries import CHUNK, Entries
+from .errors import FormatError, quote
+from .gcpause import gc_paused
+from .rules import (
+    MAX_HEADER,
+    MAX_METADATA,
+    MAX_RANK,
+    METADATA_KEY,
+    PREFIX,
+    RULES,
+    Report,
+    Stop,
+    TensorInfo,
+    byte_count,
+    overflows,
+)
+from .strictjson import MAX_UINT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = [
+    "MAX_HEADER",
+    "METADATA_KEY",
+    "PREFIX",
+    "RULES",
+    "Header",
+    "TensorInfo",
+    "header_length",
+    "layout",
+    "parse",
+    "problems",
+]
+
+_AFTER_KEY: Final = re.compile(rb"[ \t\n\r]*:[ \t\n\r]*\{").match
+
+
+class Header(NamedTuple):
+    """A valid header.
+
+    Attributes:
+        tensors: Name -> `TensorInfo`, in the order of the data.
+        metadata: The `__metadata__` of the file, or None where it has none.
+        size: Bytes of the JSON text, padding included; the N of the first 8 bytes.
+    """
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str] | None
+    size: int
+
+    @property
+    def data_start(self) -> int:
+        """Position of the data in the file."""
+        return PREFIX + self.size
+
+    @property
+    def data_size(self) -> int:
+        """Bytes of data."""
+        return next(reversed(self.tensors.values())).end if self.tensors else 0
+
+
+def header_length(prefix: bytes, file_size: int, *, path: str | None = None) -> int:
+    """The length of the header, from the first 8 bytes of a file of `file_size` bytes.
+
+    Raises:
+        FormatError: Rules header-too-small, header-too-large, header-length.
+    """
+    if len(prefix) < PREFIX or file_size < PREFIX:
+        raise FormatError(
+            f"header too small: a safetensors file has at least {PREFIX} bytes, this one {file_size}",
+            rule="header-too-small", path=path,
+        )  # fmt: skip
+    length = int.from_bytes(prefix[:PREFIX], "little")
+    if length > MAX_HEADER:
+        raise FormatError(
+            f"header too large: {length} bytes announced, at most {MAX_HEADER} allowed",
+            rule="header-too-large", path=path, offset=0,
+        )  # fmt: skip
+    if PREFIX + length > file_size:
+        raise FormatError(
+            f"invalid header length: the header should end at byte {PREFIX + length}, "
+            f"the file ends at byte {file_size}",
+            rule="header-length", path=path, offset=0,
+        )  # fmt: skip
+    return length
+
+
+def parse(text: bytes, data_size: int, *, path: str | None = None) -> Header:
+    """The header whose JSON is `text`, of a file with `data_size` bytes of data.
+
+    Cost: about one microsecond a tensor, and no memory but the result's and a chunk's (256 KiB of
+    text); refused text is refused within that too.
+
+    Raises:
+        FormatError: The first of `problems(text, data_size)`.
+
+    >>> parse(b'{"a":{"dtype":"I32","shape":[2],"data_offsets":[0,8]}}', 8).tensors
+    {'a': TensorInfo(dtype='I32', shape=(2,), begin=0, end=8)}
+    """
+    report = Report(path)
+    try:
+        with gc_paused():
+            entries = Entries(text, report)
+    except FormatError:
+        # The exact reader meets bad UTF-8 where it stands; the rule comes before all of JSON.
+        _check_utf8(text, report)
+        raise
+    tensors = entries.tensors
+    if not (entries.sized and entries.in_order and entries.end == data_size):
+        tensors = dict(sorted(tensors.items(), key=_by_offset))
+        if not (entries.sized and _end_of(tensors.values()) == data_size):
+            _check_layout(tensors, text, data_size, report)
+    return Header(tensors, entries.metadata, len(text))
+
+
+def problems(
+    text: bytes, data_size: int, *, path: str | None = None, strict: bool = False
+) -> list[FormatError]:
+    """Everything that is wrong with a header, in the order in which it is checked.
+
+    Text that is not JSON ends the search at that place; after 1,000 problems it ends too.
+
+    Args:
+        text: The JSON text.
+        data_size: Bytes of data that follow it in the file.
+        path: Name of the file, for the messages.
+        strict: Also report what is allowed but no good writer writes (rules ``strict-...``).
+    """
+    report = Report(path, collect=True, strict=strict)
+    try:
+        _check_utf8(text, report)
+        entries = Entries(text, report)
+        tensors = dict(sorted(entries.tensors.items(), key=_by_offset))
+        _check_layout(tensors, text, data_size, report)
+    except Stop:
+        pass
+    return report.found
+
+
+def _check_utf8(text: bytes, report: Report) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for begin in range(0, len(text), CHUNK):
+        pending = len(decoder.getstate()[0])
+        try:
+            decoder.decode(text[begin : begin + CHUNK], final=begin + CHUNK >= len(text))
+        except UnicodeDecodeError as error:
+            at = begin - pending + error.start
+            report("utf-8", f"invalid UTF-8 in header: {error.reason}", at=at)
+            raise Stop from None
+
+
+def _by_offset(item: tuple[str, TensorInfo]) -> tuple[int, int]:
+    return item[1][2:4]
+
+
+def _end_of(infos: Iterable[TensorInfo]) -> int | None:
+    """Where tensors that follow one another from 0 end; None where they do not."""
+    position = 0
+    for _, _, begin, end in infos:
+        if begin != position:
+            return None
+        position = end
+    return position
+
+
+def _check_layout(
+    tensors: Mapping[str, TensorInfo], text: bytes, data_size: int, report: Report
+) -> None:
+    """Report every rule of layout that `tensors`, sorted by offset, break."""
+    position = 0
+    for name, info in tensors.items():
+        dtype, shape, begin, end = info
+        if begin != position or end < begin:
+            message = (
+                f"invalid offset for tensor {quote(name)}: it spans {begin} to {end}, and should "
+                f"begin at {position}, where the one before it ends"
+            )
+            report("offsets", message, tensor=name, at=_find_entry(text, name))
+        position = end
+        size = byte_count(dtype, shape)
+        if size == info.nbytes:
+            continue
+        if size is not None:
+            rule = "size"
+            message = (
+                f"invalid shape, data type, or offset for tensor {quote(name)}: {dtype} of shape "
+                f"{list(shape)} takes {size} bytes, data_offsets span {info.nbytes}"
+            )
+        elif overflows(shape) or math.prod(shape) * BITS[dtype] > MAX_UINT:
+            rule = "overflow"
+            message = (
+                "overflow computing buffer size from shape and/or element type of tensor "
+                f"{quote(name)}: {dtype} of shape {list(shape)}"
+            )
+        else:
+            rule = "byte-boundary"
+            message = (
+                f"tensor {quote(name)} does not end up at a byte boundary: {dtype} of shape "
+                f"{list(shape)} takes {math.prod(shape) * BITS[dtype]} bits"
+            )
+        report(rule, message, tensor=name, at=_find_entry(text, name))
+    if position != data_size:
+        begins = PREFIX + len(text)
+        missing = position - data_size
+        what = f"{missing} bytes are missing" if missing > 0 else f"{-missing} bytes are left over"
+        message = (
+            "incomplete metadata, file not fully covered: the tensors end at byte "
+            f"{begins + position}, the file at byte {begins + data_size} ({what})"
+        )
+        report("coverage", message)
+
+
+def _find_entry(text: bytes, name: str) -> int | None:
+    """Where the entry of tensor `name` begins; None where its name is written with escapes."""
+    key = _json_string(name).encode()
+    at = text.find(key)
+    while at >= 0:
+        before = at - 1
+        while text[before] in b" \t\n\r":
+            before -= 1
+        # A quote within a string is escaped: after a brace or a comma this one opens a key.
+        if text[before] in b"{," and _AFTER_KEY(text, at + len(key)):
+            return at
+        at = text.find(key, at + 1)
+    return None
+
+
+def layout(
+    tensors: Iterable[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str] | None = None
+) -> tuple[Header, bytes]:
+    """Place tensors as the reference's writer does, and write the header.
+
+    Tensors are sorted by type (the widest first, in the order of `dtypes.ORDER` from its end) and
+    then by name, packed without gaps; the text is padded with spaces to a multiple of 8.
+
+    Args:
+        tensors: (name, dtype, shape) of each tensor.
+        metadata: Strings to strings; written sorted by key, so that the same input gives the same
+            bytes. None writes no `__metadata__`.
+
+    Returns:
+        The header, and the bytes with which the file begins (length field, text, padding).
+
+    Raises:
+        FormatError: A name, dtype, shape or metadata that the format cannot hold (same rules as
+            for reading).
+
+    >>> layout([("a", "U8", (3,))])[1][8:]
+    b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}   '
+    """
+    ordered = sorted(tensors, key=lambda item: (-ORDER.get(item[1], 0), item[0]))
+    infos: dict[str, TensorInfo] = {}
+    sizes: dict[tuple[str, tuple[int, ...]], int] = {}
+    position = 0
+    for name, dtype, dims in ordered:
+        shape = tuple(dims)
+        size = sizes.get((dtype, shape))
+        if size is None:
+            size = sizes[dtype, shape] = _checked_size(name, dtype, shape)
+        infos[name] = TensorInfo(dtype, shape, position, position + size)
+        position += size
+    if len(infos) != len(ordered):
+        seen: set[str] = set()
+        twice = next(name for name, _, _ in ordered if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise FormatError(
+            f"two tensors are called {quote(twice)}", rule="duplicate-key", tensor=twice
+        )
+    text = _write(infos, metadata)
+    if len(text) > MAX_HEADER:
+        message = (
+            f"header too large: {len(text)} bytes for {len(infos)} tensors, at most {MAX_HEADER}"
+        )
+        raise FormatError(message, rule="header-too-large")
+    header = Header(infos, None if metadata is None else dict(metadata), len(text))
+    return header, len(text).to_bytes(PREFIX, "little") + text
+
+
+def _checked_size(name: str, dtype: str, shape: tuple[int, ...]) -> int:
+    if dtype not in DTYPES:
+        raise FormatError(
+            f"unknown dtype {quote(dtype)} of tensor {quote(name)}", rule="dtype", tensor=name
+        )
+    if len(shape) > MAX_RANK:
+        message = (
+            f"tensor {quote(name)} has {len(shape)} dimensions, at most {MAX_RANK} can be written"
+        )
+        raise FormatError(message, rule="rank", tensor=name)
+    if any(dim < 0 for dim in shape):
+        message = f"tensor {quote(name)} has a negative dimension: {list(shape)}"
+        raise FormatError(message, rule="integer", tensor=name)
+    size = byte_count(dtype, shape)
+    if size is None:
+        boundary = math.prod(shape) * BITS[dtype] <= MAX_UINT and not overflows(shape)
+        what = "does not end up at a byte boundary" if boundary else "overflows 64 bits"
+        message = f"the size of tensor {quote(name)}, {dtype} of shape {list(shape)}, {what}"
+        raise FormatError(message, rule="byte-boundary" if boundary else "overflow", tensor=name)
+    return size
+
+
+def _write(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None) -> bytes:
+    parts = []
+    if metadata is not None:
+        pairs = ",".join(
+            f"{_json_string(key)}:{_json_string(metadata[key])}" for key in _sorted_keys(metadata)
+        )
+        parts.append(f'"{METADATA_KEY}":{{{pairs}}}')
+    if METADATA_KEY in tensors:
+        message = f"a tensor cannot be called `{METADATA_KEY}`: rename it"
+        raise FormatError(message, rule="metadata", tensor=METADATA_KEY)
+    shapes = {info.shape: str(list(info.shape)).replace(" ", "") for info in tensors.values()}
+    parts += [
+        f'{_json_string(name)}:{{"dtype":"{dtype}","shape":{shapes[shape]},"data_offsets":[{begin},{end}]}}'
+        for name, (dtype, shape, begin, end) in tensors.items()
+    ]
+    try:
+        text = ("{" + ",".join(parts) + "}").encode()
+    except UnicodeEncodeError as error:
+        wrong = next((name for name in tensors if not _encodable(name)), None)
+        message = f"a name with a lone surrogate cannot be written as UTF-8: {error.reason}"
+        raise FormatError(message, rule="utf-8", tensor=wrong) from error
+    return text + b" " * (-len(text) % 8)
+
+
+def _sorted_keys(metadata: Mapping[str, str]) -> list[str]:
+    for key, value in metadata.items():
+        strangers = [item for item in (key, value) if not isinstance(item, str)]
+        if strangers:
+            kind = type(strangers[0]).__name__
+            message = (
+                f"metadata maps strings to strings, found {kind} at {quote(str(key))}: convert it"
+            )
+            raise FormatError(message, rule="metadata")
+    if len(metadata) > MAX_METADATA:
+        message = f"metadata of {len(metadata)} keys, at most {MAX_METADATA} can be written"
+        raise FormatError(message, rule="metadata-limit")
+    return sorted(metadata)
+
+
+def _encodable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,262 @@
+"""A strict JSON reader (RFC 8259) over bytes, for input that may be hostile.
+
+Why not `json`: it accepts NaN, duplicate keys, lone surrogates, a byte order mark and UTF-16, turns
+`true` into an `int`, recurses, builds everything before anything can be checked, and cannot say at
+which byte a value began. This reader is a cursor: the caller asks for what must come next, nothing
+is built that was not asked for, nesting is counted instead of recursed into, and every error
+carries its position.
+
+It knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Final
+
+from .errors import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["MAX_DEPTH", "JSONError", "Reader"]
+
+MAX_DEPTH: Final = 127
+"""Deepest nesting; the value of serde_json, by which the reference parses."""
+
+MAX_NUMBER: Final = 4096
+"""Most characters of a number that is skipped."""
+
+MAX_UINT: Final = 2**64 - 1
+
+_SPACE = re.compile(rb"[ \t\n\r]*").match
+_UINT = re.compile(rb"(?:0|[1-9][0-9]*)(?![0-9.eE])").match
+_NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").match
+# sre keeps a record for each turn of a repeated group (about 120 bytes): a string of 50 million
+# escapes must be scanned in bounded steps.
+_STRING_PART = re.compile(rb'[^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*){0,1000}', re.DOTALL).match
+_LITERAL = re.compile(rb"true|false|null").match
+
+_KINDS: Final = {
+    b"{": "an object",
+    b"[": "an array",
+    b'"': "a string",
+    b"t": "a boolean",
+    b"f": "a boolean",
+    b"n": "null",
+    b"": "the end",
+    **dict.fromkeys((b"-", *(b"%d" % digit for digit in range(10))), "a number"),
+}
+
+
+class JSONError(ValueError):
+    """Text that is not the JSON asked for.
+
+    Attributes:
+        position: Byte position in the text.
+        limit: True where the text may be JSON but exceeds a bound of this reader.
+    """
+
+    def __init__(self, message: str, position: int, *, limit: bool = False) -> None:
+        super().__init__(message)
+        self.position = position
+        self.limit = limit
+
+
+class Reader:
+    """A cursor over JSON text.
+
+    Every method skips white space first, consumes what it returns, and raises `JSONError` where
+    the text has something else. Memory is that of the values returned.
+
+    >>> reader = Reader(b'{"a": [1, 2]}')
+    >>> {key: list(reader.integers()) for key, _ in reader.members()}
+    {'a': [1, 2]}
+    """
+
+    __slots__ = ("position", "text")
+
+    def __init__(self, text: bytes, position: int = 0) -> None:
+        self.text = text
+        self.position = position
+
+    def peek(self) -> bytes:
+        """The next significant byte, unconsumed; empty at the end."""
+        found = self.text[self.position : self.position + 1]
+        if found > b" ":
+            return found
+        match = _SPACE(self.text, self.position)
+        assert match is not None
+        self.position = match.end()
+        return self.text[self.position : self.position + 1]
+
+    def kind(self) -> str:
+        """What comes next, in words for a message."""
+        found = self.peek()
+        return _KINDS.get(found, f"byte 0x{found.hex()}")
+
+    def fail(self, expected: str) -> JSONError:
+        """The error for a text that has something other than `expected` here."""
+        return JSONError(f"expected {expected}, found {self.kind()}", self.position)
+
+    def take(self, char: bytes) -> None:
+        """Consume the one byte `char`."""
+        if self.peek() != char:
+            raise self.fail(f"`{char.decode()}`")
+        self.position += 1
+
+    def end(self) -> None:
+        """Only white space may follow."""
+        if self.peek():
+            raise JSONError(f"trailing characters: {self.kind()}", self.position)
+
+    def string(self, expected: str = "a string") -> str:
+        """One string, decoded; RFC 8259 section 7, and no lone surrogates (section 8.2)."""
+        if self.peek() != b'"':
+            raise self.fail(expected)
+        begin = self.position
+        raw = self._string_bytes()
+        try:
+            # Only a string with escapes needs the decoder.
+            text = str(json.loads(raw)) if b"\\" in raw else raw[1:-1].decode()
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise JSONError("lone surrogate in hex escape", begin) from error
+        except UnicodeDecodeError as error:
+            raise JSONError(f"invalid UTF-8 in a string: {error.reason}", begin) from error
+        except ValueError as error:
+            raise JSONError(f"invalid escape in a string: {error}", begin) from error
+        return text
+
+    def _string_bytes(self) -> bytes:
+        text, begin = self.text, self.position
+        position = begin + 1
+        while True:
+            match = _STRING_PART(text, position)
+            assert match is not None
+            position = match.end()
+            following = text[position : position + 1]
+            if following == b'"':
+                self.position = position + 1
+                return text[begin : position + 1]
+            if not following or (following == b"\\" and position + 1 >= len(text)):
+                raise JSONError("end of text inside a string", begin)
+            if following != b"\\":
+                raise JSONError(f"control character 0x{following.hex()} in a string", position)
+
+    def integer(self, expected: str = "an unsigned integer") -> int:
+        """One integer of 0 to 2^64-1, written without sign, fraction or exponent."""
+        self.peek()
+        match = _UINT(self.text, self.position)
+        if match is None:
+            raise self.fail(expected)
+        # 2^64 has 20 digits; int() of a long text is quadratic.
+        if match.end() - self.position > 20 or (value := int(match[0])) > MAX_UINT:
+            raise JSONError("integer exceeds 2^64-1", self.position)
+        self.position = match.end()
+        return value
+
+    def members(self, expected: str = "an object") -> Iterator[tuple[str, int]]:
+        """The members of an object: (key, position of the key), each before its value.
+
+        The caller consumes the value before it asks for the next member.
+        """
+        if self.peek() != b"{":
+            raise self.fail(expected)
+        self.position += 1
+        if self.peek() == b"}":
+            self.position += 1
+            return
+        while True:
+            self.peek()
+            at = self.position
+            key = self.string("a key in double quotes")
+            self.take(b":")
+            yield key, at
+            if self._closed_by(b"}"):
+                return
+
+    def integers(self, expected: str = "an array of unsigned integers") -> Iterator[int]:
+        """The elements of an array of unsigned integers, one at a time."""
+        if self.peek() != b"[":
+            raise self.fail(expected)
+        self.position += 1
+        if self.peek() == b"]":
+            self.position += 1
+            return
+        while True:
+            yield self.integer()
+            if self._closed_by(b"]"):
+                return
+
+    def _closed_by(self, closing: bytes) -> bool:
+        found = self.peek()
+        if found not in (b",", closing):
+            raise self.fail(f"`,` or `{closing.decode()}`")
+        self.position += 1
+        return found == closing
+
+    def skip(self, depth: int = 0, limit: int | None = None) -> None:
+        """Check one value of any kind and drop it.
+
+        Args:
+            depth: Levels already open around the value.
+            limit: Most bytes the value may take.
+
+        Raises:
+            JSONError: Not JSON, a key repeated within one object, deeper than `MAX_DEPTH`, or
+                longer than `limit` (both with ``limit=True``).
+        """
+        begin = self.position
+        stack: list[set[str] | None] = []  # the keys of each open object, None for an array
+        while True:
+            if limit is not None and self.position - begin > limit:
+                raise JSONError(f"value longer than {limit} bytes", begin, limit=True)
+            opened = self._skip_start(stack)
+            if opened and depth + len(stack) > MAX_DEPTH:
+                raise JSONError("recursion limit exceeded", self.position, limit=True)
+            if opened:
+                continue
+            while stack and self._closed_by(b"]" if stack[-1] is None else b"}"):
+                stack.pop()
+            if not stack:
+                return
+            self._skip_key(stack[-1])
+
+    def _skip_start(self, stack: list[set[str] | None]) -> bool:
+        """Consume a scalar, an empty container, or the opening of a container (True)."""
+        found = self.peek()
+        if found == b'"':
+            self.string()
+        elif found in {b"{", b"["}:
+            self.position += 1
+            closing = b"}" if found == b"{" else b"]"
+            if self.peek() == closing:
+                self.position += 1
+                return False
+            stack.append(set() if found == b"{" else None)
+            self._skip_key(stack[-1])
+            return True
+        elif match := _LITERAL(self.text, self.position):
+            self.position = match.end()
+        elif (match := _NUMBER(self.text, self.position)) is not None:
+            if match.end() - self.position > MAX_NUMBER:
+                raise JSONError(f"number of over {MAX_NUMBER} digits", self.position, limit=True)
+            if abs(float(match[0])) == float("inf"):
+                raise JSONError("number out of range", self.position)
+            self.position = match.end()
+        else:
+            raise self.fail("a value")
+        return False
+
+    def _skip_key(self, keys: set[str] | None) -> None:
+        if keys is None:
+            return
+        self.peek()
+        at = self.position
+        key = self.string("a key in double quotes")
+        if key in keys:
+            raise JSONError(f"duplicate key {quote(key)}", at)
+        keys.add(key)
+        self.take(b":")
