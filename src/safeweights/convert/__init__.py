@@ -1,0 +1,1 @@
+"""Other people's checkpoints as safetensors, without executing anything in them."""

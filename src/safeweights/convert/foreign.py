@@ -1,0 +1,121 @@
+"""The mapping that every foreign container becomes, and how a pickle's tree gets there.
+
+A `ForeignCheckpoint` is what the rest of the package calls a checkpoint, a mapping from names to
+tensors not read yet, with what else the file held beside it: what is no tensor, what could not be
+given, and the calls that loading the file with its own library would have made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from safeweights.checkpoint import Checkpoint
+from safeweights.convert.flatten import Flat, Other, flatten
+from safeweights.convert.limits import DEFAULT_LIMITS, Limits
+from safeweights.convert.materialise import Materialised, Storages, materialise
+from safeweights.convert.numpy_nodes import NUMPY_CONSTRUCTORS
+from safeweights.convert.object_nodes import OBJECT_CONSTRUCTORS
+from safeweights.convert.torch_nodes import TORCH_CONSTRUCTORS
+from safeweights.errors import UnsupportedError, quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from safeweights.checkpoint import Tensor
+    from safeweights.convert.pickle_machine import Pickle
+    from safeweights.convert.pickle_nodes import Call, Value
+
+__all__ = ["ALL_CONSTRUCTORS", "ForeignCheckpoint", "OpenOptions", "from_tree"]
+
+ALL_CONSTRUCTORS = {**OBJECT_CONSTRUCTORS, **NUMPY_CONSTRUCTORS, **TORCH_CONSTRUCTORS}
+"""Every call that the package can describe."""
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How to open a foreign file.
+
+    Attributes:
+        limits: What the file may cost.
+        densify: Make sparse and quantised tensors dense instead of refusing them.
+        casts: Element type -> the type that its tensors are converted to.
+        paddle: Read arrays of 16-bit unsigned integers as BF16, which is what Paddle means by them.
+    """
+
+    limits: Limits = DEFAULT_LIMITS
+    densify: bool = False
+    casts: Mapping[str, str] = field(default_factory=dict)
+    paddle: bool = False
+
+
+class ForeignCheckpoint(Checkpoint):
+    """A checkpoint of another format: name -> tensor, in the file's order, nothing read yet.
+
+    Attributes:
+        format: What it is, e.g. ``"torch-zip"``.
+        refused: Name -> why a tensor is not in the mapping and what would allow it.
+        aliases: Name -> the first name that shows the same bytes (tied weights).
+        others: What is not a tensor, the first 100,000 of `others_count`.
+        calls: The calls that the format's own loader would have made, in order.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        format_name: str,
+        found: Materialised,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        others: Iterable[Other] = (),
+        others_count: int = 0,
+        calls: Iterable[Call] = (),
+    ) -> None:
+        super().__init__(found.tensors, metadata, name=name)
+        self.format = format_name
+        self.refused = found.refused
+        self.aliases = found.aliases
+        self.others = list(others)
+        self.others_count = others_count
+        self.calls = list(calls)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.refused:
+            raise UnsupportedError(
+                f"tensor {quote(name)} cannot be given: {self.refused[name]}",
+                path=self.name,
+                tensor=name,
+            )
+        return super().__getitem__(name)
+
+
+def from_tree(
+    format_name: str,
+    path: str,
+    tree: Value,
+    options: OpenOptions,
+    *,
+    pickles: tuple[Pickle, ...] = (),
+    storages: Storages | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> ForeignCheckpoint:
+    """The checkpoint that a tree of nodes describes.
+
+    Raises:
+        FormatError: Names collide, a tensor contradicts its storage, or a limit is exceeded.
+    """
+    flat: Flat = flatten(tree, path, options.limits)
+    found: Materialised = materialise(
+        flat, path, storages, options.limits, densify=options.densify, casts=options.casts
+    )
+    for name, reason in found.refused.items():
+        flat.add_other(name, flat.tensors.get(name), reason)
+    return ForeignCheckpoint(
+        path,
+        format_name,
+        found,
+        metadata=metadata,
+        others=(replace(other, name=other.name or "(root)") for other in flat.others),
+        others_count=flat.others_count,
+        calls=(call for pickle in pickles for call in pickle.calls),
+    )
