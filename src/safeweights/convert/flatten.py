@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from safeweights.convert.limits import DEFAULT_LIMITS, Limits, exceeded
-from safeweights.convert.numpy_nodes import ArrayNode
+from safeweights.convert.numpy_nodes import ArrayNode, RefusedNode
 from safeweights.convert.pickle_nodes import Blob, Call, DictNode, Global, SetNode, Value
 from safeweights.convert.torch_nodes import (
     CastNode,
@@ -37,6 +37,7 @@ ROOT_NAME: Final = "tensor"
 
 TENSOR_NODES: Final = (
     TensorNode, ArrayNode, SparseNode, QuantisedNode, MetaNode, CastNode, StorageNode,
+    RefusedNode,
 )  # fmt: skip
 _KEPT_OTHERS: Final = 100_000
 _LONG: Final = 1000
@@ -136,6 +137,12 @@ class _Walk:
 
     def _enter(self, node: Value, name: str) -> list[tuple[str, Value]]:
         """Take note of `node`; its children, if it is to be descended into."""
+        if isinstance(node, ArrayNode) and node.dtype.is_data:
+            if not isinstance(node.data, list):
+                self.flat.add_other(name, node, "an array of text, times or objects")
+                return []
+            # An object saved with numpy.save is an array of no dimensions around it.
+            node = node.data[0] if not node.shape and len(node.data) == 1 else node.data
         if isinstance(node, TENSOR_NODES):
             self._add(name, node)
             return []

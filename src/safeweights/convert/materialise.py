@@ -17,7 +17,7 @@ from safeweights.convert.casting import CastTensor, numpy_type
 from safeweights.convert.dense import dequantised, from_sparse, read_array
 from safeweights.convert.element_types import FOREIGN, item_size
 from safeweights.convert.limits import Limits, exceeded
-from safeweights.convert.numpy_nodes import ArrayNode
+from safeweights.convert.numpy_nodes import ArrayNode, RefusedNode
 from safeweights.convert.strided import Strided, StridedTensor, contiguous_strides
 from safeweights.convert.torch_nodes import (
     CastNode,
@@ -157,6 +157,8 @@ class _Builder:
     def original(self, node: Value, name: str) -> Tensor:
         if isinstance(node, MetaNode):
             raise _Refused("it is a meta tensor: the file holds its shape but no values")
+        if isinstance(node, RefusedNode):
+            raise _Refused(node.reason)
         if isinstance(node, CastNode):
             return CastTensor(self.original(node.value, name), node.dtype)
         if isinstance(node, SparseNode):

@@ -22,7 +22,16 @@ from safeweights.errors import FormatError, quote
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["NUMPY_CONSTRUCTORS", "ArrayNode", "DtypeNode", "array_code", "blob_source", "int_tuple"]
+__all__ = [
+    "NUMPY_CONSTRUCTORS",
+    "ArrayNode",
+    "DtypeNode",
+    "RefusedNode",
+    "array_code",
+    "blob_source",
+    "int_tuple",
+    "named_dtype",
+]
 
 _NATIVE_NAMES: Final = {
     "bool": "b1", "bool_": "b1", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2",
@@ -61,11 +70,13 @@ class DtypeNode:
         kind: Array-protocol string without byte order (``"f4"``), or ``"ml:NAME"``.
         swapped: Big-endian.
         fields: Whether it is structured or has a shape of its own.
+        itemsize: Bytes of one element where `kind` does not say it.
     """
 
     kind: str
     swapped: bool = False
     fields: bool = False
+    itemsize: int | None = None
 
     def set_state(self, state: Value) -> None:
         """Take what BUILD gives: (version, byte order, subdtype, names, fields, ...)."""
@@ -73,6 +84,8 @@ class DtypeNode:
             raise FormatError("the state of a numpy.dtype is malformed", rule="numpy-dtype")
         self.swapped = state[1] == ">"
         self.fields = state[2] is not None or state[3] is not None
+        if len(state) > 5 and is_int(state[5]) and state[5] >= 0:
+            self.itemsize = state[5]
 
     @property
     def code(self) -> str | None:
@@ -85,19 +98,41 @@ class DtypeNode:
         return array_code(self.kind)[0]
 
     @property
+    def width(self) -> int | None:
+        """Bytes of one element, of types too that no tensor can have; None if unknown."""
+        if self.code is not None:
+            return item_size(self.code)
+        match = re.fullmatch(r"[a-zA-Z](\d{1,9})", self.kind)
+        if self.itemsize is not None or match is None:
+            return self.itemsize
+        return int(match[1]) * (4 if self.kind[0] == "U" else 1)
+
+    @property
+    def is_data(self) -> bool:
+        """Whether the elements are text, objects or times: nothing that a tensor would hold."""
+        return self.kind[:1] in "OUSMma" and not self.kind.startswith("ml:")
+
+    @property
     def is_object(self) -> bool:
         """Whether the elements are Python objects."""
         return self.kind.startswith("O") or self.kind == "object"
 
 
-@dataclass(eq=False, slots=True)
+def named_dtype(name: str) -> DtypeNode | None:
+    """The type that NumPy or ml_dtypes calls `name`, e.g. ``"float32"``; None for another."""
+    if name in _NATIVE_NAMES:
+        return DtypeNode(_NATIVE_NAMES[name])
+    return DtypeNode(f"ml:{name}") if name in _ML_DTYPES else None
+
+
+@dataclass(eq=False, slots=True, repr=False)
 class ArrayNode:
     """A NumPy array whose elements lie in a file.
 
     Attributes:
         dtype: Its type.
         shape: Its shape.
-        fortran: Whether the first axis varies fastest in the data.
+        strides: Steps along each axis in the data, in elements.
         data: The bytes, the `Blob` that stands for them, a source, or the list of objects.
         offset: Where the pickle made it.
     """
@@ -105,7 +140,7 @@ class ArrayNode:
     offset: int
     dtype: DtypeNode = field(default_factory=lambda: DtypeNode("f8"))
     shape: tuple[int, ...] = ()
-    fortran: bool = False
+    strides: tuple[int, ...] = ()
     data: bytes | Blob | Source | list[Value] = b""
     attributes: list[Value] = field(default_factory=list)
 
@@ -125,7 +160,8 @@ class ArrayNode:
             raise FormatError("the state of a numpy.ndarray is malformed", rule="numpy-array")
         if any(count < 0 for count in numbers):
             raise FormatError("a numpy.ndarray has a negative size", rule="numpy-array")
-        self.shape, self.dtype, self.fortran, self.data = numbers, dtype, fortran, content
+        self.shape, self.dtype, self.data = numbers, dtype, content
+        self.strides = contiguous_strides(numbers, fortran=fortran)
 
     def strided(self, label: str) -> Strided | None:
         """Where the elements lie; None for types that no tensor can have.
@@ -146,8 +182,14 @@ class ArrayNode:
                 path=label,
                 offset=self.offset,
             )
-        strides = contiguous_strides(self.shape, fortran=self.fortran)
-        return Strided(source, 0, code, self.shape, strides, swapped=self.dtype.swapped)
+        return Strided(source, 0, code, self.shape, self.strides, swapped=self.dtype.swapped)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RefusedNode:
+    """What is an array in the file but cannot be one in the format, and why."""
+
+    reason: str
 
 
 class _TextSource(Source):
@@ -187,10 +229,8 @@ def _dtype(call: Call) -> Value:
     given = call.arguments[0]
     if isinstance(given, str):
         return DtypeNode(given.lstrip("<>=|"), given.startswith(">"))
-    if isinstance(given, Global) and given.module == "ml_dtypes" and given.name in _ML_DTYPES:
-        return DtypeNode(f"ml:{given.name}")
-    if isinstance(given, Global) and given.module == "numpy" and given.name in _NATIVE_NAMES:
-        return DtypeNode(_NATIVE_NAMES[given.name])
+    if isinstance(given, Global) and given.module in ("numpy", "ml_dtypes"):
+        return named_dtype(given.name or "") or NotImplemented
     return NotImplemented
 
 
@@ -207,13 +247,24 @@ def _scalar(call: Call) -> Value:
         case (DtypeNode() as dtype, data):
             content = as_bytes(data)
             if content is not None and not dtype.is_object:
-                return ArrayNode(call.offset, dtype, (), False, content)
+                return ArrayNode(call.offset, dtype, data=content)
     return NotImplemented
 
 
 def _frombuffer(call: Call) -> Value:
-    """Protocol 5: ``_frombuffer(buffer, dtype, shape, order)``."""
+    """Protocol 5: ``_frombuffer(buffer, dtype, shape, order[, axis order])``."""
     match call.arguments:
+        case (data, DtypeNode() as dtype, shape, "K", axes):
+            node = ArrayNode(call.offset)
+            order = int_tuple(axes)
+            if as_bytes(data) is None or order is None:
+                return NotImplemented
+            node.fill(shape, dtype, False, data)
+            if sorted(order) != list(range(len(node.shape))):
+                raise FormatError("the axis order of an array is malformed", rule="numpy-array")
+            node.shape = tuple(node.shape[axis] for axis in order)
+            node.strides = tuple(node.strides[axis] for axis in order)
+            return node
         case (data, DtypeNode() as dtype, shape, "C" | "F" as order):
             node = ArrayNode(call.offset)
             if as_bytes(data) is not None:

@@ -31,7 +31,7 @@ from safeweights.convert.pickle_nodes import (
     SetNode,
     Value,
 )
-from safeweights.convert.source import Source, read_bytes, truncated
+from safeweights.convert.source import ByteReader, Source, truncated
 from safeweights.errors import FormatError, quote
 
 __all__ = ["Constructors", "Pickle", "PickleMachine", "read_pickle"]
@@ -43,7 +43,6 @@ It returns NotImplemented to leave the call unresolved, and raises FormatError w
 cannot be what the name promises."""
 
 _MISSING: Final = object()
-_BLOCK: Final = 1 << 16
 _HIGHEST_PROTOCOL: Final = 5
 
 
@@ -69,76 +68,6 @@ class Pickle:
     calls: list[Call] = field(default_factory=list)
     effects: list[Effect] = field(default_factory=list)
     persistent: list[PersistentId] = field(default_factory=list)
-
-
-class _Reader:
-    """Forward reading with one block of buffer, aware of its offset."""
-
-    __slots__ = ("_base", "_buffer", "_end", "_position", "_source")
-
-    def __init__(self, source: Source, offset: int, end: int) -> None:
-        self._source = source
-        self._end = end
-        self.seek(offset)
-
-    @property
-    def offset(self) -> int:
-        return self._base + self._position
-
-    @property
-    def left(self) -> int:
-        return self._end - self.offset
-
-    def seek(self, offset: int) -> None:
-        self._base = offset
-        self._buffer = b""
-        self._position = 0
-
-    def take(self, count: int) -> bytes:
-        start = self._position
-        stop = start + count
-        if stop > len(self._buffer):
-            self._fill(count)
-            start, stop = 0, count
-        self._position = stop
-        return self._buffer[start:stop]
-
-    def skip(self, count: int) -> int:
-        """Pass over `count` bytes; returns the offset of the first."""
-        start = self.offset
-        if count > self._end - start:
-            raise truncated(self._source, start, count)
-        if self._position + count <= len(self._buffer):
-            self._position += count
-        else:
-            self.seek(start + count)
-        return start
-
-    def line(self, limit: int) -> bytes:
-        """The bytes before the next newline, which is passed over."""
-        searched = 0
-        while True:
-            found = self._buffer.find(b"\n", self._position + searched)
-            if found >= 0:
-                line = self._buffer[self._position : found]
-                self._position = found + 1
-                return line
-            searched = len(self._buffer) - self._position
-            if searched > limit:
-                raise exceeded("inline_bytes", limit, self._source.name, self.offset)
-            # Double what is held, so that a line of n bytes costs O(n), not O(n**2 / block).
-            more = min(max(searched, _BLOCK), self._end - self.offset - searched)
-            self._fill(searched + max(more, 1))
-
-    def _fill(self, count: int) -> None:
-        """Hold at least `count` bytes from the present offset on."""
-        start = self.offset
-        left = self._end - start
-        if count > left:
-            raise truncated(self._source, start, count)
-        self._buffer = read_bytes(self._source, start, min(max(count, _BLOCK), left))
-        self._base = start
-        self._position = 0
 
 
 class PickleMachine:
@@ -169,7 +98,7 @@ class PickleMachine:
     ) -> None:
         self.source = source
         self.limits = limits
-        self.reader = _Reader(source, offset, source.size if end is None else end)
+        self.reader = ByteReader(source, offset, source.size if end is None else end)
         self.result = Pickle(start=offset)
         self._constructors = constructors or {}
         self._persistent = persistent

@@ -2,7 +2,7 @@
 
 The machine in `pickle_machine` turns a stream into a tree of Python atoms (None, bool, int, float,
 str, small bytes), lists, tuples and the nodes below. A node describes; it does nothing. Nodes are
-compared and hashed by identity and are never traversed recursively, so neither cycles nor 200,000
+compared and hashed by identity, have no repr of their contents and are never traversed recursively, so neither cycles nor 200,000
 levels of nesting can hurt whoever holds one.
 """
 
@@ -47,7 +47,7 @@ class Global:
         return f"{self.module or '?'}.{self.name or '?'}"
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Call:
     """A call that an unpickler would make.
 
@@ -77,7 +77,7 @@ class Call:
         return self.function.path if isinstance(self.function, Global) else "?"
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
 class Effect:
     """An opcode that would run code on an object that is not plain data.
 
@@ -94,7 +94,7 @@ class Effect:
     offset: int
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
 class PersistentId:
     """A reference to something outside the pickle that nothing here could resolve."""
 
@@ -102,7 +102,7 @@ class PersistentId:
     offset: int
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class DictNode:
     """A dictionary: its pairs in order, keys not compared; the last of two equal keys wins.
 
@@ -124,7 +124,7 @@ class DictNode:
         return None
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class SetNode:
     """A set or frozenset: its items in order, not compared."""
 

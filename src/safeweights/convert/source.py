@@ -12,29 +12,36 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import os
+import tempfile
 import threading
 import zlib
+from bisect import bisect_right
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Protocol
 
 from safeweights.convert.limits import DEFAULT_LIMITS, Limits, exceeded
 from safeweights.errors import FormatError
-from safeweights.storage import BytesSource, Source
+from safeweights.storage import BytesSource, DescriptorSource, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 __all__ = [
     "CODECS",
+    "ByteReader",
     "BytesSource",
     "InflatedSource",
+    "Joined",
     "Source",
     "Window",
-    "measured",
     "read_bytes",
+    "spooled",
     "truncated",
 ]
 
 _BLOCK: Final = 1 << 18
+_READ_BLOCK: Final = 1 << 16
 
 
 def truncated(source: Source, offset: int, count: int) -> FormatError:
@@ -88,6 +95,110 @@ class Window(Source):
     def view(self, offset: int, length: int) -> memoryview:
         _check(self, offset, length)
         return self.parent.view(self.start + offset, length)
+
+
+class Joined(Source):
+    """Sources one behind the other.
+
+    >>> read_bytes(Joined([BytesSource(b"abc"), BytesSource(b"def")], "both"), 2, 3)
+    b'cde'
+    """
+
+    def __init__(self, parts: Iterable[Source], name: str) -> None:
+        self.name = name
+        self._parts = list(parts)
+        self._starts = [0, *accumulate(part.size for part in self._parts)]
+        self.size = self._starts[-1]
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        _check(self, offset, len(buffer))
+        index = bisect_right(self._starts, offset) - 1
+        done = 0
+        while done < len(buffer):
+            part, skip = self._parts[index], offset + done - self._starts[index]
+            count = min(part.size - skip, len(buffer) - done)
+            part.read_into(skip, buffer[done : done + count])
+            done += count
+            index += 1
+
+
+class ByteReader:
+    """Reads a source forward, with one block of buffer.
+
+    Attributes:
+        offset: Of the next byte.
+        left: Bytes up to the end.
+    """
+
+    __slots__ = ("_base", "_buffer", "_end", "_position", "_source")
+
+    def __init__(self, source: Source, offset: int = 0, end: int | None = None) -> None:
+        self._source = source
+        self._end = source.size if end is None else end
+        self.seek(offset)
+
+    @property
+    def offset(self) -> int:
+        """Offset of the next byte."""
+        return self._base + self._position
+
+    @property
+    def left(self) -> int:
+        """Bytes up to the end."""
+        return self._end - self.offset
+
+    def seek(self, offset: int) -> None:
+        """Go on at `offset`."""
+        self._base = offset
+        self._buffer = b""
+        self._position = 0
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes; FormatError where the source ends before."""
+        start = self._position
+        stop = start + count
+        if stop > len(self._buffer):
+            self._fill(count)
+            start, stop = 0, count
+        self._position = stop
+        return self._buffer[start:stop]
+
+    def skip(self, count: int) -> int:
+        """Pass over `count` bytes; returns the offset of the first."""
+        start = self.offset
+        if count > self._end - start:
+            raise truncated(self._source, start, count)
+        if self._position + count <= len(self._buffer):
+            self._position += count
+        else:
+            self.seek(start + count)
+        return start
+
+    def line(self, limit: int) -> bytes:
+        """The bytes before the next newline, which is passed over."""
+        searched = 0
+        while True:
+            found = self._buffer.find(b"\n", self._position + searched)
+            if found >= 0:
+                line = self._buffer[self._position : found]
+                self._position = found + 1
+                return line
+            searched = len(self._buffer) - self._position
+            if searched > limit:
+                raise exceeded("inline_bytes", limit, self._source.name, self.offset)
+            # Double what is held, so that a line of n bytes costs O(n), not O(n**2 / block).
+            more = min(max(searched, _READ_BLOCK), self._end - self.offset - searched)
+            self._fill(searched + max(more, 1))
+
+    def _fill(self, count: int) -> None:
+        """Hold at least `count` bytes from the present offset on."""
+        start = self.offset
+        left = self._end - start
+        if count > left:
+            raise truncated(self._source, start, count)
+        self._buffer = read_bytes(self._source, start, min(max(count, _READ_BLOCK), left))
+        self._base = start
+        self._position = 0
 
 
 class Decompressor(Protocol):
@@ -214,42 +325,44 @@ def _advance(stream: Decompressor, data: bytes, source: Source) -> bytes:
         ) from error
 
 
-def measured(
-    parent: Source, codec: str, label: str, limits: Limits = DEFAULT_LIMITS
-) -> InflatedSource:
-    """`parent` inflated, its size found by inflating it once.
+def spooled(parent: Source, codec: str, name: str, limits: Limits = DEFAULT_LIMITS) -> Source:
+    """`parent` inflated into a temporary file, which has no name and goes with its last user.
+
+    For streams whose size nothing declares and that are read in an order of their own.
 
     Raises:
         FormatError: The stream is damaged, holds other data behind its end, or inflates past
             `Limits.inflation_ratio` or `Limits.inflated_bytes`.
+        OSError: There is no room for the temporary file.
     """
     stream = CODECS[codec]()
-    source = Window(parent, 0, parent.size, label)
     total = position = 0
     data = b""
-    while not stream.eof:
-        block = _advance(stream, data, source)
-        data = b""
-        total += len(block)
-        _check_inflation(total, position, label, limits)
-        if block:
-            continue
-        data = read_bytes(parent, position, min(_BLOCK, parent.size - position))
-        position += len(data)
-        if not data:
-            raise truncated(source, position, 1)
-    if stream.unused_data or position < parent.size:
-        raise FormatError(
-            "other data follows the end of the compressed stream",
-            rule="compressed-data",
-            path=label,
-            offset=position - len(stream.unused_data),
-        )
-    return InflatedSource(parent, codec, total, label)
+    with tempfile.TemporaryFile(prefix="safeweights-", buffering=0) as file:
+        while not stream.eof:
+            block = _advance(stream, data, parent)
+            data = b""
+            total += len(block)
+            _check_inflation(total, position, name, limits)
+            if block:
+                file.write(block)
+                continue
+            data = read_bytes(parent, position, min(_BLOCK, parent.size - position))
+            position += len(data)
+            if not data:
+                raise truncated(parent, position, 1)
+        if stream.unused_data or position < parent.size:
+            raise FormatError(
+                "other data follows the end of the compressed stream",
+                rule="compressed-data",
+                path=parent.name,
+                offset=position - len(stream.unused_data),
+            )
+        return DescriptorSource(os.dup(file.fileno()), name, mapped=False)
 
 
-def _check_inflation(total: int, stored: int, label: str, limits: Limits) -> None:
+def _check_inflation(total: int, stored: int, name: str, limits: Limits) -> None:
     if total > limits.inflated_bytes:
-        raise exceeded("inflated_bytes", limits.inflated_bytes, label)
+        raise exceeded("inflated_bytes", limits.inflated_bytes, name)
     if total > max(limits.inflation_floor_bytes, stored * limits.inflation_ratio):
-        raise exceeded("inflation_ratio", limits.inflation_ratio, label)
+        raise exceeded("inflation_ratio", limits.inflation_ratio, name)

@@ -1,0 +1,166 @@
+"""Which format a file is in, and the reader for it.
+
+Decided by what is in the file, never by its name alone: a name is only asked where bytes do not
+tell (a TensorFlow index, Paddle's pickles). `open` gives the same mapping for all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from safeweights.convert import (
+    flax_msgpack,
+    gguf,
+    hdf5,
+    numpy_files,
+    tar_reader,
+    tensorflow_v2,
+    torch_files,
+    torch_tar,
+    zip_reader,
+)
+from safeweights.convert.foreign import ForeignCheckpoint, OpenOptions
+from safeweights.convert.source import BytesSource, Source, read_bytes
+from safeweights.errors import FormatError
+from safeweights.sniffing import identify
+from safeweights.storage import open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from safeweights.convert.limits import Limits
+
+__all__ = ["FORMATS", "identify_format", "open"]
+
+HEAD: Final = 1024
+
+Reader = Callable[[Source, OpenOptions], ForeignCheckpoint]
+
+FORMATS: Final[dict[str, Reader]] = {
+    "torch-zip": torch_files.read_zip,
+    "torch-legacy": torch_files.read_legacy,
+    "torch-tar": torch_tar.read_tar,
+    "npy": numpy_files.read_npy,
+    "npz": numpy_files.read_npz,
+    "pickle": numpy_files.read_object_pickle,
+    "paddle": lambda source, options: numpy_files.read_object_pickle(
+        source, replace(options, paddle=True)
+    ),
+    "flax-msgpack": flax_msgpack.read_flax,
+    "tensorflow-v2": tensorflow_v2.read_tensorflow,
+    "hdf5": hdf5.read_hdf5,
+    "keras": hdf5.read_keras,
+    "gguf": gguf.read_gguf,
+}
+"""Name of each format that can be read -> its reader."""
+
+_PADDLE_SUFFIXES: Final = (".pdparams", ".pdopt", ".pdiparams")
+_TEXT_PICKLES: Final = (b"(", b"c", b"]", b"}", b")", b"i", b"N", b"I", b"L", b"S", b"V", b"F")
+
+
+def identify_format(source: Source, limits: Limits) -> str | None:
+    """The key of `FORMATS` that `source` is in, or None.
+
+    Cost: the first KiB; the directory of a zip or tar archive.
+
+    Raises:
+        FormatError: It is an archive that breaks a rule.
+    """
+    head = read_bytes(source, 0, min(HEAD, source.size))
+    if zip_reader.looks_like_zip(head):
+        return _identify_zip(zip_reader.ZipArchive(source, limits))
+    if torch_files.is_legacy(head):
+        return "torch-legacy"
+    for magic, name in (
+        (numpy_files.NPY_MAGIC, "npy"),
+        (hdf5.HDF5_MAGIC, "hdf5"),
+        (gguf.GGUF_MAGIC, "gguf"),
+    ):
+        if head.startswith(magic):
+            return name
+    if tar_reader.looks_like_tar(head):
+        archive = tar_reader.TarArchive(source, limits)
+        return "torch-tar" if torch_tar.is_torch_tar(archive) else None
+    if tensorflow_v2.is_table(source):
+        return "tensorflow-v2"
+    return _identify_stream(head, source.name)
+
+
+def _identify_zip(archive: zip_reader.ZipArchive) -> str | None:
+    if torch_files.torch_root(archive) is not None:
+        return "torch-zip"
+    if hdf5.KERAS_WEIGHTS in archive.members:
+        return "keras"
+    return "npz" if numpy_files.is_npz(archive) else None
+
+
+def _identify_stream(head: bytes, name: str) -> str | None:
+    if name.endswith(_PADDLE_SUFFIXES):
+        return "paddle"
+    if head[:1] == b"\x80" and 2 <= head[1:2][0] <= 5 if len(head) > 1 else False:
+        return "pickle"
+    if any(head.startswith(magic) for magic, _ in numpy_files.COMPRESSED):
+        return "pickle"
+    if flax_msgpack.looks_like_map(head):
+        return "flax-msgpack"
+    return "pickle" if head[:1] in _TEXT_PICKLES else None
+
+
+def open(
+    target: str | os.PathLike[str] | bytes | Any,
+    *,
+    format: str | None = None,  # noqa: A002 - what callers call it
+    densify: bool = False,
+    casts: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
+) -> ForeignCheckpoint:
+    """Open a checkpoint of another format as a mapping from names to tensors.
+
+    Nothing in the file is executed, imported or called; tensors are read when they are asked for.
+
+    Args:
+        target: Path, bytes, or seekable file object.
+        format: A key of `FORMATS`, for a file that cannot be told by its contents.
+        densify: Make sparse and quantised tensors dense instead of refusing them.
+        casts: Element type -> the type its tensors are converted to while they are read.
+        limits: What the file may cost; see `Limits`.
+
+    Raises:
+        FormatError: The file is in no known format, or breaks a rule of its own.
+        OSError: It cannot be opened or read.
+
+    >>> import io, numpy
+    >>> file = io.BytesIO()
+    >>> numpy.savez(file, a=numpy.zeros(3, "f4"))
+    >>> open(file.getvalue())["a"]
+    <StridedTensor `a` F32 [3]>
+    """
+    options = OpenOptions(densify=densify, casts=dict(casts or {}))
+    if limits is not None:
+        options = replace(options, limits=limits)
+    source = _source(target)
+    name = format or identify_format(source, options.limits)
+    if name not in FORMATS:
+        raise _unknown(source)
+    return FORMATS[name](source, options)
+
+
+def _source(target: Any) -> Source:
+    if isinstance(target, (bytes, bytearray, memoryview)):
+        return BytesSource(target, "<bytes>")
+    if isinstance(target, Source):
+        return target
+    return open_source(target, engine="pread")
+
+
+def _unknown(source: Source) -> FormatError:
+    found = identify(read_bytes(source, 0, min(512, source.size)))
+    shown = f"; it looks like {found}" if found else ""
+    return FormatError(
+        f"this is no checkpoint of a format that can be converted{shown}",
+        rule="unknown-format",
+        path=source.name,
+    )
