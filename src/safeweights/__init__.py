@@ -1,3 +1,69 @@
-"""safeweights: the safetensors format in pure Python."""
+"""The safetensors format in pure Python: stricter, safer and fast.
+
+A checkpoint is a mapping from names to tensors that have not been read yet: `open` gives it, `save`
+writes it. `safe_open` and the modules `numpy`, `torch` ... offer what the `safetensors` package does.
+
+>>> import numpy, safeweights, safeweights.numpy
+>>> data = safeweights.numpy.save({"a": numpy.arange(6, dtype="f4").reshape(2, 3)})
+>>> safeweights.open(data).info("a")
+TensorInfo(dtype='F32', shape=(2, 3), begin=0, end=24)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from .errors import SafetensorError
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint, Tensor, open, save
+    from .frameworks.handle import safe_open
+    from .header import Header, TensorInfo
+    from .serialization import TensorSpec, deserialize, serialize, serialize_file
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Checkpoint",
+    "Header",
+    "SafetensorError",
+    "Tensor",
+    "TensorInfo",
+    "TensorSpec",
+    "__version__",
+    "deserialize",
+    "open",
+    "safe_open",
+    "save",
+    "serialize",
+    "serialize_file",
+]
+
+# Imported when first used: `import safeweights` costs a millisecond, not NumPy's eighty.
+_HOMES: Final = {
+    "Checkpoint": "checkpoint",
+    "Header": "header",
+    "Tensor": "checkpoint",
+    "TensorInfo": "header",
+    "TensorSpec": "serialization",
+    "deserialize": "serialization",
+    "open": "checkpoint",
+    "safe_open": "frameworks.handle",
+    "save": "checkpoint",
+    "serialize": "serialization",
+    "serialize_file": "serialization",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -573,6 +573,17 @@ def save(
     """
     if metadata is None and isinstance(tensors, Checkpoint):
         metadata = tensors.metadata
+    header, head = _plan(tensors, metadata)
+    buffers = _contents(head, header, tensors)
+    if isinstance(target, str | os.PathLike):
+        write_file(target, buffers, durable=durable, progress=progress)
+    else:
+        write_stream(target, buffers, progress=progress)
+
+
+def _plan(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
+) -> tuple[Header, bytes]:
     header, head = layout(((name, t.dtype, t.shape) for name, t in tensors.items()), metadata)
     for name, info in header.tensors.items():
         if tensors[name].nbytes != info.nbytes:
@@ -581,11 +592,13 @@ def save(
                 f"{info.nbytes} bytes, but has {tensors[name].nbytes}",
                 rule="size", tensor=name,
             )  # fmt: skip
-    buffers = _contents(head, header, tensors)
-    if isinstance(target, str | os.PathLike):
-        write_file(target, buffers, durable=durable, progress=progress)
-    else:
-        write_stream(target, buffers, progress=progress)
+    return header, head
+
+
+def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """What `save` would write, as bytes; one copy."""
+    header, head = _plan(tensors, metadata)
+    return b"".join(_contents(head, header, tensors))
 
 
 def _contents(head: bytes, header: Header, tensors: Mapping[str, Tensor]) -> Iterator[Buffer]:

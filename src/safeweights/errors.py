@@ -14,9 +14,11 @@ from typing import Any
 __all__ = [
     "ClosedError",
     "FormatError",
+    "LayoutError",
     "MissingDependencyError",
     "SafetensorError",
     "SelectionError",
+    "SharedMemoryError",
     "TensorNotFoundError",
     "UnsupportedError",
 ]
@@ -105,6 +107,14 @@ class SelectionError(SafetensorError, IndexError):
 
 class UnsupportedError(SafetensorError, TypeError):
     """A type, layout or device that cannot be expressed in the format or in the framework."""
+
+
+class LayoutError(SafetensorError, ValueError):
+    """A tensor whose memory layout the writer refuses: sparse, or not contiguous."""
+
+
+class SharedMemoryError(SafetensorError, RuntimeError):
+    """Tensors that share memory, which the format cannot express."""
 
 
 class ClosedError(SafetensorError, ValueError):

@@ -13,12 +13,13 @@ from __future__ import annotations
 import codecs
 import math
 import re
+from collections.abc import Mapping
 from json.encoder import encode_basestring as _json_string
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .dtypes import BITS, DTYPES, ORDER
 from .entries import CHUNK, Entries
-from .errors import FormatError, quote
+from .errors import FormatError, UnsupportedError, quote
 from .gcpause import gc_paused
 from .rules import (
     MAX_HEADER,
@@ -36,7 +37,7 @@ from .rules import (
 from .strictjson import MAX_UINT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "MAX_HEADER",
@@ -341,14 +342,17 @@ def _write(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None
 
 
 def _sorted_keys(metadata: Mapping[str, str]) -> list[str]:
-    for key, value in metadata.items():
-        strangers = [item for item in (key, value) if not isinstance(item, str)]
-        if strangers:
-            kind = type(strangers[0]).__name__
-            message = (
-                f"metadata maps strings to strings, found {kind} at {quote(str(key))}: convert it"
-            )
-            raise FormatError(message, rule="metadata")
+    if not isinstance(metadata, Mapping):
+        kind = type(metadata).__name__
+        raise UnsupportedError(f"argument 'metadata': '{kind}' object is not an instance of 'dict'")
+    for pair in metadata.items():
+        for item in pair:
+            if not isinstance(item, str):
+                kind = type(item).__name__
+                raise UnsupportedError(
+                    f"argument 'metadata': '{kind}' object is not an instance of 'str' "
+                    f"(at key {quote(str(pair[0]))}): convert it"
+                )
     if len(metadata) > MAX_METADATA:
         message = f"metadata of {len(metadata)} keys, at most {MAX_METADATA} can be written"
         raise FormatError(message, rule="metadata-limit")

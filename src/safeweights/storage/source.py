@@ -56,6 +56,11 @@ class Source(ABC):
     name: str
     size: int
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether `view` gives memory that is there already, instead of reading."""
+        return False
+
     @abstractmethod
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` (flat, of bytes) with the bytes from `offset` on.
@@ -108,8 +113,7 @@ class DescriptorSource(Source):
                 self.size = len(self._map)
 
     @property
-    def mapped(self) -> bool:
-        """Whether `view` gives mapped pages."""
+    def in_memory(self) -> bool:
         return self._map is not None
 
     def fileno(self) -> int:
@@ -190,6 +194,10 @@ class BytesSource(Source):
             ) from error
         self.name = name
         self.size = len(self._data)
+
+    @property
+    def in_memory(self) -> bool:
+        return True
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         buffer[:] = self.view(offset, len(buffer))

@@ -1,0 +1,110 @@
+"""What a framework provides so that everything else can be written once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from ..errors import MissingDependencyError, SafetensorError, UnsupportedError, quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from ..checkpoint import Tensor
+    from ..header import TensorInfo
+
+__all__ = ["FRAMEWORKS", "Adapter", "adapter_for"]
+
+FRAMEWORKS: Final = {
+    "np": "numpy", "numpy": "numpy",
+    "pt": "torch", "torch": "torch", "pytorch": "torch",
+    "tf": "tensorflow", "tensorflow": "tensorflow",
+    "jax": "jax", "flax": "jax",
+    "mlx": "mlx",
+    "paddle": "paddle",
+}  # fmt: skip
+"""What callers say -> the framework (and its module here)."""
+
+
+class Adapter(ABC):
+    """One framework: bytes <-> its tensors.
+
+    Attributes:
+        name: What messages call it.
+        native_indexing: Indexing one of its tensors makes a view, so that a slice of mapped memory is
+            best taken by the framework itself, with the framework's own rules.
+    """
+
+    name: ClassVar[str]
+    native_indexing: ClassVar[bool] = False
+
+    @abstractmethod
+    def decode(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
+        """The tensor whose bytes are `data`; it shares that memory where the framework can.
+
+        Args:
+            data: Exactly the bytes of the tensor, flat; writable memory that nobody else changes.
+            dtype: Code of the element type.
+            shape: Elements along each axis, as in the header.
+            device: What `check_device` returned.
+
+        Raises:
+            UnsupportedError: The framework has no such type.
+        """
+
+    @abstractmethod
+    def encode(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The framework's tensors as the format sees them: values, not memory layouts.
+
+        Raises:
+            UnsupportedError: A type or layout that the format cannot hold.
+        """
+
+    def check_device(self, device: Any) -> Any:
+        """What `decode` needs for the `device` that a caller named."""
+        if device in (None, "cpu"):
+            return None
+        shown = (
+            f"cuda:{device}"
+            if isinstance(device, int)
+            else "cuda:0"
+            if device == "cuda"
+            else device
+        )
+        raise SafetensorError(f"Device {shown} is not supported for framework {self.name}")
+
+    def decode_all(
+        self, data: memoryview, base: int, tensors: Iterable[tuple[str, TensorInfo]], device: Any
+    ) -> dict[str, Any]:
+        """Many tensors out of one piece of memory, whose first byte is at offset `base` of the data."""
+        decode = self.decode
+        return {
+            name: decode(data[begin - base : end - base], dtype, shape, device)
+            for name, (dtype, shape, begin, end) in tensors
+        }
+
+
+def adapter_for(framework: object) -> Adapter:
+    """The adapter for what a caller calls a framework; its library is imported now.
+
+    Raises:
+        SafetensorError: No framework of that name.
+        MissingDependencyError: It is not installed.
+    """
+    if not isinstance(framework, str):
+        kind = type(framework).__name__
+        raise UnsupportedError(f"argument 'framework': '{kind}' object is not an instance of 'str'")
+    module = FRAMEWORKS.get(framework)
+    if module is None:
+        known = ", ".join(FRAMEWORKS)
+        raise SafetensorError(f"framework {quote(framework)[1:-1]} is invalid (known: {known})")
+    try:
+        found = import_module(f".{module}", __package__)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"framework {framework} needs the package {error.name}: pip install 'safeweights[{module}]'"
+        ) from error
+    adapter = found.ADAPTER
+    assert isinstance(adapter, Adapter)
+    return adapter

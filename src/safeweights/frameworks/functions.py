@@ -1,0 +1,75 @@
+"""load, save, load_file and save_file, for every framework."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import IO, TYPE_CHECKING, Any
+
+from .. import checkpoint
+from ..errors import UnsupportedError
+from ..gcpause import gc_paused
+from .adapter import adapter_for
+from .handle import prefixed, safe_open
+
+if TYPE_CHECKING:
+    from ..checkpoint import Tensor
+
+__all__ = ["load", "load_file", "save", "save_file"]
+
+
+def load(framework: str, data: Any, device: Any = "cpu") -> dict[str, Any]:
+    """All tensors of a file that is in memory; they own their memory (one copy)."""
+    if isinstance(data, str):
+        raise UnsupportedError(
+            "argument 'data': 'str' object is not bytes; for a path use load_file"
+        )
+    # The copy belongs to the tensors: what the caller does with `data` afterwards is the caller's.
+    with (
+        safe_open.of(bytearray(memoryview(data).cast("B")), framework, device) as file,
+        gc_paused(),
+    ):
+        return file.get_tensors()
+
+
+def load_file(
+    framework: str, filename: Any, device: Any = "cpu", *, backend: str = "mmap"
+) -> dict[str, Any]:
+    """All tensors of the file at `filename`."""
+    with safe_open(filename, framework, device, backend=backend) as file, gc_paused():
+        return file.get_tensors()
+
+
+def save(
+    framework: str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The contents of a file that holds `tensors`."""
+    encoded = _encode(framework, tensors)
+    with prefixed("Error while serializing: "):
+        return checkpoint.to_bytes(encoded, metadata)
+
+
+def save_file(
+    framework: str,
+    tensors: Mapping[str, Any],
+    filename: str | os.PathLike[str] | IO[bytes],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    durable: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Write `tensors` to the file at `filename`."""
+    encoded = _encode(framework, tensors)
+    with prefixed("Error while serializing: "):
+        checkpoint.save(encoded, filename, metadata, durable=durable, progress=progress)
+
+
+def _encode(framework: str, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    encoded = adapter_for(framework).encode(tensors)
+    for name in encoded:
+        if not isinstance(name, str):
+            kind = type(name).__name__
+            raise UnsupportedError(
+                f"argument 'tensor_dict': '{kind}' object is not an instance of 'str'"
+            )
+    return encoded

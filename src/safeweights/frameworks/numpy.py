@@ -1,0 +1,135 @@
+"""NumPy, with the types of machine learning from ml_dtypes."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ..checkpoint import MemoryTensor, Tensor
+from ..dtypes import DTYPES
+from ..errors import MissingDependencyError, UnsupportedError, quote
+from .adapter import Adapter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ADAPTER", "code_of", "numpy_dtype"]
+
+_CODES: Final = {row.numpy: row.code for row in DTYPES.values()}
+
+
+@cache
+def numpy_dtype(code: str) -> np.dtype[Any]:
+    """The NumPy dtype, little-endian, of element type `code`.
+
+    Raises:
+        MissingDependencyError: It is one of ml_dtypes, which is not installed.
+        UnsupportedError: The format does not say how its elements are packed (F6).
+    """
+    row = DTYPES[code]
+    if row.bits == 6:
+        raise UnsupportedError(
+            f"{code} elements cannot become an array: the format does not define how 6-bit values are "
+            "packed; read the raw bytes with `get_bytes`"
+        )
+    if not row.ml_dtypes:
+        return np.dtype(row.numpy).newbyteorder("<")
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{code} in NumPy needs the package ml_dtypes: pip install 'safeweights[ml-dtypes]'"
+        ) from error
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, row.numpy))
+    return found
+
+
+def code_of(dtype: np.dtype[Any]) -> str | None:
+    """The code of an array's element type; None where the format has no such type."""
+    code = _CODES.get(dtype.name)
+    # A structured or foreign dtype may carry any name; its width must fit too.
+    if code is None or dtype.fields is not None or dtype.itemsize * 8 < DTYPES[code].bits:
+        return None
+    return code
+
+
+class NumPyAdapter(Adapter):
+    """Arrays share mapped or owned memory; F4 is unpacked, one byte an element, as ml_dtypes has it."""
+
+    name = "numpy"
+
+    def decode(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
+        del device  # there is one
+        found = numpy_dtype(dtype)
+        if DTYPES[dtype].packed > 1:
+            return unpack(data).view(found).reshape(shape)
+        array = np.ndarray(shape, found, data)
+        return array if array.flags.aligned else array.copy()
+
+    def encode(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+        if not hasattr(tensors, "items"):
+            raise UnsupportedError(
+                f"Expected a dict of [str, numpy.ndarray] but received {type(tensors)}"
+            )
+        return {name: encode_array(name, array) for name, array in tensors.items()}
+
+
+def encode_array(name: str, array: Any) -> Tensor:
+    """An array's values in the order of the format; copied only where its memory is laid out otherwise.
+
+    Raises:
+        UnsupportedError: Not an array, or of a type that the format does not have.
+    """
+    if not isinstance(array, np.ndarray | np.generic) or isinstance(array, np.ma.MaskedArray):
+        raise UnsupportedError(
+            f"Key {quote(name)} is invalid, expected numpy.ndarray but received {type(array)}: "
+            "convert it with numpy.asarray",
+            tensor=name,
+        )
+    array = np.asarray(array)
+    code = code_of(array.dtype)
+    if code is None:
+        known = ", ".join(_CODES)
+        raise UnsupportedError(
+            f'Unknown dtype "{array.dtype.name}" of tensor {quote(name)}. Supported dtypes: {known}',
+            tensor=name,
+        )
+    if _is_big_endian(array.dtype):
+        array = array.astype(array.dtype.newbyteorder("<"))
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    if DTYPES[code].packed > 1:
+        flat = pack(flat, name)
+    elif DTYPES[code].bits == 6:
+        numpy_dtype(code)
+    return MemoryTensor(name, code, array.shape, flat)
+
+
+def _is_big_endian(dtype: np.dtype[Any]) -> bool:
+    return dtype.byteorder == ">" or (dtype.byteorder == "=" and sys.byteorder == "big")
+
+
+def unpack(data: memoryview) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Two 4-bit values a byte, the first in the low half -> one value a byte."""
+    packed = np.frombuffer(data, np.uint8)
+    values = np.empty((len(packed), 2), np.uint8)
+    np.bitwise_and(packed, 15, out=values[:, 0])
+    np.right_shift(packed, 4, out=values[:, 1])
+    return values.reshape(-1)
+
+
+def pack(values: Any, name: str) -> Any:
+    """The inverse of `unpack`."""
+    if len(values) % 2:
+        raise UnsupportedError(
+            f"tensor {quote(name)} has {len(values)} elements of 4 bits, which do not end at a byte "
+            "boundary: pad it to an even number",
+            tensor=name,
+        )
+    pairs = values.reshape(-1, 2)
+    return (pairs[:, 0] & 15) | (pairs[:, 1] << 4)
+
+
+ADAPTER: Final = NumPyAdapter()

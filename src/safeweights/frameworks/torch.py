@@ -1,0 +1,273 @@
+"""PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import torch
+
+from ..checkpoint import MemoryTensor, Tensor
+from ..dtypes import DTYPES
+from ..errors import (
+    LayoutError,
+    SafetensorError,
+    SharedMemoryError,
+    UnsupportedError,
+    quote,
+)
+from .adapter import Adapter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ..header import TensorInfo
+
+__all__ = ["ADAPTER", "CODES", "TYPES", "find_shared_tensors", "span"]
+
+TYPES: Final[dict[str, torch.dtype]] = {
+    row.code: getattr(torch, row.torch)
+    for row in DTYPES.values()
+    if row.torch is not None and hasattr(torch, row.torch)
+}
+"""Code -> torch type, for the types this torch has."""
+
+CODES: Final[dict[torch.dtype, str]] = {dtype: code for code, dtype in TYPES.items()}
+
+
+class _Carrier(NamedTuple):
+    """How the bytes of a type get into torch: as a NumPy type, and what to view that as."""
+
+    numpy: np.dtype[Any]
+    view: torch.dtype | None
+
+
+def _carrier(code: str) -> _Carrier:
+    row = DTYPES[code]
+    # Old versions of torch take no unsigned arrays wider than a byte: they travel as signed ones.
+    if row.ml_dtypes or (row.numpy.startswith("uint") and row.bits > 8):
+        return _Carrier(
+            np.dtype(f"<i{max(row.bits, 8) // 8}" if row.bits > 8 else "u1"), TYPES[code]
+        )
+    return _Carrier(np.dtype(row.numpy).newbyteorder("<"), None)
+
+
+_CARRIERS: Final = {code: _carrier(code) for code in TYPES}
+
+
+class TorchAdapter(Adapter):
+    """Tensors on the CPU share mapped or owned memory, each with a storage of exactly its size."""
+
+    name = "torch"
+    native_indexing = True
+
+    def check_device(self, device: Any) -> torch.device | None:
+        """None for the CPU, where tensors share memory; else the device to copy to."""
+        if device is None:
+            return None
+        try:
+            if isinstance(device, bool):
+                raise TypeError("a bool names no device")
+            found = torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            message = f"device {quote(str(device))[1:-1]} is invalid: {str(error).splitlines()[0]}"
+            raise SafetensorError(message) from error
+        return None if found == torch.device("cpu") else found
+
+    def decode(
+        self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any
+    ) -> torch.Tensor:
+        carrier, shape = self._carrier(dtype), packed_shape(dtype, shape)
+        if device is not None and device.type == "meta":
+            return torch.empty(shape, dtype=TYPES[dtype], device=device)
+        array = np.ndarray(shape, carrier.numpy, data)
+        if not (array.flags.aligned and array.flags.writeable):
+            array = array.copy()
+        tensor = torch.from_numpy(array)
+        if carrier.view is not None:
+            tensor = tensor.view(carrier.view)
+        return tensor if device is None else _to_device(tensor, device)
+
+    def decode_all(
+        self, data: memoryview, base: int, tensors: Iterable[tuple[str, TensorInfo]], device: Any
+    ) -> dict[str, torch.Tensor]:
+        if device is not None or data.readonly:
+            return super().decode_all(data, base, tensors, device)
+        address = np.frombuffer(data, np.uint8).ctypes.data - base if data.nbytes else 0
+        result: dict[str, torch.Tensor] = {}
+        for name, (dtype, shape, begin, end) in tensors:
+            carrier, view = self._carrier(dtype)
+            if dtype == "F4" or (address + begin) % carrier.itemsize:
+                result[name] = self.decode(data[begin - base : end - base], dtype, shape, None)
+                continue
+            tensor = torch.from_numpy(np.ndarray(shape, carrier, data, begin - base))
+            result[name] = tensor if view is None else tensor.view(view)
+        return result
+
+    @staticmethod
+    def _carrier(code: str) -> _Carrier:
+        carrier = _CARRIERS.get(code)
+        if carrier is None:
+            raise UnsupportedError(
+                f"torch {torch.__version__} has no type for {code}; read the raw bytes with `get_bytes`"
+            )
+        return carrier
+
+    def encode(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+        if not isinstance(tensors, Mapping):
+            raise LayoutError(
+                f"Expected a dict of [str, torch.Tensor] but received {type(tensors)}"
+            )
+        _check_savable(tensors)
+        return {name: _encode(name, tensor) for name, tensor in tensors.items()}
+
+
+def packed_shape(code: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape torch gives a tensor: F4 counts pairs along the last axis.
+
+    Raises:
+        UnsupportedError: Pairs do not fill the rows.
+    """
+    packed = DTYPES[code].packed
+    if packed == 1:
+        return shape
+    if not shape or shape[-1] % packed:
+        raise UnsupportedError(
+            f"{code} of shape {list(shape)} cannot become a torch tensor: its last axis must be even"
+        )
+    return (*shape[:-1], shape[-1] // packed)
+
+
+def logical_shape(code: str, shape: Iterable[int]) -> tuple[int, ...]:
+    """The inverse of `packed_shape`: elements, as a header counts them."""
+    *outer, last = (*shape,) or (1,)
+    packed = DTYPES[code].packed
+    return tuple(shape) if packed == 1 else (*outer, last * packed)
+
+
+def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    try:
+        return tensor.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        message = f"cannot move a tensor of {tensor.dtype} to device {device}: {error}"
+        raise SafetensorError(message) from error
+
+
+def _check_savable(tensors: Mapping[str, Any]) -> None:
+    sparse = []
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise LayoutError(
+                f"Key `{name}` is invalid, expected torch.Tensor but received {type(tensor)}"
+            )
+        if tensor.layout != torch.strided:
+            sparse.append(name)
+    if sparse:
+        raise LayoutError(
+            f"You are trying to save a sparse tensors: `{sparse}` which this library does not support."
+            " You can make it a dense tensor before saving with `.to_dense()` but be aware this might"
+            " make a much larger file than needed."
+        )
+    shared = [names for names in find_shared_tensors(tensors) if len(names) > 1]
+    if shared:
+        raise SharedMemoryError(
+            "Some tensors share memory, this will lead to duplicate memory on disk and potential "
+            f"differences when loading them again: {shared}. A potential way to correctly save your "
+            "model is to use `save_model`."
+        )
+
+
+def _encode(name: str, tensor: torch.Tensor) -> Tensor:
+    code = CODES.get(tensor.dtype)
+    if code is None:
+        raise UnsupportedError(
+            f"{tensor.dtype} of tensor {quote(name)} is no type of the format: convert it first",
+            tensor=name,
+        )
+    if tensor.device.type == "meta":
+        raise UnsupportedError(
+            f"tensor {quote(name)} is on the meta device: Cannot copy out of meta tensor; no data!",
+            tensor=name,
+        )
+    if not tensor.is_contiguous():
+        raise LayoutError(
+            f"You are trying to save a non contiguous tensor: `{name}` which is not allowed. It either "
+            "means you are trying to save tensors which are reference of each other in which case it's "
+            "recommended to save only the full tensors, and reslice at load time, or simply call "
+            "`.contiguous()` on your tensor to pack it before saving.",
+            tensor=name,
+        )
+    shape = logical_shape(code, tensor.shape)
+    if tensor.device.type != "cpu":
+        return DeviceTensor(name, code, shape, tensor)
+    return MemoryTensor(name, code, shape, host_bytes(name, tensor))
+
+
+def host_bytes(name: str, tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU: its own memory, but for pending conj and neg bits."""
+    try:
+        resolved = tensor.detach().resolve_conj().resolve_neg()
+        return resolved.reshape(-1).view(torch.uint8).numpy().data
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        kind = type(tensor).__name__
+        raise UnsupportedError(
+            f"the values of tensor {quote(name)}, a {kind}, cannot be reached: {error}", tensor=name
+        ) from error
+
+
+class DeviceTensor(Tensor):
+    """A tensor on an accelerator, copied to the host when it is written, a piece at a time."""
+
+    __slots__ = ("_flat",)
+
+    def __init__(self, name: str, code: str, shape: tuple[int, ...], tensor: torch.Tensor) -> None:
+        super().__init__(name, code, shape, tensor.numel() * tensor.element_size())
+        self._flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8)
+
+    def read_into(self, buffer: Any, offset: int = 0) -> None:
+        view = memoryview(buffer).cast("B")
+        view[:] = self._piece(offset, len(view))
+
+    def chunks(self, size: int = 1 << 24) -> Iterator[memoryview]:
+        for begin in range(0, self.nbytes, size):
+            yield self._piece(begin, min(size, self.nbytes - begin))
+
+    def _piece(self, offset: int, length: int) -> memoryview:
+        return self._flat[offset : offset + length].cpu().numpy().data
+
+
+def span(tensor: torch.Tensor) -> tuple[int, int]:
+    """First and one past the last byte of memory that a strided tensor may touch."""
+    start = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return start, start
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return start, start + (last + 1) * tensor.element_size()
+
+
+def find_shared_tensors(tensors: Mapping[str, torch.Tensor]) -> list[set[str]]:
+    """Group tensors whose memory overlaps; a tensor that shares with nobody is a group of its own.
+
+    Every overlap is found: between views of one storage, and between storages that were made over the
+    same memory. Meta and empty tensors, which have no memory, are left out.
+    """
+    spans: dict[torch.device, list[tuple[int, int, str]]] = {}
+    for name, tensor in tensors.items():
+        if tensor.device.type != "meta" and tensor.data_ptr() and tensor.numel():
+            spans.setdefault(tensor.device, []).append((*span(tensor), name))
+    groups: list[set[str]] = []
+    for areas in spans.values():
+        stop = -1
+        for begin, end, name in sorted(areas):
+            if begin < stop:
+                groups[-1].add(name)
+            else:
+                groups.append({name})
+            stop = max(stop, end)
+    return groups
+
+
+ADAPTER: Final = TorchAdapter()
