@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import model_signing
 import pytest
@@ -21,7 +21,9 @@ from safeweights.trust import keys, signing, verifying
 from safeweights.trust.certificates import CertificateTrust
 from safeweights.trust.errors import TrustError, VerificationError
 from safeweights.trust.keyless import KeylessTrust
-from safeweights.trust.keys import FileSigner, PublicKey
+
+if TYPE_CHECKING:
+    from safeweights.trust.keys import FileSigner, PublicKey
 
 CURVES = {"p256": ec.SECP256R1, "p384": ec.SECP384R1, "p521": ec.SECP521R1}
 

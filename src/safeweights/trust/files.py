@@ -20,10 +20,18 @@ from safeweights.errors import quote
 
 from .errors import DocumentError, VerificationError
 
+try:
+    import fcntl
+except ImportError:  # Windows: one process at a time is the caller's to ensure
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Entry", "check_name", "create_document", "list_folder", "open_regular", "read_document"]
+__all__ = [
+    "Entry", "check_name", "create_document", "list_folder", "locked", "open_regular",
+    "read_document",
+]  # fmt: skip
 
 MAX_ENTRIES: Final = 1_000_000
 MAX_DOCUMENT: Final = 64 << 20
@@ -108,6 +116,22 @@ def create_document(path: str, data: bytes, *, mode: int = 0o644) -> None:
     except BaseException:
         os.unlink(path)
         raise
+
+
+@contextmanager
+def locked(path: str) -> Iterator[int]:
+    """A descriptor of the file at `path`, made if need be, that this process alone holds.
+
+    Other processes that ask for the same wait. The file is opened for appending and reading.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o644)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)  # which lets go of the lock
 
 
 def check_name(name: str) -> str | None:

@@ -24,7 +24,7 @@ from safeweights.storage.source import Source
 
 from .digests import in_threads
 from .errors import VerificationError
-from .verifying import PartHasher
+from .verifying import PartHasher, changed
 
 if TYPE_CHECKING:
     from .blocktree import BlockTree
@@ -159,7 +159,7 @@ class VerifiedCopy(Source):
             `sha256`, for a policy that decides by digest.
 
     Attributes:
-        sha256: Of the copy, hexadecimal; None where `resource` was given and has other digests.
+        sha256: Of the copy, hexadecimal.
 
     Raises:
         VerificationError: ``digest-mismatch`` or ``size-mismatch``.
@@ -169,17 +169,20 @@ class VerifiedCopy(Source):
         self.name = source.name
         self.size = source.size
         self._data = np.empty(self.size, np.uint8).data
-        hasher = hashlib.sha256() if resource is None else PartHasher(resource)
+        whole = hashlib.sha256()
+        parts = PartHasher(resource) if resource and not resource.sha256 else None
         with ThreadPoolExecutor(1) as helper:  # hashes one run while the next is read
             for begin in range(0, self.size, RUN):
-                part = self._data[begin : begin + RUN]
-                source.read_into(begin, part)
-                helper.submit(hasher.update, part)
-        if isinstance(hasher, PartHasher):
-            hasher.finish(self.size, self.name)
-            self.sha256 = resource and resource.sha256
-        else:
-            self.sha256 = hasher.hexdigest()
+                run = self._data[begin : begin + RUN]
+                source.read_into(begin, run)
+                helper.submit(whole.update, run)
+                if parts:
+                    helper.submit(parts.update, run)
+        self.sha256 = whole.hexdigest()
+        if parts:
+            parts.finish(self.size, self.name)
+        elif resource and resource.sha256 != self.sha256:
+            raise changed(self.name, self.sha256, resource)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with verified bytes from `offset` on."""

@@ -326,16 +326,22 @@ def hash_resource(
     if parts:
         parts.finish(file.size, path)
     elif file.sha256 != resource.sha256:
-        raise VerificationError(
-            f"the content was changed: SHA-256 is {file.sha256}, signed was {resource.sha256}",
-            reason="digest-mismatch", path=path,
-        )  # fmt: skip
+        raise changed(path, file.sha256, resource)
     if resource.tree and file.tree and file.tree.root != resource.tree.root:
         raise VerificationError(
             "the signed block tree is not that of the signed content", reason="tree-mismatch",
             path=path,
         )  # fmt: skip
     return file
+
+
+def changed(path: str, found: str, resource: Resource) -> VerificationError:
+    """The error for a file whose digest is not the signed one."""
+    return VerificationError(
+        f"the content was changed: SHA-256 is {found}, signed was {resource.sha256}",
+        reason="digest-mismatch",
+        path=path,
+    )
 
 
 class PartHasher:

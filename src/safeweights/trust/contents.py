@@ -1,0 +1,181 @@
+"""What in a model's folder runs code, or can: pickles, Python, native code, and switches in JSON.
+
+The format cannot execute anything; the folder around it can. A file is judged by its name *and* by
+its bytes, so that a pickle called `weights.safetensors`, or a valid safetensors file that ends in a
+zip archive which ``python FILE`` would run, is found as well.
+
+Findings are evidence: whether they are allowed is for a policy to say. Nothing is executed,
+imported or unpickled; JSON is read, templates are only hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from safeweights.errors import quote
+
+from .bundle import DEFAULT_IGNORED, covers
+from .errors import TrustError
+from .files import list_folder, open_regular, read_document
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["KINDS", "Finding", "examine", "examine_file"]
+
+KINDS: Final = (
+    "pickle", "python", "native", "auto_map", "trust_remote_code", "remote_kernel", "template",
+    "polyglot", "unreadable", "special",
+)  # fmt: skip
+"""Every kind of finding; ``template`` is the only one that is not dangerous in itself."""
+
+_PICKLE_NAMES = re.compile(
+    r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|dill|dat|npy|npz|pdparams|model_state|t7|nemo|mar)",
+    re.IGNORECASE | re.DOTALL,
+)
+_PYTHON_NAMES = re.compile(r".*\.(py|pyc|pyo|pyw|pyz|pth|ipynb|egg|whl)", re.IGNORECASE | re.DOTALL)
+_NATIVE_NAMES = re.compile(
+    r".*\.(so|so\.[0-9.]+|dll|dylib|pyd|exe|sh|bat|cmd|ps1|cu)", re.IGNORECASE | re.DOTALL
+)
+_TEMPLATE_NAMES = re.compile(r".*\.(jinja|jinja2|j2)", re.IGNORECASE | re.DOTALL)
+_PICKLE_HEAD = re.compile(rb"\x80[\x02-\x05]|\x80\x00\x80")
+# Protocol 0 is text; what makes it dangerous is an opcode that names a global, at a line's start.
+_TEXT_GLOBAL = re.compile(rb"(?:^|[\n(])[ci][A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n")
+_NATIVE_HEADS = (b"\x7fELF", b"MZ", b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"#!")
+_ZIP_END: Final = b"PK\x05\x06"
+_ZIP_TAIL: Final = 22 + 65535
+_MAX_JSON: Final = 64 << 20
+_BIG_NAMES: Final = 256
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in a folder that a policy should know about.
+
+    Attributes:
+        kind: One of `KINDS`.
+        file: Its name, relative to the folder.
+        detail: What was found, in words, safe to show.
+        sha256: Of a template's text.
+    """
+
+    kind: str
+    file: str
+    detail: str
+    sha256: str | None = None
+
+
+def examine(root: str) -> list[Finding]:
+    """Everything below `root` that runs code or can, by file name; not what git keeps for itself.
+
+    A link to a file counts as that file. Cost: the first and last 64 KiB of every file, all of
+    every JSON file.
+
+    Raises:
+        OSError: As the operating system has it.
+    """
+    found: list[Finding] = []
+    for entry in list_folder(root):
+        path = os.path.join(root, entry.name)
+        if covers(DEFAULT_IGNORED, entry.name):
+            continue
+        if os.path.isfile(path):
+            found += examine_file(path, entry.name)
+        else:
+            what = "a link to something that is not a file"
+            detail = what if entry.kind == "link" else "not a regular file"
+            found.append(Finding("special", entry.name, detail))
+    return found
+
+
+def examine_file(path: str, name: str) -> Iterator[Finding]:
+    """What there is to know about one file, called `name`.
+
+    Raises:
+        OSError: As the operating system has it.
+    """
+    try:
+        with (
+            open_regular(path) as (descriptor, size),
+            open(descriptor, "rb", buffering=0, closefd=False) as file,
+        ):
+            head = file.read(_BIG_NAMES)
+            file.seek(max(0, size - _ZIP_TAIL))
+            tail = file.read(_ZIP_TAIL)
+        yield from _by_name(name)
+        yield from _by_bytes(name, head, tail)
+        if name.lower().endswith(".json"):
+            yield from _by_json(name, read_document(path, limit=_MAX_JSON))
+        elif _TEMPLATE_NAMES.fullmatch(name):
+            yield _template(name, read_document(path, limit=_MAX_JSON), name)
+    except TrustError as error:
+        yield Finding("unreadable", name, error.message)
+
+
+def _by_name(name: str) -> Iterator[Finding]:
+    if _PYTHON_NAMES.fullmatch(name):
+        yield Finding("python", name, "Python code")
+    elif _PICKLE_NAMES.fullmatch(name):
+        yield Finding("pickle", name, "the name of a pickle-based file")
+    elif _NATIVE_NAMES.fullmatch(name):
+        yield Finding("native", name, "the name of a program or library")
+
+
+def _by_bytes(name: str, head: bytes, tail: bytes) -> Iterator[Finding]:
+    text_pickle = tail.endswith(b".") and _TEXT_GLOBAL.search(head)
+    if (text_pickle or _PICKLE_HEAD.match(head)) and not _PICKLE_NAMES.fullmatch(name):
+        yield Finding("pickle", name, "begins like a pickle")
+    if head.startswith(_NATIVE_HEADS):
+        yield Finding("native", name, "begins like a program")
+    if _ZIP_END in tail:
+        if head.startswith(b"PK"):
+            if not _PICKLE_NAMES.fullmatch(name):
+                yield Finding("pickle", name, "is a zip archive, as PyTorch's pickles are")
+        else:
+            yield Finding("polyglot", name, "ends in a zip archive that Python would run")
+
+
+def _by_json(name: str, data: bytes) -> Iterator[Finding]:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        yield Finding("unreadable", name, f"not JSON: {type(error).__name__}")
+        return
+    for key, value in _settings(document):
+        if key == "auto_map" and value:
+            yield Finding("auto_map", name, f"auto_map names code: {_shown(value)}")
+        elif key == "trust_remote_code" and value:
+            yield Finding("trust_remote_code", name, "trust_remote_code is set")
+        elif key.lstrip("_").startswith("attn_implementation") and "/" in str(value):
+            yield Finding("remote_kernel", name, f"{quote(key)} names a kernel: {_shown(value)}")
+        elif key == "chat_template" and isinstance(value, str):
+            yield _template(name, value.encode("utf-8", "surrogatepass"), f"{name}#chat_template")
+        elif key == "chat_template" and value:
+            text = json.dumps(value, sort_keys=True).encode()
+            yield _template(name, text, f"{name}#chat_template")
+
+
+def _settings(document: Any) -> Iterator[tuple[str, Any]]:
+    """Every key and value at any depth; without recursion."""
+    pending = [document]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+
+
+def _template(name: str, text: bytes, place: str) -> Finding:
+    digest = hashlib.sha256(text).hexdigest()
+    return Finding("template", name, f"the template {quote(place)}", digest)
+
+
+def _shown(value: Any) -> str:
+    return quote(json.dumps(value, ensure_ascii=True), 100)

@@ -1,0 +1,34 @@
+"""Finding the block tree of a file on disk."""
+
+from __future__ import annotations
+
+import os
+
+from .blocktree import BlockTree
+from .files import read_document
+from .signing import SIDECAR
+
+__all__ = ["read_sidecar"]
+
+_MAX: int = 1 << 34
+
+
+def read_sidecar(path: str, root: bytes, *, name: str | None = None) -> BlockTree | None:
+    """The block tree beside the file at `path`, which must have the given `root`.
+
+    Args:
+        path: The file the tree belongs to.
+        root: From a signed statement or a warrant.
+        name: The sidecar's own path; `path` with ``.swtree`` unless told.
+
+    Returns:
+        None where there is no sidecar: the file can still be verified whole.
+
+    Raises:
+        VerificationError: ``stale-sidecar``.
+        DocumentError: It is not a sidecar.
+    """
+    sidecar = name or f"{path}{SIDECAR}"
+    if not os.path.lexists(sidecar):
+        return None
+    return BlockTree.decode(read_document(sidecar, limit=_MAX), root, path=sidecar)

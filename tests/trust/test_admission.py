@@ -1,0 +1,407 @@
+"""Admission of whole folders, warrants, gates, the lock file and the audit log."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import threading
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from safeweights.checkpoint import SafetensorsFile
+from safeweights.storage.source import open_source
+from safeweights.trust import signing
+from safeweights.trust.admission import Warrant, admit
+from safeweights.trust.audit import AuditLog, verify_log
+from safeweights.trust.contents import examine
+from safeweights.trust.enforcing import Gate, UnverifiedWarning, as_gate
+from safeweights.trust.errors import (
+    DocumentError,
+    PolicyViolationError,
+    TrustError,
+    VerificationError,
+)
+from safeweights.trust.keyless import KeylessTrust
+from safeweights.trust.lockfile import LockFile
+from safeweights.trust.policy import LockEntry, Policy, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from safeweights.storage.source import Source
+    from safeweights.trust.keys import FileSigner
+
+WEIGHTS = "model.safetensors"
+FIRST = Policy((Rule("*", level="known", first_use=True),))
+
+
+@pytest.fixture
+def policy(signer: FileSigner) -> Policy:
+    return Policy((Rule("*", ("us",)),), {"us": signer.public_key})
+
+
+@pytest.fixture
+def signed(model: Path, signer: FileSigner) -> Path:
+    signing.sign(str(model), signer, release=1)
+    return model
+
+
+def read_all(gate: Callable[[Source, str], Source], path: Path) -> dict[str, bytes]:
+    """What a loader does: open, hand over, parse, read."""
+    file = SafetensorsFile(gate(open_source(path), str(path)))
+    return {name: bytes(file.tensor(name).view()) for name in file.header.tensors}
+
+
+def codes(admission: Any) -> set[str]:
+    return {reason.code for reason in admission.decision.reasons if reason.against}
+
+
+class TestAdmission:
+    def test_a_signed_folder(self, signed: Path, policy: Policy) -> None:
+        admission = admit(str(signed), policy, name="org/m")
+        assert admission.exit_code == 0
+        assert admission.decision.level == "signed"
+        warrant = admission.require()
+        assert set(warrant.files) == {
+            WEIGHTS, "config.json", "vae.txt", "vae/weights.safetensors",
+            f"{WEIGHTS}.swtree", "vae/weights.safetensors.swtree",
+        }  # fmt: skip
+        assert read_all(warrant, signed / WEIGHTS) == read_all(lambda s, _: s, signed / WEIGHTS)
+
+    def test_a_warrant_survives_what_happens_to_the_folder(
+        self, signed: Path, policy: Policy
+    ) -> None:
+        warrant = admit(str(signed), policy).require()
+        data = bytearray((signed / WEIGHTS).read_bytes())
+        data[-1] ^= 1
+        (signed / WEIGHTS).write_bytes(data)
+        with pytest.raises(VerificationError) as caught:
+            read_all(warrant, signed / WEIGHTS)
+        assert caught.value.reason == "block-mismatch"
+        (signed / "new.safetensors").write_bytes(data)
+        with pytest.raises(VerificationError) as caught:
+            read_all(warrant, signed / "new.safetensors")
+        assert caught.value.reason == "not-admitted"
+
+    def test_a_warrant_travels_as_json(self, signed: Path, policy: Policy, tmp_path: Path) -> None:
+        warrant = admit(str(signed), policy).require()
+        again = Warrant.from_json(warrant.to_json().encode())
+        assert (again, again.id) == (warrant, warrant.id)
+        moved = tmp_path / "moved"
+        signed.rename(moved)
+        again = Warrant.from_json(warrant.to_json().encode(), root=str(moved))
+        expected = read_all(lambda s, _: s, moved / WEIGHTS)
+        assert read_all(again, moved / WEIGHTS) == expected
+        (moved / f"{WEIGHTS}.swtree").unlink()  # without its sidecar the file is read whole
+        assert read_all(again, moved / WEIGHTS) == expected
+        (moved / f"{WEIGHTS}.swtree").write_bytes(
+            (moved / "vae/weights.safetensors.swtree").read_bytes()
+        )
+        with pytest.raises(VerificationError) as caught:
+            read_all(again, moved / WEIGHTS)
+        assert caught.value.reason == "stale-sidecar"
+
+    @pytest.mark.parametrize(
+        ("change", "field"),
+        [
+            ({"schema": "x"}, "schema"),
+            ({"files": {"../x": {"sha256": "0" * 64, "size": 1}}}, "files.`../x`"),
+            ({"files": {"x": {"sha256": "0", "size": 1}}}, "files.x.sha256"),
+            ({"files": {"x": {"sha256": "0" * 64, "size": -1}}}, "files.x.size"),
+            ({"files": {"x": {"sha256": "0" * 64}}}, "files.x.size"),
+            ({"extra": 1}, "extra"),
+        ],
+    )
+    def test_malformed_warrants(self, change: dict[str, Any], field: str) -> None:
+        document = {"schema": "safeweights-warrant/1", "subject": "m", "root": "/", "files": {}}
+        with pytest.raises(DocumentError) as caught:
+            Warrant.from_json(json.dumps({**document, **change}).encode())
+        assert caught.value.field == field
+
+    @pytest.mark.parametrize(
+        ("attack", "code"),
+        [
+            (lambda root: (root / "modeling.py").write_text("import os"), "deny-python"),
+            (lambda root: (root / "x.pth").write_text("import os"), "deny-python"),
+            (lambda root: (root / "pytorch_model.bin").write_bytes(b"x"), "deny-pickle"),
+            (lambda root: (root / "innocent.txt").write_bytes(pickle.dumps({1: 2})),
+             "deny-pickle"),
+            (lambda root: (root / "old.txt").write_bytes(pickle.dumps(Exception("x"), 0)),
+             "deny-pickle"),
+            (lambda root: (root / "kernel.so").touch(), "deny-native"),
+            (lambda root: (root / "setup").write_text("#!/bin/sh\n"), "deny-native"),
+            (lambda root: (root / "config.json").write_text('{"auto_map": {"AutoModel": "m.M"}}'),
+             "deny-auto_map"),
+            (lambda root: (root / "config.json").write_text('{"a": [{"\\u0061uto_map": "m.M"}]}'),
+             "deny-auto_map"),
+            (lambda root: (root / "config.json").write_text('{"trust_remote_code": true}'),
+             "deny-trust_remote_code"),
+            (lambda root: (root / "config.json").write_text(
+                '{"_attn_implementation_internal": "evil/kernel"}'), "deny-remote_kernel"),
+            (lambda root: (root / "config.json").write_text("{"), "deny-unreadable"),
+            (lambda root: os.mkfifo(root / "pipe"), "deny-special"),
+            (lambda root: (root / "loop").symlink_to("."), "deny-special"),
+        ],
+    )  # fmt: skip
+    def test_what_runs_code_is_refused_even_when_signed(
+        self, model: Path, signer: FileSigner, policy: Policy, attack: Callable[[Path], None],
+        code: str,
+    ) -> None:  # fmt: skip
+        attack(model)
+        names = [n for n in ("pipe", "loop") if os.path.lexists(model / n)]
+        signing.sign(str(model), signer, ignore=names)
+        assert codes(admit(str(model), policy)) == {code}
+
+    def test_a_polyglot(self, model: Path, signer: FileSigner, policy: Policy) -> None:
+        # Valid safetensors with the zip inside the data of the last tensor: `python FILE` runs it.
+        import io
+
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("__main__.py", "print('executed')")
+        header = b'{"a":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}'
+        header %= (len(archive.getvalue()), len(archive.getvalue()))
+        (model / WEIGHTS).write_bytes(
+            len(header).to_bytes(8, "little") + header + archive.getvalue()
+        )
+        signing.sign(str(model), signer)
+        SafetensorsFile.open(str(model / WEIGHTS))
+        assert codes(admit(str(model), policy)) == {"deny-polyglot"}
+
+    def test_templates(self, model: Path, signer: FileSigner) -> None:
+        (model / "chat_template.jinja").write_text("{{ messages }}")
+        (model / "tokenizer_config.json").write_text('{"chat_template": "{{ evil }}"}')
+        signing.sign(str(model), signer)
+        found = {f.sha256 for f in examine(str(model)) if f.kind == "template"}
+        assert len(found) == 2
+        rule = Rule("*", ("us",), templates=tuple(map(str, found)))
+        policy = Policy((rule,), {"us": signer.public_key})
+        assert not codes(admit(str(model), policy))
+        (model / "chat_template.jinja").write_text("{{ changed }}")
+        signing.sign(str(model), signer)
+        assert codes(admit(str(model), policy)) == {"deny-template"}
+
+    def test_the_signature_is_required(self, signed: Path, policy: Policy) -> None:
+        (signed / "model.sig").unlink()
+        assert codes(admit(str(signed), policy)) == {"signature-missing", "level"}
+        (signed / "model.sig").write_text("{}")
+        assert codes(admit(str(signed), policy)) == {"signature-refused", "level"}
+
+    def test_content_that_is_not_what_was_signed(self, signed: Path, policy: Policy) -> None:
+        (signed / "config.json").write_text("{}")
+        admission = admit(str(signed), policy)
+        assert admission.warrant is None
+        with pytest.raises(PolicyViolationError, match="was changed"):
+            admission.require()
+
+    def test_what_the_signer_left_out_is_not_admitted(
+        self, model: Path, signer: FileSigner, policy: Policy
+    ) -> None:
+        signing.sign(str(model), signer, ignore=["notes"])
+        (model / "notes").mkdir()
+        (model / "notes" / "x.safetensors").write_bytes((model / WEIGHTS).read_bytes())
+        assert codes(admit(str(model), policy)) == {"unsigned-file"}
+
+    def test_the_next_best_signer(self, signed: Path, signer: FileSigner, pki: Any) -> None:
+        signers = {"ca": pki.trust(), "ci": KeylessTrust("a", "b"), "us": signer.public_key}
+        policy = Policy((Rule("*", ("ca", "ci", "us")),), signers)
+        assert admit(str(signed), policy).decision.signer == "us"
+
+
+class TestHistory:
+    def test_replay_of_an_older_release(
+        self, model: Path, signer: FileSigner, policy: Policy, tmp_path: Path
+    ) -> None:
+        lock = LockFile(str(tmp_path / "lock.json"))
+        old = {}
+        for release in (1, 2):
+            (model / "config.json").write_text(f'{{"release": {release}}}')
+            signing.sign(str(model), signer, release=release)
+            assert not codes(admit(str(model), policy, name="m", lock=lock))
+            if release == 1:
+                old = {p: p.read_bytes() for p in model.rglob("*") if p.is_file()}
+        for path, data in old.items():
+            path.write_bytes(data)
+        assert not codes(admit(str(model), policy, name="m"))
+        assert codes(admit(str(model), policy, name="m", lock=lock)) == {"rollback"}
+
+    def test_first_use(self, model: Path, tmp_path: Path) -> None:
+        lock = LockFile(str(tmp_path / "lock.json"))
+        assert not codes(admit(str(model), FIRST, name="m", lock=lock))
+        assert not codes(admit(str(model), FIRST, name="m", lock=lock))
+        (model / "config.json").write_text("{}")
+        assert codes(admit(str(model), FIRST, name="m", lock=lock)) == {
+            "changed-since-first-use", "level",
+        }  # fmt: skip
+        assert LockFile(lock.path).get("m") == lock.get("m")
+
+    def test_no_downgrade_to_first_use(
+        self, signed: Path, signer: FileSigner, tmp_path: Path
+    ) -> None:
+        lock = LockFile(str(tmp_path / "lock.json"))
+        rule = Rule("*", ("us",), level="known", first_use=True)
+        policy = Policy((rule,), {"us": signer.public_key})
+        assert admit(str(signed), policy, name="m", lock=lock).decision.level == "signed"
+        (signed / "model.sig").unlink()
+        assert "downgrade" in codes(admit(str(signed), policy, name="m", lock=lock))
+
+    @pytest.mark.parametrize(
+        ("text", "field"),
+        [
+            ("[]", ""),
+            ('{"schema": "safeweights-lock/2", "models": {}}', "schema"),
+            ('{"schema": "safeweights-lock/1"}', "models"),
+            ('{"schema": "safeweights-lock/1", "models": {"m": {"level": "top", "files": {}}}}',
+             "models.m.level"),
+            ('{"schema": "safeweights-lock/1", "models": {"m": {"level": "none", "files": 1}}}',
+             "models.m.files"),
+            ('{"schema": "safeweights-lock/1", "models": {"m": {"level":"none"}, "m": {}}}', ""),
+        ],
+    )  # fmt: skip
+    def test_malformed_lock_files(self, tmp_path: Path, text: str, field: str) -> None:
+        path = tmp_path / "lock.json"
+        path.write_text(text)
+        for use in (
+            lambda: LockFile(str(path)).get("m"),
+            lambda: LockFile(str(path)).remember("m", LockEntry("known", None, None, {})),
+        ):
+            with pytest.raises(DocumentError) as caught:
+                use()
+            assert (caught.value.field, caught.value.path) == (field, str(path))
+        assert path.read_text() == text
+
+
+class TestGate:
+    def test_reads_are_verified(self, signed: Path, policy: Policy) -> None:
+        gate = Gate(policy)
+        expected = read_all(lambda s, _: s, signed / WEIGHTS)
+        assert read_all(gate, signed / WEIGHTS) == expected
+        assert read_all(gate, signed / "vae/weights.safetensors")
+        assert len(gate._checked) == 1, "one signature, one check"
+        data = bytearray((signed / WEIGHTS).read_bytes())
+        data[-5] ^= 1
+        (signed / WEIGHTS).write_bytes(data)
+        file = SafetensorsFile(gate(open_source(signed / WEIGHTS), str(signed / WEIGHTS)))
+        assert file.tensor("a").view() == expected["a"]
+        with pytest.raises(VerificationError):
+            file.tensor("b").view()
+
+    @pytest.mark.parametrize("trees", [True, False])
+    def test_everything_a_caller_may_give(
+        self, model: Path, signer: FileSigner, policy: Policy, tmp_path: Path, trees: bool
+    ) -> None:
+        signing.sign(str(model), signer, trees=trees)
+        (tmp_path / "k.pub").write_bytes(signer.public_key.pem)
+        (tmp_path / "p.toml").write_text(
+            "[signers.us]\npublic_key='k.pub'\n[[rules]]\npattern='*'\nsigners=['us']"
+        )
+        warrant = admit(str(model), policy).require()
+        for trust in (policy, str(tmp_path / "p.toml"), tmp_path / "p.toml", signer.public_key,
+                      Gate(policy), warrant):  # fmt: skip
+            assert len(read_all(as_gate(trust), model / WEIGHTS)) == 2
+        with pytest.raises(TypeError, match="takes a policy"):
+            as_gate(5)
+
+    @pytest.mark.parametrize("trees", [True, False])
+    def test_refusals(
+        self, model: Path, signer: FileSigner, stranger: FileSigner, trees: bool
+    ) -> None:
+        signing.sign(str(model), signer, trees=trees)
+        with pytest.raises(PolicyViolationError) as caught:
+            read_all(as_gate(stranger.public_key), model / WEIGHTS)
+        assert caught.value.reason == "signature-refused"
+        (model / "extra.safetensors").write_bytes((model / WEIGHTS).read_bytes())
+        with pytest.raises(PolicyViolationError):
+            read_all(as_gate(signer.public_key), model / "extra.safetensors")
+        data = (model / WEIGHTS).read_bytes()
+        (model / WEIGHTS).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(VerificationError):
+            read_all(as_gate(signer.public_key), model / WEIGHTS)
+        (model / WEIGHTS).write_bytes(data + b"!")
+        with pytest.raises(VerificationError):
+            read_all(as_gate(signer.public_key), model / WEIGHTS)
+        (model / "model.sig").unlink()
+        with pytest.raises(PolicyViolationError) as caught:
+            read_all(as_gate(signer.public_key), model / WEIGHTS)
+        assert caught.value.reason == "signature-missing"
+
+    def test_warn(self, signed: Path, signer: FileSigner) -> None:
+        policy = Policy((Rule("*", ("us",)),), {"us": signer.public_key}, mode="warn")
+        read_all(Gate(policy), signed / WEIGHTS)
+        data = bytearray((signed / WEIGHTS).read_bytes())
+        data[-1] ^= 1
+        (signed / WEIGHTS).write_bytes(data)
+        with pytest.warns(UnverifiedWarning, match="not what was signed"):
+            assert read_all(Gate(policy), signed / WEIGHTS)["b"][-1] == data[-1]
+        (signed / "model.sig").unlink()
+        with pytest.warns(UnverifiedWarning, match="there is none"):
+            read_all(Gate(policy), signed / WEIGHTS)
+
+    def test_off(self, model: Path) -> None:
+        source = open_source(model / WEIGHTS)
+        assert Gate(Policy((), mode="off"))(source, "x") is source
+
+    def test_first_use_and_log(self, model: Path, tmp_path: Path) -> None:
+        lock, log = LockFile(str(tmp_path / "lock")), AuditLog(str(tmp_path / "log"))
+        gate = Gate(FIRST, name="m", lock=lock, log=log)
+        read_all(gate, model / WEIGHTS)
+        read_all(gate, model / "vae/weights.safetensors")
+        (model / WEIGHTS).write_bytes((model / "vae/weights.safetensors").read_bytes())
+        with pytest.raises(PolicyViolationError) as caught:
+            read_all(gate, model / WEIGHTS)
+        assert caught.value.reason == "changed-since-first-use"
+        assert verify_log(log.path) == 3
+
+
+class TestAudit:
+    def test_every_change_is_seen(self, signed: Path, policy: Policy, tmp_path: Path) -> None:
+        log = AuditLog(str(tmp_path / "audit.jsonl"))
+        head = None
+        for _ in range(3):
+            head = admit(str(signed), policy, log=log).log_head
+        assert verify_log(log.path, head=head) == 3
+        lines = Path(log.path).read_bytes().splitlines(keepends=True)
+        assert json.loads(lines[0])["details"]["verdict"] == "allow"
+        cases = {
+            "changed": [lines[0].replace(b'"allow"', b'"refus"'), *lines[1:]],
+            "removed": [lines[0], lines[2]],
+            "first removed": lines[1:],
+            "swapped": [lines[1], lines[0], lines[2]],
+            "repeated": [*lines, lines[2]],
+            "incomplete": [*lines[:2], lines[2][:-1]],
+            "cut": lines[:2],
+            "empty": [],
+        }
+        for name, changed in cases.items():
+            Path(log.path).write_bytes(b"".join(changed))
+            with pytest.raises(TrustError) as caught:
+                verify_log(log.path, head=head)
+            assert caught.value.reason in {"audit-broken", "audit-head"}, name
+        Path(log.path).write_bytes(b"".join(cases["cut"]))
+        assert verify_log(log.path) == 2, "without a head, a cut end cannot be seen"
+
+    def test_nothing_is_appended_to_a_broken_log(self, tmp_path: Path) -> None:
+        path = tmp_path / "log"
+        for text in (b"nonsense\n", b'{"seq": 1}\n', b"{}"):
+            path.write_bytes(text)
+            with pytest.raises(TrustError):
+                AuditLog(str(path)).append("x", {})
+            assert path.read_bytes() == text
+
+    def test_writers_side_by_side(self, tmp_path: Path) -> None:
+        log = AuditLog(str(tmp_path / "log"))
+        threads = [
+            threading.Thread(
+                target=lambda: [log.append("x", {"pad": "y" * 70_000}) for _ in range(10)]
+            )
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert verify_log(log.path) == 40
