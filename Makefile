@@ -1,0 +1,68 @@
+# The only commands anybody needs. Each sets up what it needs, in virtual environments below this folder.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := .venv-demo
+WORKERS ?= 2
+FUZZ_SECONDS ?= 20
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint coverage fuzz test-pythons test-frameworks test-clients bench docs conformance clean
+
+help: ## What there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+$(VENV)/.installed: requirements/test.txt requirements/lint.txt requirements/trust.txt requirements/convert.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -U pip
+	$(BIN)/python -m pip install -q -r requirements/test.txt
+	$(BIN)/python -m pip install -q -r requirements/lint.txt -r requirements/trust.txt -r requirements/convert.txt -e .
+	touch $@
+
+$(DEMO)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python -m pip install -q -e '.[convert,trust]'
+	touch $@
+
+demo: $(DEMO)/.installed ## Use everything once, on a real model's weights
+	$(DEMO)/bin/python scripts/demo.py
+
+test: $(VENV)/.installed ## All tests of the core and of NumPy and PyTorch, with coverage
+	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= tests --ignore=tests/clients
+	$(BIN)/python -m pytest -q -p no:cacheprovider --doctest-modules --doctest-glob=README.md src/safeweights README.md \
+		--ignore-glob='*/frameworks/[jmpt]*.py' --ignore-glob='*/flax.py' --ignore-glob='*/tensorflow.py' --ignore-glob='*/mlx.py' --ignore-glob='*/paddle.py'
+	$(BIN)/python scripts/check_coverage.py
+	$(MAKE) --no-print-directory fuzz
+	$(MAKE) --no-print-directory test-pythons
+
+lint: $(VENV)/.installed ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fuzz: $(VENV)/.installed ## Coverage-guided fuzzing of every reader, FUZZ_SECONDS each
+	@set -e; for target in tests/fuzz/fuzz_*.py; do \
+		echo "$$target"; \
+		$(BIN)/python $$target -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -close_fd_mask=0 2>&1 | tail -n 3; \
+	done
+
+test-pythons: ## The core's tests on every Python from 3.10 to 3.13 that is installed
+	$(PYTHON) scripts/test_pythons.py
+
+test-frameworks: ## jax, tensorflow, mlx and paddle, each in its own environment
+	$(PYTHON) scripts/test_frameworks.py
+
+test-clients: ## transformers, diffusers, accelerate ... unmodified, on this package
+	$(PYTHON) scripts/test_clients.py
+
+bench: $(VENV)/.installed ## Against the reference and the specialised loaders (QUICK=1: five minutes)
+	$(BIN)/python -m pip install -q -r requirements/bench.txt
+	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
+
+conformance: $(VENV)/.installed ## The format's rules as vectors: this package and the reference
+	$(BIN)/python -m safeweights.conformance --impl safeweights
+	-$(BIN)/python -m safeweights.conformance --impl safetensors
+
+clean: ## Remove what the targets made
+	rm -rf .venv .venv-* .venvs .cache build dist .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis
