@@ -1,0 +1,274 @@
+"""A process in which pickles cannot run code.
+
+`install` adds an audit hook (PEP 578), which Python cannot remove again, that refuses every global
+name a pickle asks for: without one a pickle can build lists and numbers, but call nothing.
+`torch.load`, `joblib.load`, `numpy.load` with objects, `pandas.read_pickle`, `shelve` and everything
+else that ends in Python's unpickler are covered by that one rule, in C and in Python, whatever they
+are called through.
+
+The readable loaders are also replaced by name, for a message that says what to do instead, and in
+mode ``convert`` to read the file through `safeweights.convert`, which executes nothing.
+
+    python -m safeweights.guard [--mode refuse|convert] [--allow MODULE.NAME]... SCRIPT [ARGS...]
+
+What it does not do: it is no sandbox. Code that already runs in the process can do what it likes,
+and child processes are guarded only where they install it too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.abc
+import importlib.util
+import os
+import runpy
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from .errors import SafetensorError, quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import FrameType, ModuleType
+
+__all__ = ["PickleRefusedError", "install", "installed", "main"]
+
+Mode = Literal["refuse", "convert"]
+
+_LOADERS: Final = {"torch": "load", "joblib": "load", "numpy": "load"}
+_IPC: Final = ("multiprocessing.", "concurrent.futures.process", "joblib.externals.loky.")
+
+
+class PickleRefusedError(SafetensorError, PermissionError):
+    """A pickle asked for code, in a process that does not run any from pickles.
+
+    Attributes:
+        wanted: ``module.name`` that was asked for; empty where a loader was refused as such.
+    """
+
+    def __init__(self, message: str, *, wanted: str = "", **where: Any) -> None:
+        super().__init__(message, **where)
+        self.wanted = wanted
+
+
+class _State:
+    """What `install` has done; there is nothing in it that would loosen the hook."""
+
+    mode: Mode | None = None
+
+
+def installed() -> Mode | None:
+    """The mode in which this process is guarded; None where it is not."""
+    return _State.mode
+
+
+def install(
+    mode: Mode = "refuse",
+    *,
+    allow: Iterable[str] = (),
+    on_refusal: Callable[[str], None] | None = None,
+) -> None:
+    """Guard this process, for as long as it lives.
+
+    Calling it again adds to what is refused and never takes away from it.
+
+    Args:
+        mode: ``"refuse"`` pickle-based loaders; or ``"convert"``: let `torch.load`, `joblib.load`
+            and `numpy.load` read their files through `safeweights.convert`.
+        allow: ``module.name`` of globals that pickles may use all the same. Each is code that a
+            pickle can call with arguments of its own.
+        on_refusal: Called with the name of every global that is refused, before the error.
+
+    What processes started with `multiprocessing` send each other is not touched: who can write to
+    those pipes runs code already.
+    """
+    if mode not in {"refuse", "convert"}:
+        msg = f"unknown mode {quote(str(mode))}; known are refuse and convert"
+        raise ValueError(msg)
+    sys.addaudithook(_hook(frozenset(allow), on_refusal))
+    if _State.mode is None:
+        sys.meta_path.insert(0, _PatchOnImport())
+    _State.mode = mode
+    for name in _LOADERS:
+        if name in sys.modules:
+            _replace_loader(sys.modules[name])
+
+
+def _hook(
+    allowed: frozenset[str], on_refusal: Callable[[str], None] | None
+) -> Callable[[str, tuple[Any, ...]], None]:
+    """The audit hook. It keeps what it needs in its closure, out of reach of a stray assignment."""
+    get_frame, is_ipc, error = sys._getframe, _is_ipc, _refusal  # noqa: SLF001 - the only way
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "pickle.find_class":
+            return
+        wanted = f"{arguments[0]}.{arguments[1]}"
+        if wanted in allowed or is_ipc(get_frame(1)):
+            return
+        if on_refusal is not None:
+            on_refusal(wanted)
+        raise error(wanted)
+
+    return hook
+
+
+def _refusal(wanted: str) -> PickleRefusedError:
+    return PickleRefusedError(
+        f"a pickle asked for {quote(wanted)}; this process runs no code from pickles. Convert the "
+        "file to safeweights first: `safeweights convert` reads it without executing it",
+        wanted=wanted,
+    )
+
+
+def _is_ipc(frame: FrameType | None) -> bool:
+    """Whether the unpickler was called by `multiprocessing` itself, for its own messages."""
+    while frame is not None and frame.f_globals.get("__name__") in {"pickle", "_pickle"}:
+        frame = frame.f_back
+    if frame is None:
+        return False
+    name = str(frame.f_globals.get("__name__"))
+    if not name.startswith(_IPC):
+        return False
+    module = sys.modules.get(name)
+    return module is not None and frame.f_globals is vars(module)
+
+
+# ---------------------------------------------------------------- the loaders people call
+
+
+class _PatchOnImport(importlib.abc.MetaPathFinder):
+    """Replaces the loaders of modules that are imported later."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in _LOADERS:
+            return None
+        for finder in sys.meta_path:
+            if finder is self:
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                _patch_after(spec.loader)
+                return spec
+        return None
+
+
+def _patch_after(loader: Any) -> None:
+    execute = loader.exec_module
+
+    @functools.wraps(execute)
+    def exec_module(module: ModuleType) -> None:
+        execute(module)
+        _replace_loader(module)
+
+    loader.exec_module = exec_module
+
+
+def _replace_loader(module: ModuleType) -> None:
+    name = _LOADERS[module.__name__]
+    original = getattr(module, name, None)
+    if original is None or hasattr(original, "__guarded__"):
+        return
+    route = _REPLACEMENTS[module.__name__]
+
+    @functools.wraps(original)
+    def guarded(*args: Any, **options: Any) -> Any:
+        return route(original, *args, **options)
+
+    guarded.__guarded__ = True  # type: ignore[attr-defined]
+    setattr(module, name, guarded)
+
+
+def _torch_load(_: Any, f: Any, map_location: Any = None, *_args: Any, **_options: Any) -> Any:
+    """`torch.load`, refused or converted; ``weights_only`` makes no difference."""
+    if callable(map_location) or isinstance(map_location, dict):
+        raise PickleRefusedError(
+            "a converted checkpoint is loaded on one device: give `map_location` its name, or none"
+        )
+    return _converted("torch.load", f, "pt", map_location)
+
+
+def _joblib_load(_: Any, filename: Any, *_args: Any, **_options: Any) -> Any:
+    """`joblib.load`, refused or converted."""
+    return _converted("joblib.load", filename, "np")
+
+
+def _numpy_load(original: Any, file: Any, *args: Any, **options: Any) -> Any:
+    """`numpy.load`; arrays without objects are read as ever."""
+    if not (options.get("allow_pickle") or (len(args) > 1 and args[1])):
+        return original(file, *args, **options)
+    return _converted("numpy.load(allow_pickle=True)", file, "np")
+
+
+_REPLACEMENTS: Final[dict[str, Callable[..., Any]]] = {
+    "torch": _torch_load, "joblib": _joblib_load, "numpy": _numpy_load,
+}  # fmt: skip
+
+
+def _converted(call: str, file: Any, framework: str, device: Any = None) -> dict[str, Any]:
+    """Every tensor of a foreign file by name; the converter flattens nested ones."""
+    if _State.mode != "convert":
+        path = os.fspath(file) if isinstance(file, str | os.PathLike) else None
+        raise PickleRefusedError(
+            f"`{call}` reads pickles, and this process runs no code from pickles: `safeweights "
+            "convert` turns the file into safetensors without executing it",
+            path=str(path) if path else None,
+        )
+    from .convert.formats import open as open_foreign
+    from .frameworks.adapter import adapter_for
+
+    checkpoint = open_foreign(file)
+    if checkpoint.others_count:
+        shown = ", ".join(quote(other.name, 40) for other in checkpoint.others[:5])
+        warnings.warn(
+            f"{call} was routed through the converter: {checkpoint.others_count} values that are "
+            f"no tensors were left out ({shown})",
+            stacklevel=4,
+        )
+    adapter = adapter_for(framework)
+    place = adapter.check_device(device)
+    return {
+        name: adapter.decode(tensor.view(), tensor.dtype, tensor.shape, place)
+        for name, tensor in checkpoint.items()
+    }
+
+
+# ---------------------------------------------------------------- python -m safeweights.guard
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a script, or with ``-m`` a module, in a guarded process."""
+    parser = argparse.ArgumentParser(
+        prog="python -m safeweights.guard",
+        description="Run a Python program in which pickles cannot execute code.",
+    )
+    parser.add_argument("--mode", choices=("refuse", "convert"), default="refuse")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="MODULE.NAME",
+        help="a global that pickles may use all the same; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module's name")
+    parser.add_argument("script", metavar="SCRIPT")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="ARGS")
+    options = parser.parse_args(arguments)
+    install(options.mode, allow=options.allow)
+    sys.argv = [options.script, *options.rest]
+    if options.module:
+        sys.path.insert(0, "")
+        runpy.run_module(options.script, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0:1] = [os.path.dirname(os.path.abspath(options.script))]
+        runpy.run_path(options.script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    # Run as `-m`, this file is `__main__`; the module that others import must be the one that acts.
+    from safeweights.guard import main as run
+
+    run()

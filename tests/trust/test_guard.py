@@ -1,0 +1,212 @@
+"""The guard, each time in a process of its own: an audit hook cannot be taken back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SOURCE = str(Path(__file__).parents[2] / "src")
+
+EVIL = """
+import os, pathlib, pickle, sys
+class Evil:
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path("executed"),)
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> object:
+    def run(code: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        script = tmp_path / "script.py"
+        script.write_text(EVIL + textwrap.dedent(code))
+        done = subprocess.run(
+            [sys.executable, "-m", "safeweights.guard", *arguments, str(script), "argument"],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": SOURCE},
+        )  # fmt: skip
+        assert not (tmp_path / "executed").exists(), "a pickle ran code"
+        if check:
+            assert done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        "pickle.loads(data)",
+        "pickle.load(io.BytesIO(data))",
+        "pickle.Unpickler(io.BytesIO(data)).load()",
+        "pickle._loads(data)",
+        "pickle._Unpickler(io.BytesIO(data)).load()",
+        "type('U', (pickle.Unpickler,), {})(io.BytesIO(data)).load()",
+        "shelve.Shelf({b'x': data})['x']",
+        "numpy.load(io.BytesIO(array), allow_pickle=True)",
+        "numpy.lib.format.read_array(io.BytesIO(array), allow_pickle=True)",
+    ],
+)
+def test_no_pickle_runs_code(run: object, load: str) -> None:
+    run(f"""
+    import io, shelve, numpy
+    data = pickle.dumps(Evil())
+    buffer = io.BytesIO()
+    numpy.save(buffer, numpy.array([Evil()], dtype=object), allow_pickle=True)
+    array = buffer.getvalue()
+    from safeweights.guard import PickleRefusedError, installed
+    assert installed() == "refuse"
+    assert sys.argv[1:] == ["argument"]
+    try:
+        {load}
+    except PickleRefusedError as error:
+        assert isinstance(error, PermissionError)
+        print("refused", error.wanted)
+    else:
+        raise SystemExit("loaded")
+    """)
+
+
+def test_torch_and_joblib(run: object) -> None:
+    done = run("""
+    import io
+    from safeweights.guard import PickleRefusedError
+    import joblib, torch
+    torch.save({"w": torch.ones(2), "e": Evil()}, "model.pt")
+    torch.save({"w": torch.ones(2)}, "plain.pt")
+    joblib.dump(Evil(), "evil.joblib")
+    calls = [
+        lambda: torch.load("model.pt", weights_only=False),
+        lambda: torch.load("plain.pt", weights_only=True),
+        lambda: torch.serialization.load("model.pt", weights_only=False),
+        lambda: joblib.load("evil.joblib"),
+        lambda: joblib.numpy_pickle.load("evil.joblib"),
+    ]
+    for number, call in enumerate(calls):
+        try:
+            call()
+        except PickleRefusedError as error:
+            print("refused", number)
+    """)
+    assert done.stdout.split("\n")[:-1] == [f"refused {n}" for n in range(5)]
+
+
+def test_plain_data_and_plain_arrays_are_not_touched(run: object, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(3))
+    run("""
+    import numpy
+    assert pickle.loads(pickle.dumps({"a": [1, 2.5, "x", None]})) == {"a": [1, 2.5, "x", None]}
+    assert numpy.load("a.npy").tolist() == [0, 1, 2]
+    """)
+
+
+def test_processes_still_talk_to_each_other(run: object) -> None:
+    done = run("""
+    import fractions
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    if __name__ == "__main__":
+        with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+            print(pool.submit(fractions.Fraction, 1, 3).result())
+    """)
+    assert done.stdout == "1/3\n"
+
+
+def test_a_module_that_is_only_called_like_that_is_not_trusted(run: object) -> None:
+    done = run("""
+    scope = {"__name__": "multiprocessing.connection", "pickle": pickle, "data": pickle.dumps(Evil())}
+    exec("pickle.loads(data)", scope)
+    """, check=False)  # fmt: skip
+    assert done.returncode == 1
+    assert "PickleRefusedError" in done.stderr
+
+
+def test_what_is_allowed_by_name(run: object) -> None:
+    run("""
+    import collections, fractions
+    from safeweights.guard import PickleRefusedError, install
+    value = collections.OrderedDict(a=1)
+    assert pickle.loads(pickle.dumps(value)) == value
+    try:
+        pickle.loads(pickle.dumps(fractions.Fraction(1, 3)))
+    except PickleRefusedError as error:
+        assert error.wanted == "fractions.Fraction"
+    else:
+        raise SystemExit("loaded")
+    install(allow=["fractions.Fraction"])  # never loosens what is there
+    try:
+        pickle.loads(pickle.dumps(fractions.Fraction(1, 3)))
+    except PickleRefusedError:
+        pass
+    else:
+        raise SystemExit("loaded")
+    """, "--allow", "collections.OrderedDict")  # fmt: skip
+
+
+def test_convert(run: object) -> None:
+    done = run("""
+    import io, warnings
+    warnings.simplefilter("error")
+    import torch, joblib, numpy
+    torch.save({"w": torch.arange(4.0), "half": torch.ones(2, dtype=torch.bfloat16)}, "model.pt")
+    for options in ({}, {"weights_only": False}, {"map_location": "cpu"}):
+        loaded = torch.load("model.pt", **options)
+        assert loaded["w"].tolist() == [0, 1, 2, 3], loaded
+        assert loaded["half"].dtype is torch.bfloat16
+    torch.save({"w": torch.ones(2), "e": Evil()}, "mixed.pt")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert list(torch.load("mixed.pt")) == ["w"]
+    assert "left out" in str(caught[0].message), caught
+    joblib.dump({"a": numpy.arange(3)}, "a.joblib")
+    assert joblib.load("a.joblib")["a"].tolist() == [0, 1, 2]
+    try:
+        pickle.loads(pickle.dumps(Evil()))
+    except PermissionError:
+        print("refused")
+    """, "--mode", "convert")  # fmt: skip
+    assert done.stdout == "refused\n"
+
+
+def test_a_loader_imported_before(run: object) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent("""
+        import torch, pytest
+        from safeweights import guard
+        assert guard.installed() is None
+        seen = []
+        guard.install(on_refusal=seen.append)
+        with pytest.raises(guard.PickleRefusedError):
+            torch.load("nothing")
+        import pickle, fractions
+        with pytest.raises(guard.PickleRefusedError):
+            pickle.loads(pickle.dumps(fractions.Fraction(1, 3)))
+        assert seen == ["fractions.Fraction"]
+        with pytest.raises(ValueError, match="mode"):
+            guard.install("maybe")
+        """)],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": SOURCE},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_modules_and_usage(run: object, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("import sys; print(__name__, sys.argv[1:])")
+    done = subprocess.run(
+        [sys.executable, "-m", "safeweights.guard", "-m", "program", "--mode", "x"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": SOURCE},
+    )  # fmt: skip
+    assert done.stdout == "__main__ ['--mode', 'x']\n", done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "safeweights.guard", "--mode", "maybe", "x.py"],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": SOURCE},
+    )  # fmt: skip
+    assert done.returncode == 2
