@@ -1,1 +1,30 @@
-"""Other people's checkpoints as safetensors, without executing anything in them."""
+"""Other people's checkpoints as safetensors, without executing anything in them.
+
+`open` gives the tensors of a PyTorch, NumPy, joblib, Paddle, Flax, TensorFlow, Keras or GGUF file as
+the mapping that the rest of the package works on; `convert` writes them as safetensors. Files that
+are pickles are executed symbolically: no name in them is imported, no call made.
+"""
+
+from __future__ import annotations
+
+from .conversion import Options, convert
+from .foreign import ForeignCheckpoint
+from .formats import FORMATS, open
+from .limits import DEFAULT_LIMITS, Limits
+from .record import Conversion
+from .scanning import Finding, Report, scan, scan_folder
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "FORMATS",
+    "Conversion",
+    "Finding",
+    "ForeignCheckpoint",
+    "Limits",
+    "Options",
+    "Report",
+    "convert",
+    "open",
+    "scan",
+    "scan_folder",
+]

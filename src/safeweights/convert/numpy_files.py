@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 __all__ = [
     "COMPRESSED",
     "NPY_MAGIC",
+    "JoblibArrays",
     "is_npz",
     "numpy_pickle",
+    "object_start",
     "read_npy",
     "read_npz",
     "read_object_pickle",
@@ -137,6 +139,13 @@ def _npy_fields(source: Source, text: str) -> dict[str, str]:
     return fields
 
 
+def object_start(source: Source) -> int | None:
+    """Where the pickle of a .npy file of Python objects begins; None for one of numbers."""
+    text, start = _npy_header(source)
+    descr = _npy_fields(source, text).get("text", "V")
+    return start if DtypeNode(descr.lstrip("<>=|")).is_object else None
+
+
 def read_npy(source: Source, options: OpenOptions) -> ForeignCheckpoint:
     """A .npy file: one array, called ``tensor``, or the tensors of the objects it holds."""
     node, pickles = npy_array(source, options.limits)
@@ -166,7 +175,7 @@ def read_npz(source: Source, options: OpenOptions) -> ForeignCheckpoint:
 _JOBLIB: Final = frozenset({"joblib.numpy_pickle", "sklearn.externals.joblib.numpy_pickle"})
 
 
-class _JoblibArrays:
+class JoblibArrays:
     """Replaces joblib's array wrappers with the arrays whose bytes follow them."""
 
     def __init__(self, limits: Limits) -> None:
@@ -228,7 +237,7 @@ def numpy_pickle(source: Source, offset: int, limits: Limits, *, trailing: bool 
     Raises:
         FormatError: It is malformed, or bytes follow it.
     """
-    arrays = _JoblibArrays(limits)
+    arrays = JoblibArrays(limits)
     machine = PickleMachine(
         source, offset=offset, constructors=ALL_CONSTRUCTORS, on_build=arrays, limits=limits
     )

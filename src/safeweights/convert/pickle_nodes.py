@@ -2,8 +2,8 @@
 
 The machine in `pickle_machine` turns a stream into a tree of Python atoms (None, bool, int, float,
 str, small bytes), lists, tuples and the nodes below. A node describes; it does nothing. Nodes are
-compared and hashed by identity, have no repr of their contents and are never traversed recursively, so neither cycles nor 200,000
-levels of nesting can hurt whoever holds one.
+compared and hashed by identity, their repr does not show what they hold, and nothing traverses them
+recursively, so neither cycles nor 200,000 levels of nesting can hurt whoever holds one.
 """
 
 from __future__ import annotations

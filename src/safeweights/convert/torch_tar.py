@@ -8,6 +8,7 @@ its geometry in binary; `pickle` refers to both by number. Source: torch/seriali
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from safeweights.convert.pickle_nodes import Value
     from safeweights.convert.source import Source
 
-__all__ = ["is_torch_tar", "read_tar"]
+__all__ = ["is_torch_tar", "read_tar", "stream_pickles"]
 
 
 def is_torch_tar(archive: TarArchive) -> bool:
@@ -98,6 +99,15 @@ def read_tar(source: Source, options: OpenOptions) -> ForeignCheckpoint:
     return from_tree(
         "torch-tar", source.name, body.value, options, pickles=pickles, storages=places
     )
+
+
+def stream_pickles(archive: TarArchive, options: OpenOptions) -> list[Pickle]:
+    """The pickles between the raw bytes of an archive's first two streams, as far as they go."""
+    streams = [_Stream(archive.open(name), options) for name in ("storages", "tensors")]
+    with suppress(FormatError):  # the caller reads the archive again and reports what is wrong
+        nodes: dict[int, Value] = dict(_storages(streams[0], LegacyStorages()))
+        _tensors(streams[1], nodes)
+    return [pickle for stream in streams for pickle in stream.pickles]
 
 
 def _storages(stream: _Stream, places: LegacyStorages) -> dict[int, StorageNode]:

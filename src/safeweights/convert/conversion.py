@@ -1,0 +1,399 @@
+"""Checkpoints of other formats to safetensors files: the operation that users ask for.
+
+Reads through `formats.open`, decides with `plan`, writes with `checkpoint.save`, one output at a
+time and each atomically. Memory: at most 64 MiB of chunks on their way to the disk, and the largest
+tensor that must be gathered or computed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import safeweights
+from safeweights.checkpoint import Tensor, save
+from safeweights.convert import formats
+from safeweights.convert.casting import parse_casts
+from safeweights.convert.folders import (
+    INDEX_SUFFIX,
+    check_index,
+    find_checkpoints,
+    output_name,
+    read_weight_map,
+)
+from safeweights.convert.foreign import ForeignCheckpoint  # noqa: TC001 - get_type_hints must work
+from safeweights.convert.limits import DEFAULT_LIMITS, Limits
+from safeweights.convert.plan import (
+    Plan,
+    Selection,
+    make_plan,
+    parse_renames,
+    parse_size,
+    shard_names,
+)
+from safeweights.convert.record import (
+    Conversion,
+    FileRecord,
+    dropped_records,
+    others_as_json,
+    sha256,
+)
+from safeweights.errors import FormatError, UnsupportedError, quote
+from safeweights.storage import open_source, write_file
+
+__all__ = ["Options", "convert"]
+
+RECORD_SUFFIX: Final = ".provenance.json"
+OTHERS_KEY: Final = "safeweights.others"
+_DROPPED_MAX: Final = 1000
+_FRAMEWORKS: Final = {
+    "torch": "pt", "npz": "np", "npy": "np", "flax": "flax",
+    "tensorflow": "tf", "hdf5": "tf", "keras": "tf",
+}  # fmt: skip
+"""First word of a format -> the ``format`` that loaders look for in the metadata."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert.
+
+    Attributes:
+        dtype: ``"BF16"`` converts all real floating-point tensors, ``"F64=F32,C128=C64"`` those
+            types.
+        only: Shell patterns of the source's names; all, if there are none.
+        skip: Shell patterns of what is left out.
+        rename: ``OLD=NEW`` rules, regular expressions, applied in order.
+        shard_size: Split into shards of at most this many bytes (``"5GB"``), with an index.
+        force: Replace files that exist.
+        dry_run: Do everything but write.
+        densify: Write sparse and quantised tensors dense instead of refusing them.
+        keep_ties: Write tied weights once for each of their names.
+        keep_others: Put what is no tensor into the metadata, as JSON under ``safeweights.others``.
+        metadata: Texts to put into the metadata.
+        digests: Record SHA-256 digests of sources and outputs.
+        record: Leave a provenance record beside the output.
+        durable: Return only when the outputs would survive a loss of power.
+        format: The sources' format, where their contents do not tell.
+        limits: What a source may cost.
+    """
+
+    dtype: str | None = None
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    rename: tuple[str, ...] = ()
+    shard_size: str | int | None = None
+    force: bool = False
+    dry_run: bool = False
+    densify: bool = False
+    keep_ties: bool = False
+    keep_others: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    digests: bool = True
+    record: bool = True
+    durable: bool = False
+    format: str | None = None
+    limits: Limits = DEFAULT_LIMITS
+
+    @property
+    def selection(self) -> Selection:
+        """The options that choose and name tensors."""
+        renames = tuple(parse_renames(self.rename))
+        return Selection(tuple(self.only), tuple(self.skip), renames, self.keep_ties)
+
+    def changes(self) -> dict[str, object]:
+        """The options that change what is written, for the record."""
+        names = ("dtype", "only", "skip", "rename", "shard_size", "densify", "keep_ties")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value}
+
+
+def convert(
+    sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    target: str | os.PathLike[str],
+    *,
+    options: Options | None = None,
+    progress: Callable[[int, int], object] | None = None,
+    **changes: object,
+) -> Conversion:
+    """Turn checkpoints of other formats into safetensors without executing anything in them.
+
+    Args:
+        sources: A file, a folder with checkpoints and perhaps their index, or several files.
+        target: The file to write; a folder where the source is one or there are several.
+        options: See `Options`; single ones can also be given as keyword arguments.
+        progress: Called with the bytes of tensors written so far and in all.
+        changes: Fields of `Options`.
+
+    Returns:
+        What was read, written and left out.
+
+    Raises:
+        FormatError: A source is damaged, hostile or of no known format.
+        UnsupportedError: A tensor cannot be written; the message names the option that would help.
+        FileExistsError: An output exists and `force` was not given.
+        OSError: Reading or writing failed; outputs are written whole or not at all.
+
+    >>> import tempfile, numpy
+    >>> folder = tempfile.mkdtemp()
+    >>> numpy.savez(f"{folder}/a.npz", w=numpy.zeros(3, "f4"))
+    >>> convert(f"{folder}/a.npz", f"{folder}/a.safetensors").tensors
+    1
+    """
+    chosen = replace(options or Options(), **changes)  # type: ignore[arg-type]
+    paths, weight_map, index = _resolve(sources)
+    into_folder = len(paths) > 1 or index is not None or _is_folder(sources)
+    job = _Job(chosen, os.fspath(target), into_folder, progress)
+    with ExitStack() as stack:
+        hashing = stack.enter_context(ThreadPoolExecutor(1)) if chosen.digests else None
+        opened = [stack.enter_context(_open(path, chosen)) for path in paths]
+        digests = [hashing.submit(_digest, path) if hashing else None for path in paths]
+        if index is not None and weight_map is not None:
+            names = [{*c, *c.refused} for c in opened]
+            shards = {os.path.basename(p): n for p, n in zip(paths, names, strict=True)}
+            check_index(weight_map, shards, index)
+        return job.run(paths, opened, digests, index)
+
+
+def _is_folder(sources: object) -> bool:
+    return isinstance(sources, (str, os.PathLike)) and os.path.isdir(sources)
+
+
+def _resolve(
+    sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+) -> tuple[list[str], dict[str, str] | None, str | None]:
+    """The files to read, and the index that lists them with what it says."""
+    if not isinstance(sources, (str, os.PathLike)):
+        paths = [os.fspath(source) for source in sources]
+        if len(paths) == 1:
+            return _resolve(paths[0])
+        if not paths:
+            raise UnsupportedError("there is nothing to convert")
+        return paths, None, None
+    path = os.fspath(sources)
+    if os.path.isdir(path):
+        names, found = find_checkpoints(path)
+        index = os.path.join(path, found) if found else None
+    elif path.endswith(INDEX_SUFFIX):
+        index, path = path, os.path.dirname(path)
+        names = sorted(set(read_weight_map(index).values()))
+    else:
+        return [path], None, None
+    paths = [os.path.join(path, name) for name in names]
+    return paths, read_weight_map(index) if index else None, index
+
+
+def _open(path: str, options: Options) -> ForeignCheckpoint:
+    casts = parse_casts(options.dtype) if options.dtype else {}
+    return formats.open(
+        path, format=options.format, densify=options.densify, casts=casts, limits=options.limits
+    )
+
+
+def _digest(path: str) -> str:
+    return sha256(open_source(path, engine="pread"))
+
+
+@dataclass
+class _Output:
+    """One file to be written."""
+
+    path: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+class _Job:
+    """One call of `convert`."""
+
+    def __init__(
+        self,
+        options: Options,
+        target: str,
+        into_folder: bool,
+        progress: Callable[[int, int], object] | None,
+    ) -> None:
+        self.options = options
+        self.target = target
+        self.into_folder = into_folder
+        self.progress = progress
+        self.report = Conversion(options=options.changes(), dry_run=options.dry_run)
+        self._calls: Counter[str] = Counter()
+
+    def run(
+        self,
+        paths: list[str],
+        opened: list[ForeignCheckpoint],
+        digests: list[Future[str] | None],
+        index: str | None,
+    ) -> Conversion:
+        outputs, weight_map = self._outputs(paths, opened, index)
+        documents: dict[str, object] = {}
+        if weight_map:
+            name = self._index_path(index)
+            documents[name] = {
+                "metadata": {"total_size": self.report.nbytes},
+                "weight_map": dict(sorted(weight_map.items())),
+            }
+        record = self._record_path() if self.options.record else None
+        self._refuse_existing([*(output.path for output in outputs), *documents, record])
+        self._write(outputs)
+        for path, checkpoint, digest in zip(paths, opened, digests, strict=True):
+            size = os.stat(path).st_size
+            value = digest.result() if digest is not None else None
+            tensors = len(checkpoint)
+            self.report.sources.append(FileRecord(path, size, checkpoint.format, tensors, value))
+        self.report.calls = dict(sorted(self._calls.items()))
+        if record is not None:
+            documents[record] = self.report.to_json(safeweights.__version__)
+        if not self.options.dry_run:
+            for path, document in documents.items():
+                write_file(path, [_as_json(document)], durable=self.options.durable)
+        return self.report
+
+    # -- deciding
+
+    def _outputs(
+        self, paths: list[str], opened: list[ForeignCheckpoint], index: str | None
+    ) -> tuple[list[_Output], dict[str, str]]:
+        """The files to write, and the weight map of the index, if there is to be one."""
+        outputs: list[_Output] = []
+        weight_map: dict[str, str] = {}
+        seen: dict[str, str] = {}
+        for path, checkpoint in zip(paths, opened, strict=True):
+            plan = self._plan(path, checkpoint)
+            made = self._split(path, plan, self._metadata(checkpoint, plan))
+            outputs += made
+            for output in made:
+                name = os.path.basename(output.path)
+                if seen.setdefault(name, path) != path:
+                    raise FormatError(
+                        f"{quote(seen[name])} and {quote(path)} would both become {quote(name)}",
+                        rule="output",
+                        path=path,
+                    )
+                if index is not None or len(made) > 1:
+                    _place(weight_map, output, path)
+        if not self.report.tensors:
+            raise FormatError("there is no tensor to write", rule="empty", path=paths[0])
+        return outputs, weight_map
+
+    def _plan(self, path: str, checkpoint: ForeignCheckpoint) -> Plan:
+        options, report = self.options, self.report
+        plan = make_plan(
+            checkpoint, checkpoint.aliases, checkpoint.refused, options.selection, path
+        )
+        report.tensors += len(plan.tensors)
+        report.nbytes += plan.nbytes
+        report.ties.update(plan.ties)
+        report.renamed.update(plan.renamed)
+        report.skipped += plan.skipped
+        if not options.keep_others:
+            room = _DROPPED_MAX - len(report.dropped)
+            report.dropped += dropped_records(path, checkpoint.others, room)
+            report.dropped_count += checkpoint.others_count
+        self._calls.update(call.path for call in checkpoint.calls)
+        return plan
+
+    def _metadata(self, checkpoint: ForeignCheckpoint, plan: Plan) -> dict[str, str]:
+        metadata = checkpoint.metadata or {}
+        framework = _FRAMEWORKS.get(checkpoint.format.split("-", 1)[0].removesuffix("script"))
+        if framework is not None:
+            metadata.setdefault("format", framework)
+        metadata.update(plan.ties)
+        if self.options.keep_others and checkpoint.others:
+            metadata[OTHERS_KEY] = others_as_json(checkpoint.others)
+        return {**metadata, **self.options.metadata}
+
+    def _split(self, path: str, plan: Plan, metadata: dict[str, str]) -> list[_Output]:
+        whole = self.target
+        if self.into_folder:
+            whole = os.path.join(self.target, output_name(os.path.basename(path)))
+        if self.options.shard_size is None or not plan.tensors:
+            return [_Output(whole, plan.tensors, metadata)] if plan.tensors else []
+        groups = shard_names(plan.tensors, parse_size(self.options.shard_size))
+        if len(groups) == 1:
+            return [_Output(whole, plan.tensors, metadata)]
+        stem = whole.removesuffix(".safetensors")
+        return [
+            _Output(
+                f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors",
+                {name: plan.tensors[name] for name in group},
+                metadata,
+            )
+            for number, group in enumerate(groups, 1)
+        ]
+
+    def _index_path(self, index: str | None) -> str:
+        if index is not None:
+            name = os.path.basename(index).removesuffix(INDEX_SUFFIX)
+            return os.path.join(self.target, output_name(name) + INDEX_SUFFIX)
+        if self.into_folder:
+            return os.path.join(self.target, "model.safetensors" + INDEX_SUFFIX)
+        return self.target.removesuffix(".safetensors") + ".safetensors" + INDEX_SUFFIX
+
+    def _record_path(self) -> str:
+        if self.into_folder:
+            return os.path.join(self.target, "conversion" + RECORD_SUFFIX)
+        return self.target + RECORD_SUFFIX
+
+    def _refuse_existing(self, paths: Iterable[str | None]) -> None:
+        for path in paths:
+            if path is not None and not self.options.force and os.path.lexists(path):
+                raise FileExistsError(
+                    errno.EEXIST, "exists; replace it with force=True (--force)", path
+                )
+
+    # -- writing
+
+    def _write(self, outputs: list[_Output]) -> None:
+        if self.into_folder and not self.options.dry_run:
+            os.makedirs(self.target, exist_ok=True)
+        done = 0
+        for output in outputs:
+            size = sum(tensor.nbytes for tensor in output.tensors.values())
+            digest = None
+            if not self.options.dry_run:
+                self._save(output, done, size)
+                written = os.stat(output.path).st_size
+                digest = _digest(output.path) if self.options.digests else None
+            else:
+                written = size
+            done += size
+            record = FileRecord(output.path, written, "safetensors", len(output.tensors), digest)
+            self.report.outputs.append(record)
+
+    def _save(self, output: _Output, done: int, size: int) -> None:
+        total = self.report.nbytes
+
+        def advance(count: int) -> None:
+            if self.progress is not None:  # counts the header too, which no total includes
+                self.progress(done + min(count, size), total)
+
+        save(
+            output.tensors,
+            output.path,
+            output.metadata or None,
+            durable=self.options.durable,
+            progress=advance,
+        )
+
+
+def _place(weight_map: dict[str, str], output: _Output, path: str) -> None:
+    for tensor in output.tensors:
+        if tensor in weight_map:
+            raise FormatError(
+                f"tensor {quote(tensor)} is in two sources", rule="index", path=path, tensor=tensor
+            )
+        weight_map[tensor] = os.path.basename(output.path)
+
+
+def _as_json(document: object) -> bytes:
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    return (text + "\n").encode("utf-8", "backslashreplace")
