@@ -1,0 +1,75 @@
+"""Where the bytes of a file are now: in the page cache, on a local disk, across a network.
+
+Used to choose how to read, never to decide what is read; where the system gives no answer, the answer
+is None.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from typing import Any, Final
+
+__all__ = ["is_remote", "resident_share"]
+
+_CACHESTAT: Final = 451  # the same number on every architecture since it is newer than their tables
+_REMOTE: Final = frozenset(
+    {
+        0x6969,  # NFS
+        0x65735546,  # FUSE: sshfs, s3fs, gcsfuse ...
+        0x517B,  # SMB
+        0xFF534D42,  # CIFS
+        0xFE534D42,  # SMB2
+        0x0BD00BD0,  # Lustre
+        0x00C36400,  # Ceph
+        0x01021997,  # 9p: WSL, virtual machines
+        0x47504653,  # GPFS
+        0x19830326,  # BeeGFS
+        0x5346414F,  # AFS
+    }
+)
+"""f_type of filesystems across a network or in user space (statfs(2), linux/magic.h)."""
+
+
+class _Range(ctypes.Structure):
+    _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
+
+
+class _Cachestat(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")
+    )
+
+
+@cache
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def resident_share(descriptor: int, offset: int, length: int) -> float | None:
+    """The share, 0 to 1, of a file's bytes that are in the page cache; None where unknown.
+
+    Cost: one system call (cachestat(2), Linux 6.5), some 50 us for 256 MiB.
+    """
+    libc = _libc()
+    if libc is None or length <= 0:
+        return None
+    wanted, found = _Range(offset, length), _Cachestat()
+    if libc.syscall(_CACHESTAT, descriptor, ctypes.byref(wanted), ctypes.byref(found), 0):
+        return None
+    page = 4096
+    pages = (offset + length + page - 1) // page - offset // page
+    return min(1.0, float(found.cached) / pages)
+
+
+def is_remote(descriptor: int) -> bool | None:
+    """Whether a file is on a network filesystem or one in user space; None where unknown."""
+    libc = _libc()
+    if libc is None:
+        return None
+    status = (ctypes.c_long * 64)()  # struct statfs; f_type comes first on every Linux but s390
+    if libc.fstatfs(descriptor, ctypes.byref(status)):
+        return None
+    return (status[0] & 0xFFFFFFFF) in _REMOTE
