@@ -8,31 +8,52 @@ Frameworks appear only above: here a tensor is its type, its shape and its bytes
 from __future__ import annotations
 
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any
 
 from . import indexing
-from .errors import ClosedError, FormatError, SafetensorError, TensorNotFoundError, quote
+from .errors import (
+    ClosedError,
+    FormatError,
+    SafetensorError,
+    TensorNotFoundError,
+    UnsupportedError,
+    quote,
+)
 from .header import PREFIX, Header, TensorInfo, header_length, layout, parse
+from .shardindex import INDEX_SUFFIX, SUFFIX, check_complete, read_index
 from .sniffing import HEAD, identify
-from .storage import Buffer, BytesSource, Source, open_source, write_file, write_stream
-from .strictjson import JSONError, Reader
+from .storage import (
+    Buffer,
+    Source,
+    allocate,
+    flat,
+    gather,
+    gather_mapped,
+    open_source,
+    read_bytes,
+    write_file,
+    write_stream,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .indexing import Selection
 
-__all__ = ["Checkpoint", "MemoryTensor", "SafetensorsFile", "Tensor", "open", "save"]
-
-SUFFIX: Final = ".safetensors"
-INDEX_SUFFIX: Final = f"{SUFFIX}.index.json"
-_INDEX_MAX: Final = 1 << 28
-_SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})(.*)").fullmatch
-_GATHER_MAX: Final = 1 << 23
+__all__ = [
+    "INDEX_SUFFIX",
+    "SUFFIX",
+    "Checkpoint",
+    "MemoryTensor",
+    "SafetensorsFile",
+    "Tensor",
+    "open",
+    "read_index",
+    "save",
+]
 
 
 class Tensor(ABC):
@@ -45,9 +66,11 @@ class Tensor(ABC):
         dtype: Code of the element type, e.g. ``"BF16"``.
         shape: Elements along each axis.
         nbytes: Bytes it takes.
+        in_memory: Whether `view` gives memory that is there already, mapped too, instead of reading.
     """
 
     __slots__ = ("dtype", "name", "nbytes", "shape")
+    in_memory = False
 
     def __init__(self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> None:
         self.name = name
@@ -67,18 +90,19 @@ class Tensor(ABC):
             OSError: Reading failed.
         """
 
+    @property
+    def info(self) -> TensorInfo:
+        """Type, shape and place; the place counts from the beginning of its file's data, if any."""
+        return TensorInfo(self.dtype, self.shape, 0, self.nbytes)
+
     def view(self) -> memoryview:
         """All its bytes: the memory itself where they are in memory or mapped, else a fresh copy."""
-        buffer = memoryview(bytearray(self.nbytes))
-        self.read_into(buffer)
-        return buffer
+        return self._read_range(0, self.nbytes)
 
     def chunks(self, size: int = 1 << 24) -> Iterator[memoryview]:
         """Its bytes in order, at most `size` at a time; memory for one chunk at a time."""
         for begin in range(0, self.nbytes, size):
-            buffer = memoryview(bytearray(min(size, self.nbytes - begin)))
-            self.read_into(buffer, begin)
-            yield buffer
+            yield self._read_copy(begin, min(size, self.nbytes - begin))
 
     def read_selection(self, selection: Selection) -> memoryview:
         """The bytes of the selected elements, ascending along each axis, in C order.
@@ -90,41 +114,53 @@ class Tensor(ABC):
             SelectionError: Elements of a sub-byte type that do not fill whole bytes.
         """
         runs = indexing.runs(selection, self.shape, self.dtype)
-        if runs.run_count <= 1:
+        if runs.run_count == 1:
             return self._read_range(runs.offset, runs.nbytes)
-        out = memoryview(bytearray(runs.nbytes))
-        _gather(self, runs, out)
+        out = allocate(runs.nbytes)
+        if self.in_memory:
+            gather_mapped(runs, self.view(), out)
+        else:
+            gather(runs, self.read_into, out)
         return out
 
     def _read_range(self, offset: int, length: int) -> memoryview:
-        buffer = memoryview(bytearray(length))
+        return self._read_copy(offset, length)
+
+    def _read_copy(self, offset: int, length: int) -> memoryview:
+        buffer = allocate(length)
         self.read_into(buffer, offset)
         return buffer
+
+    def _within(self, buffer: Any, offset: int) -> memoryview:
+        """The bytes of a buffer that is to be filled from `offset` on."""
+        view = flat(buffer)
+        if not 0 <= offset <= self.nbytes - len(view):
+            raise SafetensorError(
+                f"bytes {offset} to {offset + len(view)} asked of tensor {quote(self.name)}, which has "
+                f"{self.nbytes}",
+                tensor=self.name,
+            )
+        return view
 
 
 class FileTensor(Tensor):
     """A tensor whose bytes stand in one piece in a source."""
 
-    __slots__ = ("_offset", "_source")
+    __slots__ = ("_info", "_offset", "_source", "in_memory")
 
     def __init__(self, name: str, info: TensorInfo, source: Source, data_start: int) -> None:
         super().__init__(name, info.dtype, info.shape, info.nbytes)
+        self.in_memory = source.in_memory
+        self._info = info
         self._source = source
         self._offset = data_start + info.begin
 
-    def read_into(self, buffer: Any, offset: int = 0) -> None:
-        view = memoryview(buffer).cast("B")
-        if offset < 0 or offset + len(view) > self.nbytes:
-            raise SafetensorError(
-                f"bytes {offset} to {offset + len(view)} asked of tensor {quote(self.name)}, which has "
-                f"{self.nbytes}",
-                path=self._source.name,
-                tensor=self.name,
-            )
-        self._source.read_into(self._offset + offset, view)
+    @property
+    def info(self) -> TensorInfo:
+        return self._info
 
-    def view(self) -> memoryview:
-        return self._source.view(self._offset, self.nbytes)
+    def read_into(self, buffer: Any, offset: int = 0) -> None:
+        self._source.read_into(self._offset + offset, self._within(buffer, offset))
 
     def _read_range(self, offset: int, length: int) -> memoryview:
         return self._source.view(self._offset + offset, length)
@@ -138,65 +174,27 @@ class MemoryTensor(Tensor):
         dtype: Code of the element type.
         shape: Elements along each axis.
         data: Its bytes: any contiguous buffer, shared and not copied.
+
+    Raises:
+        UnsupportedError: `data` is no contiguous buffer.
     """
 
     __slots__ = ("_data",)
+    in_memory = True
 
     def __init__(self, name: str, dtype: str, shape: Iterable[int], data: Any) -> None:
-        self._data = memoryview(data).cast("B")
+        self._data = flat(data)
         super().__init__(name, dtype, tuple(shape), len(self._data))
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
-        view = memoryview(buffer).cast("B")
+        view = self._within(buffer, offset)
         view[:] = self._data[offset : offset + len(view)]
-
-    def view(self) -> memoryview:
-        return self._data
 
     def chunks(self, size: int = 1 << 24) -> Iterator[memoryview]:  # noqa: ARG002 - no copy to bound
         yield self._data
 
     def _read_range(self, offset: int, length: int) -> memoryview:
         return self._data[offset : offset + length]
-
-
-def _gather(tensor: Tensor, runs: indexing.Runs, out: memoryview) -> None:
-    """Read the runs into `out`, one after another.
-
-    Runs whose gaps are small are read together with what is between them and sorted out in memory.
-    """
-    *outer, (count, stride) = runs.loops
-    inner = indexing.Runs(0, runs.length, ((count, stride),))
-    size = inner.nbytes
-    position = 0
-    for offset in indexing.Runs(runs.offset, 0, tuple(outer)).offsets():
-        if stride - runs.length > _GAP_MAX:
-            for distance in range(0, count * stride, stride):
-                tensor.read_into(out[position : position + runs.length], offset + distance)
-                position += runs.length
-        else:
-            _gather_close(tensor, offset, inner, out[position : position + size])
-            position += size
-
-
-_GAP_MAX: Final = 4096
-
-
-def _gather_close(tensor: Tensor, offset: int, runs: indexing.Runs, out: memoryview) -> None:
-    """Read equidistant runs with the gaps between them, some megabytes at a time."""
-    import numpy as np
-
-    ((count, stride),) = runs.loops
-    length = runs.length
-    step = max(1, _GATHER_MAX // stride)
-    target = np.frombuffer(out, np.uint8).reshape(count, length)
-    for first in range(0, count, step):
-        rows = min(step, count - first)
-        span = (rows - 1) * stride + length
-        data = np.frombuffer(tensor._read_range(offset + first * stride, span), np.uint8)  # noqa: SLF001
-        target[first : first + rows] = np.lib.stride_tricks.as_strided(
-            data, (rows, length), (stride, 1), writeable=False
-        )
 
 
 class SafetensorsFile:
@@ -221,10 +219,9 @@ class SafetensorsFile:
 
         Raises:
             FormatError: The file breaks a rule of the format, or is of another format.
+            UnsupportedError: `target` is none of these.
             OSError: It cannot be opened or read.
         """
-        if isinstance(target, bytes | bytearray | memoryview):
-            return cls(BytesSource(target))
         return cls(open_source(target, engine=engine))
 
     def tensor(self, name: str) -> FileTensor:
@@ -237,11 +234,9 @@ class SafetensorsFile:
 
 def not_found(name: object, path: str | None) -> TensorNotFoundError:
     """The error for a name that a checkpoint does not have; the reference's words."""
-    shown = quote(name) if isinstance(name, str) else repr(name)
     where = name if isinstance(name, str) else None
-    return TensorNotFoundError(
-        f"File does not contain tensor {shown[1:-1]}", path=path, tensor=where
-    )
+    shown = repr(name) if where is None else quote(where)[1:-1]
+    return TensorNotFoundError(f"File does not contain tensor {shown}", path=path, tensor=where)
 
 
 def _read_header(source: Source) -> Header:
@@ -249,14 +244,31 @@ def _read_header(source: Source) -> Header:
     head = bytes(source.view(0, min(PREFIX, source.size)))
     try:
         length = header_length(head, source.size, path=name)
-        text = memoryview(bytearray(length))
-        source.read_into(PREFIX, text)
-        return parse(bytes(text), source.size - PREFIX - length, path=name)
+        return parse(read_bytes(source, PREFIX, length), source.size - PREFIX - length, path=name)
     except FormatError as error:
         found = identify(bytes(source.view(0, min(HEAD, source.size))))
         if found is not None:
             error.message += f"; this looks like {found}"
         raise
+
+
+class _Unread(Mapping[str, Tensor]):
+    """The tensors of files, each made when it is asked for: few who open 100,000 want them all."""
+
+    def __init__(self, files: Mapping[str, SafetensorsFile]) -> None:
+        self._files = files
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._files[name].tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -293,17 +305,18 @@ class Checkpoint(Mapping[str, Tensor]):
             FormatError: Two files have a tensor of the same name.
         """
         files = tuple(files)
-        tensors: dict[str, Tensor] = {}
+        owners: dict[str, SafetensorsFile] = {}
         for file in files:
-            for key in file.header.tensors:
-                if key in tensors:
-                    first = next(other.name for other in files if key in other.header.tensors)
-                    raise FormatError(
-                        f"tensor {quote(key)} is in two files: {quote(first)} and {quote(file.name)}",
-                        rule="duplicate-key", path=name, tensor=key,
-                    )  # fmt: skip
-                tensors[key] = file.tensor(key)
-        return cls(tensors, _common_metadata(files), name=name, files=files)
+            tensors = file.header.tensors
+            if not owners.keys().isdisjoint(tensors):
+                twice = next(key for key in tensors if key in owners)
+                raise FormatError(
+                    f"tensor {quote(twice)} is in two files: {quote(owners[twice].name)} and "
+                    f"{quote(file.name)}; if they are two models, open one of them by its name",
+                    rule="duplicate-key", path=name, tensor=twice,
+                )  # fmt: skip
+            owners.update(dict.fromkeys(tensors, file))
+        return cls(_Unread(owners), _common_metadata(files), name=name, files=files)
 
     @property
     def metadata(self) -> dict[str, str] | None:
@@ -336,20 +349,19 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def info(self, name: str) -> TensorInfo:
         """Type, shape and place of a tensor; the place counts from the beginning of its file's data."""
-        for file in self.files:
-            if name in file.header.tensors:
-                return file.header.tensors[name]
-        tensor = self[name]
-        return TensorInfo(tensor.dtype, tensor.shape, 0, tensor.nbytes)
+        return self[name].info
 
-    def filter(self, *, only: Iterable[str] = (), skip: Iterable[str] = ()) -> Checkpoint:
+    def filter(
+        self, *, only: str | Iterable[str] = (), skip: str | Iterable[str] = ()
+    ) -> Checkpoint:
         """A view of the tensors that match one of `only` (all, if empty) and none of `skip`.
 
         Args:
-            only: Shell patterns, case-sensitive: ``*`` matches anything, dots and slashes too.
+            only: Shell pattern or patterns, case-sensitive: ``*`` matches anything, dots and slashes
+                too.
             skip: The same.
         """
-        wanted, unwanted = list(only), list(skip)
+        wanted, unwanted = _patterns(only), _patterns(skip)
         return self._with(
             {
                 name: tensor
@@ -393,6 +405,10 @@ class Checkpoint(Mapping[str, Tensor]):
         self.close()
 
 
+def _patterns(given: str | Iterable[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
 def _common_metadata(files: Iterable[SafetensorsFile]) -> dict[str, str] | None:
     found = [file.header.metadata for file in files if file.header.metadata is not None]
     merged: dict[str, str] = {}
@@ -417,6 +433,7 @@ def open(target: Any, *, backend: str = "mmap") -> Checkpoint:
 
     Raises:
         FormatError: A file breaks the format; an index disagrees with its shards; shards are missing.
+        UnsupportedError: `target` is none of these, or there is no such backend.
         OSError: Something cannot be opened or read.
 
     >>> import safeweights.numpy, numpy
@@ -424,19 +441,20 @@ def open(target: Any, *, backend: str = "mmap") -> Checkpoint:
     >>> open(data)["a"]
     <FileTensor `a` F32 [3]>
     """
-    if isinstance(target, bytes | bytearray | memoryview) or hasattr(target, "read"):
+    if not isinstance(target, str | os.PathLike):
         file = SafetensorsFile.open(target, engine=backend)
         return Checkpoint.from_files([file], file.name)
-    path = os.fspath(target)
+    path = os.fsdecode(target)
     if os.path.isdir(path):
         return _open_folder(path, backend)
-    if os.fsdecode(path).endswith(".json"):
+    if path.endswith(".json"):
         return _open_index(path, backend)
     return Checkpoint.from_files([SafetensorsFile.open(path, engine=backend)], path)
 
 
 def _open_folder(path: str, backend: str) -> Checkpoint:
-    names = sorted(os.listdir(path))
+    # Hidden ones are an editor's, a file manager's ("._model.safetensors") or a save's under way.
+    names = sorted(name for name in os.listdir(path) if not name.startswith("."))
     indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
     if len(indexes) == 1:
         return _open_index(os.path.join(path, indexes[0]), backend, name=path)
@@ -446,104 +464,43 @@ def _open_folder(path: str, backend: str) -> Checkpoint:
     shards = [name for name in names if name.endswith(SUFFIX)]
     if not shards:
         raise FormatError(f"the folder has no {SUFFIX} file and no index", path=path)
-    _check_shard_names(shards, path)
+    check_complete(shards, path)
     files = [SafetensorsFile.open(os.path.join(path, name), engine=backend) for name in shards]
     return Checkpoint.from_files(files, path)
-
-
-def _check_shard_names(names: Iterable[str], path: str) -> None:
-    """Files called ``x-00001-of-00005`` are whole only together."""
-    series: dict[tuple[str, str, str], set[int]] = {}
-    for name in names:
-        if match := _SHARD(name):
-            stem, number, total, suffix = match.groups()
-            series.setdefault((stem, total, suffix), set()).add(int(number))
-    for (stem, total, suffix), numbers in series.items():
-        missing = set(range(1, min(int(total), 100_000) + 1)) - numbers
-        if missing:
-            first = f"{stem}-{min(missing):0{len(total)}}-of-{total}{suffix}"
-            raise FormatError(
-                f"{len(missing)} of {int(total)} shards are missing, the first is {quote(first)}",
-                path=path,
-            )
 
 
 def _open_index(path: str, backend: str, *, name: str | None = None) -> Checkpoint:
     weight_map = read_index(path)
     folder = os.path.dirname(path)
+    shards = sorted(set(weight_map.values()))
+    _check_present(shards, folder, path)
     files = {
-        shard: SafetensorsFile.open(os.path.join(folder, shard), engine=backend)
-        for shard in sorted(set(weight_map.values()))
+        shard: SafetensorsFile.open(os.path.join(folder, shard), engine=backend) for shard in shards
     }
     for tensor, shard in weight_map.items():
         if tensor not in files[shard].header.tensors:
             raise FormatError(
                 f"the index places tensor {quote(tensor)} in {quote(shard)}, which does not have it",
-                path=path, tensor=tensor,
+                rule="index", path=path, tensor=tensor,
             )  # fmt: skip
     for shard, file in files.items():
         for tensor in file.header.tensors:
             if weight_map.get(tensor) != shard:
                 raise FormatError(
                     f"{quote(shard)} has tensor {quote(tensor)}, which the index does not place there",
-                    path=path, tensor=tensor,
+                    rule="index", path=path, tensor=tensor,
                 )  # fmt: skip
     return Checkpoint.from_files(files.values(), name or path)
 
 
-def read_index(path: str) -> dict[str, str]:
-    """The ``weight_map`` of an index file: tensor -> file, relative to the index.
-
-    Raises:
-        FormatError: Not JSON, no weight_map, or an entry that leaves the folder.
-    """
-    source = open_source(path, engine="pread")
-    if source.size > _INDEX_MAX:
+def _check_present(shards: list[str], folder: str, path: str) -> None:
+    missing = [shard for shard in shards if not os.path.lexists(os.path.join(folder, shard))]
+    if missing:
         raise FormatError(
-            f"an index of {source.size} bytes, at most {_INDEX_MAX} are read", path=path
-        )
-    reader = Reader(bytes(source.view(0, source.size)))
-    weight_map: dict[str, str] | None = None
-    try:
-        for key, at in reader.members("an object"):
-            if key != "weight_map":
-                reader.skip(1)
-                continue
-            if weight_map is not None:
-                raise JSONError("duplicate key `weight_map`", at)
-            weight_map = dict(_weight_map(reader))
-        reader.end()
-    except JSONError as error:
-        message = f"invalid index: {error}"
-        raise FormatError(message, rule="json", path=path, offset=error.position) from error
-    if weight_map is None:
-        raise FormatError("the index has no `weight_map`", rule="json", path=path)
-    return weight_map
-
-
-def _weight_map(reader: Reader) -> Iterator[tuple[str, str]]:
-    seen: set[str] = set()
-    for tensor, at in reader.members("an object as `weight_map`"):
-        if tensor in seen:
-            raise JSONError(f"duplicate key {quote(tensor)} in `weight_map`", at)
-        seen.add(tensor)
-        shard = reader.string("a file name")
-        if not is_safe_shard(shard):
-            raise JSONError(
-                f"{quote(shard)} is not the name of a {SUFFIX} file below the index", at
-            )
-        yield tensor, shard
-
-
-def is_safe_shard(name: str) -> bool:
-    """Whether an index may name `name`: a relative path that stays below its folder."""
-    parts = name.replace("\\", "/").split("/")
-    return (
-        name.endswith(SUFFIX)
-        and name.isprintable()
-        and ":" not in name
-        and all(part not in {"", ".", ".."} for part in parts)
-    )
+            f"{len(missing)} of {len(shards)} shards that the index names are missing, the first is "
+            f"{quote(missing[0])}",
+            rule="index", path=path,
+        )  # fmt: skip
 
 
 def save(
@@ -571,37 +528,47 @@ def save(
         FormatError: What the format cannot hold; nothing is written then.
         OSError: Writing failed; the old file is untouched.
     """
-    if metadata is None and isinstance(tensors, Checkpoint):
-        metadata = tensors.metadata
-    header, head = _plan(tensors, metadata)
-    buffers = _contents(head, header, tensors)
+    buffers = _plan(tensors, metadata)
     if isinstance(target, str | os.PathLike):
         write_file(target, buffers, durable=durable, progress=progress)
-    else:
+    elif hasattr(target, "write"):
         write_stream(target, buffers, progress=progress)
-
-
-def _plan(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
-) -> tuple[Header, bytes]:
-    header, head = layout(((name, t.dtype, t.shape) for name, t in tensors.items()), metadata)
-    for name, info in header.tensors.items():
-        if tensors[name].nbytes != info.nbytes:
-            raise FormatError(
-                f"tensor {quote(name)}, {info.dtype} of shape {list(info.shape)}, takes "
-                f"{info.nbytes} bytes, but has {tensors[name].nbytes}",
-                rule="size", tensor=name,
-            )  # fmt: skip
-    return header, head
+    else:
+        kind = type(target).__name__
+        raise UnsupportedError(f"expected a path or a writable file object, found {kind}")
 
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """What `save` would write, as bytes; one copy."""
-    header, head = _plan(tensors, metadata)
-    return b"".join(_contents(head, header, tensors))
+    return b"".join(_plan(tensors, metadata))
+
+
+def _plan(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Iterator[Buffer]:
+    """The contents of the file, of which the header is made, and checked, at once."""
+    if metadata is None and isinstance(tensors, Checkpoint):
+        metadata = tensors.metadata
+    found = dict(tensors.items())
+    header, head = layout(((name, t.dtype, t.shape) for name, t in found.items()), metadata)
+    for name, info in header.tensors.items():
+        if found[name].nbytes != info.nbytes:
+            raise _wrong_size(name, info, found[name].nbytes)
+    return _contents(head, header, found)
 
 
 def _contents(head: bytes, header: Header, tensors: Mapping[str, Tensor]) -> Iterator[Buffer]:
     yield head
-    for name in header.tensors:
-        yield from tensors[name].chunks()
+    for name, info in header.tensors.items():
+        size = 0
+        for chunk in tensors[name].chunks():
+            size += len(chunk)
+            yield chunk
+        if size != info.nbytes:
+            raise _wrong_size(name, info, size)
+
+
+def _wrong_size(name: str, info: TensorInfo, found: int) -> FormatError:
+    return FormatError(
+        f"tensor {quote(name)}, {info.dtype} of shape {list(info.shape)}, takes {info.nbytes} bytes, "
+        f"but has {found}",
+        rule="size", tensor=name,
+    )  # fmt: skip

@@ -1,11 +1,20 @@
 """The operating system: where bytes come from (`source`) and go to (`sink`).
 
-Nothing here knows of tensors, headers or frameworks.
+Scattered ones are brought together by `gathering`. Nothing here knows of tensors, headers or frameworks.
 """
 
 from __future__ import annotations
 
-from .sink import Buffer, PartialOverwriteError, write_file, write_stream
+from .gathering import gather, gather_mapped
+from .memory import allocate
+from .sink import (
+    Buffer,
+    PartialOverwriteError,
+    move_file,
+    sync_directory,
+    write_file,
+    write_stream,
+)
 from .source import (
     ENGINES,
     BytesSource,
@@ -13,7 +22,9 @@ from .source import (
     FileObjectSource,
     Source,
     TruncatedError,
+    flat,
     open_source,
+    read_bytes,
 )
 
 __all__ = [
@@ -25,7 +36,14 @@ __all__ = [
     "PartialOverwriteError",
     "Source",
     "TruncatedError",
+    "allocate",
+    "flat",
+    "gather",
+    "gather_mapped",
+    "move_file",
     "open_source",
+    "read_bytes",
+    "sync_directory",
     "write_file",
     "write_stream",
 ]

@@ -1,10 +1,14 @@
 """Sinks: putting bytes where they belong, all of them or none.
 
 Rules:
-- A file is written under another name in the same directory and renamed when it is complete: whoever
-  looks sees the old contents or the new, and a failed save changes nothing (rename(2)).
-- The new file has the mode of the one it replaces, or what the umask allows. A symbolic link stays
-  one; its target is replaced.
+- A file is written under no name or another name in the same directory, and renamed when it is
+  complete: whoever looks sees the old contents or the new, and a failed save changes nothing
+  (rename(2)).
+- Where the system has files without a name (open(2), O_TMPFILE), a process that is killed while it
+  writes leaves nothing behind; elsewhere ``.safeweights-*.tmp``, which may be deleted.
+- The new file has the mode of the one it replaces, and its owner and group where that is allowed, or
+  what the umask allows. A symbolic link stays one; its target is replaced. Other hard links to the
+  old file keep the old contents.
 - Only regular files are replaced: never a directory, device, FIFO or socket.
 - ``durable`` means that the bytes and the name survive a loss of power once the call returns
   (fsync(2) of the file and of its directory).
@@ -18,37 +22,51 @@ import errno
 import os
 import secrets
 import stat
+import sys
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
+
+from .source import flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Buffer", "PartialOverwriteError", "write_file", "write_stream"]
+__all__ = [
+    "Buffer",
+    "PartialOverwriteError",
+    "move_file",
+    "sync_directory",
+    "write_file",
+    "write_stream",
+]
 
 Buffer = bytes | bytearray | memoryview
-"""What is written: flat bytes."""
+"""What is written: contiguous memory."""
+
+_Progress: TypeAlias = "Callable[[int], object]"
 
 _VECTOR: Final = 1024  # IOV_MAX of Linux, macOS and the BSDs
 _BATCH: Final = 1 << 26  # bytes handed to one system call; a signal is seen between two
+_FLAGS: Final[int] = getattr(os, "O_BINARY", 0)
+
 _UNSUPPORTED: Final = frozenset(
-    {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL, errno.EXDEV}
+    {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL}
 )
 """What filesystems answer that cannot do what was asked (FUSE, object-store mounts, vfat)."""
 
-
-_FLAGS: Final = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_CANNOT_RENAME: Final = _UNSUPPORTED | {errno.EXDEV, errno.EBUSY}
+"""EBUSY: the target is a mount point itself, as files are that are mounted into containers."""
 
 
 class PartialOverwriteError(OSError):
-    """A file on a filesystem without rename could not be overwritten to its end.
+    """Files on a filesystem without rename could not be replaced to the end.
 
     Attributes:
-        kept: The file that holds the new contents, whole.
+        kept: The file or folder that holds the new contents, or what of them is not in place yet.
     """
 
     def __init__(self, target: str, kept: str, cause: OSError) -> None:
-        what = f"{cause.strerror}: the filesystem cannot rename; the new contents are whole in {kept!r}"
+        what = f"{cause.strerror}: replaced in part only; the new contents are kept in {kept!r}"
         super().__init__(cause.errno, what, target)
         self.kept = kept
 
@@ -58,11 +76,12 @@ def write_file(
     buffers: Iterable[Buffer],
     *,
     durable: bool = False,
-    progress: Callable[[int], object] | None = None,
+    progress: _Progress | None = None,
 ) -> None:
     """Make `buffers`, one after another, the contents of the file at `path`.
 
-    Cost: nothing is copied; up to 1,024 buffers or 64 MiB go into one system call.
+    Cost: nothing is copied; up to 1,024 buffers or 64 MiB go into one system call. While it runs, the
+    old contents and the new take up space.
 
     Args:
         path: Where; links are followed.
@@ -72,45 +91,75 @@ def write_file(
 
     Raises:
         OSError: With the system's class and errno; the file at `path` is what it was, and nothing is
-            left beside it.
+            left beside it. (If syncing the directory of a durable file fails, which comes last, the
+            new file is in its place.)
         PartialOverwriteError: The filesystem cannot rename, so that the contents had to be copied
             over the old file, and that failed half-way.
     """
-    target = os.path.realpath(os.fspath(path))
-    replaced = _stat_replaceable(target)
-    directory = os.path.dirname(target)
-    temporary = os.path.join(directory, f".safeweights-{secrets.token_hex(8)}.tmp")
-    try:
-        _create(temporary, replaced, buffers, durable=durable, progress=progress)
-        _rename(temporary, target, durable=durable)
-    except PartialOverwriteError:
-        raise
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    if durable:
-        _sync_directory(directory)
+    new = _NewFile(os.path.realpath(os.fsdecode(path)), durable=durable)
+    with sync_directory(new.directory, durable=durable):
+        try:
+            new.create(buffers, progress)
+        except BaseException as error:
+            if isinstance(error, OSError) and error.filename == new.path:
+                error.filename = new.target  # what the caller asked for
+            _discard(new.path)
+            raise
+        move_file(new.path, new.target, durable=durable)
 
 
 def write_stream(
     file: IO[bytes],
     buffers: Iterable[Buffer],
     *,
-    progress: Callable[[int], object] | None = None,
+    progress: _Progress | None = None,
 ) -> None:
-    """Write `buffers` to an open file object, a pipe or socket too; it is neither closed nor synced."""
+    """Write `buffers` to an open file object, a pipe or socket too; it is neither closed nor synced.
+
+    Raises:
+        BlockingIOError: The object is in non-blocking mode and takes no more.
+        OSError: Writing failed; what was written before stays.
+    """
     written = 0
     for buffer in buffers:
-        rest = memoryview(buffer)
+        rest = flat(buffer)
         while rest:
             count = file.write(rest)
             if count is None:
                 raise BlockingIOError(errno.EAGAIN, "the file object would block")
-            rest = rest[count:]
+            rest = rest[_progressed(count) :]
             written += count
         if progress is not None:
             progress(written)
+
+
+def move_file(temporary: str, target: str, *, durable: bool = False) -> None:
+    """Rename a complete file over `target`; where that cannot be done, copy its contents there.
+
+    Raises:
+        OSError: `target` is what it was, and `temporary` is gone.
+        PartialOverwriteError: Copying failed half-way; `temporary` is kept.
+    """
+    try:
+        os.replace(temporary, target)
+    except BaseException as error:
+        if not isinstance(error, OSError) or error.errno not in _CANNOT_RENAME:
+            _discard(temporary)
+            raise
+        _copy_over(temporary, target, durable=durable, refusal=error)
+
+
+@contextlib.contextmanager
+def sync_directory(directory: str, *, durable: bool) -> Iterator[None]:
+    """If `durable`, make the names in `directory` survive a loss of power when the block has ended."""
+    if not (durable and hasattr(os, "O_DIRECTORY")):  # Windows has none: NTFS journals names
+        yield
+        return
+    # Opened first: where that is refused, nothing has happened yet.
+    with _closing(os.open(directory, os.O_RDONLY | os.O_DIRECTORY), directory) as descriptor:
+        yield
+        with _about(directory):
+            _allowed(os.fsync, descriptor)
 
 
 def _stat_replaceable(target: str) -> os.stat_result | None:
@@ -126,61 +175,152 @@ def _stat_replaceable(target: str) -> os.stat_result | None:
     return status
 
 
-def _create(
-    path: str,
-    replaced: os.stat_result | None,
-    buffers: Iterable[Buffer],
-    *,
-    durable: bool,
-    progress: Callable[[int], object] | None,
-) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS | getattr(os, "O_NOFOLLOW", 0)
-    # Created with the final mode: contents meant for few must not be readable by many meanwhile.
-    mode = 0o666 if replaced is None else stat.S_IMODE(replaced.st_mode) & 0o777
-    with _closing(os.open(path, flags, mode)) as descriptor:
-        if replaced is not None:
-            _adopt(descriptor, replaced)
-        _write_all(descriptor, buffers, progress)
-        if durable:
-            os.fsync(descriptor)
+class _NewFile:
+    """The file that is to replace what is at `target`, under the name `path` in its directory."""
+
+    def __init__(self, target: str, *, durable: bool) -> None:
+        self.target = target
+        self.directory = os.path.dirname(target)
+        self.path = os.path.join(self.directory, f".safeweights-{secrets.token_hex(8)}.tmp")
+        self._durable = durable
+        self._replaced = replaced = _stat_replaceable(target)
+        # Created with the final mode: contents meant for few must not be readable by many meanwhile.
+        self._mode = 0o666 if replaced is None else stat.S_IMODE(replaced.st_mode) & 0o777
+
+    def create(self, buffers: Iterable[Buffer], progress: _Progress | None) -> None:
+        """Write it; it gets its name as late as can be."""
+        unnamed = _open_unnamed(self.directory, self._mode)
+        if unnamed is None:
+            self._create_named(buffers, progress)
+            return
+        with _closing(unnamed, self.target):
+            self._fill(unnamed, buffers, progress)
+            if _name(unnamed, self.path):
+                _sync(unnamed, self.target, durable=self._durable)
+            else:
+                self._create_named(_contents(unnamed), None)
+
+    def _create_named(self, buffers: Iterable[Buffer], progress: _Progress | None) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS | getattr(os, "O_NOFOLLOW", 0)
+        with _closing(os.open(self.path, flags, self._mode), self.target) as descriptor:
+            self._fill(descriptor, buffers, progress)
+
+    def _fill(self, descriptor: int, buffers: Iterable[Buffer], progress: _Progress | None) -> None:
+        if self._replaced is not None:
+            with _about(self.target):
+                _adopt(descriptor, self._replaced)
+        _write_all(descriptor, self.target, buffers, progress)
+        _sync(descriptor, self.target, durable=self._durable)
+
+
+def _open_unnamed(directory: str, mode: int) -> int | None:
+    """A new file that has no name yet; None where the system or the filesystem has none."""
+    # It gets its name through /proc, which a chroot may lack.
+    if not (hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd")):
+        return None
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR, mode)
+    except OSError:
+        return None
+
+
+def _name(descriptor: int, path: str) -> bool:
+    """Give the file a name, as open(2) says; False where a security policy forbids that."""
+    try:
+        # A src_dir_fd makes Python call linkat, which follows the link.
+        os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor, follow_symlinks=True)
+    except OSError:
+        return False
+    return True
+
+
+def _contents(descriptor: int) -> Iterator[bytes]:
+    position = 0
+    while piece := os.pread(descriptor, _BATCH, position):
+        yield piece
+        position += len(piece)
 
 
 @contextlib.contextmanager
-def _closing(descriptor: int) -> Iterator[int]:
+def _closing(descriptor: int, path: str) -> Iterator[int]:
     try:
         yield descriptor
-    finally:
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first failure is the one to report
+            os.close(descriptor)
+        raise
+    with _about(path):
         # close(2) reports what a network filesystem could not write: not to be missed.
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def _about(path: str) -> Iterator[None]:
+    """Say which file it was: of a descriptor the system does not know."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
+
+
+def _discard(path: str) -> None:
+    with contextlib.suppress(OSError):  # not there, or as stubborn as what went wrong before
+        os.unlink(path)
+
+
+def _allowed(call: Callable[..., object], *arguments: Any) -> bool:
+    """Make a system call that not every filesystem or user can: whether it was done."""
+    try:
+        call(*arguments)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        return False
+    return True
+
+
 def _adopt(descriptor: int, replaced: os.stat_result) -> None:
     """Give the new file the owner (where that is allowed) and mode of the one it replaces."""
-    if not hasattr(os, "fchmod"):
+    if not hasattr(os, "fchown"):  # Windows
         return
     created = os.fstat(descriptor)
-    try:
-        if (created.st_uid, created.st_gid) != (replaced.st_uid, replaced.st_gid):
-            os.fchown(descriptor, replaced.st_uid, replaced.st_gid)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-    try:
-        if created.st_mode != replaced.st_mode:
-            os.fchmod(descriptor, stat.S_IMODE(replaced.st_mode))
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
+    owner, mode = (replaced.st_uid, replaced.st_gid), stat.S_IMODE(replaced.st_mode)
+    if (created.st_uid, created.st_gid) != owner and not _allowed(os.fchown, descriptor, *owner):
+        # Another's file: members of its group may still keep the group, but rights that were given
+        # to the owner's program are not ours to give.
+        mode &= ~(stat.S_ISUID | stat.S_ISGID)
+        _allowed(os.fchown, descriptor, -1, replaced.st_gid)
+    if stat.S_IMODE(created.st_mode) != mode:
+        _allowed(os.fchmod, descriptor, mode)
+
+
+def _sync(descriptor: int, path: str, *, durable: bool) -> None:
+    """If `durable`, return only when the contents would survive a loss of power."""
+    if not durable:
+        return
+    with _about(path):
+        if sys.platform == "darwin":  # fsync(2) stops at the drive's cache there
+            import fcntl
+
+            if _allowed(fcntl.fcntl, descriptor, fcntl.F_FULLFSYNC):
+                return
+        os.fsync(descriptor)
 
 
 def _write_all(
-    descriptor: int, buffers: Iterable[Buffer], progress: Callable[[int], object] | None
+    descriptor: int,
+    path: str,
+    buffers: Iterable[Buffer],
+    progress: _Progress | None = None,
 ) -> None:
     written = 0
     for batch in _batches(buffers):
         rest = batch
         while rest:
-            count = _write_some(descriptor, rest)
+            with _about(path):
+                count = _write_some(descriptor, rest)
             written += count
             rest = _after(rest, count)
         if progress is not None:
@@ -203,20 +343,19 @@ def _batches(buffers: Iterable[Buffer]) -> Iterator[list[memoryview]]:
 
 def _pieces(buffers: Iterable[Buffer]) -> Iterator[memoryview]:
     for buffer in buffers:
-        view = memoryview(buffer)
-        if len(view) <= _BATCH:
-            if view:
-                yield view
-            continue
+        view = flat(buffer)
         for begin in range(0, len(view), _BATCH):
             yield view[begin : begin + _BATCH]
 
 
 def _write_some(descriptor: int, batch: list[memoryview]) -> int:
     vectored = hasattr(os, "writev")  # not on Windows
-    count = os.writev(descriptor, batch) if vectored else os.write(descriptor, batch[0])
+    return _progressed(os.writev(descriptor, batch) if vectored else os.write(descriptor, batch[0]))
+
+
+def _progressed(count: int) -> int:
     if count == 0:
-        raise OSError(errno.EIO, "the filesystem accepts no more bytes and reports no error")
+        raise OSError(errno.EIO, "no more bytes are accepted, and no error is reported")
     return count
 
 
@@ -229,39 +368,18 @@ def _after(batch: list[memoryview], count: int) -> list[memoryview]:
     return []
 
 
-def _rename(temporary: str, target: str, *, durable: bool) -> None:
-    try:
-        os.replace(temporary, target)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-        _copy_over(temporary, target, durable=durable, refusal=error)
-        os.unlink(temporary)
-
-
 def _copy_over(temporary: str, target: str, *, durable: bool, refusal: OSError) -> None:
     """Where there is no rename: the contents, which are safe in `temporary`, into `target`."""
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, 0o666)
     except OSError:
+        _discard(temporary)
         raise refusal from None  # nothing was touched, and the rename's refusal is the cause
+    # From here on `temporary` is all there is, so that nothing may remove it but success.
     try:
-        with open(temporary, "rb", buffering=0) as source, _closing(descriptor):
-            _write_all(descriptor, iter(lambda: source.read(_BATCH), b""), None)
-            if durable:
-                os.fsync(descriptor)
+        with _closing(descriptor, target), open(temporary, "rb", buffering=0) as source:
+            _write_all(descriptor, target, iter(lambda: source.read(_BATCH), b""))
+            _sync(descriptor, target, durable=durable)
     except OSError as error:
         raise PartialOverwriteError(target, temporary, error) from error
-
-
-def _sync_directory(directory: str) -> None:
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows has no such thing: NTFS journals the name
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-    finally:
-        os.close(descriptor)
+    _discard(temporary)

@@ -18,12 +18,14 @@ import io
 import mmap
 import os
 import stat
+import sys
 import threading
 import weakref
 from abc import ABC, abstractmethod
 from typing import IO, Any, Final
 
-from ..errors import SafetensorError, UnsupportedError
+from ..errors import ClosedError, SafetensorError, UnsupportedError
+from .memory import allocate
 
 __all__ = [
     "ENGINES",
@@ -32,7 +34,9 @@ __all__ = [
     "FileObjectSource",
     "Source",
     "TruncatedError",
+    "flat",
     "open_source",
+    "read_bytes",
 ]
 
 ENGINES: Final = ("mmap", "pread")
@@ -40,9 +44,37 @@ ENGINES: Final = ("mmap", "pread")
 # One system call moves at most 0x7ffff000 bytes on Linux, and a signal is seen between two calls.
 _READ_MAX: Final = 1 << 28
 
+# A private mapping counts as memory that all its pages may need, so that a file larger than the
+# memory could not be mapped (proc_sys_vm(5), overcommit_memory), unless the mapping waives that.
+# The mmap module has the name since Python 3.13; the number is that of these two processors.
+_NORESERVE: Final[int] = getattr(
+    mmap,
+    "MAP_NORESERVE",
+    0x4000 if sys.platform == "linux" and os.uname().machine in {"x86_64", "aarch64"} else 0,
+)
+
 
 class TruncatedError(SafetensorError, EOFError):
     """The file ends before the bytes that were asked for."""
+
+
+def flat(data: Any) -> memoryview:
+    """The memory of a contiguous buffer, as a sequence of bytes; nothing is copied.
+
+    Raises:
+        UnsupportedError: `data` does not have the buffer protocol, or is not contiguous.
+
+    >>> flat(memoryview(bytes(8)).cast("I")).nbytes
+    8
+    """
+    try:
+        view = memoryview(data)
+        # A view with a 0 in its shape cannot be cast.
+        return view.cast("B") if view.nbytes else memoryview(bytearray())
+    except (TypeError, ValueError, BufferError) as error:
+        raise UnsupportedError(
+            f"expected bytes or another contiguous buffer, found {type(data).__name__}: {error}"
+        ) from error
 
 
 class Source(ABC):
@@ -51,15 +83,12 @@ class Source(ABC):
     Attributes:
         name: What to call it in messages: a path, or a description.
         size: Number of bytes when it was opened.
+        in_memory: Whether `view` gives memory that is there already, mapped too, instead of reading.
     """
 
     name: str
     size: int
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether `view` gives memory that is there already, instead of reading."""
-        return False
+    in_memory: bool = False
 
     @abstractmethod
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -74,7 +103,7 @@ class Source(ABC):
         """The bytes from `offset`: the memory itself where the source is in memory, else a copy."""
         if offset + length > self.size:  # before anything is allocated
             raise self._truncated(offset, length, self.size)
-        buffer = memoryview(bytearray(length))
+        buffer = allocate(length)
         self.read_into(offset, buffer)
         return buffer
 
@@ -102,19 +131,10 @@ class DescriptorSource(Source):
         self._lock = threading.Lock()
         self.name = name
         self.size = os.fstat(descriptor).st_size
-        self._map: memoryview | None = None
-        if mapped and self.size:
-            try:
-                # ACCESS_COPY is a private mapping: writable, and never written back.
-                self._map = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
-            except (OSError, ValueError, OverflowError):
-                self._map = None  # no such device (FUSE), no address space: read instead
-            else:
-                self.size = len(self._map)
-
-    @property
-    def in_memory(self) -> bool:
-        return self._map is not None
+        self._map = _map(descriptor) if mapped and self.size else None
+        self.in_memory = self._map is not None
+        if self._map is not None:
+            self.size = len(self._map)
 
     def fileno(self) -> int:
         """The descriptor; it stays the source's."""
@@ -123,7 +143,11 @@ class DescriptorSource(Source):
     def read_into(self, offset: int, buffer: memoryview) -> None:
         position, rest = offset, buffer
         while rest:
-            count = self._read_some(position, rest[:_READ_MAX])
+            try:
+                count = self._read_some(position, rest[:_READ_MAX])
+            except OSError as error:
+                error.filename = self.name  # the system knows the descriptor only
+                raise
             if count == 0:
                 raise self._truncated(offset, len(buffer), position)
             position += count
@@ -145,19 +169,34 @@ class DescriptorSource(Source):
         return self._map[offset : offset + length]
 
 
-class FileObjectSource(Source):
-    """Any readable file object. One that cannot seek is read to its end at once.
+def _map(descriptor: int) -> memoryview | None:
+    """A private mapping of the whole file: writable, never written back; None where there is none."""
+    try:
+        if hasattr(mmap, "MAP_PRIVATE"):
+            flags, prot = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+            return memoryview(mmap.mmap(descriptor, 0, flags=flags, prot=prot))
+        return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))  # Windows
+    except (OSError, ValueError, OverflowError):
+        return None  # a filesystem that cannot (FUSE), or no address space left
 
-    The object stays the caller's: it is neither closed nor returned to its old position.
+
+class FileObjectSource(Source):
+    """Any readable file object that can seek.
+
+    The object stays the caller's: it is neither closed nor returned to its old position, and must
+    stay open as long as something is read from it.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.name = str(getattr(file, "name", type(file).__name__))
+        self.name = _name_of(file)
         self._file = file
         self._lock = threading.Lock()
-        self.size = file.seek(0, os.SEEK_END)
+        file.seek(0, os.SEEK_END)  # returns None in some objects of the standard library
+        self.size = file.tell()
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
+        if getattr(self._file, "closed", False):
+            raise ClosedError(path=self.name)
         with self._lock:
             self._file.seek(offset)
             rest = buffer
@@ -172,7 +211,7 @@ class FileObjectSource(Source):
         readinto = getattr(self._file, "readinto", None)
         if readinto is not None:
             return int(readinto(buffer) or 0)
-        data = self._file.read(min(len(buffer), 1 << 24))
+        data = flat(self._file.read(min(len(buffer), 1 << 24)))
         buffer[: len(data)] = data
         return len(data)
 
@@ -185,19 +224,12 @@ class BytesSource(Source):
         name: For messages.
     """
 
+    in_memory = True
+
     def __init__(self, data: Any, name: str = "") -> None:
-        try:
-            self._data = memoryview(data).cast("B")
-        except (TypeError, ValueError, BufferError) as error:
-            raise UnsupportedError(
-                f"expected bytes or another contiguous buffer, found {type(data).__name__}: {error}"
-            ) from error
+        self._data = flat(data)
         self.name = name
         self.size = len(self._data)
-
-    @property
-    def in_memory(self) -> bool:
-        return True
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         buffer[:] = self.view(offset, len(buffer))
@@ -208,46 +240,75 @@ class BytesSource(Source):
         return self._data[offset : offset + length]
 
 
-def open_source(
-    target: str | os.PathLike[str] | bytes | IO[bytes], *, engine: str = "mmap"
-) -> Source:
-    """Open a file by name, or wrap an open file object.
+def read_bytes(source: Source, offset: int, length: int) -> bytes:
+    """A copy of the bytes from `offset`: read, even if mapped, so that truncation is an error.
+
+    Raises:
+        TruncatedError: The source ends before that.
+    """
+    text = bytearray(length)
+    source.read_into(offset, memoryview(text))
+    return bytes(text)
+
+
+def open_source(target: Any, *, engine: str = "mmap") -> Source:
+    """Open a file by name, or wrap an open file object or memory.
 
     Args:
-        target: A path, or an object with `read`.
-        engine: ``"mmap"`` serves views from a private mapping, ``"pread"`` reads every view into
-            fresh memory.
+        target: A path (str or PathLike), an object with `read`, or bytes-like memory. An object that
+            cannot seek is read to its end at once.
+        engine: For paths. ``"mmap"`` serves views from a private mapping, ``"pread"`` reads every view
+            into fresh memory.
 
     Raises:
         OSError: Opening failed, with the system's class and errno; a directory is an
-            IsADirectoryError, a device, FIFO or socket an OSError with ENODEV.
-        UnsupportedError: Not a path and not readable.
+            IsADirectoryError, a device, FIFO or socket an OSError with ENODEV or ENXIO.
+        UnsupportedError: None of these, a file object in text mode, or no such engine.
     """
-    if not isinstance(target, str | bytes | os.PathLike):
+    if engine not in ENGINES:
+        raise UnsupportedError(f"no such engine: {engine!r}; there are {', '.join(ENGINES)}")
+    if isinstance(target, str | os.PathLike):
+        return _open_path(target, engine)
+    if hasattr(target, "read") and not isinstance(target, mmap.mmap):
         return _open_object(target)
-    path = os.fspath(target)
+    return BytesSource(target)
+
+
+def _open_path(path: str | os.PathLike[str], engine: str) -> Source:
     name = os.fsdecode(path)
-    # O_NONBLOCK: opening a FIFO must not wait for somebody to write to it.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+    # O_NONBLOCK: opening a FIFO must not wait for somebody to write to it. O_NOCTTY: nor must a
+    # terminal that somebody names become ours.
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    descriptor = os.open(path, flags)
     try:
         _require_regular(os.fstat(descriptor).st_mode, name)
-    except OSError:
+    except BaseException:
         os.close(descriptor)
         raise
     return DescriptorSource(descriptor, name, mapped=engine == "mmap")
 
 
 def _open_object(file: IO[bytes]) -> Source:
-    kind = type(file).__name__
-    if not hasattr(file, "read"):
-        raise UnsupportedError(f"expected a path or a readable file object, found {kind}")
+    if isinstance(file, io.TextIOBase):
+        raise UnsupportedError(f"{_name_of(file)!r} is open in text mode: open it in mode 'rb'")
     seekable = file.seekable() if hasattr(file, "seekable") else hasattr(file, "seek")
-    return (
-        FileObjectSource(file)
-        if seekable
-        else BytesSource(file.read(), getattr(file, "name", kind))
-    )
+    return FileObjectSource(file) if seekable else BytesSource(_read_all(file), _name_of(file))
+
+
+def _name_of(file: IO[Any]) -> str:
+    return str(getattr(file, "name", type(file).__name__))  # a descriptor's number, for some
+
+
+def _read_all(file: IO[bytes]) -> bytes:
+    """To the end: a raw stream may return less at a time, and needs not come back to nothing."""
+    pieces = []
+    while piece := file.read():
+        pieces.append(piece)
+    try:
+        return b"".join(pieces)  # of one piece that is the piece
+    except TypeError as error:
+        raise UnsupportedError(f"{_name_of(file)!r} does not read bytes: {error}") from error
 
 
 def _require_regular(mode: int, name: str) -> None:
