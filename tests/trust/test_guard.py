@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SOURCE = str(Path(__file__).parents[2] / "src")
+from safeweights import guard
+
+SOURCE = str(Path(guard.__file__).parents[1])
 
 EVIL = """
 import os, pathlib, pickle, sys
