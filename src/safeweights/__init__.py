@@ -12,11 +12,13 @@ TensorInfo(dtype='F32', shape=(2, 3), begin=0, end=24)
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
 
 from .errors import SafetensorError
 
+TYPE_CHECKING = False  # typing itself costs more to import than all of this: type checkers know the name
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from .checkpoint import Checkpoint, Tensor, open, save
     from .frameworks.handle import safe_open
     from .header import Header, TensorInfo

@@ -9,7 +9,9 @@ This module imports nothing of the package.
 
 from __future__ import annotations
 
-from typing import Any
+TYPE_CHECKING = False  # importing typing would be most of the cost of `import safeweights`
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "ClosedError",
