@@ -1,0 +1,140 @@
+"""The program: its table of commands, and what happens around each of them.
+
+A command is a module of this package with a `click.Command` called ``command``; it is imported when
+it runs, so that `--help` costs nothing but click. A command returns its exit status (None is 0) or
+raises; `failures` turns exceptions into words and a status.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from .. import __version__
+from .failures import COULD_NOT_LOOK, INTERRUPTED, PIPE_CLOSED, USAGE, YES, report
+from .output import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["COMMANDS", "Program", "checkpoint_path", "cli", "json_option"]
+
+COMMANDS: Final = {
+    "show": "Say what a model is: tensors, parameters, size, metadata.",
+    "ls": "List tensors with their type, shape and size.",
+    "check": "Find everything that is wrong with files.",
+    "get": "Print, describe or export one tensor, or a part of one.",
+}
+"""Name of each command (and of its module) -> the first line of its help."""
+
+
+class Program(click.Group):
+    """The group of all commands; imports the one that is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f".{cmd_name}", __package__).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            out = error.ctx.obj if error.ctx is not None else _output([])
+            raise click.exceptions.Exit(report(out, error)) from error
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Known before anything is parsed: a command line that cannot be parsed is an error too.
+        ctx.obj = _output(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> None:
+        # Everything is settled here: click itself takes any EOFError for an abort with status 1.
+        raise click.exceptions.Exit(_guarded(ctx.obj, lambda: super(Program, self).invoke(ctx)))
+
+
+def _output(args: list[str]) -> Output:
+    options = args[: args.index("--")] if "--" in args else args
+    return Output.of_process(json="--json" in options)
+
+
+def _guarded(out: Output, run: Callable[[], int | None]) -> int:
+    """The exit status of `run`, whatever happens in it."""
+    try:
+        try:
+            status = run() or YES
+            out.flush()
+        except click.exceptions.Exit as error:
+            out.flush()
+            return error.exit_code
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a traceback would print what nobody escaped
+            status = report(out, error)
+            out.flush()
+    except BrokenPipeError:
+        out.abandon()
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        out.abandon()
+        out.message("interrupted", own_line=True)
+        return INTERRUPTED
+    except OSError:  # standard output takes nothing more; that was said on standard error
+        out.abandon()
+        return COULD_NOT_LOOK
+    return status
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The option ``--json``, which every command has; `Output` knows whether it was given."""
+    option = click.option(
+        "--json", is_flag=True, expose_value=False, help="Print one JSON document."
+    )
+    return option(command)
+
+
+def checkpoint_path(*, many: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The argument PATH. Whether it can be read is found out by reading it."""
+    kind = click.Path(allow_dash=True, readable=False, path_type=str)
+    name = "paths" if many else "path"
+    return (
+        click.argument(name, metavar="PATH...", type=kind, nargs=-1, required=True)
+        if many
+        else (click.argument(name, metavar="PATH", type=kind))
+    )
+
+
+_EPILOG: Final = """
+\b
+PATH is a safetensors file, an index.json, a folder, or - for standard input.
+Piped output is lines of tab-separated fields; names are escaped as in Python.
+\b
+Exit status: 0 yes, 1 no, 2 wrong usage, 3 could not look.
+Shell completion (bash; also zsh, fish):
+  eval "$(_SAFEWEIGHTS_COMPLETE=bash_source safeweights)"
+"""
+
+
+@click.group(
+    cls=Program,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_EPILOG,
+)
+@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Look at safetensors files, check them, and take them apart."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(USAGE)

@@ -1,0 +1,110 @@
+"""Exceptions -> what is said and how the process exits.
+
+Exit status: 0 yes, 1 no (the content is not what it should be), 2 the command was used wrongly,
+3 could not look (missing file, no permission, missing package). 130 after Ctrl-C and 141 when
+whoever read standard output left, as shells report these.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from ..errors import (
+    FormatError,
+    MissingDependencyError,
+    SafetensorError,
+    SelectionError,
+    TensorNotFoundError,
+    UnsupportedError,
+)
+from .output import escape, printable
+
+if TYPE_CHECKING:
+    from .output import Output
+    from .records import ErrorDocument, ErrorRecord
+
+__all__ = ["COULD_NOT_LOOK", "INTERRUPTED", "NO", "USAGE", "YES", "explain", "report"]
+
+YES: Final = 0
+NO: Final = 1
+USAGE: Final = 2
+COULD_NOT_LOOK: Final = 3
+INTERRUPTED: Final = 130
+PIPE_CLOSED: Final = 141
+
+_KINDS: Final = (
+    (FormatError, "format"),
+    (TensorNotFoundError, "not-found"),
+    (SelectionError, "selection"),
+    (UnsupportedError, "unsupported"),
+    (MissingDependencyError, "dependency"),
+    (EOFError, "truncated"),
+)
+
+
+def report(out: Output, error: Exception) -> int:
+    """Say what went wrong, on standard error and where asked also as JSON; the exit status."""
+    status, record = explain(error)
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        click.echo(error.ctx.get_usage(), err=True)
+        click.echo(f"Try '{error.ctx.command_path} --help' for help.\n", err=True)
+    out.message(f"error: {record['message']}")
+    if out.json:
+        document: ErrorDocument = {
+            "schema": "safeweights.error/1",
+            "exit_code": status,
+            "error": record,
+        }
+        out.document(document)
+    return status
+
+
+def explain(error: Exception) -> tuple[int, ErrorRecord]:
+    """The exit status for an exception, and its description."""
+    if isinstance(error, SafetensorError):
+        return _explain_ours(error)
+    if isinstance(error, click.ClickException):
+        return error.exit_code, _record("usage", error.format_message())
+    if isinstance(error, OSError):
+        return COULD_NOT_LOOK, _explain_system(error)
+    if isinstance(error, MemoryError):
+        return COULD_NOT_LOOK, _record("memory", "not enough memory for this")
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    message = (
+        f"internal error, please report it: {type(error).__name__}: {error} "
+        f"(at {place.name}, {place.filename}:{place.lineno})"
+    )
+    return COULD_NOT_LOOK, _record("internal", message)
+
+
+def _explain_ours(error: SafetensorError) -> tuple[int, ErrorRecord]:
+    kind = next((name for family, name in _KINDS if isinstance(error, family)), "refused")
+    default = COULD_NOT_LOOK if isinstance(error, MissingDependencyError) else NO
+    record = _record(kind, str(error))
+    # Errors of trust say themselves whether they mean "no" or "could not look", and why.
+    record["rule"] = getattr(error, "rule", None) or getattr(error, "reason", None)
+    record["path"], record["tensor"], record["offset"] = error.path, error.tensor, error.offset
+    return int(getattr(error, "exit_code", default)), record
+
+
+def _explain_system(error: OSError) -> ErrorRecord:
+    names = [name for name in (error.filename, error.filename2) if name is not None]
+    path = str(names[0]) if names else None
+    what = error.strerror or str(error) or type(error).__name__
+    record = _record("os", what if path is None else f"{escape(path)}: {what}")
+    record["path"] = path
+    return record
+
+
+def _record(kind: str, message: str) -> ErrorRecord:
+    return {
+        "kind": kind,
+        "rule": None,
+        "message": printable(message),
+        "path": None,
+        "tensor": None,
+        "offset": None,
+    }

@@ -1,0 +1,176 @@
+r"""How a command prints: JSON documents, tab-separated lines, messages, all of them escaped.
+
+Names, metadata and paths come from strangers. What is printed contains no control character, no
+bidirectional override, no line break and no lone surrogate from them (CWE-150): `escape` writes
+these, and the backslash, as Python's string literals do, so that a program can undo it; `printable`
+is for sentences, whose names are quoted already.
+
+Knows nothing of commands, and imports `rich` only through `terminal`, on a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from .terminal import Terminal
+
+__all__ = ["Output", "count", "escape", "human_bytes", "human_count", "plural", "printable"]
+
+_BATCH: Final = 1000
+_UNITS: Final = ("kB", "MB", "GB", "TB", "PB", "EB")
+_MAGNITUDES: Final = ("K", "M", "B", "T")
+
+
+def escape(text: str) -> str:
+    r"""`text` as one printable, unambiguous field.
+
+    >>> print(escape("a\x1b[2J\tb\\"))
+    a\x1b[2J\tb\\
+    """
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(
+        c if c.isprintable() and c != "\\" else "\\\\" if c == "\\" else ascii(c)[1:-1]
+        for c in text
+    )
+
+
+def printable(text: str) -> str:
+    """A sentence without anything that a terminal would act on."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def human_bytes(size: int) -> str:
+    """Bytes in decimal units.
+
+    >>> human_bytes(999), human_bytes(90_868_376), human_bytes(999_999)
+    ('999 B', '90.9 MB', '1.0 MB')
+    """
+    return f"{size} B" if size < 1000 else " ".join(_scaled(size, _UNITS))
+
+
+def human_count(number: int) -> str:
+    """A number of parameters as people say it.
+
+    >>> human_count(384), human_count(22_713_728), human_count(6_738_415_616)
+    ('384', '22.7M', '6.7B')
+    """
+    return str(number) if number < 1000 else "".join(_scaled(number, _MAGNITUDES))
+
+
+def _scaled(number: int, units: Sequence[str]) -> tuple[str, str]:
+    value = number / 1000
+    for unit in units[:-1]:
+        if round(value, 1) < 1000:
+            return f"{value:.1f}", unit
+        value /= 1000
+    return f"{value:,.1f}", units[-1]
+
+
+def count(number: int) -> str:
+    """A number with separators."""
+    return f"{number:,}"
+
+
+def plural(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> plural(1, "tensor"), plural(1200, "tensor")
+    ('1 tensor', '1,200 tensors')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where and how a command prints.
+
+    Attributes:
+        json: One JSON document is asked for.
+        terminal: Standard output is a terminal, and people read it.
+    """
+
+    json: bool
+    terminal: bool
+
+    @classmethod
+    def of_process(cls, *, json: bool) -> Output:
+        """For standard output as it is now."""
+        stream = _stdout()
+        if hasattr(stream, "reconfigure"):
+            # A character that the encoding does not have is written as `escape` would write it.
+            stream.reconfigure(errors="backslashreplace")
+        return cls(json, stream.isatty())
+
+    def document(self, record: Mapping[str, Any]) -> None:
+        """Print the one JSON document of this run, in ASCII."""
+        text = json.dumps(
+            record,
+            allow_nan=False,
+            indent=2 if self.terminal else None,
+            separators=None if self.terminal else (",", ":"),
+        )
+        # Of ASCII, JSON leaves only DEL unescaped that a terminal might act on.
+        _stdout().write(text.replace("\x7f", "\\u007f") + "\n")
+
+    def lines(self, rows: Iterable[Iterable[str]]) -> None:
+        """Print rows of fields that are escaped already, separated by tabs."""
+        stream = _stdout()
+        iterator = iter(rows)
+        for first in iterator:
+            batch = chain((first,), islice(iterator, _BATCH - 1))
+            stream.write("".join(["\t".join(row) + "\n" for row in batch]))
+
+    def line(self, *fields: str) -> None:
+        """Print one row of fields that are escaped already."""
+        self.lines([fields])
+
+    def pretty(self) -> Terminal:
+        """What draws on a terminal; imports `rich`."""
+        from .terminal import Terminal
+
+        return Terminal(_stdout())
+
+    @staticmethod
+    def message(text: str, *, own_line: bool = False) -> None:
+        """Say something on standard error.
+
+        Args:
+            text: One sentence.
+            own_line: A terminal has begun a line already, with the ``^C`` that somebody typed.
+        """
+        if sys.stderr is not None:
+            begin = "\n" if own_line and sys.stderr.isatty() else ""
+            sys.stderr.write(f"{begin}safeweights: {printable(text)}\n")
+
+    def flush(self) -> None:
+        """Raise now what writing to standard output would raise when the process ends."""
+        _stdout().flush()
+
+    @staticmethod
+    def abandon() -> None:
+        """Nobody reads standard output any more: what is buffered for it goes nowhere."""
+        try:
+            descriptor = _stdout().fileno()
+        except (OSError, ValueError):
+            return  # not a real file: a test's, an embedding program's
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+def _stdout() -> TextIO:
+    """Standard output; a process may have been started without."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+    return sys.stdout
