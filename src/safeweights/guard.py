@@ -40,7 +40,9 @@ __all__ = ["PickleRefusedError", "install", "installed", "main"]
 Mode = Literal["refuse", "convert"]
 
 _LOADERS: Final = {"torch": "load", "joblib": "load", "numpy": "load"}
-_IPC: Final = ("multiprocessing.", "concurrent.futures.process", "joblib.externals.loky.")
+_IPC: Final = (
+    "multiprocessing.", "concurrent.futures.process", "torch.multiprocessing.", "joblib.externals.loky.",
+)  # fmt: skip
 
 
 class PickleRefusedError(SafetensorError, PermissionError):

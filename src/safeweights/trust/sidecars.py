@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from .blocktree import BlockTree
 from .files import read_document
@@ -10,16 +11,15 @@ from .signing import SIDECAR
 
 __all__ = ["read_sidecar"]
 
-_MAX: int = 1 << 34
+_MAX: Final = 1 << 34
 
 
-def read_sidecar(path: str, root: bytes, *, name: str | None = None) -> BlockTree | None:
+def read_sidecar(path: str, root: bytes) -> BlockTree | None:
     """The block tree beside the file at `path`, which must have the given `root`.
 
     Args:
         path: The file the tree belongs to.
         root: From a signed statement or a warrant.
-        name: The sidecar's own path; `path` with ``.swtree`` unless told.
 
     Returns:
         None where there is no sidecar: the file can still be verified whole.
@@ -28,7 +28,7 @@ def read_sidecar(path: str, root: bytes, *, name: str | None = None) -> BlockTre
         VerificationError: ``stale-sidecar``.
         DocumentError: It is not a sidecar.
     """
-    sidecar = name or f"{path}{SIDECAR}"
+    sidecar = f"{path}{SIDECAR}"
     if not os.path.lexists(sidecar):
         return None
     return BlockTree.decode(read_document(sidecar, limit=_MAX), root, path=sidecar)

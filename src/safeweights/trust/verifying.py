@@ -218,7 +218,7 @@ def verify(
     statement = parse_statement(bundle.payload, path=signature)
     if os.path.isdir(path):
         follow = allow_symlinks or statement.allow_symlinks
-        wanted, unsigned = _match_folder(path, signature, statement, follow, ignore_unsigned)
+        wanted, unsigned = _match_folder(path, signature, statement, ignore_unsigned)
     else:
         resource = resource_of(statement, path, signature)
         wanted, follow, unsigned = {os.path.basename(path): resource}, True, ()
@@ -236,7 +236,7 @@ def verify(
 
 
 def _match_folder(
-    root: str, signature: str, statement: Statement, follow: bool, ignore_unsigned: bool
+    root: str, signature: str, statement: Statement, ignore_unsigned: bool
 ) -> tuple[dict[str, Resource], tuple[str, ...]]:
     """Every file of the folder is listed or left out, and every listed one is there."""
     problems: list[tuple[str, str]] = []
@@ -252,7 +252,6 @@ def _match_folder(
             continue
         if entry.name in statement.resources:
             present.add(entry.name)
-            problems += _kind_problem(root, entry, follow)
         elif covers((*DEFAULT_IGNORED, *statement.ignored), entry.name) or ignore_unsigned:
             unsigned.append(entry.name)
         elif statement.sharded and _is_empty(root, entry):
@@ -266,16 +265,6 @@ def _match_folder(
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise VerificationError(shown + more, reason=problems[0][0], path=root)
     return dict(statement.resources), tuple(unsigned)
-
-
-def _kind_problem(root: str, entry: Entry, follow: bool) -> list[tuple[str, str]]:
-    if entry.kind == "special":
-        return [("not-a-file", f"{quote(entry.name)} is not a regular file")]
-    if entry.kind == "link" and not follow:
-        return [("symlink", f"{quote(entry.name)} is a symbolic link")]
-    if entry.kind == "link" and not os.path.isfile(os.path.join(root, entry.name)):
-        return [("symlink", f"{quote(entry.name)} is a link to something that is not a file")]
-    return []
 
 
 def _is_empty(root: str, entry: Entry) -> bool:
