@@ -9,6 +9,8 @@ from typing import IO, TYPE_CHECKING, Any
 from .. import checkpoint
 from ..errors import UnsupportedError
 from ..gcpause import gc_paused
+from ..storage.memory import copied
+from ..storage.source import flat
 from .adapter import adapter_for
 from .handle import prefixed, safe_open
 
@@ -26,7 +28,7 @@ def load(framework: str, data: Any, device: Any = "cpu") -> dict[str, Any]:
         )
     # The copy belongs to the tensors: what the caller does with `data` afterwards is the caller's.
     with (
-        safe_open.of(bytearray(memoryview(data).cast("B")), framework, device) as file,
+        safe_open.of(copied(flat(data)), framework, device) as file,
         gc_paused(),
     ):
         return file.get_tensors()

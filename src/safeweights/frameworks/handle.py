@@ -147,10 +147,11 @@ class safe_open:  # noqa: N801 - the reference's name
         """All tensors, in the order of the data."""
         file = self._opened()
         start = file.header.data_start
+        source = file.source.for_all()
         result: dict[str, Any] = {}
-        for group in _arenas(file.header.tensors, whole=file.source.in_memory):
+        for group in _arenas(file.header.tensors, whole=source.in_memory):
             first, last = group[0][1], group[-1][1]
-            data = file.source.view(start + first.begin, last.end - first.begin)
+            data = source.view(start + first.begin, last.end - first.begin)
             result.update(self._adapter.decode_all(data, first.begin, group, self._device))
         return result
 

@@ -15,29 +15,24 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CHUNK", "allocate", "copied", "in_parallel"]
+__all__ = ["CHUNK", "PAGE", "allocate", "copied", "in_parallel"]
 
 CHUNK: Final = 1 << 23
 """Bytes that one thread handles at a time: Python's share of the work is lost in it."""
 
 _LARGE: Final = 1 << 20
-_PAGE: Final = 4096
+PAGE: Final = 4096
+"""What direct I/O and the page cache count in."""
 
 
-def allocate(nbytes: int, *, like: int = 0) -> memoryview:
-    """Writable memory of `nbytes`, contents undefined.
-
-    Args:
-        nbytes: How much.
-        like: The address of the first byte equals this modulo 4096, as direct I/O wants it, where
-            the piece is large enough (1 MiB) for that to matter.
-    """
+def allocate(nbytes: int) -> memoryview:
+    """Writable memory of `nbytes`, contents undefined; from 1 MiB on it begins at a page."""
     if nbytes < _LARGE:
         return memoryview(bytearray(nbytes))
     import numpy as np  # whoever reads a megabyte has the time
 
-    memory = np.empty(nbytes + _PAGE, np.uint8)
-    begin = (like - memory.ctypes.data) % _PAGE
+    memory = np.empty(nbytes + PAGE, np.uint8)
+    begin = -memory.ctypes.data % PAGE
     return memory[begin : begin + nbytes].data
 
 
@@ -69,7 +64,8 @@ def in_parallel(work: Callable[[int, int], object], total: int, *, chunk: int = 
         futures: list[Future[object]] = []
         try:
             for begin in starts:
-                futures.append(pool.submit(work, begin, min(begin + chunk, total)))
+                future = pool.submit(work, begin, min(begin + chunk, total))
+                futures.append(future)  # noqa: PERF401 - an interrupt must find those submitted so far
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             for future in futures:

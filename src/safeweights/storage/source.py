@@ -25,7 +25,8 @@ from abc import ABC, abstractmethod
 from typing import IO, Any, Final
 
 from ..errors import ClosedError, SafetensorError, UnsupportedError
-from .memory import allocate
+from .memory import CHUNK, PAGE, allocate, in_parallel
+from .placement import is_remote, resident_share
 
 __all__ = [
     "ENGINES",
@@ -39,10 +40,11 @@ __all__ = [
     "read_bytes",
 ]
 
-ENGINES: Final = ("mmap", "pread")
+ENGINES: Final = ("mmap", "pread", "direct", "auto")
+"""How files are read; see `open_source`."""
 
-# One system call moves at most 0x7ffff000 bytes on Linux, and a signal is seen between two calls.
-_READ_MAX: Final = 1 << 28
+_WARM: Final = 0.5
+"""Share of a file in the page cache from which on mapping it beats reading the disk directly."""
 
 # A private mapping counts as memory that all its pages may need, so that a file larger than the
 # memory could not be mapped (proc_sys_vm(5), overcommit_memory), unless the mapping waives that.
@@ -107,6 +109,10 @@ class Source(ABC):
         self.read_into(offset, buffer)
         return buffer
 
+    def for_all(self) -> Source:
+        """The source to take from when all will be used at once; this one, or one that reads faster."""
+        return self
+
     def _truncated(self, offset: int, length: int, end: int) -> TruncatedError:
         return TruncatedError(
             f"the file was truncated: {length} bytes wanted from byte {offset}, it ends at byte {end}",
@@ -123,9 +129,20 @@ class DescriptorSource(Source):
         name: For messages.
         mapped: Serve `view` from a private mapping. Where the system cannot map the file, `view`
             reads instead.
+        direct: Large reads go from the disk to their place, past the page cache (open(2), O_DIRECT),
+            where the filesystem can.
+        choose: `for_all` chooses by where the bytes are.
     """
 
-    def __init__(self, descriptor: int, name: str, *, mapped: bool = True) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        name: str,
+        *,
+        mapped: bool = True,
+        direct: bool = False,
+        choose: bool = False,
+    ) -> None:
         self._finalizer = weakref.finalize(self, os.close, descriptor)
         self._descriptor = descriptor
         self._lock = threading.Lock()
@@ -135,16 +152,28 @@ class DescriptorSource(Source):
         self.in_memory = self._map is not None
         if self._map is not None:
             self.size = len(self._map)
+        self._direct = _reopen_direct(descriptor) if direct else None
+        if self._direct is not None:
+            weakref.finalize(self, os.close, self._direct)
+        self._choose = choose
 
     def fileno(self) -> int:
         """The descriptor; it stays the source's."""
         return self._descriptor
 
+    def for_all(self) -> Source:
+        if not self._choose or (resident_share(self._descriptor, 0, self.size) or 0) >= _WARM:
+            return self
+        return DescriptorSource(os.dup(self._descriptor), self.name, mapped=False, direct=True)
+
     def read_into(self, offset: int, buffer: memoryview) -> None:
+        in_parallel(lambda begin, end: self._read(offset + begin, buffer[begin:end]), len(buffer))
+
+    def _read(self, offset: int, buffer: memoryview) -> None:
         position, rest = offset, buffer
         while rest:
             try:
-                count = self._read_some(position, rest[:_READ_MAX])
+                count = self._read_some(position, rest)
             except OSError as error:
                 error.filename = self.name  # the system knows the descriptor only
                 raise
@@ -162,11 +191,49 @@ class DescriptorSource(Source):
             return file.readinto(buffer)
 
     def view(self, offset: int, length: int) -> memoryview:
+        if self._direct is not None and length >= CHUNK:
+            return self._read_direct(self._direct, offset, length)
         if self._map is None:
             return super().view(offset, length)
         if offset + length > self.size:
             raise self._truncated(offset, length, self.size)
         return self._map[offset : offset + length]
+
+    def _read_direct(self, descriptor: int, offset: int, length: int) -> memoryview:
+        """Whole blocks into memory placed like them, so that the disk writes where the bytes stay."""
+        if offset + length > self.size:
+            raise self._truncated(offset, length, self.size)
+        begin = offset - offset % PAGE
+        memory = allocate(
+            offset + length - begin + PAGE
+        )  # the last block may end behind the last byte
+
+        def read(start: int, stop: int) -> None:
+            blocks = memory[start : stop + -stop % PAGE]
+            try:
+                done = os.preadv(descriptor, [blocks], begin + start)
+            except OSError as error:
+                if (
+                    error.errno != errno.EINVAL
+                ):  # larger blocks, or not on this filesystem after all
+                    raise
+                done = 0
+            # The end of the file, or an interrupted read: the rest through the page cache.
+            if start + done < stop:
+                self._read(begin + start + done, memory[start + done : stop])
+
+        in_parallel(read, offset + length - begin)
+        return memory[offset - begin : offset - begin + length]
+
+
+def _reopen_direct(descriptor: int) -> int | None:
+    """A second descriptor of the same open file, for direct I/O; None where there is no such thing."""
+    if not hasattr(os, "O_DIRECT"):
+        return None
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT)
+    except OSError:
+        return None
 
 
 def _map(descriptor: int) -> memoryview | None:
@@ -257,8 +324,9 @@ def open_source(target: Any, *, engine: str = "mmap") -> Source:
     Args:
         target: A path (str or PathLike), an object with `read`, or bytes-like memory. An object that
             cannot seek is read to its end at once.
-        engine: For paths. ``"mmap"`` serves views from a private mapping, ``"pread"`` reads every view
-            into fresh memory.
+        engine: For paths. ``"mmap"`` serves views from a private mapping; ``"pread"`` reads every view
+            into fresh memory; ``"direct"`` does so past the page cache; ``"auto"`` maps local files,
+            reads remote ones, and reads cold ones directly when all of them is wanted.
 
     Raises:
         OSError: Opening failed, with the system's class and errno; a directory is an
@@ -286,7 +354,14 @@ def _open_path(path: str | os.PathLike[str], engine: str) -> Source:
     except BaseException:
         os.close(descriptor)
         raise
-    return DescriptorSource(descriptor, name, mapped=engine == "mmap")
+    mapped = engine == "mmap" or (engine == "auto" and not is_remote(descriptor))
+    return DescriptorSource(
+        descriptor,
+        name,
+        mapped=mapped,
+        direct=engine == "direct",
+        choose=engine == "auto" and mapped,
+    )
 
 
 def _open_object(file: IO[bytes]) -> Source:
