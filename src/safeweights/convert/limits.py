@@ -56,7 +56,7 @@ class Limits:
     name_bytes: int = 4096
     integer_bytes: int = 1024
     depth: int = 500
-    visits: int = 4_000_000
+    visits: int = 1_000_000
     tensors: int = 1_000_000
     tensor_rank: int = 64
     view_bytes: int = 1024 * _MIB

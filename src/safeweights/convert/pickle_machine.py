@@ -312,7 +312,7 @@ class PickleMachine:
         line = self.reader.line(self.limits.inline_bytes)
         self._hold(len(line))
         try:
-            self._stack.append(line.decode("raw-unicode-escape"))
+            self._stack.append(codecs.raw_unicode_escape_decode(line)[0])
         except UnicodeDecodeError as error:
             raise self._fault("the text has an invalid escape") from error
 

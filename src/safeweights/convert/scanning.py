@@ -29,7 +29,7 @@ from safeweights.convert.limits import DEFAULT_LIMITS, Limits
 from safeweights.convert.numpy_nodes import NUMPY_CONSTRUCTORS, blob_source
 from safeweights.convert.object_nodes import OBJECT_CONSTRUCTORS, as_bytes
 from safeweights.convert.pickle_machine import Pickle, PickleMachine
-from safeweights.convert.pickle_nodes import Call, Global
+from safeweights.convert.pickle_nodes import Call, Global, Value
 from safeweights.convert.source import BytesSource, Source, read_bytes
 from safeweights.convert.tar_reader import TarArchive, looks_like_tar
 from safeweights.convert.zip_reader import ZipArchive, looks_like_zip

@@ -1,0 +1,58 @@
+"""Shared by the tests of conversion: a guard that sees imports and execution, and builders."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+WATCHED = (
+    "import", "pickle.find_class", "exec", "compile", "marshal.loads", "os.system", "os.exec",
+    "os.posix_spawn", "subprocess.Popen", "socket.connect", "socket.bind", "ctypes.dlopen",
+    "urllib.Request", "code.__new__", "os.fork", "shutil.rmtree", "os.remove", "webbrowser.open",
+)  # fmt: skip
+
+
+class Guard:
+    """Sees every import and every execution while it is armed.
+
+    Two witnesses: an audit hook (PEP 578), which code that runs in the process cannot avoid, and a
+    finder in front of all others, which sees the name of anything that is looked for.
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self._armed = False
+        sys.addaudithook(self._audit)
+
+    def _audit(self, event: str, arguments: tuple) -> None:
+        if self._armed and event in WATCHED:
+            self.seen.append(f"{event} {arguments!r:.200}")
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if self._armed:
+            self.seen.append(f"find_spec {name}")
+
+    @contextlib.contextmanager
+    def armed(self) -> Iterator[list[str]]:
+        self.seen.clear()
+        sys.meta_path.insert(0, self)
+        self._armed = True
+        try:
+            yield self.seen
+        finally:
+            self._armed = False
+            sys.meta_path.remove(self)
+
+
+_GUARD = Guard()  # an audit hook cannot be removed: one for the whole process
+
+
+@pytest.fixture
+def guard() -> Guard:
+    return _GUARD
