@@ -87,6 +87,26 @@ class TestAdmission:
             read_all(warrant, signed / "new.safetensors")
         assert caught.value.reason == "not-admitted"
 
+    def test_a_folder_reached_through_a_link(self, signed: Path, policy: Policy) -> None:
+        (signed.parent / "link").symlink_to(signed)
+        warrant = admit(str(signed.parent / "link"), policy).require()
+        for root in (signed, signed.parent / "link"):
+            read_all(warrant, root / "vae" / "weights.safetensors")
+            read_all(warrant, root / WEIGHTS)
+
+    def test_a_cache_of_links(self, signed: Path, policy: Policy) -> None:
+        """As the hub's cache keeps snapshots: names are links to files called by their digest."""
+        blobs, snapshot = signed.parent / "blobs", signed.parent / "snapshot"
+        blobs.mkdir()
+        for number, path in enumerate(sorted(p for p in signed.rglob("*") if p.is_file())):
+            target = snapshot / path.relative_to(signed)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (blobs / str(number)).write_bytes(path.read_bytes())
+            target.symlink_to(blobs / str(number))
+        warrant = admit(str(snapshot), policy).require()
+        assert read_all(warrant, snapshot / WEIGHTS) == read_all(Gate(policy), signed / WEIGHTS)
+        assert read_all(Gate(policy), snapshot / "vae/weights.safetensors")
+
     def test_a_warrant_travels_as_json(self, signed: Path, policy: Policy, tmp_path: Path) -> None:
         warrant = admit(str(signed), policy).require()
         again = Warrant.from_json(warrant.to_json().encode())

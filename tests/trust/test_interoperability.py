@@ -19,7 +19,7 @@ from model_signing import hashing
 from safeweights.trust import bundle as bundles
 from safeweights.trust import keys, signing, verifying
 from safeweights.trust.certificates import CertificateTrust
-from safeweights.trust.errors import TrustError, VerificationError
+from safeweights.trust.errors import DocumentError, TrustError, VerificationError
 from safeweights.trust.keyless import KeylessTrust
 
 if TYPE_CHECKING:
@@ -99,6 +99,37 @@ def test_what_the_reference_signs_with_a_key(
         verifying.verify(str(model), signer.public_key)
     assert caught.value.reason == "digest-mismatch"
     assert caught.value.offset == (600_000 if method == "shards" else None)
+
+
+@pytest.mark.parametrize("method", ["files", "shards"])
+def test_blake2b(model: Path, pair: tuple[str, FileSigner], method: str) -> None:
+    path, signer = pair
+    config = hashing.Config()
+    if method == "files":
+        config = config.use_file_serialization(hashing_algorithm="blake2")
+    else:
+        config = config.use_shard_serialization(hashing_algorithm="blake2", shard_size=99_999)
+    model_signing.signing.Config().use_elliptic_key_signer(private_key=path).set_hashing_config(
+        config
+    ).sign(model, model / "model.sig")
+    verifying.verify(str(model), signer.public_key)
+    (model / "config.json").write_text("{}")
+    with pytest.raises(VerificationError):
+        verifying.verify(str(model), signer.public_key)
+
+
+def test_links_that_the_signer_followed(model: Path, pair: tuple[str, FileSigner]) -> None:
+    path, signer = pair
+    (model / "link").symlink_to("config.json")
+    model_signing.signing.Config().use_elliptic_key_signer(private_key=path).set_hashing_config(
+        hashing.Config().set_allow_symlinks(True)
+    ).sign(model, model / "model.sig")
+    assert verifying.verify(str(model), signer.public_key).statement.allow_symlinks
+    (model / "link").unlink()
+    (model / "link").symlink_to("vae.txt")
+    with pytest.raises(VerificationError) as caught:
+        verifying.verify(str(model), signer.public_key)
+    assert caught.value.reason == "digest-mismatch"
 
 
 def test_what_the_reference_signs_with_a_certificate(model: Path, pki: Any, tmp_path: Path) -> None:
@@ -212,6 +243,21 @@ class TestPublished:
             (tmp_path / "bad.sig").write_text(text.replace(old, new))
             with pytest.raises(TrustError):
                 verifying.verify(str(simple), trust, signature=str(tmp_path / "bad.sig"))
+
+    def test_trusted_roots_of_the_callers(
+        self, simple: Path, vectors: Path, tmp_path: Path
+    ) -> None:
+        signature = str(vectors / "keyless-v1.1.0.sig")
+        trust = KeylessTrust("a", "b", str(tmp_path / "root.json"))
+        with pytest.raises(FileNotFoundError):
+            verifying.verify(str(simple), trust, signature=signature)
+        for text in ("", "{}", '{"mediaType": "x"}'):
+            (tmp_path / "root.json").write_text(text)
+            with pytest.raises(DocumentError) as caught:
+                verifying.verify(str(simple), trust, signature=signature)
+            assert caught.value.path == str(tmp_path / "root.json")
+        with pytest.raises(DocumentError):
+            KeylessTrust("", "b")
 
     @pytest.mark.parametrize(
         ("vector", "method"),

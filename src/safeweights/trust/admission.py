@@ -82,7 +82,10 @@ class Warrant:
         Raises:
             VerificationError: ``not-admitted``; ``size-mismatch``, ``digest-mismatch``.
         """
-        name = os.path.relpath(os.path.abspath(path), self.root).replace(os.sep, "/")
+        # Folders may be reached through links; the last part is the name that was admitted.
+        folder, base = os.path.split(os.path.abspath(path))
+        inside = os.path.relpath(os.path.realpath(folder), os.path.realpath(self.root))
+        name = os.path.normpath(os.path.join(inside, base)).replace(os.sep, "/")
         admitted = self.files.get(name)
         if admitted is None:
             raise VerificationError(

@@ -16,9 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from safeweights import header
+from safeweights.checkpoint import SafetensorsFile
 from safeweights.errors import quote
-from safeweights.storage.source import open_source
 
 from .blocktree import BlockTree, TreeBuilder
 from .errors import DocumentError, VerificationError
@@ -27,7 +26,6 @@ from .files import list_folder, open_regular, read_document
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from safeweights.storage.source import Source
 
 __all__ = [
     "CheckResult",
@@ -208,24 +206,16 @@ def hash_tensors(path: str, *, workers: int | None = None) -> list[TensorDigest]
     Raises:
         FormatError: Not a valid safetensors file.
     """
-    source = open_source(path, engine="pread")
-    parsed = _read_header(source)
+    file = SafetensorsFile.open(path, engine="pread")
 
     def one(name: str) -> TensorDigest:
-        info = parsed.tensors[name]
-        begin, end = parsed.data_start + info.begin, parsed.data_start + info.end
-        state = hashlib.sha256(f"{info.dtype}\0{','.join(map(str, info.shape))}\0".encode())
-        for offset in range(begin, end, CHUNK):
-            state.update(source.view(offset, min(CHUNK, end - offset)))
-        return TensorDigest(path, name, info.dtype, tuple(info.shape), state.hexdigest())
+        tensor = file.tensor(name)
+        state = hashlib.sha256(f"{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0".encode())
+        for chunk in tensor.chunks(CHUNK):
+            state.update(chunk)
+        return TensorDigest(path, name, tensor.dtype, tensor.shape, state.hexdigest())
 
-    return list(in_threads(one, sorted(parsed.tensors), workers))
-
-
-def _read_header(source: Source) -> header.Header:
-    prefix = bytes(source.view(0, min(8, source.size)))
-    length = header.header_length(prefix, source.size, path=source.name)
-    return header.parse(bytes(source.view(8, length)), source.size - 8 - length, path=source.name)
+    return list(in_threads(one, sorted(file.header.tensors), workers))
 
 
 def format_check_file(digests: Iterable[FileDigest]) -> str:
