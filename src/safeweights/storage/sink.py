@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Buffer",
     "PartialOverwriteError",
-    "move_file",
+    "copy_over",
+    "rename",
     "sync_directory",
     "write_file",
     "write_stream",
@@ -59,14 +60,14 @@ _CANNOT_RENAME: Final = _UNSUPPORTED | {errno.EXDEV, errno.EBUSY}
 
 
 class PartialOverwriteError(OSError):
-    """Files on a filesystem without rename could not be replaced to the end.
+    """A file on a filesystem without rename could not be overwritten to its end.
 
     Attributes:
-        kept: The file or folder that holds the new contents, or what of them is not in place yet.
+        kept: The file that holds the new contents, whole.
     """
 
     def __init__(self, target: str, kept: str, cause: OSError) -> None:
-        what = f"{cause.strerror}: replaced in part only; the new contents are kept in {kept!r}"
+        what = f"{cause.strerror}: overwritten in part only; the new contents are whole in {kept!r}"
         super().__init__(cause.errno, what, target)
         self.kept = kept
 
@@ -100,12 +101,14 @@ def write_file(
     with sync_directory(new.directory, durable=durable):
         try:
             new.create(buffers, progress)
+            renamed = rename(new.path, new.target)
         except BaseException as error:
             if isinstance(error, OSError) and error.filename == new.path:
                 error.filename = new.target  # what the caller asked for
             _discard(new.path)
             raise
-        move_file(new.path, new.target, durable=durable)
+        if not renamed:
+            copy_over(new.path, new.target, durable=durable)
 
 
 def write_stream(
@@ -133,20 +136,15 @@ def write_stream(
             progress(written)
 
 
-def move_file(temporary: str, target: str, *, durable: bool = False) -> None:
-    """Rename a complete file over `target`; where that cannot be done, copy its contents there.
-
-    Raises:
-        OSError: `target` is what it was, and `temporary` is gone.
-        PartialOverwriteError: Copying failed half-way; `temporary` is kept.
-    """
+def rename(source: str, target: str) -> bool:
+    """Rename a file over another; False where that cannot be done (and nothing was)."""
     try:
-        os.replace(temporary, target)
-    except BaseException as error:
-        if not isinstance(error, OSError) or error.errno not in _CANNOT_RENAME:
-            _discard(temporary)
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno not in _CANNOT_RENAME:
             raise
-        _copy_over(temporary, target, durable=durable, refusal=error)
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -368,18 +366,23 @@ def _after(batch: list[memoryview], count: int) -> list[memoryview]:
     return []
 
 
-def _copy_over(temporary: str, target: str, *, durable: bool, refusal: OSError) -> None:
-    """Where there is no rename: the contents, which are safe in `temporary`, into `target`."""
+def copy_over(source: str, target: str, *, durable: bool) -> None:
+    """Where there is no `rename`: move the contents of `source` into the file at `target`.
+
+    Raises:
+        OSError: `target` cannot be opened and is what it was; `source` is gone.
+        PartialOverwriteError: Copying failed half-way; `source` is kept, as after an interrupt.
+    """
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, 0o666)
-    except OSError:
-        _discard(temporary)
-        raise refusal from None  # nothing was touched, and the rename's refusal is the cause
-    # From here on `temporary` is all there is, so that nothing may remove it but success.
+    except BaseException:
+        _discard(source)
+        raise
+    # From here on `source` is all there is, so that nothing may remove it but success.
     try:
-        with _closing(descriptor, target), open(temporary, "rb", buffering=0) as source:
-            _write_all(descriptor, target, iter(lambda: source.read(_BATCH), b""))
+        with _closing(descriptor, target), open(source, "rb", buffering=0) as file:
+            _write_all(descriptor, target, iter(lambda: file.read(_BATCH), b""))
             _sync(descriptor, target, durable=durable)
     except OSError as error:
-        raise PartialOverwriteError(target, temporary, error) from error
-    _discard(temporary)
+        raise PartialOverwriteError(target, source, error) from error
+    _discard(source)
