@@ -27,6 +27,7 @@ from .output import plural, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..convert import Report
     from ..storage import Source
     from .inventory import Row
     from .records import CheckResult, FindingRecord, Level, Status, TotalRecord
@@ -197,14 +198,18 @@ def _check_source(out: _Findings, source: Source) -> SafetensorsFile | None:
 def _check_foreign(out: _Findings, source: Source, name: str) -> None:
     """Report what loading a file of another format would execute; nothing of it is executed here."""
     from ..convert import scan
+
+    if source.name.endswith(SUFFIX):
+        message = f"this file is called {SUFFIX}, and is in the format {name}"
+        out.add("error", "wrong-name", message, source.name)
+    _report_calls(out, scan(source), name)
+
+
+def _report_calls(out: _Findings, report: Report, name: str | None) -> None:
     from ..convert.grading import Grade
 
-    out.formats.add(name)
-    path = source.name
-    if path.endswith(SUFFIX):
-        message = f"this file is called {SUFFIX}, and is in the format {name}"
-        out.add("error", "wrong-name", message, path)
-    report = scan(path)
+    if name is not None:
+        out.formats.add(name)
     for call in report.findings:
         if call.grade > Grade.TENSORS:
             rule = "dangerous-call" if call.grade == Grade.DANGEROUS else "unknown-call"
@@ -219,7 +224,7 @@ def _check_foreign(out: _Findings, source: Source, name: str) -> None:
         out.add("error", "unread", printable(message), part.path, offset=part.offset)
     if report.clean:
         message = f"{name}, which builds tensors only; `safeweights convert` makes it safetensors"
-        out.add("note", "foreign-format", message, path)
+        out.add("note", "foreign-format", message, report.path)
 
 
 def _problems(
@@ -304,10 +309,23 @@ def _check_folder(out: _Findings, path: str) -> None:
             message = "no index of the folder lists this file; it is not part of what is loaded"
             out.add("note", "unlisted-file", message, os.path.join(path, name))
         _check_file(out, os.path.join(path, name))
-    if not indexes and not out.bad and not out.unreadable:
+    scanned = _scan_others(out, path)
+    if not indexes and (others or not scanned) and not out.bad and not out.unreadable:
         # What concerns all files together (missing shards, tensors in two files, no file at all) is
         # for `open` to say; its errors become findings of the folder.
         checkpoint.open(path, backend="pread")
+
+
+def _scan_others(out: _Findings, path: str) -> bool:
+    """Report what the pickles below a folder would execute; whether there are any."""
+    from ..convert import scan_folder
+
+    found = False
+    for report in scan_folder(path):
+        if not report.path.endswith(SUFFIX):  # those are checked as what they are called
+            found = True
+            _report_calls(out, report, report.format)
+    return found
 
 
 def _check_index(out: _Findings, path: str) -> set[str]:

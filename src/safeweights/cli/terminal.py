@@ -1,4 +1,4 @@
-"""Drawing on a terminal: tables, key-value lists, wrapped sentences. The only user of `rich`.
+"""Drawing on a terminal: tables, key-value lists, wrapped sentences, progress. The only user of `rich`.
 
 Text is escaped before it comes here, and never parsed as markup. Colours follow NO_COLOR and TERM,
 widths follow the window (`rich.console.Console`).
@@ -6,6 +6,7 @@ widths follow the window (`rich.console.Console`).
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 
@@ -16,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["Column", "Terminal"]
+__all__ = ["Column", "Terminal", "progress"]
 
 _CELL_MAX: Final = 240
 """Characters of a field that are shown; one of a million would fill the window for minutes."""
@@ -108,9 +109,36 @@ class Terminal:
                 paragraph.append(_shorten(part, 2000))
         self._console.print(Padding(paragraph, (0, 0, 0, indent)) if indent else paragraph)
 
+    def raw(self, text: str) -> None:
+        """Print lines that fit the window already."""
+        self._console.print(Text(text), soft_wrap=True)
+
     def blank(self) -> None:
         """Print an empty line."""
         self._console.print()
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Show how far something has come, on standard error; the line goes away at the end.
+
+    Args:
+        what: What is being done, in a few words.
+        total: When it is done; the callable that is handed out is told of each step towards it.
+    """
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    console = Console(stderr=True, highlight=False, emoji=False, markup=False)
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda step: shown.advance(task, step)
 
 
 def _shorten(text: str, limit: int = _CELL_MAX) -> str:
