@@ -394,14 +394,16 @@ def _contains(source: Source, needle: bytes) -> bool:
     return False
 
 
-def scan(target: str | os.PathLike[str] | bytes, *, limits: Limits | None = None) -> Report:
+def scan(
+    target: str | os.PathLike[str] | bytes | Source, *, limits: Limits | None = None
+) -> Report:
     """Report every call that loading a file with its own library would make.
 
     Looks into zip and tar archives, compressed streams, arrays of objects, several pickles in one
     stream, and byte strings that are handed to a loader. Nothing is imported or called.
 
     Args:
-        target: Path, or bytes.
+        target: Path, bytes, or an opened source.
         limits: What the file may cost; see `Limits`.
 
     Raises:
@@ -412,11 +414,12 @@ def scan(target: str | os.PathLike[str] | bytes, *, limits: Limits | None = None
     'dangerous'
     """
     chosen = limits or DEFAULT_LIMITS
-    source = (
-        BytesSource(target, "<bytes>")
-        if isinstance(target, bytes)
-        else open_source(target, engine="pread")
-    )
+    if isinstance(target, Source):
+        source = target
+    elif isinstance(target, bytes):
+        source = BytesSource(target, "<bytes>")
+    else:
+        source = open_source(target, engine="pread")
     scanner = _Scanner(source.name, chosen)
     scanner.report.format = scanner.file(source)
     return scanner.report
