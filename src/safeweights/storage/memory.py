@@ -52,12 +52,12 @@ def copied(data: memoryview) -> memoryview:
 def in_parallel(work: Callable[[int, int], object], total: int, *, chunk: int = CHUNK) -> None:
     """Call ``work(begin, end)`` for chunks that cover 0 to `total`, in ascending order of begin.
 
-    Runs in the calling thread where there is one chunk. The first exception is raised after the
+    Runs in the calling thread where there are one or two. The first exception is raised after the
     chunks that are under way have ended, so that no thread touches the memory afterwards; chunks not
     begun are not begun any more. The same holds for an interrupt (Ctrl-C).
     """
     starts = range(0, total, chunk)
-    if len(starts) <= 1:
+    if len(starts) <= 2:
         work(0, total)
         return
     with ThreadPoolExecutor(min(len(starts), thread_count())) as pool:
@@ -65,7 +65,7 @@ def in_parallel(work: Callable[[int, int], object], total: int, *, chunk: int = 
         try:
             for begin in starts:
                 future = pool.submit(work, begin, min(begin + chunk, total))
-                futures.append(future)  # noqa: PERF401 - an interrupt must find those submitted so far
+                futures.append(future)
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             for future in futures:
