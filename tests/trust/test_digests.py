@@ -19,6 +19,7 @@ from safeweights.trust.digests import FileDigest
 from safeweights.trust.errors import DocumentError, VerificationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -34,6 +35,23 @@ def test_file_and_tree_come_from_one_pass(tmp_path: Path, size: int) -> None:
     for index in range(digest.tree.blocks):
         begin = index * digest.tree.block_size
         digest.tree.check(index, data[begin : begin + digest.tree.block_size])
+
+
+@pytest.mark.parametrize("difference", [-1000, -1, 1, 1000])
+@pytest.mark.parametrize("size", [2000, digests.CHUNK, digests.CHUNK + 2000])
+def test_a_file_that_grows_or_shrinks_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, difference: int
+) -> None:
+    @contextlib.contextmanager
+    def opened(path: str, *, follow: bool) -> Iterator[tuple[int, int]]:
+        with open(path, "rb") as file:
+            yield file.fileno(), size - difference  # what it was when it was opened
+
+    (tmp_path / "a").write_bytes(bytes(size))
+    monkeypatch.setattr(digests, "open_regular", opened)
+    with pytest.raises(VerificationError) as caught:
+        digests.hash_file(str(tmp_path / "a"), tree=True)
+    assert caught.value.reason == "changed"
 
 
 def test_folders_are_listed_completely(tmp_path: Path) -> None:

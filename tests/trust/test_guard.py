@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import pytest
 from safeweights import guard
 
 SOURCE = str(Path(guard.__file__).parents[1])
+
+needs_torch = pytest.mark.skipif(not find_spec("torch"), reason="is about PyTorch's loader")
 
 EVIL = """
 import os, pathlib, pickle, sys
@@ -75,6 +78,7 @@ def test_no_pickle_runs_code(run: object, load: str) -> None:
     """)
 
 
+@needs_torch
 def test_torch_and_joblib(run: object) -> None:
     done = run("""
     import io
@@ -152,6 +156,7 @@ def test_what_is_allowed_by_name(run: object) -> None:
     """, "--allow", "collections.OrderedDict")  # fmt: skip
 
 
+@needs_torch
 def test_convert(run: object) -> None:
     done = run("""
     import io, warnings
@@ -177,6 +182,7 @@ def test_convert(run: object) -> None:
     assert done.stdout == "refused\n"
 
 
+@needs_torch
 def test_a_loader_imported_before(run: object) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent("""

@@ -105,13 +105,16 @@ def hash_file(
     builder = TreeBuilder() if tree else None
     sinks = [sink for sink in (builder and builder.update, also) if sink]
     total = 0
+    # A thread of the pool starts with the first job, so small files cost none.
     with open_regular(path, follow=follow) as (descriptor, size), ThreadPoolExecutor(1) as helper:
-        for chunk in _chunks(descriptor):
+        for chunk in _chunks(descriptor, min(CHUNK, size + 1)):
+            total += len(chunk)
+            if total > size:
+                break
             jobs = [helper.submit(sink, chunk) for sink in sinks]
             state.update(chunk)
             for job in jobs:
                 job.result()
-            total += len(chunk)
         if total != size or os.fstat(descriptor).st_size != size:
             raise VerificationError(
                 "changed its size while it was read", reason="changed", path=path
@@ -120,17 +123,17 @@ def hash_file(
     return FileDigest(path if name is None else name, size, state.hexdigest(), built)
 
 
-def _chunks(descriptor: int) -> Iterator[memoryview]:
+def _chunks(descriptor: int, length: int) -> Iterator[memoryview]:
     """The bytes of a descriptor in full chunks; each is valid until the next is asked for."""
-    view = memoryview(bytearray(CHUNK))
+    view = memoryview(bytearray(length))
     with open(descriptor, "rb", buffering=0, closefd=False) as file:
         while True:
             filled = 0
-            while filled < CHUNK and (count := file.readinto(view[filled:])):
+            while filled < length and (count := file.readinto(view[filled:])):
                 filled += count
             if filled:
                 yield view[:filled]
-            if filled < CHUNK:
+            if filled < length:
                 return
 
 
