@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import codecs
 import math
-import re
 from collections.abc import Mapping
+from itertools import islice
 from json.encoder import encode_basestring as _json_string
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from .chunks import CHUNK
 from .dtypes import BITS, DTYPES, ORDER
-from .entries import CHUNK, Entries
+from .entries import Entries
 from .errors import FormatError, UnsupportedError, quote
 from .gcpause import gc_paused
 from .rules import (
     MAX_HEADER,
     MAX_METADATA,
+    MAX_PROBLEMS,
     MAX_RANK,
     METADATA_KEY,
     PREFIX,
@@ -37,7 +39,7 @@ from .rules import (
 from .strictjson import MAX_UINT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = [
     "MAX_HEADER",
@@ -51,8 +53,6 @@ __all__ = [
     "parse",
     "problems",
 ]
-
-_AFTER_KEY: Final = re.compile(rb"[ \t\n\r]*:[ \t\n\r]*\{").match
 
 
 class Header(NamedTuple):
@@ -118,18 +118,18 @@ def parse(text: bytes, data_size: int, *, path: str | None = None) -> Header:
     {'a': TensorInfo(dtype='I32', shape=(2,), begin=0, end=8)}
     """
     report = Report(path)
-    try:
-        with gc_paused():
+    with gc_paused():
+        try:
             entries = Entries(text, report)
-    except FormatError:
-        # The exact reader meets bad UTF-8 where it stands; the rule comes before all of JSON.
-        _check_utf8(text, report)
-        raise
-    tensors = entries.tensors
-    if not (entries.sized and entries.in_order and entries.end == data_size):
-        tensors = dict(sorted(tensors.items(), key=_by_offset))
-        if not (entries.sized and _end_of(tensors.values()) == data_size):
-            _check_layout(tensors, text, data_size, report)
+        except FormatError:
+            # The exact reader meets bad UTF-8 where it stands; the rule comes before all of JSON.
+            _check_utf8(text, report)
+            raise
+        tensors = entries.tensors
+        if not (entries.sized and entries.in_order and entries.end == data_size):
+            tensors = _sorted(tensors)
+            if not (entries.sized and _end_of(tensors.values()) == data_size):
+                _check_layout(entries, tensors, data_size, report)
     return Header(tensors, entries.metadata, len(text))
 
 
@@ -150,8 +150,7 @@ def problems(
     try:
         _check_utf8(text, report)
         entries = Entries(text, report)
-        tensors = dict(sorted(entries.tensors.items(), key=_by_offset))
-        _check_layout(tensors, text, data_size, report)
+        _check_layout(entries, _sorted(entries.tensors), data_size, report)
     except Stop:
         pass
     return report.found
@@ -169,8 +168,12 @@ def _check_utf8(text: bytes, report: Report) -> None:
             raise Stop from None
 
 
-def _by_offset(item: tuple[str, TensorInfo]) -> tuple[int, int]:
-    return item[1][2:4]
+def _sorted(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """In the order of the data: by begin, then by end."""
+    # Two stable sorts by a number each take half the time of one by pairs.
+    items = sorted(tensors.items(), key=lambda item: item[1].end)
+    items.sort(key=lambda item: item[1].begin)
+    return dict(items)
 
 
 def _end_of(infos: Iterable[TensorInfo]) -> int | None:
@@ -184,65 +187,58 @@ def _end_of(infos: Iterable[TensorInfo]) -> int | None:
 
 
 def _check_layout(
-    tensors: Mapping[str, TensorInfo], text: bytes, data_size: int, report: Report
+    entries: Entries, tensors: Mapping[str, TensorInfo], data_size: int, report: Report
 ) -> None:
-    """Report every rule of layout that `tensors`, sorted by offset, break."""
-    position = 0
-    for name, info in tensors.items():
-        dtype, shape, begin, end = info
-        if begin != position or end < begin:
-            message = (
-                f"invalid offset for tensor {quote(name)}: it spans {begin} to {end}, and should "
-                f"begin at {position}, where the one before it ends"
-            )
-            report("offsets", message, tensor=name, at=_find_entry(text, name))
-        position = end
-        size = byte_count(dtype, shape)
-        if size == info.nbytes:
-            continue
-        if size is not None:
-            rule = "size"
-            message = (
-                f"invalid shape, data type, or offset for tensor {quote(name)}: {dtype} of shape "
-                f"{list(shape)} takes {size} bytes, data_offsets span {info.nbytes}"
-            )
-        elif overflows(shape) or math.prod(shape) * BITS[dtype] > MAX_UINT:
-            rule = "overflow"
-            message = (
-                "overflow computing buffer size from shape and/or element type of tensor "
-                f"{quote(name)}: {dtype} of shape {list(shape)}"
-            )
-        else:
-            rule = "byte-boundary"
-            message = (
-                f"tensor {quote(name)} does not end up at a byte boundary: {dtype} of shape "
-                f"{list(shape)} takes {math.prod(shape) * BITS[dtype]} bits"
-            )
-        report(rule, message, tensor=name, at=_find_entry(text, name))
-    if position != data_size:
-        begins = PREFIX + len(text)
-        missing = position - data_size
+    """Report every rule of layout that `tensors`, the entries sorted by offset, break."""
+    faults = list(islice(_layout_faults(tensors), MAX_PROBLEMS if report.collect else 1))
+    positions = entries.positions({name for _, name, _ in faults})
+    for rule, name, message in faults:
+        report(rule, message, tensor=name, at=positions[name])
+    end = max((info.end for info in tensors.values()), default=0)
+    if end != data_size:
+        missing = end - data_size
         what = f"{missing} bytes are missing" if missing > 0 else f"{-missing} bytes are left over"
+        begins = PREFIX + len(entries.text)
         message = (
             "incomplete metadata, file not fully covered: the tensors end at byte "
-            f"{begins + position}, the file at byte {begins + data_size} ({what})"
+            f"{begins + end}, the file at byte {begins + data_size} ({what})"
         )
         report("coverage", message)
 
 
-def _find_entry(text: bytes, name: str) -> int | None:
-    """Where the entry of tensor `name` begins; None where its name is written with escapes."""
-    key = _json_string(name).encode()
-    at = text.find(key)
-    while at >= 0:
-        before = at - 1
-        while text[before] in b" \t\n\r":
-            before -= 1
-        # A quote within a string is escaped: after a brace or a comma this one opens a key.
-        if text[before] in b"{," and _AFTER_KEY(text, at + len(key)):
-            return at
-        at = text.find(key, at + 1)
-    return None
+def _layout_faults(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, str, str]]:
+    """(rule, name, message) for all that is wrong with the place or size of a tensor."""
+    position = 0
+    for name, info in tensors.items():
+        if info.begin != position or info.end < info.begin:
+            message = (
+                f"invalid offset for tensor {quote(name)}: it spans {info.begin} to {info.end}, and "
+                f"should begin at {position}, where the one before it ends"
+            )
+            yield "offsets", name, message
+        position = info.end
+        if byte_count(info.dtype, info.shape) != info.nbytes:
+            yield _size_fault(name, info)
+
+
+def _size_fault(name: str, info: TensorInfo) -> tuple[str, str, str]:
+    what = f"{info.dtype} of shape {list(info.shape)}"
+    size = byte_count(info.dtype, info.shape)
+    if size is not None:
+        message = (
+            f"invalid shape, data type, or offset for tensor {quote(name)}: {what} takes {size} "
+            f"bytes, data_offsets span {info.nbytes}"
+        )
+        return "size", name, message
+    bits = math.prod(info.shape) * BITS[info.dtype]
+    if bits > MAX_UINT or overflows(info.shape):
+        message = (
+            "overflow computing buffer size from shape and/or element type of tensor "
+            f"{quote(name)}: {what}"
+        )
+        return "overflow", name, message
+    message = f"tensor {quote(name)} does not end up at a byte boundary: {what} takes {bits} bits"
+    return "byte-boundary", name, message
 
 
 def layout(

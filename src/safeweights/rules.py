@@ -29,7 +29,10 @@ MAX_METADATA: Final = 100_000
 """Most keys of `__metadata__`. Ours: real files have under a hundred."""
 
 MAX_EXTRA: Final = 1 << 20
-"""Most bytes that the values of unknown fields may take in one header, all together. Ours."""
+"""Most bytes that unknown fields, and entries with escapes, may take in one header. Ours."""
+
+MAX_EXTRA_FIELDS: Final = 100_000
+"""Most unknown fields in one header. Ours."""
 
 MAX_PROBLEMS: Final = 1000
 """`problems` stops after this many."""
@@ -49,7 +52,8 @@ RULES: Final[dict[str, str]] = {
     "rank": f"a tensor has at most {MAX_RANK} dimensions",
     "metadata": "__metadata__ maps strings to strings",
     "metadata-limit": f"__metadata__ has at most {MAX_METADATA:,} keys",
-    "extra-limit": f"unknown fields take at most {MAX_EXTRA:,} bytes and nest at most 125 deep",
+    "extra-limit": f"unknown and escaped fields take at most {MAX_EXTRA:,} bytes, are at most "
+    f"{MAX_EXTRA_FIELDS:,}, and nest at most 125 deep",
     "offsets": "tensors, sorted by offset, follow one another without hole or overlap",
     "overflow": "a tensor's size in bits is below 2^64",
     "byte-boundary": "a tensor of a sub-byte type fills whole bytes",
@@ -116,7 +120,7 @@ def byte_count(dtype: str, shape: Sequence[int]) -> int | None:
     """Bytes of a tensor; None where that overflows 64 bits or is no whole number of bytes."""
     bits = math.prod(shape) * BITS[dtype]
     # The reference multiplies in order with overflow checks: a late zero does not heal.
-    if bits > MAX_UINT or (0 in shape and overflows(shape)):
+    if bits > MAX_UINT or (bits == 0 and overflows(shape)):
         return None
     return None if bits & 7 else bits >> 3
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from .errors import quote
 
@@ -36,7 +36,11 @@ _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").m
 # sre keeps a record for each turn of a repeated group (about 120 bytes): a string of 50 million
 # escapes must be scanned in bounded steps.
 _STRING_PART = re.compile(rb'[^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*){0,1000}', re.DOTALL).match
+_PLAIN = re.compile(rb'"[^"\\\x00-\x1f]*"').match
+_SURROGATE = re.compile("[\ud800-\udfff]").search
 _LITERAL = re.compile(rb"true|false|null").match
+
+Kind: TypeAlias = Literal["syntax", "limit", "duplicate-key"]
 
 _KINDS: Final = {
     b"{": "an object",
@@ -50,18 +54,28 @@ _KINDS: Final = {
 }
 
 
+def has_surrogates(text: str) -> bool:
+    r"""Whether `text` has surrogate code points, which UTF-8 cannot express.
+
+    >>> has_surrogates("\ud83d")
+    True
+    """
+    return _SURROGATE(text) is not None
+
+
 class JSONError(ValueError):
     """Text that is not the JSON asked for.
 
     Attributes:
         position: Byte position in the text.
-        limit: True where the text may be JSON but exceeds a bound of this reader.
+        kind: ``"syntax"``; or ``"limit"`` where the text may be JSON but exceeds a bound of this
+            reader, ``"duplicate-key"`` where it repeats a key.
     """
 
-    def __init__(self, message: str, position: int, *, limit: bool = False) -> None:
+    def __init__(self, message: str, position: int, *, kind: Kind = "syntax") -> None:
         super().__init__(message)
         self.position = position
-        self.limit = limit
+        self.kind: Kind = kind
 
 
 class Reader:
@@ -111,26 +125,36 @@ class Reader:
         if self.peek():
             raise JSONError(f"trailing characters: {self.kind()}", self.position)
 
-    def string(self, expected: str = "a string") -> str:
-        """One string, decoded; RFC 8259 section 7, and no lone surrogates (section 8.2)."""
+    def string(self, expected: str = "a string", *, limit: int | None = None) -> str:
+        """One string, decoded; RFC 8259 section 7, and no lone surrogates (section 8.2).
+
+        Args:
+            expected: What the caller asked for, in words.
+            limit: Most bytes it may take in the text.
+        """
         if self.peek() != b'"':
             raise self.fail(expected)
-        begin = self.position
-        raw = self._string_bytes()
+        begin, end = self.position, self._string_end()
+        if limit is not None and end - begin > limit:
+            raise JSONError(f"value longer than {limit} bytes", begin, kind="limit")
+        raw = self.text[begin:end]
         try:
             # Only a string with escapes needs the decoder.
             text = str(json.loads(raw)) if b"\\" in raw else raw[1:-1].decode()
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise JSONError("lone surrogate in hex escape", begin) from error
         except UnicodeDecodeError as error:
             raise JSONError(f"invalid UTF-8 in a string: {error.reason}", begin) from error
         except ValueError as error:
             raise JSONError(f"invalid escape in a string: {error}", begin) from error
+        if b"\\" in raw and has_surrogates(text):
+            raise JSONError("lone surrogate in hex escape", begin)
+        self.position = end
         return text
 
-    def _string_bytes(self) -> bytes:
+    def _string_end(self) -> int:
+        """Where the string ends that begins here, its closing quote included."""
         text, begin = self.text, self.position
+        if plain := _PLAIN(text, begin):
+            return plain.end()
         position = begin + 1
         while True:
             match = _STRING_PART(text, position)
@@ -138,8 +162,7 @@ class Reader:
             position = match.end()
             following = text[position : position + 1]
             if following == b'"':
-                self.position = position + 1
-                return text[begin : position + 1]
+                return position + 1
             if not following or (following == b"\\" and position + 1 >= len(text)):
                 raise JSONError("end of text inside a string", begin)
             if following != b"\\":
@@ -168,6 +191,10 @@ class Reader:
         if self.peek() == b"}":
             self.position += 1
             return
+        yield from self.more_members()
+
+    def more_members(self) -> Iterator[tuple[str, int]]:
+        """The members of an object from within it, where a key stands."""
         while True:
             self.peek()
             at = self.position
@@ -206,29 +233,29 @@ class Reader:
 
         Raises:
             JSONError: Not JSON, a key repeated within one object, deeper than `MAX_DEPTH`, or
-                longer than `limit` (both with ``limit=True``).
+                longer than `limit` (these with another `JSONError.kind`).
         """
         begin = self.position
         stack: list[set[str] | None] = []  # the keys of each open object, None for an array
         while True:
             if limit is not None and self.position - begin > limit:
-                raise JSONError(f"value longer than {limit} bytes", begin, limit=True)
-            opened = self._skip_start(stack)
+                raise JSONError(f"value longer than {limit} bytes", begin, kind="limit")
+            opened = self._skip_start(stack, limit)
             if opened and depth + len(stack) > MAX_DEPTH:
-                raise JSONError("recursion limit exceeded", self.position, limit=True)
+                raise JSONError("recursion limit exceeded", self.position, kind="limit")
             if opened:
                 continue
             while stack and self._closed_by(b"]" if stack[-1] is None else b"}"):
                 stack.pop()
             if not stack:
                 return
-            self._skip_key(stack[-1])
+            self._skip_key(stack[-1], limit)
 
-    def _skip_start(self, stack: list[set[str] | None]) -> bool:
+    def _skip_start(self, stack: list[set[str] | None], limit: int | None) -> bool:
         """Consume a scalar, an empty container, or the opening of a container (True)."""
         found = self.peek()
         if found == b'"':
-            self.string()
+            self.string(limit=limit)
         elif found in {b"{", b"["}:
             self.position += 1
             closing = b"}" if found == b"{" else b"]"
@@ -236,13 +263,13 @@ class Reader:
                 self.position += 1
                 return False
             stack.append(set() if found == b"{" else None)
-            self._skip_key(stack[-1])
+            self._skip_key(stack[-1], limit)
             return True
         elif match := _LITERAL(self.text, self.position):
             self.position = match.end()
         elif (match := _NUMBER(self.text, self.position)) is not None:
             if match.end() - self.position > MAX_NUMBER:
-                raise JSONError(f"number of over {MAX_NUMBER} digits", self.position, limit=True)
+                raise JSONError(f"number of over {MAX_NUMBER} digits", self.position, kind="limit")
             if abs(float(match[0])) == float("inf"):
                 raise JSONError("number out of range", self.position)
             self.position = match.end()
@@ -250,13 +277,13 @@ class Reader:
             raise self.fail("a value")
         return False
 
-    def _skip_key(self, keys: set[str] | None) -> None:
+    def _skip_key(self, keys: set[str] | None, limit: int | None) -> None:
         if keys is None:
             return
         self.peek()
         at = self.position
-        key = self.string("a key in double quotes")
+        key = self.string("a key in double quotes", limit=limit)
         if key in keys:
-            raise JSONError(f"duplicate key {quote(key)}", at)
+            raise JSONError(f"duplicate key {quote(key)}", at, kind="duplicate-key")
         keys.add(key)
         self.take(b":")
