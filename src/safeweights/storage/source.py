@@ -22,6 +22,7 @@ import sys
 import threading
 import weakref
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import IO, Any, Final
 
 from ..errors import ClosedError, SafetensorError, UnsupportedError
@@ -109,6 +110,17 @@ class Source(ABC):
         self.read_into(offset, buffer)
         return buffer
 
+    def fill(self, offset: int, length: int, memory: memoryview) -> int:
+        """Read into the caller's memory, in the calling thread; where in it the bytes begin.
+
+        Args:
+            offset: First byte.
+            length: Number of bytes.
+            memory: Begins at a page, and has two pages more than `length`: direct reads come in blocks.
+        """
+        self.read_into(offset, memory[:length])
+        return 0
+
     def for_all(self) -> Source:
         """The source to take from when all will be used at once; this one, or one that reads faster."""
         return self
@@ -192,38 +204,43 @@ class DescriptorSource(Source):
 
     def view(self, offset: int, length: int) -> memoryview:
         if self._direct is not None and length >= CHUNK:
-            return self._read_direct(self._direct, offset, length)
+            return self._read_direct(offset, length)
         if self._map is None:
             return super().view(offset, length)
         if offset + length > self.size:
             raise self._truncated(offset, length, self.size)
         return self._map[offset : offset + length]
 
-    def _read_direct(self, descriptor: int, offset: int, length: int) -> memoryview:
+    def fill(self, offset: int, length: int, memory: memoryview) -> int:
+        if self._direct is None:
+            return super().fill(offset, length, memory)
+        shift = offset % PAGE
+        self._read_blocks(offset - shift, memory, 0, shift + length)
+        return shift
+
+    def _read_direct(self, offset: int, length: int) -> memoryview:
         """Whole blocks into memory placed like them, so that the disk writes where the bytes stay."""
         if offset + length > self.size:
             raise self._truncated(offset, length, self.size)
-        begin = offset - offset % PAGE
-        memory = allocate(
-            offset + length - begin + PAGE
-        )  # the last block may end behind the last byte
+        shift = offset % PAGE
+        memory = allocate(shift + length + PAGE)  # the last block may end behind the last byte
+        in_parallel(partial(self._read_blocks, offset - shift, memory), shift + length)
+        return memory[shift : shift + length]
 
-        def read(start: int, stop: int) -> None:
-            blocks = memory[start : stop + -stop % PAGE]
-            try:
-                done = os.preadv(descriptor, [blocks], begin + start)
-            except OSError as error:
-                if (
-                    error.errno != errno.EINVAL
-                ):  # larger blocks, or not on this filesystem after all
-                    raise
-                done = 0
-            # The end of the file, or an interrupted read: the rest through the page cache.
-            if start + done < stop:
-                self._read(begin + start + done, memory[start + done : stop])
-
-        in_parallel(read, offset + length - begin)
-        return memory[offset - begin : offset - begin + length]
+    def _read_blocks(self, base: int, memory: memoryview, begin: int, end: int) -> None:
+        """Fill `memory` from `begin` (at a block) to `end`; it stands for the file from `base` on."""
+        assert self._direct is not None
+        blocks = memory[begin : end + -end % PAGE]
+        try:
+            done = os.preadv(self._direct, [blocks], base + begin)
+        except OSError as error:
+            # EINVAL: the disk has larger blocks, or the filesystem cannot after all.
+            if error.errno != errno.EINVAL:
+                raise
+            done = 0
+        # The end of the file, or an interrupted read: the rest through the page cache.
+        if begin + done < end:
+            self._read(base + begin + done, memory[begin + done : end])
 
 
 def _reopen_direct(descriptor: int) -> int | None:
