@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -258,6 +259,15 @@ class TestHistory:
             "changed-since-first-use", "level",
         }  # fmt: skip
         assert LockFile(lock.path).get("m") == lock.get("m")
+
+    def test_first_use_without_a_memory_is_refused(self, model: Path, tmp_path: Path) -> None:
+        for use in (lambda: admit(str(model), FIRST), lambda: Gate(FIRST)):
+            with pytest.raises(DocumentError, match="needs a lock file"):
+                use()
+        own = dataclasses.replace(FIRST, lock=str(tmp_path / "own.json"))
+        assert not codes(admit(str(model), own, name="m"))
+        (model / "config.json").write_text("{}")
+        assert "changed-since-first-use" in codes(admit(str(model), own, name="m"))
 
     def test_no_downgrade_to_first_use(
         self, signed: Path, signer: FileSigner, tmp_path: Path

@@ -158,6 +158,7 @@ class TestFile:
         path.write_text(f'''
 mode = "warn"
 minimum_level = "known"
+lock = "models.lock.json"
 
 [signers.file]
 public_key = "key.pub"
@@ -193,6 +194,7 @@ python = false
 ''')
         policy = policy_file.load_policy(str(path))
         assert policy.mode == "warn"
+        assert policy.lock == str(tmp_path / "models.lock.json")
         assert policy.signers["file"] == policy.signers["inline"] == signer.public_key
         assert isinstance(policy.signers["ca"], CertificateTrust)
         assert policy.signers["ca"].at
@@ -227,6 +229,8 @@ python = false
             ("[signers.a]\nidentity='x'\npublic_key='y'\n", "signers.a"),
             ("[signers.a]\nroots='ca.pem'\n", "signers.a"),
             ("[signers.a]\nroots='ca.pem'\nsubject='x'", "signers.a.subject"),
+            ("[[rules]]\npattern='*'\nlevel='known'\nfirst_use=true", ""),
+            ("lock = 5\n[[rules]]\npattern='*'\nlevel='none'", "lock"),
             ("a = [", ""),
             ("mode = 'off'\nmode = 'warn'", ""),
         ],

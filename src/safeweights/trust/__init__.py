@@ -11,6 +11,27 @@ handed a verifying source, and knows no more.
     lockfile  audit                     what was true before
     reading  enforcing  admission       only what passed all that gets through
     contents  bom                       what else is in the folder
+
+Needs the extra ``trust`` for anything with a signature in it.
+
+>>> import os, tempfile
+>>> folder = tempfile.mkdtemp()
+>>> key, model = os.path.join(folder, "key"), os.path.join(folder, "model")
+>>> os.mkdir(model)
+>>> with open(os.path.join(model, "config.json"), "w") as file:
+...     _ = file.write("{}")
+>>> public = generate_key(key)
+>>> sign(model, load_private_key(key)).subject
+'model'
+>>> verify(model, public).signed_by.method
+'key'
+>>> with open(os.path.join(model, "evil.py"), "w") as file:
+...     _ = file.write("import os")
+>>> try:
+...     verify(model, public)
+... except VerificationError as error:
+...     print(error.reason, "-", error.message)
+extra-file - `evil.py` is not part of what was signed
 """
 
 from .admission import Admission, Warrant, admit

@@ -21,6 +21,7 @@ from .documents import canonical_json, parse_json
 from .errors import VerificationError
 from .evidence import gather
 from .files import check_name
+from .lockfile import LockFile, lock_of
 from .policy import decide
 from .policy_file import load_policy
 from .reading import VerifiedCopy, VerifiedSource
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from .audit import AuditLog
     from .blocktree import BlockTree
     from .digests import FileDigest
-    from .lockfile import LockFile
     from .policy import Decision, Policy
 
 __all__ = ["Admission", "Warrant", "WarrantedFile", "admit"]
@@ -185,7 +185,8 @@ def admit(
         policy: A policy, or the path of one.
         name: What the policy's rules call the model; its absolute path unless told.
         signature: The signature file; found by convention unless told.
-        lock: What was accepted before; updated where the model is admitted.
+        lock: What was accepted before, updated where the model is admitted; the policy's own unless
+            given.
         log: Where the decision is recorded, before it is returned.
         workers: Files read at a time; the number of cores unless told.
         progress: Called with each file's digest.
@@ -195,6 +196,7 @@ def admit(
         OSError: As the operating system has it.
     """
     policy = load_policy(policy) if isinstance(policy, str) else policy
+    lock = lock_of(policy, lock)
     path = os.path.abspath(path)
     gathered = gather(
         path, policy, name=name, signature=signature, workers=workers, progress=progress

@@ -20,6 +20,7 @@ from .errors import PolicyViolationError, TrustError
 from .evidence import who_signed
 from .keyless import KeylessTrust
 from .keys import PublicKey
+from .lockfile import LockFile, lock_of
 from .policy import Evidence, FileFact, Policy, Rule, decide
 from .policy_file import load_policy
 from .reading import VerifiedCopy, VerifiedSource
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from .audit import AuditLog
     from .bundle import Resource, Statement
-    from .lockfile import LockFile
     from .verifying import SignedBy
 
 __all__ = ["Gate", "UnverifiedWarning", "as_gate"]
@@ -54,7 +54,7 @@ class Gate:
         policy: A policy, or the path of one.
         name: What the rules call the model; the path of each file unless told.
         signature: The signature file; found by convention unless told.
-        lock: What was accepted before, remembered per file.
+        lock: What was accepted before, remembered per file; the policy's own unless given.
         log: Where every decision is recorded.
 
     Raises:
@@ -73,7 +73,7 @@ class Gate:
         self.policy = load_policy(policy) if isinstance(policy, str) else policy
         self._name = name
         self._signature = signature
-        self._lock = lock
+        self._lock = lock_of(self.policy, lock)
         self._log = log
         # A model has many shards and one signature: (its bytes, the rule) -> what it says.
         self._checked: dict[tuple[bytes, str], tuple[str, SignedBy, Statement]] = {}

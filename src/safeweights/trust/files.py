@@ -127,6 +127,8 @@ def locked(path: str) -> Iterator[int]:
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
     descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o644)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise VerificationError("is not a regular file", reason="not-a-file", path=path)
         if fcntl is not None:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor

@@ -13,10 +13,11 @@ from typing import Any, Final
 from safeweights.storage.sink import write_file
 
 from .documents import Field, parse_json
+from .errors import DocumentError
 from .files import locked, read_document
-from .policy import LEVELS, LockEntry
+from .policy import LEVELS, LockEntry, Policy
 
-__all__ = ["LockFile"]
+__all__ = ["LockFile", "lock_of"]
 
 _SCHEMA: Final = "safeweights-lock/1"
 
@@ -62,6 +63,23 @@ class LockFile:
         document = parse_json(data, path=self.path).only("schema", "models")
         document.member("schema").equals(_SCHEMA)
         return {name: _from_json(entry) for name, entry in document.member("models").members()}
+
+
+def lock_of(policy: Policy, given: LockFile | None) -> LockFile | None:
+    """The lock file to decide with: the caller's, or the policy's own.
+
+    Raises:
+        DocumentError: There is neither, and a rule trusts on first use: every use would be the
+            first.
+    """
+    if given is None and policy.lock is not None:
+        return LockFile(policy.lock)
+    if given is None and policy.mode != "off" and any(rule.first_use for rule in policy.rules):
+        raise DocumentError(
+            "`first_use` needs a lock file: what is not remembered is not known", field="lock",
+            path=policy.path,
+        )  # fmt: skip
+    return given
 
 
 def _to_json(entry: LockEntry) -> dict[str, Any]:

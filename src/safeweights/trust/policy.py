@@ -68,12 +68,22 @@ class Rule:
 
 @dataclass(frozen=True)
 class Policy:
-    """Rules, the first that matches first, and who the signers are."""
+    """Rules, the first that matches first, and who the signers are.
+
+    Attributes:
+        rules: In order.
+        signers: The names that rules use -> who that is.
+        mode: ``"enforce"``; ``"warn"``: nothing is refused; ``"off"``: nothing is looked at.
+        deny: Kinds of `contents.Finding` that are refused.
+        lock: Path of the lock file; rules with `first_use` need one.
+        path: Of the policy itself.
+    """
 
     rules: tuple[Rule, ...]
     signers: dict[str, Trust] = field(default_factory=dict)
     mode: Mode = "enforce"
     deny: frozenset[str] = frozenset(DENIABLE)
+    lock: str | None = None
     path: str | None = None
 
     def rule_for(self, subject: str) -> Rule | None:

@@ -1,6 +1,7 @@
 """Policies as people write them: TOML.
 
     mode = "enforce"                       # off | warn | enforce
+    lock = "models.lock.json"              # what was accepted before; rules with first_use need it
 
     [signers.releases]
     public_key = "keys/releases.pub"       # a file beside the policy, or the PEM text itself
@@ -62,7 +63,9 @@ def load_policy(path: str) -> Policy:
 
 def parse_policy(data: bytes, *, path: str | None = None) -> Policy:
     """The policy in TOML text; see `load_policy`."""
-    document = parse_toml(data, path=path).only("mode", "signers", "rules", "deny", "minimum_level")
+    document = parse_toml(data, path=path).only(
+        "mode", "signers", "rules", "deny", "minimum_level", "lock"
+    )
     base = os.path.dirname(path) if path else ""
     signers: dict[str, Trust] = {}
     if table := document.get("signers"):
@@ -74,9 +77,13 @@ def parse_policy(data: bytes, *, path: str | None = None) -> Policy:
     rules = document.get("rules")
     if rules is None and mode != "off":
         raise document.error("has no [[rules]]; a policy without rules refuses everything")
+    read = tuple(_rule(entry, signers, least) for entry in rules.items()) if rules else ()
+    lock = document.get("lock")
+    if lock is None and any(rule.first_use for rule in read):
+        raise document.error("`first_use` needs a `lock` file: what is not remembered is not known")
     return Policy(
-        tuple(_rule(entry, signers, least) for entry in rules.items()) if rules else (),
-        signers, mode, _deny(document.get("deny")), path,
+        read, signers, mode, _deny(document.get("deny")),
+        os.path.join(base, lock.text(limit=4096)) if lock else None, path,
     )  # fmt: skip
 
 
