@@ -15,12 +15,15 @@ from importlib import import_module
 
 from .errors import SafetensorError
 
-TYPE_CHECKING = False  # typing itself costs more to import than all of this: type checkers know the name
+TYPE_CHECKING = (
+    False  # typing itself costs more to import than all of this: type checkers know the name
+)
 if TYPE_CHECKING:
     from typing import Any, Final
 
     from .checkpoint import Checkpoint, Tensor, open, save
-    from .frameworks.handle import safe_open
+    from .frameworks.handle import PySafeSlice, _safe_open_handle, safe_open
+    from .frameworks.prefetch import PrefetchLoader, TensorMeta
     from .header import Header, TensorInfo
     from .serialization import TensorSpec, deserialize, serialize, serialize_file
 
@@ -29,11 +32,15 @@ __version__ = "0.1.0"
 __all__ = [
     "Checkpoint",
     "Header",
+    "PrefetchLoader",
+    "PySafeSlice",
     "SafetensorError",
     "Tensor",
     "TensorInfo",
+    "TensorMeta",
     "TensorSpec",
     "__version__",
+    "_safe_open_handle",
     "deserialize",
     "open",
     "safe_open",
@@ -46,9 +53,13 @@ __all__ = [
 _HOMES: Final = {
     "Checkpoint": "checkpoint",
     "Header": "header",
+    "PrefetchLoader": "frameworks.prefetch",
+    "PySafeSlice": "frameworks.handle",
     "Tensor": "checkpoint",
     "TensorInfo": "header",
+    "TensorMeta": "frameworks.prefetch",
     "TensorSpec": "serialization",
+    "_safe_open_handle": "frameworks.handle",
     "deserialize": "serialization",
     "open": "checkpoint",
     "safe_open": "frameworks.handle",

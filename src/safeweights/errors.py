@@ -18,9 +18,11 @@ __all__ = [
     "FormatError",
     "LayoutError",
     "MissingDependencyError",
+    "NoDataError",
     "SafetensorError",
     "SelectionError",
     "SharedMemoryError",
+    "StateDictError",
     "TensorNotFoundError",
     "UnsupportedError",
 ]
@@ -117,6 +119,14 @@ class LayoutError(SafetensorError, ValueError):
 
 class SharedMemoryError(SafetensorError, RuntimeError):
     """Tensors that share memory, which the format cannot express."""
+
+
+class NoDataError(SafetensorError, NotImplementedError):
+    """A tensor without values, such as one on torch's meta device, where values are needed."""
+
+
+class StateDictError(SafetensorError, RuntimeError):
+    """A file and a module that do not have the same tensors."""
 
 
 class ClosedError(SafetensorError, ValueError):

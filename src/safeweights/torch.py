@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import torch
 
-from .errors import SafetensorError, SharedMemoryError
-from .frameworks import functions
+from ._torch_private import (  # noqa: F401 - clients import them from here
+    _SIZE,
+    _TYPES,
+    _end_ptr,
+    _filter_shared_not_shared,
+    _find_shared_tensors,
+    _flatten,
+    _flatten_as_ptr,
+    _getdtype,
+    _is_complete,
+    _remove_duplicate_names,
+    _to_ndarray,
+    _tobytes,
+    _view2torch,
+    storage_ptr,
+    storage_size,
+)
+from .frameworks import functions, torch_models
 from .frameworks.handle import safe_open
-from .frameworks.torch import find_shared_tensors as _find_shared_tensors
 
-__all__ = ["load", "load_file", "load_model", "safe_open", "save", "save_file", "save_model"]
+__all__ = [
+    "load",
+    "load_file",
+    "load_into",
+    "load_model",
+    "safe_open",
+    "save",
+    "save_file",
+    "save_model",
+]
 
 
 def save(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -98,14 +122,14 @@ def load_file(
 
 def save_model(
     model: torch.nn.Module,
-    filename: str | os.PathLike[str],
+    filename: str | os.PathLike[str] | IO[bytes],
     metadata: Mapping[str, str] | None = None,
     force_contiguous: bool = True,
 ) -> None:
     """Write a module's state; of tensors that share memory (tied weights) one, noting the others.
 
-    For each name left out, the metadata gets an entry ``left out -> kept``, by which `load_model` and
-    readers can tie them again.
+    For each name left out, the metadata gets an entry ``left out -> kept``, by which `load_into` finds
+    their values again.
 
     Args:
         model: The module.
@@ -117,26 +141,12 @@ def save_model(
         SharedMemoryError: Tensors overlap and none of them holds all that they share.
         LayoutError: A non-contiguous tensor, with ``force_contiguous=False``.
     """
-    state = dict(model.state_dict())
-    noted = None if metadata is None else dict(metadata)
-    for kept, dropped in _remove_duplicate_names(state).items():
-        for name in dropped:
-            noted = {} if noted is None else noted
-            noted.setdefault(name, kept)
-            del state[name]
-    if force_contiguous:
-        state = {name: tensor.contiguous() for name, tensor in state.items()}
-    try:
-        save_file(state, filename, metadata=noted)
-    except ValueError as error:
-        if isinstance(error, SafetensorError):
-            error.message += " Or use save_model(..., force_contiguous=True), read the docs for potential caveats."
-        raise
+    torch_models.save_model(model, filename, metadata, force_contiguous=force_contiguous)
 
 
 def load_model(
     model: torch.nn.Module,
-    filename: str | os.PathLike[str],
+    filename: str | os.PathLike[str] | IO[bytes],
     strict: bool = True,
     device: str | int | torch.device = "cpu",
     *,
@@ -149,54 +159,38 @@ def load_model(
         does not have.
 
     Raises:
-        RuntimeError: There are such names and `strict` is set.
+        StateDictError: There are such names and `strict` is set; a RuntimeError.
     """
-    state = load_file(filename, device=device, backend=backend)
-    duplicates = _remove_duplicate_names(model.state_dict(), preferred_names=state)
-    result = model.load_state_dict(state, strict=False)
-    missing, unexpected = set(result.missing_keys), list(result.unexpected_keys)
-    for name in (name for group in duplicates.values() for name in group):
-        if name in missing:
-            missing.remove(name)
-        else:
-            unexpected.append(name)
-    if strict and (missing or unexpected):
-        lines = [f"Error(s) in loading state_dict for {type(model).__name__}:"]
-        for what, names in (("Missing", missing), ("Unexpected", unexpected)):
-            if names:
-                listed = ", ".join(f'"{name}"' for name in sorted(names))
-                lines.append(f"    {what} key(s) in state_dict: {listed}")
-        raise RuntimeError("\n".join(lines))
-    return missing, unexpected
+    return torch_models.load_model(model, filename, strict=strict, device=device, backend=backend)
 
 
-def _is_complete(tensor: torch.Tensor) -> bool:
-    storage = tensor.untyped_storage()
-    size = tensor.numel() * tensor.element_size()
-    return tensor.data_ptr() == storage.data_ptr() and size == storage.nbytes()
-
-
-def _remove_duplicate_names(
-    state_dict: Mapping[str, torch.Tensor],
+def load_into(
+    target: torch.nn.Module | Mapping[str, torch.Tensor],
+    filename: str | os.PathLike[str] | IO[bytes],
     *,
-    preferred_names: Iterable[str] | None = None,
-    discard_names: Iterable[str] | None = None,
-) -> dict[str, list[str]]:
-    """Which names to drop so that no two tensors share memory: kept -> dropped."""
-    preferred, discarded = set(preferred_names or ()), set(discard_names or ())
-    dropped: dict[str, list[str]] = {}
-    for names in _find_shared_tensors(state_dict):
-        if len(names) == 1:
-            continue
-        complete = {name for name in names if _is_complete(state_dict[name])}
-        if not complete:
-            raise SharedMemoryError(
-                "Error while trying to find names to remove to save state dict, but found no suitable "
-                f"name to keep for saving amongst: {names}. None is covering the entire storage. "
-                "Refusing to save/load the model since you could be storing much more memory than "
-                "needed: save the tensor that the others are views of, or clone them."
-            )
-        best = (complete & preferred) or (complete - discarded) or complete
-        kept = min(best)
-        dropped[kept] = sorted(names - {kept})
-    return dropped
+    strict: bool = True,
+    backend: str = "pread",
+) -> tuple[set[str], list[str]]:
+    """Fill tensors that exist already with the values of a file, without a second copy in memory.
+
+    Contiguous tensors on the CPU of the file's type are read into directly; others are converted to
+    their own type and moved to their own device one at a time. Tensors of a module that are on the meta
+    device are replaced by ones with values; parameters that were one stay one. A name that the file
+    notes as tied to another (`save_model`) gets the other's values.
+
+    Args:
+        target: A module, or names to tensors.
+        filename: Path or readable file object.
+        strict: Names that only one side has are an error.
+        backend: How bytes are read.
+
+    Returns:
+        Names of `target` that were not filled, and names of the file that were not used.
+
+    Raises:
+        StateDictError: Names or shapes differ; nothing was changed then.
+        NoDataError: A meta tensor that is not part of a module.
+        FormatError: The file breaks a rule of the format.
+        OSError: It cannot be opened or read; some tensors may have been filled.
+    """
+    return torch_models.load_into(target, filename, strict=strict, backend=backend)

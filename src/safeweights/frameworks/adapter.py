@@ -74,6 +74,11 @@ class Adapter(ABC):
         )
         raise SafetensorError(f"Device {shown} is not supported for framework {self.name}")
 
+    def place(self, tensor: Any, device: Any) -> Any:
+        """A tensor that `decode` made without a device, on `device`; for native indexing."""
+        del device
+        return tensor
+
     def decode_all(
         self, data: memoryview, base: int, tensors: Iterable[tuple[str, TensorInfo]], device: Any
     ) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def load(framework: str, data: Any, device: Any = "cpu") -> dict[str, Any]:
         )
     # The copy belongs to the tensors: what the caller does with `data` afterwards is the caller's.
     with (
-        safe_open.of(copied(flat(data)), framework, device) as file,
+        safe_open[Any].of(copied(flat(data)), framework, device) as file,
         gc_paused(),
     ):
         return file.get_tensors()

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
 
-import numpy as np
-
-from .. import indexing
 from ..checkpoint import SafetensorsFile
-from ..dtypes import BITS
-from ..errors import ClosedError, FormatError, SafetensorError, SelectionError, UnsupportedError
+from ..errors import ClosedError, FormatError, SafetensorError, UnsupportedError
 from ..storage import ENGINES
-from .adapter import Adapter, adapter_for
+from .adapter import adapter_for
+from .prefetch import Plan, PrefetchLoader, TensorMeta
+from .slices import Slice
 
 if TYPE_CHECKING:
+    import jax
+    import mlx.core
+    import numpy as np
+    import paddle
+    import tensorflow as tf
+    import torch
     from typing_extensions import Self
 
     from ..checkpoint import FileTensor
     from ..header import TensorInfo
 
-__all__ = ["Slice", "safe_open"]
+__all__ = ["PySafeSlice", "_safe_open_handle", "opened", "prefixed", "safe_open"]
+
+T = TypeVar("T")
+Target = str | os.PathLike[str] | IO[bytes]
+Backend = Literal["mmap", "pread"]
+PySafeSlice = Slice
 
 _ARENA: Final = 1 << 28
 """Bytes read into one piece of memory: one tensor that lives on keeps its whole piece alive."""
@@ -46,7 +55,25 @@ class MissingFileError(FileNotFoundError):
         return f"No such file or directory: {self.filename}"
 
 
-class safe_open:  # noqa: N801 - the reference's name
+def opened(target: Any, backend: str) -> SafetensorsFile:
+    """Open a path or file object; errors have the reference's words.
+
+    Raises:
+        FormatError: The file breaks a rule of the format, or is of another format.
+        OSError: It cannot be opened.
+        SafetensorError: No such backend.
+    """
+    if backend not in ENGINES:
+        known = ", ".join(f'"{name}"' for name in ENGINES)
+        raise SafetensorError(f'backend "{backend}" is invalid (expected one of: {known})')
+    try:
+        with prefixed("Error while deserializing header: "):
+            return SafetensorsFile.open(target, engine=backend)
+    except FileNotFoundError as error:
+        raise MissingFileError(errno.ENOENT, error.strerror, error.filename) from error
+
+
+class safe_open(Generic[T]):  # noqa: N801 - the reference's name
     """Open a file and hand out its tensors one at a time.
 
     Opening reads and checks the header; nothing else is read until it is asked for. Tensors and
@@ -73,25 +100,76 @@ class safe_open:  # noqa: N801 - the reference's name
         (['a'], array([3., 5.]))
     """
 
+    @overload
     def __init__(
-        self,
-        filename: str | os.PathLike[str] | IO[bytes],
-        framework: str,
-        device: Any = "cpu",
+        self: safe_open[torch.Tensor],
+        filename: Target,
+        framework: Literal["pt", "torch", "pytorch"],
+        device: str | int | torch.device | None = ...,
         *,
-        backend: str = "mmap",
+        backend: Backend = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: safe_open[np.ndarray[Any, np.dtype[Any]]],
+        filename: Target,
+        framework: Literal["np", "numpy"],
+        device: str | None = ...,
+        *,
+        backend: Backend = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: safe_open[jax.Array],
+        filename: Target,
+        framework: Literal["jax", "flax"],
+        device: str | jax.Device | jax.sharding.Sharding | None = ...,
+        *,
+        backend: Backend = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: safe_open[tf.Tensor],
+        filename: Target,
+        framework: Literal["tf", "tensorflow"],
+        device: str | None = ...,
+        *,
+        backend: Backend = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: safe_open[mlx.core.array],
+        filename: Target,
+        framework: Literal["mlx"],
+        device: str | None = ...,
+        *,
+        backend: Backend = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: safe_open[paddle.Tensor],
+        filename: Target,
+        framework: Literal["paddle"],
+        device: str | int | None = ...,
+        *,
+        backend: Backend = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: safe_open[Any],
+        filename: Target,
+        framework: str,
+        device: Any = ...,
+        *,
+        backend: str = ...,
+    ) -> None: ...
+
+    def __init__(
+        self, filename: Target, framework: str, device: Any = "cpu", *, backend: str = "mmap"
     ) -> None:
         self._adapter = adapter_for(framework)
         self._device = self._adapter.check_device(device)
-        if backend not in ENGINES:
-            known = ", ".join(f'"{name}"' for name in ENGINES)
-            raise SafetensorError(f'backend "{backend}" is invalid (expected one of: {known})')
-        self._file: SafetensorsFile | None
-        try:
-            with prefixed("Error while deserializing header: "):
-                self._file = SafetensorsFile.open(filename, engine=backend)
-        except FileNotFoundError as error:
-            raise MissingFileError(errno.ENOENT, error.strerror, error.filename) from error
+        self._file: SafetensorsFile | None = opened(filename, backend)
 
     @classmethod
     def of(cls, data: Any, framework: str, device: Any = "cpu") -> Self:
@@ -127,7 +205,16 @@ class safe_open:  # noqa: N801 - the reference's name
         file.tensor(name)
         return file.header.tensors[name]
 
-    def get_tensor(self, name: str) -> Any:
+    def get_tensor_meta(self, name: str) -> TensorMeta:
+        """Type, shape and offsets of a tensor, without reading it.
+
+        Raises:
+            TensorNotFoundError: There is none of that name.
+        """
+        dtype, shape, begin, end = self.info(name)
+        return TensorMeta(dtype, list(shape), (begin, end))
+
+    def get_tensor(self, name: str) -> T:
         """A tensor.
 
         Cost with mmap on the CPU: no read, no copy. With pread: one read.
@@ -137,7 +224,8 @@ class safe_open:  # noqa: N801 - the reference's name
             UnsupportedError: The framework has no such element type.
         """
         tensor = self._opened().tensor(name)
-        return self._adapter.decode(tensor.view(), tensor.dtype, tensor.shape, self._device)
+        decoded: T = self._adapter.decode(tensor.view(), tensor.dtype, tensor.shape, self._device)
+        return decoded
 
     def get_bytes(self, name: str) -> memoryview:
         """A tensor's bytes as they stand in the file, for types that no framework has."""
@@ -155,12 +243,47 @@ class safe_open:  # noqa: N801 - the reference's name
             result.update(self._adapter.decode_all(data, first.begin, group, self._device))
         return result
 
-    def get_slice(self, name: str) -> Slice:
+    def get_slice(self, name: str) -> Slice[T]:
         """A tensor to take parts of, by indexing; only what is selected is read."""
         file = self._opened()
         return Slice(file.tensor(name), self._adapter, self._device, mapped=file.source.in_memory)
 
-    def __getitem__(self, name: str) -> Any:
+    def prefetch(
+        self, plan: Plan | None = None, *, max_inflight: int = 8, dtype: object = None
+    ) -> PrefetchLoader[T]:
+        """Begin to read tensors in the background, to be handed out as they are needed.
+
+        Args:
+            plan: Names of tensors, or names to index expressions (None for the whole tensor); None
+                for all tensors.
+            max_inflight: How many tensors are read ahead; bounds the memory.
+            dtype: Accepted and not used, as in the reference.
+
+        Returns:
+            An iterator of (name, tensor) in file order, with `get_tensor` for any other order.
+
+        Raises:
+            TensorNotFoundError: The plan names a tensor that the file does not have.
+
+        >>> import numpy, safeweights.numpy, tempfile, os
+        >>> path = os.path.join(tempfile.mkdtemp(), "x.safetensors")
+        >>> safeweights.numpy.save_file({"a": numpy.arange(6.0).reshape(2, 3)}, path)
+        >>> with safe_open(path, "np") as f, f.prefetch({"a": (slice(None), 1)}) as loader:
+        ...     dict(loader)
+        {'a': array([1., 4.])}
+        """
+        del dtype
+        file = self._opened()
+        wanted: dict[str, Any] = dict.fromkeys(self.offset_keys() if plan is None else plan)
+        if isinstance(plan, Mapping):
+            wanted.update(plan)
+        found = {name: (file.tensor(name), part) for name, part in wanted.items()}
+        jobs: dict[str, tuple[FileTensor, Any]] = {
+            name: found[name] for name in file.header.tensors if name in found
+        }
+        return PrefetchLoader(jobs, self._adapter, self._device, max_inflight)
+
+    def __getitem__(self, name: str) -> T:
         return self.get_tensor(name)
 
     def __contains__(self, name: object) -> bool:
@@ -172,7 +295,7 @@ class safe_open:  # noqa: N801 - the reference's name
     def __len__(self) -> int:
         return len(self._opened().header.tensors)
 
-    def items(self) -> Iterator[tuple[str, Any]]:
+    def items(self) -> Iterator[tuple[str, T]]:
         """(name, tensor), in the order of the data, one at a time."""
         for name in self.offset_keys():
             yield name, self.get_tensor(name)
@@ -190,59 +313,6 @@ class safe_open:  # noqa: N801 - the reference's name
     def __repr__(self) -> str:
         state = "closed" if self._file is None else repr(self._file.name)
         return f"<safe_open {state} for {self._adapter.name}>"
-
-
-class Slice:
-    """A tensor of an open file, to be indexed; see `safe_open.get_slice`."""
-
-    __slots__ = ("_adapter", "_device", "_mapped", "_tensor")
-
-    def __init__(self, tensor: FileTensor, adapter: Adapter, device: Any, *, mapped: bool) -> None:
-        self._tensor = tensor
-        self._adapter = adapter
-        self._device = device
-        self._mapped = mapped
-
-    def get_shape(self) -> list[int]:
-        """Elements along each axis."""
-        return list(self._tensor.shape)
-
-    def get_dtype(self) -> str:
-        """Code of the element type."""
-        return self._tensor.dtype
-
-    def __getitem__(self, expression: Any) -> Any:
-        """The selected part.
-
-        Torch tensors of mapped memory are indexed by torch. Everything else follows NumPy, except
-        that slice bounds beyond the axis are errors; indexes by arrays and masks read the tensor
-        first.
-
-        Raises:
-            SelectionError: The expression does not fit the shape.
-        """
-        tensor, adapter = self._tensor, self._adapter
-        native = adapter.native_indexing and self._mapped and BITS[tensor.dtype] >= 8
-        if _has_arrays(expression) or (native and not _has_negative_step(expression)):
-            return self._index_whole(expression)
-        selection = indexing.select(
-            expression, tensor.shape, clamp=adapter.native_indexing and native
-        )
-        data = tensor.read_selection(selection)
-        if selection.reversed:
-            data = _reverse(data, selection, tensor.dtype)
-        return adapter.decode(data, tensor.dtype, selection.shape, self._device)
-
-    def _index_whole(self, expression: Any) -> Any:
-        tensor = self._tensor
-        whole = self._adapter.decode(tensor.view(), tensor.dtype, tensor.shape, self._device)
-        try:
-            return whole[expression]
-        except (IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise SelectionError(str(error), tensor=tensor.name) from error
-
-    def __repr__(self) -> str:
-        return f"<Slice of {self._tensor!r}>"
 
 
 def _arenas(
@@ -264,36 +334,11 @@ def _arenas(
         yield group
 
 
-def _items(expression: Any) -> tuple[Any, ...]:
-    return expression if isinstance(expression, tuple) else (expression,)
-
-
-def _has_arrays(expression: Any) -> bool:
-    """Whether an index is by arrays, masks or truth values; a bare list never was allowed."""
-    return any(
-        isinstance(item, bool | np.bool_)
-        or (isinstance(item, list) and isinstance(expression, tuple))
-        or getattr(item, "ndim", 0) > 0
-        for item in _items(expression)
-    )
-
-
-def _has_negative_step(expression: Any) -> bool:
-    return any(
-        isinstance(item, slice) and item.step is not None and item.step < 0
-        for item in _items(expression)
-    )
-
-
-def _reverse(data: memoryview, selection: indexing.Selection, dtype: str) -> memoryview:
-    """Bytes read in ascending order, turned round along the axes that were asked for descending."""
-    counts = selection.counts
-    bits = BITS[dtype]
-    if bits < 8:
-        last = len(counts) - 1
-        if last in selection.reversed:
-            raise UnsupportedError(f"{dtype} elements share bytes: their axis cannot be reversed")
-        counts, bits = (*counts[:-1], counts[-1] * bits // 8), 8
-    array = np.frombuffer(data, np.dtype((np.void, bits // 8))).reshape(counts)
-    flipped = np.ascontiguousarray(np.flip(array, selection.reversed))
-    return flipped.reshape(-1).view(np.uint8).data
+def _safe_open_handle(
+    file: Any, framework: str, device: Any = "cpu", *, backend: str = "mmap"
+) -> safe_open[Any]:
+    """`safe_open` of a file object; one opened as text is read through its buffer."""
+    target = getattr(file, "buffer", file)
+    if not hasattr(target, "read"):
+        raise UnsupportedError(f"expected a readable file object, found {type(file).__name__}")
+    return safe_open(target, framework, device, backend=backend)

@@ -12,19 +12,21 @@ from ..checkpoint import MemoryTensor, Tensor
 from ..dtypes import DTYPES
 from ..errors import (
     LayoutError,
+    NoDataError,
     SafetensorError,
     SharedMemoryError,
     UnsupportedError,
     quote,
 )
 from .adapter import Adapter
+from .torch_sharing import find_shared_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ..header import TensorInfo
 
-__all__ = ["ADAPTER", "CODES", "TYPES", "find_shared_tensors", "span"]
+__all__ = ["ADAPTER", "CODES", "TYPES", "host_bytes"]
 
 TYPES: Final[dict[str, torch.dtype]] = {
     row.code: getattr(torch, row.torch)
@@ -87,6 +89,9 @@ class TorchAdapter(Adapter):
         tensor = torch.from_numpy(array)
         if carrier.view is not None:
             tensor = tensor.view(carrier.view)
+        return self.place(tensor, device)
+
+    def place(self, tensor: torch.Tensor, device: torch.device | None) -> torch.Tensor:
         return tensor if device is None else _to_device(tensor, device)
 
     def decode_all(
@@ -169,7 +174,10 @@ def _check_savable(tensors: Mapping[str, Any]) -> None:
             " You can make it a dense tensor before saving with `.to_dense()` but be aware this might"
             " make a much larger file than needed."
         )
-    shared = [names for names in find_shared_tensors(tensors) if len(names) > 1]
+    try:
+        shared = [names for names in find_shared_tensors(tensors) if len(names) > 1]
+    except RuntimeError as error:  # fake, functional and nested tensors have no memory to look at
+        raise UnsupportedError(f"the memory of a tensor cannot be reached: {error}") from error
     if shared:
         raise SharedMemoryError(
             "Some tensors share memory, this will lead to duplicate memory on disk and potential "
@@ -186,7 +194,7 @@ def _encode(name: str, tensor: torch.Tensor) -> Tensor:
             tensor=name,
         )
     if tensor.device.type == "meta":
-        raise UnsupportedError(
+        raise NoDataError(
             f"tensor {quote(name)} is on the meta device: Cannot copy out of meta tensor; no data!",
             tensor=name,
         )
@@ -235,39 +243,6 @@ class DeviceTensor(Tensor):
 
     def _piece(self, offset: int, length: int) -> memoryview:
         return self._flat[offset : offset + length].cpu().numpy().data
-
-
-def span(tensor: torch.Tensor) -> tuple[int, int]:
-    """First and one past the last byte of memory that a strided tensor may touch."""
-    start = tensor.data_ptr()
-    if tensor.numel() == 0:
-        return start, start
-    last = sum(
-        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-    return start, start + (last + 1) * tensor.element_size()
-
-
-def find_shared_tensors(tensors: Mapping[str, torch.Tensor]) -> list[set[str]]:
-    """Group tensors whose memory overlaps; a tensor that shares with nobody is a group of its own.
-
-    Every overlap is found: between views of one storage, and between storages that were made over the
-    same memory. Meta and empty tensors, which have no memory, are left out.
-    """
-    spans: dict[torch.device, list[tuple[int, int, str]]] = {}
-    for name, tensor in tensors.items():
-        if tensor.device.type != "meta" and tensor.data_ptr() and tensor.numel():
-            spans.setdefault(tensor.device, []).append((*span(tensor), name))
-    groups: list[set[str]] = []
-    for areas in spans.values():
-        stop = -1
-        for begin, end, name in sorted(areas):
-            if begin < stop:
-                groups[-1].add(name)
-            else:
-                groups.append({name})
-            stop = max(stop, end)
-    return groups
 
 
 ADAPTER: Final = TorchAdapter()

@@ -1,0 +1,142 @@
+"""A tensor of a file, to be indexed: reads what is selected, and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from .. import indexing
+from ..dtypes import BITS
+from ..errors import SelectionError, UnsupportedError
+
+if TYPE_CHECKING:
+    from ..checkpoint import FileTensor
+    from .adapter import Adapter
+
+__all__ = ["Part", "Slice", "read_part"]
+
+T = TypeVar("T")
+
+
+class Part(NamedTuple):
+    """The bytes of a selection, in C order, and the shape they have."""
+
+    data: memoryview
+    shape: tuple[int, ...]
+
+
+def read_part(
+    tensor: FileTensor, expression: Any, *, clamp: bool = False, owned: bool = False
+) -> Part:
+    """Read the part of `tensor` that a basic index expression selects.
+
+    Args:
+        tensor: Of a file.
+        expression: Integers, slices, ``...`` and None.
+        clamp: Slice bounds beyond the axis mean its end, as in NumPy, instead of an error.
+        owned: Read now, into fresh memory, where the file is mapped too.
+
+    Raises:
+        SelectionError: The expression does not fit the shape, or is by arrays or masks.
+    """
+    selection = indexing.select(expression, tensor.shape, clamp=clamp)
+    runs = indexing.runs(selection, tensor.shape, tensor.dtype)
+    if owned and runs.run_count <= 1:
+        data = memoryview(bytearray(runs.nbytes))
+        tensor.read_into(data, runs.offset)
+    else:
+        data = tensor.read_selection(selection)
+    if selection.reversed:
+        data = _reverse(data, selection, tensor.dtype)
+    return Part(data, selection.shape)
+
+
+class Slice(Generic[T]):
+    """A tensor of an open file, to be indexed; see `safe_open.get_slice`.
+
+    It stays usable when the file is closed, and from several threads at once.
+    """
+
+    __slots__ = ("_adapter", "_device", "_mapped", "_tensor")
+
+    def __init__(self, tensor: FileTensor, adapter: Adapter, device: Any, *, mapped: bool) -> None:
+        self._tensor = tensor
+        self._adapter = adapter
+        self._device = device
+        self._mapped = mapped
+
+    def get_shape(self) -> list[int]:
+        """Elements along each axis."""
+        return list(self._tensor.shape)
+
+    def get_dtype(self) -> str:
+        """Code of the element type."""
+        return self._tensor.dtype
+
+    def __getitem__(self, expression: Any) -> T:
+        """The selected part.
+
+        Torch tensors of mapped memory are indexed by torch. Everything else follows NumPy, except
+        that slice bounds beyond the axis are errors; indexes by arrays and masks read the tensor
+        first.
+
+        Raises:
+            SelectionError: The expression does not fit the shape.
+        """
+        tensor, adapter = self._tensor, self._adapter
+        native = adapter.native_indexing and self._mapped and BITS[tensor.dtype] >= 8
+        if _has_arrays(expression) or (native and not _has_negative_step(expression)):
+            return self._index_whole(expression)
+        data, shape = read_part(tensor, expression, clamp=native)
+        part: T = adapter.decode(data, tensor.dtype, shape, self._device)
+        return part
+
+    def _index_whole(self, expression: Any) -> T:
+        """Index the whole tensor on the host, then move the part: a device never sees the rest."""
+        tensor, adapter = self._tensor, self._adapter
+        host = None if adapter.native_indexing else self._device
+        whole = adapter.decode(tensor.view(), tensor.dtype, tensor.shape, host)
+        try:
+            part: T = whole[expression]
+        except (IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise SelectionError(str(error), tensor=tensor.name) from error
+        return adapter.place(part, self._device) if adapter.native_indexing else part
+
+    def __repr__(self) -> str:
+        return f"<Slice of {self._tensor!r}>"
+
+
+def _items(expression: Any) -> tuple[Any, ...]:
+    return expression if isinstance(expression, tuple) else (expression,)
+
+
+def _has_arrays(expression: Any) -> bool:
+    """Whether an index is by arrays, masks or truth values; a bare list never was allowed."""
+    return any(
+        isinstance(item, bool | np.bool_)
+        or (isinstance(item, list) and isinstance(expression, tuple))
+        or getattr(item, "ndim", 0) > 0
+        for item in _items(expression)
+    )
+
+
+def _has_negative_step(expression: Any) -> bool:
+    return any(
+        isinstance(item, slice) and isinstance(item.step, int) and item.step < 0
+        for item in _items(expression)
+    )
+
+
+def _reverse(data: memoryview, selection: indexing.Selection, dtype: str) -> memoryview:
+    """Bytes read in ascending order, turned round along the axes that were asked for descending."""
+    counts = selection.counts
+    bits = BITS[dtype]
+    if bits < 8:
+        last = len(counts) - 1
+        if last in selection.reversed:
+            raise UnsupportedError(f"{dtype} elements share bytes: their axis cannot be reversed")
+        counts, bits = (*counts[:-1], counts[-1] * bits // 8), 8
+    array = np.frombuffer(data, np.dtype((np.void, bits // 8))).reshape(counts)
+    flipped = np.ascontiguousarray(np.flip(array, selection.reversed))
+    return flipped.reshape(-1).view(np.uint8).data

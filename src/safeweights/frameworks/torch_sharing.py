@@ -1,0 +1,99 @@
+"""Which torch tensors share memory, and which of them to keep when only one can be written.
+
+Nothing here reads or writes files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import torch
+
+from ..errors import SharedMemoryError
+
+__all__ = ["choose_kept", "duplicates", "find_shared_tensors", "is_complete", "span"]
+
+
+def span(tensor: torch.Tensor) -> tuple[int, int]:
+    """First and one past the last byte of memory that a strided tensor may touch."""
+    start = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return start, start
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return start, start + (last + 1) * tensor.element_size()
+
+
+def find_shared_tensors(tensors: Mapping[str, torch.Tensor]) -> list[set[str]]:
+    """Group tensors whose memory overlaps; a tensor that shares with nobody is a group of its own.
+
+    Every overlap is found: between views of one storage, and between storages that were made over the
+    same memory. Meta and empty tensors, which have no memory, are left out.
+    """
+    spans: dict[torch.device, list[tuple[int, int, str]]] = {}
+    for name, tensor in tensors.items():
+        if tensor.device.type != "meta" and tensor.numel() and tensor.data_ptr():
+            spans.setdefault(tensor.device, []).append((*span(tensor), name))
+    groups: list[set[str]] = []
+    for areas in spans.values():
+        stop = -1
+        for begin, end, name in sorted(areas):
+            if begin < stop:
+                groups[-1].add(name)
+            else:
+                groups.append({name})
+            stop = max(stop, end)
+    return groups
+
+
+def is_complete(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is all of its storage."""
+    storage = tensor.untyped_storage()
+    size = tensor.numel() * tensor.element_size()
+    return tensor.data_ptr() == storage.data_ptr() and size == storage.nbytes()
+
+
+def choose_kept(
+    names: Collection[str],
+    state: Mapping[str, torch.Tensor],
+    preferred: Collection[str] = (),
+    discarded: Collection[str] = (),
+) -> str:
+    """Of tensors that share memory, the one that holds all of it; the first by name of several.
+
+    Args:
+        names: Who shares.
+        state: The tensors.
+        preferred: Names to keep if possible, such as those a file has.
+        discarded: Names to keep only if there is no other.
+
+    Raises:
+        SharedMemoryError: None of them is a whole storage.
+    """
+    complete = {name for name in names if is_complete(state[name])}
+    if not complete:
+        raise SharedMemoryError(
+            "Error while trying to find names to remove to save state dict, but found no suitable name "
+            f"to keep for saving amongst: {set(names)}. None is covering the entire storage.Refusing to "
+            "save/load the model since you could be storing much more memory than needed. Save the "
+            "tensor that these are views of, or clone them."
+        )
+    return min(complete & set(preferred) or complete - set(discarded) or complete)
+
+
+def duplicates(
+    state: Mapping[str, torch.Tensor], preferred: Iterable[str] = ()
+) -> dict[str, list[str]]:
+    """Which names to leave out so that no two tensors share memory: kept -> left out.
+
+    Raises:
+        SharedMemoryError: Tensors overlap, and none of them holds all that they share.
+    """
+    wanted = set(preferred)
+    left_out: dict[str, list[str]] = {}
+    for names in find_shared_tensors(state):
+        if len(names) > 1:
+            kept = choose_kept(names, state, wanted)
+            left_out[kept] = sorted(names - {kept})
+    return left_out
