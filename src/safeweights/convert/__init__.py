@@ -7,6 +7,10 @@ are pickles are executed symbolically: no name in them is imported, no call made
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+from typing import Any
+
 from .conversion import Options, convert
 from .foreign import ForeignCheckpoint
 from .formats import FORMATS, open
@@ -28,3 +32,14 @@ __all__ = [
     "scan",
     "scan_folder",
 ]
+
+
+class _Callable(ModuleType):
+    """Makes ``safeweights.convert(...)`` and ``safeweights.convert.open(...)`` both work."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Conversion:
+        """Call `convert`."""
+        return convert(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -160,10 +160,14 @@ def dequantised(
     if axis is not None:
         extent[axis] = array.shape[axis]
 
+    # PyTorch multiplies by one scale in single precision, by one scale a channel in double.
+    precision = "<f4" if axis is None else "<f8"
+
     def compute(target: memoryview) -> None:
         integers = read_array(array).view(kinds[array.dtype])
         out = np.frombuffer(target, "<f4").reshape(array.shape)
-        np.subtract(integers.astype("<f4"), zero_point.astype("<f4").reshape(extent or ()), out=out)
-        np.multiply(out, scale.astype("<f4").reshape(extent or ()), out=out)
+        zeros, scales = (part.reshape(extent or ()) for part in (zero_point, scale))
+        np.subtract(integers.astype("<f4"), zeros.astype("<f4"), out=out)
+        np.multiply(out, scales.astype(precision), out=out, dtype=precision, casting="unsafe")
 
     return ComputedTensor(name, "F32", array.shape, compute)

@@ -19,7 +19,14 @@ from safeweights.convert.foreign import ALL_CONSTRUCTORS
 from safeweights.convert.pickle_nodes import Call, Effect, Global, Value
 from safeweights.dtypes import DTYPES
 
-__all__ = ["NESTED_LOADERS", "Grade", "grade_call", "grade_effect", "grade_global"]
+__all__ = [
+    "DANGEROUS_MODULES",
+    "NESTED_LOADERS",
+    "Grade",
+    "grade_call",
+    "grade_effect",
+    "grade_global",
+]
 
 
 class Grade(IntEnum):
@@ -44,6 +51,11 @@ TENSOR_NAMES: Final = frozenset(
     {
         *ALL_CONSTRUCTORS,
         *((module, name) for module in _STORAGE_MODULES for name in TORCH_STORAGES),
+        *(
+            (module, name.replace("Storage", "Tensor"))  # what the tar file notes beside a tensor
+            for module in ("torch", "torch.cuda")
+            for name in TORCH_STORAGES
+        ),
         *((module, "UntypedStorage") for module in _STORAGE_MODULES),
         *(("torch", name) for name in TORCH_DTYPES),
         *(("ml_dtypes", row.numpy) for row in DTYPES.values() if row.ml_dtypes),
@@ -75,7 +87,7 @@ NESTED_LOADERS: Final = frozenset(
 )  # fmt: skip
 """Names whose byte-string arguments are themselves files to look into."""
 
-_DANGEROUS_MODULES: Final = frozenset(
+DANGEROUS_MODULES: Final = frozenset(
     {
         "os", "posix", "nt", "ntpath", "posixpath", "subprocess", "_posixsubprocess", "sys",
         "shutil", "socket", "_socket", "asyncio", "multiprocessing", "concurrent", "pty",
@@ -128,14 +140,14 @@ _DANGEROUS_NAMES: Final = frozenset(
 
 def _is_dangerous(module: str, name: str) -> bool:
     parts = module.split(".")
-    if any(".".join(parts[: end + 1]) in _DANGEROUS_MODULES for end in range(len(parts))):
+    if any(".".join(parts[: end + 1]) in DANGEROUS_MODULES for end in range(len(parts))):
         return True
     if module in ("builtins", "__builtin__", "__builtins__"):
         return name.split(".", maxsplit=1)[0] in _DANGEROUS_BUILTINS or "." in name
     if (module, name) in _DANGEROUS_NAMES or "__" in name:
         return True
     # Protocol 4 walks dotted names: `torch` and `serialization.os.system` reach os.system.
-    return "." in name and any(part in _DANGEROUS_MODULES for part in name.split("."))
+    return "." in name and any(part in DANGEROUS_MODULES for part in name.split("."))
 
 
 def grade_global(node: Global) -> tuple[Grade, str]:

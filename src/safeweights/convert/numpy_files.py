@@ -59,7 +59,7 @@ COMPRESSED: Final = (
 _HEADER_MAX: Final = 1 << 16
 _ENTRY: Final = re.compile(
     r"\s*(?:'(?P<key>\w+)'|\"(?P<key2>\w+)\")\s*:\s*"
-    r"(?:'(?P<text>[^'\\]*)'|(?P<flag>True|False)|\((?P<shape>[0-9L,\s]*)\)|(?P<other>\[.*\]))"
+    r"(?:'(?P<text>[^'\\]*)'|\"(?P<text2>[^\"\\]*)\"|(?P<flag>True|False)|\((?P<shape>[0-9L,\s]*)\)|(?P<other>\[.*\]))"
     r"\s*(?:,|(?=\}))",
     re.DOTALL,
 )
@@ -129,10 +129,11 @@ def _npy_fields(source: Source, text: str) -> dict[str, str]:
         key = (match["key"] or match["key2"]) if match else ""
         if match is None or key not in kinds:
             raise _npy_fault(source, f"has an entry that NumPy does not write: {quote(body)}")
-        kind = next(name for name in ("text", "flag", "shape", "other") if match[name] is not None)
-        if kind not in kinds.pop(key):
+        found = {name: value for name, value in match.groupdict().items() if value is not None}
+        kind = next(name for name in ("text", "text2", "flag", "shape", "other") if name in found)
+        if kind.rstrip("2") not in kinds.pop(key):
             raise _npy_fault(source, f"has a malformed {quote(key)}")
-        fields[kind] = match[kind]
+        fields[kind.rstrip("2")] = found[kind]
         position = match.end()
     if kinds:
         raise _npy_fault(source, f"lacks {quote(min(kinds))}")

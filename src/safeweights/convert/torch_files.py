@@ -28,7 +28,7 @@ MAGIC: Final = 0x1950A86A20F9469CFC6C
 """The first pickle of a legacy file."""
 
 _PROTOCOL: Final = 1001
-_TAIL_SLACK: Final = 16
+_MAGIC_WITHIN: Final = 32  # protocol 4 and 5 put a frame in front
 
 
 def reference(value: Value, prefix: str = "") -> Value:
@@ -187,7 +187,7 @@ def _member_pickle(archive: ZipArchive, name: str, prefix: str, options: OpenOpt
 
 def is_legacy(head: bytes) -> bool:
     """Whether a file that starts with `head` starts with the legacy magic number's pickle."""
-    return MAGIC.to_bytes(10, "little") in head[:_TAIL_SLACK]
+    return MAGIC.to_bytes(10, "little") in head[:_MAGIC_WITHIN]
 
 
 class LegacyStorages:

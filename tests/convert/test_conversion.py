@@ -1,0 +1,364 @@
+"""What `convert` writes, names, leaves out, refuses and records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from builders import evil, mapping, tensor, torch_zip
+
+import safeweights
+import safeweights.convert as conversion
+from safeweights.checkpoint import Checkpoint
+from safeweights.convert import Limits, Options, convert
+from safeweights.convert.casting import parse_casts
+from safeweights.convert.plan import parse_renames, parse_size
+from safeweights.errors import FormatError, SafetensorError, UnsupportedError
+
+STATE = {
+    "embed.weight": torch.arange(12.0).reshape(3, 4),
+    "head.weight": torch.arange(6, dtype=torch.float16),
+    "ids": torch.arange(5),
+}
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    path = tmp_path / "model.pt"
+    torch.save(STATE, path)
+    return path
+
+
+@pytest.fixture
+def target(tmp_path) -> Path:
+    return tmp_path / "model.safetensors"
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(path)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safetensors.safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_the_file_is_the_one_that_the_reference_writes(source, target, tmp_path) -> None:
+    convert(source, target)
+    safetensors.torch.save_file(STATE, tmp_path / "reference.safetensors", {"format": "pt"})
+    assert target.read_bytes() == (tmp_path / "reference.safetensors").read_bytes()
+
+
+def test_a_checkpoint_is_a_mapping_that_everything_else_takes(source) -> None:
+    found = conversion.open(source)
+    assert isinstance(found, Checkpoint)
+    assert list(found.filter(only=["*.weight"])) == ["embed.weight", "head.weight"]
+    with found:
+        assert found["ids"].shape == (5,)
+    with pytest.raises(SafetensorError):
+        found["ids"]
+
+
+def test_tied_weights_are_written_once_and_recorded(tmp_path, target) -> None:
+    w = torch.arange(4.0)
+    torch.save({"a": w, "b": w, "c": w.clone()}, tmp_path / "tied.pt")
+    report = convert(tmp_path / "tied.pt", target)
+    assert set(load(target)) == {"a", "c"}
+    assert metadata(target) == {"format": "pt", "b": "a"}
+    assert report.ties == {"b": "a"}
+    convert(tmp_path / "tied.pt", target, skip=("a",), force=True)
+    assert set(load(target)) == {"b", "c"}
+    convert(tmp_path / "tied.pt", target, keep_ties=True, force=True)
+    assert set(load(target)) == {"a", "b", "c"}
+
+
+def test_only_skip_and_rename(source, target) -> None:
+    report = convert(
+        source, target, only=("*.weight",), skip=("head.*",), rename=(r"^embed\.=wte.",)
+    )
+    assert set(load(target)) == {"wte.weight"}
+    assert report.renamed == {"embed.weight": "wte.weight"}
+    assert set(report.skipped) == {"head.weight", "ids"}
+
+
+def test_renames_that_collide_are_refused(source, target) -> None:
+    with pytest.raises(FormatError, match="would both be called `x`"):
+        convert(source, target, rename=(r".*weight=x",))
+    assert not target.exists()
+
+
+def test_rename_rules() -> None:
+    ((pattern, new),) = parse_renames([r"a\=b=c"])
+    assert pattern.sub(new, "a=b") == "c"
+    ((pattern, new),) = parse_renames([r"layer\.(\d+)=h.\1"])
+    assert pattern.sub(new, "layer.7.w") == "h.7.w"
+    for bad in ("(", "no separator", r"a=\1", r"a=\g<x>"):
+        with pytest.raises(UnsupportedError):
+            parse_renames([bad])
+
+
+def test_sizes() -> None:
+    assert [parse_size(text) for text in ("1", "1.5 kB", "5GB", "2GiB", 7)] == [
+        1,
+        1500,
+        5 * 10**9,
+        2 << 30,
+        7,
+    ]
+    for bad in ("", "x", "0", "-1", "5 PB", "1e9"):
+        with pytest.raises(UnsupportedError):
+            parse_size(bad)
+
+
+def test_element_types_are_converted_as_torch_does(tmp_path, target) -> None:
+    values = torch.tensor([0.1, -65520.0, 1e-40, float("inf"), float("nan"), 3.0])
+    torch.save({"f": values, "d": values.double(), "i": torch.arange(3)}, tmp_path / "f.pt")
+    for code, dtype in (("BF16", torch.bfloat16), ("F16", torch.float16), ("F32", torch.float32)):
+        convert(tmp_path / "f.pt", target, dtype=code, force=True)
+        found = load(target)
+        assert (
+            torch.equal(found["f"].view(torch.uint8), values.to(dtype).view(torch.uint8))
+            or code == "BF16"
+        )
+        torch.testing.assert_close(found["f"], values.to(dtype), equal_nan=True, rtol=0, atol=0)
+        torch.testing.assert_close(
+            found["d"], values.double().to(dtype), equal_nan=True, rtol=0, atol=0
+        )
+        assert found["i"].dtype == torch.int64
+    convert(tmp_path / "f.pt", target, dtype="F64=F32", force=True)
+    assert load(target)["d"].dtype == torch.float32
+
+
+def test_a_large_tensor_is_converted_block_by_block(tmp_path, target) -> None:
+    values = torch.arange(2_500_000, dtype=torch.float32)
+    torch.save({"w": values}, tmp_path / "w.pt")
+    convert(tmp_path / "w.pt", target, dtype="BF16")
+    assert torch.equal(load(target)["w"], values.bfloat16())
+
+
+def test_casts_that_make_no_sense_are_refused() -> None:
+    assert parse_casts("c128=c64") == {"C128": "C64"}
+    assert parse_casts("F64=F32,F32=BF16") == {"F64": "F32", "F32": "BF16"}
+    for bad in ("I8", "X9", "F32=F4", "C64=F32", "F32=C64", "=", "F99=F32", ""):
+        with pytest.raises(UnsupportedError):
+            parse_casts(bad)
+
+
+def test_shards_and_their_index(source, target) -> None:
+    report = convert(source, target, shard_size=60)
+    names = [Path(output.path).name for output in report.outputs]
+    assert names == [f"model-{i:05d}-of-00002.safetensors" for i in (1, 2)]
+    index = json.loads((target.parent / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": 48 + 12 + 40}
+    merged = safeweights.checkpoint.open(target.parent / "model.safetensors.index.json")
+    assert set(merged) == set(STATE)
+    assert index["weight_map"]["ids"] == names[1]
+    for key, value in STATE.items():
+        assert bytes(merged[key].view()) == value.numpy().tobytes()
+
+
+def make_folder(folder: Path) -> None:
+    folder.mkdir()
+    torch.save(
+        {"a": torch.ones(2), "b": torch.zeros(3)}, folder / "pytorch_model-00001-of-00002.bin"
+    )
+    torch.save({"c": torch.arange(4)}, folder / "pytorch_model-00002-of-00002.bin")
+    weight_map = {"a": 1, "b": 1, "c": 2}
+    weight_map = {key: f"pytorch_model-{n:05d}-of-00002.bin" for key, n in weight_map.items()}
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
+    (folder / "config.json").write_text("{}")
+    (folder / "training_args.bin").write_bytes(evil())
+
+
+def test_a_sharded_folder_becomes_a_sharded_folder(tmp_path) -> None:
+    make_folder(tmp_path / "old")
+    report = convert(tmp_path / "old", tmp_path / "new")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "conversion.provenance.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+    found = safeweights.checkpoint.open(tmp_path / "new")
+    assert set(found) == {"a", "b", "c"}
+    assert report.tensors == 3
+    again = convert(tmp_path / "old" / "pytorch_model.bin.index.json", tmp_path / "new", force=True)
+    assert again.outputs == report.outputs
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"d": "pytorch_model-00001-of-00002.bin"}, "does not have it"),
+        ({"a": "pytorch_model-00002-of-00002.bin"}, "does not have it"),
+        ({"a": None}, "does not place there"),
+        ({"a": "../../etc/passwd"}, "not the name of a file"),
+        ({"a": "/etc/passwd"}, "not the name of a file"),
+    ],
+)
+def test_an_index_that_disagrees_is_refused(tmp_path, change, words) -> None:
+    make_folder(tmp_path / "old")
+    path = tmp_path / "old" / "pytorch_model.bin.index.json"
+    document = json.loads(path.read_text())
+    document["weight_map"].update(change)
+    document["weight_map"] = {k: v for k, v in document["weight_map"].items() if v is not None}
+    path.write_text(json.dumps(document))
+    with pytest.raises(FormatError, match=words):
+        convert(tmp_path / "old", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_without_an_index(tmp_path) -> None:
+    (tmp_path / "old").mkdir()
+    torch.save({"a": torch.ones(2)}, tmp_path / "old" / "vae.pt")
+    np.savez(tmp_path / "old" / "text.npz", b=np.ones(2, "f4"))
+    convert(tmp_path / "old", tmp_path / "new", record=False)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "text.safetensors",
+        "vae.safetensors",
+    ]
+    with pytest.raises(FormatError, match="no checkpoint"):
+        convert(tmp_path / "new", tmp_path / "x")
+
+
+def test_several_files_that_would_become_one_are_refused(tmp_path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "m.pt")
+    torch.save({"a": torch.ones(2)}, tmp_path / "m.bin")
+    with pytest.raises(FormatError, match="would both become"):
+        convert([tmp_path / "m.pt", tmp_path / "m.bin"], tmp_path / "new")
+
+
+def test_what_exists_is_replaced_only_with_force(source, target) -> None:
+    target.write_bytes(b"old")
+    with pytest.raises(FileExistsError):
+        convert(source, target)
+    assert target.read_bytes() == b"old"
+    convert(source, target, force=True)
+    assert set(load(target)) == set(STATE)
+
+
+def test_a_dry_run_writes_nothing_and_reports_all(source, target) -> None:
+    report = convert(source, target, dry_run=True)
+    assert sorted(path.name for path in target.parent.iterdir()) == ["model.pt"]
+    assert (report.tensors, report.nbytes, report.dry_run) == (3, 100, True)
+    assert report.outputs[0].path == str(target)
+
+
+def test_progress_ends_at_the_total(source, target) -> None:
+    seen: list[tuple[int, int]] = []
+    convert(source, target, progress=lambda done, total: seen.append((done, total)), shard_size=60)
+    assert seen[-1] == (100, 100)
+    assert seen == sorted(seen)
+
+
+def test_the_provenance_record(tmp_path, target) -> None:
+    torch.save({"w": torch.ones(2), "lr": 0.1, "args": {"x": "y"}}, tmp_path / "m.pt")
+    convert(tmp_path / "m.pt", target, dtype="F16")
+    path = tmp_path / "model.safetensors.provenance.json"
+    record = json.loads(path.read_text())
+    assert record["tool"] == {"name": "safeweights", "version": safeweights.__version__}
+    assert (
+        record["sources"][0]["sha256"]
+        == hashlib.sha256((tmp_path / "m.pt").read_bytes()).hexdigest()
+    )
+    assert record["outputs"][0]["sha256"] == hashlib.sha256(target.read_bytes()).hexdigest()
+    assert record["sources"][0]["path"] == "m.pt"
+    assert {entry["name"]: entry["what"] for entry in record["dropped"]} == {
+        "lr": "0.1",
+        "args.x": "'y'",
+    }
+    assert record["options"] == {"dtype": "F16"}
+    assert record["calls"] == {"torch._utils._rebuild_tensor_v2": 1, "collections.OrderedDict": 1}
+    first = path.read_bytes()
+    convert(tmp_path / "m.pt", target, dtype="F16", force=True)
+    assert path.read_bytes() == first
+
+
+def test_what_is_no_tensor_goes_to_the_metadata_on_request(tmp_path, target) -> None:
+    value = {
+        "w": torch.ones(2), "lr": 0.1, "nan": float("nan"), "raw": b"\x00\xff", "text": "ü" * 5000,
+        "vocabulary": {str(i): i for i in range(2000)}, "none": None, "big": 1 << 70,
+    }  # fmt: skip
+    torch.save(value, tmp_path / "m.pt")
+    convert(tmp_path / "m.pt", target, keep_others=True, metadata={"note": "mine"})
+    found = metadata(target)
+    others = json.loads(found["safeweights.others"])
+    assert found["note"] == "mine"
+    assert others["vocabulary"]["1999"] == 1999
+    assert others == {
+        "lr": 0.1, "nan": "nan", "raw": {"base64": "AP8="}, "text": "ü" * 5000, "none": None,
+        "big": 1 << 70, "vocabulary": value["vocabulary"],
+    }  # fmt: skip
+
+
+def test_refused_tensors_are_named_with_what_would_help(tmp_path, target) -> None:
+    torch.save({"s": torch.eye(2).to_sparse(), "w": torch.ones(1)}, tmp_path / "m.pt")
+    with pytest.raises(UnsupportedError, match=r"--densify.*skip"):
+        convert(tmp_path / "m.pt", target)
+    convert(tmp_path / "m.pt", target, skip=("s",))
+    assert set(load(target)) == {"w"}
+    convert(tmp_path / "m.pt", target, densify=True, force=True)
+    assert torch.equal(load(target)["s"], torch.eye(2))
+
+
+def test_a_file_without_tensors_is_refused(tmp_path, target) -> None:
+    torch.save({"a": 1}, tmp_path / "m.pt")
+    with pytest.raises(FormatError, match="no tensor"):
+        convert(tmp_path / "m.pt", target)
+
+
+def test_options_as_one_object_and_limits(source, target) -> None:
+    with pytest.raises(FormatError, match="tensors=1"):
+        convert(source, target, options=Options(limits=Limits(tensors=1)))
+    with pytest.raises(TypeError):
+        convert(source, target, no_such_option=1)
+
+
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path, target) -> None:
+    data = bytearray(torch_zip(mapping(w=tensor())))
+    (tmp_path / "m.bin").write_bytes(data)
+    convert(tmp_path / "m.bin", target)
+    before = target.read_bytes()
+    found = conversion.open(tmp_path / "m.bin")
+    (tmp_path / "m.bin").write_bytes(data[:100])  # the file shrinks under the reader
+    with pytest.raises(SafetensorError):
+        safeweights.checkpoint.save(found, target)
+    assert target.read_bytes() == before
+
+
+def test_memory_stays_small_whatever_the_size(tmp_path, target) -> None:
+    state = {f"layer.{i}": torch.ones(2 << 20) for i in range(32)}  # 256 MiB
+    torch.save(state, tmp_path / "m.pt")
+    del state
+    tracemalloc.start()
+    try:
+        convert(tmp_path / "m.pt", target, digests=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # The sink holds two batches of 64 MiB while it goes from one to the next; this module adds one
+    # chunk. Half of the checkpoint would be 128 MiB more.
+    assert peak < (2 * 64 + 24) << 20
+
+
+def test_reading_holds_one_chunk(tmp_path) -> None:
+    torch.save({f"layer.{i}": torch.ones(2 << 20) for i in range(16)}, tmp_path / "m.pt")
+    found = conversion.open(tmp_path / "m.pt")
+    tracemalloc.start()
+    try:
+        for tensor_ in found.values():
+            for _ in tensor_.chunks():
+                pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 << 20
