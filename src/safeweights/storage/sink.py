@@ -258,8 +258,7 @@ def _about(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
-            error.filename = path
+        error.filename = path
         raise
 
 

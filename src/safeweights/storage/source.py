@@ -236,6 +236,7 @@ class DescriptorSource(Source):
         except OSError as error:
             # EINVAL: the disk has larger blocks, or the filesystem cannot after all.
             if error.errno != errno.EINVAL:
+                error.filename = self.name
                 raise
             done = 0
         # The end of the file, or an interrupted read: the rest through the page cache.

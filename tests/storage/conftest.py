@@ -1,0 +1,70 @@
+"""Faults at system calls, and counts of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+CALLS = (
+    "open", "stat", "fstat", "fchown", "fchmod", "writev", "write", "fsync", "link", "close",
+    "replace", "pread",
+)  # fmt: skip
+
+
+class SystemCalls:
+    """Records the calls of `os` functions, and makes chosen ones fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self._faults: dict[int, BaseException] = {}
+        for name in CALLS:
+            monkeypatch.setattr(os, name, self._wrapped(name, getattr(os, name)))
+
+    def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            fault = self._faults.get(len(self.log))
+            self.log.append(name)
+            if fault is None:
+                return real(*args, **kwargs)
+            if name == "close":  # close(2) reports an error and closes all the same
+                real(*args, **kwargs)
+            raise fault
+
+        return call
+
+    def fail(self, number: int, fault: BaseException) -> None:
+        """Let the call of this number (counted from now) raise `fault`."""
+        self.log.clear()
+        self._faults = {number: fault}
+
+    def watch(self) -> None:
+        """Record from now on, and let nothing fail."""
+        self.log.clear()
+        self._faults = {}
+
+
+@pytest.fixture
+def system_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[SystemCalls]:
+    with monkeypatch.context() as patch:
+        yield SystemCalls(patch)
+
+
+def _open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def descriptors() -> Callable[[], int]:
+    """Counts the descriptors that are open."""
+    return _open_descriptors
+
+
+@pytest.fixture
+def no_leak() -> Iterator[None]:
+    """Fails if the test leaves a descriptor open."""
+    before = _open_descriptors()
+    yield
+    assert _open_descriptors() == before

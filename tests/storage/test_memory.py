@@ -1,0 +1,128 @@
+"""Memory for what is read, the threads that fill it, and where the bytes of a file are."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from safeweights.storage import allocate, placement
+from safeweights.storage.memory import copied, in_parallel, thread_count
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, (1 << 20) - 1, 1 << 20, (9 << 20) + 1])
+def test_allocate(size: int) -> None:
+    memory = allocate(size)
+    assert (memory.nbytes, memory.format, memory.readonly) == (size, "B", False)
+    if size >= 1 << 20:  # direct reads go to whole pages
+        assert np.frombuffer(memory, np.uint8).ctypes.data % 4096 == 0
+
+
+@pytest.mark.parametrize("size", [0, 1000, (17 << 20) + 3])
+def test_copies_are_independent(size: int) -> None:
+    data = bytearray(os.urandom(size))
+    copy = copied(memoryview(data))
+    assert copy == data
+    data[:1] = bytes(byte ^ 1 for byte in data[:1])
+    assert size == 0 or copy != data
+
+
+@pytest.mark.parametrize("total", [0, 1, 10, 11, 20, 1000])
+def test_chunks_cover_everything_once(total: int) -> None:
+    seen: list[tuple[int, int]] = []
+    in_parallel(lambda begin, end: seen.append((begin, end)), total, chunk=10)
+    places = [place for begin, end in sorted(seen) for place in range(begin, end)]
+    assert places == list(range(total))
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_nothing_runs_after_a_failure(error: type[BaseException]) -> None:
+    begun: list[int] = []
+    running = threading.active_count()
+
+    def work(begin: int, end: int) -> None:
+        begun.append(begin)
+        if begin == 0:
+            raise error
+        time.sleep(0.001)
+
+    with pytest.raises(error):
+        in_parallel(work, 100_000, chunk=10)
+    assert len(begun) < 10_000
+    assert threading.active_count() == running
+
+
+@pytest.mark.parametrize("processors", [None, 1, 3, 64])
+def test_thread_count(monkeypatch: pytest.MonkeyPatch, processors: int | None) -> None:
+    if processors is None:
+        monkeypatch.delattr(os, "sched_getaffinity")
+        monkeypatch.setattr(os, "cpu_count", lambda: None)
+    else:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(processors), raising=False)
+    assert thread_count() == {None: 2, 1: 2, 3: 3, 64: 16}[processors]
+
+
+# ---- placement
+
+
+@pytest.fixture
+def descriptor(tmp_path: Path) -> Iterator[int]:
+    (tmp_path / "a").write_bytes(bytes(100_000))
+    with open(tmp_path / "a", "rb") as file:
+        file.read()
+        yield file.fileno()
+
+
+@pytest.fixture
+def fresh_libc() -> Iterator[None]:
+    placement._libc.cache_clear()
+    yield
+    placement._libc.cache_clear()
+
+
+def test_residency(descriptor: int) -> None:
+    share = placement.resident_share(descriptor, 0, 100_000)
+    assert share in {None, 1.0}  # None before Linux 6.5
+    assert placement.resident_share(descriptor, 0, 0) is None
+    assert placement.resident_share(-1, 0, 100) is None
+
+
+def test_remote(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert placement.is_remote(descriptor) in {False, True}
+    assert placement.is_remote(-1) is None
+
+    class Network:
+        @staticmethod
+        def fstatfs(_: int, status: Any) -> int:
+            status._obj[0] = 0x6969  # NFS
+            return 0
+
+    monkeypatch.setattr(placement, "_libc", Network)
+    assert placement.is_remote(descriptor) is True
+
+
+def test_elsewhere_nothing_is_known(
+    descriptor: int, monkeypatch: pytest.MonkeyPatch, fresh_libc: None
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    assert placement.resident_share(descriptor, 0, 10) is None
+    assert placement.is_remote(descriptor) is None
+
+
+def test_kernels_without_cachestat(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        @staticmethod
+        def syscall(*_: Any) -> int:
+            return -1
+
+    monkeypatch.setattr(placement, "_libc", Old)
+    assert placement.resident_share(descriptor, 0, 10) is None

@@ -1,0 +1,516 @@
+"""Every kind of source gives the same bytes, or says why not."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import mmap
+import os
+import random
+import socket
+import tempfile
+import threading
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safeweights.errors import ClosedError, SafetensorError, UnsupportedError
+from safeweights.storage import (
+    ENGINES,
+    BytesSource,
+    DescriptorSource,
+    FileObjectSource,
+    Source,
+    TruncatedError,
+    flat,
+    open_source,
+    read_bytes,
+)
+
+DATA = random.Random(1).randbytes(300_000)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "data"
+    path.write_bytes(DATA)
+    return path
+
+
+class ShortReads(io.RawIOBase):
+    """Gives a few bytes at a time, as a network does."""
+
+    def __init__(self, data: bytes = DATA) -> None:
+        self._file = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, *where: int) -> int:
+        return self._file.seek(*where)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(min(len(buffer), 997))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class OnlyRead:
+    """The least that is called a file: no readinto, no seekable, seek and tell."""
+
+    def __init__(self, data: bytes = DATA) -> None:
+        self._file = io.BytesIO(data)
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(min(size, 70_001) if size >= 0 else -1)
+
+    def seek(self, offset: int, whence: int = 0) -> None:
+        self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+class Stream:
+    """Cannot go back, and returns what it has at the moment."""
+
+    name = 7  # that of os.fdopen
+
+    def __init__(self, pieces: list[Any]) -> None:
+        self._pieces = iter(pieces)
+
+    def seekable(self) -> bool:
+        return False
+
+    def read(self, size: int = -1) -> Any:
+        return next(self._pieces, b"")
+
+
+def spooled() -> Any:
+    file = tempfile.SpooledTemporaryFile(max_size=1 << 30)  # noqa: SIM115
+    file.write(DATA)
+    return file
+
+
+def mapping() -> mmap.mmap:
+    memory = mmap.mmap(-1, len(DATA))
+    memory[:] = DATA
+    return memory
+
+
+OPENERS: dict[str, Callable[[Path], Source]] = {
+    "mmap": open_source,
+    "mmap, str": lambda path: open_source(str(path)),
+    "pread": lambda path: open_source(path, engine="pread"),
+    "direct": lambda path: open_source(path, engine="direct"),
+    "auto": lambda path: open_source(path, engine="auto"),
+    "file": lambda path: open_source(open(path, "rb")),  # noqa: SIM115
+    "unbuffered file": lambda path: open_source(open(path, "rb", buffering=0)),  # noqa: SIM115
+    "BytesIO": lambda _: open_source(io.BytesIO(DATA)),
+    "short reads": lambda _: open_source(ShortReads()),
+    "only read": lambda _: open_source(OnlyRead()),
+    "spooled": lambda _: open_source(spooled()),
+    "stream": lambda _: open_source(Stream([DATA[:5], bytearray(DATA[5:9]), DATA[9:]])),
+    "bytes": lambda _: open_source(DATA),
+    "bytearray": lambda _: open_source(bytearray(DATA)),
+    "memoryview": lambda _: open_source(memoryview(DATA)[:]),
+    "array": lambda _: open_source(array("I", DATA)),
+    "mmap object": lambda _: open_source(mapping()),
+    "numpy": lambda _: open_source(np.frombuffer(DATA, "f4").reshape(25, -1)),
+}
+
+
+@pytest.fixture(params=OPENERS)
+def source(request: pytest.FixtureRequest, path: Path) -> Iterator[Source]:
+    source = OPENERS[request.param](path)
+    yield source
+    getattr(getattr(source, "_file", None), "close", lambda: None)()
+
+
+def test_reads_and_views_give_the_bytes(source: Source) -> None:
+    assert source.size == len(DATA)
+    assert source.name == str(source.name)
+    for offset, length in [
+        (0, 0),
+        (0, 1),
+        (1, 8),
+        (4097, 100_000),
+        (len(DATA) - 3, 3),
+        (0, 300_000),
+    ]:
+        expected = DATA[offset : offset + length]
+        buffer = bytearray(length)
+        source.read_into(offset, memoryview(buffer))
+        assert buffer == expected
+        assert source.view(offset, length) == expected
+        assert read_bytes(source, offset, length) == expected
+    assert source.view(len(DATA), 0) == b""
+    assert source.for_all().view(7, 70_000) == DATA[7:70_007]
+
+
+def test_reads_past_the_end_are_errors(source: Source) -> None:
+    for offset, length in [(len(DATA), 1), (len(DATA) - 1, 2), (len(DATA) + 5, 1), (0, 1 << 40)]:
+        with pytest.raises(TruncatedError):
+            source.view(offset, length)
+        if length < 10:
+            with pytest.raises(TruncatedError, match="truncated"):
+                source.read_into(offset, memoryview(bytearray(length)))
+
+
+def test_in_memory_says_whether_views_share(source: Source) -> None:
+    first, second = source.view(10, 4), source.view(10, 4)
+    if first.readonly:
+        assert source.in_memory
+        return
+    first[0] ^= 255
+    assert (first == second) is source.in_memory
+
+
+@given(st.lists(st.tuples(st.integers(0, 299_999), st.integers(0, 5000)), max_size=8))
+def test_engines_agree(path: Path, places: list[tuple[int, int]]) -> None:
+    sources = [*(open_source(path, engine=engine) for engine in ENGINES), BytesSource(DATA)]
+    for offset, length in places:
+        length = min(length, len(DATA) - offset)
+        views = [bytes(source.view(offset, length)) for source in sources]
+        assert views == [DATA[offset : offset + length]] * len(sources)
+
+
+def test_threads_read_at_once(source: Source) -> None:
+    failures: list[object] = []
+
+    def read(seed: int) -> None:
+        places = random.Random(seed)
+        for _ in range(60):
+            offset = places.randrange(len(DATA) - 2000)
+            if source.view(offset, 2000) != DATA[offset : offset + 2000]:
+                failures.append(offset)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+# ---- what a mapping is
+
+
+def test_mapped_pages_are_private(path: Path) -> None:
+    source = open_source(path)
+    view = source.view(0, 10)
+    view[:] = bytes(10)
+    assert path.read_bytes() == DATA
+    assert open_source(path).view(0, 10) == DATA[:10]
+    buffer = bytearray(10)
+    source.read_into(0, memoryview(buffer))
+    assert buffer == DATA[:10]
+
+
+def test_a_file_larger_than_memory_is_mapped(tmp_path: Path) -> None:
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(1 << 42)
+    source = open_source(tmp_path / "sparse")
+    assert source.in_memory
+    assert source.view((1 << 42) - 4, 4) == bytes(4)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENODEV, "FUSE"), ValueError(), OverflowError()])
+def test_mapping_is_never_required(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    source = open_source(path)
+    assert not source.in_memory
+    assert source.view(5, 100) == DATA[5:105]
+
+
+def test_empty_files(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    for engine in ("mmap", "pread"):
+        source = open_source(tmp_path / "empty", engine=engine)
+        assert (source.size, bytes(source.view(0, 0))) == (0, b"")
+        assert not source.in_memory
+
+
+# ---- files that change
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("size", [len(DATA), 40 << 20], ids=["small", "large"])
+def test_truncated_while_open(tmp_path: Path, engine: str, size: int) -> None:
+    """A mapping is only touched by `view`; what is large is read by several threads."""
+    with open(tmp_path / "a", "wb") as file:
+        file.truncate(size)
+    source = open_source(tmp_path / "a", engine=engine)
+    end = size // 2 + 5
+    os.truncate(tmp_path / "a", end)
+    threads = threading.active_count()
+    with pytest.raises(TruncatedError, match=f"ends at byte {end}") as caught:
+        source.read_into(100, memoryview(bytearray(size - 100)))
+    assert caught.value.path == str(tmp_path / "a")
+    assert isinstance(caught.value, EOFError)
+    assert isinstance(caught.value, SafetensorError)
+    if not source.in_memory:
+        with pytest.raises(TruncatedError, match=f"ends at byte {end}"):
+            source.view(100, size - 100)
+        with pytest.raises(TruncatedError, match=f"ends at byte {end}"):
+            source.fill(4100, size - 4100, memory_like(size))
+    assert threading.active_count() == threads
+
+
+def memory_like(size: int) -> memoryview:
+    """Memory as `fill` wants it: at a page, with two pages to spare."""
+    array = np.empty(size + 3 * 4096, np.uint8)
+    return array[-array.ctypes.data % 4096 :].data
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("offset", [0, 1, 4095, 4096, 5000])
+def test_large_files_by_every_engine(tmp_path: Path, engine: str, offset: int) -> None:
+    """Large enough for several threads and for direct reads, which come in blocks."""
+    data = random.Random(3).randbytes((17 << 20) + 77)
+    (tmp_path / "a").write_bytes(data)
+    with open(tmp_path / "a", "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that auto may go direct
+    source = open_source(tmp_path / "a", engine=engine).for_all()
+    assert source.view(offset, len(data) - offset) == data[offset:]
+    assert source.view(offset, 9 << 20) == data[offset : offset + (9 << 20)]
+    memory = memory_like(1 << 20)
+    begin = source.fill(offset, 1 << 20, memory)
+    assert memory[begin : begin + (1 << 20)] == data[offset : offset + (1 << 20)]
+    with pytest.raises(TruncatedError):
+        source.view(offset + 1, len(data))
+
+
+@pytest.mark.parametrize("refused", ["open", "block"])
+def test_direct_reads_are_never_required(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    data = random.Random(4).randbytes(9 << 20)
+    (tmp_path / "a").write_bytes(data)
+    real_open, real_read = os.open, os.preadv
+
+    def opens(path: Any, flags: int, *mode: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "no such thing on tmpfs")
+        return real_open(path, flags, *mode)
+
+    def reads(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "blocks of 64 KiB")
+        return real_read(descriptor, buffers, offset)
+
+    if refused == "open":
+        monkeypatch.setattr(os, "open", opens)
+    else:
+        monkeypatch.setattr(os, "preadv", reads)
+    source = open_source(tmp_path / "a", engine="direct")
+    assert source.view(5, len(data) - 5) == data[5:]
+
+
+def test_errors_of_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(bytes(9 << 20))
+    source = open_source(tmp_path / "a", engine="direct")
+
+    def fail(*_: Any) -> int:
+        raise OSError(errno.EIO, "bad sector")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(OSError, match="bad sector") as caught:
+        source.view(0, 9 << 20)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(tmp_path / "a"))
+
+
+def test_replaced_while_open(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(DATA)
+    sources = [open_source(tmp_path / "a", engine=engine) for engine in ("mmap", "pread")]
+    (tmp_path / "b").write_bytes(bytes(len(DATA)))
+    os.replace(tmp_path / "b", tmp_path / "a")
+    for source in sources:
+        assert source.view(0, len(DATA)) == DATA
+
+
+def test_a_file_object_that_shrinks_or_closes(tmp_path: Path) -> None:
+    file = io.BytesIO(DATA)
+    source = open_source(file)
+    file.truncate(10)
+    with pytest.raises(TruncatedError, match="ends at byte 10"):
+        source.view(0, 100)
+    file.close()
+    with pytest.raises(ClosedError):
+        source.view(0, 1)
+
+
+def test_errors_of_reading_name_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> int:
+        raise OSError(errno.EIO, "bad sector")
+
+    source = open_source(path, engine="pread")
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(OSError, match="bad sector") as caught:
+        source.view(0, 10)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(path))
+
+
+def test_short_reads_of_the_system(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.preadv
+    monkeypatch.setattr(
+        os, "preadv", lambda fd, buffers, offset: real(fd, [buffers[0][:777]], offset)
+    )
+    assert open_source(path, engine="pread").view(0, len(DATA)) == DATA
+
+
+# ---- what is refused
+
+
+def test_only_regular_files(tmp_path: Path, no_leak: None) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        for refused in ("fifo", "socket", "/dev/zero", "/dev/tty"):
+            with pytest.raises(OSError) as caught:
+                open_source(tmp_path / refused)
+            assert caught.value.errno in {errno.ENODEV, errno.ENXIO}
+            assert caught.value.filename == str(tmp_path / refused)
+        server.close()
+    with pytest.raises(IsADirectoryError) as folder:
+        open_source(tmp_path)
+    assert folder.value.filename == str(tmp_path)
+
+
+def test_errors_of_opening_keep_their_class(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_source(tmp_path / "missing")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError) as caught:
+        open_source(tmp_path / "loop")
+    assert caught.value.errno == errno.ELOOP
+
+
+@pytest.mark.parametrize("target", [None, 3, object(), ["a"]])
+def test_neither_path_nor_file_nor_memory(target: Any) -> None:
+    with pytest.raises(UnsupportedError, match=type(target).__name__):
+        open_source(target)
+
+
+def test_text_is_refused(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("text")
+    with open(tmp_path / "text") as file, pytest.raises(UnsupportedError, match="'rb'"):
+        open_source(file)
+    with pytest.raises(UnsupportedError, match="bytes"):
+        open_source(Stream(["te", "xt"]))
+
+    class Text(OnlyRead):
+        def read(self, size: int = -1) -> Any:
+            return "x" * size
+
+    with pytest.raises(UnsupportedError, match="str"):
+        open_source(Text()).view(0, 1)
+
+
+def test_no_such_engine(path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"'mmaps'.*mmap, pread, direct, auto"):
+        open_source(path, engine="mmaps")
+
+
+def test_memory_that_is_not_contiguous() -> None:
+    with pytest.raises(UnsupportedError, match="contiguous"):
+        BytesSource(memoryview(DATA)[::2])
+    with pytest.raises(UnsupportedError, match="contiguous"):
+        flat(np.zeros((3, 4), order="F"))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), ()])
+def test_flat_takes_any_shape(shape: tuple[int, ...]) -> None:
+    array = np.zeros(shape, "f8")
+    view = flat(array)
+    assert (view.nbytes, view.ndim, view.format) == (array.nbytes, 1, "B")
+    assert not view.readonly
+
+
+# ---- descriptors
+
+
+def test_a_file_is_opened_once(path: Path, system_calls: Any) -> None:
+    for engine in ("mmap", "pread"):
+        system_calls.watch()
+        source = open_source(path, engine=engine)
+        source.view(0, 100)
+        read_bytes(source, 100, 100)
+        source.view(200, 100_000)
+        assert system_calls.log.count("open") == 1
+
+
+def test_descriptors_close_with_the_last_user(path: Path, descriptors: Callable[[], int]) -> None:
+    before = descriptors()
+    mapped, read = open_source(path), open_source(path, engine="pread")
+    views = [mapped.view(0, 10), read.view(0, 10)]
+    assert descriptors() > before
+    del mapped, read
+    assert [bytes(view) for view in views] == [DATA[:10]] * 2
+    views.clear()
+    assert descriptors() == before
+
+
+def test_the_descriptor_of_a_source(path: Path) -> None:
+    source = open_source(path)
+    assert isinstance(source, DescriptorSource)
+    assert os.fstat(source.fileno()).st_size == len(DATA)
+
+
+def test_an_interrupt_while_opening_closes(
+    path: Path, monkeypatch: pytest.MonkeyPatch, no_leak: None
+) -> None:
+    def interrupt(_: int) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            open_source(path)
+
+
+def test_file_objects_stay_open(path: Path) -> None:
+    with open(path, "rb") as file:
+        source = open_source(file)
+        assert isinstance(source, FileObjectSource)
+        assert source.name == str(path)
+        source.view(0, 1)
+        del source
+        assert not file.closed
+
+
+# ---- platforms
+
+
+def test_windows_lacks_these_calls(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("preadv", "pread", "O_NONBLOCK", "O_NOCTTY", "O_DIRECT"):
+        monkeypatch.delattr(os, name)
+    for name in ("MAP_PRIVATE", "PROT_READ", "PROT_WRITE"):
+        monkeypatch.delattr(mmap, name)
+    mapped, read = open_source(path), open_source(path, engine="direct")
+    view = mapped.view(0, 100)
+    view[:50] = bytes(50)
+    assert view[50:] == DATA[50:100]
+    assert path.read_bytes() == DATA
+    test_threads_read_at_once(read)
+    with pytest.raises(TruncatedError):
+        read.read_into(len(DATA) - 5, memoryview(bytearray(10)))
