@@ -333,6 +333,7 @@ class TestGate:
         for trust in (policy, str(tmp_path / "p.toml"), tmp_path / "p.toml", signer.public_key,
                       Gate(policy), warrant):  # fmt: skip
             assert len(read_all(as_gate(trust), model / WEIGHTS)) == 2
+        assert len(read_all(policy, model / WEIGHTS)) == 2, "a policy is itself what a loader takes"
         with pytest.raises(TypeError, match="takes a policy"):
             as_gate(5)
 

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safeweights.storage.memory import CHUNK as RUN
 from safeweights.storage.source import BytesSource, Source, TruncatedError, open_source
 from safeweights.trust.blocktree import BlockTree, TreeBuilder
 from safeweights.trust.bundle import Part, Resource
 from safeweights.trust.errors import VerificationError
-from safeweights.trust.reading import RUN, VerifiedCopy, VerifiedSource
+from safeweights.trust.reading import VerifiedCopy, VerifiedSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +71,7 @@ def test_small_neighbours_share_a_block() -> None:
 
 def test_large_reads_use_several_threads() -> None:
     data = hashlib.shake_128(b"large").digest(3 * RUN + 5)
-    source = VerifiedSource(Counting(data), tree_of(data, 1 << 18), workers=3)
+    source = VerifiedSource(Counting(data), tree_of(data, 1 << 18))
     assert source.view(1, len(data) - 2) == data[1:-1]
     bad = bytearray(data)
     bad[2 * RUN + 17] ^= 1

@@ -183,8 +183,6 @@ def as_gate(trust: object) -> Callable[[Source, str], Source]:
     Raises:
         TypeError: Something else.
     """
-    if isinstance(trust, Policy):
-        return Gate(trust)
     if isinstance(trust, str | os.PathLike):
         return Gate(os.fspath(trust))
     if isinstance(trust, PublicKey | CertificateTrust | KeylessTrust):

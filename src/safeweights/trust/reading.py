@@ -18,11 +18,9 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
+from safeweights.storage import Source, allocate
+from safeweights.storage.memory import CHUNK, in_parallel
 
-from safeweights.storage.source import Source
-
-from .digests import in_threads
 from .errors import VerificationError
 from .verifying import PartHasher, changed
 
@@ -32,9 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["VerifiedCopy", "VerifiedSource"]
 
-RUN: Final = 4 << 20
-"""Bytes that one thread reads and hashes at a time."""
-
 _RECENT: Final = 8
 """Blocks kept after a partial read: small tensors share blocks with their neighbours."""
 
@@ -43,19 +38,18 @@ class VerifiedSource(Source):
     """A source of which every byte is checked against a block tree.
 
     Cost of a read: the blocks it touches, read and hashed once (partly read ones are kept while
-    recent); several threads from 4 MiB on. Memory: a block a thread, and what is handed out.
+    recent); several threads for large ones. Memory: a few blocks, and what is handed out.
 
     Args:
         source: Where the bytes come from.
         tree: The file's block tree, decoded with a root that was signed or admitted.
-        workers: Threads for large reads; the number of cores unless told.
 
     Raises:
         VerificationError: ``size-mismatch`` here; ``block-mismatch`` or ``stale-sidecar`` from a
             read.
     """
 
-    def __init__(self, source: Source, tree: BlockTree, *, workers: int | None = None) -> None:
+    def __init__(self, source: Source, tree: BlockTree) -> None:
         if source.size != tree.size:
             raise VerificationError(
                 f"has {source.size} bytes, signed were {tree.size}", reason="size-mismatch",
@@ -65,7 +59,6 @@ class VerifiedSource(Source):
         self.size = source.size
         self._source = source
         self._tree = tree
-        self._workers = workers
         self._lock = threading.Lock()
         self._recent: OrderedDict[int, memoryview] = OrderedDict()
 
@@ -90,7 +83,7 @@ class VerifiedSource(Source):
         """A private, writable copy of verified bytes."""
         if offset + length > self.size:
             raise self._truncated(offset, length, self.size)
-        copy = np.empty(length, np.uint8).data
+        copy = allocate(length)
         self.read_into(offset, copy)
         return copy
 
@@ -107,24 +100,19 @@ class VerifiedSource(Source):
             self._copy_part(first - 1, offset, target)
         if last * step < end:
             self._copy_part(last, offset, target)
-        runs = [
-            (begin, min(begin + max(RUN // step, 1), last))
-            for begin in range(first, last, max(RUN // step, 1))
-        ]
-        if len(runs) == 1:
-            self._read_run(runs[0], offset, target)
-            return
-        for _ in in_threads(lambda run: self._read_run(run, offset, target), runs, self._workers):
-            pass  # a failed check raises here
+        base = first * step - offset
+        run = max(CHUNK, step)
+        in_parallel(
+            lambda begin, end: self._read_run(first + begin // step, target[base + begin : base + end]),
+            min(last * step, self.size) - first * step, chunk=run,
+        )  # fmt: skip
 
-    def _read_run(self, run: tuple[int, int], offset: int, target: memoryview) -> None:
+    def _read_run(self, first: int, target: memoryview) -> None:
+        """Whole blocks from block `first` on, straight into `target`."""
         step = self._tree.block_size
-        begin, end = run[0] * step, min(run[1] * step, self.size)
-        part = target[begin - offset : end - offset]
-        self._source.read_into(begin, part)
-        for index in range(*run):
-            at = (index - run[0]) * step
-            self._tree.check(index, part[at : at + step], path=self.name)
+        self._source.read_into(first * step, target)
+        for index, begin in enumerate(range(0, len(target), step), first):
+            self._tree.check(index, target[begin : begin + step], path=self.name)
 
     def _copy_part(self, index: int, offset: int, target: memoryview) -> None:
         block = self._block(index)
@@ -137,7 +125,7 @@ class VerifiedSource(Source):
             if (kept := self._recent.get(index)) is not None:
                 self._recent.move_to_end(index)
                 return kept
-        block = np.empty(self._tree.block_length(index), np.uint8).data
+        block = allocate(self._tree.block_length(index))
         self._source.read_into(index * self._tree.block_size, block)
         self._tree.check(index, block, path=self.name)
         with self._lock:
@@ -165,15 +153,17 @@ class VerifiedCopy(Source):
         VerificationError: ``digest-mismatch`` or ``size-mismatch``.
     """
 
+    in_memory = True
+
     def __init__(self, source: Source, resource: Resource | None = None) -> None:
         self.name = source.name
         self.size = source.size
-        self._data = np.empty(self.size, np.uint8).data
+        self._data = allocate(self.size)
         whole = hashlib.sha256()
         parts = PartHasher(resource) if resource and not resource.sha256 else None
         with ThreadPoolExecutor(1) as helper:  # hashes one run while the next is read
-            for begin in range(0, self.size, RUN):
-                run = self._data[begin : begin + RUN]
+            for begin in range(0, self.size, CHUNK):
+                run = self._data[begin : begin + CHUNK]
                 source.read_into(begin, run)
                 helper.submit(whole.update, run)
                 if parts:
