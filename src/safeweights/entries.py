@@ -88,7 +88,7 @@ class Entries:
         marks = [*self._marks, (0, size)]
         found: dict[str, int] = {}
         for index in sorted({bisect_right(self._marks, (n, size)) for n in ordinals}):
-            reader = Reader(self.text, marks[index - 1][1])
+            reader = Reader(self.text, marks[index - 1][1], unique=False)  # that was reported
             for name, at in reader.more_members():
                 if at >= marks[index][1]:
                     break
@@ -287,11 +287,17 @@ class Entries:
                 "duplicate-key", f"invalid JSON in header: duplicate field `{METADATA_KEY}`", at=at
             )
         self._seen_metadata = True
-        if reader.kind() == "null":
+        if reader.peek() != b"{":
+            if reader.kind() != "null":
+                message = (
+                    f"invalid JSON in header: `{METADATA_KEY}` should be an object of strings, found "
+                    f"{reader.kind()}"
+                )
+                report("metadata", message, at=reader.position)
             self._skip_extra(1)
             return
         metadata: dict[str, str] = {}
-        for key, key_at in reader.members("an object of strings as `__metadata__`"):
+        for key, key_at in reader.members():
             if key in metadata:
                 report(
                     "duplicate-key", f"duplicate key {quote(key)} in `{METADATA_KEY}`", at=key_at

@@ -84,16 +84,22 @@ class Reader:
     Every method skips white space first, consumes what it returns, and raises `JSONError` where
     the text has something else. Memory is that of the values returned.
 
+    Args:
+        text: UTF-8; a byte order mark is not JSON.
+        position: Where to begin.
+        unique: Whether `skip` refuses keys that repeat within one object.
+
     >>> reader = Reader(b'{"a": [1, 2]}')
     >>> {key: list(reader.integers()) for key, _ in reader.members()}
     {'a': [1, 2]}
     """
 
-    __slots__ = ("position", "text")
+    __slots__ = ("position", "text", "unique")
 
-    def __init__(self, text: bytes, position: int = 0) -> None:
+    def __init__(self, text: bytes, position: int = 0, *, unique: bool = True) -> None:
         self.text = text
         self.position = position
+        self.unique = unique
 
     def peek(self) -> bytes:
         """The next significant byte, unconsumed; empty at the end."""
@@ -240,10 +246,9 @@ class Reader:
         while True:
             if limit is not None and self.position - begin > limit:
                 raise JSONError(f"value longer than {limit} bytes", begin, kind="limit")
-            opened = self._skip_start(stack, limit)
-            if opened and depth + len(stack) > MAX_DEPTH:
+            if depth + len(stack) >= MAX_DEPTH and self.peek() in {b"{", b"["}:
                 raise JSONError("recursion limit exceeded", self.position, kind="limit")
-            if opened:
+            if self._skip_start(stack, limit):
                 continue
             while stack and self._closed_by(b"]" if stack[-1] is None else b"}"):
                 stack.pop()
@@ -283,7 +288,7 @@ class Reader:
         self.peek()
         at = self.position
         key = self.string("a key in double quotes", limit=limit)
-        if key in keys:
+        if self.unique and key in keys:
             raise JSONError(f"duplicate key {quote(key)}", at, kind="duplicate-key")
         keys.add(key)
         self.take(b":")

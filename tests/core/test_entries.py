@@ -1,0 +1,200 @@
+"""The fast ways of reading entries against the exact one: the same result for every input."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import mutation
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from safeweights import chunks, entries, header, rules
+from safeweights.entries import Entries
+from safeweights.errors import FormatError
+
+
+@pytest.fixture(params=[60, 250, 1 << 17])
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many bytes are taken at once; with few, entries lie across the boundaries."""
+    for module in (chunks, entries, header):
+        monkeypatch.setattr(module, "CHUNK", request.param)
+    return request.param
+
+
+def outcome(text: bytes, *, bulk: bool, collect: bool) -> Any:
+    """All that can be seen of `Entries`, or of the errors."""
+    report = rules.Report(None, collect=collect, strict=collect)
+    try:
+        found = Entries(text, report, bulk=bulk)
+    except (FormatError, rules.Stop) as error:
+        raised = report.found if isinstance(error, rules.Stop) else [error]
+        return [(e.rule, str(e), e.tensor, e.offset) for e in raised]
+    problems = [(e.rule, str(e), e.tensor, e.offset) for e in report.found]
+    places = found.positions(set(list(found.tensors)[::3]))
+    flags = found.sized, found.in_order, found.end
+    return list(found.tensors.items()), found.metadata, flags, problems, places
+
+
+def assert_same(text: bytes) -> None:
+    for collect in (False, True):
+        fast = outcome(text, bulk=True, collect=collect)
+        assert fast == outcome(text, bulk=False, collect=collect), text
+
+
+@pytest.mark.parametrize("make", [mutation.regular, mutation.header])
+def test_mutated_headers_are_read_alike(chunk: int, make: Any) -> None:
+    for seed in range(1500):
+        assert_same(make(random.Random(f"entries {seed}"))[0])
+
+
+ENTRY = '"dtype":"U8","shape":[1],"data_offsets":[{},{}]'
+
+
+def many(count: int = 20, start: int = 0, prefix: str = "n") -> list[str]:
+    return [f'"{prefix}{i}":{{{ENTRY.format(i, i + 1)}}}' for i in range(start, start + count)]
+
+
+def join(*parts: list[str]) -> bytes:
+    return ("{" + ",".join(entry for part in parts for entry in part) + "}").encode()
+
+
+def odd(dtype: str, shape: str, begin: int = 20, end: int = 21) -> bytes:
+    """A header in whose middle one entry is odd."""
+    entry = f'"x":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{begin},{end}]}}'
+    return join(many(), [entry], many(start=21))
+
+
+SHAPE_FIRST = '"x":{"shape":[1],"data_offsets":[20,21],"dtype":"U8"}'
+
+LAYOUTS = {
+    "tidy": join(many()),
+    "orders differ": join(many(), [SHAPE_FIRST], many(start=21)),
+    "unusual order": join(many()).replace(b'"dtype":"U8","shape":[1]', b'"shape":[1],"dtype":"U8"'),
+    "offsets first": join(
+        [f'"n{i}":{{"data_offsets":[{i},{i + 1}],"dtype":"U8","shape":[1]}}' for i in range(20)]
+    ),
+    "offsets between": join(
+        [f'"n{i}":{{"dtype":"U8","data_offsets":[{i},{i + 1}],"shape":[1]}}' for i in range(20)]
+    ),
+    "metadata amid": join(many(), ['"__metadata__":{"a":"b"}'], many(start=20)),
+    "entry as metadata": join(many(), ['"__metadata__":{' + ENTRY.format(20, 21) + "}"]),
+    "metadata escaped": join(many(), ['"__met\\u0061data__":{"a":"b"}'], many(start=20)),
+    "twice in a chunk": join(many(), many(1, 3)),
+    "twice in chunks": join(many(200), many(1, 3)),
+    "twice by escape": join(many(), ['"\\u006e3":{' + ENTRY.format(20, 21) + "}"]),
+    "escapes": join(many(prefix="\\n\\u00e9\\ud83d\\ude00")),
+    "escaped quotes": join(many(prefix='\\"x\\":')),
+    "escaped backslash": join([entry.replace('":{', '\\\\":{') for entry in many()]),
+    "backslash eats quote": join([entry.replace('":{', '\\":{') for entry in many()]),
+    "bad escape": join(many(prefix="\\x")),
+    "lone surrogate": join(many(), many(1, 20, "\\ud800"), many(start=21)),
+    "control": join(many(), many(1, 20, "\x01"), many(start=21)),
+    "control behind backslash": join(many(), many(1, 20, "\\\x01"), many(start=21)),
+    "not printable": join(many(prefix="\u00a0\u200b")),
+    "invalid UTF-8": join(many(), many(1, 20, "\u00e9")).replace(b"\xc3\xa9", b"\xff"),
+    "invalid UTF-8 between": join(many(2)).replace(b",", b"\xff,", 1),
+    "invalid UTF-8 behind the first": b'{"a":{' + ENTRY.format(0, 1).encode() + b'}\xff"',
+    "empty names": join(many(1, 0, ""), many(5, 1)),
+    "unknown field": join(many(), ['"x":{' + ENTRY.format(20, 21) + ',"y":[]}'], many(start=21)),
+    "field missing": join(many(), ['"x":{"dtype":"U8","dtype":"U8","shape":[1]}'], many(start=20)),
+    "unknown dtype": join(many()).replace(b'"U8"', b'"U9"'),
+    "unknown dtype late": odd("U9", "1", 20, 21),
+    "dimension too large": odd("U8", "18446744073709551616", 20, 21),
+    "offset too large": odd("U8", "1", 20, 18446744073709551616),
+    "largest numbers": odd("U8", "18446744073709551615", 20, 18446744073709551615),
+    "no size": odd("F4", "1", 20, 21),
+    "wrong size": odd("U8", "7", 20, 21),
+    "out of order": join(many(start=20), many()),
+    "hole": join(many(), many(start=21)),
+    "rank 64": odd("U8", "1," * 63 + "1"),
+    "rank 65": odd("U8", "1," * 64 + "1"),
+    "scalars": join(many()).replace(b"[1]", b"[ ]"),
+    "spaces differ": join(many(), [e.replace(":", " : ") for e in many(start=20)], many(start=40)),
+    "trailing comma": join(many()).replace(b"}}", b"},}"),
+    "junk behind comma": join(many()).replace(b"},", b"},5,", 1),
+    "not closed": join(many())[:-1],
+    "cut": join(many())[:-30],
+    "new kind each": join(
+        [f'"n{i}":{{"dtype":"U8","shape":[{i},0],"data_offsets":[0,0]}}' for i in range(300)]
+    ),
+    "long name": join(many(), many(1, 20, "y" * 500), many(start=21)),
+    "last name is the first": join(many(), many(1)),
+    "tail lacks comma": b'{"a":{' + ENTRY.format(0, 1).encode() + b'}}"',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_chosen_headers_are_read_alike(chunk: int, name: str) -> None:
+    assert_same(LAYOUTS[name])
+
+
+def test_many_kinds_are_forgotten(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "_MAX_KINDS", 5)
+    assert_same(LAYOUTS["new kind each"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    names=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=12), unique=True, max_size=40
+    ),
+    data=st.data(),
+)
+def test_round_trip(names: list[str], data: st.DataObject) -> None:
+    """What `layout` writes, `parse` reads, and so does the exact way."""
+    tensors = [
+        (
+            name,
+            data.draw(st.sampled_from(["U8", "F32", "BF16", "F8_E4M3"])),
+            tuple(data.draw(st.lists(st.integers(0, 5), max_size=4))),
+        )
+        for name in names
+        if name != "__metadata__"
+    ]
+    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+    metadata = data.draw(st.none() | st.dictionaries(text, text, max_size=4))
+    written, head = header.layout(tensors, metadata)
+    assert header.parse(head[8:], written.data_size) == written
+    assert list(header.parse(head[8:], written.data_size).tensors) == list(written.tensors)
+    assert {name: (info.dtype, info.shape) for name, info in written.tensors.items()} == {
+        name: (dtype, shape) for name, dtype, shape in tensors
+    }
+    assert_same(head[8:])
+
+
+def test_the_fast_ways_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work, not time: of a regular header only the first and last entries are read exactly."""
+    exact: list[str] = []
+    read = Entries._read_info
+    monkeypatch.setattr(
+        Entries, "_read_info", lambda self, name: exact.append(name) or read(self, name)
+    )
+    for text in (
+        join(many(5000)),
+        LAYOUTS["unusual order"],
+        LAYOUTS["spaces differ"],
+        LAYOUTS["escaped quotes"],
+        LAYOUTS["orders differ"],
+        LAYOUTS["escapes"],
+        LAYOUTS["not printable"],
+    ):
+        exact.clear()
+        Entries(text, rules.Report(None))
+        assert len(exact) <= 2, exact
+
+
+def test_a_template_is_learnt_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a change of style, the new style is split too."""
+    scanned: list[int] = []
+    scan = chunks.Chunks._scan
+    monkeypatch.setattr(
+        chunks.Chunks,
+        "_scan",
+        lambda self, position: scanned.append(position) or scan(self, position),
+    )
+    text = join(many(3000), [entry.replace(":", " : ") for entry in many(9000, 3000)])
+    found = Entries(text, rules.Report(None))
+    assert len(found.tensors) == 12000
+    assert len(scanned) < 8
