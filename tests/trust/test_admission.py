@@ -193,6 +193,24 @@ class TestAdmission:
         SafetensorsFile.open(str(model / WEIGHTS))
         assert codes(admit(str(model), policy)) == {"deny-polyglot"}
 
+    @pytest.mark.parametrize("length", [640, 896, 1408, 23117, 8483, 19280])
+    def test_a_header_whose_length_spells_a_magic_number(
+        self, model: Path, policy: Policy, signer: FileSigner, length: int
+    ) -> None:
+        header = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'.ljust(length)
+        (model / WEIGHTS).write_bytes(length.to_bytes(8, "little") + header + b".")
+        SafetensorsFile.open(str(model / WEIGHTS))
+        signing.sign(str(model), signer)
+        assert not codes(admit(str(model), policy))
+
+    def test_an_end_record_by_chance(
+        self, model: Path, policy: Policy, signer: FileSigner, make_safetensors: Any
+    ) -> None:
+        for record in (b"PK\x05\x06", b"PK\x05\x06" + bytes(18), b"PK\x05\x06" + b"\x01" * 30):
+            (model / WEIGHTS).write_bytes(make_safetensors({"a": bytes(99) + record}))
+            signing.sign(str(model), signer)
+            assert not codes(admit(str(model), policy))
+
     def test_templates(self, model: Path, signer: FileSigner) -> None:
         (model / "chat_template.jinja").write_text("{{ messages }}")
         (model / "tokenizer_config.json").write_text('{"chat_template": "{{ evil }}"}')
