@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -53,6 +54,7 @@ def system_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[SystemCalls]:
 
 
 def _open_descriptors() -> int:
+    gc.collect()  # what earlier tests left in cycles of frames and exceptions
     return len(os.listdir("/proc/self/fd"))
 
 
