@@ -63,11 +63,7 @@ class NumPyAdapter(Adapter):
 
     def decode(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
         del device  # there is one
-        found = numpy_dtype(dtype)
-        if DTYPES[dtype].packed > 1:
-            return unpack(data).view(found).reshape(shape)
-        array = np.ndarray(shape, found, data)
-        return array if array.flags.aligned else array.copy()
+        return decode_array(data, dtype, shape)
 
     def encode(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
         if not hasattr(tensors, "items"):
@@ -75,6 +71,35 @@ class NumPyAdapter(Adapter):
                 f"Expected a dict of [str, numpy.ndarray] but received {type(tensors)}"
             )
         return {name: encode_array(name, array) for name, array in tensors.items()}
+
+
+def decode_array(data: memoryview, dtype: str, shape: tuple[int, ...]) -> Any:
+    """An array over `data`; a copy where that memory is not aligned for its type, or packed.
+
+    Raises:
+        UnsupportedError: NumPy cannot have such elements.
+        MissingDependencyError: Only ml_dtypes has them.
+    """
+    found = numpy_dtype(dtype)
+    if DTYPES[dtype].packed > 1:
+        return unpack(data).view(found).reshape(shape)
+    array = np.ndarray(shape, found, data)
+    return array if array.flags.aligned else array.copy()
+
+
+def carried(data: memoryview, dtype: str, shape: tuple[int, ...]) -> Any:
+    """Like `decode_array`, but types of ml_dtypes are carried as unsigned integers of their width."""
+    row = DTYPES[dtype]
+    found = np.dtype(f"<u{row.bits // 8}") if row.ml_dtypes else numpy_dtype(dtype)
+    array = np.ndarray(shape, found, data)
+    return array if array.flags.aligned else array.copy()
+
+
+def tensor_of(name: str, code: str, array: Any) -> Tensor:
+    """The tensor whose elements of type `code` are those of `array`, byte for byte."""
+    return MemoryTensor(
+        name, code, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    )
 
 
 def encode_array(name: str, array: Any) -> Tensor:
@@ -99,12 +124,12 @@ def encode_array(name: str, array: Any) -> Tensor:
         )
     if _is_big_endian(array.dtype):
         array = array.astype(array.dtype.newbyteorder("<"))
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    if DTYPES[code].packed > 1:
-        flat = pack(flat, name)
-    elif DTYPES[code].bits == 6:
+    if DTYPES[code].bits == 6:
         numpy_dtype(code)
-    return MemoryTensor(name, code, array.shape, flat)
+    if DTYPES[code].packed > 1:
+        values = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return MemoryTensor(name, code, array.shape, pack(values, name))
+    return tensor_of(name, code, array)
 
 
 def _is_big_endian(dtype: np.dtype[Any]) -> bool:

@@ -1,0 +1,94 @@
+"""JAX arrays, for Flax <-> safetensors; the names of `safetensors.flax`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+import jax
+
+from .frameworks import functions
+from .frameworks.handle import safe_open
+
+__all__ = ["load", "load_file", "safe_open", "save", "save_file"]
+
+
+def save(tensors: Mapping[str, jax.Array], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The contents of a file that holds `tensors`, which are left as they are.
+
+    Args:
+        tensors: Names to tensors. Jax arrays of any layout and device, NumPy arrays too.
+        metadata: Strings to strings, kept with the tensors.
+
+    Raises:
+        SafetensorError: What the format cannot hold; the message says what to do.
+    """
+    return functions.save("jax", tensors, metadata)
+
+
+def save_file(
+    tensors: Mapping[str, jax.Array],
+    filename: str | os.PathLike[str] | IO[bytes],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    durable: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Write `tensors` to a file, which is replaced as a whole or not at all.
+
+    Args:
+        tensors: As for `save`. They must not change meanwhile.
+        filename: Path or writable file object.
+        metadata: As for `save`.
+        durable: Return only when the file would survive a loss of power.
+        progress: Called with the number of bytes written so far.
+
+    Raises:
+        SafetensorError: As for `save`; nothing is written then.
+        OSError: Writing failed; the old file is untouched.
+    """
+    functions.save_file("jax", tensors, filename, metadata, durable=durable, progress=progress)
+
+
+def load(
+    data: Any, *, device: str | jax.Device | jax.sharding.Sharding = "cpu"
+) -> dict[str, jax.Array]:
+    """The tensors of a file whose contents are `data`, any bytes-like object.
+
+    BF16, F8 and F4 are JAX's own types (F4 one byte an element). No value is narrowed: 64-bit
+    types need ``jax_enable_x64``.
+
+    Args:
+        data: Any bytes-like object.
+        device: A ``jax.Device``, a sharding, or a name such as ``"gpu:0"``; else JAX's default device.
+
+    Raises:
+        FormatError: The bytes break a rule of the format.
+        UnsupportedError: The framework has no such element type.
+    """
+    return functions.load("jax", data, device)
+
+
+def load_file(
+    filename: str | os.PathLike[str] | IO[bytes],
+    *,
+    backend: str = "mmap",
+    device: str | jax.Device | jax.sharding.Sharding = "cpu",
+) -> dict[str, jax.Array]:
+    """The tensors of a file, in the order of the data.
+
+    BF16, F8 and F4 are JAX's own types (F4 one byte an element). No value is narrowed: 64-bit
+    types need ``jax_enable_x64``.
+
+    Args:
+        filename: Path or readable file object.
+        backend: ``"mmap"`` or ``"pread"``: how bytes are read.
+        device: A ``jax.Device``, a sharding, or a name such as ``"gpu:0"``; else JAX's default device.
+
+    Raises:
+        FormatError: The file breaks a rule of the format, or is of another format.
+        UnsupportedError: The framework has no such element type.
+        OSError: It cannot be opened or read.
+    """
+    return functions.load_file("jax", filename, device, backend=backend)

@@ -1,0 +1,39 @@
+"""Fixtures of the tests of frameworks; each test with a `kit` runs for every framework installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from kits import KITS, Kit, installed  # noqa: E402
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kit" in metafunc.fixturenames:
+        found = [name for name, kit in KITS.items() if installed(kit)]
+        metafunc.parametrize("kit", found, indirect=True)
+
+
+@pytest.fixture
+def kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
+    found: Kit = KITS[request.param]
+    with found.settings():
+        yield found
+
+
+@pytest.fixture(scope="session")
+def matrix() -> Iterator[dict[str, dict[str, dict[str, list[str]]]]]:
+    """Framework -> element type -> operation -> (ours, the reference's); written where SAFEWEIGHTS_MATRIX says."""
+    found: dict[str, dict[str, dict[str, list[str]]]] = {}
+    yield found
+    target = os.environ.get("SAFEWEIGHTS_MATRIX")
+    if target:
+        Path(target).write_text(json.dumps(found, indent=1))
