@@ -1,0 +1,244 @@
+"""The libraries that are compared, behind one set of verbs. Imported in a worker process only.
+
+Rules:
+- Each verb is what the library's documentation tells its user to write, and nothing else.
+- What a library cannot do raises `Unavailable` with the reason, which the results show.
+- Results are plain dicts of tensors, so that everything after that is the same code for all.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+from typing import Any, Final
+
+__all__ = ["CONTENDERS", "Contender", "Unavailable"]
+
+
+class Unavailable(Exception):  # noqa: N818 - not an error of the program
+    """The library has no such function, or cannot be used here."""
+
+
+class Contender:
+    """A library; each verb that a subclass lacks is unavailable.
+
+    Args of the verbs:
+        how: Which of the library's ways: ``"default"``, ``"pread"`` ...
+    """
+
+    version: str = ""
+
+    def load(self, path: str, how: str) -> dict[str, Any]:
+        """All tensors of a file, for torch."""
+        raise Unavailable("no loader of whole files")
+
+    def load_numpy(self, path: str, how: str) -> dict[str, Any]:
+        """All tensors of a file, for NumPy."""
+        raise Unavailable("loads torch tensors only")
+
+    def open_header(self, path: str) -> int:
+        """Open a file and check its header; the number of tensors."""
+        raise Unavailable("no way to open a file without loading it")
+
+    def first_tensor(self, path: str, name: str) -> Any:
+        """Open a file and take one tensor."""
+        raise Unavailable("loads whole files only")
+
+    def load_bytes(self, data: bytes) -> dict[str, Any]:
+        """All tensors of a file that is in memory."""
+        raise Unavailable("reads files only")
+
+    def save_bytes(self, tensors: dict[str, Any]) -> bytes:
+        """The file as bytes."""
+        raise Unavailable("does not write bytes")
+
+    def save_file(self, tensors: dict[str, Any], path: str, *, durable: bool) -> str:
+        """Write a file; the path of what was written."""
+        raise Unavailable("does not write files")
+
+    def sliced(self, path: str, name: str, how: str) -> Any:
+        """An open tensor, of which ``[index]`` reads a part; and what keeps it open."""
+        raise Unavailable("reads whole tensors only")
+
+
+def _synced(path: str) -> None:
+    """What makes a plain save durable: fsync of the file, then of its directory."""
+    for target in (path, os.path.dirname(path)):
+        descriptor = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class Safetensors(Contender):
+    """The reference package, of whichever version the process finds."""
+
+    package = "safetensors"
+
+    def __init__(self) -> None:
+        self._package = importlib.import_module(self.package)
+        self._torch = importlib.import_module(f"{self.package}.torch")
+        self._numpy = importlib.import_module(f"{self.package}.numpy")
+        self.version = self._package.__version__
+
+    def _backend(self, how: str) -> dict[str, str]:
+        return {} if how == "default" else {"backend": how}
+
+    def load(self, path: str, how: str) -> dict[str, Any]:
+        if how == "clone":
+            return {name: tensor.clone() for name, tensor in self._torch.load_file(path).items()}
+        if how == "bytes":
+            with open(path, "rb") as file:
+                return self._torch.load(file.read())
+        return self._torch.load_file(path, **self._backend(how))
+
+    def load_numpy(self, path: str, how: str) -> dict[str, Any]:
+        if how == "default":
+            return self._numpy.load_file(path)
+        with self._package.safe_open(path, "np", **self._backend(how)) as file:
+            return file.get_tensors()
+
+    def open_header(self, path: str) -> int:
+        with self._package.safe_open(path, "pt") as file:
+            return len(file.keys())
+
+    def first_tensor(self, path: str, name: str) -> Any:
+        with self._package.safe_open(path, "pt") as file:
+            return file.get_tensor(name)
+
+    def load_bytes(self, data: bytes) -> dict[str, Any]:
+        return self._torch.load(data)
+
+    def save_bytes(self, tensors: dict[str, Any]) -> bytes:
+        return self._torch.save(tensors)
+
+    def save_file(self, tensors: dict[str, Any], path: str, *, durable: bool) -> str:
+        self._torch.save_file(tensors, path)
+        if durable:
+            _synced(path)
+        return path
+
+    def sliced(self, path: str, name: str, how: str) -> Any:
+        file = self._package.safe_open(path, "pt", **self._backend(how))
+        return file.get_slice(name), file
+
+
+class Safeweights(Safetensors):
+    """This package: the reference's interface, and `durable`."""
+
+    package = "safeweights"
+
+    BACKENDS: Final = {
+        "owned": ("pread",),
+        "cold": ("auto", "direct", "pread"),
+        "pread": ("pread",),
+    }
+    """What a row asks for -> engines, of which the first that there is serves. A new engine that a
+    row shall use is one word here."""
+
+    def _backend(self, how: str) -> dict[str, str]:
+        from safeweights.storage import ENGINES
+
+        if how == "default":
+            return {}
+        known = [name for name in self.BACKENDS.get(how, (how,)) if name in ENGINES]
+        if not known:
+            raise Unavailable(f"no engine {how!r} yet")
+        return {"backend": known[0]}
+
+    def save_file(self, tensors: dict[str, Any], path: str, *, durable: bool) -> str:
+        self._torch.save_file(tensors, path, durable=durable)
+        return path
+
+
+class Fastsafetensors(Contender):
+    """IBM's loader, on the CPU: its buffered copier where GPUDirect is not."""
+
+    def __init__(self) -> None:
+        # Its C++ part prints where it lacks a GPU's libraries; that does not matter here.
+        self._package = importlib.import_module("fastsafetensors")
+        self.version = self._package.__version__
+
+    def load(self, path: str, how: str) -> dict[str, Any]:
+        # Direct I/O is its default and makes it slower on files that are in the page cache: each row
+        # gets the setting that is the faster one for it.
+        os.environ["FASTSAFETENSORS_ODIRECT"] = "1" if how == "direct" else "0"
+        with self._package.fastsafe_open([path], device="cpu", nogds=True) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+
+    def open_header(self, path: str) -> int:
+        from fastsafetensors.frameworks import get_framework_op
+
+        metadata = self._package.SafeTensorsMetadata.from_file(path, get_framework_op("pytorch"))
+        return len(metadata.tensors)
+
+    def save_file(self, tensors: dict[str, Any], path: str, *, durable: bool) -> str:
+        saver = self._package.ParallelSaver(num_shards=1, fsync=durable)
+        return saver.save(tensors, path.removesuffix(".safetensors"))[0]
+
+
+class RunaiStreamer(Contender):
+    """Run:ai's streamer, with its defaults."""
+
+    def __init__(self) -> None:
+        from importlib.metadata import version
+
+        os.environ.setdefault("RUNAI_STREAMER_LOG_LEVEL", "ERROR")
+        self._package = importlib.import_module("runai_model_streamer")
+        self.version = version("runai-model-streamer")
+
+    def load(self, path: str, how: str) -> dict[str, Any]:
+        with self._package.SafetensorsStreamer() as streamer:
+            streamer.stream_file(path)
+            return dict(streamer.get_tensors())
+
+
+class Torch(Contender):
+    """torch.load and torch.save: PyTorch's own zip of pickles, of the same tensors."""
+
+    def __init__(self) -> None:
+        self._torch = importlib.import_module("torch")
+        self.version = self._torch.__version__
+
+    def load(self, path: str, how: str) -> dict[str, Any]:
+        loaded = self._torch.load(path, mmap=how != "read", weights_only=True)
+        if how == "clone":
+            return {name: tensor.clone() for name, tensor in loaded.items()}
+        return loaded
+
+    def first_tensor(self, path: str, name: str) -> Any:
+        return self._torch.load(path, mmap=True, weights_only=True)[name]
+
+    def load_bytes(self, data: bytes) -> dict[str, Any]:
+        return self._torch.load(io.BytesIO(data), weights_only=True)
+
+    def save_bytes(self, tensors: dict[str, Any]) -> bytes:
+        target = io.BytesIO()
+        self._torch.save(tensors, target)
+        return target.getvalue()
+
+    def save_file(self, tensors: dict[str, Any], path: str, *, durable: bool) -> str:
+        self._torch.save(tensors, path)
+        if durable:
+            _synced(path)
+        return path
+
+    def sliced(self, path: str, name: str, how: str) -> Any:
+        return self._torch.load(path, mmap=True, weights_only=True)[name], None
+
+
+class Machine(Contender):
+    """No library: the process in which the machine's own limits are measured."""
+
+
+CONTENDERS: Final[dict[str, type[Contender]]] = {
+    "safeweights": Safeweights,
+    "safetensors-0.8": Safetensors,
+    "safetensors-0.9": Safetensors,
+    "fastsafetensors": Fastsafetensors,
+    "runai": RunaiStreamer,
+    "torch": Torch,
+    "machine": Machine,
+}

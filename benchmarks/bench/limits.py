@@ -1,0 +1,255 @@
+"""What the machine itself can do: each row's limit, measured in the same run as its contenders.
+
+Each function prepares and returns what is to be timed. They do the least that any implementation has
+to: the system's calls, on buffers that are large, aligned and already touched, with as many threads as
+help. Nothing here uses the package that is measured.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import mmap
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from .data import MIB, header_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["LIMITS", "index_of", "touch"]
+
+_CHUNK: Final = 8 * MIB
+_PAGE: Final = 4096
+
+Arguments = "Mapping[str, Any]"
+Run = "Callable[[], object]"
+
+
+def touch(memory: np.ndarray[Any, Any]) -> int:
+    """Read one byte of every page of some flat memory."""
+    return int(memory[::_PAGE].sum())
+
+
+def _anonymous(nbytes: int, *, touched: bool) -> np.ndarray[Any, Any]:
+    """Private memory in huge pages where the system has them, which is what makes first touch cheap."""
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    array = np.frombuffer(memory, np.uint8)
+    if touched:
+        array[::_PAGE] = 1
+    return array
+
+
+def _threaded(work: Callable[[int, int], object], total: int, threads: int) -> None:
+    with ThreadPoolExecutor(threads) as pool:
+        starts = range(0, total, _CHUNK)
+        list(pool.map(lambda begin: work(begin, min(begin + _CHUNK, total)), starts))
+
+
+def _processors() -> int:
+    return max(1, min(16, os.cpu_count() or 1))
+
+
+def _round_up(nbytes: int) -> int:
+    return -(-nbytes // _PAGE) * _PAGE
+
+
+def _read_all(descriptor: int, memory: np.ndarray[Any, Any], threads: int) -> None:
+    view = memoryview(memory)
+
+    def work(begin: int, end: int) -> None:
+        while begin < end:
+            count = os.preadv(descriptor, [view[begin:end]], begin)
+            if count == 0:
+                return
+            begin += count
+
+    _threaded(work, len(memory), threads)
+
+
+def page_cache_read(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """read(2) of a file in the page cache into memory that was touched before."""
+    descriptor = os.open(arguments["path"], os.O_RDONLY)
+    memory = _anonymous(os.fstat(descriptor).st_size, touched=True)
+    return lambda: _read_all(descriptor, memory, _processors())
+
+
+def page_cache_read_fresh(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """The same into memory that the system hands out and clears meanwhile."""
+    descriptor = os.open(arguments["path"], os.O_RDONLY)
+    size = os.fstat(descriptor).st_size
+    return lambda: _read_all(descriptor, _anonymous(size, touched=False), _processors())
+
+
+def direct_read(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """read(2) with O_DIRECT, eight reads of 8 MiB at a time: the disk, past the page cache."""
+    descriptor = os.open(arguments["path"], os.O_RDONLY | os.O_DIRECT)
+    memory = _anonymous(_round_up(os.fstat(descriptor).st_size), touched=True)
+    return lambda: _read_all(descriptor, memory, 8)
+
+
+def map_and_touch(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """mmap(2) of a file in the page cache, and a byte of every page."""
+
+    def run() -> int:
+        with open(arguments["path"], "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+        return touch(np.frombuffer(mapped, np.uint8))
+
+    return run
+
+
+def copy(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """memcpy between two pieces of memory that were touched before."""
+    source = _anonymous(arguments["nbytes"], touched=True)
+    target = _anonymous(arguments["nbytes"], touched=True)
+
+    def work(begin: int, end: int) -> None:
+        np.copyto(target[begin:end], source[begin:end])
+
+    return lambda: _threaded(work, len(source), _processors())
+
+
+def copy_fresh(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """memcpy into memory that the system hands out and clears meanwhile."""
+    source = _anonymous(arguments["nbytes"], touched=True)
+
+    def run() -> object:
+        target = _anonymous(len(source), touched=False)
+
+        def work(begin: int, end: int) -> None:
+            np.copyto(target[begin:end], source[begin:end])
+
+        _threaded(work, len(source), _processors())
+        return target
+
+    return run
+
+
+def page_cache_write(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """write(2) of 64 MiB at a time into a new file's pages in the cache."""
+    block = memoryview(_anonymous(64 * MIB, touched=True))
+
+    def run() -> None:
+        descriptor = os.open(arguments["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            for begin in range(0, arguments["nbytes"], len(block)):
+                os.write(descriptor, block[: min(len(block), arguments["nbytes"] - begin)])
+        finally:
+            os.close(descriptor)
+
+    return run
+
+
+def direct_write(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """write(2) with O_DIRECT, eight writes of 8 MiB at a time, then fsync(2)."""
+    block = memoryview(_anonymous(_CHUNK, touched=True))
+    total = _round_up(arguments["nbytes"])
+
+    def run() -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT
+        descriptor = os.open(arguments["out"], flags, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, total)
+            _threaded(
+                lambda begin, end: os.pwrite(descriptor, block[: end - begin], begin), total, 8
+            )
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    return run
+
+
+def _without_gc(work: Callable[[], object]) -> Callable[[], object]:
+    def run() -> object:
+        gc.disable()
+        try:
+            return work()
+        finally:
+            gc.enable()
+
+    return run
+
+
+def parse_json(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """Read the header and hand it to the standard library's json, the collector paused."""
+    return _without_gc(lambda: len(header_text(arguments["path"])))
+
+
+def header_text(path: str) -> dict[str, Any]:
+    with open(path, "rb", buffering=0) as file:
+        return json.loads(file.read(int.from_bytes(file.read(8), "little")))
+
+
+def parse_and_make(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """json.loads of the header, and one torch tensor made of one finished array for each entry."""
+    import torch
+
+    array = np.zeros((8, 8), np.float32)
+    path = arguments["path"]
+    return _without_gc(lambda: {name: torch.from_numpy(array) for name in header_text(path)})
+
+
+def walk_and_write(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """Ask each tensor for its type, shape and address; write a finished file of that size."""
+    from .data import read_tensors
+
+    tensors = read_tensors(arguments["path"])
+    content = bytes(os.path.getsize(arguments["path"]))
+
+    def work() -> object:
+        met = [(name, t.dtype, t.shape, t.data_ptr()) for name, t in tensors.items()]
+        with open(arguments["out"], "wb", buffering=0) as file:
+            file.write(content)
+        return len(met)
+
+    return _without_gc(work)
+
+
+def gather(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """Copy the selected elements from a mapping that is already faulted in."""
+    ((_, dtype, shape, begin, _),), start = header_of(arguments["path"])
+    mapped = np.memmap(arguments["path"], f"<u{4 if dtype == 'F32' else 2}", "r", start + begin, shape)
+    touch(mapped.view(np.uint8).reshape(-1))
+    chosen = mapped[index_of(arguments["index"])]
+    target = np.ones(chosen.shape, chosen.dtype)
+    return lambda: np.copyto(target, chosen)
+
+
+def index_of(text: str) -> tuple[slice, ...]:
+    """``"4:8,::2"`` -> (slice(4, 8), slice(None, None, 2))."""
+    return tuple(
+        slice(*(int(part) if part else None for part in axis.split(":"))) for axis in text.split(",")
+    )
+
+
+def trim_heap() -> None:
+    """Give freed memory back, so that a row does not profit from what the one before it left."""
+    release = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc
+    if release is not None:
+        release(0)
+
+
+LIMITS: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[], object]]]] = {
+    "page cache read": page_cache_read,
+    "page cache read, fresh memory": page_cache_read_fresh,
+    "direct read": direct_read,
+    "buffered read": page_cache_read,
+    "mmap and touch": map_and_touch,
+    "memcpy": copy,
+    "memcpy, fresh memory": copy_fresh,
+    "page cache write": page_cache_write,
+    "direct write and fsync": direct_write,
+    "json.loads": parse_json,
+    "json.loads and from_numpy": parse_and_make,
+    "tensors' attributes and one write": walk_and_write,
+    "gather from mapped pages": gather,
+}

@@ -1,0 +1,116 @@
+"""The machine: its description, its caches, and the peer that is not installed like the others."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from safeweights.storage.placement import resident_share
+
+__all__ = [
+    "PRERELEASE",
+    "NotCold",
+    "available_memory",
+    "describe",
+    "drop_from_cache",
+    "free_space",
+    "install_prerelease",
+]
+
+PRERELEASE: Final = "safetensors==0.9.0rc1"
+
+
+class NotCold(Exception):  # noqa: N818 - the measurement's premise does not hold
+    """A file stays in the page cache, whatever is done."""
+
+
+def drop_from_cache(path: str | Path) -> None:
+    """Take a file out of the page cache, and look whether it is.
+
+    Raises:
+        NotCold: It is still there: somebody has it mapped, or the filesystem does not drop it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        share: float | None = 1.0
+        for _ in range(3):
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            share = resident_share(descriptor, 0, size)
+            if share is not None and share < 0.01:
+                return
+    finally:
+        os.close(descriptor)
+    state = "cannot be told" if share is None else f"is {share:.0%}"
+    raise NotCold(f"the share of {path} in the page cache {state} after dropping it")
+
+
+def available_memory() -> int:
+    """Bytes that programs can have without swapping (MemAvailable of proc(5))."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 1 << 62
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that can be written below `folder`."""
+    return shutil.disk_usage(folder).free
+
+
+def install_prerelease(folder: Path) -> str | None:
+    """Put the reference's next version beside the released one; why not, where that fails."""
+    if (folder / "safetensors").is_dir():
+        return None
+    command = [
+        sys.executable, "-m", "pip", "install", "-q", "--pre", "--no-deps", "--only-binary", ":all:",
+        PRERELEASE, "--target", str(folder),
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        return f"{PRERELEASE} cannot be installed: {type(error).__name__}"
+    if done.returncode:
+        shutil.rmtree(folder, ignore_errors=True)
+        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return f"{PRERELEASE} cannot be installed: {last}"
+    return None
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What a figure depends on: processor, memory, kernel, filesystem, Python."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / (1 << 30), 1),
+        "kernel": platform.release(),
+        "filesystem": _filesystem(folder),
+        "python": platform.python_version(),
+        "load_at_start": os.getloadavg()[0],
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def _filesystem(folder: Path) -> str:
+    """Type of the filesystem that holds `folder`: the longest mount point above it."""
+    target = folder.resolve()
+    best, kind = -1, "unknown"
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, mount, found, *_ = line.split()
+        if target.is_relative_to(mount) and len(mount) > best:
+            best, kind = len(mount), found
+    return kind

@@ -1,0 +1,175 @@
+"""What a worker times: a verb of a contender on prepared inputs, and how its result is checked.
+
+Preparing (opening a file whose slices are timed, loading the tensors that are saved) is not timed;
+releasing a result is not timed either. Every result is checked once, in the warm-up: all contenders
+must have produced the same bytes.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from .data import read_tensors, tensor_views
+from .limits import LIMITS, index_of, touch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .contenders import Contender
+
+__all__ = ["Operation", "fingerprint_of_file", "prepare"]
+
+
+@dataclass
+class Operation:
+    """Something to time.
+
+    Attributes:
+        run: What is timed; its result is released after the clock has stopped.
+        fingerprint: What the result's contents come to; None where they cannot be compared.
+    """
+
+    run: Callable[[], Any]
+    fingerprint: Callable[[Any], int | None] = lambda _: None
+
+
+def prepare(
+    contender: Contender, verb: str, arguments: Mapping[str, Any], inputs: dict[str, Any]
+) -> Operation:
+    """Make ready what `verb` names.
+
+    Args:
+        contender: Whose.
+        verb: A key of `LIMITS` or of the table below.
+        arguments: The row's.
+        inputs: What operations of one row share in one process, by path.
+    """
+    if verb in LIMITS:
+        return Operation(LIMITS[verb](arguments))
+    return _VERBS[verb](contender, arguments, inputs)
+
+
+def _load(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]) -> Operation:
+    verb = contender.load_numpy if arguments.get("numpy") else contender.load
+    path, how = arguments["path"], arguments["how"]
+
+    def run() -> dict[str, Any]:
+        tensors = verb(path, how)
+        if arguments.get("touch"):
+            for tensor in tensors.values():
+                touch(_flat(tensor))
+        return tensors
+
+    return Operation(run, _of_tensors)
+
+
+def _open_header(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]) -> Operation:
+    return Operation(lambda: contender.open_header(arguments["path"]), int)
+
+
+def _first_tensor(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]) -> Operation:
+    path, name = arguments["path"], arguments["name"]
+    return Operation(
+        lambda: contender.first_tensor(path, name), lambda tensor: _of_tensors({name: tensor})
+    )
+
+
+def _load_bytes(
+    contender: Contender, arguments: Mapping[str, Any], inputs: dict[str, Any]
+) -> Operation:
+    if arguments["path"] not in inputs:
+        with open(arguments["path"], "rb") as file:
+            inputs[arguments["path"]] = file.read()
+    data = inputs[arguments["path"]]
+    return Operation(lambda: contender.load_bytes(data), _of_tensors)
+
+
+def _tensors(arguments: Mapping[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+    if arguments["path"] not in inputs:
+        inputs[arguments["path"]] = read_tensors(arguments["path"])
+    return inputs[arguments["path"]]
+
+
+def _save_bytes(
+    contender: Contender, arguments: Mapping[str, Any], inputs: dict[str, Any]
+) -> Operation:
+    tensors = _tensors(arguments, inputs)
+    return Operation(lambda: contender.save_bytes(tensors), len if arguments["format"] else _none)
+
+
+def _save_file(
+    contender: Contender, arguments: Mapping[str, Any], inputs: dict[str, Any]
+) -> Operation:
+    tensors, out = _tensors(arguments, inputs), arguments["out"]
+    durable = bool(arguments.get("durable"))
+    return Operation(
+        lambda: contender.save_file(tensors, out, durable=durable),
+        fingerprint_of_file if arguments["format"] else _none,
+    )
+
+
+def _slice(contender: Contender, arguments: Mapping[str, Any], inputs: dict[str, Any]) -> Operation:
+    part, keep = contender.sliced(arguments["path"], arguments["name"], arguments["how"])
+    inputs[f"open {id(part)}"] = keep
+    index = index_of(arguments["index"])
+    owned = bool(arguments.get("clone"))
+
+    def run() -> Any:
+        found = part[index]
+        return found.clone() if owned else found
+
+    return Operation(run, lambda tensor: _of_tensors({"slice": tensor}))
+
+
+_VERBS: Final[dict[str, Callable[[Contender, Mapping[str, Any], dict[str, Any]], Operation]]] = {
+    "load": _load,
+    "open header": _open_header,
+    "first tensor": _first_tensor,
+    "load bytes": _load_bytes,
+    "save bytes": _save_bytes,
+    "save file": _save_file,
+    "slice": _slice,
+}
+
+
+def _flat(tensor: Any) -> np.ndarray[Any, Any]:
+    """The memory of a dense array or tensor, as bytes."""
+    if isinstance(tensor, np.ndarray):
+        return tensor.reshape(-1).view(np.uint8)
+    import torch
+
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+_SAMPLE: Final = 4096
+
+
+def _of_bytes(name: str, view: Any) -> int:
+    """Name, length, and the first and last bytes: what a loader gets wrong shows in these."""
+    seen = zlib.crc32(f"{name} {len(view)}".encode())
+    seen = zlib.crc32(view[:_SAMPLE], seen)
+    return zlib.crc32(view[-_SAMPLE:], seen)
+
+
+def _of_tensors(tensors: Mapping[str, Any]) -> int:
+    total = 0
+    for name, tensor in tensors.items():
+        total ^= _of_bytes(name, memoryview(_flat(tensor)))
+    return total
+
+
+def fingerprint_of_file(path: str) -> int:
+    """What the tensors of a safetensors file come to, in whatever order they stand."""
+    with tensor_views(path) as views:
+        total = 0
+        for name, view in views.items():
+            total ^= _of_bytes(name, view)
+        return total
+
+
+def _none(_: Any) -> None:
+    return None

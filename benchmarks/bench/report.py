@@ -1,0 +1,160 @@
+"""Results as tables: for a terminal, for a pipe, and for Markdown."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from .results import RowResult, Sampled
+from .rows import OURS, PEERS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["figure", "machine_line", "markdown", "print_tables", "results_of"]
+
+_WIDTH: Final = 100
+_HEAD: Final = ("row", "ours", "against", "ratio", "reach", "limit", "x limit", "")
+_PEER_HEAD: Final = ("time of the others / ours", *PEERS)
+
+Cells = tuple[str, ...]
+
+
+def results_of(document: dict[str, Any]) -> list[RowResult]:
+    """The rows of a result file."""
+    return [RowResult.from_json(row) for row in document["rows"]]
+
+
+def machine_line(document: dict[str, Any]) -> str:
+    """One line: what the figures were measured on."""
+    found, versions = document["machine"], document["versions"]
+    return (
+        f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']:g} GiB, Linux {found['kernel']}, "
+        f"{found['filesystem']}, Python {found['python']}, "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+    )
+
+
+def figure(value: float | None, unit: str) -> str:
+    """A value with three digits and its unit.
+
+    >>> figure(0.01234, "s"), figure(None, "s"), figure(1.0, "x")
+    ('12.3 ms', '-', '1.00x')
+    """
+    if value is None:
+        return "-"
+    if unit == "x":
+        return f"{value:.2f}x"
+    if unit == "B":
+        return f"{value / (1 << 20):.1f} MiB"
+    for scale, name in ((1.0, "s"), (1e-3, "ms")):
+        if abs(value) >= scale:
+            return f"{_digits(value / scale)} {name}"
+    return f"{_digits(value / 1e-6)} us"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _quotient(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _row(result: RowResult) -> Cells:
+    against = result.contenders.get(result.compared or "", Sampled())
+    limit = next(iter(result.limits.values()), Sampled())
+    return (
+        result.title,
+        figure(result.contenders[OURS].median, result.unit),
+        figure(against.median, result.unit),
+        _quotient(result.ratio),
+        result.reach.replace(" of limit", " limit"),
+        figure(limit.median, result.unit),
+        _quotient(result.limit_ratio),
+        result.verdict,
+    )
+
+
+def _peer_row(result: RowResult) -> Cells:
+    ours = result.contenders[OURS].median
+
+    def cell(column: str) -> str:
+        theirs = result.contenders.get(column, Sampled()).median
+        return "-" if not ours or theirs is None else _quotient(theirs / ours)
+
+    return (result.title, *(cell(column) for column in PEERS))
+
+
+def _peer_rows(results: Sequence[RowResult]) -> list[Cells]:
+    return [_peer_row(result) for result in results if result.unit == "s"]
+
+
+def print_tables(document: dict[str, Any]) -> None:
+    """Print everything: with colours on a terminal, plain and without trailing blanks in a pipe."""
+    results = results_of(document)
+    rows = [_row(result) for result in results]
+    if sys.stdout.isatty():
+        _print_rich(_HEAD, rows)
+        _print_rich(_PEER_HEAD, _peer_rows(results))
+    else:
+        print("\n".join(plain(_HEAD, rows)))
+        print()
+        print("\n".join(plain(_PEER_HEAD, _peer_rows(results))))
+    print()
+    for line in _notes(results):
+        print(line)
+    print(machine_line(document))
+
+
+def _notes(results: Sequence[RowResult]) -> list[str]:
+    lines = []
+    for result in results:
+        texts = [*result.notes, *(result.failures or ())]
+        lines += [f"{result.title}: {text}" for text in texts]
+    return lines
+
+
+def plain(head: Cells, rows: Sequence[Cells]) -> list[str]:
+    """Columns padded with blanks, at most 100 wide: the first gives way."""
+    widths = [max(len(row[place]) for row in (head, *rows)) for place in range(len(head))]
+    widths[0] = min(widths[0], _WIDTH - sum(widths[1:]) - 2 * (len(head) - 1))
+    lines = []
+    for row in (head, *rows):
+        first = row[0] if len(row[0]) <= widths[0] else row[0][: widths[0] - 3] + "..."
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _print_rich(head: Cells, rows: Sequence[Cells]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    for place, name in enumerate(head):
+        table.add_column(name, justify="right" if place else "left", overflow="fold")
+    colours = {"pass": "green", "FAIL": "bold red"}
+    for row in rows:
+        table.add_row(*row[:-1], f"[{colours[row[-1]]}]{row[-1]}" if row[-1] in colours else row[-1])
+    console = Console()
+    console.print(table, width=min(_WIDTH, console.width))
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """Both tables, and what they were measured on."""
+    results = results_of(document)
+    parts = [
+        _markdown_table(_HEAD, [_row(result) for result in results]),
+        "How many times as long the others take (-: cannot do it; why is in the JSON):",
+        _markdown_table(_PEER_HEAD, _peer_rows(results)),
+        f"Medians of {document['started'][:10]}; {machine_line(document)}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(head: Cells, rows: Sequence[Cells]) -> str:
+    ruler = ("---", *("--:" for _ in head[1:]))
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ruler, *rows))

@@ -1,0 +1,146 @@
+"""From samples to verdicts. Pure functions on plain values: what is in the JSON is all they use."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, Final
+
+from .rows import BEST, OURS, Reach
+
+__all__ = ["RowResult", "Sampled", "judge"]
+
+_NEVER_PEERS: Final = (OURS,)
+
+
+@dataclass
+class Sampled:
+    """What one contender, or one limit, was seen to need in a row.
+
+    Attributes:
+        values: One a sample, in the row's unit.
+        missing: Why there are none.
+    """
+
+    values: list[float] = field(default_factory=list)
+    missing: str | None = None
+
+    @property
+    def median(self) -> float | None:
+        return median(self.values) if self.values else None
+
+    @property
+    def spread(self) -> float:
+        """Median absolute deviation from the median: half of the samples are nearer to it."""
+        if not self.values:
+            return 0.0
+        middle = median(self.values)
+        return median(abs(value - middle) for value in self.values)
+
+    def as_json(self) -> dict[str, Any]:
+        if not self.values:
+            return {"missing": self.missing or "not measured"}
+        return {
+            "median": self.median,
+            "mad": self.spread,
+            "least": min(self.values),
+            "samples": self.values,
+        }
+
+
+@dataclass
+class RowResult:
+    """A row of the table, measured.
+
+    Attributes:
+        ratio: Ours by that of `compared`, the contender that the row is measured against.
+        limit_ratio: Ours by the machine's limit: 1 is all the machine can do.
+        failures: What was to be reached and was not; None where nothing was asked.
+    """
+
+    name: str
+    title: str
+    unit: str
+    nbytes: int
+    tensors: int
+    reach: str
+    versus: str
+    contenders: dict[str, Sampled]
+    limits: dict[str, Sampled]
+    notes: list[str] = field(default_factory=list)
+    compared: str | None = None
+    ratio: float | None = None
+    limit_ratio: float | None = None
+    failures: list[str] | None = None
+
+    @property
+    def verdict(self) -> str:
+        if self.failures is None:
+            return ""
+        return "FAIL" if self.failures else "pass"
+
+    def as_json(self) -> dict[str, Any]:
+        plain = {key: value for key, value in asdict(self).items() if key not in {"contenders", "limits"}}
+        return {
+            **plain,
+            "verdict": self.verdict,
+            "contenders": {name: found.as_json() for name, found in self.contenders.items()},
+            "limits": {name: found.as_json() for name, found in self.limits.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RowResult:
+        """The inverse of `as_json`."""
+        rest = {key: value for key, value in data.items() if key != "verdict"}
+        for group in ("contenders", "limits"):
+            rest[group] = {
+                name: Sampled(found.get("samples", []), found.get("missing"))
+                for name, found in data[group].items()
+            }
+        return cls(**rest)
+
+
+def judge(result: RowResult, reach: Reach | None) -> RowResult:
+    """Fill in the ratios and whether the row reached what it is to reach."""
+    ours = result.contenders[OURS].median
+    result.compared = _opponent(result)
+    theirs = result.contenders[result.compared].median if result.compared else None
+    limit = next(iter(result.limits.values())).median if result.limits else None
+    result.ratio = _quotient(ours, theirs)
+    result.limit_ratio = _quotient(ours, limit)
+    if reach is not None:
+        result.failures = _failures(result, reach, ours)
+    return result
+
+
+def _opponent(result: RowResult) -> str | None:
+    if result.versus != BEST:
+        return result.versus if result.versus in result.contenders else None
+    medians = {
+        name: found.median
+        for name, found in result.contenders.items()
+        if name not in _NEVER_PEERS and found.median is not None
+    }
+    return min(medians, key=lambda name: medians[name] or 0.0) if medians else None
+
+
+def _quotient(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
+def _failures(result: RowResult, reach: Reach, ours: float | None) -> list[str]:
+    if ours is None:
+        return [f"not measured: {result.contenders[OURS].missing}"]
+    failures = []
+    # Two decimals, as the table shows them: no verdict hangs on a third.
+    if reach.ratio is not None and not (
+        result.ratio is not None and round(result.ratio, 2) <= reach.ratio
+    ):
+        shown = "unknown" if result.ratio is None else f"{result.ratio:.3f}"
+        failures.append(f"{shown} of {result.compared}, {reach.ratio:g} wanted")
+    share = 1 / result.limit_ratio if result.limit_ratio else 0.0
+    if reach.limit_share is not None and round(share, 2) < reach.limit_share:
+        failures.append(f"{share:.2f} of the limit's rate, {reach.limit_share:g} wanted")
+    if reach.most is not None and round(ours / reach.most, 2) > 1:
+        failures.append(f"{ours:.4g}, at most {reach.most:g} wanted")
+    return failures

@@ -1,0 +1,317 @@
+"""Carrying rows out: prepare everybody, warm up and compare contents, then sample A B C, A B C ...
+
+Rules:
+- Contenders take turns sample by sample, so that a change of the machine's state meets all of them;
+  each round begins with another one.
+- The limits take part like contenders.
+- Whoever fails is left out of the row, with the reason; the others go on.
+- What a sample wrote is deleted after it, before the system has written it to disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from . import machine
+from .data import Spec, ensure, entries
+from .operations import fingerprint_of_file
+from .processes import Crew, Failed, Missing, WorkerProcess
+from .results import RowResult, Sampled, judge
+from .rows import OURS, Entry, Row, Scale, selection_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Session"]
+
+_HOLDING: Final = {"load bytes", "save bytes", "save file"}
+"""Verbs for which every process holds the row's data, not only the one whose turn it is."""
+
+_PAGE: Final = 4096
+_IMPORT_ROUNDS: Final = (15, 31)
+
+
+@dataclass
+class _Turn:
+    """A contender or limit in one row."""
+
+    id: str
+    entry: Entry
+    verb: str
+    arguments: dict[str, Any]
+    sampled: Sampled = field(default_factory=Sampled)
+    fingerprint: int | None = None
+
+    @property
+    def active(self) -> bool:
+        return self.sampled.missing is None
+
+
+class Session:
+    """Measures rows.
+
+    Args:
+        crew: The workers.
+        scale: How large.
+        data: Where input files are kept.
+        out: An empty folder for what is written.
+        say: Told what is being done, for people who wait.
+    """
+
+    def __init__(
+        self, crew: Crew, scale: Scale, data: Path, out: Path, say: Callable[[str], None]
+    ) -> None:
+        self._crew, self._scale, self._data, self._out, self._say = crew, scale, data, out, say
+
+    def measure(self, row: Row) -> RowResult:
+        """Carry out one row."""
+        notes: list[str] = []
+        row = self._fitting(self._scale.apply(row), notes)
+        turns = self._turns(row)
+        if row.kind == "import":
+            self._measure_import(row, turns)
+        else:
+            assert row.data is not None
+            self._measure_work(row, turns, notes)
+        result = self._result(row, turns, notes)
+        return judge(result, row.reach)
+
+    def _fitting(self, row: Row, notes: list[str]) -> Row:
+        """The row on half the data, and so on, until all that hold it at once fit into memory."""
+        if row.data is None:
+            return row
+        processes = len({entry.process for entry in row.entries}) if row.verb in _HOLDING else 0
+        copies = processes + len(row.limits) + 3  # the files in the cache, a result, a reserve
+        spec = row.data
+        while spec.nbytes * copies > machine.available_memory() and spec.nbytes > 1 << 24:
+            spec = replace(spec, nbytes=spec.nbytes // 2)
+        if spec != row.data:
+            notes.append(f"{spec.nbytes >> 20} MiB instead of {row.data.nbytes >> 20}: memory")
+        return replace(row, data=spec)
+
+    def _turns(self, row: Row) -> list[_Turn]:
+        made = []
+        for number, entry in enumerate(row.entries):
+            turn = _Turn(f"{row.name}/{number}", entry, row.verb, dict(entry.arguments))
+            if entry.slow and self._scale.quick:
+                turn.sampled.missing = "left out of quick runs: slow"
+            made.append(turn)
+        for name in row.limits:
+            made.append(_Turn(f"{row.name}/{name}", Entry(name, "machine"), name, {}))
+        return made
+
+    # Rows whose operations run in workers
+
+    def _measure_work(self, row: Row, turns: list[_Turn], notes: list[str]) -> None:
+        assert row.data is not None
+        source = ensure(row.data, self._data)
+        self._say("preparing")
+        for turn in _active(turns):
+            with _excusing(turn):
+                self._fill_in(row, turn, source)
+        try:
+            if row.kind == "memory":
+                self._measure_memory(row, turns)
+            else:
+                self._prepare_and_warm_up(row, turns)
+                _compare(turns, _expected(row, source), notes)
+                self._rounds(row, turns)
+        finally:
+            self._crew.release()
+
+    def _fill_in(self, row: Row, turn: _Turn, source: Path) -> None:
+        """The arguments of an operation, some of which depend on the data."""
+        assert row.data is not None
+        theirs = turn.entry.process == "torch"
+        reads = row.verb in {"load", "first tensor", "slice"} or row.verb == "load bytes"
+        path = self._zipped(source) if theirs and reads else source
+        found = entries(row.data)
+        defaults = {
+            "path": str(path),
+            "out": str(self._out / "out.safetensors"),
+            "nbytes": found[-1][4],
+            "name": found[0][0],
+            "format": not theirs,
+        }
+        turn.arguments = {**defaults, **row.arguments, **turn.arguments}
+
+    def _zipped(self, source: Path) -> Path:
+        path = source.with_suffix(".pt")
+        if not path.exists():
+            self._crew.worker("torch").ask("convert", path=str(source), to=str(path))
+        return path
+
+    def _prepare_and_warm_up(self, row: Row, turns: list[_Turn]) -> None:
+        for turn in _active(turns):
+            with _excusing(turn):
+                self._say(f"warming up {turn.entry.column}")
+                worker = self._crew.worker(turn.entry.process)
+                _prepare(worker, turn, row.repeat)
+                self._sample(row, turn, check=True)
+
+    def _rounds(self, row: Row, turns: list[_Turn]) -> None:
+        fewest, most = self._scale.rounds
+        begin = time.perf_counter()
+        for number in range(most):
+            if number >= fewest and time.perf_counter() - begin > self._scale.seconds:
+                return
+            self._say(f"round {number + 1}")
+            playing = list(_active(turns))
+            shift = number % len(playing) if playing else 0
+            for turn in playing[shift:] + playing[:shift]:
+                with _excusing(turn):
+                    turn.sampled.values.append(self._sample(row, turn))
+
+    def _sample(self, row: Row, turn: _Turn, *, check: bool = False) -> float:
+        if row.cold:
+            machine.drop_from_cache(turn.arguments["path"])
+        worker = self._crew.worker(turn.entry.process)
+        try:
+            answer = worker.ask("sample", id=turn.id, check=check)
+        finally:
+            if row.writes:
+                self._clear()
+        if check:
+            turn.fingerprint = answer["fingerprint"]
+        return self._value(row, turn, answer)
+
+    def _value(self, row: Row, turn: _Turn, answer: dict[str, Any]) -> float:
+        if row.kind != "bytes":
+            return float(answer["seconds"])
+        if answer["bytes"] < 0:
+            raise Missing("this system does not count the bytes that a process reads")
+        assert row.data is not None
+        nbytes, runs = selection_size(row.data, turn.arguments["index"])
+        return float(answer["bytes"]) / (nbytes + runs * _PAGE)
+
+    def _clear(self) -> None:
+        for path in self._out.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _measure_memory(self, row: Row, turns: list[_Turn]) -> None:
+        """The peak of a process's first such operation: nothing is left from one before."""
+        assert row.data is not None
+        nbytes = entries(row.data)[-1][4]
+        for _ in range(2 if self._scale.quick else 3):
+            for turn in _active(turns):
+                self._say(f"peak memory of {turn.entry.column}")
+                with _excusing(turn):
+                    extra = self._peak(turn)
+                    turn.sampled.values.append(extra / nbytes if row.unit == "x" else extra)
+
+    def _peak(self, turn: _Turn) -> float:
+        worker = self._crew.fresh(turn.entry.process)
+        try:
+            _prepare(worker, turn, 1)
+            return float(worker.ask("sample", id=turn.id, memory=True)["extra"])
+        finally:
+            worker.end()
+            self._clear()
+
+    # Rows that start interpreters
+
+    def _measure_import(self, row: Row, turns: list[_Turn]) -> None:
+        """Whole processes with and without the import, in turns; the difference of the medians."""
+        before = row.arguments["before"]
+        bare = next(turn for turn in turns if turn.entry.process == "machine")
+        for turn in _active(turns):
+            with _excusing(turn):
+                self._crew.worker(turn.entry.process)
+                self._interpreter(turn, before)
+        rounds = _IMPORT_ROUNDS[not self._scale.quick]
+        for _ in range(rounds):
+            for turn in _active(turns):
+                turn.sampled.values.append(self._interpreter(turn, before))
+        base = bare.sampled.median or 0.0
+        for turn in _active(turns):
+            if turn is not bare:
+                turn.sampled.values = [value - base for value in turn.sampled.values]
+
+    def _interpreter(self, turn: _Turn, before: str) -> float:
+        module = turn.arguments.get("module")
+        text = f"{before}; import {module}" if module else before
+        environment = self._crew.environment(turn.entry.process)
+        begin = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", text], env=environment, check=False)
+        seconds = time.perf_counter() - begin
+        if done.returncode:
+            raise Failed(f"{text!r} ended with exit code {done.returncode}")
+        return seconds
+
+    def _result(self, row: Row, turns: list[_Turn], notes: list[str]) -> RowResult:
+        found = entries(row.data) if row.data else []
+        return RowResult(
+            name=row.name,
+            title=row.title,
+            unit=row.unit,
+            nbytes=found[-1][4] if found else 0,
+            tensors=len(found),
+            reach=_reach_text(row),
+            versus=row.versus,
+            contenders={turn.entry.column: turn.sampled for turn in turns[: len(row.entries)]},
+            limits={turn.entry.column: turn.sampled for turn in turns[len(row.entries) :]},
+            notes=notes,
+        )
+
+
+def _reach_text(row: Row) -> str:
+    if row.reach is None:
+        return ""
+    most = row.reach.most
+    if most is None:
+        return str(row.reach)
+    shown = {"s": f"{most * 1e3:g} ms", "B": f"{most / (1 << 20):g} MiB", "x": f"{most:g}x"}
+    return f"<= {shown[row.unit]}"
+
+
+def _prepare(worker: WorkerProcess, turn: _Turn, repeat: int) -> None:
+    worker.ask("prepare", id=turn.id, verb=turn.verb, arguments=turn.arguments, repeat=repeat)
+
+
+def _active(turns: list[_Turn]) -> Iterator[_Turn]:
+    return (turn for turn in turns if turn.active)
+
+
+class _excusing:  # noqa: N801 - reads as a statement
+    """Note why a contender drops out of its row, instead of ending the run."""
+
+    def __init__(self, turn: _Turn) -> None:
+        self._turn = turn
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, Missing | Failed | machine.NotCold | OSError):
+            self._turn.sampled.values.clear()
+            self._turn.sampled.missing = str(error)
+            return True
+        return False
+
+
+def _expected(row: Row, source: Path) -> int | None:
+    """What results come to, told from the file alone; None where only a part of it is used."""
+    whole = row.verb in {"load", "load bytes", "save file"}
+    return fingerprint_of_file(str(source)) if whole else None
+
+
+def _compare(turns: list[_Turn], expected: int | None, notes: list[str]) -> None:
+    """Whoever produced other bytes than expected, or than most, is out: its time says nothing."""
+    seen = Counter(turn.fingerprint for turn in _active(turns) if turn.fingerprint is not None)
+    if not seen:
+        return
+    agreed = seen.most_common(1)[0][0] if expected is None else expected
+    for turn in _active(turns):
+        if turn.fingerprint not in {None, agreed}:
+            turn.sampled.missing = "its result differs from the others'"
+            notes.append(f"{turn.entry.column}: {turn.sampled.missing}")

@@ -1,0 +1,156 @@
+"""Measure this package and its peers side by side: what `make bench` runs.
+
+    benchmarks/run.py                  everything, a quarter of an hour; writes benchmarks/results/
+    benchmarks/run.py --quick          smaller files, under five minutes; writes .cache/bench/results/
+    benchmarks/run.py --row load-cold  one row; more than one may be named
+
+Only a complete run replaces the published figures. Input files are made once and kept under
+``.cache/bench/data``; everything else that is written is gone when the program ends, by Ctrl-C too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import machine
+from bench.chart import draw
+from bench.data import MIB
+from bench.exchange import write_pyperf
+from bench.processes import Crew
+from bench.report import machine_line, markdown, print_tables, results_of
+from bench.rows import ROWS, Row, Scale
+from bench.session import Session
+
+if TYPE_CHECKING:
+    from bench.results import RowResult
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / "bench"
+PUBLISHED = ROOT / "benchmarks" / "results"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="smaller files, fewer samples")
+    parser.add_argument(
+        "--row", action="append", default=[], choices=[row.name for row in ROWS], metavar="NAME",
+        help=f"only this row: {', '.join(row.name for row in ROWS)}",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, help="folder for the results")
+    parser.add_argument("--mib", type=int, help="at most this much data a file, to try a row out")
+    parser.add_argument("--count", type=int, help="at most so many tensors a file, likewise")
+    return parser.parse_args(arguments)
+
+
+def chosen_rows(names: list[str]) -> list[Row]:
+    return [row for row in ROWS if not names or row.name in names]
+
+
+def check_space(rows: list[Row], scale: Scale, folder: Path) -> None:
+    """Refuse to begin what would fill the disk."""
+    specs = {scaled.data for row in rows if (scaled := scale.apply(row)).data is not None}
+    kept = sum(2 * spec.nbytes for spec in specs if not (folder / "data" / spec.filename).exists())
+    largest = max((spec.nbytes for spec in specs), default=0)
+    needed = kept + 2 * largest + 256 * MIB
+    free = machine.free_space(folder)
+    if free < needed:
+        sys.exit(
+            f"not enough space below {folder}: {needed >> 20} MiB are needed for test files and output, "
+            f"{free >> 20} MiB are free. Use --quick, or make room."
+        )
+
+
+def say(text: str) -> None:
+    """Progress, on a terminal in one line that changes."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def measure(rows: list[Row], scale: Scale, scratch: Path) -> dict[str, Any]:
+    """Carry the rows out; the document that is written."""
+    absent = {}
+    prerelease = CACHE / "safetensors-0.9"
+    reason = machine.install_prerelease(prerelease)
+    if reason is not None:
+        absent["safetensors-0.9"] = reason
+    paths = {"safetensors-0.9": [str(prerelease)]}
+    description = machine.describe(CACHE)
+    started = datetime.now(timezone.utc)
+    begin = time.perf_counter()
+    results: list[RowResult] = []
+    out = scratch / "out"
+    out.mkdir()
+    with (scratch / "log").open("wb") as log, Crew(paths, absent, log) as crew:
+        for number, row in enumerate(rows, 1):
+            head = f"[{number}/{len(rows)}] {row.name}"
+            session = Session(
+                crew, scale, CACHE / "data", out, lambda text, head=head: say(f"{head}: {text}")
+            )
+            results.append(session.measure(row))
+            if not sys.stderr.isatty():
+                seconds = time.perf_counter() - begin
+                print(f"{head} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+        versions = {name: text for name, text in sorted(crew.versions.items()) if text}
+    say("")
+    return {
+        "schema": 1,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - begin, 1),
+        "quick": scale.quick,
+        "complete": scale.complete and len(rows) == len(ROWS),
+        "machine": description,
+        "versions": {**versions, "numpy": version("numpy"), "torch": version("torch")},
+        "rows": [result.as_json() for result in results],
+    }
+
+
+def write(document: dict[str, Any], folder: Path, stem: str) -> None:
+    """The JSON, the tables, the chart, and the file for pyperf."""
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {"description": machine_line(document), **document}
+    (folder / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n")
+    (folder / f"{stem}.md").write_text(markdown(document))
+    chart = draw(results_of(document), machine_line(document))
+    (folder / f"{stem}.svg").write_text(chart)
+    write_pyperf(document, folder / f"{stem}.pyperf.json")
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    options = parse()
+    signal.signal(signal.SIGTERM, interrupted)
+    scale = Scale(options.quick, options.mib, options.count)
+    rows = chosen_rows(options.row)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    check_space(rows, scale, CACHE)
+    scratch = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE))
+    try:
+        document = measure(rows, scale, scratch)
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing is kept", file=sys.stderr)
+        return 130
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    published = document["complete"]
+    folder = options.output or (PUBLISHED if published else CACHE / "results")
+    write(document, folder, "latest" if published else "trial")
+    print_tables(document)
+    print(f"written: {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
