@@ -59,7 +59,7 @@ def command(out: Output, paths: tuple[str, ...], strict: bool) -> int:
     Examples:
       safeweights check model.safetensors
       safeweights check --strict folder/ other.safetensors
-      safeweights check *.safetensors --json | jq '.results[] | select(.status != "ok")'
+      safeweights check *.safetensors --json | jq .ok
     """
     results = []
     for path in dict.fromkeys(paths):

@@ -7,7 +7,6 @@ whoever read standard output left, as shells report these.
 
 from __future__ import annotations
 
-import traceback
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -72,12 +71,18 @@ def explain(error: Exception) -> tuple[int, ErrorRecord]:
         return COULD_NOT_LOOK, _explain_system(error)
     if isinstance(error, MemoryError):
         return COULD_NOT_LOOK, _record("memory", "not enough memory for this")
+    return COULD_NOT_LOOK, _record("internal", _locate(error))
+
+
+def _locate(error: Exception) -> str:
+    """What to report of an error that nobody expected."""
+    import traceback
+
     place = traceback.extract_tb(error.__traceback__)[-1]
-    message = (
+    return (
         f"internal error, please report it: {type(error).__name__}: {error} "
         f"(at {place.name}, {place.filename}:{place.lineno})"
     )
-    return COULD_NOT_LOOK, _record("internal", message)
 
 
 def _explain_ours(error: SafetensorError) -> tuple[int, ErrorRecord]:

@@ -148,12 +148,12 @@ def _document(path: str, choice: Choice, tensor: Tensor, selection: Selection) -
 
 
 def _listed(tensor: Tensor, selection: Selection, limit: int) -> tuple[list[Any], bool]:
-    from .values import first_values
+    from .values import first_values, widen
 
     total = math.prod(selection.counts)
     found = first_values(tensor, selection, limit or total)
     if found.dtype.kind not in "biuc":
-        found = found.astype(float)
+        found = widen(found)
     return [_plain(value) for value in found.tolist()], len(found) < total
 
 

@@ -78,9 +78,18 @@ def stdin_source() -> Source:
         raise OSError(0, "standard input is closed")
     stream: IO[bytes] = sys.stdin.buffer
     if not stream.seekable():
-        kept = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the source
-        shutil.copyfileobj(stream, kept, 1 << 20)
-        stream = kept
+        stream = _kept(stream)
     source = FileObjectSource(stream)
     source.name = "<stdin>"
     return source
+
+
+def _kept(stream: IO[bytes]) -> IO[bytes]:
+    """What comes out of a pipe, as a temporary file."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the source
+    try:
+        shutil.copyfileobj(stream, file, 1 << 20)
+    except BaseException:
+        file.close()
+        raise
+    return file

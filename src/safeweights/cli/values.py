@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint import Tensor
 
-__all__ = ["blocks", "first_values", "npy", "read", "render", "split"]
+__all__ = ["blocks", "first_values", "npy", "read", "render", "split", "widen"]
 
 BLOCK: Final = 1 << 19
 """Elements of one block: some megabytes, whatever the type."""
@@ -160,6 +160,12 @@ def _placed(ends: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
     return placed
 
 
+def widen(array: Any, kind: Any = np.float64) -> Any:
+    """An array in a wider type; NaNs of any kind stay NaNs, without a warning."""
+    with np.errstate(all="ignore"):
+        return array.astype(kind, copy=False)
+
+
 def npy(tensor: Tensor, selection: Selection) -> Iterator[bytes | memoryview]:
     """The bytes of a ``.npy`` file (NumPy format 1.0) with the selected values, a block at a time.
 
@@ -178,4 +184,4 @@ def npy(tensor: Tensor, selection: Selection) -> Iterator[bytes | memoryview]:
     )
     yield head.getvalue()
     for block in blocks(tensor, selection, 8 * BLOCK):
-        yield np.ascontiguousarray(block.astype(target, copy=False)).view(np.uint8).data
+        yield np.ascontiguousarray(widen(block, target)).view(np.uint8).data

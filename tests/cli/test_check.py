@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from safeweights import checkpoint
+from safeweights.cli.findings import MAX_FINDINGS, check_path
+from safeweights.errors import SafetensorError
+
+
+def raw(text, data=b""):
+    text = text if isinstance(text, bytes) else text.encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.fixture
+def file(tmp_path):
+    def file(contents, name="x.safetensors"):
+        (tmp_path / name).write_bytes(contents)
+        return str(tmp_path / name)
+
+    return file
+
+
+def entry(name, dtype="U8", shape=(1,), begin=0, end=1):
+    return (
+        json.dumps(name)
+        + ":"
+        + json.dumps({"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]})
+    )
+
+
+def header(*entries):
+    return "{" + ",".join(entries) + "}"
+
+
+def rules(result, level="error"):
+    return [
+        finding["rule"]
+        for each in result.document["results"]
+        for finding in each["findings"]
+        if finding["level"] == level
+    ]
+
+
+def test_a_good_file(run, model):
+    result = run("check", model, "--json")
+    assert (result.exit_code, result.document["ok"]) == (0, True)
+    assert rules(result) == rules(result, "warning") == []
+    assert rules(result, "note") == ["mapped-file"]
+    assert run("check", model).rows[0] == ["ok", model]
+    assert "do not truncate" in run("check", model).rows[-1][-1]
+
+
+def test_everything_wrong_is_listed_with_rule_tensor_and_offset(run, file):
+    contents = raw(
+        header(
+            entry("a", "F32", (2,), 0, 4),
+            entry("b", "U8", (1,), 6, 7),
+            entry("c", "F4", (1,), 7, 8),
+        ),
+        bytes(20),
+    )
+    result = run("check", file(contents), "--json")
+    assert result.exit_code == 1
+    (only,) = result.document["results"]
+    found = [(f["rule"], f["tensor"]) for f in only["findings"]]
+    assert found == [("size", "a"), ("offsets", "b"), ("byte-boundary", "c"), ("coverage", None)]
+    for finding in only["findings"][:3]:
+        assert contents[finding["offset"] :].startswith(b'"%s":{' % finding["tensor"].encode())
+
+
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        (b"", "an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "an HTML page"),
+        (bytes(100), "nothing but zero bytes"),
+        (raw("{}   ")[:-2], "the file ends at byte 11"),
+    ],
+)
+def test_other_contents_are_recognised(run, file, contents, words):
+    result = run("check", file(contents))
+    assert result.exit_code == 1
+    assert words in result.stdout
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.system, ("echo harm",)
+
+
+def test_pickles_are_scanned_and_not_executed(run, file, tmp_path):
+    bad = file(pickle.dumps(Harmful()), "bad.pkl")
+    result = run("check", bad, "--json")
+    assert result.exit_code == 1
+    (finding,) = result.document["results"][0]["findings"]
+    assert finding["rule"] == "dangerous-call"
+    assert "system" in finding["message"]
+    assert finding["offset"] is not None
+    good = file(pickle.dumps({"a": 1}), "good.pkl")
+    assert run("check", good).exit_code == 0
+    assert run("check", str(tmp_path)).exit_code == 1
+    piped = run("check", "-", stdin=Path(bad).read_bytes())
+    assert (piped.exit_code, "dangerous-call" in piped.stdout) == (1, True)
+
+
+def test_a_pickle_called_safetensors_is_wrong_even_if_harmless(run, file):
+    result = run("check", file(pickle.dumps({"a": 1})), "--json")
+    assert result.exit_code == 1
+    assert "wrong-name" in rules(result)
+
+
+def test_suspicious_names_are_warnings_and_fail_when_strict(run, hostile):
+    result = run("check", hostile, "--json")
+    assert result.exit_code == 0
+    found = set(rules(result, "warning"))
+    assert found >= {"name-empty", "name-control", "name-bidi", "name-long", "name-path"}
+    assert "metadata-control" in found
+    assert run("check", "--strict", hostile).exit_code == 1
+
+
+def test_strict_reports_what_no_good_writer_writes(run, file):
+    path = file(raw(f" {header(entry('a'))}\n", b"1"))
+    assert run("check", path).exit_code == 0
+    result = run("check", "--strict", path, "--json")
+    assert result.exit_code == 1
+    assert "strict-space" in rules(result, "warning")
+
+
+def test_misaligned_data_is_noted_when_strict(run, file):
+    path = file(raw(header(entry("a", "F64", (1,), 0, 8)), bytes(8)))
+    assert "misaligned" in rules(run("check", "--strict", path, "--json"), "note")
+
+
+def test_thousands_of_problems_are_bounded(run, file):
+    number = MAX_FINDINGS + 500
+    text = header(*(entry(f"\x1b{i}", begin=i, end=i + 1) for i in range(number)))
+    result = run("check", file(raw(text, bytes(number))), "--json")
+    (only,) = result.document["results"]
+    assert (len(only["findings"]), only["truncated"]) == (MAX_FINDINGS, True)
+
+
+def test_what_cannot_be_looked_at(run, model, tmp_path):
+    missing = str(tmp_path / "missing")
+    assert run("check", missing).exit_code == 3
+    assert run("check", model, missing, "--json").document["results"][1]["status"] == "unreadable"
+    bad = tmp_path / "bad"
+    bad.write_bytes(b"bad")
+    assert run("check", missing, str(bad)).exit_code == 1  # one bad file settles it
+    if os.geteuid():
+        bad.chmod(0)
+        assert run("check", str(bad)).exit_code == 3
+
+
+def test_a_device_or_fifo_is_not_waited_for(run, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    assert run("check", str(tmp_path / "fifo")).exit_code == 3
+    assert run("check", "/dev/null").exit_code == 3
+
+
+@pytest.mark.parametrize("of", [str, lambda folder: folder.index_path], ids=["folder", "index"])
+class TestShards:
+    def test_in_order(self, run, sharded, of):
+        result = run("check", of(sharded), "--json")
+        assert result.document["ok"]
+        assert result.document["results"][0]["total"]["tensors"] == 39
+
+    def test_missing_shard(self, run, sharded, of):
+        os.unlink(os.path.join(sharded, "model-00002-of-00003.safetensors"))
+        result = run("check", of(sharded), "--json")
+        assert (result.exit_code, rules(result)) == (1, ["missing-shard"])
+
+    def test_tensors_in_other_places(self, run, sharded, of):
+        def change(index):
+            index["weight_map"]["step"] = index["weight_map"]["norm.weight"]
+            index["weight_map"]["ghost"] = index["weight_map"]["embed.weight"]
+
+        sharded.index(change)
+        found = set(rules(run("check", of(sharded), "--json")))
+        assert found == {"index-tensor-missing", "index-tensor-unlisted"}
+
+    def test_total_size(self, run, sharded, of):
+        sharded.index(lambda index: index["metadata"].update(total_size=5))
+        result = run("check", of(sharded), "--json")
+        assert (result.exit_code, rules(result, "warning")) == (0, ["index-total-size"])
+        assert run("check", "--strict", of(sharded)).exit_code == 1
+        sharded.index(lambda index: index["metadata"].update(total_size=5.5))
+        assert rules(run("check", of(sharded), "--json"), "warning") == ["index-total-size"]
+
+    @pytest.mark.parametrize("metadata", [None, [], {}, {"total_size": None}, {"x": {"y": [1]}}])
+    def test_indexes_without_a_size(self, run, sharded, of, metadata):
+        sharded.index(lambda index: index.update(metadata=metadata))
+        assert run("check", of(sharded), "--json").exit_code == 0
+
+    def test_no_index_at_all(self, run, sharded, of):
+        Path(sharded.index_path).write_text("[1, 2")
+        result = run("check", of(sharded), "--json")
+        assert (result.exit_code, rules(result)) == (1, ["index"])
+
+    def test_a_broken_shard(self, run, sharded, of):
+        path = Path(sharded, "model-00002-of-00003.safetensors")
+        path.write_bytes(path.read_bytes()[:-1])
+        result = run("check", of(sharded), "--json")
+        assert result.exit_code == 1
+        assert "coverage" in rules(result)
+
+
+def test_a_file_that_no_index_lists_is_noted(run, sharded, write):
+    write(Path(sharded, "other.safetensors"), [("a", "U8", ())])
+    write(Path(sharded, "._hidden.safetensors"), [("a", "U8", ())])
+    assert "unlisted-file" in rules(run("check", sharded, "--json"), "note")
+
+
+def test_a_folder_without_an_index(run, sharded, tmp_path):
+    os.unlink(sharded.index_path)
+    assert run("check", sharded).exit_code == 0
+    os.unlink(os.path.join(sharded, "model-00002-of-00003.safetensors"))
+    assert "1 of 3 shards are missing" in run("check", sharded).stdout
+    (tmp_path / "nothing").mkdir()
+    assert run("check", str(tmp_path / "nothing")).exit_code == 1
+
+
+def test_messages_and_names_from_files_are_one_field_each(run, hostile):
+    for row in run("check", hostile).rows:
+        assert len(row) == (2 if row[0] == "ok" else 6)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("scratch") / "x"
+
+
+VALID = raw(header(entry("a"), entry("b", "F32", (2,), 1, 9)) + "  ", bytes(9))
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=100),
+        st.builds(
+            lambda at, part, cut: VALID[:at] + part + VALID[at + cut :],
+            st.integers(0, len(VALID)),
+            st.binary(max_size=4),
+            st.integers(0, 4),
+        ),
+        st.builds(raw, st.text(max_size=60), st.binary(max_size=4)),
+    )
+)
+@example(VALID)
+def test_ok_means_that_it_opens_and_bad_that_it_does_not(scratch, contents):
+    scratch.write_bytes(contents)
+    result = check_path(str(scratch), strict=False)
+    if "safetensors" not in result["formats"] and result["formats"]:
+        return  # of another format: not for this opener
+    try:
+        checkpoint.open(str(scratch), backend="pread")
+    except SafetensorError:
+        assert result["status"] == "bad"
+        assert any(finding["level"] == "error" for finding in result["findings"])
+    else:
+        assert result["status"] == "ok"
+
+
+def test_on_a_terminal_at_80_columns(terminal, plain, hostile, tmp_path):
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"<html>")
+    shown, status = terminal("check", hostile, str(bad))
+    assert status == 1
+    lines = plain(shown).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(line.isprintable() for line in lines)

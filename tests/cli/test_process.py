@@ -1,0 +1,342 @@
+"""What only a process of its own shows: pipes, signals, terminals, what is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from safeweights import __version__
+from safeweights.cli.app import COMMANDS, Program, cli
+
+HEAVY = {"rich", "numpy", "torch", "ml_dtypes", "jsonschema", "cryptography", "safeweights.convert"}
+
+posix = pytest.mark.skipif(os.name != "posix", reason="descriptors and signals of POSIX")
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory, write):
+    path = tmp_path_factory.mktemp("long") / "long.safetensors"
+    write(path, [(f"layers.{i // 10}.{i % 10}.weight", "U8", ()) for i in range(20_000)])
+    return str(path)
+
+
+# --- help
+
+
+def test_the_table_of_commands_agrees_with_them():
+    for name, about in COMMANDS.items():
+        command = Program().get_command(None, name)
+        assert command.name == name
+        assert command.get_short_help_str(200) == about
+        assert "Examples:" in command.help
+
+
+def test_help_and_version(run):
+    for name in COMMANDS:
+        result = run(name, "--help")
+        assert result.exit_code == 0
+        assert max(map(len, result.stdout.splitlines())) <= 80
+        assert "\x08" not in result.stdout
+    assert run("-h").stdout == run("--help").stdout
+    assert run("--version").stdout == f"safeweights {__version__}\n"
+
+
+def test_wrong_usage(run):
+    nothing = run()
+    assert (nothing.exit_code, nothing.stdout) == (2, "")
+    assert "Commands:" in nothing.stderr
+    for arguments in (
+        ["nothing"],
+        ["ls"],
+        ["--bad"],
+        ["ls", "--bad", "x"],
+        ["ls", "x", "--sort", "y"],
+    ):
+        result = run(*arguments, "--json")
+        assert result.exit_code == result.document["exit_code"] == 2
+        assert result.document["error"]["kind"] == "usage"
+        assert "--help" in run(*arguments).stderr
+        assert run(*arguments).stdout == ""
+
+
+def test_completion_scripts(run):
+    from click.testing import CliRunner
+
+    for shell in ("bash", "zsh", "fish"):
+        variables = {"_SAFEWEIGHTS_COMPLETE": f"{shell}_source"}
+        if shell == "bash" and not os.path.exists("/bin/bash"):
+            continue
+        result = CliRunner().invoke(cli, [], prog_name="safeweights", env=variables)
+        assert "_SAFEWEIGHTS_COMPLETE" in result.stdout
+
+
+# --- errors
+
+
+def test_errors_are_on_stderr_and_with_json_on_stdout_too(run, tmp_path):
+    missing = str(tmp_path / "missing")
+    for command in (["show"], ["ls"], ["get"]):
+        arguments = [*command, missing, *(["a"] if command == ["get"] else [])]
+        plain = run(*arguments)
+        assert (plain.exit_code, plain.stdout) == (3, "")
+        assert plain.stderr == f"safeweights: error: {missing}: No such file or directory\n"
+        result = run(*arguments, "--json")
+        assert result.document["error"]["path"] == missing
+        assert result.document["exit_code"] == 3
+
+
+def test_a_file_that_is_no_model_is_a_no(run, tmp_path):
+    (tmp_path / "x").write_bytes(b"\x40" + bytes(7) + b"not json" * 8)
+    result = run("ls", str(tmp_path / "x"), "--json")
+    error = result.document["error"]
+    assert (result.exit_code, error["kind"], error["rule"], error["offset"]) == (
+        1,
+        "format",
+        "json",
+        8,
+    )
+
+
+@posix
+def test_permission_is_not_a_no(run, tmp_path, model):
+    if not os.geteuid():
+        pytest.skip("root may read everything")
+    os.chmod(tmp_path, 0)
+    assert run("ls", str(tmp_path / "x")).exit_code == 3
+    os.chmod(tmp_path, 0o700)
+
+
+def test_an_error_of_ours_is_neither_yes_nor_no(monkeypatch, run, model):
+    def broken(_):
+        raise ZeroDivisionError("\x1b[2J")
+
+    monkeypatch.setattr("safeweights.cli.ls.open_checkpoint", broken)
+    result = run("ls", model, "--json")
+    assert (result.exit_code, result.document["error"]["kind"]) == (3, "internal")
+    assert "\x1b" not in result.stderr
+    assert "ZeroDivisionError" in result.stderr
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(monkeypatch, run, write, tmp_path):
+    write(tmp_path / "x", [("a", "U8", (1 << 20,))])
+    from safeweights.cli import get
+
+    select = get._select
+
+    def shrink(*arguments):
+        os.truncate(tmp_path / "x", 1000)
+        return select(*arguments)
+
+    monkeypatch.setattr(get, "_select", shrink)
+    result = run("get", str(tmp_path / "x"), "a", "--stats", "--json")
+    assert (result.exit_code, result.document["error"]["kind"]) == (1, "truncated")
+
+
+# --- pipes and signals
+
+
+@posix
+@pytest.mark.parametrize("arguments", [["ls"], ["ls", "--tree"], ["ls", "--json"], ["check"]])
+def test_a_reader_that_leaves_ends_it_quietly(process, long, arguments):
+    command, *options = arguments
+    outer, inner = os.pipe()
+    os.close(outer)
+    child = process(command, long, *options, stdout=inner)
+    os.close(inner)
+    assert child.communicate(timeout=60)[1] == b""
+    assert child.returncode == 141
+
+
+@posix
+def test_head(long):
+    command = f'"{sys.executable}" -W error -m safeweights ls "{long}" | head -1'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=60, check=True)
+    assert done.stdout == b"layers.0.0.weight\tU8\t[]\t1\n"
+    assert done.stderr == b""
+
+
+@posix
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_full_disk_is_reported(process, model, options):
+    with open("/dev/full", "wb") as full:
+        child = process("ls", model, *options, stdout=full)
+        error = child.communicate(timeout=60)[1]
+    assert child.returncode == 3
+    assert b"No space left on device" in error
+    assert error.count(b"\n") == 1
+
+
+@posix
+def test_closed_standard_streams_are_no_crash(model):
+    command = f'"{sys.executable}" -m safeweights ls "{model}" >&- 2>&-'
+    assert subprocess.run(["sh", "-c", command], timeout=60, check=False).returncode == 0
+    command = f'"{sys.executable}" -m safeweights ls - <&-'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 3
+    assert b"standard input is closed" in done.stderr
+
+
+@posix
+def test_ctrl_c_ends_with_130_and_one_line(process):
+    child = process("ls", "-", stdin=subprocess.PIPE)
+    child.stdin.write(bytes(1 << 20))  # more than a pipe holds: returns when the command is reading
+    child.stdin.flush()
+    child.send_signal(signal.SIGINT)
+    out, error = child.communicate(timeout=60)
+    assert (child.returncode, out, error) == (130, b"", b"safeweights: interrupted\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_encoding_of_the_output(process, hostile, encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    out, error = process("ls", hostile, env=environment).communicate(timeout=60)
+    assert error == b""
+    assert len(out.splitlines()) == 11
+    assert ("模型" if encoding == "utf-8" else "\\u6a21\\u578b") in out.decode(encoding)
+
+
+# --- nothing that a file says reaches the terminal as it is
+
+EVERYWHERE = [["show"], ["ls"], ["ls", "--tree"], ["check"], ["check", "--strict"]]
+
+
+@pytest.mark.parametrize("options", EVERYWHERE, ids=" ".join)
+def test_hostile_names_piped(run, hostile, options):
+    command, *more = options
+    result = run(command, hostile, *more)
+    assert all(c.isprintable() or c in "\t\n" for c in result.stdout + result.stderr)
+    result = run(command, hostile, *more, "--json")
+    assert result.stdout.isascii()
+    assert all(c.isprintable() or c == "\n" for c in result.stdout)
+
+
+@pytest.mark.parametrize("options", EVERYWHERE, ids=" ".join)
+@pytest.mark.parametrize("width", [80, 30])
+def test_hostile_names_on_a_terminal(terminal, plain, hostile, options, width):
+    command, *more = options
+    shown, _ = terminal(command, hostile, *more, width=width)
+    text = plain(shown)
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert len(text) < 20_000
+    assert "[red]markup" in text or command != "ls" or width == 30
+
+
+def test_hostile_arguments_and_paths(run, tmp_path, write):
+    name = "\x1b[2J\u202e\n.safetensors"
+    path = str(tmp_path / name)
+    write(path, [("a", "U8", ())])
+    for arguments in (
+        ["show", path], ["ls", str(tmp_path)], ["check", path], ["check", str(tmp_path)],
+        ["get", path, "\x1b[2J"], ["get", path, "a[\x1b]"], ["ls", path, "\x1b*"],
+        ["ls", path + "\x1b"], ["\x1b"], ["ls", "--\x1b", "x"], ["ls", "x", "--sort", "\x1b"],
+    ):  # fmt: skip
+        result = run(*arguments)
+        shown = result.stdout + result.stderr
+        assert all(c.isprintable() or c in "\t\n" for c in shown), arguments
+
+
+def test_undecodable_paths(run, tmp_path, write):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe")
+    try:
+        write(path, [("a", "U8", ())])
+    except OSError:
+        pytest.skip("the filesystem takes no such name")
+    assert run("ls", path).rows == [["a", "U8", "[]", "1"]]
+    assert run("show", path, "--json").document["path"] == path
+    assert run("check", path).rows[0][1].endswith("\\udcff\\udcfe")
+
+
+# --- terminals
+
+
+@pytest.mark.parametrize("options", [["show"], ["ls"], ["ls", "--tree"], ["check"]], ids=" ".join)
+def test_eighty_columns(terminal, plain, tmp_path, write, options):
+    path = tmp_path / ("long-name-" * 12 + ".safetensors")
+    name = "model.language_model.layers.{}.self_attention.query_key_value.projection.weight"
+    write(
+        path,
+        [(name.format(i), "F8_E4M3FNUZ", (1, 2, 3, 4, 5, 6, 7, 8, 9)) for i in range(3)],
+        {"description": "words " * 50},
+    )
+    command, *more = options
+    shown, status = terminal(command, str(path), *more)
+    assert status == 0
+    assert max(map(len, plain(shown).splitlines())) <= 80
+    if options == ["ls"]:
+        first = [line[:40].rstrip() for line in plain(shown).splitlines()[1:]]
+        assert name.format(0) in "".join(part.split(" ")[0] for part in first)
+
+
+def test_colours_only_where_they_are_wanted(terminal, process, model):
+    assert "\x1b[" in terminal("ls", model)[0]
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", terminal("ls", model, NO_COLOR="1")[0])
+    assert "\x1b" not in terminal("ls", model, TERM="dumb")[0]
+    assert b"\x1b" not in process("ls", model).communicate(timeout=60)[0]
+
+
+def test_json_on_a_terminal_is_indented_and_nothing_else(terminal, model):
+    shown, _ = terminal("show", model, "--json")
+    assert json.loads(shown)["schema"] == "safeweights.show/1"
+    assert "\n  " in shown
+
+
+def test_npy_is_not_written_to_a_terminal(terminal, model):
+    shown, status = terminal("get", model, "step", "-o", "-")
+    assert status == 2
+    assert "NUMPY" not in shown
+
+
+def test_progress_is_shown_on_a_terminal_and_taken_away(terminal, write, tmp_path):
+    path = tmp_path / "sparse"
+    write(path, [("a", "U8", (1 << 28,))], data=b"")
+    os.truncate(path, (1 << 28) + int.from_bytes(path.read_bytes()[:8], "little") + 8)
+    shown, status = terminal("get", str(path), "a", "--stats")
+    assert status == 0
+    assert "reading 268.4 MB" in shown
+
+
+# --- what is imported
+
+CODE = """
+import sys
+from safeweights.cli import main
+sys.argv = ["safeweights", *{arguments!r}]
+try:
+    main()
+except SystemExit:
+    pass
+sys.stderr.write(" ".join(sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["ls", "--help"], ["ls", "FILE"], ["ls", "FILE", "--tree"],
+     ["ls", "FILE", "--json"], ["show", "FILE"], ["check", "FILE"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_plain_output_imports_nothing_heavy(model, arguments):
+    arguments = [model if argument == "FILE" else argument for argument in arguments]
+    code = CODE.format(arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+    assert done.stdout
+    imported = set(done.stderr.decode().split())
+    assert "safeweights.cli.app" in imported
+    assert not imported & HEAVY
+    others = {name.rpartition(".")[2] for name in imported if name.startswith("safeweights.cli.")}
+    assert len(others & set(COMMANDS)) <= 1
+
+
+def test_values_are_piped_without_rich(model):
+    code = CODE.format(arguments=["get", model, "step", "--stats"])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+    imported = set(done.stderr.decode().split())
+    assert "numpy" in imported
+    assert not imported & {"rich", "torch"}
