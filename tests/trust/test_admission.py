@@ -153,6 +153,8 @@ class TestAdmission:
              "deny-pickle"),
             (lambda root: (root / "old.txt").write_bytes(pickle.dumps(Exception("x"), 0)),
              "deny-pickle"),
+            (lambda root: (root / "slow.txt").write_bytes(b"N" * 5000 + b"cos\nsystem\n."),
+             "deny-pickle"),
             (lambda root: (root / "kernel.so").touch(), "deny-native"),
             (lambda root: (root / "setup").write_text("#!/bin/sh\n"), "deny-native"),
             (lambda root: (root / "config.json").write_text('{"auto_map": {"AutoModel": "m.M"}}'),
@@ -163,6 +165,8 @@ class TestAdmission:
              "deny-trust_remote_code"),
             (lambda root: (root / "config.json").write_text(
                 '{"_attn_implementation_internal": "evil/kernel"}'), "deny-remote_kernel"),
+            (lambda root: (root / "modules.json").write_text('[{"idx": 0, "type": "evil.Module"}]'),
+             "deny-auto_map"),
             (lambda root: (root / "config.json").write_text("{"), "deny-unreadable"),
             (lambda root: os.mkfifo(root / "pipe"), "deny-special"),
             (lambda root: (root / "loop").symlink_to("."), "deny-special"),
@@ -200,6 +204,19 @@ class TestAdmission:
         header = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'.ljust(length)
         (model / WEIGHTS).write_bytes(length.to_bytes(8, "little") + header + b".")
         SafetensorsFile.open(str(model / WEIGHTS))
+        signing.sign(str(model), signer)
+        assert not codes(admit(str(model), policy))
+
+    def test_what_is_usual_is_not_refused(
+        self, model: Path, policy: Policy, signer: FileSigner
+    ) -> None:
+        module = '[{"idx": 0, "type": "sentence_transformers.models.Transformer"}]'
+        (model / "modules.json").write_text(module)
+        (model / "vocab.txt").write_text("cat\ndog\nimport\nos\n.\n", encoding="utf-8")
+        (model / "tokenizer_config.json").write_text(
+            '{"chat_template": "{{ x }}", "auto_map": null}'
+        )
+        (model / "README.md").write_text("# Title\n\nconfig\nfiles\nend in a full stop.")
         signing.sign(str(model), signer)
         assert not codes(admit(str(model), policy))
 

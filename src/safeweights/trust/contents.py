@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickletools
 import re
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -44,13 +45,11 @@ _NATIVE_NAMES = re.compile(
 )
 _TEMPLATE_NAMES = re.compile(r".*\.(jinja|jinja2|j2)", re.IGNORECASE | re.DOTALL)
 _PICKLE_HEAD = re.compile(rb"\x80[\x02-\x05]|\x80\x00\x80")
-# Protocol 0 is text; what makes it dangerous is an opcode that names a global, at a line's start.
-_TEXT_GLOBAL = re.compile(rb"(?:^|[\n(])[ci][A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n")
 _NATIVE_HEADS = (b"\x7fELF", b"MZ", b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"#!")
 _ZIP_END: Final = b"PK\x05\x06"
 _ZIP_TAIL: Final = 22 + 65535
 _MAX_JSON: Final = 64 << 20
-_BIG_NAMES: Final = 256
+_HEAD: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def examine_file(path: str, name: str) -> Iterator[Finding]:
             open_regular(path) as (descriptor, size),
             open(descriptor, "rb", buffering=0, closefd=False) as file,
         ):
-            head = file.read(_BIG_NAMES)
+            head = file.read(_HEAD)
             file.seek(max(0, size - _ZIP_TAIL))
             tail = file.read(_ZIP_TAIL)
             archive = _is_archive(file, size, tail)
@@ -145,6 +144,21 @@ def _is_archive(file: IO[bytes], size: int, tail: bytes) -> bool:
     return file.read(4) == b"PK\x01\x02"
 
 
+def _is_text_pickle(head: bytes) -> bool:
+    """Whether `head` are the opcodes of a protocol 0 pickle, up to one that names a global.
+
+    Text fails at its first letter that is no opcode. `genops` only takes apart; it runs nothing.
+    """
+    try:
+        for opcode, _, _ in pickletools.genops(head):
+            if opcode.name in {"GLOBAL", "INST"}:
+                return True
+    except ValueError as error:
+        # Nothing but opcodes for as long as was looked: not text either.
+        return len(head) == _HEAD and "exhausted" in str(error)
+    return False
+
+
 def _by_bytes(name: str, head: bytes, tail: bytes, *, archive: bool) -> Iterator[Finding]:
     # A safetensors file begins with a length: one of 640 has the first bytes of a pickle, one of
     # 23117 those of a program. With a length below 16 MiB the zeros after it end both.
@@ -156,8 +170,8 @@ def _by_bytes(name: str, head: bytes, tail: bytes, *, archive: bool) -> Iterator
             yield Finding("pickle", name, "is a zip archive, as PyTorch's pickles are")
     if plain:
         return
-    text_pickle = tail.endswith(b".") and _TEXT_GLOBAL.search(head)
-    if (text_pickle or _PICKLE_HEAD.match(head)) and not _PICKLE_NAMES.fullmatch(name):
+    pickled = _PICKLE_HEAD.match(head) or (tail.endswith(b".") and _is_text_pickle(head))
+    if pickled and not _PICKLE_NAMES.fullmatch(name):
         yield Finding("pickle", name, "begins like a pickle")
     if head.startswith(_NATIVE_HEADS):
         yield Finding("native", name, "begins like a program")
@@ -169,9 +183,12 @@ def _by_json(name: str, data: bytes) -> Iterator[Finding]:
     except (ValueError, RecursionError) as error:
         yield Finding("unreadable", name, f"not JSON: {type(error).__name__}")
         return
+    modules = name.rpartition("/")[2] == "modules.json"  # of sentence-transformers
     for key, value in _settings(document):
         if key == "auto_map" and value:
             yield Finding("auto_map", name, f"auto_map names code: {_shown(value)}")
+        elif key == "type" and modules and not str(value).startswith("sentence_transformers."):
+            yield Finding("auto_map", name, f"a module of another package: {_shown(value)}")
         elif key == "trust_remote_code" and value:
             yield Finding("trust_remote_code", name, "trust_remote_code is set")
         elif key.lstrip("_").startswith("attn_implementation") and "/" in str(value):
