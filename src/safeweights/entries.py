@@ -132,17 +132,19 @@ class Entries:
 
     def _add(self, batch: Batch) -> bool:
         """Add entries, unless there is a name among them that must not be there."""
-        names, kinds, begins, ends = batch
+        names, kinds, begins, ends, placed = batch
+        unique = set(names)
+        if len(unique) < len(names) or METADATA_KEY in unique:
+            return False
+        if not self.tensors.keys().isdisjoint(unique):
+            return False
         # TensorInfo(...) in a loop costs three times this.
         fields = zip(map(itemgetter(0), kinds), map(itemgetter(1), kinds), begins, ends)  # noqa: B905
-        fresh = dict(zip(names, map(tuple.__new__, repeat(TensorInfo), fields)))  # noqa: B905
-        if len(fresh) < len(names) or METADATA_KEY in fresh:
-            return False
-        if not self.tensors.keys().isdisjoint(fresh):
-            return False
-        self.tensors.update(fresh)
-        self.sized = self.sized and list(map(itemgetter(2), kinds)) == list(map(sub, ends, begins))
-        self.in_order = self.in_order and begins == [self.end, *ends[:-1]]
+        self.tensors.update(zip(names, map(tuple.__new__, repeat(TensorInfo), fields)))  # noqa: B905
+        if not placed:
+            sizes = list(map(itemgetter(2), kinds))
+            self.sized = self.sized and sizes == list(map(sub, ends, begins))
+            self.in_order = self.in_order and begins == [self.end, *ends[:-1]]
         self.end = ends[-1]
         return True
 
@@ -153,11 +155,10 @@ class Entries:
             report("duplicate-key", f"duplicate key {quote(name)} in header", tensor=name, at=at)
         if reader.peek() != b"{":
             message = (
-                f"invalid JSON in header: tensor {quote(name)} should be an object of dtype, shape "
-                f"and data_offsets, found {reader.kind()}"
+                f"tensor {quote(name)} should be an object of dtype, shape and data_offsets, found "
+                f"{reader.kind()}"
             )
-            report("entry", message, tensor=name, at=reader.position)
-            self._skip_extra(1)
+            self._refuse("entry", message, name, 1)
             return
         begin = reader.position
         info = self._read_info(name)
@@ -236,24 +237,29 @@ class Entries:
             at = begin
             wanted = f"at most {most} dimensions" if field == "shape" else f"{most} integers"
             problem = f"expected {wanted}, found {'more' if len(values) > most else len(values)}"
-        message = f"invalid JSON in header: {field} of tensor {quote(name)}: {problem}"
-        try:
-            reader.position = begin
-            self._skip_extra(2)
-        except JSONError as syntax:
-            if syntax.kind == "limit":  # else the array is not JSON, which outranks what it holds
-                self._report(rule, message, tensor=name, at=at)
-            raise
-        self._report(rule, message, tensor=name, at=at)
+        reader.position = begin
+        self._refuse(rule, f"{field} of tensor {quote(name)}: {problem}", name, 2, at)
         return None
 
     def _wrong_type(self, name: str, expected: str) -> None:
+        message = f"of tensor {quote(name)}, {expected}, found {self._reader.kind()}"
+        self._refuse("entry", message, name, 2)
+
+    def _refuse(
+        self, rule: str, message: str, tensor: str | None, depth: int, at: int | None = None
+    ) -> None:
+        """Drop the value that comes next, and report it; if it is not JSON, that outranks the rule."""
         reader = self._reader
-        message = (
-            f"invalid JSON in header: of tensor {quote(name)}, {expected}, found {reader.kind()}"
-        )
-        self._report("entry", message, tensor=name, at=reader.position)
-        self._skip_extra(2)
+        reader.peek()
+        at = reader.position if at is None else at
+        message = f"invalid JSON in header: {message}"
+        try:
+            self._skip_extra(depth)
+        except JSONError as error:
+            if error.kind == "limit":
+                self._report(rule, message, tensor=tensor, at=at)
+            raise
+        self._report(rule, message, tensor=tensor, at=at)
 
     def _read_extra(self, name: str, key: str, at: int) -> None:
         if self._report.strict:
@@ -288,13 +294,11 @@ class Entries:
             )
         self._seen_metadata = True
         if reader.peek() != b"{":
-            if reader.kind() != "null":
-                message = (
-                    f"invalid JSON in header: `{METADATA_KEY}` should be an object of strings, found "
-                    f"{reader.kind()}"
-                )
-                report("metadata", message, at=reader.position)
-            self._skip_extra(1)
+            if (kind := reader.kind()) == "null":
+                self._skip_extra(1)
+            else:
+                message = f"`{METADATA_KEY}` should be an object of strings, found {kind}"
+                self._refuse("metadata", message, None, 1)
             return
         metadata: dict[str, str] = {}
         for key, key_at in reader.members():
@@ -311,9 +315,7 @@ class Entries:
                 metadata[key] = reader.string()
                 continue
             message = (
-                f"invalid JSON in header: `{METADATA_KEY}` maps strings to strings, "
-                f"found {reader.kind()} for {quote(key)}"
+                f"`{METADATA_KEY}` maps strings to strings, found {reader.kind()} for {quote(key)}"
             )
-            report("metadata", message, at=reader.position)
-            self._skip_extra(2)
+            self._refuse("metadata", message, None, 2)
         self.metadata = metadata
