@@ -8,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+settings.register_profile("no wall time", deadline=None)
+settings.load_profile("no wall time")
 
 WATCHED = (
     "import", "pickle.find_class", "exec", "compile", "marshal.loads", "os.system", "os.exec",

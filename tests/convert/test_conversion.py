@@ -323,6 +323,24 @@ def test_options_as_one_object_and_limits(source, target) -> None:
         convert(source, target, no_such_option=1)
 
 
+def test_a_safetensors_file_can_be_converted_too(source, target, tmp_path) -> None:
+    convert(source, target)
+    convert(target, tmp_path / "half.safetensors", dtype="F16", skip=("ids",))
+    found = load(tmp_path / "half.safetensors")
+    assert {key: value.dtype for key, value in found.items()} == dict.fromkeys(
+        ["embed.weight", "head.weight"], torch.float16
+    )
+
+
+def test_names_that_utf8_cannot_hold_are_our_error(tmp_path, target) -> None:
+    torch.save({"a\ud800": torch.ones(1)}, tmp_path / "m.pt")
+    with pytest.raises(SafetensorError):
+        convert(tmp_path / "m.pt", target)
+    torch.save({"a": torch.ones(1), "note": "\ud800"}, tmp_path / "m.pt")
+    convert(tmp_path / "m.pt", target, keep_others=True)
+    assert json.loads(metadata(target)["safeweights.others"]) == {"note": "\ud800"}
+
+
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path, target) -> None:
     data = bytearray(torch_zip(mapping(w=tensor())))
     (tmp_path / "m.bin").write_bytes(data)

@@ -7,6 +7,7 @@ a type has to be computed rather than copied.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +17,7 @@ from safeweights.convert.element_types import FLOATS, FOREIGN, item_size
 from safeweights.dtypes import BITS, DTYPES, byte_count
 from safeweights.errors import MissingDependencyError, UnsupportedError, quote
 
-__all__ = ["CastTensor", "numpy_type", "parse_casts"]
+__all__ = ["CastTensor", "cast", "numpy_type", "parse_casts"]
 
 _BLOCK_ELEMENTS: Final = 1 << 20
 
@@ -79,6 +80,12 @@ def _check_cast(source: str, target: str) -> None:
             f"converting {quote(source or 'floating-point types')} to {quote(target)} "
             "would lose part of each value"
         )
+
+
+def cast(tensor: Tensor, casts: Mapping[str, str]) -> Tensor:
+    """`tensor`, converted if `casts` has a type for its own."""
+    target = casts.get(tensor.dtype, tensor.dtype)
+    return tensor if target == tensor.dtype else CastTensor(tensor, target)
 
 
 class CastTensor(Tensor):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from safeweights.checkpoint import SafetensorsFile
 from safeweights.convert import (
     flax_msgpack,
     gguf,
@@ -22,7 +23,9 @@ from safeweights.convert import (
     torch_tar,
     zip_reader,
 )
+from safeweights.convert.casting import cast
 from safeweights.convert.foreign import ForeignCheckpoint, OpenOptions
+from safeweights.convert.materialise import Materialised
 from safeweights.convert.source import BytesSource, Source, read_bytes
 from safeweights.errors import FormatError
 from safeweights.sniffing import identify
@@ -39,7 +42,18 @@ HEAD: Final = 1024
 
 Reader = Callable[[Source, OpenOptions], ForeignCheckpoint]
 
+
+def _read_safetensors(source: Source, options: OpenOptions) -> ForeignCheckpoint:
+    """A safetensors file, so that conversion can rename, filter and cast one as well."""
+    file = SafetensorsFile(source)
+    tensors = {name: cast(file.tensor(name), options.casts) for name in file.header.tensors}
+    return ForeignCheckpoint(
+        source.name, "safetensors", Materialised(tensors), metadata=file.header.metadata
+    )
+
+
 FORMATS: Final[dict[str, Reader]] = {
+    "safetensors": _read_safetensors,
     "torch-zip": torch_files.read_zip,
     "torch-legacy": torch_files.read_legacy,
     "torch-tar": torch_tar.read_tar,
@@ -86,6 +100,8 @@ def identify_format(source: Source, limits: Limits) -> str | None:
         return "torch-tar" if torch_tar.is_torch_tar(archive) else None
     if tensorflow_v2.is_table(source):
         return "tensorflow-v2"
+    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= source.size - 8:
+        return "safetensors"
     return _identify_stream(head, source.name)
 
 

@@ -88,9 +88,11 @@ def _guarded(action: Callable[[], Any], path: str) -> Any:
     """What `action` gives; whatever pyfive raises on a damaged file is a FormatError."""
     try:
         return action()
-    except (SafetensorError, OSError, MemoryError):
+    except SafetensorError:
         raise
-    except Exception as error:
+    except Exception as error:  # a parser of untrusted input that is not ours: anything may come
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's, not the parser's
         raise FormatError(
             f"the HDF5 file is damaged or uses what pyfive cannot read: {error!r:.200}",
             rule="hdf5",

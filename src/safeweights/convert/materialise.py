@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from safeweights.convert.casting import CastTensor, numpy_type
+from safeweights.convert.casting import CastTensor, cast, numpy_type
 from safeweights.convert.dense import dequantised, from_sparse, read_array
 from safeweights.convert.element_types import FOREIGN, item_size
 from safeweights.convert.limits import Limits, exceeded
@@ -143,10 +143,7 @@ class _Builder:
 
     def tensor(self, node: Value, name: str) -> Tensor:
         """The tensor that `node` describes, of a type that the format has."""
-        tensor = self.original(node, name)
-        target = self.casts.get(tensor.dtype, tensor.dtype)
-        if target != tensor.dtype:
-            return CastTensor(tensor, target)
+        tensor = cast(self.original(node, name), self.casts)
         if tensor.dtype in FOREIGN:
             raise _Refused(
                 f"its type is {FOREIGN[tensor.dtype][1]}, which the format lacks"
@@ -160,7 +157,7 @@ class _Builder:
         if isinstance(node, RefusedNode):
             raise _Refused(node.reason)
         if isinstance(node, CastNode):
-            return CastTensor(self.original(node.value, name), node.dtype)
+            return self._cast(self.original(node.value, name), node.dtype)
         if isinstance(node, SparseNode):
             return self._sparse(node, name)
         if isinstance(node, QuantisedNode):
@@ -171,6 +168,12 @@ class _Builder:
         if array.dtype in BITS and BITS[array.dtype] < 8 and not array.contiguous:
             raise _Refused(f"it is a strided view of the packed type {array.dtype}")
         return StridedTensor(name, array)
+
+    def _cast(self, tensor: Tensor, dtype: str) -> Tensor:
+        """What PyTorch's device tensors ask for: data of one type, a tensor of another."""
+        if tensor.dtype.startswith("C") != dtype.startswith("C"):
+            raise _Refused(f"it asks for {tensor.dtype} to be converted to {dtype}")
+        return CastTensor(tensor, dtype)
 
     def identity(self, tensor: Tensor, node: Value) -> Hashable:
         """Equal for two tensors that show the same bytes in the same way."""
@@ -185,7 +188,7 @@ class _Builder:
         parts = [self.strided(part, name) for part in node.parts]
         if parts[-1].dtype not in BITS and parts[-1].dtype not in FOREIGN:
             raise _Refused("its values have no counterpart in the format")
-        if len(node.shape) > self.limits.tensor_rank or any(count < 0 for count in node.shape):
+        if len(node.shape) > min(self.limits.tensor_rank, 32) or min(node.shape, default=0) < 0:
             raise FormatError(f"tensor {quote(name)} has an impossible shape", rule="sparse-tensor")
         dense = math.prod(node.shape) * item_size(parts[-1].dtype)
         self._charge(max(dense - parts[-1].nbytes, 0), self.label)

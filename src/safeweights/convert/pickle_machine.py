@@ -43,6 +43,8 @@ It returns NotImplemented to leave the call unresolved, and raises FormatError w
 cannot be what the name promises."""
 
 _MISSING: Final = object()
+_INTEGER_MAX: Final = 1700
+"""Bytes of an integer, whatever the limit says: CPython shows none of more than 4,300 digits."""
 _HIGHEST_PROTOCOL: Final = 5
 
 
@@ -242,8 +244,7 @@ class PickleMachine:
         self._stack.append(self._integer(line[:-1] if line.endswith(b"L") else line))
 
     def _integer(self, line: bytes) -> int:
-        # 2 decimal digits a byte: below CPython's own bound on digits, whatever the limit says
-        if len(line) > min(2 * self.limits.integer_bytes, 4000):
+        if len(line) > 2 * min(self.limits.integer_bytes, _INTEGER_MAX):
             raise self._exceeded("integer_bytes")
         try:
             return int(line, 0)
@@ -260,7 +261,7 @@ class PickleMachine:
         self._long(length)
 
     def _long(self, length: int) -> None:
-        if length > self.limits.integer_bytes:
+        if length > min(self.limits.integer_bytes, _INTEGER_MAX):
             raise self._exceeded("integer_bytes")
         self._stack.append(int.from_bytes(self.reader.take(length), "little", signed=True))
 

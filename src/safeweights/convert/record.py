@@ -121,7 +121,8 @@ def others_as_json(others: Iterable[Other]) -> str:
         FormatError: A text is longer than 1 MiB.
     """
     values = {other.name: json_value(other.value) for other in others}
-    return json.dumps(values, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    # ASCII, so that lone surrogates, which pickles can hold and UTF-8 cannot, stay escapes.
+    return json.dumps(values, separators=(",", ":"), sort_keys=True)
 
 
 def json_value(value: Value) -> Any:

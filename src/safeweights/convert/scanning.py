@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from safeweights.checkpoint import SafetensorsFile
 from safeweights.convert import formats, hdf5, numpy_files, torch_files, torch_tar
 from safeweights.convert.flatten import summary
 from safeweights.convert.foreign import OpenOptions
@@ -181,7 +180,7 @@ class _Scanner:
             return self._npy(source)
         if head.startswith(hdf5.HDF5_MAGIC):
             return self._hdf5(source)
-        return self._plain(source, head)
+        return self._plain(source)
 
     def _check_polyglot(self, source: Source) -> None:
         """A file that is also a zip archive to whoever looks at its end."""
@@ -191,18 +190,15 @@ class _Scanner:
                 source, source.size - size, "another reader may take its end for a zip archive"
             )
 
-    def _plain(self, source: Source, head: bytes) -> str | None:
+    def _plain(self, source: Source) -> str | None:
         """What is no archive: a format without code, or a stream of pickles."""
         kind = formats.identify_format(source, self._limits)
-        if kind in ("gguf", "tensorflow-v2", "flax-msgpack"):
+        if kind in ("gguf", "tensorflow-v2", "flax-msgpack", "safetensors"):
             formats.FORMATS[kind](source, self._options)  # its reader accounts for all of it
             return kind
         if kind in ("pickle", "paddle"):
             self._pickles(source)
             return kind
-        if len(head) >= 9 and head[8:9] in b"{ \t\r\n":
-            SafetensorsFile(source)
-            return "safetensors"
         self._unread(source, 0, "the format is not known")
         return None
 

@@ -288,11 +288,13 @@ def raw_type(width: int) -> str:
 def _gather(array: Strided, target: memoryview) -> None:
     """Copy the elements of `array` into `target` in C order, reading the source in its order."""
     width = item_size(array.dtype)
-    output = np.frombuffer(target, raw_type(width)).reshape(array.shape)
+    # Axes of one element are left out: NumPy before 2.0 has at most 32.
+    kept = [axis for axis, count in enumerate(array.shape) if count != 1]
+    output = np.frombuffer(target, raw_type(width)).reshape([array.shape[axis] for axis in kept])
     # Longest stride first: that reads the source in its order. Repeated axes (stride 0) come last;
     # their elements are copied from one that is in the block.
-    order = sorted(range(len(array.shape)), key=lambda axis: -array.strides[axis])
-    axes = [(array.shape[axis], array.strides[axis] * width) for axis in order]
+    order = sorted(range(len(kept)), key=lambda place: -array.strides[kept[place]])
+    axes = [(array.shape[kept[place]], array.strides[kept[place]] * width) for place in order]
     _gather_axes(array.source, array.start, axes, output.transpose(order))
 
 
