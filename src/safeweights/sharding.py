@@ -108,7 +108,7 @@ def save_sharded(
         PartialOverwriteError: The filesystem cannot rename, and copying failed half-way; the files
             that are not in place are kept in the hidden folder.
     """
-    if "/" in stem or not is_safe_shard(f"{stem}{SUFFIX}"):
+    if not stem or stem[0] == "." or {"/", "\\"} & {*stem} or not is_safe_shard(stem + SUFFIX):
         raise UnsupportedError(f"{quote(stem)} cannot begin the name of a file")
     if metadata is None and isinstance(tensors, Checkpoint):
         metadata = tensors.metadata

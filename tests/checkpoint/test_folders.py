@@ -1,0 +1,334 @@
+"""Folders and indexes: what belongs together is opened together, what disagrees says how."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from safeweights import shardindex
+from safeweights.checkpoint import open
+from safeweights.errors import FormatError
+from safeweights.shardindex import index_text, is_safe_shard, read_index, shard_name
+
+INDEX = "model.safetensors.index.json"
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+@pytest.mark.parametrize("target", ["", INDEX])
+def test_shards_by_their_index(sharded: Path, target: str, backend: str) -> None:
+    opened = open(sharded / target, backend=backend)
+    assert {name: bytes(tensor.view()) for name, tensor in opened.items()} == {
+        "a": b"aaa", "b": b"bb", "c": b"cccc",
+    }  # fmt: skip
+    assert opened.name == str(sharded / target)
+    assert [os.path.basename(file.name) for file in opened.files] == [FIRST, SECOND]
+    assert opened.metadata == {"format": "pt"}  # what the shards agree on
+    assert opened.info("c").begin == 0
+
+
+def test_shards_without_an_index(sharded: Path) -> None:
+    (sharded / INDEX).unlink()
+    assert sorted(open(sharded)) == ["a", "b", "c"]
+
+
+def test_one_file_in_a_folder(tmp_path: Path, file_of: Callable[..., bytes]) -> None:
+    (tmp_path / "model.safetensors").write_bytes(file_of(None, a=b"x"))
+    (tmp_path / "config.json").write_text("{}")
+    assert open(tmp_path).metadata is None
+    assert open(str(tmp_path))["a"].view() == b"x"
+
+
+def test_hidden_files_are_not_shards(sharded: Path) -> None:
+    (sharded / INDEX).unlink()
+    (sharded / "._model.safetensors").write_bytes(b"Mac OS X")
+    (sharded / ".safeweights-0.tmp").mkdir()
+    assert len(open(sharded)) == 3
+
+
+def test_what_an_index_does_not_name_is_left_alone(sharded: Path) -> None:
+    (sharded / "consolidated.safetensors").write_bytes(b"not even one")
+    assert len(open(sharded)) == 3
+
+
+def test_an_index_in_other_folders(
+    tmp_path: Path, file_of: Callable[..., bytes], write_index: Callable[..., Path]
+) -> None:
+    (tmp_path / "sub" / "deep").mkdir(parents=True)
+    (tmp_path / "sub" / "deep" / "w.safetensors").write_bytes(file_of(None, a=b"x"))
+    write_index(tmp_path, {"a": "sub/deep/w.safetensors"}, "any.json")
+    assert open(tmp_path / "any.json")["a"].view() == b"x"
+
+
+def test_an_empty_index(tmp_path: Path, write_index: Callable[..., Path]) -> None:
+    assert dict(open(write_index(tmp_path, {}))) == {}
+
+
+def test_folders_without_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FormatError, match=r"no \.safetensors file and no index") as caught:
+        open(tmp_path)
+    assert caught.value.path == str(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        open(tmp_path / "missing")
+
+
+def test_several_indexes(sharded: Path, write_index: Callable[..., Path]) -> None:
+    write_index(sharded, {}, "other.safetensors.index.json")
+    with pytest.raises(FormatError, match=f"`{INDEX}`, `other.safetensors.index.json`"):
+        open(sharded)
+    assert len(open(sharded / INDEX)) == 3
+
+
+# ---- what is missing or there twice
+
+
+def test_missing_shards(sharded: Path) -> None:
+    (sharded / FIRST).unlink()
+    with pytest.raises(FormatError, match=f"1 of 2 shards that the index names.*`{FIRST}`"):
+        open(sharded)
+    (sharded / INDEX).unlink()
+    with pytest.raises(FormatError, match=f"1 of 2 shards are missing, the first is `{FIRST}`"):
+        open(sharded)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["m-00002-of-00003", "m-00003-of-00003"], "1 of 3 .*`m-00001-of-00003.safetensors`"),
+        (["m-00001-of-00002", "n-00002-of-00002"], "1 of 2 .*`m-00002-of-00002.safetensors`"),
+        (["m.safetensors-00001-of-00002"], "1 of 2 .*`m.safetensors-00002-of-00002.safetensors`"),
+        (["m-00001-of-99999"], "99998 of 99999 .*`m-00002-of-99999.safetensors`"),
+        (["m-00001-of-999999999"], "999999998 of 999999999"),
+        (["m-00000-of-00003", "m-00002-of-00003"], "1 of 3 .*`m-00001-of-00003.safetensors`"),
+        (["m-00001-of-00002", "m-00003-of-00002"], "1 of 2 .*`m-00002-of-00002.safetensors`"),
+        (["m-00001-of-00002.fp16", "m-00002-of-00002"], "`m-00002-of-00002.fp16.safetensors`"),
+    ],
+)
+def test_missing_by_name(
+    tmp_path: Path, file_of: Callable[..., bytes], names: list[str], message: str
+) -> None:
+    for number, name in enumerate(names):
+        (tmp_path / f"{name}.safetensors").write_bytes(file_of(None, **{f"t{number}": b"x"}))
+    with pytest.raises(FormatError, match=message):
+        open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["m-00000-of-00002", "m-00001-of-00002"],  # some count from 0
+        ["m-00001-of-00001", "n-00001-of-00001", "other"],
+        ["m-1-of-3", "m-٠٠٠٠١-of-٠٠٠٠٣"],  # neither is the convention
+        ["m-00001-of-00000"],
+    ],
+)
+def test_complete_by_name(tmp_path: Path, file_of: Callable[..., bytes], names: list[str]) -> None:
+    for number, name in enumerate(names):
+        (tmp_path / f"{name}.safetensors").write_bytes(file_of(None, **{f"t{number}": b"x"}))
+    assert len(open(tmp_path)) == len(names)
+
+
+def test_tensors_that_are_there_twice(tmp_path: Path, file_of: Callable[..., bytes]) -> None:
+    (tmp_path / "one.safetensors").write_bytes(file_of(None, a=b"1", b=b"1"))
+    (tmp_path / "two.safetensors").write_bytes(file_of(None, b=b"2", c=b"2"))
+    with pytest.raises(FormatError, match=r"`b` is in two files.*one\.safe.*two\.safe") as caught:
+        open(tmp_path)
+    assert (caught.value.tensor, caught.value.rule) == ("b", "duplicate-key")
+
+
+def test_a_damaged_shard_is_named(sharded: Path) -> None:
+    (sharded / SECOND).write_bytes(b"x")
+    with pytest.raises(FormatError) as caught:
+        open(sharded)
+    assert caught.value.path == str(sharded / SECOND)
+
+
+# ---- disagreement
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message", "tensor"),
+    [
+        ({"a": 0, "b": 0, "c": 1, "d": 1}, rf"`d` in `{SECOND}`, which does not have it", "d"),
+        ({"a": 0, "b": 1, "c": 1}, rf"`b` in `{SECOND}`, which does not have it", "b"),
+        ({"a": 0, "c": 1}, rf"`{FIRST}` has tensor `b`, which the index does not place there", "b"),
+    ],
+)
+def test_an_index_that_disagrees_with_its_shards(
+    sharded: Path,
+    write_index: Callable[..., Path],
+    weight_map: dict[str, int],
+    message: str,
+    tensor: str,
+) -> None:
+    write_index(sharded, {name: (FIRST, SECOND)[shard] for name, shard in weight_map.items()})
+    with pytest.raises(FormatError, match=message) as caught:
+        open(sharded)
+    assert caught.value.tensor == tensor
+    assert caught.value.path == str(sharded / INDEX)
+
+
+def test_a_tensor_in_two_shards_of_an_index(sharded: Path, file_of: Callable[..., bytes]) -> None:
+    (sharded / SECOND).write_bytes(file_of(None, a=b"a", c=b"cccc"))
+    with pytest.raises(FormatError, match=f"`{SECOND}` has tensor `a`"):
+        open(sharded)
+
+
+# ---- hostile indexes
+
+UNSAFE = [
+    "../x.safetensors", "a/../../x.safetensors", "/etc/x.safetensors", "./x.safetensors", "",
+    "C:\\x.safetensors", "C:x.safetensors", "\\\\server\\x.safetensors", "a\\..\\x.safetensors",
+    "x.bin", "x.safetensors.index.json", "x.SAFETENSORS", "x.safetensors/", "a//x.safetensors",
+    "x\0.safetensors", "x\n.safetensors", "\u202ex.safetensors", "x.safetensors:stream",
+    "file:///x.safetensors", ".safetensors/..", "..",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shard", UNSAFE)
+def test_shards_outside_the_folder_are_never_opened(
+    tmp_path: Path,
+    write_index: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    shard: str,
+) -> None:
+    assert not is_safe_shard(shard)
+    index = write_index(tmp_path, {"a": shard})
+    opened: list[Any] = []
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda *args: opened.append(args[0]) or real(*args))
+    with pytest.raises(FormatError, match=r"not the name of a \.safetensors file below") as caught:
+        open(index)
+    assert caught.value.offset == index.read_text().rindex('"a"')
+    assert str(caught.value).isprintable()
+    assert opened == [str(index)]
+
+
+@pytest.mark.parametrize(
+    "shard", ["m.safetensors", "sub/m.safetensors", "..x/..y.safetensors", "é.safetensors"]
+)
+def test_safe_shards(shard: str) -> None:
+    assert is_safe_shard(shard)
+
+
+@given(st.text(alphabet="./\\:ax\0\n", max_size=12))
+@example("a/..")
+def test_safe_shards_stay_below_their_folder(stem: str) -> None:
+    name = f"{stem}.safetensors"
+    if is_safe_shard(name):
+        assert os.path.normpath(os.path.join("/folder", name)).startswith("/folder/")
+        assert "\0" not in name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected an object, found the end"),
+        ("[]", "expected an object, found an array"),
+        ("{}", "no `weight_map`"),
+        ('{"weight_map": null}', "expected an object as `weight_map`, found null"),
+        ('{"weight_map": []}', "expected an object as `weight_map`"),
+        ('{"weight_map": {"a": 1}}', "expected a file name, found a number"),
+        ('{"weight_map": {"a": {}}}', "expected a file name, found an object"),
+        ('{"weight_map": {}, "weight_map": {}}', "duplicate key `weight_map`"),
+        ('{"weight_map": {}} x', "trailing characters"),
+        ('{"weight_map": {"a": "x.safetensors", "a": "x.safetensors"}}', "duplicate key `a`"),
+        ('{"weight_map": {"a": "x.safetensors", "\\u0061": "x.safetensors"}}', "duplicate key `a`"),
+        ('{"weight_map": {"\\ud800": "x.safetensors"}}', "lone surrogate"),
+        ('{"metadata": ' + "[" * 1000 + "]" * 1000 + ', "weight_map": {}}', "recursion limit"),
+        ('{"metadata": {"a": 1, "a": 2}, "weight_map": {}}', "duplicate key `a`"),
+        ('{"metadata": NaN, "weight_map": {}}', "expected a value"),
+        ('\ufeff{"weight_map": {}}', "expected an object"),
+    ],
+)
+def test_malformed_indexes(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "i.json").write_text(text, encoding="utf-8")
+    with pytest.raises(FormatError, match=message) as caught:
+        open(tmp_path / "i.json")
+    assert caught.value.path == str(tmp_path / "i.json")
+    assert caught.value.rule == "index"
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.text(alphabet='{}[]":,weight_map\\ ', max_size=60).map(str.encode),
+    )
+)
+def test_any_bytes_as_an_index(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.mktemp("i") / "i.json"
+    path.write_bytes(data)
+    with contextlib.suppress(FormatError):
+        assert read_index(str(path)) is not None
+
+
+def test_an_index_that_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(OSError, match="Not a regular file"):
+        open(tmp_path / "pipe.json")
+
+
+def test_huge_indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one is read within its size; one beyond the limit is not read at all."""
+    path = tmp_path / "i.json"
+    path.write_text('{"metadata": "' + "x" * (16 << 20) + '", "weight_map": {}}')
+    tracemalloc.start()
+    try:
+        assert read_index(str(path)) == {}
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 70 << 20
+    with path.open("wb") as file:
+        file.truncate(shardindex._INDEX_MAX + 1)
+    monkeypatch.setattr(os, "preadv", None)
+    with pytest.raises(FormatError, match="at most 268435456 are read"):
+        open(path)
+
+
+@pytest.mark.slow
+def test_an_index_of_100_mb(tmp_path: Path) -> None:
+    count = 1_000_000
+    shards = [f"model-{number:05}-of-00100.safetensors" for number in range(1, 101)]
+    path = tmp_path / "i.json"
+    names = {f"{'layer' * 10}.{number}.weight": shards[number % 100] for number in range(count)}
+    path.write_text(json.dumps({"weight_map": names}))
+    assert path.stat().st_size > 90 << 20
+    assert read_index(str(path)) == names
+
+
+def test_a_folder_of_many_files_is_opened_file_by_file_once(
+    sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda *args: opened.append(str(args[0])) or real(*args))
+    for tensor in open(sharded, backend="pread").values():
+        tensor.view()
+    assert opened == [str(sharded / name) for name in (INDEX, FIRST, SECOND)]
+
+
+# ---- writing an index
+
+
+def test_names_and_text() -> None:
+    assert shard_name("m", 12, 345) == "m-00012-of-00345.safetensors"
+    assert shard_name("m", 1, 123456) == "m-00001-of-123456.safetensors"
+    text = index_text({"b": "x.safetensors", "a": "ü.safetensors"}, 7)
+    assert json.loads(text) == {
+        "metadata": {"total_size": 7},
+        "weight_map": {"a": "ü.safetensors", "b": "x.safetensors"},
+    }
+    assert text.startswith(
+        '{\n  "metadata": {\n    "total_size": 7\n  },\n  "weight_map": {\n    "a"'
+    )

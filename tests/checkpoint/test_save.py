@@ -1,0 +1,220 @@
+"""Saving a mapping: the reference's bytes, atomically, from views, memory and the file itself."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, open, save, to_bytes
+from safeweights.dtypes import BITS
+from safeweights.errors import FormatError, SafetensorError
+from safeweights.storage import TruncatedError
+
+CONTENTS = {"b": b"bbbb", "a": b"aa", "empty": b""}
+
+
+@pytest.fixture
+def path(tmp_path: Path, file_of: Callable[..., bytes]) -> Path:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(file_of({"format": "pt"}, **CONTENTS))
+    return path
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=20).filter(lambda name: name != "__metadata__" and encodable(name)),
+        st.tuples(st.sampled_from(sorted(BITS)), st.lists(st.integers(0, 3), max_size=3)),
+        max_size=6,
+    ),
+    st.one_of(st.none(), st.just({"format": "pt"})),
+)
+def test_the_reference_reads_what_is_saved(
+    described: dict[str, tuple[str, list[int]]], metadata: dict[str, str] | None
+) -> None:
+    tensors, reference = {}, {}
+    for name, (dtype, dims) in described.items():
+        shape = [8, *dims]
+        size = BITS[dtype]
+        for dim in dims:
+            size *= dim
+        data = bytes(index % 251 for index in range(size))
+        tensors[name] = MemoryTensor(name, dtype, shape, data)
+        reference[name] = data
+    ours = to_bytes(tensors, metadata)
+    assert {name: bytes(tensor.view()) for name, tensor in open(ours).items()} == {
+        name: bytes(tensor.view()) for name, tensor in tensors.items()
+    }
+    file = io.BytesIO()
+    save(tensors, file, metadata)
+    assert file.getvalue() == ours
+    assert {name: bytes(info["data"]) for name, info in safetensors.deserialize(ours)} == reference
+
+
+def encodable(text: str) -> bool:
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def test_a_checkpoint_is_saved_as_it_is(path: Path, tmp_path: Path) -> None:
+    opened = open(path)
+    save(opened, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == path.read_bytes() == to_bytes(opened)
+    save(opened, tmp_path / "copy", {"other": "metadata"})
+    assert open(tmp_path / "copy").metadata == {"other": "metadata"}
+    save(dict(opened), tmp_path / "copy")
+    assert open(tmp_path / "copy").metadata is None
+
+
+def test_views_are_saved(path: Path, tmp_path: Path) -> None:
+    view = open(path).filter(skip="empty").rename(lambda name: f"x.{name}")
+    save(view, tmp_path / "view")
+    saved = open(tmp_path / "view")
+    assert {name: bytes(tensor.view()) for name, tensor in saved.items()} == {
+        "x.a": b"aa", "x.b": b"bbbb",
+    }  # fmt: skip
+    assert saved.metadata == {"format": "pt"}
+
+
+@pytest.mark.parametrize("backend", ["mmap", "pread", "direct", "auto"])
+@pytest.mark.parametrize("by_link", [False, True])
+def test_a_file_is_saved_onto_itself(
+    tmp_path: Path, path: Path, backend: str, by_link: bool
+) -> None:
+    target = path
+    if by_link:
+        target = tmp_path / "link"
+        target.symlink_to(path.name)
+    opened = open(target, backend=backend)
+    views = {name: tensor.view() for name, tensor in opened.items()}
+    save(opened.rename(lambda name: name * 2), target)
+    assert {name: bytes(tensor.view()) for name, tensor in open(path).items()} == {
+        name * 2: data for name, data in CONTENTS.items()
+    }
+    # What was open goes on with the old file.
+    assert {name: bytes(view) for name, view in views.items()} == CONTENTS
+    assert {name: bytes(tensor.view()) for name, tensor in opened.items()} == CONTENTS
+
+
+def test_many_files_become_one(sharded: Path, tmp_path: Path) -> None:
+    save(open(sharded), tmp_path / "one.safetensors")
+    merged = open(tmp_path / "one.safetensors")
+    assert b"".join(bytes(tensor.view()) for tensor in merged.values()) == b"aaabbcccc"
+    assert merged.metadata == {"format": "pt"}
+
+
+def test_progress(path: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+    save(open(path), tmp_path / "copy", progress=seen.append)
+    assert seen[-1] == path.stat().st_size
+    seen.clear()
+    save(open(path), io.BytesIO(), progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == path.stat().st_size
+
+
+def test_durable(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(fd) or real(fd))
+    save(open(path), tmp_path / "copy")
+    assert synced == []
+    save(open(path), tmp_path / "copy", durable=True)
+    assert len(synced) >= 2  # the file and its directory
+
+
+# ---- what goes wrong
+
+
+class Wrong(Tensor):
+    """Says it has other bytes than it gives."""
+
+    def __init__(self, said: int, gives: int) -> None:
+        super().__init__("w", "U8", (said,), said)
+        self.gives = gives
+
+    def read_into(self, buffer: Any, offset: int = 0) -> None:
+        raise AssertionError
+
+    def chunks(self, size: int = 1 << 24) -> Iterator[memoryview]:
+        yield memoryview(bytes(self.gives))
+
+
+@pytest.mark.parametrize(("said", "gives"), [(3, 2), (3, 4), (0, 1)])
+def test_tensors_that_give_other_than_they_say(path: Path, said: int, gives: int) -> None:
+    before = path.read_bytes()
+    with pytest.raises(FormatError, match=f"takes {said} bytes, but has {gives}") as caught:
+        save({"w": Wrong(said, gives)}, path)
+    assert caught.value.tensor == "w"
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "size", "rule"),
+    [
+        ("F32", (2,), 7, "size"),
+        ("F32", (2,), 9, "size"),
+        ("F31", (2,), 8, "dtype"),
+        ("F4", (3,), 2, "byte-boundary"),
+        ("U8", (-1,), 1, "integer"),
+        ("U8", (1,) * 65, 1, "rank"),
+    ],
+)
+def test_sizes_and_types_that_do_not_fit(
+    path: Path, dtype: str, shape: tuple[int, ...], size: int, rule: str
+) -> None:
+    before = path.read_bytes()
+    tensors = {"t": MemoryTensor("t", dtype, shape, bytes(size))}
+    for target in (path, io.BytesIO()):
+        with pytest.raises(FormatError) as caught:
+            save(tensors, target)
+        assert (caught.value.rule, caught.value.tensor) == (rule, "t")
+        if isinstance(target, io.BytesIO):
+            assert target.getvalue() == b""
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("metadata", [{"a": 1}, {1: "a"}, {"\ud800": "a"}])
+def test_metadata_that_cannot_be_written(path: Path, metadata: Any) -> None:
+    before = path.read_bytes()
+    with pytest.raises(SafetensorError):
+        save({}, path, metadata)
+    assert path.read_bytes() == before
+
+
+def test_a_source_that_is_truncated_meanwhile(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"old")
+    opened = open(path, backend="pread")
+    os.truncate(path, path.stat().st_size - 2)
+    with pytest.raises(TruncatedError):
+        save(opened, tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == [path.name, "target"]
+
+
+def test_file_objects_that_fail(path: Path) -> None:
+    class Full(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match="full"):
+        save(open(path), Full())
+
+
+def test_closed_checkpoints(path: Path) -> None:
+    opened = open(path)
+    opened.close()
+    with pytest.raises(ValueError, match="closed"):
+        to_bytes(opened)
+    assert isinstance(opened, Checkpoint)
