@@ -13,7 +13,7 @@ from __future__ import annotations
 import codecs
 import math
 from collections.abc import Mapping
-from itertools import islice
+from itertools import islice, pairwise
 from json.encoder import encode_basestring as _json_string
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,7 +36,7 @@ from .rules import (
     byte_count,
     overflows,
 )
-from .strictjson import MAX_UINT
+from .strictjson import MAX_UINT, has_surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -264,29 +264,30 @@ def layout(
     >>> layout([("a", "U8", (3,))])[1][8:]
     b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}   '
     """
-    ordered = sorted(tensors, key=lambda item: (-ORDER.get(item[1], 0), item[0]))
+    # Two stable sorts by one key each cost half of one sort by pairs.
+    ordered = sorted(tensors, key=itemgetter(0))
+    ordered.sort(key=lambda tensor: -ORDER.get(tensor[1], 0))
     infos: dict[str, TensorInfo] = {}
-    sizes: dict[tuple[str, tuple[int, ...]], int] = {}
-    position = 0
+    parts = [] if metadata is None else [_metadata_text(metadata)]
+    kinds: dict[tuple[str, tuple[int, ...]], tuple[int, str]] = {}  # size, text up to the offsets
+    new, cls = tuple.__new__, TensorInfo  # TensorInfo(...) costs three times this
+    begin = 0
     for name, dtype, dims in ordered:
         shape = tuple(dims)
-        size = sizes.get((dtype, shape))
-        if size is None:
-            size = sizes[dtype, shape] = _checked_size(name, dtype, shape)
-        infos[name] = TensorInfo(dtype, shape, position, position + size)
-        position += size
+        kind = kinds.get((dtype, shape))
+        if kind is None:
+            listed = str(list(shape)).replace(" ", "")
+            between = f':{{"dtype":"{dtype}","shape":{listed},"data_offsets":['
+            kind = kinds[dtype, shape] = _checked_size(name, dtype, shape), between
+        end = begin + kind[0]
+        infos[name] = new(cls, (dtype, shape, begin, end))
+        parts.append(f"{_json_string(name)}{kind[1]}{begin},{end}]}}")
+        begin = end
     if len(infos) != len(ordered):
-        seen: set[str] = set()
-        twice = next(name for name, _, _ in ordered if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise FormatError(
-            f"two tensors are called {quote(twice)}", rule="duplicate-key", tensor=twice
-        )
-    text = _write(infos, metadata)
-    if len(text) > MAX_HEADER:
-        message = (
-            f"header too large: {len(text)} bytes for {len(infos)} tensors, at most {MAX_HEADER}"
-        )
-        raise FormatError(message, rule="header-too-large")
+        twice = next(a[0] for a, b in pairwise(sorted(ordered)) if a[0] == b[0])
+        message = f"two tensors are called {quote(twice)}"
+        raise FormatError(message, rule="duplicate-key", tensor=twice)
+    text = _encode(parts, infos)
     header = Header(infos, None if metadata is None else dict(metadata), len(text))
     return header, len(text).to_bytes(PREFIX, "little") + text
 
@@ -313,28 +314,30 @@ def _checked_size(name: str, dtype: str, shape: tuple[int, ...]) -> int:
     return size
 
 
-def _write(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None) -> bytes:
-    parts = []
-    if metadata is not None:
-        pairs = ",".join(
-            f"{_json_string(key)}:{_json_string(metadata[key])}" for key in _sorted_keys(metadata)
-        )
-        parts.append(f'"{METADATA_KEY}":{{{pairs}}}')
+def _encode(parts: Iterable[str], tensors: Mapping[str, TensorInfo]) -> bytes:
+    """The JSON text whose members are `parts`, padded."""
     if METADATA_KEY in tensors:
         message = f"a tensor cannot be called `{METADATA_KEY}`: rename it"
         raise FormatError(message, rule="metadata", tensor=METADATA_KEY)
-    shapes = {info.shape: str(list(info.shape)).replace(" ", "") for info in tensors.values()}
-    parts += [
-        f'{_json_string(name)}:{{"dtype":"{dtype}","shape":{shapes[shape]},"data_offsets":[{begin},{end}]}}'
-        for name, (dtype, shape, begin, end) in tensors.items()
-    ]
     try:
         text = ("{" + ",".join(parts) + "}").encode()
     except UnicodeEncodeError as error:
-        wrong = next((name for name in tensors if not _encodable(name)), None)
+        wrong = next((name for name in tensors if has_surrogates(name)), None)
         message = f"a name with a lone surrogate cannot be written as UTF-8: {error.reason}"
         raise FormatError(message, rule="utf-8", tensor=wrong) from error
-    return text + b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        message = (
+            f"header too large: {len(text)} bytes for {len(tensors)} tensors, at most {MAX_HEADER}"
+        )
+        raise FormatError(message, rule="header-too-large")
+    return text
+
+
+def _metadata_text(metadata: Mapping[str, str]) -> str:
+    keys = _sorted_keys(metadata)
+    pairs = ",".join(f"{_json_string(key)}:{_json_string(metadata[key])}" for key in keys)
+    return f'"{METADATA_KEY}":{{{pairs}}}'
 
 
 def _sorted_keys(metadata: Mapping[str, str]) -> list[str]:
@@ -353,11 +356,3 @@ def _sorted_keys(metadata: Mapping[str, str]) -> list[str]:
         message = f"metadata of {len(metadata)} keys, at most {MAX_METADATA} can be written"
         raise FormatError(message, rule="metadata-limit")
     return sorted(metadata)
-
-
-def _encodable(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
