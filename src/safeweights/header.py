@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping
 from itertools import islice, pairwise
 from json.encoder import encode_basestring as _json_string
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from .chunks import CHUNK

@@ -1,0 +1,266 @@
+"""Hold any implementation of the format against the vectors in ``conformance/``.
+
+    python -m safeweights.conformance --impl safeweights
+    python -m safeweights.conformance --impl safetensors
+    python -m safeweights.conformance --impl my_package.my_module:read
+
+An implementation is a callable that takes the bytes of a file. It raises an exception to refuse the
+file; otherwise it returns the names of the tensors, or a mapping from each name to (dtype, shape,
+bytes), which is compared in full. Exit code 0 means that every verdict is the manifest's, 1 that some
+are not, 2 wrong usage, 3 that the implementation or the vectors were not found.
+
+The vectors say what the format is, so nothing here knows a rule of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from .errors import SafetensorError, quote
+
+__all__ = ["Difference", "Implementation", "Vector", "compare", "load", "main", "read_vectors"]
+
+Implementation = Callable[[bytes], Any]
+"""Bytes of a file -> names, or name -> (dtype, shape, bytes); any exception refuses the file."""
+
+SCHEMA: Final = "safeweights.conformance/1"
+
+
+class Vector(NamedTuple):
+    """One file and what a reader has to say of it.
+
+    Attributes:
+        file: Path below the folder of vectors.
+        data: Its bytes.
+        verdict: ``"valid"`` or ``"invalid"``.
+        rule: The rule that it shows or breaks, one of `safeweights.header.RULES`.
+        why: The reason, in a few words.
+        tensors: Name -> dtype, shape and sha256 of the bytes; empty for an invalid one.
+    """
+
+    file: str
+    data: bytes
+    verdict: str
+    rule: str
+    why: str
+    tensors: dict[str, dict[str, Any]]
+
+
+class Difference(NamedTuple):
+    """A vector on which an implementation does not agree with the manifest.
+
+    Attributes:
+        vector: The vector.
+        found: ``"valid"``, ``"invalid"``, ``"crash"`` (no ordinary exception) or ``"content"`` (valid,
+            but with other tensors).
+        said: The implementation's message, or what is different.
+    """
+
+    vector: Vector
+    found: str
+    said: str
+
+
+class UnavailableError(SafetensorError):
+    """The implementation or the vectors cannot be had."""
+
+
+def read_vectors(folder: str | os.PathLike[str] | None = None) -> list[Vector]:
+    """The vectors below `folder`; by default those that came with the package.
+
+    Raises:
+        UnavailableError: There are none, or the manifest is not of this schema.
+    """
+    root = Path(folder) if folder is not None else _default_folder()
+    try:
+        manifest = json.loads((root / "manifest.json").read_bytes())
+        if manifest["schema"] != SCHEMA:
+            raise UnavailableError(f"the manifest is of schema {quote(str(manifest['schema']))}")
+        return [
+            Vector(
+                row["file"], (root / row["file"]).read_bytes(), row["verdict"], row["rule"],
+                row["why"], row.get("tensors", {}),
+            )
+            for row in manifest["vectors"]
+        ]  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UnavailableError(f"no vectors in {quote(str(root))}: {error!r}") from error
+
+
+def _default_folder() -> Path:
+    package = Path(__file__).parent
+    installed = package / "_conformance"
+    return installed if installed.is_dir() else package.parents[1] / "conformance"
+
+
+def load(name: str) -> Implementation:
+    """The implementation called `name`: safeweights, safetensors, or ``module:function``.
+
+    Raises:
+        UnavailableError: It cannot be imported, or is not callable.
+    """
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]()
+    module, _, attribute = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split(".") if attribute else ():
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UnavailableError(f"implementation {quote(name)}: {error}") from error
+    if not callable(found):
+        raise UnavailableError(
+            f"implementation {quote(name)} is not callable: name module:function"
+        )
+    implementation: Implementation = found
+    return implementation
+
+
+def _safeweights() -> Implementation:
+    from . import checkpoint
+
+    def read(data: bytes) -> dict[str, tuple[str, tuple[int, ...], memoryview]]:
+        found = checkpoint.open(data)
+        return {name: (t.dtype, t.shape, t.view()) for name, t in found.items()}
+
+    return read
+
+
+def _safetensors() -> Implementation:
+    try:
+        import safetensors
+    except ImportError as error:
+        raise UnavailableError("the reference is not installed: pip install safetensors") from error
+
+    def read(data: bytes) -> dict[str, tuple[str, list[int], bytes]]:
+        found = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
+        return {name: (t["dtype"], t["shape"], t["data"]) for name, t in found}
+
+    return read
+
+
+_BUILT_IN: Final[dict[str, Callable[[], Implementation]]] = {
+    "safeweights": _safeweights,
+    "safetensors": _safetensors,
+}
+
+
+def compare(implementation: Implementation, vectors: Iterable[Vector]) -> list[Difference]:
+    """The vectors on which `implementation` does not agree; nothing that it raises gets out."""
+    found = []
+    for vector in vectors:
+        verdict, said = _judge(implementation, vector)
+        if verdict != vector.verdict:
+            found.append(Difference(vector, verdict, said))
+    return found
+
+
+def _judge(implementation: Implementation, vector: Vector) -> tuple[str, str]:
+    try:
+        result = implementation(vector.data)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it raises, it has refused the file
+        return "invalid", f"{type(error).__name__}: {error}"
+    except BaseException as error:  # noqa: BLE001 - a panic of native code, which is no answer
+        return "crash", f"{type(error).__name__}: {error}"
+    if vector.verdict == "invalid":
+        return "valid", "read without complaint"
+    try:
+        wrong = _content(result, vector.tensors)
+    except Exception as error:  # noqa: BLE001 - a result of another shape than asked for
+        wrong = f"neither names nor tensors: {type(error).__name__}: {error}"
+    return ("valid", "") if wrong is None else ("content", wrong)
+
+
+def _content(result: Any, expected: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """How what was read differs from the manifest; None if it does not."""
+    names = set(result)
+    if names != set(expected):
+        missing, added = sorted(set(expected) - names), sorted(names - set(expected))
+        return f"names missing: {missing}, too many: {added}"
+    if not isinstance(result, Mapping):
+        return None
+    for name, want in expected.items():
+        dtype, shape, data = result[name]
+        got = (dtype, list(shape), hashlib.sha256(data).hexdigest())
+        if got != (want["dtype"], want["shape"], want["sha256"]):
+            return f"tensor {quote(name)} is {dtype} {list(shape)} of other bytes or type"
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser("python -m safeweights.conformance", description=_SUMMARY)
+    parser.add_argument(
+        "--impl", default="safeweights", help="safeweights, safetensors or module:function"
+    )
+    parser.add_argument("--vectors", metavar="DIR", help="other vectors, with their manifest.json")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+    try:
+        vectors = read_vectors(options.vectors)
+        implementation = load(options.impl)
+    except UnavailableError as error:
+        print(error, file=sys.stderr)
+        return 3
+    differences = compare(implementation, vectors)
+    show = _as_json if options.json else _as_table
+    print(show(options.impl, vectors, differences))
+    return 1 if differences else 0
+
+
+_SUMMARY: Final = (
+    "Hold an implementation of the safetensors format against the conformance vectors."
+)
+
+
+def _as_json(name: str, vectors: list[Vector], differences: list[Difference]) -> str:
+    rows = [
+        {
+            "file": vector.file,
+            "rule": vector.rule,
+            "verdict": vector.verdict,
+            "found": found,
+            "said": said,
+            "why": vector.why,
+        }
+        for vector, found, said in differences
+    ]
+    report = {
+        "schema": f"{SCHEMA}/report",
+        "implementation": name,
+        "vectors": len(vectors),
+        "agree": len(vectors) - len(differences),
+        "differences": rows,
+    }
+    return json.dumps(report, indent=2)
+
+
+def _as_table(name: str, vectors: list[Vector], differences: list[Difference]) -> str:
+    agree = len(vectors) - len(differences)
+    summary = f"{name}: {agree} of {len(vectors)} verdicts agree"
+    if not differences:
+        return summary
+    rows = [("VECTOR", "RULE", "SHOULD BE", "IS", "WHY, AND WHAT IT SAID")]
+    for vector, found, said in differences:
+        answer = f"{vector.why}; {quote(said, 70)[1:-1]}"
+        rows.append((vector.file, vector.rule, vector.verdict, found, answer))
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+        for row in rows
+    ]
+    return "\n".join([*lines, "", summary])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
