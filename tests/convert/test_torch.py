@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import io
+import pickle
 import struct
 import warnings
 
@@ -29,7 +30,7 @@ from builders import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safeweights.convert import ForeignCheckpoint, open
+from safeweights.convert import ForeignCheckpoint, open, scan
 from safeweights.errors import FormatError, UnsupportedError
 
 ZIP, LEGACY = True, False
@@ -350,6 +351,21 @@ def test_torchscript(tmp_path) -> None:
     assert {key for key in found if not key.startswith("constants.")} == set(net.state_dict())
     for key, value in net.state_dict().items():
         assert bytes(found[key].view()) == raw(value)
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage")
+def test_tensors_in_plain_pickles() -> None:
+    value = {
+        "w": torch.arange(6.0).reshape(2, 3),
+        "big": torch.arange(5000.0),
+        "n": np.ones(2, "f4"),
+    }
+    for protocol in range(2, 6):
+        data = pickle.dumps(value, protocol)
+        found = open(data)
+        assert bytes(found["w"].view()) == raw(value["w"])
+        assert bytes(found["big"].view()) == raw(value["big"])
+        assert scan(data).verdict == "clean"
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage")

@@ -16,6 +16,7 @@ from typing import Final
 
 from safeweights.convert.element_types import TORCH_DTYPES, TORCH_STORAGES
 from safeweights.convert.foreign import ALL_CONSTRUCTORS
+from safeweights.convert.object_nodes import as_bytes
 from safeweights.convert.pickle_nodes import Call, Effect, Global, Value
 from safeweights.dtypes import DTYPES
 
@@ -165,6 +166,10 @@ def grade_global(node: Global) -> tuple[Grade, str]:
 
 def grade_call(call: Call) -> tuple[Grade, str]:
     """The grade of a call, and why."""
+    if call.path == "torch.storage._load_from_bytes" and len(call.arguments) == 1:
+        given = call.arguments[0]
+        if as_bytes(given) is not None and not isinstance(given, str):
+            return Grade.TENSORS, "loads the bytes it is given, which are scanned as a file"
     if isinstance(call.function, Global):
         return grade_global(call.function)
     return Grade.DANGEROUS, "what is called is itself the result of a call"

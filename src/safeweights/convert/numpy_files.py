@@ -22,6 +22,7 @@ from safeweights.convert.pickle_machine import Pickle, PickleMachine
 from safeweights.convert.pickle_nodes import Call, DictNode, Global, Value
 from safeweights.convert.source import Source, Window, read_bytes, spooled
 from safeweights.convert.strided import contiguous_strides
+from safeweights.convert.torch_files import NestedStorages
 from safeweights.convert.zip_reader import ZipArchive
 from safeweights.errors import FormatError, quote
 
@@ -226,7 +227,14 @@ class JoblibArrays:
         )
 
 
-def numpy_pickle(source: Source, offset: int, limits: Limits, *, trailing: bool = False) -> Pickle:
+def numpy_pickle(
+    source: Source,
+    offset: int,
+    limits: Limits,
+    *,
+    trailing: bool = False,
+    nested: NestedStorages | None = None,
+) -> Pickle:
     """The pickle at `offset`, joblib's interleaved arrays included.
 
     Args:
@@ -234,16 +242,20 @@ def numpy_pickle(source: Source, offset: int, limits: Limits, *, trailing: bool 
         offset: Its first byte.
         limits: See `Limits`.
         trailing: Allow bytes behind it.
+        nested: Takes in the tensors that plain pickles carry as files in byte strings.
 
     Raises:
         FormatError: It is malformed, or bytes follow it.
     """
     arrays = JoblibArrays(limits)
+    constructors = dict(ALL_CONSTRUCTORS)
+    if nested is not None:
+        constructors["torch.storage", "_load_from_bytes"] = nested.load
     machine = PickleMachine(
-        source, offset=offset, constructors=ALL_CONSTRUCTORS, on_build=arrays, limits=limits
+        source, offset=offset, constructors=constructors, on_build=arrays, limits=limits
     )
     found = machine.run()
-    for inner in arrays.inner:
+    for inner in (*arrays.inner, *(nested.pickles if nested is not None else ())):
         found.calls += inner.calls
         found.globals += inner.globals
         found.effects += inner.effects
@@ -276,14 +288,15 @@ def read_object_pickle(source: Source, options: OpenOptions) -> ForeignCheckpoin
         FormatError: It is malformed, or refers to what lies outside of it.
     """
     body = inflated(source, options.limits)
-    found = numpy_pickle(body, 0, options.limits)
+    nested = NestedStorages(options.limits)
+    found = numpy_pickle(body, 0, options.limits, nested=nested)
     tree = found.value
     if options.paddle:
         tree = _paddle_tree(tree, options.limits)
     kind = "paddle" if options.paddle else "pickle"
     if any(call.path.startswith("joblib.") for call in found.calls) or body is not source:
         kind = "joblib"
-    return from_tree(kind, source.name, tree, options, pickles=(found,))
+    return from_tree(kind, source.name, tree, options, pickles=(found,), storages=nested)
 
 
 # -- Paddle ----------------------------------------------------------------------------------------

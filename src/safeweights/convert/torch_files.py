@@ -9,20 +9,31 @@ torch/csrc/jit/serialization/export_module.cpp.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass, replace
 from typing import Final
 
 from safeweights.convert.element_types import item_size
 from safeweights.convert.foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions, from_tree
-from safeweights.convert.materialise import StoredBytes
-from safeweights.convert.object_nodes import is_int
+from safeweights.convert.limits import Limits  # noqa: TC001 - get_type_hints must work
+from safeweights.convert.materialise import Storages, StoredBytes
+from safeweights.convert.numpy_nodes import blob_source
+from safeweights.convert.object_nodes import as_bytes, is_int
 from safeweights.convert.pickle_machine import Pickle, read_pickle
-from safeweights.convert.pickle_nodes import DictNode, Value
+from safeweights.convert.pickle_nodes import Call, DictNode, Value
 from safeweights.convert.source import Source, Window, read_bytes
 from safeweights.convert.torch_nodes import StorageNode, storage_type
-from safeweights.convert.zip_reader import ZipArchive
+from safeweights.convert.zip_reader import ZipArchive, looks_like_zip
 from safeweights.errors import FormatError, quote
 
-__all__ = ["MAGIC", "is_legacy", "read_legacy", "read_zip", "reference", "torch_root"]
+__all__ = [
+    "MAGIC",
+    "NestedStorages",
+    "is_legacy",
+    "read_legacy",
+    "read_zip",
+    "reference",
+    "torch_root",
+]
 
 MAGIC: Final = 0x1950A86A20F9469CFC6C
 """The first pickle of a legacy file."""
@@ -58,7 +69,67 @@ def reference(value: Value, prefix: str = "") -> Value:
     return StorageNode(prefix + key, kind[0], count, first)
 
 
-# -- zip --------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class TorchContents:
+    """What a file of `torch.save` holds: a tree, the pickles it came from, and the storages."""
+
+    tree: Value
+    pickles: tuple[Pickle, ...]
+    storages: Storages
+
+
+def _checkpoint(
+    kind: str, source: Source, contents: TorchContents, options: OpenOptions
+) -> ForeignCheckpoint:
+    return from_tree(
+        kind,
+        source.name,
+        contents.tree,
+        options,
+        pickles=contents.pickles,
+        storages=contents.storages,
+    )
+
+
+class NestedStorages:
+    """Storages that a plain pickle carries as whole files of `torch.save` in byte strings.
+
+    That is how tensors pickle outside of `torch.save`: as a call of ``_load_from_bytes``.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._places: dict[str, tuple[Storages, StorageNode]] = {}
+        self.pickles: list[Pickle] = []
+
+    def load(self, call: Call) -> Value:
+        """Describe ``torch.storage._load_from_bytes(bytes)``: the storage in them."""
+        data = as_bytes(call.arguments[0]) if len(call.arguments) == 1 else None
+        if data is None:
+            return NotImplemented
+        source = blob_source(data, f"bytes@{call.offset}")
+        if looks_like_zip(read_bytes(source, 0, min(4, source.size))):
+            _, contents = _zip_contents(source, self._limits)
+        else:
+            contents = _legacy_contents(source, self._limits)
+        self.pickles += contents.pickles
+        node = contents.tree
+        if not isinstance(node, StorageNode):
+            return NotImplemented
+        key = f"{call.offset}/{node.key}"
+        self._places[key] = contents.storages, node
+        return replace(node, key=key)
+
+    def find(self, storage: StorageNode) -> StoredBytes:
+        """The bytes of a storage that `load` described."""
+        found = self._places.get(storage.key)
+        if found is None:
+            raise FormatError("a storage is in none of the byte strings", rule="torch-storage")
+        storages, node = found
+        return storages.find(replace(storage, key=node.key))
+
+
+# -- zip
 
 
 def torch_root(archive: ZipArchive) -> str | None:
@@ -124,7 +195,12 @@ def read_zip(source: Source, options: OpenOptions) -> ForeignCheckpoint:
     Raises:
         FormatError: The archive or its pickle breaks a rule.
     """
-    archive = ZipArchive(source, options.limits)
+    kind, contents = _zip_contents(source, options.limits)
+    return _checkpoint(kind, source, contents, options)
+
+
+def _zip_contents(source: Source, limits: Limits) -> tuple[str, TorchContents]:
+    archive = ZipArchive(source, limits)
     root = torch_root(archive)
     if root is None:
         raise FormatError(
@@ -132,22 +208,15 @@ def read_zip(source: Source, options: OpenOptions) -> ForeignCheckpoint:
             rule="torch-zip",
             path=source.name,
         )
-    pickles = [_member_pickle(archive, f"{root}/data.pkl", "data/", options)]
+    pickles = [_member_pickle(archive, f"{root}/data.pkl", "data/", limits)]
     tree = pickles[0].value
     kind = "torch-zip"
     if f"{root}/constants.pkl" in archive.members:
         kind = "torchscript"
-        constants = _member_pickle(archive, f"{root}/constants.pkl", "constants/", options)
+        constants = _member_pickle(archive, f"{root}/constants.pkl", "constants/", limits)
         pickles.append(constants)
         tree = _with_constants(tree, constants.value)
-    return from_tree(
-        kind,
-        source.name,
-        tree,
-        options,
-        pickles=tuple(pickles),
-        storages=_ZipStorages(archive, root),
-    )
+    return kind, TorchContents(tree, tuple(pickles), _ZipStorages(archive, root))
 
 
 def _with_constants(tree: Value, constants: Value) -> Value:
@@ -162,14 +231,14 @@ def _with_constants(tree: Value, constants: Value) -> Value:
     return tree
 
 
-def _member_pickle(archive: ZipArchive, name: str, prefix: str, options: OpenOptions) -> Pickle:
+def _member_pickle(archive: ZipArchive, name: str, prefix: str, limits: Limits) -> Pickle:
     archive.verify(name)
     source = archive.open(name)
     pickle = read_pickle(
         source,
         constructors=ALL_CONSTRUCTORS,
         persistent=lambda value: reference(value, prefix),
-        limits=options.limits,
+        limits=limits,
     )
     # PyTorch 1.6 to 2.x write nothing behind STOP; anything there is a second pickle or worse.
     if pickle.end != source.size:
@@ -182,7 +251,7 @@ def _member_pickle(archive: ZipArchive, name: str, prefix: str, options: OpenOpt
     return pickle
 
 
-# -- legacy -------------------------------------------------------------------------------------
+# -- legacy
 
 
 def is_legacy(head: bytes) -> bool:
@@ -217,9 +286,13 @@ def read_legacy(source: Source, options: OpenOptions) -> ForeignCheckpoint:
     Raises:
         FormatError: The stream breaks a rule.
     """
+    return _checkpoint("torch-legacy", source, _legacy_contents(source, options.limits), options)
+
+
+def _legacy_contents(source: Source, limits: Limits) -> TorchContents:
     offset = 0
     for what, expected in (("magic number", MAGIC), ("protocol version", _PROTOCOL)):
-        pickle = read_pickle(source, offset=offset, limits=options.limits)
+        pickle = read_pickle(source, offset=offset, limits=limits)
         if pickle.value != expected or not is_int(pickle.value):
             raise FormatError(
                 f"the {what} of a legacy PyTorch file is wrong",
@@ -228,20 +301,18 @@ def read_legacy(source: Source, options: OpenOptions) -> ForeignCheckpoint:
                 offset=offset,
             )
         offset = pickle.end
-    offset = read_pickle(source, offset=offset, limits=options.limits).end  # system information
+    offset = read_pickle(source, offset=offset, limits=limits).end  # system information
     storages: dict[str, StorageNode] = {}
     pickle = read_pickle(
         source,
         offset=offset,
         constructors=ALL_CONSTRUCTORS,
         persistent=lambda value: _noted(reference(value), storages),
-        limits=options.limits,
+        limits=limits,
     )
-    keys = read_pickle(source, offset=pickle.end, limits=options.limits)
+    keys = read_pickle(source, offset=pickle.end, limits=limits)
     places = _place_storages(source, keys, storages)
-    return from_tree(
-        "torch-legacy", source.name, pickle.value, options, pickles=(pickle,), storages=places
-    )
+    return TorchContents(pickle.value, (pickle,), places)
 
 
 def _noted(node: Value, storages: dict[str, StorageNode]) -> Value:
