@@ -11,6 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 from . import indexing
@@ -28,6 +29,7 @@ from .sniffing import HEAD, identify
 from .storage import (
     Buffer,
     Source,
+    Verify,
     allocate,
     flat,
     gather,
@@ -214,15 +216,22 @@ class SafetensorsFile:
         self.header = _read_header(source)
 
     @classmethod
-    def open(cls, target: Any, *, engine: str = "mmap") -> SafetensorsFile:
+    def open(
+        cls, target: Any, *, engine: str = "mmap", verify: Verify | None = None
+    ) -> SafetensorsFile:
         """Open a path, a readable file object, or memory that holds a file.
+
+        Args:
+            target: One of these.
+            engine: How a path is read; see `safeweights.storage.open_source`.
+            verify: Given the source of a path and the path, the source to read from instead.
 
         Raises:
             FormatError: The file breaks a rule of the format, or is of another format.
             UnsupportedError: `target` is none of these.
             OSError: It cannot be opened or read.
         """
-        return cls(open_source(target, engine=engine))
+        return cls(open_source(target, engine=engine, verify=verify))
 
     def tensor(self, name: str) -> FileTensor:
         """The tensor called `name`, unread."""
@@ -420,7 +429,7 @@ def _common_metadata(files: Iterable[SafetensorsFile]) -> dict[str, str] | None:
     return {key: merged[key] for key in merged if key not in disputed} if found else None
 
 
-def open(target: Any, *, backend: str = "mmap") -> Checkpoint:
+def open(target: Any, *, backend: str = "mmap", verify: Verify | None = None) -> Checkpoint:
     """Open a checkpoint: a file, an ``index.json``, a folder, a file object, or bytes.
 
     Reads and checks headers only. A folder is read through its index where it has one; without one
@@ -430,6 +439,8 @@ def open(target: Any, *, backend: str = "mmap") -> Checkpoint:
         target: Path, readable file object, or bytes-like object that holds a file.
         backend: ``"mmap"`` maps the file, ``"pread"`` reads what is asked for. A mapping is fastest,
             but if another process truncates the file, touching it kills the process.
+        verify: Called with every source that is opened, the index's too, and its path; what it
+            returns is read instead. `safeweights.open` makes one of a policy or a key.
 
     Raises:
         FormatError: A file breaks the format; an index disagrees with its shards; shards are missing.
@@ -442,22 +453,25 @@ def open(target: Any, *, backend: str = "mmap") -> Checkpoint:
     <FileTensor `a` F32 [3]>
     """
     if not isinstance(target, str | os.PathLike):
-        file = SafetensorsFile.open(target, engine=backend)
+        file = SafetensorsFile.open(target, engine=backend, verify=verify)
         return Checkpoint.from_files([file], file.name)
     path = os.fsdecode(target)
+    read = partial(SafetensorsFile.open, engine=backend, verify=verify)
     if os.path.isdir(path):
-        return _open_folder(path, backend)
+        return _open_folder(path, read, verify)
     if path.endswith(".json"):
-        return _open_index(path, backend)
-    return Checkpoint.from_files([SafetensorsFile.open(path, engine=backend)], path)
+        return _open_index(path, read, verify)
+    return Checkpoint.from_files([read(path)], path)
 
 
-def _open_folder(path: str, backend: str) -> Checkpoint:
+def _open_folder(
+    path: str, read: Callable[[str], SafetensorsFile], verify: Verify | None
+) -> Checkpoint:
     # Hidden ones are an editor's, a file manager's ("._model.safetensors") or a save's under way.
     names = sorted(name for name in os.listdir(path) if not name.startswith("."))
     indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
     if len(indexes) == 1:
-        return _open_index(os.path.join(path, indexes[0]), backend, name=path)
+        return _open_index(os.path.join(path, indexes[0]), read, verify, name=path)
     if indexes:
         listed = ", ".join(map(quote, indexes))
         raise FormatError(f"the folder has several indexes, name one of them: {listed}", path=path)
@@ -465,18 +479,22 @@ def _open_folder(path: str, backend: str) -> Checkpoint:
     if not shards:
         raise FormatError(f"the folder has no {SUFFIX} file and no index", path=path)
     check_complete(shards, path)
-    files = [SafetensorsFile.open(os.path.join(path, name), engine=backend) for name in shards]
+    files = [read(os.path.join(path, name)) for name in shards]
     return Checkpoint.from_files(files, path)
 
 
-def _open_index(path: str, backend: str, *, name: str | None = None) -> Checkpoint:
-    weight_map = read_index(path)
+def _open_index(
+    path: str,
+    read: Callable[[str], SafetensorsFile],
+    verify: Verify | None,
+    *,
+    name: str | None = None,
+) -> Checkpoint:
+    weight_map = read_index(path, verify=verify)
     folder = os.path.dirname(path)
     shards = sorted(set(weight_map.values()))
     _check_present(shards, folder, path)
-    files = {
-        shard: SafetensorsFile.open(os.path.join(folder, shard), engine=backend) for shard in shards
-    }
+    files = {shard: read(os.path.join(folder, shard)) for shard in shards}
     for tensor, shard in weight_map.items():
         if tensor not in files[shard].header.tensors:
             raise FormatError(

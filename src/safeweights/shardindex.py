@@ -21,6 +21,8 @@ from .strictjson import JSONError, Reader
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from .storage import Verify
+
 __all__ = [
     "INDEX_SUFFIX",
     "SUFFIX",
@@ -71,13 +73,17 @@ def check_complete(names: Iterable[str], path: str) -> None:
             )  # fmt: skip
 
 
-def read_index(path: str) -> dict[str, str]:
+def read_index(path: str, *, verify: Verify | None = None) -> dict[str, str]:
     """The ``weight_map`` of an index file: tensor -> file, relative to the index.
+
+    Args:
+        path: The index.
+        verify: See `safeweights.storage.open_source`.
 
     Raises:
         FormatError: Not JSON, no weight_map, or an entry that leaves the folder.
     """
-    source = open_source(path, engine="pread")
+    source = open_source(path, engine="pread", verify=verify)
     if source.size > _INDEX_MAX:
         message = f"an index of {source.size} bytes, at most {_INDEX_MAX} are read"
         raise FormatError(message, rule="index", path=path)

@@ -22,6 +22,7 @@ import sys
 import threading
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
 from typing import IO, Any, Final
 
@@ -36,6 +37,7 @@ __all__ = [
     "FileObjectSource",
     "Source",
     "TruncatedError",
+    "Verify",
     "flat",
     "open_source",
     "read_bytes",
@@ -131,6 +133,10 @@ class Source(ABC):
             path=self.name,
             offset=offset,
         )
+
+
+Verify = Callable[[Source, str], Source]
+"""Given what was opened and its path, what to read from instead: the same bytes, checked."""
 
 
 class DescriptorSource(Source):
@@ -336,7 +342,7 @@ def read_bytes(source: Source, offset: int, length: int) -> bytes:
     return bytes(text)
 
 
-def open_source(target: Any, *, engine: str = "mmap") -> Source:
+def open_source(target: Any, *, engine: str = "mmap", verify: Verify | None = None) -> Source:
     """Open a file by name, or wrap an open file object or memory.
 
     Args:
@@ -345,16 +351,22 @@ def open_source(target: Any, *, engine: str = "mmap") -> Source:
         engine: For paths. ``"mmap"`` serves views from a private mapping; ``"pread"`` reads every view
             into fresh memory; ``"direct"`` does so past the page cache; ``"auto"`` maps local files,
             reads remote ones, and reads cold ones directly when all of them is wanted.
+        verify: Called with the source and its path; what it returns is read instead.
 
     Raises:
         OSError: Opening failed, with the system's class and errno; a directory is an
             IsADirectoryError, a device, FIFO or socket an OSError with ENODEV or ENXIO.
-        UnsupportedError: None of these, a file object in text mode, or no such engine.
+        UnsupportedError: None of these, a file object in text mode, no such engine, or something
+            other than a path is to be verified.
     """
     if engine not in ENGINES:
         raise UnsupportedError(f"no such engine: {engine!r}; there are {', '.join(ENGINES)}")
     if isinstance(target, str | os.PathLike):
-        return _open_path(target, engine)
+        source = _open_path(target, engine)
+        return source if verify is None else verify(source, source.name)
+    if verify is not None:
+        kind = type(target).__name__
+        raise UnsupportedError(f"only what is opened by its path can be verified, not {kind}")
     if hasattr(target, "read") and not isinstance(target, mmap.mmap):
         return _open_object(target)
     return BytesSource(target)
