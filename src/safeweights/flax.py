@@ -75,6 +75,7 @@ def load_file(
     *,
     backend: str = "mmap",
     device: str | jax.Device | jax.sharding.Sharding = "cpu",
+    trust: object = None,
 ) -> dict[str, jax.Array]:
     """The tensors of a file, in the order of the data.
 
@@ -85,10 +86,12 @@ def load_file(
         filename: Path or readable file object.
         backend: ``"mmap"`` or ``"pread"``: how bytes are read.
         device: A ``jax.Device``, a sharding, or a name such as ``"gpu:0"``; else JAX's default device.
+        trust: What the file must fulfil before a byte of it is used; see `safe_open`.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
         UnsupportedError: The framework has no such element type.
+        TrustError: The file is not what `trust` asks for.
         OSError: It cannot be opened or read.
     """
-    return functions.load_file("jax", filename, device, backend=backend)
+    return functions.load_file("jax", filename, device, backend=backend, trust=trust)

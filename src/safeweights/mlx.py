@@ -68,6 +68,7 @@ def load_file(
     filename: str | os.PathLike[str] | IO[bytes],
     *,
     backend: str = "mmap",
+    trust: object = None,
 ) -> dict[str, mx.array]:
     """The tensors of a file, in the order of the data.
 
@@ -77,10 +78,12 @@ def load_file(
     Args:
         filename: Path or readable file object.
         backend: ``"mmap"`` or ``"pread"``: how bytes are read.
+        trust: What the file must fulfil before a byte of it is used; see `safe_open`.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
         UnsupportedError: The framework has no such element type.
+        TrustError: The file is not what `trust` asks for.
         OSError: It cannot be opened or read.
     """
-    return functions.load_file("mlx", filename, backend=backend)
+    return functions.load_file("mlx", filename, backend=backend, trust=trust)

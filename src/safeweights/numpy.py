@@ -73,15 +73,21 @@ def load(data: Any) -> dict[str, Array]:
 
 
 def load_file(
-    filename: str | os.PathLike[str] | IO[bytes], *, backend: str = "mmap"
+    filename: str | os.PathLike[str] | IO[bytes], *, backend: str = "mmap", trust: object = None
 ) -> dict[str, Array]:
     """The arrays of a file, in the order of the data.
 
     With ``backend="mmap"`` arrays share a private mapping: nothing is read until it is used, and
     writing to an array changes the array alone. ``"pread"`` reads everything now.
 
+    Args:
+        filename: Path or readable file object.
+        backend: How bytes are read.
+        trust: What the file must fulfil before a byte of it is used; see `safe_open`.
+
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
+        TrustError: The file is not what `trust` asks for.
         OSError: It cannot be opened or read.
     """
-    return functions.load_file("np", filename, backend=backend)
+    return functions.load_file("np", filename, backend=backend, trust=trust)

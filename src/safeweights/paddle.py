@@ -73,6 +73,7 @@ def load_file(
     device: str | int = "cpu",
     *,
     backend: str = "mmap",
+    trust: object = None,
 ) -> dict[str, paddle.Tensor]:
     """The tensors of a file, in the order of the data.
 
@@ -83,10 +84,12 @@ def load_file(
         filename: Path or readable file object.
         backend: ``"mmap"`` or ``"pread"``: how bytes are read.
         device: ``"cpu"``, a number, or a name such as ``"gpu:0"``.
+        trust: What the file must fulfil before a byte of it is used; see `safe_open`.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
         UnsupportedError: The framework has no such element type.
+        TrustError: The file is not what `trust` asks for.
         OSError: It cannot be opened or read.
     """
-    return functions.load_file("paddle", filename, device, backend=backend)
+    return functions.load_file("paddle", filename, device, backend=backend, trust=trust)

@@ -72,6 +72,7 @@ def load_file(
     *,
     backend: str = "mmap",
     device: str = "cpu",
+    trust: object = None,
 ) -> dict[str, tf.Tensor]:
     """The tensors of a file, in the order of the data.
 
@@ -81,10 +82,12 @@ def load_file(
         filename: Path or readable file object.
         backend: ``"mmap"`` or ``"pread"``: how bytes are read.
         device: A name such as ``"GPU:0"``; by default TensorFlow's default device.
+        trust: What the file must fulfil before a byte of it is used; see `safe_open`.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
         UnsupportedError: The framework has no such element type.
+        TrustError: The file is not what `trust` asks for.
         OSError: It cannot be opened or read.
     """
-    return functions.load_file("tf", filename, device, backend=backend)
+    return functions.load_file("tf", filename, device, backend=backend, trust=trust)

@@ -101,6 +101,7 @@ def load_file(
     device: str | int | torch.device = "cpu",
     *,
     backend: str = "mmap",
+    trust: object = None,
 ) -> dict[str, torch.Tensor]:
     """The tensors of a file, in the order of the data.
 
@@ -111,13 +112,15 @@ def load_file(
         filename: Path or readable file object.
         device: Anything `torch.device` takes; ``"meta"`` gives shapes and types without values.
         backend: How bytes are read.
+        trust: What the file must fulfil before a byte of it is used; see `safe_open`.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
         UnsupportedError: This torch has no such element type.
+        TrustError: The file is not what `trust` asks for.
         OSError: The file cannot be opened or read.
     """
-    return functions.load_file("pt", filename, device, backend=backend)
+    return functions.load_file("pt", filename, device, backend=backend, trust=trust)
 
 
 def save_model(
@@ -151,8 +154,17 @@ def load_model(
     device: str | int | torch.device = "cpu",
     *,
     backend: str = "mmap",
+    trust: object = None,
 ) -> tuple[set[str], list[str]]:
     """Load a file into a module whose weights may be tied.
+
+    Args:
+        model: The module.
+        filename: Path or readable file object.
+        strict: Names that only one side has are an error.
+        device: Where the file's tensors go on their way.
+        backend: How bytes are read.
+        trust: What the file must fulfil before a byte of it is used; see `safe_open`.
 
     Returns:
         Names of the module that the file did not provide, and names of the file that the module
@@ -160,8 +172,11 @@ def load_model(
 
     Raises:
         StateDictError: There are such names and `strict` is set; a RuntimeError.
+        TrustError: The file is not what `trust` asks for.
     """
-    return torch_models.load_model(model, filename, strict=strict, device=device, backend=backend)
+    return torch_models.load_model(
+        model, filename, strict=strict, device=device, backend=backend, trust=trust
+    )
 
 
 def load_into(
@@ -170,6 +185,7 @@ def load_into(
     *,
     strict: bool = True,
     backend: str = "pread",
+    trust: object = None,
 ) -> tuple[set[str], list[str]]:
     """Fill tensors that exist already with the values of a file, without a second copy in memory.
 
@@ -183,6 +199,7 @@ def load_into(
         filename: Path or readable file object.
         strict: Names that only one side has are an error.
         backend: How bytes are read.
+        trust: What the file must fulfil before a byte of it is used; see `safe_open`.
 
     Returns:
         Names of `target` that were not filled, and names of the file that were not used.
@@ -191,6 +208,7 @@ def load_into(
         StateDictError: Names or shapes differ; nothing was changed then.
         NoDataError: A meta tensor that is not part of a module.
         FormatError: The file breaks a rule of the format.
+        TrustError: The file is not what `trust` asks for; some tensors may have been filled.
         OSError: It cannot be opened or read; some tensors may have been filled.
     """
-    return torch_models.load_into(target, filename, strict=strict, backend=backend)
+    return torch_models.load_into(target, filename, strict=strict, backend=backend, trust=trust)

@@ -35,10 +35,15 @@ def load(framework: str, data: Any, device: Any = "cpu") -> dict[str, Any]:
 
 
 def load_file(
-    framework: str, filename: Any, device: Any = "cpu", *, backend: str = "mmap"
+    framework: str,
+    filename: Any,
+    device: Any = "cpu",
+    *,
+    backend: str = "mmap",
+    trust: object = None,
 ) -> dict[str, Any]:
     """All tensors of the file at `filename`."""
-    with safe_open(filename, framework, device, backend=backend) as file, gc_paused():
+    with safe_open(filename, framework, device, backend=backend, trust=trust) as file, gc_paused():
         return file.get_tensors()
 
 

@@ -55,10 +55,16 @@ class MissingFileError(FileNotFoundError):
         return f"No such file or directory: {self.filename}"
 
 
-def opened(target: Any, backend: str) -> SafetensorsFile:
+def opened(target: Any, backend: str, trust: object = None) -> SafetensorsFile:
     """Open a path or file object; errors have the reference's words.
 
+    Args:
+        target: One of these.
+        backend: One of `safeweights.storage.ENGINES`.
+        trust: See `safe_open`.
+
     Raises:
+        TrustError: The file is not what `trust` asks for.
         FormatError: The file breaks a rule of the format, or is of another format.
         OSError: It cannot be opened.
         SafetensorError: No such backend.
@@ -66,9 +72,14 @@ def opened(target: Any, backend: str) -> SafetensorsFile:
     if backend not in ENGINES:
         known = ", ".join(f'"{name}"' for name in ENGINES)
         raise SafetensorError(f'backend "{backend}" is invalid (expected one of: {known})')
+    verify = None
+    if trust is not None:
+        from ..trust import as_gate  # few need it, and it takes longer than opening a file
+
+        verify = as_gate(trust)
     try:
         with prefixed("Error while deserializing header: "):
-            return SafetensorsFile.open(target, engine=backend)
+            return SafetensorsFile.open(target, engine=backend, verify=verify)
     except FileNotFoundError as error:
         raise MissingFileError(errno.ENOENT, error.strerror, error.filename) from error
 
@@ -85,11 +96,15 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         device: Where tensors go; what the framework understands.
         backend: ``"mmap"``: tensors share a private mapping of the file; reading is left to the
             first use. ``"pread"``: every tensor is read into memory of its own.
+        trust: A policy, its path, a public key, a warrant ... (`safeweights.trust.as_gate`). Every
+            byte is then checked before it is handed out, from memory that nobody else can change;
+            of a file signed with a block tree only the blocks that are read.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
         OSError: It cannot be opened.
         SafetensorError: No such framework, device or backend.
+        TrustError: The file is not what `trust` asks for, here or when it is read.
 
     Example:
         >>> import numpy, safeweights.numpy, tempfile, os
@@ -108,6 +123,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         device: str | int | torch.device | None = ...,
         *,
         backend: Backend = ...,
+        trust: object = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -117,6 +133,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         device: str | None = ...,
         *,
         backend: Backend = ...,
+        trust: object = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -126,6 +143,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         device: str | jax.Device | jax.sharding.Sharding | None = ...,
         *,
         backend: Backend = ...,
+        trust: object = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -135,6 +153,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         device: str | None = ...,
         *,
         backend: Backend = ...,
+        trust: object = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -144,6 +163,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         device: str | None = ...,
         *,
         backend: Backend = ...,
+        trust: object = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -153,6 +173,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         device: str | int | None = ...,
         *,
         backend: Backend = ...,
+        trust: object = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -162,14 +183,21 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         device: Any = ...,
         *,
         backend: str = ...,
+        trust: object = ...,
     ) -> None: ...
 
     def __init__(
-        self, filename: Target, framework: str, device: Any = "cpu", *, backend: str = "mmap"
+        self,
+        filename: Target,
+        framework: str,
+        device: Any = "cpu",
+        *,
+        backend: str = "mmap",
+        trust: object = None,
     ) -> None:
         self._adapter = adapter_for(framework)
         self._device = self._adapter.check_device(device)
-        self._file: SafetensorsFile | None = opened(filename, backend)
+        self._file: SafetensorsFile | None = opened(filename, backend, trust)
 
     @classmethod
     def of(cls, data: Any, framework: str, device: Any = "cpu") -> Self:
