@@ -11,18 +11,20 @@ Only a complete run replaces the published figures. Input files are made once an
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import math
 import shutil
 import signal
 import sys
 import tempfile
 import time
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import machine
 from bench.chart import draw
 from bench.data import MIB
 from bench.exchange import write_pyperf
@@ -31,12 +33,17 @@ from bench.report import machine_line, markdown, print_tables, results_of
 from bench.rows import ROWS, Row, Scale
 from bench.session import Session
 
+from bench import machine
+
 if TYPE_CHECKING:
     from bench.results import RowResult
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "bench"
 PUBLISHED = ROOT / "benchmarks" / "results"
+
+QUICK_SECONDS = 210
+"""After these a quick run takes one sample of each contender, to end within five minutes."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -49,6 +56,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder for the results")
     parser.add_argument("--mib", type=int, help="at most this much data a file, to try a row out")
     parser.add_argument("--count", type=int, help="at most so many tensors a file, likewise")
+    parser.add_argument(
+        "--render",
+        type=Path,
+        metavar="JSON",
+        help="only make tables and chart of these results anew",
+    )
     return parser.parse_args(arguments)
 
 
@@ -70,10 +83,10 @@ def check_space(rows: list[Row], scale: Scale, folder: Path) -> None:
         )
 
 
-def say(text: str) -> None:
+def report(head: str, text: str) -> None:
     """Progress, on a terminal in one line that changes."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[K{head} {text}", end="", file=sys.stderr, flush=True)
 
 
 def measure(rows: list[Row], scale: Scale, scratch: Path) -> dict[str, Any]:
@@ -94,14 +107,19 @@ def measure(rows: list[Row], scale: Scale, scratch: Path) -> dict[str, Any]:
         for number, row in enumerate(rows, 1):
             head = f"[{number}/{len(rows)}] {row.name}"
             session = Session(
-                crew, scale, CACHE / "data", out, lambda text, head=head: say(f"{head}: {text}")
+                crew,
+                scale,
+                CACHE / "data",
+                out,
+                say=partial(report, head),
+                deadline=begin + QUICK_SECONDS if scale.quick else math.inf,
             )
             results.append(session.measure(row))
             if not sys.stderr.isatty():
                 seconds = time.perf_counter() - begin
                 print(f"{head} ({seconds:.0f} s)", file=sys.stderr, flush=True)
         versions = {name: text for name, text in sorted(crew.versions.items()) if text}
-    say("")
+    report("", "")
     return {
         "schema": 1,
         "started": started.isoformat(timespec="seconds"),
@@ -125,25 +143,48 @@ def write(document: dict[str, Any], folder: Path, stem: str) -> None:
     write_pyperf(document, folder / f"{stem}.pyperf.json")
 
 
+def scratch_folder() -> Path:
+    """For output files; what a killed run left is removed first."""
+    sweep()
+    return Path(tempfile.mkdtemp(prefix="run-", dir=CACHE))
+
+
+def sweep() -> None:
+    """Remove what is not meant to stay: output folders, and input files that are not complete."""
+    for folder in CACHE.glob("run-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for path in (CACHE / "data").glob("*.partial"):
+        path.unlink(missing_ok=True)
+
+
 def interrupted(*_: object) -> None:
     raise KeyboardInterrupt
 
 
 def main() -> int:
     options = parse()
+    if options.render:
+        document = json.loads(options.render.read_text())
+        write(document, options.output or options.render.parent, options.render.stem)
+        print_tables(document)
+        return 0
     signal.signal(signal.SIGTERM, interrupted)
     scale = Scale(options.quick, options.mib, options.count)
     rows = chosen_rows(options.row)
     CACHE.mkdir(parents=True, exist_ok=True)
-    check_space(rows, scale, CACHE)
-    scratch = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE))
-    try:
-        document = measure(rows, scale, scratch)
-    except KeyboardInterrupt:
-        print("\ninterrupted: nothing is kept", file=sys.stderr)
-        return 130
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with (CACHE / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit("another benchmark is running here: two of them would measure each other")
+        check_space(rows, scale, CACHE)
+        try:
+            document = measure(rows, scale, scratch_folder())
+        except KeyboardInterrupt:
+            print("\ninterrupted: nothing is kept", file=sys.stderr)
+            return 130
+        finally:
+            sweep()
     published = document["complete"]
     folder = options.output or (PUBLISHED if published else CACHE / "results")
     write(document, folder, "latest" if published else "trial")

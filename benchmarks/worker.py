@@ -1,7 +1,7 @@
 """One contender in a process of its own: commands as JSON lines on stdin, answers on stdout.
 
-    {"do": "prepare", "id": "...", "verb": "...", "arguments": {...}, "repeat": 1}
-    {"do": "sample", "id": "...", "check": false, "memory": false}
+    {"do": "prepare", "key": "...", "verb": "...", "arguments": {...}, "repeat": 1}
+    {"do": "sample", "key": "...", "check": false, "memory": false}
     {"do": "convert", "path": "...", "to": "..."}
     {"do": "release"}
 
@@ -69,12 +69,15 @@ class Worker:
     def do_hello(self) -> dict[str, Any]:
         return {"version": self.contender.version, "pid": os.getpid()}
 
-    def do_prepare(self, id: str, verb: str, arguments: dict[str, Any], repeat: int = 1) -> None:
+    def do_prepare(
+        self, key: str, verb: str, arguments: dict[str, Any], repeat: int = 1
+    ) -> dict[str, Any]:
         made = prepare(self.contender, verb, arguments, self.inputs)
-        self.operations[id] = (made, repeat)
+        self.operations[key] = (made, repeat)
+        return {"way": self.contender.way(arguments.get("how", "default"))}
 
-    def do_sample(self, id: str, check: bool = False, memory: bool = False) -> dict[str, Any]:
-        operation, repeat = self.operations[id]
+    def do_sample(self, key: str, check: bool = False, memory: bool = False) -> dict[str, Any]:
+        operation, repeat = self.operations[key]
         gc.collect()
         found = self._peak(operation) if memory else self._timed(operation, repeat)
         result = found.pop("result")

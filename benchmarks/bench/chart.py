@@ -1,19 +1,23 @@
 """The rows as one SVG: our time as a share of the reference's, the others' and what was to be reached.
 
-Colours follow the reader's light or dark mode; nothing is told by colour alone.
+The axis is logarithmic, so that bars begin at 1x, where both take the same time: to the left is
+faster, to the right slower. Colours follow the reader's light or dark mode; nothing is told by colour
+alone.
 """
 
 from __future__ import annotations
 
 import math
+import textwrap
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from .results import RowResult
 from .rows import OURS, PEERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from .results import RowResult
 
 __all__ = ["draw"]
 
@@ -32,8 +36,8 @@ _STYLE: Final = """
   .title { font-size: 15px; font-weight: 600; }
   .grid { stroke: #d1d9e0; }
   .one { stroke: #59636e; stroke-width: 1.5; }
-  .bar { fill: #0969da; }
-  .peer { fill: none; stroke: #59636e; }
+  .bar { fill: #54aeff; }
+  .peer { fill: none; stroke: #424a53; stroke-width: 1.3; }
   .limit { stroke: #1a7f37; stroke-width: 2; }
   .reach { fill: #bc4c00; }
   @media (prefers-color-scheme: dark) {
@@ -41,8 +45,8 @@ _STYLE: Final = """
     .faint { fill: #9198a1; }
     .grid { stroke: #3d444d; }
     .one { stroke: #9198a1; }
-    .bar { fill: #4493f8; }
-    .peer { stroke: #9198a1; }
+    .bar { fill: #1f6feb; }
+    .peer { stroke: #d1d7e0; }
     .limit { stroke: #3fb950; }
     .reach { fill: #f0883e; }
   }
@@ -51,20 +55,31 @@ _STYLE: Final = """
 
 def draw(results: Sequence[RowResult], caption: str) -> str:
     """The chart as SVG text, of the rows that measure time and have somebody to compare with."""
-    rows = [result for result in results if result.unit == "s" and result.ratio]
-    height = _TOP + _STEP * len(rows) + 48
+    rows = [
+        result
+        for result in results
+        if result.unit == "s" and result.ratio and result.ratio > 0 and result.nbytes
+    ]
+    lines = textwrap.wrap(caption, 140)
+    height = _TOP + _STEP * len(rows) + 30 + 15 * len(lines)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
         'aria-label="Time of safeweights as a share of the time of safetensors, by task">',
         f"<style>{_STYLE}</style>",
-        _text(16, 24, "Time as a share of what it is compared with (shorter is better)", "title"),
+        _text(
+            16,
+            24,
+            "Time compared with safetensors, or with the best peer (left is faster)",
+            "title",
+        ),
         *_legend(),
         *_grid(_TOP + _STEP * len(rows)),
     ]
     for number, result in enumerate(rows):
         parts += _bar(result, _TOP + _STEP * number)
-    parts += [_text(16, height - 12, caption, "faint"), "</svg>"]
-    return "\n".join(parts) + "\n"
+    bottom = height - 15 * len(lines) + 5
+    parts += [_text(16, bottom + 15 * number, line, "faint") for number, line in enumerate(lines)]
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def _place(ratio: float) -> float:
@@ -74,7 +89,9 @@ def _place(ratio: float) -> float:
 
 
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
+    )
 
 
 def _legend() -> Iterator[str]:
@@ -101,9 +118,12 @@ def _grid(bottom: float) -> Iterator[str]:
 def _bar(result: RowResult, top: float) -> Iterator[str]:
     assert result.ratio is not None
     middle = top + _STEP / 2 - 3
-    end = _place(result.ratio)
+    left, right = sorted((_place(result.ratio), _place(1.0)))
     yield _text(_LEFT - 10, middle + 4, result.title, "", "end")
-    yield f'<rect class="bar" x="{_LEFT}" y="{middle - 6:.1f}" width="{end - _LEFT:.1f}" height="12"/>'
+    yield (
+        f'<rect class="bar" x="{left:.1f}" y="{middle - 6:.1f}" '
+        f'width="{max(2.0, right - left):.1f}" height="12"/>'
+    )
     yield from _others(result, middle)
     target = _target(result)
     if target is not None:

@@ -6,6 +6,7 @@ Rules:
 - Results are plain dicts of tensors, so that everything after that is the same code for all.
 """
 
+# ruff: noqa: ARG002 - whoever refuses a verb, or has one way only, uses none of its arguments
 from __future__ import annotations
 
 import importlib
@@ -16,7 +17,7 @@ from typing import Any, Final
 __all__ = ["CONTENDERS", "Contender", "Unavailable"]
 
 
-class Unavailable(Exception):  # noqa: N818 - not an error of the program
+class Unavailable(Exception):
     """The library has no such function, or cannot be used here."""
 
 
@@ -28,6 +29,10 @@ class Contender:
     """
 
     version: str = ""
+
+    def way(self, how: str) -> str:
+        """What `how` comes to."""
+        return how
 
     def load(self, path: str, how: str) -> dict[str, Any]:
         """All tensors of a file, for torch."""
@@ -147,6 +152,9 @@ class Safeweights(Safetensors):
         if not known:
             raise Unavailable(f"no engine {how!r} yet")
         return {"backend": known[0]}
+
+    def way(self, how: str) -> str:
+        return self._backend(how).get("backend", how)
 
     def save_file(self, tensors: dict[str, Any], path: str, *, durable: bool) -> str:
         self._torch.save_file(tensors, path, durable=durable)

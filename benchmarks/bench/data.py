@@ -160,7 +160,8 @@ def tensor_views(path: str | Path) -> Iterator[dict[str, memoryview]]:
     found, start = header_of(path)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         views = {
-            name: memoryview(mapped)[start + begin : start + end] for name, _, _, begin, end in found
+            name: memoryview(mapped)[start + begin : start + end]
+            for name, _, _, begin, end in found
         }
         try:
             yield views

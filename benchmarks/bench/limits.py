@@ -217,7 +217,9 @@ def walk_and_write(arguments: Mapping[str, Any]) -> Callable[[], object]:
 def gather(arguments: Mapping[str, Any]) -> Callable[[], object]:
     """Copy the selected elements from a mapping that is already faulted in."""
     ((_, dtype, shape, begin, _),), start = header_of(arguments["path"])
-    mapped = np.memmap(arguments["path"], f"<u{4 if dtype == 'F32' else 2}", "r", start + begin, shape)
+    mapped = np.memmap(
+        arguments["path"], f"<u{4 if dtype == 'F32' else 2}", "r", start + begin, shape
+    )
     touch(mapped.view(np.uint8).reshape(-1))
     chosen = mapped[index_of(arguments["index"])]
     target = np.ones(chosen.shape, chosen.dtype)
@@ -227,7 +229,8 @@ def gather(arguments: Mapping[str, Any]) -> Callable[[], object]:
 def index_of(text: str) -> tuple[slice, ...]:
     """``"4:8,::2"`` -> (slice(4, 8), slice(None, None, 2))."""
     return tuple(
-        slice(*(int(part) if part else None for part in axis.split(":"))) for axis in text.split(",")
+        slice(*(int(part) if part else None for part in axis.split(":")))
+        for axis in text.split(",")
     )
 
 

@@ -25,7 +25,7 @@ __all__ = [
 PRERELEASE: Final = "safetensors==0.9.0rc1"
 
 
-class NotCold(Exception):  # noqa: N818 - the measurement's premise does not hold
+class NotCold(Exception):
     """A file stays in the page cache, whatever is done."""
 
 

@@ -67,11 +67,15 @@ def _load(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any])
     return Operation(run, _of_tensors)
 
 
-def _open_header(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]) -> Operation:
+def _open_header(
+    contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]
+) -> Operation:
     return Operation(lambda: contender.open_header(arguments["path"]), int)
 
 
-def _first_tensor(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]) -> Operation:
+def _first_tensor(
+    contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]
+) -> Operation:
     path, name = arguments["path"], arguments["name"]
     return Operation(
         lambda: contender.first_tensor(path, name), lambda tensor: _of_tensors({name: tensor})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -13,13 +14,15 @@ from typing import IO, TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from typing_extensions import Self
+
 __all__ = ["Crew", "Failed", "Missing", "WorkerProcess"]
 
 _PROGRAM: Final = Path(__file__).resolve().parent.parent / "worker.py"
 _ANSWER_SECONDS: Final = 300.0
 
 
-class Missing(Exception):  # noqa: N818 - an answer, not an error
+class Missing(Exception):
     """The contender cannot do this; the reason."""
 
 
@@ -102,10 +105,8 @@ class WorkerProcess:
         """End the process; what it holds is worth nothing."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                try:
+                with contextlib.suppress(OSError):  # it was not reading any more
                     stream.close()
-                except OSError:
-                    pass  # it was not reading any more
         self._process.kill()
         self._process.wait()
 
@@ -166,7 +167,7 @@ class Crew:
             if worker.alive:
                 worker.ask("release")
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

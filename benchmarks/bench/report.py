@@ -69,7 +69,7 @@ def _row(result: RowResult) -> Cells:
         figure(result.contenders[OURS].median, result.unit),
         figure(against.median, result.unit),
         _quotient(result.ratio),
-        result.reach.replace(" of limit", " limit"),
+        result.reach,
         figure(limit.median, result.unit),
         _quotient(result.limit_ratio),
         result.verdict,
@@ -138,7 +138,9 @@ def _print_rich(head: Cells, rows: Sequence[Cells]) -> None:
         table.add_column(name, justify="right" if place else "left", overflow="fold")
     colours = {"pass": "green", "FAIL": "bold red"}
     for row in rows:
-        table.add_row(*row[:-1], f"[{colours[row[-1]]}]{row[-1]}" if row[-1] in colours else row[-1])
+        table.add_row(
+            *row[:-1], f"[{colours[row[-1]]}]{row[-1]}" if row[-1] in colours else row[-1]
+        )
     console = Console()
     console.print(table, width=min(_WIDTH, console.width))
 

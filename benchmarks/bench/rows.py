@@ -12,7 +12,19 @@ from typing import Any, Final
 from .data import MIB, Spec, entries
 from .limits import index_of
 
-__all__ = ["BASELINE", "BEST", "PEERS", "ROWS", "Entry", "Reach", "Row", "Scale", "selection_size"]
+__all__ = [
+    "BASELINE",
+    "BEST",
+    "OURS",
+    "PEERS",
+    "ROWS",
+    "Entry",
+    "Reach",
+    "Row",
+    "Scale",
+    "index_text",
+    "selection_size",
+]
 
 BASELINE: Final = "0.8 mmap"
 BEST: Final = "best peer"
@@ -49,19 +61,13 @@ class Reach:
         ratio: At most this share of the time of `versus`.
         limit_share: At least this share of the rate of the machine's limit.
         most: At most this value, in the row's unit.
+        slack: Bytes beyond `most` times the data's size, for the interpreter's own.
     """
 
     ratio: float | None = None
     limit_share: float | None = None
     most: float | None = None
-
-    def __str__(self) -> str:
-        parts = []
-        if self.ratio is not None:
-            parts.append(f"<= {self.ratio:g}")
-        if self.limit_share is not None:
-            parts.append(f">= {self.limit_share:.0%} of limit")
-        return ", ".join(parts)
+    slack: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class Row:
 
     Attributes:
         name: For `--row`.
-        title: For people.
+        title: For people; `{size}` and `{count}` stand for the data's.
         kind: ``"time"`` (seconds), ``"bytes"`` (read), ``"memory"`` (extra, at the peak) or ``"import"``.
         verb: Of `bench.operations`.
         entries: Who takes part; the first is ours.
@@ -123,12 +129,12 @@ class Scale:
     @property
     def rounds(self) -> tuple[int, int]:
         """Fewest and most samples of each contender."""
-        return (3, 7) if self.quick else (5, 15)
+        return (3, 5) if self.quick else (5, 15)
 
     @property
     def seconds(self) -> float:
         """For the rounds of a row; exceeded only for the fewest samples."""
-        return 4.0 if self.quick else 40.0
+        return 2.0 if self.quick else 30.0
 
     def apply(self, row: Row) -> Row:
         if row.data is None:
@@ -140,10 +146,17 @@ class Scale:
         if self.mib is not None:
             nbytes = min(nbytes, self.mib * MIB)
         if self.count is not None:
-            count = min(count, self.count)
+            nbytes, count = nbytes * min(count, self.count) // count, min(count, self.count)
         elif row.name == "save-64k":
             count = nbytes // (64 << 10)
         return replace(row, data=replace(spec, nbytes=nbytes, count=count))
+
+
+def index_text(selection: str, spec: Spec) -> str:
+    """What is selected of a square file's matrix, for `bench.limits.index_of`."""
+    ((_, _, (side, _), _, _),) = entries(spec)
+    part = f"{side // 16}:{side // 16 + side // 64}"
+    return {"rows": f"{part},:", "columns": f":,{part}", "every8": "::8,:"}[selection]
 
 
 def selection_size(spec: Spec, index: str) -> tuple[int, int]:
@@ -241,26 +254,26 @@ def _tiny(count: int) -> Spec:
 
 def _slice_rows() -> list[Row]:
     rows = []
-    for name, title, index in (
-        ("rows", "256 rows", "1000:1256,:"),
-        ("columns", "256 columns", ":,1000:1256"),
-        ("every8", "every 8th row", "::8,:"),
+    for selection, text in (
+        ("rows", "1/64 of the rows"),
+        ("columns", "1/64 of the columns"),
+        ("every8", "every 8th row"),
     ):
         timed = Row(
-            name=f"slice-{name}",
-            title=f"{title} of a 1 GiB matrix, pread",
+            name=f"slice-{selection}",
+            title=f"pread {text}, {{size}}",
             verb="slice",
             entries=_SLICES,
             data=_SQUARE,
-            arguments={"index": index},
+            arguments={"selection": selection},
             limits=("gather from mapped pages",),
             versus="0.8 pread",
             reach=Reach(ratio=0.2),
         )
         counted = replace(
             timed,
-            name=f"bytes-{name}",
-            title=f"bytes read for {title}, of those allowed",
+            name=f"bytes-{selection}",
+            title=f"bytes read, {text}",
             kind="bytes",
             unit="x",
             entries=_PREADS,
@@ -278,7 +291,7 @@ def _tiny_rows() -> list[Row]:
         loads.append(
             Row(
                 name=f"load-tiny-{text}",
-                title=f"load_file torch, {count:,} tiny tensors",
+                title="load_file torch, {count} tiny",
                 verb="load",
                 entries=_loads("default", slow=large),
                 data=_tiny(count),
@@ -289,7 +302,7 @@ def _tiny_rows() -> list[Row]:
         saves.append(
             Row(
                 name=f"save-tiny-{text}",
-                title=f"save_file torch, {count:,} tiny tensors",
+                title="save_file torch, {count} tiny",
                 verb="save file",
                 entries=_ONE_WAY_MANY if large else _ONE_WAY,
                 data=_tiny(count),
@@ -307,9 +320,12 @@ def _memory_row(name: str, title: str, verb: str, data: Spec, most: float, **mor
         title=title,
         verb=verb,
         kind="memory",
-        entries=more.pop("entries", _ONE_WAY),
+        entries=tuple(
+            replace(entry, slow=entry.column not in {OURS, "0.8 mmap"})
+            for entry in more.pop("entries", _ONE_WAY)
+        ),
         data=data,
-        reach=Reach(most=most),
+        reach=Reach(most=most, slack=4 * MIB if most < MIB else 0),
         unit="x" if most < MIB else "B",
         **more,
     )
@@ -320,7 +336,7 @@ def _rows() -> list[Row]:
     return [
         Row(
             name="load-torch",
-            title="load_file torch, 300 tensors, 1 GiB, warm, touched",
+            title="load_file torch, {size}, touched",
             verb="load",
             entries=_loads("default"),
             data=_MODEL,
@@ -330,7 +346,7 @@ def _rows() -> list[Row]:
         ),
         Row(
             name="load-torch-lazy",
-            title="the same, not touched",
+            title="load_file torch, {size}, lazy",
             verb="load",
             entries=tuple(
                 replace(entry, slow=not entry.column.endswith((OURS, "mmap", "torch")))
@@ -343,7 +359,7 @@ def _rows() -> list[Row]:
         tiny_100k,
         Row(
             name="load-numpy",
-            title="load_file numpy, 1 GiB, warm, touched",
+            title="load_file numpy, {size}, touched",
             verb="load",
             entries=_NUMPY,
             data=_MODEL_NUMPY,
@@ -353,7 +369,7 @@ def _rows() -> list[Row]:
         ),
         Row(
             name="load-owned",
-            title="owned load torch, 1 GiB, warm",
+            title="load torch, owned memory, {size}",
             verb="load",
             entries=_OWNED,
             data=_MODEL,
@@ -363,7 +379,7 @@ def _rows() -> list[Row]:
         ),
         Row(
             name="load-cold",
-            title="load_file torch, 2 GiB, cold, touched",
+            title="load_file torch, {size}, cold",
             verb="load",
             entries=_COLD,
             data=_LARGE,
@@ -375,7 +391,7 @@ def _rows() -> list[Row]:
         ),
         Row(
             name="header-100k",
-            title="open and validate a header of 100,000 tensors",
+            title="open a header of {count} tensors",
             verb="open header",
             entries=_ONE_WAY,
             data=_tiny(100_000),
@@ -384,7 +400,7 @@ def _rows() -> list[Row]:
         ),
         Row(
             name="first-tensor",
-            title="open to the first tensor, of 300",
+            title="open to the first tensor of {count}",
             verb="first tensor",
             entries=_ONE_WAY,
             data=_MODEL,
@@ -394,7 +410,7 @@ def _rows() -> list[Row]:
         ),
         Row(
             name="load-bytes",
-            title="load(bytes) torch, 512 MiB",
+            title="load(bytes) torch, {size}",
             verb="load bytes",
             entries=_ONE_WAY,
             data=_HALF,
@@ -403,7 +419,7 @@ def _rows() -> list[Row]:
         ),
         Row(
             name="save-bytes",
-            title="save() -> bytes torch, 512 MiB",
+            title="save() -> bytes torch, {size}",
             verb="save bytes",
             entries=_ONE_WAY,
             data=_HALF,
@@ -412,7 +428,7 @@ def _rows() -> list[Row]:
         ),
         Row(
             name="save-torch",
-            title="save_file torch, 300 tensors, 1 GiB",
+            title="save_file torch, {size}",
             verb="save file",
             entries=_ONE_WAY,
             data=_MODEL,
@@ -422,7 +438,7 @@ def _rows() -> list[Row]:
         ),
         Row(
             name="save-64k",
-            title="save_file torch, 64 KiB tensors, 1 GiB",
+            title="save_file torch, {size} of 64 KiB",
             verb="save file",
             entries=_ONE_WAY,
             data=_SMALL,
@@ -434,7 +450,7 @@ def _rows() -> list[Row]:
         save_100k,
         Row(
             name="save-durable",
-            title="save_file durable, 2 GiB (peers: then fsync)",
+            title="save_file durable, {size}",
             verb="save file",
             entries=_ONE_WAY,
             data=_LARGE,
@@ -444,20 +460,20 @@ def _rows() -> list[Row]:
             writes=True,
         ),
         *_slice_rows(),
-        _import_row("safeweights", "import safeweights, above a bare interpreter", Reach(most=0.012)),
-        _import_row("safeweights.numpy", "import safeweights.numpy, above numpy's", None),
+        _import_row("safeweights", "import safeweights", Reach(most=0.012)),
+        _import_row("safeweights.numpy", "import safeweights.numpy", None),
         _memory_row(
-            "load-numpy", "extra memory, load_file numpy, of the data's size", "load",
+            "load-numpy", "extra memory, load_file numpy", "load",
             _MODEL_NUMPY, 1.0, entries=_NUMPY, arguments={"touch": True, "numpy": True},
         ),
         _memory_row(
-            "load-bytes", "extra memory, load(bytes), of the data's size", "load bytes", _HALF, 1.0
+            "load-bytes", "extra memory, load(bytes)", "load bytes", _HALF, 1.0
         ),
         _memory_row(
-            "save-bytes", "extra memory, save() -> bytes, of the data's size", "save bytes", _HALF, 1.0
+            "save-bytes", "extra memory, save() -> bytes", "save bytes", _HALF, 1.0
         ),
         _memory_row(
-            "save-file", "extra memory, save_file, 1 GiB", "save file", _MODEL, 64 * MIB, writes=True
+            "save-file", "extra memory, save_file", "save file", _MODEL, 64 * MIB, writes=True
         ),
     ]  # fmt: skip
 
@@ -476,7 +492,7 @@ def _import_row(module: str, title: str, reach: Reach | None) -> Row:
             ),
             Entry(
                 "0.9 mmap", "safetensors-0.9",
-                {"module": module.replace("safeweights", "safetensors")},
+                {"module": module.replace("safeweights", "safetensors")}, slow=True,
             ),
         ),
         data=None,

@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -20,11 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from . import machine
-from .data import Spec, ensure, entries
+from .data import MIB, ensure, entries
 from .operations import fingerprint_of_file
 from .processes import Crew, Failed, Missing, WorkerProcess
 from .results import RowResult, Sampled, judge
-from .rows import OURS, Entry, Row, Scale, selection_size
+from .rows import Entry, Reach, Row, Scale, index_text, selection_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,14 +36,14 @@ _HOLDING: Final = {"load bytes", "save bytes", "save file"}
 """Verbs for which every process holds the row's data, not only the one whose turn it is."""
 
 _PAGE: Final = 4096
-_IMPORT_ROUNDS: Final = (15, 31)
+_IMPORT_ROUNDS: Final = (9, 31)
 
 
 @dataclass
 class _Turn:
     """A contender or limit in one row."""
 
-    id: str
+    key: str
     entry: Entry
     verb: str
     arguments: dict[str, Any]
@@ -63,12 +64,21 @@ class Session:
         data: Where input files are kept.
         out: An empty folder for what is written.
         say: Told what is being done, for people who wait.
+        deadline: Of `time.perf_counter`: rows after it get one sample of each.
     """
 
     def __init__(
-        self, crew: Crew, scale: Scale, data: Path, out: Path, say: Callable[[str], None]
+        self,
+        crew: Crew,
+        scale: Scale,
+        data: Path,
+        out: Path,
+        *,
+        say: Callable[[str], None] = lambda _: None,
+        deadline: float = math.inf,
     ) -> None:
-        self._crew, self._scale, self._data, self._out, self._say = crew, scale, data, out, say
+        self._crew, self._scale, self._data, self._out = crew, scale, data, out
+        self._say, self._deadline = say, deadline
 
     def measure(self, row: Row) -> RowResult:
         """Carry out one row."""
@@ -103,8 +113,9 @@ class Session:
             if entry.slow and self._scale.quick:
                 turn.sampled.missing = "left out of quick runs: slow"
             made.append(turn)
-        for name in row.limits:
-            made.append(_Turn(f"{row.name}/{name}", Entry(name, "machine"), name, {}))
+        made += [
+            _Turn(f"{row.name}/{name}", Entry(name, "machine"), name, {}) for name in row.limits
+        ]
         return made
 
     # Rows whose operations run in workers
@@ -133,13 +144,15 @@ class Session:
         reads = row.verb in {"load", "first tensor", "slice"} or row.verb == "load bytes"
         path = self._zipped(source) if theirs and reads else source
         found = entries(row.data)
-        defaults = {
+        defaults: dict[str, Any] = {
             "path": str(path),
             "out": str(self._out / "out.safetensors"),
             "nbytes": found[-1][4],
             "name": found[0][0],
             "format": not theirs,
         }
+        if "selection" in row.arguments:
+            defaults["index"] = index_text(row.arguments["selection"], row.data)
         turn.arguments = {**defaults, **row.arguments, **turn.arguments}
 
     def _zipped(self, source: Path) -> Path:
@@ -157,10 +170,12 @@ class Session:
                 self._sample(row, turn, check=True)
 
     def _rounds(self, row: Row, turns: list[_Turn]) -> None:
-        fewest, most = self._scale.rounds
-        begin = time.perf_counter()
+        # Bytes are counted, not timed: they are the same each time.
+        fewest, most = (2, 2) if row.kind == "bytes" else self._scale.rounds
+        end = time.perf_counter() + self._scale.seconds
         for number in range(most):
-            if number >= fewest and time.perf_counter() - begin > self._scale.seconds:
+            now = time.perf_counter()
+            if (number >= fewest and now > end) or (number and now > self._deadline):
                 return
             self._say(f"round {number + 1}")
             playing = list(_active(turns))
@@ -174,7 +189,7 @@ class Session:
             machine.drop_from_cache(turn.arguments["path"])
         worker = self._crew.worker(turn.entry.process)
         try:
-            answer = worker.ask("sample", id=turn.id, check=check)
+            answer = worker.ask("sample", key=turn.key, check=check)
         finally:
             if row.writes:
                 self._clear()
@@ -202,7 +217,7 @@ class Session:
         """The peak of a process's first such operation: nothing is left from one before."""
         assert row.data is not None
         nbytes = entries(row.data)[-1][4]
-        for _ in range(2 if self._scale.quick else 3):
+        for _ in range(1 if self._scale.quick else 3):
             for turn in _active(turns):
                 self._say(f"peak memory of {turn.entry.column}")
                 with _excusing(turn):
@@ -213,7 +228,7 @@ class Session:
         worker = self._crew.fresh(turn.entry.process)
         try:
             _prepare(worker, turn, 1)
-            return float(worker.ask("sample", id=turn.id, memory=True)["extra"])
+            return float(worker.ask("sample", key=turn.key, memory=True)["extra"])
         finally:
             worker.end()
             self._clear()
@@ -242,7 +257,9 @@ class Session:
         text = f"{before}; import {module}" if module else before
         environment = self._crew.environment(turn.entry.process)
         begin = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", text], env=environment, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", text], env=environment, stderr=subprocess.DEVNULL, check=False
+        )
         seconds = time.perf_counter() - begin
         if done.returncode:
             raise Failed(f"{text!r} ended with exit code {done.returncode}")
@@ -252,7 +269,7 @@ class Session:
         found = entries(row.data) if row.data else []
         return RowResult(
             name=row.name,
-            title=row.title,
+            title=row.title.format(size=_size_text(row), count=f"{len(found):,}"),
             unit=row.unit,
             nbytes=found[-1][4] if found else 0,
             tensors=len(found),
@@ -264,18 +281,28 @@ class Session:
         )
 
 
+def _size_text(row: Row) -> str:
+    mib = row.data.nbytes / MIB if row.data else 0
+    return f"{mib / 1024:g} GiB" if mib >= 1024 else f"{mib:g} MiB"
+
+
 def _reach_text(row: Row) -> str:
-    if row.reach is None:
-        return ""
-    most = row.reach.most
-    if most is None:
-        return str(row.reach)
-    shown = {"s": f"{most * 1e3:g} ms", "B": f"{most / (1 << 20):g} MiB", "x": f"{most:g}x"}
-    return f"<= {shown[row.unit]}"
+    reach, parts = row.reach or Reach(), []
+    if reach.ratio is not None:
+        parts.append(f"<= {reach.ratio:g}")
+    if reach.limit_share is not None:
+        parts.append(f"{reach.limit_share:.0%}")
+    if reach.most is not None:
+        shown = {"s": f"{reach.most * 1e3:g} ms", "B": f"{reach.most / MIB:g} MiB"}
+        parts.append(f"<= {shown.get(row.unit, f'{reach.most:g}x')}")
+    return ", ".join(parts)
 
 
 def _prepare(worker: WorkerProcess, turn: _Turn, repeat: int) -> None:
-    worker.ask("prepare", id=turn.id, verb=turn.verb, arguments=turn.arguments, repeat=repeat)
+    answer = worker.ask(
+        "prepare", key=turn.key, verb=turn.verb, arguments=turn.arguments, repeat=repeat
+    )
+    turn.sampled.way = answer["way"]
 
 
 def _active(turns: list[_Turn]) -> Iterator[_Turn]:
