@@ -117,7 +117,9 @@ def process():
     """Start a command as a process of its own; returns the Popen."""
 
     def process(*arguments, **options):
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        # Unbuffered output would hide what happens to bytes that nobody takes.
+        kept = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": kept, **options}
         return subprocess.Popen([*COMMAND, *arguments], **options)
 
     return process

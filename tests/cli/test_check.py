@@ -160,6 +160,22 @@ def test_what_cannot_be_looked_at(run, model, tmp_path):
         assert run("check", str(bad)).exit_code == 3
 
 
+def test_what_is_known_to_be_bad_stays_bad_whatever_cannot_be_read(run, sharded):
+    first, second, _ = sorted(Path(sharded).glob("*.safetensors"))
+    first.unlink()
+    first.mkdir()
+    assert run("check", sharded).exit_code == 3
+    second.write_bytes(b"bad")
+    assert run("check", sharded).exit_code == 1
+
+
+def test_a_damaged_file_is_not_taken_for_a_pickle(run, file):
+    # The length of this header, 40, is the MARK with which old pickles begin.
+    result = run("check", file(raw("x" * 40), "x"), "--json")
+    assert rules(result) == ["json"]
+    assert run("ls", file(raw("x" * 40), "x"), "--json").document["error"]["rule"] == "json"
+
+
 def test_a_device_or_fifo_is_not_waited_for(run, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     assert run("check", str(tmp_path / "fifo")).exit_code == 3

@@ -101,6 +101,17 @@ def test_blocks_are_the_selection_cut_in_pieces(expression, size, code):
     assert joined.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("expression", [..., slice(None, None, 2), (slice(1, 3), slice(2, None))])
+def test_blocks_of_packed_types_are_read_without_the_whole(monkeypatch, expression):
+    monkeypatch.setattr(values, "_WHOLE_MAX", 0)
+    tensor, _ = random_array("F4", (6, 64))
+    selection = select(expression, tensor.shape)
+    found = list(values.blocks(tensor, selection, 13))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(values, "_WHOLE_MAX", 1 << 20)
+        assert np.concatenate(found).tobytes() == values.read(tensor, selection).tobytes()
+
+
 @given(
     st.lists(st.integers(0, 12), max_size=7).map(tuple),
     st.sampled_from(["F32", "U8", "BF16"]),

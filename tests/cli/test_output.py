@@ -5,7 +5,7 @@ import re
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from safeweights.cli.output import escape, human_bytes, human_count, plural, printable
@@ -14,6 +14,8 @@ TEXT = st.text(st.characters(codec=None), max_size=40)
 
 
 @given(TEXT)
+@example("\\x41")
+@example("ends in \\")
 def test_escaped_text_is_printable_on_one_line_and_can_be_undone(text):
     shown = escape(text)
     assert shown.isprintable()

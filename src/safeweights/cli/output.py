@@ -120,8 +120,7 @@ class Output:
             indent=2 if self.terminal else None,
             separators=None if self.terminal else (",", ":"),
         )
-        # Of ASCII, JSON leaves only DEL unescaped that a terminal might act on.
-        _stdout().write(text.replace("\x7f", "\\u007f") + "\n")
+        _stdout().write(f"{text}\n")
 
     def lines(self, rows: Iterable[Iterable[str]]) -> None:
         """Print rows of fields that are escaped already, separated by tabs."""
