@@ -77,9 +77,20 @@ def test_buffers_of_wider_elements_count_in_bytes(tmp_path: Path, small_batches:
 
 
 def test_more_buffers_than_a_system_call_takes(tmp_path: Path, system_calls: Any) -> None:
-    write_file(tmp_path / "a", (bytes([number % 251]) for number in range(3000)))
+    pieces = [bytes([number % 251]) * 5000 for number in range(3000)]
+    write_file(tmp_path / "a", pieces)
     assert system_calls.log.count("writev") == 3
-    assert (tmp_path / "a").read_bytes() == bytes(number % 251 for number in range(3000))
+    assert (tmp_path / "a").read_bytes() == b"".join(pieces)
+
+
+def test_small_buffers_are_joined(tmp_path: Path, system_calls: Any) -> None:
+    pieces = [bytes([number % 251]) * (number % 7) for number in range(3000)]
+    write_file(tmp_path / "a", [*pieces, bytes(5000), b"end"])
+    assert system_calls.log.count("writev") == 1
+    assert (tmp_path / "a").read_bytes() == b"".join(pieces) + bytes(5000) + b"end"
+    many = [b"x" * 4000] * 200  # joined by the quarter megabyte
+    write_file(tmp_path / "a", many)
+    assert (tmp_path / "a").read_bytes() == b"".join(many)
 
 
 def test_progress_counts_bytes(tmp_path: Path, small_batches: None) -> None:

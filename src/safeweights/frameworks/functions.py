@@ -72,7 +72,8 @@ def save_file(
 
 
 def _encode(framework: str, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    encoded = adapter_for(framework).encode(tensors)
+    with gc_paused():
+        encoded = adapter_for(framework).encode(tensors)
     for name in encoded:
         if not isinstance(name, str):
             kind = type(name).__name__

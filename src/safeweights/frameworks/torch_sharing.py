@@ -6,17 +6,20 @@ Nothing here reads or writes files.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from itertools import pairwise
 
 import torch
 
 from ..errors import SharedMemoryError
 
-__all__ = ["choose_kept", "duplicates", "find_shared_tensors", "is_complete", "span"]
+__all__ = ["choose_kept", "duplicates", "find_shared_tensors", "is_complete", "overlapping_tensors"]
 
 
 def span(tensor: torch.Tensor) -> tuple[int, int]:
     """First and one past the last byte of memory that a strided tensor may touch."""
     start = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return start, start + tensor.nbytes
     if tensor.numel() == 0:
         return start, start
     last = sum(
@@ -31,19 +34,41 @@ def find_shared_tensors(tensors: Mapping[str, torch.Tensor]) -> list[set[str]]:
     Every overlap is found: between views of one storage, and between storages that were made over the
     same memory. Meta and empty tensors, which have no memory, are left out.
     """
-    spans: dict[torch.device, list[tuple[int, int, str]]] = {}
+    return [group for areas in _areas(tensors) for group in _groups(areas)]
+
+
+def overlapping_tensors(tensors: Mapping[str, torch.Tensor]) -> list[set[str]]:
+    """The groups of `find_shared_tensors` that have more than one member; cheap where there is none."""
+    return [
+        group
+        for areas in _areas(tensors)
+        if any(later[0] < earlier[1] for earlier, later in pairwise(areas))
+        for group in _groups(areas)
+        if len(group) > 1
+    ]
+
+
+def _areas(tensors: Mapping[str, torch.Tensor]) -> list[list[tuple[int, int, str]]]:
+    """For each device (first byte, one past the last, name) of the tensors there, sorted."""
+    areas: dict[torch.device, list[tuple[int, int, str]]] = {}
+    host: list[tuple[int, int, str]] = []
     for name, tensor in tensors.items():
-        if tensor.device.type != "meta" and tensor.numel() and tensor.data_ptr():
-            spans.setdefault(tensor.device, []).append((*span(tensor), name))
+        if tensor.is_meta or not tensor.numel() or not tensor.data_ptr():
+            continue
+        found = host if tensor.is_cpu else areas.setdefault(tensor.device, [])
+        found.append((*span(tensor), name))
+    return [sorted(found) for found in (host, *areas.values())]
+
+
+def _groups(areas: Iterable[tuple[int, int, str]]) -> list[set[str]]:
     groups: list[set[str]] = []
-    for areas in spans.values():
-        stop = -1
-        for begin, end, name in sorted(areas):
-            if begin < stop:
-                groups[-1].add(name)
-            else:
-                groups.append({name})
-            stop = max(stop, end)
+    stop = -1
+    for begin, end, name in areas:
+        if begin < stop:
+            groups[-1].add(name)
+        else:
+            groups.append({name})
+        stop = max(stop, end)
     return groups
 
 

@@ -48,6 +48,8 @@ _Progress: TypeAlias = "Callable[[int], object]"
 
 _VECTOR: Final = 1024  # IOV_MAX of Linux, macOS and the BSDs
 _BATCH: Final = 1 << 26  # bytes handed to one system call; a signal is seen between two
+_SMALL: Final = 1 << 12
+_JOINED: Final = 1 << 18  # what stays in the processor's cache
 _FLAGS: Final[int] = getattr(os, "O_BINARY", 0)
 
 _UNSUPPORTED: Final = frozenset(
@@ -339,10 +341,28 @@ def _batches(buffers: Iterable[Buffer]) -> Iterator[list[memoryview]]:
 
 
 def _pieces(buffers: Iterable[Buffer]) -> Iterator[memoryview]:
-    for buffer in buffers:
+    for buffer in _joined(buffers):
         view = flat(buffer)
         for begin in range(0, len(view), _BATCH):
             yield view[begin : begin + _BATCH]
+
+
+def _joined(buffers: Iterable[Buffer]) -> Iterator[Buffer]:
+    """Join small neighbours: a copy of some KiB costs less than an entry in a vector of buffers."""
+    small: list[Buffer] = []
+    size = 0
+    for buffer in buffers:
+        nbytes = len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes
+        if nbytes <= _SMALL:
+            small.append(buffer)
+            size += nbytes
+        if small and (nbytes > _SMALL or size > _JOINED):
+            yield b"".join(small)
+            small, size = [], 0
+        if nbytes > _SMALL:
+            yield buffer
+    if small:
+        yield b"".join(small)
 
 
 def _write_some(descriptor: int, batch: list[memoryview]) -> int:
