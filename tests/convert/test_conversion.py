@@ -265,7 +265,8 @@ def test_the_provenance_record(tmp_path, target) -> None:
     convert(tmp_path / "m.pt", target, dtype="F16")
     path = tmp_path / "model.safetensors.provenance.json"
     record = json.loads(path.read_text())
-    assert record["tool"] == {"name": "safeweights", "version": safeweights.__version__}
+    assert record["tool"]["name"] == "safeweights"
+    assert record["tool"]["version"]
     assert (
         record["sources"][0]["sha256"]
         == hashlib.sha256((tmp_path / "m.pt").read_bytes()).hexdigest()

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from typing import Final
 
-import safeweights
 from safeweights.checkpoint import Tensor, save
 from safeweights.convert import formats
 from safeweights.convert.casting import parse_casts
@@ -251,7 +251,7 @@ class _Job:
             self.report.sources.append(FileRecord(path, size, checkpoint.format, tensors, value))
         self.report.calls = dict(sorted(self._calls.items()))
         if record is not None:
-            documents[record] = self.report.to_json(safeweights.__version__)
+            documents[record] = self.report.to_json(_version())
         if not self.options.dry_run:
             for path, document in documents.items():
                 write_file(path, [_as_json(document)], durable=self.options.durable)
@@ -392,6 +392,13 @@ def _place(weight_map: dict[str, str], output: _Output, path: str) -> None:
                 f"tensor {quote(tensor)} is in two sources", rule="index", path=path, tensor=tensor
             )
         weight_map[tensor] = os.path.basename(output.path)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("safeweights")
+    except metadata.PackageNotFoundError:  # a source tree that is not installed
+        return "unknown"
 
 
 def _as_json(document: object) -> bytes:

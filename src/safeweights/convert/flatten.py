@@ -279,15 +279,17 @@ class _Walk:
 
 def _is_table(node: Value) -> bool:
     """Whether `node` is a long run of plain values, such as a vocabulary: one thing, not many."""
-    values = [value for _, value in node.pairs] if isinstance(node, DictNode) else _items(node)
-    plain = (str, bytes, int, float, Blob, type(None))
-    return len(values) > _LONG and all(isinstance(value, plain) for value in values)
+    entries = node.pairs if isinstance(node, DictNode) else _items(node)
+    if len(entries) <= _LONG:
+        return False
+    values = (entry[1] for entry in entries) if isinstance(node, DictNode) else iter(entries)
+    return all(isinstance(value, (str, bytes, int, float, Blob, type(None))) for value in values)
 
 
-def _items(node: Value) -> list[Value]:
+def _items(node: Value) -> list[Value] | tuple[Value, ...]:
     if isinstance(node, SetNode):
         return node.items
-    return list(node) if isinstance(node, (list, tuple)) else []
+    return node if isinstance(node, (list, tuple)) else ()
 
 
 def _parts(node: Value) -> list[Value]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from safeweights.convert.limits import Limits
     from safeweights.convert.source import Source
+    from safeweights.storage import Buffer
 
 __all__ = ["ComputedTensor", "Strided", "StridedTensor", "contiguous_strides", "raw_type"]
 
@@ -175,7 +176,7 @@ class WholeTensor(Tensor):
             if self._served >= self.nbytes:
                 self._whole = None
 
-    def chunks(self, size: int = 1 << 24) -> Iterator[memoryview]:  # noqa: ARG002 - one piece
+    def chunks(self, size: int = 1 << 24) -> Iterator[Buffer]:  # noqa: ARG002 - one piece
         """All of it at once: it is made as a whole anyway."""
         yield self.view()
 
@@ -213,7 +214,7 @@ class StridedTensor(WholeTensor):
         else:
             super().read_into(target, offset)
 
-    def chunks(self, size: int = 1 << 24) -> Iterator[memoryview]:
+    def chunks(self, size: int = 1 << 24) -> Iterator[Buffer]:
         """Its bytes in order; at most `size` at a time where they need no gathering."""
         return Tensor.chunks(self, size) if self.array.contiguous else super().chunks(size)
 
