@@ -2,6 +2,8 @@
 
 A checkpoint is a mapping from names to tensors that have not been read yet: `open` gives it, `save`
 writes it. `safe_open` and the modules `numpy`, `torch` ... offer what the `safetensors` package does.
+`convert` and `scan` deal with other people's formats without executing them; `admit`, and ``trust=`` of
+whatever loads, with whose weights these are.
 
 >>> import numpy, safeweights, safeweights.numpy
 >>> data = safeweights.numpy.save({"a": numpy.arange(6, dtype="f4").reshape(2, 3)})
@@ -21,11 +23,15 @@ TYPE_CHECKING = (
 if TYPE_CHECKING:
     from typing import Any, Final
 
-    from .checkpoint import Checkpoint, Tensor, open, save
+    from . import guard, trust
+    from .checkpoint import Checkpoint, Tensor, save
+    from .convert import convert, scan
     from .frameworks.handle import PySafeSlice, _safe_open_handle, safe_open
     from .frameworks.prefetch import PrefetchLoader, TensorMeta
     from .header import Header, TensorInfo
+    from .opening import open
     from .serialization import TensorSpec, deserialize, serialize, serialize_file
+    from .trust import admit
 
 __version__ = "0.1.0"
 
@@ -41,12 +47,17 @@ __all__ = [
     "TensorSpec",
     "__version__",
     "_safe_open_handle",
+    "admit",
+    "convert",
     "deserialize",
+    "guard",
     "open",
     "safe_open",
     "save",
+    "scan",
     "serialize",
     "serialize_file",
+    "trust",
 ]
 
 # Imported when first used: `import safeweights` costs a millisecond, not NumPy's eighty.
@@ -60,16 +71,21 @@ _HOMES: Final = {
     "TensorMeta": "frameworks.prefetch",
     "TensorSpec": "serialization",
     "_safe_open_handle": "frameworks.handle",
+    "admit": "trust",
     "deserialize": "serialization",
-    "open": "checkpoint",
+    "open": "opening",
     "safe_open": "frameworks.handle",
     "save": "checkpoint",
+    "scan": "convert",
     "serialize": "serialization",
     "serialize_file": "serialization",
 }
+_MODULES: Final = ("convert", "guard", "trust")  # `convert` is one that can be called
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -79,4 +95,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, *_MODULES})
