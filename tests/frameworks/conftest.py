@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from kits import KITS, Kit, installed  # noqa: E402
+from kits import KITS, Kit, installed
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -31,7 +31,10 @@ def kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
 
 @pytest.fixture(scope="session")
 def matrix() -> Iterator[dict[str, dict[str, dict[str, list[str]]]]]:
-    """Framework -> element type -> operation -> (ours, the reference's); written where SAFEWEIGHTS_MATRIX says."""
+    """Framework -> element type -> operation -> (ours, the reference's).
+
+    Written to the file that SAFEWEIGHTS_MATRIX names.
+    """
     found: dict[str, dict[str, dict[str, list[str]]]] = {}
     yield found
     target = os.environ.get("SAFEWEIGHTS_MATRIX")

@@ -25,13 +25,12 @@ PLAIN = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "I16": "<i2", "U16": "<u2", "F16": "<f2", "I32": "<i4",
     "U32": "<u4", "F32": "<f4", "C64": "<c8", "F64": "<f8", "I64": "<i8", "U64": "<u8",
 }  # fmt: skip
-BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64} | {
-    code: 8 for code in ("BOOL", "U8", "I8", *(c for c in ML_DTYPES if c.startswith("F8")))
-} | {code: int("".join(filter(str.isdigit, code))) for code in PLAIN if code not in ("BOOL", "U8", "I8")} | {"BF16": 16}  # fmt: skip
-CODES = tuple(
-    "BOOL F4 F6_E2M3 F6_E3M2 U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ I16 U16 F16 BF16 "
-    "I32 U32 F32 C64 F64 I64 U64".split()
-)
+BITS = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8,
+    "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+CODES = tuple(BITS)
 
 
 def numpy_type(code: str) -> np.dtype[Any]:
