@@ -46,7 +46,7 @@ from safeweights.convert.record import (
     sha256,
 )
 from safeweights.errors import FormatError, UnsupportedError, quote
-from safeweights.storage import open_source, write_file
+from safeweights.storage import Source, Verify, open_source, write_file
 
 __all__ = ["Options", "convert"]
 
@@ -82,6 +82,7 @@ class Options:
         durable: Return only when the outputs would survive a loss of power.
         format: The sources' format, where their contents do not tell.
         limits: What a source may cost.
+        trust: What every source must fulfil before a byte of it is used; see `safeweights.open`.
     """
 
     dtype: str | None = None
@@ -100,6 +101,7 @@ class Options:
     durable: bool = False
     format: str | None = None
     limits: Limits = DEFAULT_LIMITS
+    trust: object = None
 
     @property
     def selection(self) -> Selection:
@@ -137,6 +139,7 @@ def convert(
     Raises:
         FormatError: A source is damaged, hostile or of no known format.
         UnsupportedError: A tensor cannot be written; the message names the option that would help.
+        TrustError: A source is not what ``trust`` asks for.
         FileExistsError: An output exists and `force` was not given.
         OSError: Reading or writing failed; outputs are written whole or not at all.
 
@@ -147,13 +150,14 @@ def convert(
     1
     """
     chosen = replace(options or Options(), **changes)  # type: ignore[arg-type]
-    paths, weight_map, index = _resolve(sources)
+    verify = _verifier(chosen.trust)
+    paths, weight_map, index = _resolve(sources, verify)
     into_folder = len(paths) > 1 or index is not None or _is_folder(sources)
     job = _Job(chosen, os.fspath(target), into_folder, progress)
     with ExitStack() as stack:
         hashing = stack.enter_context(ThreadPoolExecutor(1)) if chosen.digests else None
-        opened = [stack.enter_context(_open(path, chosen)) for path in paths]
-        digests = [hashing.submit(_digest, path) if hashing else None for path in paths]
+        opened = [stack.enter_context(_open(path, chosen, verify)) for path in paths]
+        digests = [hashing.submit(_digest, path, verify) if hashing else None for path in paths]
         if index is not None and weight_map is not None:
             names = [{*c, *c.refused} for c in opened]
             shards = {os.path.basename(p): n for p, n in zip(paths, names, strict=True)}
@@ -165,39 +169,61 @@ def _is_folder(sources: object) -> bool:
     return isinstance(sources, (str, os.PathLike)) and os.path.isdir(sources)
 
 
+def _verifier(trust: object) -> Verify | None:
+    """What gives one verified source a path, however often that is opened: one check, one digest."""
+    if trust is None:
+        return None
+    from safeweights.trust import as_gate
+
+    gate = as_gate(trust)
+    admitted: dict[str, Source] = {}
+
+    def verify(source: Source, path: str) -> Source:
+        if path not in admitted:
+            admitted[path] = gate(source, path)
+        return admitted[path]
+
+    return verify
+
+
 def _resolve(
-    sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], verify: Verify | None
 ) -> tuple[list[str], dict[str, str] | None, str | None]:
     """The files to read, and the index that lists them with what it says."""
     if not isinstance(sources, (str, os.PathLike)):
         paths = [os.fspath(source) for source in sources]
         if len(paths) == 1:
-            return _resolve(paths[0])
+            return _resolve(paths[0], verify)
         if not paths:
             raise UnsupportedError("there is nothing to convert")
         return paths, None, None
     path = os.fspath(sources)
     if os.path.isdir(path):
-        names, found = find_checkpoints(path)
+        names, found = find_checkpoints(path, verify)
         index = os.path.join(path, found) if found else None
     elif path.endswith(INDEX_SUFFIX):
         index, path = path, os.path.dirname(path)
-        names = sorted(set(read_weight_map(index).values()))
+        names = sorted(set(read_weight_map(index, verify).values()))
     else:
         return [path], None, None
     paths = [os.path.join(path, name) for name in names]
-    return paths, read_weight_map(index) if index else None, index
+    return paths, read_weight_map(index, verify) if index else None, index
 
 
-def _open(path: str, options: Options) -> ForeignCheckpoint:
+def _open(path: str, options: Options, verify: Verify | None) -> ForeignCheckpoint:
     casts = parse_casts(options.dtype) if options.dtype else {}
     return formats.open(
-        path, format=options.format, densify=options.densify, casts=casts, limits=options.limits
+        path,
+        format=options.format,
+        densify=options.densify,
+        casts=casts,
+        limits=options.limits,
+        trust=verify,
     )
 
 
-def _digest(path: str) -> str:
-    return sha256(open_source(path, engine="pread"))
+def _digest(path: str, verify: Verify | None = None) -> str:
+    return sha256(open_source(path, engine="pread", verify=verify))
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Final
 
 from safeweights.convert.source import read_bytes
 from safeweights.errors import FormatError, quote
-from safeweights.storage import open_source
+from safeweights.storage import Verify, open_source
 from safeweights.strictjson import JSONError, Reader
 
 __all__ = ["INDEX_SUFFIX", "check_index", "find_checkpoints", "output_name", "read_weight_map"]
@@ -39,7 +39,7 @@ def output_name(name: str) -> str:
     return re.sub(r"^pytorch_model(?=-\d|$)", "model", stem) + ".safetensors"
 
 
-def find_checkpoints(folder: str) -> tuple[list[str], str | None]:
+def find_checkpoints(folder: str, verify: Verify | None = None) -> tuple[list[str], str | None]:
     """The names of the checkpoints in `folder`, and of the index that lists them, if any.
 
     Without an index, every file with the suffix of a checkpoint counts, but for what training
@@ -57,7 +57,7 @@ def find_checkpoints(folder: str) -> tuple[list[str], str | None]:
             path=folder,
         )
     if indexes:
-        weight_map = read_weight_map(os.path.join(folder, indexes[0]))
+        weight_map = read_weight_map(os.path.join(folder, indexes[0]), verify)
         return sorted(set(weight_map.values())), indexes[0]
     found = [n for n in names if n.endswith(_SUFFIXES) and not _NOT_WEIGHTS.fullmatch(n)]
     if not found:
@@ -65,13 +65,17 @@ def find_checkpoints(folder: str) -> tuple[list[str], str | None]:
     return found, None
 
 
-def read_weight_map(path: str) -> dict[str, str]:
+def read_weight_map(path: str, verify: Verify | None = None) -> dict[str, str]:
     """Tensor -> file, from an index of shards of any suffix.
+
+    Args:
+        path: The index.
+        verify: See `safeweights.storage.open_source`.
 
     Raises:
         FormatError: It is not JSON, has no ``weight_map``, or names a file outside its folder.
     """
-    source = open_source(path, engine="pread")
+    source = open_source(path, engine="pread", verify=verify)
     if source.size > _INDEX_MAX:
         raise FormatError(f"an index of {source.size} bytes is too large", rule="index", path=path)
     reader = Reader(read_bytes(source, 0, source.size))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from safeweights.checkpoint import Tensor
     from safeweights.convert.pickle_machine import Pickle
     from safeweights.convert.pickle_nodes import Call, Value
+    from safeweights.storage import Verify
 
 __all__ = ["ALL_CONSTRUCTORS", "ForeignCheckpoint", "OpenOptions", "from_tree"]
 
@@ -41,12 +42,14 @@ class OpenOptions:
         densify: Make sparse and quantised tensors dense instead of refusing them.
         casts: Element type -> the type that its tensors are converted to.
         paddle: Read arrays of 16-bit unsigned integers as BF16, which is what Paddle means by them.
+        verify: Given the source of a further file and its path, the source to read from instead.
     """
 
     limits: Limits = DEFAULT_LIMITS
     densify: bool = False
     casts: Mapping[str, str] = field(default_factory=dict)
     paddle: bool = False
+    verify: Verify | None = None
 
 
 class ForeignCheckpoint(Checkpoint):

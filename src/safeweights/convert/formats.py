@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from safeweights.convert.limits import Limits
+    from safeweights.storage import Verify
 
 __all__ = ["FORMATS", "identify_format", "open"]
 
@@ -132,6 +133,7 @@ def open(
     densify: bool = False,
     casts: Mapping[str, str] | None = None,
     limits: Limits | None = None,
+    trust: object = None,
 ) -> ForeignCheckpoint:
     """Open a checkpoint of another format as a mapping from names to tensors.
 
@@ -143,9 +145,12 @@ def open(
         densify: Make sparse and quantised tensors dense instead of refusing them.
         casts: Element type -> the type its tensors are converted to while they are read.
         limits: What the file may cost; see `Limits`.
+        trust: What the file must fulfil before a byte of it is used; see `safeweights.open`.
 
     Raises:
         FormatError: The file is in no known format, or breaks a rule of its own.
+        UnsupportedError: Something other than a path is to be trusted.
+        TrustError: The file is not what `trust` asks for.
         OSError: It cannot be opened or read.
 
     >>> import io, numpy
@@ -154,22 +159,27 @@ def open(
     >>> open(file.getvalue())["a"]
     <StridedTensor `a` F32 [3]>
     """
-    options = OpenOptions(densify=densify, casts=dict(casts or {}))
+    verify = None
+    if trust is not None:
+        from safeweights.trust import as_gate
+
+        verify = as_gate(trust)
+    options = OpenOptions(densify=densify, casts=dict(casts or {}), verify=verify)
     if limits is not None:
         options = replace(options, limits=limits)
-    source = _source(target)
+    source = _source(target, verify)
     name = format or identify_format(source, options.limits)
     if name not in FORMATS:
         raise _unknown(source)
     return FORMATS[name](source, options)
 
 
-def _source(target: Any) -> Source:
-    if isinstance(target, (bytes, bytearray, memoryview)):
+def _source(target: Any, verify: Verify | None) -> Source:
+    if verify is None and isinstance(target, (bytes, bytearray, memoryview)):
         return BytesSource(target, "<bytes>")
-    if isinstance(target, Source):
+    if verify is None and isinstance(target, Source):
         return target
-    return open_source(target, engine="pread")
+    return open_source(target, engine="pread", verify=verify)
 
 
 def _unknown(source: Source) -> FormatError:

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import struct
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from safeweights.convert.element_types import item_size
@@ -224,19 +224,20 @@ def _entry(data: bytes, path: str, limits: Limits) -> _Entry:
 def read_tensorflow(
     source: Source,
     options: OpenOptions,
-    open_shard: Callable[[str], Source] = lambda path: open_source(path, engine="pread"),
+    open_shard: Callable[[str], Source] | None = None,
 ) -> ForeignCheckpoint:
     """The checkpoint whose ``.index`` file is `source`.
 
     Args:
         source: The index; its name tells where the shards are.
         options: See `OpenOptions`.
-        open_shard: Opens a shard by its path.
+        open_shard: Opens a shard by its path; by default as a file.
 
     Raises:
         FormatError: The index is malformed, or a variable lies outside its shard.
         OSError: A shard cannot be opened.
     """
+    open_file = partial(open_source, engine="pread", verify=options.verify)
     prefix = re.sub(r"\.index$", "", source.name)
     entries = _table_entries(source, options.limits)
     first = next(entries, None)
@@ -256,7 +257,7 @@ def read_tensorflow(
             raise _Bytes(b"", source.name).fault("an entry names a shard that does not exist")
         if entry.shard not in shards:
             name = f"{os.fspath(prefix)}.data-{entry.shard:05d}-of-{count:05d}"
-            shards[entry.shard] = open_shard(name)
+            shards[entry.shard] = (open_shard or open_file)(name)
         name = _text(key, source.name)
         pairs.append((name, _node(entry, shards[entry.shard], name, swapped=swapped)))
     return from_tree("tensorflow-v2", source.name, DictNode(pairs), options)
