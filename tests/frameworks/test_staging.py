@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 import threading
 
 import numpy as np
 import pytest
 import torch
 
-from safeweights.frameworks import staging
+from safeweights import SafetensorError, serialize_file
+from safeweights.frameworks import adapter, staging
 from safeweights.frameworks.staging import Piece, stage
+from safeweights.frameworks.torch import TorchAdapter
 from safeweights.storage import open_source
 from safeweights.storage.source import ENGINES, BytesSource, TruncatedError
+from safeweights.torch import load, load_file, save_file
 
 
 class LateCopy:
@@ -113,3 +118,64 @@ def test_a_truncated_file_is_an_error(tmp_path, small_slabs):
     os.truncate(path, 1 << 16)
     with pytest.raises(TruncatedError):
         stage(source, [Piece(0, device.arena(1 << 18))], device)
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_a_file_is_loaded_through_arenas(tmp_path, monkeypatch, small_slabs, backend):
+    """The adapter's part: arenas, tensors cut out of them, misaligned ones copied."""
+    tensors = {
+        "a": torch.randn(300, 7),
+        "b": torch.arange(1000, dtype=torch.int64),
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(2.5, dtype=torch.bfloat16),
+        "bytes": torch.arange(255, dtype=torch.uint8),
+        "pairs": torch.arange(8, dtype=torch.uint8).reshape(2, 4).view(torch.float4_e2m1fn_x2),
+    }
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path)
+    devices: list[StandIn] = []
+
+    def stand_in(self: TorchAdapter, device: object) -> StandIn:
+        devices.append(StandIn())
+        return devices[-1]
+
+    monkeypatch.setattr(TorchAdapter, "accelerator", stand_in)
+    monkeypatch.setattr(adapter, "ARENA", 4096)
+    loaded = load_file(path, backend=backend)
+    (device,) = devices
+    assert device.finished
+    assert list(loaded) == list(load_file(path))
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert loaded[name].shape == tensor.shape
+        assert torch.equal(bits(loaded[name]), bits(tensor)), name
+
+
+def test_a_type_that_torch_lacks_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    serialize_file({"a": {"dtype": "F6_E2M3", "shape": [4], "data": bytes(3)}}, path)
+    device = StandIn()
+    monkeypatch.setattr(TorchAdapter, "accelerator", lambda self, _: device)
+    with pytest.raises(SafetensorError, match="F6_E2M3"):
+        load_file(path)
+    assert device.slabs == 0
+
+
+def test_tensors_at_odd_places_are_copied(monkeypatch):
+    entries = {
+        "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+        "b": {"dtype": "F32", "shape": [2], "data_offsets": [3, 11]},
+    }
+    text = json.dumps(entries).encode()
+    data = struct.pack("<Q", len(text)) + text + b"abc" + struct.pack("<2f", 1.5, -2)
+    monkeypatch.setattr(TorchAdapter, "accelerator", lambda self, _: StandIn())
+    assert load(data)["b"].tolist() == [1.5, -2.0]
+
+
+def test_without_an_accelerator_nothing_is_staged():
+    assert TorchAdapter().accelerator(None) is None
+    assert TorchAdapter().accelerator(torch.device("meta")) is None

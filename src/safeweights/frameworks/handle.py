@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
+from typing import IO, TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from ..checkpoint import SafetensorsFile
 from ..errors import ClosedError, FormatError, SafetensorError, UnsupportedError
@@ -33,9 +33,6 @@ T = TypeVar("T")
 Target = str | os.PathLike[str] | IO[bytes]
 Backend = Literal["mmap", "pread"]
 PySafeSlice = Slice
-
-_ARENA: Final = 1 << 28
-"""Bytes read into one piece of memory: one tensor that lives on keeps its whole piece alive."""
 
 
 @contextmanager
@@ -262,14 +259,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
     def get_tensors(self) -> dict[str, Any]:
         """All tensors, in the order of the data."""
         file = self._opened()
-        start = file.header.data_start
-        source = file.source.for_all()
-        result: dict[str, Any] = {}
-        for group in _arenas(file.header.tensors, whole=source.in_memory):
-            first, last = group[0][1], group[-1][1]
-            data = source.view(start + first.begin, last.end - first.begin)
-            result.update(self._adapter.decode_all(data, first.begin, group, self._device))
-        return result
+        return self._adapter.load_all(file.source.for_all(), file.header, self._device)
 
     def get_slice(self, name: str) -> Slice[T]:
         """A tensor to take parts of, by indexing; only what is selected is read."""
@@ -341,25 +331,6 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
     def __repr__(self) -> str:
         state = "closed" if self._file is None else repr(self._file.name)
         return f"<safe_open {state} for {self._adapter.name}>"
-
-
-def _arenas(
-    tensors: dict[str, TensorInfo], *, whole: bool
-) -> Iterator[list[tuple[str, TensorInfo]]]:
-    """Group neighbours that are read into one piece of memory; all of them where nothing is read."""
-    items = list(tensors.items())
-    if whole:
-        if items:
-            yield items
-        return
-    group: list[tuple[str, TensorInfo]] = []
-    for item in items:
-        if group and item[1].end - group[0][1].begin > _ARENA:
-            yield group
-            group = []
-        group.append(item)
-    if group:
-        yield group
 
 
 def _safe_open_handle(
