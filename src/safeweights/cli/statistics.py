@@ -91,7 +91,7 @@ class _Summary:
         if exact.size:
             self._extend(exact.min().item(), exact.max().item())
             total = int(counts.sum())
-            mean = float((exact * (counts / total)).sum())
+            mean = float((exact * counts).sum() / total)
             self._combine(total, mean, float(((exact - mean) ** 2 * counts).sum()))
 
     def _only_finite(self, block: Any) -> Any:
