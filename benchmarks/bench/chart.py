@@ -149,7 +149,7 @@ def _others(result: RowResult, middle: float) -> Iterator[str]:
 
 def _target(result: RowResult) -> float | None:
     """The ratio to reach, as the row says it."""
-    first = result.reach.split(",")[0].removeprefix("<= ")
+    first = result.reach.split(",")[0]
     try:
         return float(first)
     except ValueError:

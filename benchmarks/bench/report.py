@@ -14,8 +14,13 @@ if TYPE_CHECKING:
 __all__ = ["figure", "machine_line", "markdown", "print_tables", "results_of"]
 
 _WIDTH: Final = 100
-_HEAD: Final = ("row", "ours", "against", "ratio", "reach", "limit", "x limit", "")
+_HEAD: Final = ("row", "ours", "against", "ratio", "reach <=", "limit", "/limit", "")
 _PEER_HEAD: Final = ("time of the others / ours", *PEERS)
+
+LEGEND: Final = """\
+Medians, ± the median absolute deviation. against: safetensors 0.8.0, or the best peer where the row
+is about owned or cold loads; ratio: ours by that; reach <=: what the ratio, or ours where it has a
+unit, shall not exceed (85%: of the limit's rate at least); limit: what the machine itself needs."""
 
 Cells = tuple[str, ...]
 
@@ -53,6 +58,14 @@ def figure(value: float | None, unit: str) -> str:
     return f"{_digits(value / 1e-6)} us"
 
 
+def _with_spread(found: Sampled, unit: str) -> str:
+    """The median, and how far half of the samples are from it at most, in percent."""
+    middle = found.median
+    if unit != "s" or not middle:
+        return figure(middle, unit)
+    return f"{figure(middle, unit)} ±{found.spread / abs(middle):.0%}"
+
+
 def _digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
@@ -66,8 +79,8 @@ def _row(result: RowResult) -> Cells:
     limit = next(iter(result.limits.values()), Sampled())
     return (
         result.title,
-        figure(result.contenders[OURS].median, result.unit),
-        figure(against.median, result.unit),
+        _with_spread(result.contenders[OURS], result.unit),
+        _with_spread(against, result.unit),
         _quotient(result.ratio),
         result.reach,
         figure(limit.median, result.unit),
@@ -101,7 +114,7 @@ def print_tables(document: dict[str, Any]) -> None:
         print("\n".join(plain(_HEAD, rows)))
         print()
         print("\n".join(plain(_PEER_HEAD, _peer_rows(results))))
-    print()
+    print(f"\n{LEGEND}\n")
     for line in _notes(results):
         print(line)
     print(machine_line(document))

@@ -255,8 +255,8 @@ def _tiny(count: int) -> Spec:
 def _slice_rows() -> list[Row]:
     rows = []
     for selection, text in (
-        ("rows", "1/64 of the rows"),
-        ("columns", "1/64 of the columns"),
+        ("rows", "1/64 of rows"),
+        ("columns", "1/64 of columns"),
         ("every8", "every 8th row"),
     ):
         timed = Row(
@@ -336,7 +336,7 @@ def _rows() -> list[Row]:
     return [
         Row(
             name="load-torch",
-            title="load_file torch, {size}, touched",
+            title="load_file torch, {size}",
             verb="load",
             entries=_loads("default"),
             data=_MODEL,
@@ -359,7 +359,7 @@ def _rows() -> list[Row]:
         tiny_100k,
         Row(
             name="load-numpy",
-            title="load_file numpy, {size}, touched",
+            title="load_file numpy, {size}",
             verb="load",
             entries=_NUMPY,
             data=_MODEL_NUMPY,
@@ -369,7 +369,7 @@ def _rows() -> list[Row]:
         ),
         Row(
             name="load-owned",
-            title="load torch, owned memory, {size}",
+            title="owned load torch, {size}",
             verb="load",
             entries=_OWNED,
             data=_MODEL,
@@ -391,7 +391,7 @@ def _rows() -> list[Row]:
         ),
         Row(
             name="header-100k",
-            title="open a header of {count} tensors",
+            title="open {count} tensors' header",
             verb="open header",
             entries=_ONE_WAY,
             data=_tiny(100_000),
@@ -400,7 +400,7 @@ def _rows() -> list[Row]:
         ),
         Row(
             name="first-tensor",
-            title="open to the first tensor of {count}",
+            title="open to first tensor of {count}",
             verb="first tensor",
             entries=_ONE_WAY,
             data=_MODEL,
@@ -438,7 +438,7 @@ def _rows() -> list[Row]:
         ),
         Row(
             name="save-64k",
-            title="save_file torch, {size} of 64 KiB",
+            title="save_file, {size} of 64 KiB",
             verb="save file",
             entries=_ONE_WAY,
             data=_SMALL,

@@ -289,12 +289,12 @@ def _size_text(row: Row) -> str:
 def _reach_text(row: Row) -> str:
     reach, parts = row.reach or Reach(), []
     if reach.ratio is not None:
-        parts.append(f"<= {reach.ratio:g}")
+        parts.append(f"{reach.ratio:g}")
     if reach.limit_share is not None:
         parts.append(f"{reach.limit_share:.0%}")
     if reach.most is not None:
         shown = {"s": f"{reach.most * 1e3:g} ms", "B": f"{reach.most / MIB:g} MiB"}
-        parts.append(f"<= {shown.get(row.unit, f'{reach.most:g}x')}")
+        parts.append(shown.get(row.unit, f"{reach.most:g}x"))
     return ", ".join(parts)
 
 

@@ -1,0 +1,128 @@
+"""Verdicts follow from samples, survive the JSON, and are shown within a hundred columns."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree as ET
+
+import pytest
+from bench.chart import draw
+from bench.report import _HEAD, markdown, plain, print_tables, results_of
+from bench.results import RowResult, Sampled, judge
+from bench.rows import BEST, OURS, PEERS, ROWS, Reach
+
+
+def result(ours=(1.0,), peers=None, limit=(0.5,), *, versus="0.8 mmap", unit="s", nbytes=1000):
+    contenders = {OURS: Sampled(list(ours))}
+    for name, values in (peers or {"0.8 mmap": [2.0]}).items():
+        contenders[name] = Sampled(list(values))
+    return RowResult(
+        name="row",
+        title="load_file torch, 1 GiB, touched",
+        unit=unit,
+        nbytes=nbytes,
+        tensors=3,
+        reach="0.9, 85%",
+        versus=versus,
+        contenders=contenders,
+        limits={"direct read": Sampled(list(limit))} if limit else {},
+    )
+
+
+def document(*results):
+    machine = {
+        "cpu": "A & B <processor>", "cores": 2, "memory_gib": 23.5, "kernel": "6.1", "filesystem": "ext4",
+        "python": "3.11.7",
+    }  # fmt: skip
+    return {
+        "started": "2026-01-02T03:04:05+00:00",
+        "machine": machine,
+        "versions": {"safetensors": "0.8.0"},
+        "rows": [found.as_json() for found in results],
+    }
+
+
+def test_median_and_spread_ignore_one_wild_sample():
+    sampled = Sampled([10.0, 11.0, 9.0, 10.0, 500.0])
+    assert sampled.median == 10.0
+    assert sampled.spread == 1.0
+
+
+@pytest.mark.parametrize(
+    ("reach", "verdict"),
+    [
+        (Reach(ratio=0.5), "pass"),
+        (Reach(ratio=0.49), "FAIL"),
+        (Reach(limit_share=0.5), "pass"),
+        (Reach(limit_share=0.51), "FAIL"),
+        (Reach(ratio=0.5, limit_share=0.51), "FAIL"),
+        (Reach(most=1.0), "pass"),
+        (Reach(most=0.9), "FAIL"),
+        (Reach(most=0.9, slack=100), "pass"),
+        (None, ""),
+    ],
+)
+def test_each_wish_is_judged(reach, verdict):
+    # Ours takes 1.0, the reference 2.0, the machine 0.5; the data are 1000 bytes.
+    assert judge(result(), reach).verdict == verdict
+
+
+def test_the_best_peer_is_the_fastest_other():
+    judged = judge(
+        result(peers={"0.8 mmap": [2.0], "runai": [1.25], "torch": []}, versus=BEST),
+        Reach(ratio=0.8),
+    )
+    assert (judged.compared, judged.ratio, judged.verdict) == ("runai", 0.8, "pass")
+
+
+def test_what_is_not_measured_does_not_pass():
+    missing = result(ours=())
+    missing.contenders[OURS].missing = "no such engine"
+    judged = judge(missing, Reach(ratio=1.0))
+    assert judged.failures == ["not measured: no such engine"]
+    alone = judge(result(peers={"0.8 mmap": []}), Reach(ratio=1.0))
+    assert alone.ratio is None
+    assert alone.verdict == "FAIL"
+
+
+def test_results_come_back_from_json():
+    judged = judge(result(peers={"0.8 mmap": [2.0], "torch": []}), Reach(ratio=1.0))
+    judged.contenders["torch"].missing = "reads whole files"
+    again = RowResult.from_json(json.loads(json.dumps(judged.as_json())))
+    assert again == judged
+
+
+def test_plain_output_has_a_hundred_columns_at_most(capsys):
+    wide = result(ours=[123.456789e-3, 129e-3], peers={name: [2.0, 2.1] for name in PEERS})
+    wide.title = "a title that is much longer than all of the others are, and must give way"
+    print_tables(document(judge(wide, Reach(ratio=1.0))))
+    lines = capsys.readouterr().out.splitlines()
+    assert "pass" in lines[1]
+    assert all(len(line) <= 100 and line == line.rstrip() for line in lines[:-1])
+
+
+def test_every_title_fits_without_being_cut():
+    cells = ("12.3 ms ±10%", "12.3 ms ±10%", "0.12", "0.9, 85%", "12.3 ms", "10.2", "FAIL")
+    for row in ROWS:
+        for size in ("1 GiB", "512 MiB") if row.name == "load-cold" else ("1 GiB", "256 MiB"):
+            title = row.title.format(size=size, count="100,000")
+            assert plain(_HEAD, [(title, *cells)])[1].startswith(f"{title} "), title
+
+
+def test_a_peer_that_cannot_is_a_dash():
+    lines = markdown(document(judge(result(peers={"0.8 mmap": [2.0], "torch": []}), None)))
+    row = [line for line in lines.splitlines() if line.startswith("| load_file")][1]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:] == ["2.00", "-", "-", "-", "-", "-", "-"]
+
+
+def test_the_chart_is_well_formed_and_shows_ratios():
+    found = results_of(document(judge(result(), Reach(ratio=0.9)), judge(result(unit="x"), None)))
+    text = draw(found, "A & B <processor>")
+    root = ET.fromstring(text)
+    space = "{http://www.w3.org/2000/svg}"
+    texts = [element.text for element in root.iter(f"{space}text")]
+    assert texts.count("load_file torch, 1 GiB, touched") == 1  # not the one that is no time
+    assert "0.50x" in texts
+    assert "A & B <processor>" in texts
+    assert "prefers-color-scheme: dark" in text

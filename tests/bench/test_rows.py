@@ -1,0 +1,109 @@
+"""The table of rows: complete, consistent, and the same data everywhere."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from bench.contenders import CONTENDERS
+from bench.data import MIB, Spec, ensure, entries, header_of, tensor_views
+from bench.limits import LIMITS, index_of
+from bench.operations import _VERBS
+from bench.rows import BEST, OURS, PEERS, ROWS, Scale, index_text, selection_size
+
+from bench import data
+
+
+def test_rows_name_what_there_is():
+    assert len({row.name for row in ROWS}) == len(ROWS)
+    for row in ROWS:
+        columns = [entry.column for entry in row.entries]
+        assert columns[0] == OURS
+        assert len(set(columns)) == len(columns)
+        assert row.versus in {BEST, *columns}
+        assert {entry.process for entry in row.entries} <= CONTENDERS.keys()
+        if row.kind != "import":
+            assert set(row.limits) <= LIMITS.keys()
+            assert row.verb in _VERBS
+
+
+def test_what_is_to_be_reached_is_what_was_promised():
+    wanted = {row.name: row.reach for row in ROWS if row.reach}
+    ratios = {name: reach.ratio for name, reach in wanted.items() if reach.ratio is not None}
+    assert ratios == {
+        "load-torch": 1.0, "load-tiny-10k": 0.25, "load-tiny-100k": 0.25, "load-numpy": 0.5,
+        "load-owned": 0.7, "load-cold": 0.9, "header-100k": 0.9, "first-tensor": 0.5,
+        "load-bytes": 0.6, "save-bytes": 0.6, "save-torch": 0.9, "save-64k": 0.6,
+        "save-tiny-10k": 0.2, "save-tiny-100k": 0.2, "save-durable": 0.75,
+        "slice-rows": 0.2, "slice-columns": 0.2, "slice-every8": 0.2,
+    }  # fmt: skip
+    assert wanted["load-cold"].limit_share == 0.85
+    assert wanted["import"].most == 0.012
+    assert wanted["memory-save-file"].most == 64 * MIB
+
+
+def test_every_timed_row_has_a_limit_and_every_peer_a_column():
+    assert all(row.limits for row in ROWS if row.kind == "time")
+    used = {entry.column for row in ROWS for entry in row.entries}
+    assert set(PEERS) <= used
+
+
+def test_a_quick_run_is_not_published_and_smaller():
+    quick = Scale(quick=True)
+    assert not quick.complete
+    assert Scale().complete
+    sizes = [(quick.apply(row).data, row.data) for row in ROWS if row.data]
+    assert all(small.nbytes <= full.nbytes for small, full in sizes)
+    assert max(small.nbytes for small, _ in sizes) <= 512 * MIB
+
+
+@pytest.mark.parametrize("layout", ["model", "equal", "square"])
+def test_files_are_the_same_each_time(tmp_path, layout):
+    spec = Spec(layout, "F32", 1 if layout == "square" else 20, MIB)
+    first = ensure(spec, tmp_path / "a").read_bytes()
+    assert ensure(spec, tmp_path / "b").read_bytes() == first
+    found, start = header_of(tmp_path / "a" / spec.filename)
+    assert found == entries(spec)
+    assert start + found[-1][4] == len(first)
+    assert 0.4 * spec.nbytes < found[-1][4] <= spec.nbytes
+
+
+def test_files_are_what_the_package_reads(tmp_path):
+    from safeweights.numpy import load_file
+
+    path = ensure(Spec("model", "F32", 20, MIB), tmp_path)
+    arrays = load_file(path)
+    with tensor_views(path) as views:
+        assert list(views) == list(arrays)
+        assert all(arrays[name].tobytes() == view for name, view in views.items())
+
+
+def test_a_file_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(nbytes):
+        yield memoryview(b"x")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "_noise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ensure(Spec("equal", "F32", 2, 64), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("selection", ["rows", "columns", "every8"])
+def test_bytes_and_runs_of_a_selection(selection):
+    spec = Spec("square", "F32", 1, 4 * MIB)
+    ((_, _, shape, _, end),) = entries(spec)
+    index = index_text(selection, spec)
+    chosen = np.arange(math.prod(shape), dtype="u4").reshape(shape)[index_of(index)]
+    flat = chosen.reshape(-1).astype("i8")
+    runs = 1 + np.count_nonzero(np.diff(flat) != 1)
+    assert selection_size(spec, index) == (chosen.nbytes, runs)
+    assert chosen.nbytes * 4 < end
+
+
+def test_a_scale_may_lower_the_number_of_tensors():
+    row = next(row for row in ROWS if row.name == "load-tiny-100k")
+    scaled = Scale(count=100).apply(row)
+    assert scaled.data == replace(row.data, count=100, nbytes=100 * 128)
