@@ -482,11 +482,14 @@ def test_never_readable_by_more_than_the_old_file(
         modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
         return real(descriptor, batch)
 
-    (tmp_path / "a").write_bytes(OLD)
-    (tmp_path / "a").chmod(0o600)
-    monkeypatch.setattr(os, "writev", writev)
-    write_file(tmp_path / "a", PIECES)
-    assert modes == [0o600]
+    for mode in (0o600, 0o640, 0o644, 0o444):
+        (tmp_path / "a").unlink(missing_ok=True)
+        (tmp_path / "a").write_bytes(OLD)
+        (tmp_path / "a").chmod(mode)
+        monkeypatch.setattr(os, "writev", writev)
+        write_file(tmp_path / "a", PIECES)
+        # The group may be another than the old file's until the end.
+        assert modes.pop() == mode & 0o700
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may act for other users")
@@ -533,6 +536,19 @@ def test_others_files_keep_mode_but_not_the_rights_of_their_owner(shared_folder:
         write_file(path, PIECES)
     status = path.stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (NOBODY, NOBODY, 0o755)
+
+
+@needs_root
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o2750, 0o4711])
+def test_users_keep_the_mode_of_their_files(shared_folder: Path, mode: int) -> None:
+    """Writing takes the set-ID bits away from files of all but root."""
+    path = shared_folder / "a"
+    path.write_bytes(OLD)
+    os.chown(path, NOBODY, NOBODY)
+    path.chmod(mode)
+    with nobody():
+        write_file(path, PIECES)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
 @needs_root

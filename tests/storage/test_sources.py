@@ -9,6 +9,7 @@ import mmap
 import os
 import random
 import socket
+import sys
 import tempfile
 import threading
 from array import array
@@ -511,6 +512,12 @@ def test_windows_lacks_these_calls(path: Path, monkeypatch: pytest.MonkeyPatch) 
     view[:50] = bytes(50)
     assert view[50:] == DATA[50:100]
     assert path.read_bytes() == DATA
-    test_threads_read_at_once(read)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # the position is shared: threads must not meet between two calls
+    try:
+        for _ in range(5):
+            test_threads_read_at_once(read)
+    finally:
+        sys.setswitchinterval(interval)
     with pytest.raises(TruncatedError):
         read.read_into(len(DATA) - 5, memoryview(bytearray(10)))

@@ -184,8 +184,8 @@ class _NewFile:
         self.path = os.path.join(self.directory, f".safeweights-{secrets.token_hex(8)}.tmp")
         self._durable = durable
         self._replaced = replaced = _stat_replaceable(target)
-        # Created with the final mode: contents meant for few must not be readable by many meanwhile.
-        self._mode = 0o666 if replaced is None else stat.S_IMODE(replaced.st_mode) & 0o777
+        # Contents meant for few are nobody else's until they have the old owner, group and mode.
+        self._mode = 0o666 if replaced is None else stat.S_IMODE(replaced.st_mode) & 0o700
 
     def create(self, buffers: Iterable[Buffer], progress: _Progress | None) -> None:
         """Write it; it gets its name as late as can be."""
@@ -206,10 +206,10 @@ class _NewFile:
             self._fill(descriptor, buffers, progress)
 
     def _fill(self, descriptor: int, buffers: Iterable[Buffer], progress: _Progress | None) -> None:
-        if self._replaced is not None:
+        _write_all(descriptor, self.target, buffers, progress)
+        if self._replaced is not None:  # last: writing takes the set-ID bits away
             with _about(self.target):
                 _adopt(descriptor, self._replaced)
-        _write_all(descriptor, self.target, buffers, progress)
         _sync(descriptor, self.target, durable=self._durable)
 
 
