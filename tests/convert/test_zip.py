@@ -127,3 +127,17 @@ def test_the_number_of_members_is_limited() -> None:
 def test_a_missing_member_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         ZipArchive(BytesSource(archive({"a": b""}), "z")).open("b")
+
+
+def test_a_gap_between_members_is_refused() -> None:
+    """Bytes that no directory entry covers can be a member to whoever scans for local headers."""
+    whole = archive({"a": b"1", "b": b"2"})
+    second = whole.index(b"PK\x03\x04", 1)
+    directory, end = whole.index(b"PK\x01\x02"), whole.index(b"PK\x05\x06")
+    entry = whole.index(b"PK\x01\x02", directory + 1)
+    moved = bytearray(whole)
+    moved[entry + 42 : entry + 46] = (second + 4).to_bytes(4, "little")
+    moved[end + 16 : end + 20] = (directory + 4).to_bytes(4, "little")
+    assert members(whole) == {"a": b"1", "b": b"2"}
+    with pytest.raises(FormatError, match="gap"):
+        members(bytes(moved[:second] + b"gap!" + moved[second:]))
