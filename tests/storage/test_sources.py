@@ -521,3 +521,23 @@ def test_windows_lacks_these_calls(path: Path, monkeypatch: pytest.MonkeyPatch) 
         sys.setswitchinterval(interval)
     with pytest.raises(TruncatedError):
         read.read_into(len(DATA) - 5, memoryview(bytearray(10)))
+
+
+# ---- checked by somebody else
+
+
+def test_what_is_opened_can_be_checked(path: Path) -> None:
+    seen: list[tuple[int, str]] = []
+
+    def verify(source: Source, name: str) -> Source:
+        seen.append((source.size, name))
+        return BytesSource(b"checked")
+
+    assert open_source(str(path), verify=verify).view(0, 7) == b"checked"
+    assert seen == [(len(DATA), str(path))]
+
+
+@pytest.mark.parametrize("target", [DATA, io.BytesIO(DATA)], ids=["bytes", "file object"])
+def test_only_paths_are_checked(target: Any) -> None:
+    with pytest.raises(UnsupportedError, match=r"opened by its path.*Bytes|.*bytes"):
+        open_source(target, verify=lambda source, _: source)
