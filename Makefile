@@ -21,7 +21,7 @@ $(VENV)/.installed: requirements/test.txt requirements/lint.txt requirements/tru
 
 $(DEMO)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)
-	$(DEMO)/bin/python -m pip install -q -e '.[convert,trust]'
+	$(DEMO)/bin/python -m pip install -q -e '.[hdf5,trust]'
 	touch $@
 
 demo: $(DEMO)/.installed ## Use everything once, on a real model's weights

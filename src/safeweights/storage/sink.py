@@ -317,6 +317,7 @@ def _write_all(
     written = 0
     for batch in _batches(buffers):
         rest = batch
+        del batch  # or it would live on while the next one is made
         while rest:
             with _about(path):
                 count = _write_some(descriptor, rest)
