@@ -5,27 +5,25 @@ from __future__ import annotations
 import math
 import os
 import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from .app import checkpoint_path, json_option
 from .opening import STDIN, open_checkpoint
-from .output import Output, count, escape, human_bytes, plural
+from .output import Output, count, escape, plural
 from .selectors import Choice, split
+from .watching import watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from ..checkpoint import Checkpoint, Tensor
     from ..indexing import Selection
     from .records import GetDocument, StatisticsRecord
 
 __all__ = ["command"]
-
-_PROGRESS_FROM: Final = 1 << 28
-"""Bytes from which on reading takes long enough to be watched."""
 
 _NAMES_MAX: Final = 20_000
 """Names among which a similar one is looked for."""
@@ -211,17 +209,12 @@ def _same_file(first: str, second: str) -> bool:
         return False
 
 
-@contextmanager
-def _watched(what: str, elements: int, tensor: Tensor) -> Iterator[Callable[[int], object]]:
-    """Show progress on standard error, where it is a terminal and there is much to do."""
+def _watched(
+    what: str, elements: int, tensor: Tensor
+) -> AbstractContextManager[Callable[[int], object]]:
+    """Show progress, counted in elements."""
     size = tensor.nbytes * elements // (math.prod(tensor.shape) or 1)
-    if size < _PROGRESS_FROM or sys.stderr is None or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from .terminal import progress
-
-    with progress(f"{what} {human_bytes(size)}", elements) as advance:
-        yield advance
+    return watched(what, size, elements)
 
 
 def _print_statistics(out: Output, document: GetDocument) -> None:

@@ -1,0 +1,67 @@
+"""Progress on standard error, where that is a terminal and there is much to do.
+
+Knows how much work a command has before it; how that is drawn is `terminal`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from .output import human_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ..trust.digests import FileDigest
+
+__all__ = ["watched", "watched_files"]
+
+_FROM: Final = 1 << 28
+"""Bytes from which on work takes long enough to be watched."""
+
+
+@contextmanager
+def watched(what: str, size: int, total: int | None = None) -> Iterator[Callable[[int], object]]:
+    """Show how far work on `size` bytes has come.
+
+    Args:
+        what: The work, as a participle.
+        size: How many bytes it is about.
+        total: When it is done, where that is not counted in bytes; the callable that is handed out
+            is told of each step towards it.
+    """
+    if size < _FROM or sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from .terminal import progress
+
+    with progress(f"{what} {human_bytes(size)}", size if total is None else total) as advance:
+        yield advance
+
+
+@contextmanager
+def watched_files(what: str, paths: Iterable[str]) -> Iterator[Callable[[FileDigest], None]]:
+    """The same for reading whole files and folders; it is told of each file's digest."""
+    with watched(what, sum(map(_size, paths))) as advance:
+
+        def done(digest: FileDigest) -> None:
+            advance(digest.size)
+
+        yield done
+
+
+def _size(path: str) -> int:
+    """Bytes of a file, or of all files below a folder; what cannot be seen counts nothing."""
+    found = [path] if not os.path.isdir(path) else []
+    for folder, _, names in os.walk(path):
+        found += (os.path.join(folder, name) for name in names)
+    total = 0
+    for each in found:
+        try:
+            total += os.stat(each).st_size
+        except OSError:  # noqa: PERF203 - whoever reads it will say so
+            continue
+    return total
