@@ -55,7 +55,7 @@ class SafetensorError(Exception):
 
     def __init__(
         self,
-        message: str,
+        message: str = "",
         *,
         path: str | None = None,
         tensor: str | None = None,
@@ -76,8 +76,9 @@ class SafetensorError(Exception):
         return f"{self.message} ({' '.join(where)})" if where else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions cross process pools; the default would drop the keyword-only fields.
-        return type(self), (self.message,), self.__dict__
+        # Exceptions cross process pools; the default would drop the keyword-only fields. An
+        # ImportError keeps its path outside its dictionary.
+        return type(self), (self.message,), {**self.__dict__, "path": self.path}
 
 
 class FormatError(SafetensorError, ValueError):

@@ -15,8 +15,9 @@ import math
 from collections.abc import Mapping
 from itertools import islice, pairwise
 from json.encoder import encode_basestring as _json_string
+from operator import index as as_index
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .chunks import CHUNK
 from .dtypes import BITS, DTYPES, ORDER
@@ -270,20 +271,21 @@ def layout(
     ordered.sort(key=lambda tensor: -ORDER.get(tensor[1], 0))
     infos: dict[str, TensorInfo] = {}
     parts = [] if metadata is None else [_metadata_text(metadata)]
-    kinds: dict[tuple[str, tuple[int, ...]], tuple[int, str]] = {}  # size, text up to the offsets
+    kinds: dict[tuple[str, tuple[int, ...]], _Kind] = {}
     new, cls = tuple.__new__, TensorInfo  # TensorInfo(...) costs three times this
     begin = 0
     for name, dtype, dims in ordered:
-        shape = tuple(dims)
-        kind = kinds.get((dtype, shape))
+        key = dtype, tuple(dims)
+        kind = kinds.get(key)
         if kind is None:
-            listed = str(list(shape)).replace(" ", "")
-            between = f':{{"dtype":"{dtype}","shape":{listed},"data_offsets":['
-            kind = kinds[dtype, shape] = _checked_size(name, dtype, shape), between
-        end = begin + kind[0]
+            kind = kinds[key] = _kind(name, dtype, dims)
+        shape, size, between = kind
+        end = begin + size
         infos[name] = new(cls, (dtype, shape, begin, end))
-        parts.append(f"{_json_string(name)}{kind[1]}{begin},{end}]}}")
+        parts.append(f"{_json_string(name)}{between}{begin},{end}]}}")
         begin = end
+    if begin > MAX_UINT:
+        raise FormatError(f"the tensors take {begin} bytes, over 2^64", rule="overflow")
     if len(infos) != len(ordered):
         twice = next(a[0] for a, b in pairwise(sorted(ordered)) if a[0] == b[0])
         message = f"two tensors are called {quote(twice)}"
@@ -291,6 +293,17 @@ def layout(
     text = _encode(parts, infos)
     header = Header(infos, None if metadata is None else dict(metadata), len(text))
     return header, len(text).to_bytes(PREFIX, "little") + text
+
+
+_Kind: TypeAlias = tuple[tuple[int, ...], int, str]
+"""Shape, bytes, and the text between name and offsets of tensors that are alike."""
+
+
+def _kind(name: str, dtype: str, dims: Sequence[int]) -> _Kind:
+    shape = tuple(map(as_index, dims))  # NumPy's integers print differently
+    size = _checked_size(name, dtype, shape)
+    listed = ",".join(map(str, shape))
+    return shape, size, f':{{"dtype":"{dtype}","shape":[{listed}],"data_offsets":['
 
 
 def _checked_size(name: str, dtype: str, shape: tuple[int, ...]) -> int:

@@ -10,7 +10,6 @@ Arrays and masks are not basic indexing; whoever offers them reads first and ind
 from __future__ import annotations
 
 import math
-from itertools import product
 from operator import index as as_index
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -74,9 +73,7 @@ class Runs(NamedTuple):
 
     def offsets(self) -> Iterator[int]:
         """The offset of each run, ascending."""
-        ranges = (range(0, n * stride, stride) for n, stride in self.loops)
-        for distances in product(*ranges):
-            yield self.offset + sum(distances)
+        return _offsets(self.offset, self.loops)
 
 
 def select(expression: Any, shape: Sequence[int], *, clamp: bool = False) -> Selection:
@@ -105,9 +102,11 @@ def select(expression: Any, shape: Sequence[int], *, clamp: bool = False) -> Sel
             if places.step < 0:
                 places = places[::-1]
                 flipped.append(axis)
-            result.append(len(places))
+            # len() of a range ends at 2^63, a dimension beside a zero need not.
+            count = (places[-1] - places[0]) // places.step + 1 if places else 0
+            result.append(count)
             starts.append(places.start if places else 0)
-            counts.append(len(places))
+            counts.append(count)
             steps.append(places.step)
         else:
             starts.append(_place(item, size, axis, expression, shape))
@@ -142,7 +141,11 @@ def runs(selection: Selection, shape: Sequence[int], dtype: str) -> Runs:
         if length == stride and not loops and (step == 1 or count == 1):
             length = count * stride  # all that is inside this axis is read: the run grows
         elif count > 1:
-            loops.append((count, step * stride))
+            distance = step * stride
+            if loops and loops[-1][0] * loops[-1][1] == distance:
+                loops[-1] = (loops[-1][0] * count, loops[-1][1])  # the runs go on at the same pace
+            else:
+                loops.append((count, distance))
         stride *= size
     whole = [offset, length, *(distance for _, distance in loops)]
     if any(bits % 8 for bits in whole):
@@ -153,19 +156,27 @@ def runs(selection: Selection, shape: Sequence[int], dtype: str) -> Runs:
     return Runs(offset // 8, length // 8, tuple((n, bits // 8) for n, bits in loops[::-1]))
 
 
+def _offsets(first: int, loops: Sequence[tuple[int, int]]) -> Iterator[int]:
+    if not loops:
+        yield first
+        return
+    (repetitions, distance), *inner = loops
+    outer = range(first, first + repetitions * distance, distance)
+    if not inner:
+        yield from outer
+        return
+    for place in outer:
+        yield from _offsets(place, inner)
+
+
 def _expand(expression: Any, shape: Sequence[int]) -> list[Any]:
     """The items of an expression, one for each axis, and None for each new one."""
     if isinstance(expression, list):
         if expression:
             raise SelectionError("Non empty lists are not implemented")
         expression = slice(0, 0)
-    items = list(expression) if isinstance(expression, tuple) else [expression]
-    for position, item in enumerate(items):
-        if not _is_basic(item):
-            raise SelectionError(
-                f"Unsupported slice index at position {position}: expected slice, int, or ellipsis, "
-                f"found {type(item).__name__}"
-            )
+    given = expression if isinstance(expression, tuple) else (expression,)
+    items = [_basic(item, position) for position, item in enumerate(given)]
     named = sum(item is not None and item is not Ellipsis for item in items)
     ellipses = sum(item is Ellipsis for item in items)
     if ellipses > 1:
@@ -179,19 +190,25 @@ def _expand(expression: Any, shape: Sequence[int]) -> list[Any]:
     return items
 
 
-def _is_basic(item: Any) -> bool:
+def _basic(item: Any, position: int) -> Any:
+    """A slice, None, ``...`` or int."""
     if item is None or item is Ellipsis or isinstance(item, slice):
-        return True
-    # An array of one element has __index__ too, but means something else.
-    return hasattr(type(item), "__index__") and not isinstance(item, bool) and _rank(item) == 0
+        return item
+    # A truth value or array of one element has __index__ too, but means something else.
+    truth = isinstance(item, bool) or str(getattr(item, "dtype", "")).endswith("bool")
+    try:
+        place = None if truth or getattr(item, "ndim", None) else as_index(item)
+    except TypeError:
+        place = None
+    if place is None:
+        raise SelectionError(
+            f"Unsupported slice index at position {position}: expected slice, int, or ellipsis, "
+            f"found {type(item).__name__}"
+        )
+    return place
 
 
-def _rank(item: Any) -> int:
-    return int(getattr(item, "ndim", 0))
-
-
-def _place(item: Any, size: int, axis: int, expression: Any, shape: Sequence[int]) -> int:
-    place = as_index(item)
+def _place(place: int, size: int, axis: int, expression: Any, shape: Sequence[int]) -> int:
     if place < -size:
         raise SelectionError(f"Invalid index {place} for dimension {axis} of size {size}")
     if place >= size:

@@ -1,0 +1,210 @@
+"""The JSON reader: RFC 8259 and nothing else, positions, bounds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safeweights.strictjson import MAX_DEPTH, MAX_NUMBER, JSONError, Reader, has_surrogates
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+    max_leaves=20,
+)
+
+
+def skip(text: str | bytes, **options: Any) -> Reader:
+    reader = Reader(text if isinstance(text, bytes) else text.encode(), **options)
+    reader.skip()
+    reader.end()
+    return reader
+
+
+@given(VALUES, st.booleans(), st.sampled_from([None, 1, "\t"]))
+def test_skip_takes_all_json(value: Any, ascii_only: bool, indent: int | str | None) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+    assert skip(text).position == len(text.encode())
+
+
+@given(
+    st.binary(max_size=30)
+    | st.text('{}[]":,0123456789-+.eEtrufalsn\\ \n', max_size=20).map(str.encode)
+)
+def test_skip_takes_no_more_than_json(text: bytes) -> None:
+    """Whatever we take, `json` takes; it takes more."""
+    refused = None
+    try:
+        skip(text)
+    except JSONError as error:
+        refused = error
+    if refused is None:
+        json.loads(text.decode())
+    else:
+        assert 0 <= refused.position <= len(text)
+
+
+@given(TEXT, st.booleans())
+def test_string(text: str, ascii_only: bool) -> None:
+    reader = Reader(b" \n" + json.dumps(text, ensure_ascii=ascii_only).encode() + b"  ")
+    assert reader.string() == text
+    reader.end()
+
+
+def test_every_escape() -> None:
+    text = rb'"\"\\\/\b\f\n\r\t\u00e9\u00E9\ud83d\ude00"'
+    assert Reader(text).string() == '"\\/\b\f\n\r\téé\U0001f600'
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "message"),
+    [
+        (b'"a', 0, "end of text"),
+        (b'"a\\', 0, "end of text"),
+        (b'"a\n"', 2, "control character 0x0a"),
+        (b'"\\\x01"', 0, "invalid escape"),
+        (b'"\\x"', 0, "invalid escape"),
+        (b'"\\u12"', 0, "invalid escape"),
+        (b'"\xff"', 0, "invalid UTF-8"),
+        (b'"\\n\xff"', 0, "invalid UTF-8"),
+        (b'"\\ud800"', 0, "lone surrogate"),
+        (b'"\\ud800\xed\xb0\x80"', 0, "lone surrogate"),
+        (b" 5", 1, "expected a string, found a number"),
+        (b"", 0, "expected a string, found the end"),
+        (b"\xef", 0, "found byte 0xef"),
+    ],
+)
+def test_bad_strings(text: bytes, position: int, message: str) -> None:
+    with pytest.raises(JSONError, match=message) as caught:
+        Reader(text).string()
+    assert caught.value.position == position
+    assert caught.value.kind == "syntax"
+
+
+def test_escapes_beyond_one_step_of_the_scanner() -> None:
+    assert Reader(b'"' + b"\\n" * 5000 + b'"').string() == "\n" * 5000
+
+
+@pytest.mark.parametrize("text", [b"0", b"1", b"18446744073709551615", b" \t\r\n7 "])
+def test_integer(text: bytes) -> None:
+    assert Reader(text).integer() == int(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"-1",
+        b"-0",
+        b"1.0",
+        b"1e1",
+        b"1E1",
+        b"01",
+        b"18446744073709551616",
+        b"9" * 21,
+        b"true",
+        b'"1"',
+        b"",
+    ],
+)
+def test_no_integer(text: bytes) -> None:
+    reader = Reader(text)
+    with pytest.raises(JSONError):
+        reader.integer()
+        reader.end()
+
+
+def test_members_and_integers() -> None:
+    reader = Reader(b'{ "a" : [ 1 , 2 ] , "b":[], "c":{} }')
+    found = {}
+    for key, at in reader.members():
+        assert reader.text[at : at + 3] == f'"{key}"'.encode()
+        found[key] = dict(reader.members()) if key == "c" else list(reader.integers())
+    assert found == {"a": [1, 2], "b": [], "c": {}}
+    reader.end()
+
+
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [
+        (b"[", 0),
+        (b"{", 1),
+        (b"{5:1}", 1),
+        (b'{"a" 1}', 5),
+        (b'{"a":1]', 6),
+        (b'{"a":1,}', 7),
+        (b'{"a":1', 6),
+    ],
+)
+def test_bad_members(text: bytes, position: int) -> None:
+    reader = Reader(text)
+    with pytest.raises(JSONError) as caught:
+        for _ in reader.members():
+            reader.integer()
+    assert caught.value.position == position
+
+
+@pytest.mark.parametrize("text", [b"{", b"[1 2]", b"[1,]", b"[1}", b"[,]", b"[", b"[1"])
+def test_bad_integers(text: bytes) -> None:
+    with pytest.raises(JSONError):
+        list(Reader(text).integers())
+
+
+def test_trailing_characters() -> None:
+    with pytest.raises(JSONError, match="trailing characters: a number") as caught:
+        skip("{} 5")
+    assert caught.value.position == 3
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"x":', "}")])
+def test_depth_is_counted_not_recursed(opening: str, closing: str) -> None:
+    leaf = "[]" if opening == "[" else "{}"
+    skip(opening * (MAX_DEPTH - 1) + leaf + closing * (MAX_DEPTH - 1))
+    with pytest.raises(JSONError, match="recursion limit") as caught:
+        skip(opening * MAX_DEPTH + leaf + closing * MAX_DEPTH)
+    assert caught.value.kind == "limit"
+    with pytest.raises(JSONError, match="recursion limit"):
+        skip(opening * 1_000_000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 30, '"' + "x" * 30 + '"', '{"' + "x" * 30 + '":1}', "[1,1,1,1,1,1,1]", " " * 30 + "[1]"],
+)
+def test_bytes_are_bounded(text: str) -> None:
+    with pytest.raises(JSONError, match="longer than 8 bytes") as caught:
+        Reader(text.encode()).skip(limit=8)
+    assert caught.value.kind == "limit"
+
+
+def test_numbers_are_bounded() -> None:
+    skip("0." + "1" * (MAX_NUMBER - 2))
+    with pytest.raises(JSONError, match="digits") as caught:
+        skip("0." + "1" * MAX_NUMBER)
+    assert caught.value.kind == "limit"
+    with pytest.raises(JSONError, match="out of range") as caught:
+        skip("-1e400")
+    assert caught.value.kind == "syntax"
+
+
+def test_keys_repeat_only_if_allowed() -> None:
+    text = '[{"a":1},{"a":{"a":2}}]'
+    skip(text)
+    again = '[{"b":1,"a":1,"\\u0061":2}]'
+    with pytest.raises(JSONError, match="duplicate key `a`") as caught:
+        skip(again)
+    assert (caught.value.kind, caught.value.position) == ("duplicate-key", 14)
+    skip(again, unique=False)
+
+
+def test_surrogates() -> None:
+    assert has_surrogates("a\udfff")
+    assert not has_surrogates("a\U0001f600\ud7ff\ue000")
