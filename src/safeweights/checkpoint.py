@@ -23,6 +23,7 @@ from .errors import (
     UnsupportedError,
     quote,
 )
+from .gcpause import gc_paused
 from .header import PREFIX, Header, TensorInfo, header_length, layout, parse
 from .shardindex import INDEX_SUFFIX, SUFFIX, check_complete, read_index
 from .sniffing import HEAD, identify
@@ -101,7 +102,7 @@ class Tensor(ABC):
         """All its bytes: the memory itself where they are in memory or mapped, else a fresh copy."""
         return self._read_range(0, self.nbytes)
 
-    def chunks(self, size: int = 1 << 24) -> Iterator[memoryview]:
+    def chunks(self, size: int = 1 << 24) -> Iterator[Buffer]:
         """Its bytes in order, at most `size` at a time; memory for one chunk at a time."""
         for begin in range(0, self.nbytes, size):
             yield self._read_copy(begin, min(size, self.nbytes - begin))
@@ -566,7 +567,8 @@ def _plan(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> 
     if metadata is None and isinstance(tensors, Checkpoint):
         metadata = tensors.metadata
     found = dict(tensors.items())
-    header, head = layout(((name, t.dtype, t.shape) for name, t in found.items()), metadata)
+    with gc_paused():
+        header, head = layout([(name, t.dtype, t.shape) for name, t in found.items()], metadata)
     for name, info in header.tensors.items():
         if found[name].nbytes != info.nbytes:
             raise _wrong_size(name, info, found[name].nbytes)
