@@ -104,17 +104,11 @@ def measure(rows: list[Row], scale: Scale, scratch: Path) -> dict[str, Any]:
     out = scratch / "out"
     out.mkdir()
     with (scratch / "log").open("wb") as log, Crew(paths, absent, log) as crew:
+        deadline = begin + QUICK_SECONDS if scale.quick else math.inf
+        session = Session(crew, scale, CACHE / "data", out, deadline=deadline)
         for number, row in enumerate(rows, 1):
             head = f"[{number}/{len(rows)}] {row.name}"
-            session = Session(
-                crew,
-                scale,
-                CACHE / "data",
-                out,
-                say=partial(report, head),
-                deadline=begin + QUICK_SECONDS if scale.quick else math.inf,
-            )
-            results.append(session.measure(row))
+            results.append(session.measure(row, partial(report, head)))
             if not sys.stderr.isatty():
                 seconds = time.perf_counter() - begin
                 print(f"{head} ({seconds:.0f} s)", file=sys.stderr, flush=True)

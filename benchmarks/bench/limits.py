@@ -13,6 +13,7 @@ import json
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -45,6 +46,13 @@ def _anonymous(nbytes: int, *, touched: bool) -> np.ndarray[Any, Any]:
     if touched:
         array[::_PAGE] = 1
     return array
+
+
+def _random_block() -> np.ndarray[Any, Any]:
+    """What to write: 64 MiB that no disk can compress or leave out."""
+    memory = _anonymous(64 * MIB, touched=False)
+    memory[:] = np.random.Generator(np.random.SFC64(1)).integers(0, 256, len(memory), np.uint8)
+    return memory
 
 
 def _threaded(work: Callable[[int, int], object], total: int, threads: int) -> None:
@@ -135,13 +143,14 @@ def copy_fresh(arguments: Mapping[str, Any]) -> Callable[[], object]:
 
 def page_cache_write(arguments: Mapping[str, Any]) -> Callable[[], object]:
     """write(2) of 64 MiB at a time into a new file's pages in the cache."""
-    block = memoryview(_anonymous(64 * MIB, touched=True))
+    block = memoryview(_random_block())
 
     def run() -> None:
         descriptor = os.open(arguments["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            for begin in range(0, arguments["nbytes"], len(block)):
-                os.write(descriptor, block[: min(len(block), arguments["nbytes"] - begin)])
+            rest = arguments["nbytes"]
+            while rest:
+                rest -= os.write(descriptor, block[: min(len(block), rest)])
         finally:
             os.close(descriptor)
 
@@ -150,17 +159,21 @@ def page_cache_write(arguments: Mapping[str, Any]) -> Callable[[], object]:
 
 def direct_write(arguments: Mapping[str, Any]) -> Callable[[], object]:
     """write(2) with O_DIRECT, eight writes of 8 MiB at a time, then fsync(2)."""
-    block = memoryview(_anonymous(_CHUNK, touched=True))
+    block = memoryview(_random_block())
     total = _round_up(arguments["nbytes"])
+
+    def work(descriptor: int, begin: int, end: int) -> None:
+        source = begin % len(block)
+        while begin < end:
+            count = os.pwrite(descriptor, block[source : source + end - begin], begin)
+            begin, source = begin + count, source + count
 
     def run() -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT
         descriptor = os.open(arguments["out"], flags, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, total)
-            _threaded(
-                lambda begin, end: os.pwrite(descriptor, block[: end - begin], begin), total, 8
-            )
+            _threaded(partial(work, descriptor), total, 8)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -74,6 +74,7 @@ class WorkerProcess:
             self._process.stdin.write(line.encode())
             self._process.stdin.flush()
         except OSError as error:
+            self.end()
             raise Failed(f"the process of {self.contender} has ended") from error
         answer = self._answer(do)
         if "unavailable" in answer:
@@ -137,7 +138,10 @@ class Crew:
         if contender in self._absent:
             raise Missing(self._absent[contender])
         found = self._workers.get(contender)
-        if found is None or not found.alive:
+        if found is not None and not found.alive:
+            found.end()
+            found = None
+        if found is None:
             found = self._workers[contender] = self.fresh(contender)
         return found
 

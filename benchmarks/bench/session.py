@@ -35,6 +35,9 @@ __all__ = ["Session"]
 _HOLDING: Final = {"load bytes", "save bytes", "save file"}
 """Verbs for which every process holds the row's data, not only the one whose turn it is."""
 
+_READING: Final = {"load", "open header", "first tensor", "slice"}
+"""Verbs that read the row's file while the clock runs."""
+
 _PAGE: Final = 4096
 _IMPORT_ROUNDS: Final = (9, 31)
 
@@ -63,7 +66,6 @@ class Session:
         scale: How large.
         data: Where input files are kept.
         out: An empty folder for what is written.
-        say: Told what is being done, for people who wait.
         deadline: Of `time.perf_counter`: rows after it get one sample of each.
     """
 
@@ -74,14 +76,16 @@ class Session:
         data: Path,
         out: Path,
         *,
-        say: Callable[[str], None] = lambda _: None,
         deadline: float = math.inf,
     ) -> None:
         self._crew, self._scale, self._data, self._out = crew, scale, data, out
-        self._say, self._deadline = say, deadline
+        self._deadline = deadline
+        self._cached: set[str] = set()
+        self._say: Callable[[str], None] = _silent
 
-    def measure(self, row: Row) -> RowResult:
-        """Carry out one row."""
+    def measure(self, row: Row, say: Callable[[str], None] | None = None) -> RowResult:
+        """Carry out one row; `say` is told what is being done, for people who wait."""
+        self._say = say or _silent
         notes: list[str] = []
         row = self._fitting(self._scale.apply(row), notes)
         turns = self._turns(row)
@@ -127,6 +131,8 @@ class Session:
         for turn in _active(turns):
             with _excusing(turn):
                 self._fill_in(row, turn, source)
+                if row.verb in _READING and not row.cold:
+                    self._cache(turn.arguments["path"])
         try:
             if row.kind == "memory":
                 self._measure_memory(row, turns)
@@ -141,7 +147,7 @@ class Session:
         """The arguments of an operation, some of which depend on the data."""
         assert row.data is not None
         theirs = turn.entry.process == "torch"
-        reads = row.verb in {"load", "first tensor", "slice"} or row.verb == "load bytes"
+        reads = row.verb in _READING or row.verb == "load bytes"
         path = self._zipped(source) if theirs and reads else source
         found = entries(row.data)
         defaults: dict[str, Any] = {
@@ -154,6 +160,11 @@ class Session:
         if "selection" in row.arguments:
             defaults["index"] = index_text(row.arguments["selection"], row.data)
         turn.arguments = {**defaults, **row.arguments, **turn.arguments}
+
+    def _cache(self, path: str) -> None:
+        if path not in self._cached:
+            machine.read_into_cache(path)
+            self._cached.add(path)
 
     def _zipped(self, source: Path) -> Path:
         path = source.with_suffix(".pt")
@@ -279,6 +290,10 @@ class Session:
             limits={turn.entry.column: turn.sampled for turn in turns[len(row.entries) :]},
             notes=notes,
         )
+
+
+def _silent(_: str) -> None:
+    """Nobody waits."""
 
 
 def _size_text(row: Row) -> str:

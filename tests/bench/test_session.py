@@ -126,6 +126,18 @@ def test_loads_are_compared_with_the_file_itself(crew, measure):
     assert found.verdict == "FAIL"
 
 
+def test_a_warm_file_is_cached_by_reading_once(measure, crew, tmp_path, monkeypatch):
+    cached = []
+    monkeypatch.setattr(machine, "read_into_cache", cached.append)
+    warm = row(verb="first tensor")
+    measuring = Session(crew, Scale(), tmp_path / "data", tmp_path / "out")
+    for _ in range(2):
+        measuring.measure(warm)
+    assert [os.path.basename(path) for path in cached] == [warm.data.filename]
+    measure(row(verb="save file"))
+    assert len(cached) == 1
+
+
 def test_a_cold_file_is_dropped_before_each_sample(crew, measure, monkeypatch):
     dropped = []
     monkeypatch.setattr(machine, "drop_from_cache", lambda path: dropped.append(len(crew.asked)))
