@@ -19,8 +19,9 @@ import safeweights.convert as conversion
 from safeweights.checkpoint import Checkpoint
 from safeweights.convert import Limits, Options, convert
 from safeweights.convert.casting import parse_casts
-from safeweights.convert.plan import parse_renames, parse_size
+from safeweights.convert.plan import parse_renames
 from safeweights.errors import FormatError, SafetensorError, UnsupportedError
+from safeweights.sharding import parse_size
 
 STATE = {
     "embed.weight": torch.arange(12.0).reshape(3, 4),

@@ -35,8 +35,6 @@ from safeweights.convert.plan import (
     Selection,
     make_plan,
     parse_renames,
-    parse_size,
-    shard_names,
 )
 from safeweights.convert.record import (
     Conversion,
@@ -46,6 +44,7 @@ from safeweights.convert.record import (
     sha256,
 )
 from safeweights.errors import FormatError, UnsupportedError, quote
+from safeweights.sharding import parse_size, split
 from safeweights.storage import Source, Verify, open_source, write_file
 
 __all__ = ["Options", "convert"]
@@ -343,7 +342,7 @@ class _Job:
             whole = os.path.join(self.target, output_name(os.path.basename(path)))
         if self.options.shard_size is None or not plan.tensors:
             return [_Output(whole, plan.tensors, metadata)] if plan.tensors else []
-        groups = shard_names(plan.tensors, parse_size(self.options.shard_size))
+        groups = split(plan.tensors, parse_size(self.options.shard_size))
         if len(groups) == 1:
             return [_Output(whole, plan.tensors, metadata)]
         stem = whole.removesuffix(".safetensors")

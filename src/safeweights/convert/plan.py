@@ -1,7 +1,7 @@
-"""What a conversion will write: which tensors, under which names, in which files.
+"""What a conversion will write: which tensors, under which names.
 
-Pure decisions over a mapping of tensors: filter, rename, tied weights, shards. Nothing is read and
-nothing written here.
+Pure decisions over a mapping of tensors: filter, rename, tied weights. Nothing is read and nothing
+written here.
 """
 
 from __future__ import annotations
@@ -14,27 +14,7 @@ from fnmatch import fnmatchcase
 from safeweights.checkpoint import Tensor  # noqa: TC001 - get_type_hints must work
 from safeweights.errors import FormatError, UnsupportedError, quote
 
-__all__ = ["Plan", "Selection", "make_plan", "parse_renames", "parse_size", "shard_names"]
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_BINARY_UNITS = {"KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30, "TI": 1 << 40}
-
-
-def parse_size(text: str | int) -> int:
-    """A number of bytes from ``"5GB"``, ``"500MB"``, ``"2GiB"`` or a number.
-
-    Raises:
-        UnsupportedError: It is none of these, or not positive.
-
-    >>> parse_size("5GB"), parse_size("2GiB"), parse_size(100)
-    (5000000000, 2147483648, 100)
-    """
-    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,6})?)\s*([KMGT]?I?)B?", str(text).strip().upper())
-    unit = {**_UNITS, **_BINARY_UNITS}.get(match[2]) if match else None
-    size = int(float(match[1]) * unit) if match and unit else 0
-    if size < 1:
-        raise UnsupportedError(f"{quote(str(text))} is no size, such as 5GB")
-    return size
+__all__ = ["Plan", "Selection", "make_plan", "parse_renames"]
 
 
 def parse_renames(rules: Iterable[str | tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
@@ -176,16 +156,3 @@ def _refusal(names: list[str], refused: Mapping[str, str], path: str) -> Unsuppo
         path=path,
         tensor=names[0],
     )
-
-
-def shard_names(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:
-    """Names grouped so that a group takes at most `limit` bytes, or is one larger tensor."""
-    groups: list[list[str]] = []
-    room = 0
-    for name, tensor in tensors.items():
-        if not groups or tensor.nbytes > room:
-            groups.append([])
-            room = limit
-        groups[-1].append(name)
-        room -= tensor.nbytes
-    return groups
