@@ -13,6 +13,7 @@ from .checkpoint import MemoryTensor, SafetensorsFile, Tensor
 from .dtypes import DTYPES
 from .errors import SafetensorError, UnsupportedError, quote
 from .frameworks.handle import prefixed
+from .storage.source import flat
 
 __all__ = ["TensorSpec", "deserialize", "serialize", "serialize_file"]
 
@@ -43,8 +44,8 @@ class TensorSpec:
 
     def __init__(self, *, dtype: str, shape: Iterable[int], data_ptr: int, data_len: int) -> None:
         self.dtype, self.shape = _type_and_shape(dtype, shape)
-        self.data_ptr = as_index(data_ptr)
-        self.data_len = as_index(data_len)
+        self.data_ptr = _integer("data_ptr", data_ptr)
+        self.data_len = _integer("data_len", data_len)
         if self.data_len < 0 or self.data_ptr < 0 or (self.data_len and not self.data_ptr):
             raise SafetensorError(
                 f"{self.data_len} bytes at address {self.data_ptr} cannot be the contents of a tensor"
@@ -65,16 +66,38 @@ class TensorSpec:
 
 
 def _type_and_shape(dtype: str, shape: Iterable[int]) -> tuple[str, list[int]]:
-    row = _NAMES.get(dtype) or DTYPES.get(dtype)
+    row = (_NAMES.get(dtype) or DTYPES.get(dtype)) if isinstance(dtype, str) else None
     if row is None:
         known = ", ".join(_NAMES)
         raise SafetensorError(
             f'Unknown dtype "{quote(str(dtype))[1:-1]}". Supported dtypes: {known}'
         )
-    dims = [as_index(dim) for dim in shape]
+    if isinstance(shape, str) or not isinstance(shape, Iterable):
+        kind = type(shape).__name__
+        raise UnsupportedError(f"argument 'shape': '{kind}' object is not a sequence of integers")
+    dims = [_integer("shape", dim) for dim in shape]
     if row.packed > 1 and dtype == row.torch and dims:
         dims[-1] *= row.packed
     return row.code, dims
+
+
+def _integer(argument: str, value: object) -> int:
+    try:
+        return as_index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        kind = type(value).__name__
+        raise UnsupportedError(
+            f"argument '{argument}': '{kind}' object is not an integer"
+        ) from error
+
+
+def _tensors(tensor_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    if not isinstance(tensor_dict, Mapping):
+        kind = type(tensor_dict).__name__
+        raise UnsupportedError(
+            f"argument 'tensor_dict': '{kind}' object is not an instance of 'dict'"
+        )
+    return {name: _tensor(name, spec) for name, spec in tensor_dict.items()}
 
 
 def _tensor(name: object, spec: Any) -> Tensor:
@@ -90,7 +113,7 @@ def _tensor(name: object, spec: Any) -> Tensor:
         return MemoryTensor(name, spec.dtype, spec.shape, memory)
     if isinstance(spec, Mapping) and spec.keys() >= {"dtype", "shape", "data"}:
         code, shape = _type_and_shape(spec["dtype"], spec["shape"])
-        return MemoryTensor(name, code, shape, spec["data"])
+        return MemoryTensor(name, code, shape, flat(spec["data"]))
     return _from_buffer(name, spec)
 
 
@@ -127,7 +150,7 @@ def serialize(tensor_dict: Mapping[str, Any], metadata: Mapping[str, str] | None
     >>> serialize({"a": {"dtype": "uint8", "shape": [2], "data": b"hi"}})[8:]
     b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}   hi'
     """
-    tensors = {name: _tensor(name, spec) for name, spec in tensor_dict.items()}
+    tensors = _tensors(tensor_dict)
     with prefixed("Error while serializing: "):
         return checkpoint.to_bytes(tensors, metadata)
 
@@ -140,7 +163,7 @@ def serialize_file(
     durable: bool = False,
 ) -> None:
     """Write what `serialize` gives to a file, without holding it all in memory."""
-    tensors = {name: _tensor(name, spec) for name, spec in tensor_dict.items()}
+    tensors = _tensors(tensor_dict)
     with prefixed("Error while serializing: "):
         checkpoint.save(tensors, filename, metadata, durable=durable)
 
@@ -160,10 +183,8 @@ def deserialize(data: Any) -> list[tuple[str, dict[str, Any]]]:
     >>> deserialize(serialize({"a": {"dtype": "uint8", "shape": [2], "data": b"hi"}}))
     [('a', {'shape': [2], 'dtype': 'U8', 'data': bytearray(b'hi')})]
     """
-    if isinstance(data, str):
-        raise UnsupportedError("argument 'bytes': 'str' object is not an instance of 'bytes'")
     with prefixed("Error while deserializing: "):
-        file = SafetensorsFile.open(data if isinstance(data, bytes) else memoryview(data))
+        file = SafetensorsFile.open(flat(data))
     return [
         (
             name,

@@ -15,11 +15,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from kits import KITS, Kit, installed
 
+# Tests of torch alone; they are no tests of the environments without it.
+INSTALLED = [name for name, kit in KITS.items() if installed(kit)]
+collect_ignore = [] if "torch" in INSTALLED else ["test_torch.py", "test_staging.py"]
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kit" in metafunc.fixturenames:
-        found = [name for name, kit in KITS.items() if installed(kit)]
-        metafunc.parametrize("kit", found, indirect=True)
+        metafunc.parametrize("kit", INSTALLED, indirect=True)
 
 
 @pytest.fixture

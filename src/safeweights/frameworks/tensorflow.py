@@ -71,6 +71,11 @@ def _encode(name: str, tensor: Any) -> Tensor:
             "first",
             tensor=name,
         )
+    if getattr(getattr(tensor, "dtype", None), "is_quantized", False):
+        raise UnsupportedError(
+            f"{quote(name)} is of the quantised type {tensor.dtype.name}, which the format does not have",
+            tensor=name,
+        )
     try:
         values = tensor.numpy()
     except (AttributeError, NotImplementedError, RuntimeError) as error:

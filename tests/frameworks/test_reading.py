@@ -1,0 +1,139 @@
+"""What is read, and what is not: slices read runs, opening reads the header."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import safeweights
+import safeweights.numpy
+from safeweights.storage import DescriptorSource
+
+ROWS, COLUMNS = 5000, 5000  # 100 MB of F32, all zeros but a few: the file is sparse
+
+
+class Reads:
+    """Counts the bytes that a source reads or maps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bytes = self.calls = 0
+        original = DescriptorSource.read_into
+
+        def counting(source: DescriptorSource, offset: int, buffer: memoryview) -> None:
+            self.bytes += len(buffer)
+            self.calls += 1
+            original(source, offset, buffer)
+
+        monkeypatch.setattr(DescriptorSource, "read_into", counting)
+
+    def taken(self) -> int:
+        taken, self.bytes, self.calls = self.bytes, 0, 0
+        return taken
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("large") / "x.safetensors"
+    header = safeweights.numpy.save({"x": np.zeros((0, COLUMNS), "f4")})
+    text = header[8:].replace(b"[0,5000]", f"[{ROWS},{COLUMNS}]".encode())
+    text = text.rstrip(b" ").replace(
+        b'"data_offsets":[0,0]', b'"data_offsets":[0,%d]' % (ROWS * COLUMNS * 4)
+    )
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + ROWS * COLUMNS * 4)
+        for row in (0, 17, ROWS - 1):
+            file.seek(8 + len(text) + row * COLUMNS * 4)
+            file.write(np.arange(COLUMNS, dtype="<f4").tobytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("index", "at_most"),
+    [
+        (17, COLUMNS * 4),
+        (slice(17, 19), 2 * COLUMNS * 4),
+        ((17, slice(10, 20)), 40),
+        ((slice(0, ROWS), slice(10, 20)), ROWS * (40 + 4096)),  # or one call a run
+        ((slice(0, 100), 3), 100 * (4 + 4096)),
+        (slice(5, 5), 0),
+        ((slice(0, 4000, 1000),), 4 * COLUMNS * 4),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("framework", ["np", "pt"])
+def test_slices_read_what_they_select(
+    large: Path, framework: str, index: Any, at_most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if framework == "pt":
+        pytest.importorskip("torch", reason="torch is tested where it is installed")
+    expected = np.zeros((ROWS, COLUMNS), "f4")[index]
+    values = np.arange(COLUMNS, dtype="f4")
+    reads = Reads(monkeypatch)
+    with safeweights.safe_open(large, framework, backend="pread") as file:
+        assert reads.taken() < 1000
+        part = file.get_slice("x")
+        assert part.get_shape() == [ROWS, COLUMNS]
+        assert reads.taken() == 0
+        found = np.asarray(part[index])
+    assert found.shape == expected.shape
+    assert reads.taken() <= at_most
+    if index in (17, (17, slice(10, 20))):
+        np.testing.assert_array_equal(
+            found, values[index[1]] if isinstance(index, tuple) else values
+        )
+
+
+def test_mapped_tensors_are_not_read(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = Reads(monkeypatch)
+    with safeweights.safe_open(large, "np") as file:
+        tensor = file.get_tensor("x")
+        assert file.get_slice("x")[17, 9] == 9
+    assert reads.taken() < 1000
+    assert tensor[ROWS - 1, -1] == COLUMNS - 1
+
+
+def test_writing_to_a_mapped_tensor_leaves_the_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    safeweights.numpy.save_file({"x": np.zeros(4)}, path)
+    before = path.read_bytes()
+    loaded = safeweights.numpy.load_file(path)["x"]
+    loaded += 1
+    assert path.read_bytes() == before
+    assert not safeweights.numpy.load_file(path)["x"].any()
+
+
+def test_prefetch_reads_ahead_within_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x"
+    safeweights.numpy.save_file({f"{i:02}": np.full(1000, i, "u1") for i in range(20)}, path)
+    with safeweights.safe_open(path, "np") as file:
+        reads = Reads(monkeypatch)
+        with file.prefetch(max_inflight=3) as loader:
+            names = [name for name, tensor in loader if (tensor == int(name)).all()]
+        assert names == file.keys()
+        assert reads.calls == 20
+        reads.taken()
+        loader = file.prefetch(max_inflight=2)
+        loader.close()
+        assert reads.calls <= 2
+        assert loader.names == []
+        with pytest.raises(safeweights.SafetensorError, match="File is closed"):
+            loader.get_tensor("00")
+        with pytest.raises(safeweights.SafetensorError, match="at least 1"):
+            file.prefetch(max_inflight=0)
+
+
+def test_prefetch_hands_errors_to_who_asks(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    safeweights.numpy.save_file({"x": np.zeros(4)}, path)
+    with safeweights.safe_open(path, "np", backend="pread") as file:
+        with pytest.raises(safeweights.SafetensorError, match="out of bounds"):
+            file.prefetch({"x": 9}).get_tensor("x")
+        path.write_bytes(path.read_bytes()[:-8])
+        with pytest.raises(safeweights.SafetensorError, match="truncated"):
+            file.prefetch().get_tensor("x")

@@ -1,0 +1,482 @@
+"""PyTorch in detail: layouts, sharing, modules, devices, the names that clients take."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch as reference
+import torch
+
+import safeweights
+import safeweights.torch as ours
+from safeweights.errors import NoDataError
+
+
+class Tied(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(5, 3)
+        self.head = torch.nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+
+class Untied(Tied):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(3, 5, bias=False)
+
+
+def ones(*shape: int, **kind: Any) -> Any:
+    return torch.arange(torch.Size(shape).numel(), **kind).reshape(shape)
+
+
+# --- saving ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.conj(), lambda x: x.conj().imag.contiguous(), lambda x: torch._neg_view(x),
+        lambda x: torch._neg_view(x.conj()), lambda x: x.resolve_conj(),
+    ],
+    ids=["conj", "imag", "neg", "neg of conj", "plain"],
+)  # fmt: skip
+def test_pending_conjugation_and_negation_are_applied(view: Any) -> None:
+    tensor = view(torch.randn(3, 4, dtype=torch.complex64))
+    assert torch.equal(
+        ours.load(ours.save({"x": tensor}))["x"], tensor.resolve_conj().resolve_neg()
+    )
+
+
+def test_parameters_buffers_and_gradients_are_no_matter() -> None:
+    parameter = torch.nn.Parameter(torch.randn(3))
+    (parameter.sum() * 2).backward()
+    loaded = ours.load(ours.save({"x": parameter, "y": parameter.grad}))
+    assert torch.equal(loaded["x"], parameter)
+    assert not loaded["x"].requires_grad
+    with torch.inference_mode():
+        assert torch.equal(ours.load(ours.save({"x": torch.ones(2)}))["x"], torch.ones(2))
+
+
+NON_CONTIGUOUS = {
+    "transposed": lambda: ones(3, 4).T,
+    "strided": lambda: ones(8)[::2],
+    "column": lambda: ones(3, 4)[:, 1],
+    "expanded": lambda: ones(3, 1).expand(3, 4),
+    "channels last": lambda: ones(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("name", NON_CONTIGUOUS)
+def test_non_contiguous_tensors_are_refused_as_by_the_reference(name: str, tmp_path: Path) -> None:
+    tensors = {"x": NON_CONTIGUOUS[name]()}
+    for module in (reference, ours):
+        with pytest.raises(ValueError, match="You are trying to save a non contiguous tensor: `x`"):
+            module.save_file(tensors, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_has_no_bytes_is_refused_with_the_references_class(tmp_path: Path) -> None:
+    sparse = torch.sparse_coo_tensor([[0]], [1.0], (2,), check_invariants=True)
+    with pytest.raises(ValueError) as theirs:
+        reference.save({"x": sparse})
+    with pytest.raises(ValueError) as caught:
+        ours.save({"x": sparse})
+    assert str(caught.value) == str(theirs.value)
+
+    meta = torch.ones(2, device="meta")
+    for module in (reference, ours):
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+            module.save({"x": meta})
+
+
+def refused() -> dict[str, Any]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = torch.ones(2)
+    jagged = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    return {
+        "complex128": torch.ones(2, dtype=torch.complex128),
+        "quantised": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        "fake": fake,
+        "jagged": jagged,
+        "mkldnn": torch.ones(2).to_mkldnn(),
+        "csr": torch.ones(2, 2).to_sparse_csr(),
+        "bits": torch.empty(2, dtype=torch.bits8),
+        "uint4": torch.empty(2, dtype=torch.uint4),
+    }
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*(nested tensors|torch.ao.quantization|quantize_per_tensor|Sparse CSR|pointer of FakeTensor)"
+)
+@pytest.mark.parametrize(
+    "name", ["complex128", "quantised", "fake", "jagged", "mkldnn", "csr", "bits", "uint4"]
+)
+def test_what_the_format_cannot_hold_is_refused(name: str) -> None:
+    with pytest.raises(safeweights.SafetensorError):
+        ours.save({"x": refused()[name]})
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_every_type_of_torch_is_kept_or_refused() -> None:
+    for name, dtype in vars(torch).items():
+        if isinstance(dtype, torch.dtype):
+            tensor = torch.empty((2, 2), dtype=dtype)
+            try:
+                kept = ours.load(ours.save({"x": tensor}))["x"]
+            except safeweights.SafetensorError:
+                assert dtype not in ours._SIZE, name
+            else:
+                assert kept.dtype == dtype
+                assert kept.shape == tensor.shape
+
+
+# --- sharing --------------------------------------------------------------------------------------
+
+BASE = torch.zeros(20)
+SHARING = {
+    "same": [BASE, BASE],
+    "whole and part": [BASE, BASE[3:5]],
+    "overlapping parts": [BASE[:10], BASE[9:]],
+    "long then short": [BASE[0:20], BASE[1:2], BASE[15:16]],
+    "two storages over one memory": [BASE, torch.from_numpy(BASE.numpy())[2:4]],
+    "another type": [BASE[:2], BASE.view(torch.int32)[1:3]],
+    "not the first byte": [BASE[4:6], torch.frombuffer(BASE.numpy(), dtype=torch.uint8)[20:22]],
+}
+APART = {
+    "parts": [BASE[:10], BASE[10:]],
+    "copies": [BASE, BASE.clone()],
+    "empty": [BASE, BASE[5:5]],
+    "three": [BASE[:3], BASE[10:], BASE[3:10]],
+}
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_all_overlaps_are_found(name: str) -> None:
+    tensors = {str(i): tensor for i, tensor in enumerate(SHARING[name])}
+    with pytest.raises(
+        RuntimeError, match="Some tensors share memory, this will lead to duplicate"
+    ):
+        ours.save(tensors)
+    with pytest.raises(safeweights.SafetensorError, match="use `save_model`"):
+        ours.save(dict(reversed(tensors.items())))
+
+
+@pytest.mark.parametrize("name", APART)
+def test_what_does_not_overlap_is_saved(name: str) -> None:
+    tensors = {str(i): tensor for i, tensor in enumerate(APART[name])}
+    loaded = ours.load(ours.save(tensors))
+    assert all(torch.equal(loaded[key], tensors[key]) for key in tensors)
+
+
+def test_loaded_tensors_do_not_share(tmp_path: Path) -> None:
+    ours.save_file({"a": torch.ones(3), "b": torch.ones(4)}, tmp_path / "x")
+    for backend in ("mmap", "pread"):
+        loaded = ours.load_file(tmp_path / "x", backend=backend)
+        for tensor in loaded.values():
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * 4
+        ours.save_file(loaded, tmp_path / "y")
+        loaded["a"].add_(1)
+        assert torch.equal(loaded["b"], torch.ones(4))
+    assert torch.equal(ours.load_file(tmp_path / "x")["a"], torch.ones(3))
+
+
+# --- modules --------------------------------------------------------------------------------------
+
+
+def test_save_model_writes_what_the_reference_writes(tmp_path: Path) -> None:
+    for model in (Tied(), Untied(), torch.nn.BatchNorm1d(3), torch.nn.Linear(2, 2)):
+        reference.save_model(model, str(tmp_path / "a"))
+        ours.save_model(model, tmp_path / "b")
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_save_model_leaves_the_metadata_alone(tmp_path: Path) -> None:
+    metadata = {"format": "pt"}
+    ours.save_model(Tied(), tmp_path / "x", metadata)
+    assert metadata == {"format": "pt"}
+    with safeweights.safe_open(tmp_path / "x", "pt") as file:
+        assert file.metadata() == {"format": "pt", "head.weight": "embed.weight"}
+        assert file.keys() == ["embed.weight"]
+
+
+def test_load_model_into_tied_weights(tmp_path: Path) -> None:
+    model, other = Tied(), Tied()
+    ours.save_model(model, tmp_path / "x")
+    assert ours.load_model(other, tmp_path / "x") == (set(), [])
+    assert torch.equal(other.head.weight, model.embed.weight)
+    assert other.head.weight is other.embed.weight
+
+
+def test_load_model_says_what_differs_as_the_reference_does(tmp_path: Path) -> None:
+    ours.save_model(Tied(), tmp_path / "x")
+    texts = []
+    for module in (reference, ours):
+        with pytest.raises(RuntimeError) as caught:
+            module.load_model(Untied(), tmp_path / "x")
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+    assert 'Missing key(s) in state_dict: "head.weight"' in texts[1]
+    assert ours.load_model(Untied(), tmp_path / "x", strict=False) == ({"head.weight"}, [])
+
+
+def test_save_model_without_force_contiguous(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 4)
+    model.weight = torch.nn.Parameter(model.weight.T.contiguous().T)
+    for module in (reference, ours):
+        with pytest.raises(ValueError, match=r"use save_model\(..., force_contiguous=True\)"):
+            module.save_model(model, str(tmp_path / "x"), force_contiguous=False)
+    ours.save_model(model, tmp_path / "x")
+    fresh = torch.nn.Linear(3, 4)
+    ours.load_model(fresh, tmp_path / "x")
+    assert torch.equal(fresh.weight, model.weight)
+
+
+def test_nothing_to_keep_is_an_error(tmp_path: Path) -> None:
+    model = Tied()
+    model.embed.weight = model.head.weight = torch.nn.Parameter(torch.zeros(10, 3)[:5])
+    for module in (reference, ours):
+        with pytest.raises(RuntimeError, match=r"storage.Refusing to save/load the model since"):
+            module.save_model(model, str(tmp_path / "x"))
+
+
+# --- filling what exists --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+def test_load_into_a_module(backend: str, tmp_path: Path) -> None:
+    model, other = Tied(), Tied()
+    ours.save_model(model, tmp_path / "x")
+    places = {name: tensor.data_ptr() for name, tensor in other.state_dict().items()}
+    assert ours.load_into(other, tmp_path / "x", backend=backend) == (set(), [])
+    assert torch.equal(other.embed.weight, model.embed.weight)
+    assert {name: tensor.data_ptr() for name, tensor in other.state_dict().items()} == places
+
+
+def test_load_into_reads_the_note_of_tied_weights(tmp_path: Path) -> None:
+    model, other = Tied(), Untied()
+    ours.save_model(model, tmp_path / "x")
+    assert ours.load_into(other, tmp_path / "x") == (set(), [])
+    assert torch.equal(other.head.weight, model.embed.weight)
+
+
+def test_load_into_a_module_on_the_meta_device(tmp_path: Path) -> None:
+    model = Tied()
+    ours.save_model(model, tmp_path / "x")
+    with torch.device("meta"):
+        other = Tied()
+    other.head.weight = other.embed.weight
+    assert ours.load_into(other, tmp_path / "x") == (set(), [])
+    assert torch.equal(other.embed.weight, model.embed.weight)
+    assert other.head.weight is other.embed.weight
+    assert isinstance(other.head.weight, torch.nn.Parameter)
+
+
+def test_load_into_tensors_of_any_layout_and_type(tmp_path: Path) -> None:
+    values = {"a": ones(3, 4, dtype=torch.float32), "b": ones(5, dtype=torch.int64)}
+    ours.save_file(values, tmp_path / "x")
+    target = {
+        "a": torch.zeros(4, 3, dtype=torch.bfloat16).T,
+        "b": torch.zeros(10, dtype=torch.int32)[::2],
+    }
+    assert ours.load_into(target, tmp_path / "x") == (set(), [])
+    assert torch.equal(target["a"].float(), values["a"])
+    assert torch.equal(target["b"].long(), values["b"])
+
+
+def test_load_into_changes_nothing_where_shapes_or_names_differ(tmp_path: Path) -> None:
+    ours.save_file({"a": torch.ones(3), "b": torch.ones(4)}, tmp_path / "x")
+    target = {"a": torch.zeros(3), "b": torch.zeros(5)}
+    with pytest.raises(RuntimeError, match=r"size mismatch: `b` is \[5\], the file has \[4\]"):
+        ours.load_into(target, tmp_path / "x")
+    assert not target["a"].any()
+    with pytest.raises(safeweights.SafetensorError, match=r'Unexpected key.*"b"'):
+        ours.load_into({"a": torch.zeros(3)}, tmp_path / "x")
+    found = ours.load_into({"a": target["a"], "c": torch.zeros(1)}, tmp_path / "x", strict=False)
+    assert found == ({"c"}, ["b"])
+    assert target["a"].all()
+    with pytest.raises(NoDataError, match="meta device"):
+        ours.load_into({"a": torch.ones(3, device="meta")}, tmp_path / "x", strict=False)
+
+
+# --- devices --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), None])
+def test_the_cpu_by_any_name(device: Any, tmp_path: Path) -> None:
+    ours.save_file({"a": torch.ones(3)}, tmp_path / "x")
+    assert torch.equal(ours.load_file(tmp_path / "x", device)["a"], torch.ones(3))
+
+
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+def test_the_meta_device(backend: str, tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(3, 4, dtype=torch.bfloat16), "b": torch.ones((), dtype=torch.int8)}
+    ours.save_file(tensors, tmp_path / "x")
+    with safeweights.safe_open(tmp_path / "x", "pt", "meta", backend=backend) as file:
+        assert file.get_slice("a")[:2, 1:].shape == (2, 3)
+        for name, tensor in file.get_tensors().items():
+            assert tensor.device.type == "meta"
+            assert (tensor.shape, tensor.dtype) == (tensors[name].shape, tensors[name].dtype)
+
+
+@pytest.mark.parametrize("device", ["bogus", "cuda:x", 3.5, True, object(), "", "cpu:abc"])
+def test_devices_that_are_none(device: Any, tmp_path: Path) -> None:
+    ours.save_file({"a": torch.ones(3)}, tmp_path / "x")
+    with pytest.raises(safeweights.SafetensorError, match=r"device .* is invalid"):
+        safeweights.safe_open(tmp_path / "x", "pt", device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    ours.save_file({"a": torch.ones(3)}, tmp_path / "x")
+    for device in ("cuda", 0, "cuda:3", torch.device("cuda", 1)):
+        with pytest.raises(safeweights.SafetensorError):
+            ours.load_file(tmp_path / "x", device)
+
+
+def test_the_default_device_is_not_used(tmp_path: Path) -> None:
+    ours.save_file({"a": torch.ones(3), "e": torch.ones(0)}, tmp_path / "x")
+    with torch.device("meta"):
+        for tensor in (
+            *ours.load_file(tmp_path / "x").values(),
+            *ours.load((tmp_path / "x").read_bytes()).values(),
+        ):
+            assert tensor.device.type == "cpu"
+
+
+# --- slices ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+def test_masks_and_arrays_index_too(backend: str, tmp_path: Path) -> None:
+    whole = ones(4, 5)
+    ours.save_file({"a": whole}, tmp_path / "x")
+    with safeweights.safe_open(tmp_path / "x", "pt", backend=backend) as file:
+        part = file.get_slice("a")
+        for index in (
+            whole > 7,
+            (torch.tensor([0, 2]), 1),
+            ([0, 2], slice(None)),
+            True,
+            (None, 1),
+            torch.tensor(2),
+        ):
+            assert torch.equal(part[index], whole[index])
+        assert torch.equal(part[::-1, ::-2], whole.flip(0).flip(1)[:, ::2])
+        with pytest.raises(IndexError):
+            part[9]
+        if backend == "mmap":
+            assert torch.equal(part[:100], whole)  # as torch has it
+        else:
+            with pytest.raises(safeweights.SafetensorError, match="out of bounds"):
+                part[:100]
+
+
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+def test_f4_slices_on_byte_boundaries(backend: str, tmp_path: Path) -> None:
+    data = torch.arange(24, dtype=torch.uint8).reshape(4, 6)
+    ours.save_file({"a": data.view(torch.float4_e2m1fn_x2)}, tmp_path / "x")
+    with safeweights.safe_open(tmp_path / "x", "pt", backend=backend) as file:
+        part = file.get_slice("a")
+        assert part.get_shape() == [4, 12]
+        for index, same in [
+            ((slice(1, 3),), data[1:3]),
+            ((..., slice(2, 8)), data[:, 1:4]),
+            (2, data[2]),
+        ]:
+            assert torch.equal(part[index].view(torch.uint8), same)
+        with pytest.raises(safeweights.SafetensorError, match="does not end up at a byte boundary"):
+            part[:, 1:3]
+
+
+# --- private names --------------------------------------------------------------------------------
+
+PRIVATE = {
+    "_TYPES", "_SIZE", "_getdtype", "_to_ndarray", "storage_ptr", "storage_size",
+    "_find_shared_tensors", "_filter_shared_not_shared", "_remove_duplicate_names", "_is_complete",
+    "_end_ptr", "_view2torch", "_flatten_as_ptr", "_tobytes", "_flatten",
+}  # fmt: skip
+
+
+def test_every_name_of_the_reference_is_here() -> None:
+    for module, theirs in ((safeweights, safetensors), (ours, reference)):
+        public = {name for name in vars(theirs) if not name.startswith("_")}
+        public -= {"Any", "Dict", "List", "Optional", "Set", "Tuple", "Union", "defaultdict"}
+        public -= {"torch", "numpy"} if module is safeweights else {"os", "sys", "torch"}
+        public -= (
+            {"TensorSpec", "deserialize", "serialize", "serialize_file"}
+            if module is ours
+            else set()
+        )
+        assert public <= set(dir(module)), public - set(dir(module))
+    assert set(vars(ours)) >= PRIVATE
+    for name in ("_safe_open_handle", "PrefetchLoader", "PySafeSlice", "TensorMeta", "__version__"):
+        assert hasattr(safeweights, name)
+
+
+def test_types_and_sizes() -> None:
+    assert ours._TYPES.items() >= reference._TYPES.items()
+    assert (
+        ours._SIZE.items() >= {key: value for key, value in reference._SIZE.items() if key}.items()
+    )
+    assert all(ours._getdtype(code) == reference._getdtype(code) for code in reference._TYPES)
+
+
+@pytest.mark.parametrize("name", [*SHARING, *APART])
+def test_sharing_as_the_reference_sees_it(name: str) -> None:
+    tensors = {str(i): tensor for i, tensor in enumerate((SHARING | APART)[name])}
+    assert ours._find_shared_tensors(tensors) == reference._find_shared_tensors(tensors)
+    for tensor in tensors.values():
+        assert ours.storage_ptr(tensor) == reference.storage_ptr(tensor)
+        assert ours.storage_size(tensor) == reference.storage_size(tensor)
+        assert ours._is_complete(tensor) == reference._is_complete(tensor)
+        assert ours._end_ptr(tensor) == reference._end_ptr(tensor)
+    groups = [set(tensors)]
+    assert ours._filter_shared_not_shared(groups, tensors) == reference._filter_shared_not_shared(
+        groups, tensors
+    )
+    results = []
+    for module in (ours, reference):
+        try:
+            results.append(module._remove_duplicate_names(tensors, discard_names=["0"]))
+        except RuntimeError as error:
+            results.append(str(error)[:80])
+    assert results[0] == results[1]
+
+
+def test_bytes_as_the_reference_sees_them() -> None:
+    for tensor in (ones(3, 4), torch.ones(()), torch.zeros(0), torch.ones(2, dtype=torch.bfloat16)):
+        array, _ = ours._to_ndarray(tensor)
+        theirs, _ = reference._to_ndarray(tensor)
+        assert array.tobytes() == theirs.tobytes() == bytes(ours._tobytes(tensor, "x"))
+        flat, alive = ours._flatten_as_ptr({"x": tensor}, []), []
+        assert ours._flatten({"x": tensor})["x"]["data"] == array.tobytes()
+        spec = ours._flatten_as_ptr({"x": tensor}, alive)["x"]
+        assert (spec.dtype, spec.shape, spec.data_len) == (
+            flat["x"].dtype,
+            list(tensor.shape),
+            array.nbytes,
+        )
+        assert safeweights.serialize({"x": spec}) == ours.save({"x": tensor})
+    file = ours.save({"a": torch.ones(2, 2), "b": torch.zeros(0, 3)})
+    found = ours._view2torch(safeweights.deserialize(file))
+    assert torch.equal(found["a"], torch.ones(2, 2))
+    assert found["b"].shape == (0, 3)
+
+
+def test_deep_copies_and_pickles_of_errors() -> None:
+    import pickle
+
+    for error in (
+        safeweights.SafetensorError(),
+        safeweights.SafetensorError("text"),
+        NoDataError("x", tensor="t"),
+    ):
+        for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+            assert (type(again), again.args, str(again)) == (type(error), error.args, str(error))
