@@ -19,13 +19,20 @@ from .output import Output
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["COMMANDS", "Program", "checkpoint_path", "cli", "json_option"]
+__all__ = ["COMMANDS", "FILE", "Program", "checkpoint_path", "cli", "json_option"]
 
 COMMANDS: Final = {
     "show": "Say what a model is: tensors, parameters, size, metadata.",
     "ls": "List tensors with their type, shape and size.",
     "check": "Find everything that is wrong with files.",
     "get": "Print, describe or export one tensor, or a part of one.",
+    "convert": "Turn checkpoints of other formats into safetensors.",
+    "hash": "Print or check the SHA-256 of files and tensors.",
+    "keygen": "Make a key pair to sign models with.",
+    "sign": "Sign a file or a folder.",
+    "verify": "Find out whether a model is what somebody signed.",
+    "admit": "Decide by a policy whether a model may be used.",
+    "bom": "Write a model's bill of materials (CycloneDX).",
 }
 """Name of each command (and of its module) -> the first line of its help."""
 
@@ -103,8 +110,12 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return option(command)
 
 
+FILE: Final = click.Path(readable=False, path_type=str)
+"""The type of options that name a file. Whether it can be read is found out by reading it."""
+
+
 def checkpoint_path(*, many: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The argument PATH. Whether it can be read is found out by reading it."""
+    """The argument PATH."""
     kind = click.Path(allow_dash=True, readable=False, path_type=str)
     name = "paths" if many else "path"
     return (
@@ -116,7 +127,8 @@ def checkpoint_path(*, many: bool = False) -> Callable[[Callable[..., Any]], Cal
 
 _EPILOG: Final = """
 \b
-PATH is a safetensors file, an index.json, a folder, or - for standard input.
+PATH is a file, an index.json or a folder; where it is only looked at, also
+- for standard input.
 Piped output is lines of tab-separated fields; names are escaped as in Python.
 \b
 Exit status: 0 yes, 1 no, 2 wrong usage, 3 could not look.
@@ -134,7 +146,10 @@ Shell completion (bash; also zsh, fish):
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Look at safetensors files, check them, and take them apart."""
+    """Look at model weights, check, convert, sign and verify them.
+
+    Files of other formats (PyTorch, NumPy, GGUF ...) are read as well; nothing in them is executed.
+    """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(USAGE)

@@ -36,15 +36,18 @@ _STYLES: Final = {
     is_flag=True,
     help="Warnings fail; also report what is allowed but no good writer writes.",
 )
+@click.option(
+    "--sarif", is_flag=True, help="Print one SARIF 2.1.0 log, for code scanning services."
+)
 @json_option
 @click.pass_obj
-def command(out: Output, paths: tuple[str, ...], strict: bool) -> int:
+def command(out: Output, paths: tuple[str, ...], strict: bool, sarif: bool) -> int:
     """Find everything that is wrong with files.
 
     Headers are checked against every rule of the format and the size of the file; a folder's or
     index's shards also against the index. Names that are empty, huge, or look like paths or terminal
     commands are warnings. Values of tensors are not looked at. In a file of another format, every
-    call that loading it would make is reported, and none is made.
+    call that loading it would make is reported, with how dangerous it is, and none is made.
 
     The exit status is 0 if everything is well, 1 if any path is bad, and 3 if none is known to be bad
     but one could not be read.
@@ -59,13 +62,16 @@ def command(out: Output, paths: tuple[str, ...], strict: bool) -> int:
     Examples:
       safeweights check model.safetensors
       safeweights check --strict folder/ other.safetensors
+      safeweights check pytorch_model.bin --sarif > results.sarif
       safeweights check *.safetensors --json | jq .ok
     """
+    if sarif and out.json:
+        raise click.UsageError("--sarif and --json exclude each other")
     results = []
     for path in dict.fromkeys(paths):
         result = check_path(path, strict=strict)
         results.append(result)
-        if not out.json:
+        if not (out.json or sarif):
             _print(out, result)
     statuses = {result["status"] for result in results}
     if out.json:
@@ -76,7 +82,11 @@ def command(out: Output, paths: tuple[str, ...], strict: bool) -> int:
             "results": results,
         }
         out.document(document)
-    elif "ok" in statuses:
+    elif sarif:
+        from .sarif import log
+
+        out.document(log(results))
+    elif any(finding["rule"] == "mapped-file" for r in results for finding in r["findings"]):
         _print_note(out)
     # One bad file settles the question, whatever could not be read.
     return NO if "bad" in statuses else COULD_NOT_LOOK if "unreadable" in statuses else YES

@@ -27,6 +27,7 @@ from .output import plural, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..convert import Finding as Call
     from ..convert import Report
     from ..storage import Source
     from .inventory import Row
@@ -219,12 +220,25 @@ def _report_calls(out: _Findings, report: Report, name: str | None) -> None:
                 f"({call.grade.label}{printable(reason)})"
             )
             out.add("error", rule, message, call.path, offset=call.offset)
+    for target, calls in _harmless(report).items():
+        times = f"{plural(len(calls), 'time')}" if len(calls) > 1 else "once"
+        message = f"loading it uses {quote(target)} {times} (builds tensors only)"
+        out.add("note", "tensor-call", message, calls[0].path, offset=calls[0].offset)
     for part in report.unread:
         message = f"not read to the end, so nothing can be said of the rest: {part.reason}"
         out.add("error", "unread", printable(message), part.path, offset=part.offset)
     if report.clean:
         message = f"{name}, which builds tensors only; `safeweights convert` makes it safetensors"
         out.add("note", "foreign-format", message, report.path)
+
+
+def _harmless(report: Report) -> dict[str, list[Call]]:
+    """What a file calls that builds tensors only, by name: a checkpoint calls it for every tensor."""
+    found: dict[str, list[Call]] = {}
+    for call in report.findings:
+        if not call.grade:
+            found.setdefault(call.target, []).append(call)
+    return found
 
 
 def _problems(

@@ -13,26 +13,41 @@ from typing import Annotated, Literal, TypedDict
 
 __all__ = [
     "DOCUMENTS",
+    "AdmitDocument",
     "CheckDocument",
     "CheckResult",
+    "CheckedFileRecord",
+    "ConvertDocument",
+    "ConvertedFileRecord",
     "DTypeRecord",
+    "DecisionRecord",
+    "DroppedRecord",
     "ErrorDocument",
     "ErrorRecord",
     "FileRecord",
     "FindingRecord",
     "GetDocument",
     "GroupRecord",
+    "HashDocument",
+    "HashedFileRecord",
+    "HashedTensorRecord",
+    "KeygenDocument",
     "Level",
     "LsDocument",
+    "ReasonRecord",
     "ShowDocument",
+    "SignDocument",
+    "SignerRecord",
     "StatisticsRecord",
     "Status",
     "TensorRecord",
     "TotalRecord",
+    "VerifyDocument",
 ]
 
 Level = Literal["error", "warning", "note"]
 Status = Literal["ok", "bad", "unreadable"]
+Method = Literal["key", "certificate", "keyless"]
 Number = int | float | None
 
 
@@ -192,5 +207,173 @@ class GetDocument(TypedDict):
     output: Annotated[str | None, "The file written with `-o`, else null."]
 
 
-DOCUMENTS = (ShowDocument, LsDocument, CheckDocument, GetDocument, ErrorDocument)
+class ConvertedFileRecord(TypedDict):
+    """One file that was read or written."""
+
+    path: str
+    format: Annotated[str, "The format it was read as, or `safetensors`."]
+    tensors: Annotated[int, "Number of tensors in it."]
+    bytes: Annotated[int, "Size of the file; with `--dry-run`, of an output's tensors."]
+    sha256: Annotated[str | None, "Null for an output of `--dry-run`."]
+
+
+class DroppedRecord(TypedDict):
+    """Something that is no tensor, which the output does not hold."""
+
+    source: Annotated[str, "The file it is in."]
+    name: Annotated[str, "Where in it."]
+    what: Annotated[str, "What it is, in a few words."]
+    reason: Annotated[str, "Why it was left out; empty where being no tensor is why."]
+
+
+class ConvertDocument(TypedDict):
+    """`safeweights convert`: what was read, written and left out."""
+
+    schema: Literal["safeweights.convert/1"]
+    dry_run: Annotated[bool, "Nothing was written."]
+    sources: list[ConvertedFileRecord]
+    outputs: list[ConvertedFileRecord]
+    tensors: Annotated[int, "Number of tensors in the outputs."]
+    bytes: Annotated[int, "Bytes of their data."]
+    ties: Annotated[dict[str, str], "Name -> the name that is written for both."]
+    renamed: Annotated[dict[str, str], "Old name -> new name."]
+    skipped: Annotated[list[str], "Tensors left out on request."]
+    dropped: Annotated[list[DroppedRecord], "What is no tensor; at most 1,000 of `dropped_count`."]
+    dropped_count: int
+    calls: Annotated[dict[str, int], "What the sources' own loader would have called -> how often."]
+
+
+class HashedFileRecord(TypedDict):
+    """One file by its contents."""
+
+    path: str
+    bytes: Annotated[int, "Size of the file."]
+    sha256: str
+
+
+class HashedTensorRecord(TypedDict):
+    """One tensor by its type, shape and bytes; not by its name or place."""
+
+    file: str
+    name: str
+    dtype: Annotated[str, "Code of the element type, e.g. `BF16`."]
+    shape: Annotated[list[int], "Elements along each axis; empty for a scalar."]
+    sha256: Annotated[str, "Of dtype, NUL, the shape with commas, NUL, and the bytes."]
+
+
+class CheckedFileRecord(TypedDict):
+    """One line of a check file."""
+
+    path: str
+    status: Literal["ok", "mismatch", "missing"]
+
+
+class HashDocument(TypedDict):
+    """`safeweights hash`: digests of files or tensors, or whether a check file's are right."""
+
+    schema: Literal["safeweights.hash/1"]
+    ok: Annotated[bool, "With `--check`, whether every line has the status `ok`; else true."]
+    files: Annotated[list[HashedFileRecord] | None, "Null with `--tensors` and `--check`."]
+    tensors: Annotated[list[HashedTensorRecord] | None, "With `--tensors`, else null."]
+    checked: Annotated[list[CheckedFileRecord] | None, "With `--check`, else null."]
+
+
+class KeygenDocument(TypedDict):
+    """`safeweights keygen`: a key pair."""
+
+    schema: Literal["safeweights.keygen/1"]
+    private_key: Annotated[str, "The file to keep secret."]
+    public_key: Annotated[str, "The file to publish."]
+    curve: str
+    encrypted: Annotated[bool, "Using the private key takes a passphrase."]
+    key_hint: Annotated[str, "SHA-256 of the public key's PEM: how signatures name the key."]
+
+
+class SignDocument(TypedDict):
+    """`safeweights sign`: what was signed and written."""
+
+    schema: Literal["safeweights.sign/1"]
+    path: str
+    subject: Annotated[str, "The model's name in the signed statement."]
+    signature: Annotated[str, "The signature file."]
+    method: Method
+    key_hint: Annotated[str, "SHA-256 of the public key's PEM."]
+    files: Annotated[list[HashedFileRecord], "What the signature covers, relative to the path."]
+    sidecars: Annotated[list[str], "The block trees written, for verified partial reads."]
+
+
+class SignerRecord(TypedDict):
+    """Who signed."""
+
+    method: Method
+    key_hint: Annotated[str | None, "SHA-256 of the public key's PEM; null for keyless."]
+    subject: Annotated[str | None, "Of the certificate."]
+    issuer: Annotated[str | None, "Of the certificate."]
+    certificate_sha256: Annotated[str | None, "The certificate's fingerprint."]
+    identity: Annotated[str | None, "The keyless identity."]
+    oidc_issuer: Annotated[str | None, "Who vouched for that identity."]
+    recorded: Annotated[str | None, "When the transparency log recorded it (RFC 3339)."]
+
+
+class ReasonRecord(TypedDict):
+    """One thing that spoke for or against a model."""
+
+    code: Annotated[str, "Stable identifier."]
+    text: Annotated[str, "One sentence for a person."]
+    against: Annotated[bool, "Whether it stands in the way."]
+    file: Annotated[str | None, "The file it is about, if one."]
+
+
+class DecisionRecord(TypedDict):
+    """What a policy says of a model, and why."""
+
+    verdict: Annotated[
+        Literal["allow", "warn", "refuse"],
+        "`warn`: it would be refused, but the policy's mode lets it pass.",
+    ]
+    subject: Annotated[str, "The model's name, for the rules."]
+    level: Annotated[str, "The level of trust that was reached."]
+    rule: Annotated[str | None, "The pattern of the rule that decided; null where none matched."]
+    signer: Annotated[str | None, "The policy's name of who signed."]
+    reasons: Annotated[list[ReasonRecord], "What stands in the way first."]
+    files: Annotated[dict[str, str], "File -> SHA-256: what the verdict is about."]
+
+
+class VerifyDocument(TypedDict):
+    """`safeweights verify`: a model is what was signed. If not, there is an error instead."""
+
+    schema: Literal["safeweights.verify/1"]
+    ok: Annotated[bool, "False only where a policy refuses."]
+    path: str
+    signature: Annotated[str, "The signature file."]
+    signed_by: Annotated[SignerRecord | None, "Null where a policy asks for no signature."]
+    files: Annotated[list[HashedFileRecord], "What was compared, relative to the path."]
+    unsigned: Annotated[list[str], "Files that are there and that the signature leaves out."]
+    decision: Annotated[DecisionRecord | None, "With `--policy`, else null."]
+
+
+class AdmitDocument(TypedDict):
+    """`safeweights admit`: one verdict for a whole model."""
+
+    schema: Literal["safeweights.admit/1"]
+    path: str
+    decision: DecisionRecord
+    warrant: Annotated[str | None, "Identifier of what was admitted; null for a refusal."]
+    warrant_file: Annotated[str | None, "With `--warrant`, the file written."]
+    log_head: Annotated[str | None, "With `--log`, the log's last hash."]
+
+
+DOCUMENTS = (
+    ShowDocument,
+    LsDocument,
+    CheckDocument,
+    GetDocument,
+    ConvertDocument,
+    HashDocument,
+    KeygenDocument,
+    SignDocument,
+    VerifyDocument,
+    AdmitDocument,
+    ErrorDocument,
+)
 """The documents that have a schema file."""

@@ -1,0 +1,63 @@
+"""What a policy decided: for JSON, for pipes and for people. Shared by `verify` and `admit`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from .output import Output, escape, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ..trust import Decision
+    from .records import DecisionRecord, ReasonRecord
+
+__all__ = ["print_decision", "record"]
+
+_STYLES: Final = {"allow": "green", "warn": "yellow", "refuse": "bold red"}
+
+
+def record(decision: Decision) -> DecisionRecord:
+    """A decision for JSON."""
+    return {
+        "verdict": decision.verdict,
+        "subject": decision.subject,
+        "level": decision.level,
+        "rule": decision.rule,
+        "signer": decision.signer,
+        "reasons": [
+            {"code": each.code, "text": each.text, "against": each.against, "file": each.file}
+            for each in decision.reasons
+        ],
+        "files": decision.files,
+    }
+
+
+def print_decision(out: Output, decision: DecisionRecord, *, explain: bool) -> None:
+    """Print the verdict and what stands in its way; with `explain` also what speaks for it."""
+    reasons = [each for each in decision["reasons"] if explain or each["against"]]
+    if out.terminal:
+        _draw(out, decision, reasons)
+        return
+    out.line(
+        decision["verdict"],
+        escape(decision["subject"]),
+        decision["level"],
+        escape(decision["rule"] or ""),
+        escape(decision["signer"] or ""),
+    )
+    for each in reasons:
+        side = "against" if each["against"] else "for"
+        out.line(side, each["code"], escape(each["file"] or ""), printable(each["text"]))
+
+
+def _draw(out: Output, decision: DecisionRecord, reasons: Iterable[ReasonRecord]) -> None:
+    screen = out.pretty()
+    verdict = decision["verdict"]
+    about = f"  level {decision['level']}"
+    if decision["rule"] is not None:
+        about += f", rule {escape(decision['rule'])}"
+    screen.text((verdict, _STYLES[verdict]), "  ", (escape(decision["subject"]), "bold"), about)
+    for each in reasons:
+        mark = ("-", "red") if each["against"] else ("+", "green")
+        screen.text(mark, (f" {each['code']}  ", "dim"), printable(each["text"]), indent=2)

@@ -1,0 +1,118 @@
+"""`safeweights sign`: a signature over a file or a folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from .app import FILE, json_option
+from .output import Output, escape, human_bytes, plural
+from .passphrases import ask, passphrase_option, read
+from .watching import watched_files
+
+if TYPE_CHECKING:
+    from ..trust import Signed
+    from ..trust.keys import FileSigner
+    from .records import SignDocument
+
+__all__ = ["command"]
+
+
+@click.command("sign")
+@click.argument("path", metavar="PATH", type=FILE)
+@click.option("--key", metavar="KEY", type=FILE, required=True, help="The private key, in PEM.")
+@passphrase_option
+@click.option(
+    "--certificate", metavar="FILE", type=FILE, multiple=True,
+    help="The key's certificate and those up to the root, in PEM.",
+)  # fmt: skip
+@click.option(
+    "--signature", metavar="OUT", type=FILE,
+    help="The file to write instead of PATH/model.sig or PATH.sig.",
+)  # fmt: skip
+@click.option("--ignore", metavar="NAME", multiple=True, help="Leave out a file or folder in PATH.")
+@click.option(
+    "--release", metavar="NUMBER", type=click.IntRange(0),
+    help="Counts releases: a policy with a lock refuses older ones.",
+)  # fmt: skip
+@click.option(
+    "--no-trees", is_flag=True,
+    help="Write no FILE.swtree; reading a part of a file then verifies all.",
+)  # fmt: skip
+@json_option
+@click.pass_obj
+def command(
+    out: Output,
+    path: str,
+    *,
+    key: str,
+    passphrase_file: str | None,
+    certificate: tuple[str, ...],
+    signature: str | None,
+    ignore: tuple[str, ...],
+    release: int | None,
+    no_trees: bool,
+) -> None:
+    """Sign a file or a folder.
+
+    Writes a bundle of the OpenSSF Model Signing specification, which other tools verify too. Of a
+    folder, every file is signed; links and special files are refused. An encrypted key's passphrase is
+    asked for on a terminal.
+
+    Piped, lines are signature and its path; signer, method and key hint; and signed, SHA-256, BYTES
+    and NAME for each file, separated by tabs.
+
+    \b
+    Examples:
+      safeweights sign model/ --key ~/.keys/models
+      safeweights sign model.safetensors --key key --signature model.oms
+      safeweights sign model/ --key leaf.key --certificate chain.pem
+    """
+    from ..trust import load_certificates, sign
+
+    signer = _signer(key, passphrase_file)
+    chain = [der for file in certificate for der in load_certificates(file)]
+    with watched_files("signing", [path]) as progress:
+        done = sign(
+            path, signer, signature=signature, certificates=chain, ignore=ignore, trees=not no_trees,
+            release=release, progress=progress,
+        )  # fmt: skip
+    document = _document(path, done, certified=bool(chain))
+    if out.json:
+        out.document(document)
+    elif out.terminal:
+        size = human_bytes(sum(file.size for file in done.files))
+        about = f"  {plural(len(done.files), 'file')}, {size}, with the key {done.key_hint[:16]}…"
+        out.pretty().text(("signed", "green"), "  ", (escape(path), "bold"), about)
+        out.pretty().text(("wrote", "green"), "  ", (escape(done.signature), "bold"))
+    else:
+        out.line("signature", escape(done.signature))
+        out.line("signer", document["method"], done.key_hint)
+        out.lines(("signed", f.sha256, str(f.size), escape(f.name)) for f in done.files)
+
+
+def _signer(key: str, passphrase_file: str | None) -> FileSigner:
+    """The private key; its passphrase is only asked for where it has one."""
+    from ..trust import DocumentError, load_private_key
+
+    secret = read(passphrase_file) if passphrase_file else None
+    try:
+        return load_private_key(key, secret)
+    except DocumentError as error:
+        if error.reason != "password" or secret is not None:
+            raise
+    return load_private_key(key, ask())
+
+
+def _document(path: str, done: Signed, *, certified: bool) -> SignDocument:
+    return {
+        "schema": "safeweights.sign/1",
+        "path": path,
+        "subject": done.subject,
+        "signature": done.signature,
+        "method": "certificate" if certified else "key",
+        "key_hint": done.key_hint,
+        "files": [{"path": f.name, "bytes": f.size, "sha256": f.sha256} for f in done.files],
+        "sidecars": list(done.sidecars),
+    }
