@@ -98,6 +98,8 @@ def measure(rows: list[Row], scale: Scale, scratch: Path) -> dict[str, Any]:
         absent["safetensors-0.9"] = reason
     paths = {"safetensors-0.9": [str(prerelease)]}
     description = machine.describe(CACHE)
+    specs = [scaled.data for row in rows if (scaled := scale.apply(row)).data is not None]
+    machine.touch_memory(5 * max((spec.nbytes for spec in specs), default=MIB))
     started = datetime.now(timezone.utc)
     begin = time.perf_counter()
     results: list[RowResult] = []

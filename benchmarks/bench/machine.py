@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import platform
 import shutil
@@ -22,6 +23,7 @@ __all__ = [
     "free_space",
     "install_prerelease",
     "read_into_cache",
+    "touch_memory",
 ]
 
 PRERELEASE: Final = "safetensors==0.9.0rc1"
@@ -72,6 +74,15 @@ def available_memory() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 1 << 62
+
+
+def touch_memory(nbytes: int) -> None:
+    """Use some memory once: a virtual machine's is slow at its first touch, until the host backs it."""
+    nbytes = min(nbytes, available_memory() // 2)
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for begin in range(0, nbytes, 4096):
+        memory[begin] = 1
+    memory.close()
 
 
 def free_space(folder: Path) -> int:

@@ -147,7 +147,8 @@ class Session:
         """The arguments of an operation, some of which depend on the data."""
         assert row.data is not None
         theirs = turn.entry.process == "torch"
-        reads = row.verb in _READING or row.verb == "load bytes"
+        reads = row.verb in {"load", "first tensor", "slice", "load bytes"}
+        reads = reads and not row.arguments.get("numpy")
         path = self._zipped(source) if theirs and reads else source
         found = entries(row.data)
         defaults: dict[str, Any] = {
