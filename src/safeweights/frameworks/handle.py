@@ -256,7 +256,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         """A tensor's bytes as they stand in the file, for types that no framework has."""
         return self._opened().tensor(name).view()
 
-    def get_tensors(self) -> dict[str, Any]:
+    def get_tensors(self) -> dict[str, T]:
         """All tensors, in the order of the data."""
         file = self._opened()
         return self._adapter.load_all(file.source.for_all(), file.header, self._device)
