@@ -57,7 +57,10 @@ def ask(*, twice: bool = False) -> str:
     """
     if sys.stdin is None or not sys.stdin.isatty():
         raise click.UsageError("the key needs a passphrase: give --passphrase-file")
-    typed: str = click.prompt(
-        "Passphrase of the key", hide_input=True, err=True, confirmation_prompt=twice
-    )
+    try:
+        typed: str = click.prompt(
+            "Passphrase of the key", hide_input=True, err=True, confirmation_prompt=twice
+        )
+    except click.Abort:  # what click makes of Ctrl-C
+        raise KeyboardInterrupt from None
     return typed
