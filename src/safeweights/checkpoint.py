@@ -547,9 +547,9 @@ def save(
         FormatError: What the format cannot hold; nothing is written then.
         OSError: Writing failed; the old file is untouched.
     """
-    buffers = _plan(tensors, metadata)
+    size, buffers = _plan(tensors, metadata)
     if isinstance(target, str | os.PathLike):
-        write_file(target, buffers, durable=durable, progress=progress)
+        write_file(target, buffers, size=size, durable=durable, progress=progress)
     elif hasattr(target, "write"):
         write_stream(target, buffers, progress=progress)
     else:
@@ -559,11 +559,13 @@ def save(
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """What `save` would write, as bytes; one copy."""
-    return b"".join(_plan(tensors, metadata))
+    return b"".join(_plan(tensors, metadata)[1])
 
 
-def _plan(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Iterator[Buffer]:
-    """The contents of the file, of which the header is made, and checked, at once."""
+def _plan(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
+) -> tuple[int, Iterator[Buffer]]:
+    """Size and contents of the file; the header is made, and checked, at once."""
     if metadata is None and isinstance(tensors, Checkpoint):
         metadata = tensors.metadata
     found = dict(tensors.items())
@@ -572,7 +574,7 @@ def _plan(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> 
     for name, info in header.tensors.items():
         if found[name].nbytes != info.nbytes:
             raise _wrong_size(name, info, found[name].nbytes)
-    return _contents(head, header, found)
+    return len(head) + header.data_size, _contents(head, header, found)
 
 
 def _contents(head: bytes, header: Header, tensors: Mapping[str, Tensor]) -> Iterator[Buffer]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 CALLS = (
-    "open", "stat", "fstat", "fchown", "fchmod", "writev", "write", "fsync", "link", "close",
+    "open", "stat", "fstat", "fchown", "fchmod", "writev", "pwritev", "write", "fsync", "link", "close",
     "replace", "pread",
 )  # fmt: skip
 

@@ -126,3 +126,18 @@ def test_kernels_without_cachestat(descriptor: int, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(placement, "_libc", Old)
     assert placement.resident_share(descriptor, 0, 10) is None
+
+
+def test_space_is_set_aside_without_changing_the_size(descriptor: int, tmp_path: Path) -> None:
+    size = os.fstat(descriptor).st_size
+    with open(tmp_path / "new", "wb") as file:
+        if placement.reserve(file.fileno(), 1 << 20):  # not every filesystem can
+            assert os.fstat(file.fileno()).st_blocks * 512 >= 1 << 20
+        assert os.fstat(file.fileno()).st_size == 0
+    assert placement.reserve(descriptor, 1 << 20) is False  # open for reading only
+    assert os.fstat(descriptor).st_size == size
+
+
+def test_where_nothing_can_be_set_aside(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "_libc", lambda: None)
+    assert placement.reserve(descriptor, 1 << 20) is False

@@ -723,3 +723,69 @@ def test_what_is_no_buffer_is_refused() -> None:
         write_stream(io.BytesIO(), [memoryview(b"abcd")[::2]])
     with pytest.raises(UnsupportedError, match="str"):
         write_stream(io.BytesIO(), ["text"])  # type: ignore[list-item]
+
+
+LARGE = [bytes([number]) * (1 << 18) for number in range(5)]
+
+
+def test_the_space_for_a_large_file_is_set_aside(tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(sink, "reserve", lambda descriptor, size: asked.append(size))
+    write_file(tmp_path / "a", PIECES, size=len(NEW))
+    assert asked == []
+    write_file(tmp_path / "a", LARGE, size=5 << 18)
+    assert asked == [5 << 18]
+    assert (tmp_path / "a").read_bytes() == b"".join(LARGE)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, system_calls: Any
+) -> None:
+    (tmp_path / "a").write_bytes(OLD)
+    with pytest.raises(OSError, match="File too large|No space left") as caught:
+        write_file(tmp_path / "a", LARGE, size=1 << 61)
+    assert caught.value.filename == str(tmp_path / "a")
+    assert "writev" not in system_calls.log
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == OLD
+
+
+def test_large_durable_files_do_not_fill_the_page_cache(tmp_path: Path, monkeypatch: Any) -> None:
+    flags: list[int] = []
+    real = os.pwritev
+    monkeypatch.setattr(
+        os, "pwritev", lambda fd, batch, at, flag: flags.append(flag) or real(fd, batch, at, flag)
+    )
+    write_file(tmp_path / "a", LARGE, size=5 << 18, durable=True)
+    assert set(flags) == {sink._DONTCACHE}
+    assert (tmp_path / "a").read_bytes() == b"".join(LARGE)
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_system_that_knows_no_such_flag_gets_plain_writes(
+    tmp_path: Path, monkeypatch: Any, small_batches: None, code: int
+) -> None:
+    calls = iter(range(1000))
+    real = os.pwritev
+
+    def pwritev(descriptor: int, batch: list[memoryview], at: int, flag: int) -> int:
+        if next(calls):  # the first one works, which leaves the position behind it
+            raise OSError(code, "injected")
+        return real(descriptor, batch, at, flag)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    write_file(tmp_path / "a", LARGE, size=5 << 18, durable=True)
+    assert next(calls) == 2
+    assert (tmp_path / "a").read_bytes() == b"".join(LARGE)
+
+
+def test_a_disk_that_fails_while_a_large_durable_file_is_written(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "a").write_bytes(OLD)
+    monkeypatch.setattr(os, "pwritev", lambda *_: refuse(errno.EIO))
+    with pytest.raises(OSError, match="a'") as caught:
+        write_file(tmp_path / "a", LARGE, size=5 << 18, durable=True)
+    assert caught.value.errno == errno.EIO
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == OLD

@@ -1,19 +1,22 @@
-"""Where the bytes of a file are now: in the page cache, on a local disk, across a network.
+"""Where the bytes of a file are, and will be: page cache, local disk, network; space set aside.
 
-Used to choose how to read, never to decide what is read; where the system gives no answer, the answer
-is None.
+Used to choose how to read and write, never to decide what; where the system gives no answer, the answer
+is None. These are the system calls for which Python's standard library has no name.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import sys
 from functools import cache
 from typing import Any, Final
 
-__all__ = ["is_remote", "resident_share"]
+__all__ = ["is_remote", "reserve", "resident_share"]
 
 _CACHESTAT: Final = 451  # the same number on every architecture since it is newer than their tables
+_KEEP_SIZE: Final = 1
 _REMOTE: Final = frozenset(
     {
         0x6969,  # NFS
@@ -73,3 +76,23 @@ def is_remote(descriptor: int) -> bool | None:
     if libc.fstatfs(descriptor, ctypes.byref(status)):
         return None
     return (status[0] & 0xFFFFFFFF) in _REMOTE
+
+
+def reserve(descriptor: int, nbytes: int) -> bool:
+    """Have disk space set aside for a file that is about to be written; whether that was done.
+
+    Writing into blocks that are there already is faster, they lie together, and a full disk shows before
+    anything was written. The size of the file does not change (fallocate(2), FALLOC_FL_KEEP_SIZE).
+
+    Raises:
+        OSError: There is not enough space, or a quota or limit forbids it.
+    """
+    libc = _libc()
+    if libc is None or sys.maxsize < 1 << 32:
+        return False
+    if libc.fallocate(descriptor, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(nbytes)) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        raise OSError(code, os.strerror(code))
+    return False

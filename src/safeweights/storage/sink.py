@@ -23,9 +23,11 @@ import os
 import secrets
 import stat
 import sys
+from functools import partial
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
+from .placement import reserve
 from .source import flat
 
 if TYPE_CHECKING:
@@ -47,7 +49,9 @@ Buffer = bytes | bytearray | memoryview
 _Progress: TypeAlias = "Callable[[int], object]"
 
 _VECTOR: Final = 1024  # IOV_MAX of Linux, macOS and the BSDs
-_BATCH: Final = 1 << 26  # bytes handed to one system call; a signal is seen between two
+_BATCH: Final = 1 << 23  # bytes handed to one system call; a signal is seen between two
+_DONTCACHE: Final = 0x80  # the os module has no name for it yet
+_LARGE: Final = 1 << 20
 _SMALL: Final = 1 << 12
 _JOINED: Final = 1 << 18  # what stays in the processor's cache
 _FLAGS: Final[int] = getattr(os, "O_BINARY", 0)
@@ -78,17 +82,20 @@ def write_file(
     path: str | os.PathLike[str],
     buffers: Iterable[Buffer],
     *,
+    size: int = 0,
     durable: bool = False,
     progress: _Progress | None = None,
 ) -> None:
     """Make `buffers`, one after another, the contents of the file at `path`.
 
-    Cost: nothing is copied; up to 1,024 buffers or 64 MiB go into one system call. While it runs, the
+    Cost: nothing is copied; up to 1,024 buffers or 8 MiB go into one system call. While it runs, the
     old contents and the new take up space.
 
     Args:
         path: Where; links are followed.
         buffers: The contents. An iterator is read as bytes are written, so it may make them.
+        size: Number of bytes there will be, where it is known: for a large file the space is set aside
+            first, and a durable one goes to the disk as it is written instead of filling the page cache.
         durable: Return only when file and name would survive a loss of power.
         progress: Called with the number of bytes written so far.
 
@@ -99,7 +106,7 @@ def write_file(
         PartialOverwriteError: The filesystem cannot rename, so that the contents had to be copied
             over the old file, and that failed half-way.
     """
-    new = _NewFile(os.path.realpath(os.fsdecode(path)), durable=durable)
+    new = _NewFile(os.path.realpath(os.fsdecode(path)), size=size, durable=durable)
     with sync_directory(new.directory, durable=durable):
         try:
             new.create(buffers, progress)
@@ -178,8 +185,9 @@ def _stat_replaceable(target: str) -> os.stat_result | None:
 class _NewFile:
     """The file that is to replace what is at `target`, under the name `path` in its directory."""
 
-    def __init__(self, target: str, *, durable: bool) -> None:
+    def __init__(self, target: str, *, size: int, durable: bool) -> None:
         self.target = target
+        self._size = size
         self.directory = os.path.dirname(target)
         self.path = os.path.join(self.directory, f".safeweights-{secrets.token_hex(8)}.tmp")
         self._durable = durable
@@ -206,7 +214,12 @@ class _NewFile:
             self._fill(descriptor, buffers, progress)
 
     def _fill(self, descriptor: int, buffers: Iterable[Buffer], progress: _Progress | None) -> None:
-        _write_all(descriptor, self.target, buffers, progress)
+        large = self._size >= _LARGE
+        if large:
+            with _about(self.target):
+                reserve(descriptor, self._size)
+        uncached = large and self._durable
+        _write_all(descriptor, self.target, buffers, progress, uncached=uncached)
         if self._replaced is not None:  # last: writing takes the set-ID bits away
             with _about(self.target):
                 _adopt(descriptor, self._replaced)
@@ -313,18 +326,42 @@ def _write_all(
     path: str,
     buffers: Iterable[Buffer],
     progress: _Progress | None = None,
+    *,
+    uncached: bool = False,
 ) -> None:
+    write = _Uncached(descriptor).write if uncached else partial(_write_some, descriptor)
     written = 0
     for batch in _batches(buffers):
         rest = batch
         del batch  # or it would live on while the next one is made
         while rest:
             with _about(path):
-                count = _write_some(descriptor, rest)
+                count = write(rest)
             written += count
             rest = _after(rest, count)
         if progress is not None:
             progress(written)
+
+
+class _Uncached:
+    """Writes past the page cache, as long as the system can: what is to be synced had better not wait.
+
+    The writes go on where the descriptor stands (pwritev2(2), RWF_DONTCACHE, Linux 6.14).
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._can = sys.platform == "linux" and hasattr(os, "pwritev")
+
+    def write(self, batch: list[memoryview]) -> int:
+        if self._can:
+            try:
+                return _progressed(os.pwritev(self._descriptor, batch, -1, _DONTCACHE))
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                self._can = False
+        return _write_some(self._descriptor, batch)
 
 
 def _batches(buffers: Iterable[Buffer]) -> Iterator[list[memoryview]]:
