@@ -22,10 +22,22 @@ TARGET = ROOT / "docs" / "frameworks.md"
 BEGIN, END = "<!-- matrix: written by scripts/test_frameworks.py -->\n", "<!-- end of matrix -->\n"
 SIGNS = {
     ("yes", "yes"): "✓", ("yes", "no"): "✓ (reference: error)", ("yes", "wrong"): "✓ (reference: wrong)",
+    ("yes", "mutates"): "✓ (reference: changes the caller's dict)",
     ("no", "no"): "·", ("no", "wrong"): "error (reference: wrong)", ("no", "yes"): "MISSING",
 }  # fmt: skip
 
 Matrix = dict[str, dict[str, dict[str, list[str]]]]
+
+
+def heading(operations: list[str]) -> str:
+    """Names of operations; one that is there with both backends is named without them."""
+    names = [operation.partition(" ")[0] for operation in operations]
+    return ", ".join(
+        dict.fromkeys(
+            name if names.count(name) == 2 else operation
+            for name, operation in zip(names, operations, strict=True)
+        )
+    )
 
 
 def render(matrix: Matrix) -> str:
@@ -40,7 +52,7 @@ def render(matrix: Matrix) -> str:
         merged: dict[tuple[str, ...], list[str]] = {}
         for operation, column in columns.items():
             merged.setdefault(column, []).append(operation)
-        lines.append(f"| type | {' | '.join(', '.join(names) for names in merged.values())} |")
+        lines.append(f"| type | {' | '.join(map(heading, merged.values()))} |")
         lines.append("|---" * (len(merged) + 1) + "|")
         for at, code in enumerate(rows):
             lines.append(f"| {code} | {' | '.join(column[at] for column in merged)} |")

@@ -186,7 +186,11 @@ class JaxKit(Kit):
     def make(self, code: str, shape: tuple[int, ...], data: bytes) -> Any:
         import jax.numpy as jnp
 
-        return jnp.array(array_of(code, shape, data))
+        array = array_of(code, shape, data)
+        made = jnp.array(array)
+        if made.dtype != array.dtype:
+            raise TypeError(f"JAX has no {array.dtype} now")
+        return made
 
     def look(self, tensor: Any) -> tuple[str, tuple[int, ...], bytes]:
         import jax

@@ -1,7 +1,7 @@
 """The eight things one does with a tensor, written once, for this package and for the reference.
 
-`outcome` says in one word what became of an operation: "yes", "no" (an error) or "wrong" (an answer
-that is not the values of the file).
+Each becomes one word: "yes", "wrong" (an answer that is not the values of the file), "mutates" (the
+caller's dictionary is not what it was) or "no" (an error).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from kits import Kit, file_of, parts_of, sample
 
@@ -20,8 +19,8 @@ OPERATIONS = (
 )  # fmt: skip
 
 
-def perform(package: str, kit: Kit, code: str, operation: str, folder: Path) -> bool:
-    """Do `operation` with a tensor of type `code`; whether the result is right. Errors pass through."""
+def perform(package: str, kit: Kit, code: str, operation: str, folder: Path) -> str:
+    """Do `operation` with a tensor of type `code` and say what became of it. Errors pass through."""
     face = importlib.import_module(f"{package}.{kit.face}")
     safe_open = importlib.import_module(package).safe_open
     data = sample(code, SHAPE)
@@ -35,8 +34,9 @@ def perform(package: str, kit: Kit, code: str, operation: str, folder: Path) -> 
         else:
             face.save_file(tensors, path)
             written = path.read_bytes()
-        same = tensors.keys() == kept.keys() and tensors["x"] is kept["x"]
-        return parts_of(written) == {"x": (code, SHAPE, data)} and same
+        if parts_of(written) != {"x": (code, SHAPE, data)}:
+            return "wrong"
+        return "yes" if tensors["x"] is kept["x"] else "mutates"
     path.write_bytes(file_of({"x": (code, SHAPE, data)}))
     if name == "load":
         found = face.load(path.read_bytes())["x"]
@@ -49,14 +49,14 @@ def perform(package: str, kit: Kit, code: str, operation: str, folder: Path) -> 
             else:
                 row = len(data) // SHAPE[0]
                 found, data = file.get_slice("x")[1:3], data[row : 3 * row]
-                return kit.look(found) == (code, (2, *SHAPE[1:]), data)
-    return kit.look(found) == (code, SHAPE, data)
+    shape = (2, *SHAPE[1:]) if name == "get_slice" else SHAPE
+    return "yes" if kit.look(found) == (code, shape, data) else "wrong"
 
 
-def outcome(act: Callable[[], Any]) -> str:
-    """What became of it. The reference's panics are no Exceptions."""
+def outcome(act: Callable[[], str]) -> str:
+    """What became of it, an error too. The reference's panics are no Exceptions."""
     try:
-        return "yes" if act() else "wrong"
+        return act()
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:
