@@ -742,7 +742,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     tmp_path: Path, system_calls: Any
 ) -> None:
     (tmp_path / "a").write_bytes(OLD)
-    with pytest.raises(OSError, match="File too large|No space left") as caught:
+    with pytest.raises(OSError, match=r"File too large|No space left") as caught:
         write_file(tmp_path / "a", LARGE, size=1 << 61)
     assert caught.value.filename == str(tmp_path / "a")
     assert "writev" not in system_calls.log
