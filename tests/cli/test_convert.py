@@ -1,0 +1,387 @@
+"""`safeweights convert`, and what the other commands make of files of other formats."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import safeweights
+import safeweights.numpy
+from safeweights.cli import convert as convert_module
+from safeweights.cli import sarif, watching
+from safeweights.cli.app import COMMANDS
+from safeweights.trust import generate_key, load_private_key, sign
+
+ARRAYS = {
+    "layers.0.weight": np.arange(12, dtype="f4").reshape(3, 4),
+    "layers.0.bias": np.ones(3, "f4"),
+    "step": np.array(7),
+}
+
+
+@pytest.fixture
+def npz(tmp_path):
+    path = tmp_path / "old.npz"
+    np.savez(path, **ARRAYS)
+    return str(path)
+
+
+@pytest.fixture
+def target(tmp_path):
+    return str(tmp_path / "new.safetensors")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A PyTorch checkpoint with tied weights and things that are no tensors."""
+    path = tmp_path / "model.pt"
+    weight = torch.arange(6.0).reshape(2, 3)
+    torch.save({"a": weight, "b": weight.view(2, 3), "epoch": 3, "note": "x\x1b[2J"}, path)
+    return str(path)
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.fixture
+def evil(tmp_path):
+    """A pickle that would make a file; it must never exist."""
+    marker = tmp_path / "executed"
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps({"w": np.zeros(3), "x": Evil(str(marker))}))
+    yield str(path)
+    assert not marker.exists()
+
+
+def loaded(path):
+    return safeweights.numpy.load_file(path)
+
+
+# --- converting
+
+
+def test_one_file(run, npz, target):
+    result = run("convert", npz, target)
+    assert result.exit_code == 0
+    found = loaded(target)
+    assert all(np.array_equal(found[name], value) for name, value in ARRAYS.items())
+    source, output = result.rows
+    assert source[:4] == ["source", npz, "npz", "3"]
+    assert output[:4] == ["output", target, "safetensors", "3"]
+    assert int(output[4]) == os.path.getsize(target)
+    assert json.loads(Path(f"{target}.provenance.json").read_text())["tensors"] == 3
+
+
+def test_the_document(run, checkpoint, target):
+    document = run("convert", checkpoint, target, "--json").document
+    assert (document["tensors"], document["bytes"], document["dry_run"]) == (1, 24, False)
+    assert document["ties"] == {"b": "a"}
+    assert {each["name"] for each in document["dropped"]} == {"epoch", "note"}
+    assert document["dropped_count"] == 2
+    assert document["calls"]["torch._utils._rebuild_tensor_v2"] == 2
+    assert document["outputs"][0]["sha256"]
+
+
+def test_options(run, npz, target):
+    run("convert", npz, target, "--only", "layers.*", "--skip", "*.bias", "--dtype", "BF16",
+        "--rename", r"^layers\.(\d)\.=block\1/", "--metadata", "made=by us", "--no-record")  # fmt: skip
+    opened = safeweights.open(target)
+    assert {name: tensor.dtype for name, tensor in opened.items()} == {"block0/weight": "BF16"}
+    assert opened.metadata["made"] == "by us"
+    assert not os.path.exists(f"{target}.provenance.json")
+
+
+def test_what_is_no_tensor_is_kept_on_request(run, checkpoint, target):
+    result = run("convert", checkpoint, target, "--keep-others", "--json")
+    assert result.document["dropped_count"] == 0
+    kept = json.loads(safeweights.open(target).metadata["safeweights.others"])
+    assert kept == {"epoch": 3, "note": "x\x1b[2J"}
+
+
+def test_ties_are_written_twice_on_request(run, checkpoint, target):
+    assert run("convert", checkpoint, target, "--keep-ties", "--json").document["ties"] == {}
+    assert set(loaded(target)) == {"a", "b"}
+
+
+def test_sparse_tensors_need_leave(run, tmp_path, target):
+    path = str(tmp_path / "sparse.pt")
+    torch.save({"s": torch.eye(3).to_sparse()}, path)
+    refused = run("convert", path, target, "--json")
+    assert (refused.exit_code, refused.document["error"]["tensor"]) == (1, "s")
+    assert not os.path.exists(target)
+    assert run("convert", path, target, "--densify").exit_code == 0
+    assert np.array_equal(loaded(target)["s"], np.eye(3, dtype="f4"))
+
+
+def test_shards(run, npz, tmp_path):
+    result = run("convert", npz, str(tmp_path / "model.safetensors"), "--shard", "48", "--json")
+    assert len(result.document["outputs"]) == 2
+    index = tmp_path / "model.safetensors.index.json"
+    assert set(safeweights.open(index)) == set(ARRAYS)
+
+
+def test_a_folder_with_its_index(run, tmp_path):
+    source, target = tmp_path / "old", tmp_path / "new"
+    source.mkdir()
+    places = {}
+    for number, name in enumerate(("a", "b"), 1):
+        file = f"pytorch_model-{number:05}-of-00002.bin"
+        torch.save({name: torch.ones(number)}, source / file)
+        places[name] = file
+    (source / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    (source / "config.json").write_text("{}")
+    assert run("convert", str(source), str(target)).exit_code == 0
+    assert set(safeweights.open(target)) == {"a", "b"}
+    assert not (target / "config.json").exists()
+
+
+def test_several_files_go_into_a_folder(run, npz, checkpoint, tmp_path):
+    target = tmp_path / "new"
+    assert run("convert", npz, checkpoint, str(target)).exit_code == 0
+    assert {path.name for path in target.glob("*.safetensors")} == {
+        "old.safetensors",
+        "model.safetensors",
+    }
+
+
+def test_a_dry_run_writes_nothing(run, npz, target, tmp_path):
+    before = sorted(os.listdir(tmp_path))
+    document = run("convert", npz, target, "--dry-run", "--json").document
+    assert document["dry_run"]
+    assert document["outputs"][0]["sha256"] is None
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_files_are_replaced_only_by_force(run, npz, target):
+    assert run("convert", npz, target).exit_code == 0
+    before = Path(target).read_bytes()
+    again = run("convert", npz, target, "--only", "step", "--json")
+    assert (again.exit_code, again.document["error"]["path"]) == (3, target)
+    assert "--force" in again.stderr
+    assert Path(target).read_bytes() == before
+    assert run("convert", npz, target, "--only", "step", "--force").exit_code == 0
+    assert set(loaded(target)) == {"step"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--dtype", "FLOAT"], ["--dtype", "C64=F32"], ["--shard", "big"], ["--shard", "0"],
+        ["--rename", "(=x"], ["--rename", "abc"], ["--metadata", "key"], ["--format", "docx"],
+        ["--limit", "depth"], ["--limit", "depth=0"], ["--limit", "depth=x"], ["--limit", "x=1"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_usage(run, npz, target, options):
+    result = run("convert", npz, target, *options, "--json")
+    assert (result.exit_code, result.document["error"]["kind"]) == (2, "usage")
+    assert options[0] in result.stderr
+    assert not os.path.exists(target)
+
+
+def test_limits(run, npz, target):
+    refused = run("convert", npz, target, "--limit", "members=2", "--json")
+    assert (refused.exit_code, refused.document["error"]["rule"]) == (1, "limit-members")
+
+
+def test_what_cannot_be_read(run, tmp_path, target):
+    assert run("convert", str(tmp_path / "missing"), target).exit_code == 3
+    (tmp_path / "text").write_text("hello, world")
+    assert run("convert", str(tmp_path / "text"), target).exit_code == 1
+    assert run("convert", str(tmp_path), target).exit_code == 1
+    assert not os.path.exists(target)
+
+
+def test_nothing_is_executed(run, evil, target):
+    result = run("convert", evil, target, "--json")
+    assert result.exit_code == 0
+    assert set(loaded(target)) == {"w"}
+    assert any("system" in call for call in result.document["calls"])
+
+
+def test_hostile_names(run, terminal, plain, tmp_path):
+    path = str(tmp_path / "x\x1b[2J\u202e.pt")
+    names = {f"a{i}\x1b[2J\n\u202e\t": torch.ones(1) for i in range(30)}
+    torch.save({**names, "other\x1b]0;x\x07": "v\x1b[2J"}, path)
+    result = run("convert", path, str(tmp_path / "y\x1b[2J"), "--rename", "a1=b", "--skip", "a2*")
+    assert result.exit_code == 0
+    assert all(c.isprintable() or c in "\t\n" for c in result.stdout + result.stderr)
+    assert {len(row) for row in result.rows if row[0] == "dropped"} == {4}
+    shown, status = terminal("convert", path, str(tmp_path / "z\x1b[2J"), "--rename", "a=b")
+    assert status == 0
+    assert all(c.isprintable() or c == "\n" for c in plain(shown))
+    assert max(map(len, plain(shown).splitlines())) <= 80
+    assert "and 10 more" in plain(shown)
+
+
+def test_only_what_is_trusted_is_converted(run, npz, target, tmp_path):
+    (tmp_path / "policy.toml").write_text(
+        '[signers.us]\npublic_key = "key.pub"\n[[rules]]\npattern = "*"\nsigners = ["us"]\n'
+    )
+    generate_key(str(tmp_path / "key"))
+    options = [npz, target, "--trust", str(tmp_path / "policy.toml"), "--json"]
+    refused = run("convert", *options)
+    assert (refused.exit_code, refused.document["error"]["rule"]) == (1, "signature-missing")
+    sign(npz, load_private_key(str(tmp_path / "key")))
+    assert run("convert", *options).exit_code == 0
+    with open(npz, "r+b") as file:
+        file.write(b"PK\x03\x05")
+    refused = run("convert", *options, "--force")
+    assert (refused.exit_code, refused.document["error"]["rule"]) == (1, "digest-mismatch")
+
+
+# --- progress
+
+
+class Screen:
+    def __init__(self, *, tty):
+        self.tty = tty
+
+    def isatty(self):
+        return self.tty
+
+
+@pytest.mark.parametrize(("tty", "size"), [(True, 10), (False, 1 << 40)])
+def test_little_work_and_pipes_are_not_watched(monkeypatch, tty, size):
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(sys, "stderr", Screen(tty=tty))
+    monkeypatch.setattr("safeweights.cli.terminal.progress", never)
+    with watching.watched("reading", size) as advance:
+        advance(size)
+
+
+def test_the_progress_of_a_conversion_reaches_its_end(monkeypatch, npz, target):
+    seen = []
+
+    @contextmanager
+    def watched(what, size):
+        seen.append(size)
+        yield seen.append
+
+    monkeypatch.setattr(convert_module, "watched", watched)
+    with convert_module._progress() as progress:
+        safeweights.convert(npz, target, progress=progress)
+    assert seen[0] == sum(array.nbytes for array in ARRAYS.values()) == sum(seen[1:])
+
+
+def test_files_are_weighed_before_they_are_read(monkeypatch, tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "a").write_bytes(bytes(10))
+    (tmp_path / "inner" / "b").write_bytes(bytes(5))
+    (tmp_path / "gone").symlink_to("nowhere")
+    seen = []
+
+    @contextmanager
+    def watched(what, size):
+        seen.append(size)
+        yield seen.append
+
+    monkeypatch.setattr(watching, "watched", watched)
+    with watching.watched_files("x", [str(tmp_path), str(tmp_path / "a"), "missing"]):
+        pass
+    assert seen == [25]
+
+
+# --- other commands on other formats
+
+
+def test_show_ls_and_get(run, npz):
+    shown = run("show", npz, "--json").document
+    assert (shown["format"], shown["total"]["tensors"], shown["files"]) == ("npz", 3, [])
+    assert run("ls", npz, "step").rows == [["step", "I64", "[]", "8"]]
+    assert run("get", npz, "layers.0.weight[1, 1:3]").rows == [["5.0", "6.0"]]
+
+
+def test_check_reports_every_call(run, checkpoint, evil):
+    result = run("check", checkpoint, evil, "--json")
+    good, bad = result.document["results"]
+    assert (result.exit_code, good["status"], bad["status"]) == (1, "ok", "bad")
+    calls = [each for each in good["findings"] if each["rule"] == "tensor-call"]
+    rebuilt = next(each for each in calls if "_rebuild_tensor_v2` 2 times" in each["message"])
+    assert rebuilt["offset"]
+    dangerous = [each for each in bad["findings"] if each["rule"] == "dangerous-call"]
+    assert len(dangerous) == 1
+    assert "system` ('touch " in dangerous[0]["message"]
+
+
+def test_a_note_on_mapping_is_for_files_that_are_mapped(run, checkpoint, model):
+    assert "mapped-file" not in run("check", checkpoint).stdout
+    assert "mapped-file" in run("check", checkpoint, model).stdout
+
+
+# --- SARIF
+
+
+def test_sarif(run, checkpoint, evil, model, tmp_path):
+    missing = str(tmp_path / "missing")
+    result = run("check", checkpoint, evil, model, missing, "--sarif")
+    assert result.exit_code == 1
+    assert result.stdout.isascii()
+    log = json.loads(result.stdout)
+    assert log["version"] == "2.1.0"
+    (found,) = log["runs"]
+    rules = [rule["id"] for rule in found["tool"]["driver"]["rules"]]
+    assert found["invocations"] == [{"executionSuccessful": False}]
+    for each in found["results"]:
+        assert rules[each["ruleIndex"]] == each["ruleId"]
+        assert each["level"] in {"error", "warning", "note"}
+        assert each["message"]["text"].isprintable()
+    (call,) = [each for each in found["results"] if each["ruleId"] == "dangerous-call"]
+    (place,) = call["locations"]
+    physical = place["physicalLocation"]
+    assert physical["artifactLocation"]["uri"] == f"file://{evil}"
+    assert physical["region"]["byteOffset"] == call["properties"]["offset"] > 0
+
+
+def test_sarif_names_members_and_escapes_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a b!\x1b.pt").write_bytes(b"")
+    finding = {
+        "level": "error", "rule": "r", "message": "m\x1b", "file": "a b!\x1b.pt!x/data.pkl",
+        "tensor": None, "offset": 3,
+    }  # fmt: skip
+    log = sarif.log([{"status": "bad", "findings": [finding]}])
+    (result,) = log["runs"][0]["results"]
+    (place,) = result["locations"]
+    assert place["physicalLocation"] == {"artifactLocation": {"uri": "a%20b%21%1B.pt"}}
+    assert place["logicalLocations"] == [{"fullyQualifiedName": "a b!\\x1b.pt!x/data.pkl"}]
+    assert result["message"]["text"] == "m\\x1b"
+
+
+def test_sarif_and_json_exclude_each_other(run, model):
+    assert run("check", model, "--sarif", "--json").exit_code == 2
+
+
+# --- what is imported
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_heavy(command):
+    heavy = {
+        "rich", "numpy", "torch", "cryptography", "safeweights.convert", "safeweights.trust",
+    }  # fmt: skip
+    code = (
+        "import sys; sys.argv = ['safeweights', sys.argv[1], '--help']\n"
+        "from safeweights.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\nprint(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, command], capture_output=True, text=True, check=True
+    )
+    assert not heavy & set(done.stderr.split())
