@@ -32,7 +32,7 @@ SHOWN = (
 )  # fmt: skip
 
 WORKER = """
-import json, resource, sys, time
+import json, pathlib, resource, sys, time
 implementation, path, runs = sys.argv[1], sys.argv[2], int(sys.argv[3])
 import numpy
 if implementation == "reference":
@@ -42,7 +42,13 @@ else:
     import safeweights
     from safeweights import checkpoint
     read = lambda: checkpoint.open(path)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    # ru_maxrss would begin with the size of the parent process on Linux.
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 before, times, verdict = peak(), [], "reads"
 for number in range(runs):
     begin = time.process_time()
@@ -54,8 +60,7 @@ for number in range(runs):
     if number == 0:
         memory = peak() - before
     del found
-scale = 1 if sys.platform == "darwin" else 1024
-print(json.dumps([verdict, min(times), memory * scale]))
+print(json.dumps([verdict, min(times), memory]))
 """
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import basic_indices
@@ -86,8 +85,7 @@ def test_clamped_slices(shape: tuple[int, ...], bounds: list[tuple[Any, Any, int
     [
         np.int8(1),
         np.array(1),
-        torch.tensor(1),
-        slice(np.int64(0), torch.tensor(2)),
+        slice(np.int64(0), np.array(2)),
         (np.uint64(1), None),
     ],
 )
@@ -103,14 +101,29 @@ def test_whole_numbers_of_other_libraries(expression: Any) -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        True, np.True_, np.array(True), torch.tensor(True), np.array([1]), np.array(1.0), torch.tensor(1.5),
-        torch.tensor([1]), 1.0, "a", b"a", {}, (0, [1]), object(), np.float32(1), (0, (1,)),
+        True, np.True_, np.array(True), np.array([1]), np.array(1.0),
+        1.0, "a", b"a", {}, (0, [1]), object(), np.float32(1), (0, (1,)),
     ],
     ids=repr,
 )  # fmt: skip
 def test_what_is_no_basic_index(expression: Any) -> None:
     with pytest.raises(SelectionError, match="Unsupported slice index"):
         select(expression, (3, 2))
+
+
+def test_tensors_of_torch_as_indices() -> None:
+    torch = pytest.importorskip("torch")  # the core is tested without it on other Pythons
+    assert select((torch.tensor(1), slice(0, torch.tensor(2))), (3, 2)) == select(
+        (1, slice(0, 2)), (3, 2)
+    )
+    for expression in (
+        torch.tensor(True),
+        torch.tensor(1.5),
+        torch.tensor([1]),
+        torch.tensor([True]),
+    ):
+        with pytest.raises(SelectionError, match="Unsupported slice index"):
+            select(expression, (3, 2))
 
 
 @pytest.mark.parametrize(
