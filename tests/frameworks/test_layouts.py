@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kits import ML_DTYPES, PLAIN, numpy_type
 
@@ -37,7 +37,7 @@ def changed(draw: st.DrawFn, array: np.ndarray) -> np.ndarray:
         return np.asfortranarray(array)
     if how == "big" and array.dtype.kind in "iufc" and array.dtype.isbuiltin == 1:
         return array.astype(array.dtype.newbyteorder(">"))
-    if how == "window" and array.ndim and array.shape[-1] > 2:
+    if how == "window" and array.dtype.isbuiltin == 1 and array.ndim and array.shape[-1] > 2:
         return np.lib.stride_tricks.sliding_window_view(array, 2, axis=-1)
     if how == "misaligned" and array.ndim:
         raw = bytearray(array.nbytes + 1)
@@ -158,6 +158,8 @@ def shown(tensor: torch.Tensor) -> bytes:
 
 @SETTINGS
 @given(torch_tensors())
+@example(torch.ones(1, 1).expand(1, 1)[:, 0])
+@example(torch.as_strided(torch.ones(4), (1,), (0,)))
 def test_torch_tensors(tensor: torch.Tensor) -> None:
     if not tensor.is_contiguous():
         with pytest.raises(ValueError, match="non contiguous"):

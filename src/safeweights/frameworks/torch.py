@@ -254,11 +254,17 @@ def _encode(name: str, tensor: torch.Tensor) -> Tensor:
     return MemoryTensor(name, code, shape, host_bytes(name, tensor))
 
 
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a contiguous tensor, pending conj and neg bits applied."""
+    resolved = tensor.detach().resolve_conj().resolve_neg()
+    # An axis of one element may have any stride, 0 too, and still count as contiguous.
+    return resolved.as_strided((resolved.numel(),), (1,)).view(torch.uint8)
+
+
 def host_bytes(name: str, tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU: its own memory, but for pending conj and neg bits."""
     try:
-        resolved = tensor.detach().resolve_conj().resolve_neg()
-        return resolved.reshape(-1).view(torch.uint8).numpy().data
+        return _flat(tensor).numpy().data
     except (RuntimeError, TypeError, NotImplementedError) as error:
         kind = type(tensor).__name__
         raise UnsupportedError(
@@ -308,7 +314,7 @@ class DeviceTensor(Tensor):
 
     def __init__(self, name: str, code: str, shape: tuple[int, ...], tensor: torch.Tensor) -> None:
         super().__init__(name, code, shape, tensor.numel() * tensor.element_size())
-        self._flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1).view(torch.uint8)
+        self._flat = _flat(tensor)
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
         view = memoryview(buffer).cast("B")
