@@ -104,7 +104,7 @@ def test_whole_numbers_of_other_libraries(expression: Any) -> None:
         True, np.True_, np.array(True), np.array([1]), np.array(1.0),
         1.0, "a", b"a", {}, (0, [1]), object(), np.float32(1), (0, (1,)),
     ],
-    ids=repr,
+    ids=lambda item: type(item).__name__,
 )  # fmt: skip
 def test_what_is_no_basic_index(expression: Any) -> None:
     with pytest.raises(SelectionError, match="Unsupported slice index"):
