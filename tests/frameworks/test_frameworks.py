@@ -175,6 +175,8 @@ def test_misaligned_files_load(kit: Kit, tmp_path: Path) -> None:
     for backend in BACKENDS:
         loaded = face(kit).load_file(path, backend=backend)
         assert {name: kit.look(tensor) for name, tensor in loaded.items()} == data
+        flags = getattr(loaded["b"], "flags", None)
+        assert flags is None or flags.aligned
 
 
 @pytest.mark.parametrize(

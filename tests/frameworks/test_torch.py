@@ -214,6 +214,23 @@ def test_load_model_into_tied_weights(tmp_path: Path) -> None:
     assert other.head.weight is other.embed.weight
 
 
+def test_load_model_takes_either_name_of_tied_weights(tmp_path: Path) -> None:
+    model, other = Tied(), Tied()
+    ours.save_file({"head.weight": model.head.weight}, tmp_path / "x")
+    assert ours.load_model(other, tmp_path / "x") == (set(), [])
+    assert torch.equal(other.embed.weight, model.embed.weight)
+
+
+def test_parts_of_a_saved_tensor_are_left_out(tmp_path: Path) -> None:
+    model = torch.nn.Module()
+    for name, tensor in {"whole": BASE, "b": BASE[1:2], "c": BASE[15:16]}.items():
+        model.register_buffer(name, tensor)
+    ours.save_model(model, tmp_path / "x")
+    with safeweights.safe_open(tmp_path / "x", "pt") as file:
+        assert file.keys() == ["whole"]
+        assert file.metadata() == {"b": "whole", "c": "whole"}
+
+
 def test_load_model_says_what_differs_as_the_reference_does(tmp_path: Path) -> None:
     ours.save_model(Tied(), tmp_path / "x")
     texts = []
@@ -279,15 +296,21 @@ def test_load_into_a_module_on_the_meta_device(tmp_path: Path) -> None:
 
 
 def test_load_into_tensors_of_any_layout_and_type(tmp_path: Path) -> None:
-    values = {"a": ones(3, 4, dtype=torch.float32), "b": ones(5, dtype=torch.int64)}
+    values = {
+        "a": ones(3, 4, dtype=torch.float32),
+        "b": ones(5, dtype=torch.int64),
+        "c": ones(3, dtype=torch.bfloat16),
+    }
     ours.save_file(values, tmp_path / "x")
     target = {
         "a": torch.zeros(4, 3, dtype=torch.bfloat16).T,
         "b": torch.zeros(10, dtype=torch.int32)[::2],
+        "c": torch.zeros(3, dtype=torch.float16),
     }
     assert ours.load_into(target, tmp_path / "x") == (set(), [])
     assert torch.equal(target["a"].float(), values["a"])
     assert torch.equal(target["b"].long(), values["b"])
+    assert torch.equal(target["c"].bfloat16(), values["c"])
 
 
 def test_load_into_changes_nothing_where_shapes_or_names_differ(tmp_path: Path) -> None:
@@ -319,7 +342,8 @@ def test_the_meta_device(backend: str, tmp_path: Path) -> None:
     tensors = {"a": torch.ones(3, 4, dtype=torch.bfloat16), "b": torch.ones((), dtype=torch.int8)}
     ours.save_file(tensors, tmp_path / "x")
     with safeweights.safe_open(tmp_path / "x", "pt", "meta", backend=backend) as file:
-        assert file.get_slice("a")[:2, 1:].shape == (2, 3)
+        part = file.get_slice("a")[:2, 1:]
+        assert (part.shape, part.device.type) == ((2, 3), "meta")
         for name, tensor in file.get_tensors().items():
             assert tensor.device.type == "meta"
             assert (tensor.shape, tensor.dtype) == (tensors[name].shape, tensors[name].dtype)
