@@ -1,7 +1,7 @@
 """Headers of up to 100 MB: time and memory of opening a file, beside the reference's `safe_open`.
 
     python benchmarks/header_limits.py            the table of the README
-    python benchmarks/header_limits.py --all      every header of tests/core/hostile.py
+    python benchmarks/header_limits.py --all      every header of tests/core/hostile_headers.py
 
 Every measurement is a process of its own: the processor time of the best of three openings, and by how
 much the first of them raised the process's peak memory. Processor time, because it is repeatable on a
@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "core"))
 
-import hostile  # noqa: E402 - the generators are the tests'
+import hostile_headers as hostile  # noqa: E402 - the generators are the tests'
 
 SIZE = 100_000_000
 RUNS = 3

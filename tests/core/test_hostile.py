@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable, Iterator
 
-import hostile
+import hostile_headers as hostile
 import pytest
 
 from safeweights import chunks, entries, header, rules

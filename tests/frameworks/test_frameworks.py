@@ -200,7 +200,7 @@ def test_bad_names_and_metadata_are_refused(kit: Kit) -> None:
             face(kit).save(tensors, metadata)
 
 
-@pytest.mark.parametrize("bad", ["x", 3, None, b"", b"12345678", object(), [1]], ids=repr)
+@pytest.mark.parametrize("bad", ["x", 3, None, b"", b"12345678", ..., [1]], ids=repr)
 def test_what_is_no_file_is_refused(kit: Kit, bad: Any) -> None:
     with pytest.raises(safeweights.SafetensorError):
         face(kit).load(bad)

@@ -115,7 +115,7 @@ def test_positional_specs_are_refused() -> None:
         {"x": {"dtype": "float32", "shape": [1], "data_ptr": 0, "data_len": 0}},
         {"x": {"dtype": "float32", "shape": [2], "data": b"abc"}},
         {"x": {"dtype": "nonsense", "shape": [2], "data": b"abc"}},
-        {"x": 3}, {"x": None}, {"x": "text"}, {1: b"x"}, {"x": [1, 2]}, {"x": np.array([object()])},
+        {"x": 3}, {"x": None}, {"x": "text"}, {1: b"x"}, {"x": [1, 2]}, {"x": np.array([None])},
         [("x", b"")], "text", None, 3,
     ],
     ids=repr,
@@ -133,7 +133,7 @@ def test_the_old_dictionaries_of_pointers_are_type_errors() -> None:
         serialize({"x": {"dtype": "float32", "shape": [1], "data_ptr": 0, "data_len": 0}})
 
 
-@pytest.mark.parametrize("bad", ["text", None, 3, [1], b"", b"x" * 20, object()], ids=repr)
+@pytest.mark.parametrize("bad", ["text", None, 3, [1], b"", b"x" * 20, ...], ids=repr)
 def test_bad_bytes_are_refused(bad: Any) -> None:
     with pytest.raises(safeweights.SafetensorError):
         deserialize(bad)
