@@ -35,13 +35,16 @@ class TestJax:
         import safeweights.flax
 
         safeweights.flax.save_file({"a": jax.numpy.ones((4, 2))}, tmp_path / "x")
-        cpu = jax.devices("cpu")[0]
-        mesh = jax.sharding.Mesh(np.array([cpu]), ("data",))
+        first, second = jax.devices("cpu")
+        mesh = jax.sharding.Mesh(np.array([first, second]), ("data",))
         split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-        for device in ("cpu", "cpu:0", cpu, split, None):
+        for device, places in {
+            "cpu": {first}, "cpu:1": {second}, first: {first}, second: {second}, None: {first},
+            split: {first, second},
+        }.items():  # fmt: skip
             loaded = safeweights.flax.load_file(tmp_path / "x", device=device)["a"]
-            assert loaded.devices() == {cpu}
-        assert loaded.sharding is not None
+            assert loaded.devices() == places
+        assert {shard.data.shape for shard in loaded.addressable_shards} == {(2, 2)}
         for device in ("tpu:7", "cpu:99", 3, "CPU"):
             with pytest.raises(safeweights.SafetensorError, match=r"Device .* is not supported"):
                 safeweights.flax.load_file(tmp_path / "x", device=device)
@@ -104,10 +107,19 @@ class TestTensorFlow:
         graph_tensors = []
         tf.function(lambda: graph_tensors.append(tf.constant(1) + 1))()
         for bad in (
-            tf.sparse.from_dense([[1, 0]]), tf.ragged.constant([[1], [1, 2]]), tf.constant("text"),
+            tf.constant("text"),
             tf.constant(1, tf.complex128), tf.constant([1], tf.qint8), *graph_tensors,
         ):  # fmt: skip
             with pytest.raises(safeweights.SafetensorError):
+                safeweights.tensorflow.save({"x": bad})
+
+    def test_sparse_and_ragged_tensors_are_to_be_made_dense(self) -> None:
+        import tensorflow as tf
+
+        import safeweights.tensorflow
+
+        for bad in (tf.sparse.from_dense([[1, 0]]), tf.ragged.constant([[1], [1, 2]])):
+            with pytest.raises(safeweights.SafetensorError, match="make it dense"):
                 safeweights.tensorflow.save({"x": bad})
 
     def test_devices(self, tmp_path: Path) -> None:
