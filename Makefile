@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 DEMO := .venv-demo
 WORKERS ?= 2
 FUZZ_SECONDS ?= 20
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -ec # a crash before a pipe is a failure
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint coverage fuzz test-pythons test-frameworks test-clients bench docs conformance clean
+.PHONY: help demo test lint fuzz test-pythons test-frameworks test-clients bench conformance clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -42,7 +44,7 @@ lint: $(VENV)/.installed ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 fuzz: $(VENV)/.installed ## Coverage-guided fuzzing of every reader, FUZZ_SECONDS each
-	@set -e; for target in tests/fuzz/fuzz_*.py; do \
+	@for target in tests/fuzz/fuzz_*.py; do \
 		echo "$$target"; \
 		$(BIN)/python $$target -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -close_fd_mask=0 2>&1 | tail -n 3; \
 	done

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 CORE = (
-    "errors", "dtypes", "gcpause", "sniffing", "strictjson", "rules", "entries", "header", "indexing",
-    "storage/*", "checkpoint",
+    "errors", "dtypes", "gcpause", "sniffing", "strictjson", "rules", "chunks", "entries", "header",
+    "indexing", "storage/*", "checkpoint", "shardindex", "sharding",
 )  # fmt: skip
 
 

@@ -36,7 +36,6 @@ from .storage import (
     gather,
     gather_mapped,
     open_source,
-    read_bytes,
     write_file,
     write_stream,
 )
@@ -236,7 +235,7 @@ class SafetensorsFile:
 
     def tensor(self, name: str) -> FileTensor:
         """The tensor called `name`, unread."""
-        info = self.header.tensors.get(name)
+        info = self.header.tensors.get(name) if isinstance(name, str) else None
         if info is None:
             raise not_found(name, self.name)
         return FileTensor(name, info, self.source, self.header.data_start)
@@ -254,7 +253,7 @@ def _read_header(source: Source) -> Header:
     head = bytes(source.view(0, min(PREFIX, source.size)))
     try:
         length = header_length(head, source.size, path=name)
-        return parse(read_bytes(source, PREFIX, length), source.size - PREFIX - length, path=name)
+        return parse(source.read(PREFIX, length), source.size - PREFIX - length, path=name)
     except FormatError as error:
         found = identify(bytes(source.view(0, min(HEAD, source.size))))
         if found is not None:
@@ -263,22 +262,30 @@ def _read_header(source: Source) -> Header:
 
 
 class _Unread(Mapping[str, Tensor]):
-    """The tensors of files, each made when it is asked for: few who open 100,000 want them all."""
+    """The tensors of files, each made when it is asked for: few who open 100,000 want them all.
 
-    def __init__(self, files: Mapping[str, SafetensorsFile]) -> None:
-        self._files = files
+    Args:
+        owners: Name -> where `file_of` finds its file; only its keys and order are used here.
+        file_of: The file that has a tensor.
+    """
+
+    def __init__(
+        self, owners: Mapping[str, Any], file_of: Callable[[str], SafetensorsFile]
+    ) -> None:
+        self._owners = owners
+        self._file_of = file_of
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._files[name].tensor(name)
+        return self._file_of(name).tensor(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._owners)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._owners)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._files
+        return name in self._owners
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -315,6 +322,10 @@ class Checkpoint(Mapping[str, Tensor]):
             FormatError: Two files have a tensor of the same name.
         """
         files = tuple(files)
+        if len(files) == 1:  # nothing to unite: the header's own table serves
+            (only,) = files
+            unread = _Unread(only.header.tensors, lambda _: only)
+            return cls(unread, only.header.metadata, name=name, files=files)
         owners: dict[str, SafetensorsFile] = {}
         for file in files:
             tensors = file.header.tensors
@@ -326,7 +337,9 @@ class Checkpoint(Mapping[str, Tensor]):
                     rule="duplicate-key", path=name, tensor=twice,
                 )  # fmt: skip
             owners.update(dict.fromkeys(tensors, file))
-        return cls(_Unread(owners), _common_metadata(files), name=name, files=files)
+        return cls(
+            _Unread(owners, owners.__getitem__), _common_metadata(files), name=name, files=files
+        )
 
     @property
     def metadata(self) -> dict[str, str] | None:

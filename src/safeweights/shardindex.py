@@ -15,7 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from .errors import FormatError, quote
-from .storage import open_source, read_bytes
+from .storage import open_source
 from .strictjson import JSONError, Reader
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def read_index(path: str, *, verify: Verify | None = None) -> dict[str, str]:
     if source.size > _INDEX_MAX:
         message = f"an index of {source.size} bytes, at most {_INDEX_MAX} are read"
         raise FormatError(message, rule="index", path=path)
-    reader = Reader(read_bytes(source, 0, source.size))
+    reader = Reader(source.read(0, source.size))
     weight_map: dict[str, str] | None = None
     try:
         for key, at in reader.members("an object"):

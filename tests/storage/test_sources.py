@@ -32,7 +32,6 @@ from safeweights.storage import (
     TruncatedError,
     flat,
     open_source,
-    read_bytes,
 )
 
 DATA = random.Random(1).randbytes(300_000)
@@ -157,7 +156,7 @@ def test_reads_and_views_give_the_bytes(source: Source) -> None:
         source.read_into(offset, memoryview(buffer))
         assert buffer == expected
         assert source.view(offset, length) == expected
-        assert read_bytes(source, offset, length) == expected
+        assert source.read(offset, length) == expected
     assert source.view(len(DATA), 0) == b""
     assert source.for_all().view(7, 70_000) == DATA[7:70_007]
 
@@ -455,7 +454,7 @@ def test_a_file_is_opened_once(path: Path, system_calls: Any) -> None:
         system_calls.watch()
         source = open_source(path, engine=engine)
         source.view(0, 100)
-        read_bytes(source, 100, 100)
+        source.read(100, 100)
         source.view(200, 100_000)
         assert system_calls.log.count("open") == 1
 
@@ -541,3 +540,27 @@ def test_what_is_opened_can_be_checked(path: Path) -> None:
 def test_only_paths_are_checked(target: Any) -> None:
     with pytest.raises(UnsupportedError, match=r"opened by its path.*Bytes|.*bytes"):
         open_source(target, verify=lambda source, _: source)
+
+
+def test_reading_bytes_goes_on_after_a_short_read_and_explains_a_failed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(DATA)
+    source = open_source(tmp_path / "a")
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, length, at: real(fd, min(length, 3), at))
+    assert source.read(1, 50) == DATA[1:51]
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "injected")
+
+    monkeypatch.setattr(os, "pread", fail)
+    assert source.read(1, 50) == DATA[1:51]  # the second attempt may work
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(OSError, match="injected") as caught:
+        source.read(1, 50)
+    assert caught.value.filename == str(tmp_path / "a")
+    monkeypatch.undo()
+    os.truncate(tmp_path / "a", 10)
+    with pytest.raises(TruncatedError):
+        source.read(1, 50)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import click
 
@@ -35,6 +36,7 @@ def command(
     """
     from ..trust import bill_of_materials
 
+    os.stat(path)  # of nothing there is no bill
     with watched_files("reading", [path]) as progress:
         document = bill_of_materials(path, name=name, version=version, progress=progress)
     if output is None:

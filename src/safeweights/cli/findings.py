@@ -17,7 +17,7 @@ from ..checkpoint import SafetensorsFile
 from ..dtypes import BITS
 from ..errors import FormatError, SafetensorError, quote
 from ..shardindex import INDEX_SUFFIX, SUFFIX, read_index
-from ..storage import open_source, read_bytes
+from ..storage import open_source
 from ..strictjson import JSONError, Reader
 from .failures import explain
 from .inventory import rows, total
@@ -248,8 +248,8 @@ def _problems(
     if refused is not None and refused.rule.startswith("header-"):
         yield refused  # no header to look into
         return
-    length = int.from_bytes(read_bytes(source, 0, header.PREFIX), "little")
-    text = read_bytes(source, header.PREFIX, length)
+    length = int.from_bytes(source.read(0, header.PREFIX), "little")
+    text = source.read(header.PREFIX, length)
     found = header.problems(
         text, source.size - header.PREFIX - length, path=source.name, strict=strict
     )
@@ -394,7 +394,7 @@ def _check_total_size(out: _Findings, path: str, actual: int) -> None:
 
 def _total_size(path: str) -> int | None:
     source = open_source(path, engine="pread")
-    reader = Reader(read_bytes(source, 0, source.size))
+    reader = Reader(source.read(0, source.size))
     for key, _ in reader.members():
         if key != "metadata":
             reader.skip(1)

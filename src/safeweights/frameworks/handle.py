@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from ..checkpoint import SafetensorsFile
+from ..checkpoint import SafetensorsFile, not_found
 from ..errors import ClosedError, FormatError, SafetensorError, UnsupportedError
 from ..storage import ENGINES
 from .adapter import adapter_for
@@ -292,9 +292,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         """
         del dtype
         file = self._opened()
-        wanted: dict[str, Any] = dict.fromkeys(self.offset_keys() if plan is None else plan)
-        if isinstance(plan, Mapping):
-            wanted.update(plan)
+        wanted = _wanted(self.offset_keys() if plan is None else plan)
         found = {name: (file.tensor(name), part) for name, part in wanted.items()}
         jobs: dict[str, tuple[FileTensor, Any]] = {
             name: found[name] for name in file.header.tensors if name in found
@@ -305,7 +303,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         return self.get_tensor(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._opened().header.tensors
+        return isinstance(name, str) and name in self._opened().header.tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.offset_keys())
@@ -331,6 +329,22 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
     def __repr__(self) -> str:
         state = "closed" if self._file is None else repr(self._file.name)
         return f"<safe_open {state} for {self._adapter.name}>"
+
+
+def _wanted(plan: Plan) -> dict[str, Any]:
+    """Name -> index expression, None where all of the tensor is wanted."""
+    if isinstance(plan, Mapping):
+        return dict(plan)
+    if isinstance(plan, str) or not isinstance(plan, Iterable):
+        kind = type(plan).__name__
+        raise UnsupportedError(
+            f"argument 'plan': '{kind}' object is neither names nor a mapping of them"
+        )
+    names = list(plan)
+    for name in names:
+        if not isinstance(name, str):
+            raise not_found(name, None)
+    return dict.fromkeys(names)
 
 
 def _safe_open_handle(

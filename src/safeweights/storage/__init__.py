@@ -26,7 +26,6 @@ from .source import (
     Verify,
     flat,
     open_source,
-    read_bytes,
 )
 
 __all__ = [
@@ -45,7 +44,6 @@ __all__ = [
     "gather",
     "gather_mapped",
     "open_source",
-    "read_bytes",
     "rename",
     "sync_directory",
     "write_file",
