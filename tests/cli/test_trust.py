@@ -1,0 +1,540 @@
+"""`safeweights hash`, `keygen`, `sign`, `verify`, `admit` and `bom`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import select
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+import safeweights.numpy
+from safeweights.trust import VerificationError, Warrant, verify_log
+
+SECRET = "correct horse"
+
+posix = pytest.mark.skipif(os.name != "posix", reason="modes and terminals of POSIX")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A model in the current folder, called `model`."""
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "model"
+    root.mkdir()
+    safeweights.numpy.save_file(
+        {"a": np.arange(100_000.0), "b": np.ones(3)}, root / "w.safetensors"
+    )
+    (root / "config.json").write_text('{"model_type": "bert"}')
+    return root
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    from safeweights.trust import generate_key
+
+    path = tmp_path_factory.mktemp("keys") / "key"
+    generate_key(str(path))
+    return str(path)
+
+
+@pytest.fixture
+def signed(folder, pair, run):
+    assert run("sign", "model", "--key", pair).exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def policy(tmp_path, pair):
+    path = tmp_path / "policy.toml"
+    rule = '[[rules]]\npattern = "*"\nsigners = ["us"]\n'
+    path.write_text(f"[signers.us]\npublic_key = {json.dumps(pair + '.pub')}\n{rule}")
+    return str(path)
+
+
+def spoil(path, at=-1):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def printable(result):
+    return all(c.isprintable() or c in "\t\n" for c in result.stdout + result.stderr)
+
+
+# --- hash
+
+
+def test_hash_is_what_sha256sum_prints(run, folder):
+    lines = run("hash", "model").stdout
+    if tool := shutil.which("sha256sum"):
+        names = ["model/config.json", "model/w.safetensors"]
+        theirs = subprocess.run([tool, *names], capture_output=True, text=True, check=True).stdout
+        assert lines == theirs
+    document = run("hash", "model", "--json").document
+    assert [f"{each['sha256']}  {each['path']}" for each in document["files"]] == lines.splitlines()
+
+
+def test_a_check_file_goes_there_and_back(run, folder):
+    assert run("hash", "model", "-o", "SUMS").stdout == ""
+    good = run("hash", "--check", "SUMS")
+    assert (good.exit_code, good.rows[0]) == (0, ["ok", "model/config.json"])
+    spoil(folder / "w.safetensors")
+    os.unlink(folder / "config.json")
+    bad = run("hash", "--check", "SUMS", "--json")
+    assert (bad.exit_code, bad.document["ok"]) == (1, False)
+    assert [each["status"] for each in bad.document["checked"]] == ["missing", "mismatch"]
+
+
+def test_tensors_have_the_same_digest_wherever_they_are(run, folder):
+    values = safeweights.numpy.load_file(folder / "w.safetensors")
+    safeweights.numpy.save_file({"x": values["b"], "a": values["a"]}, "other.safetensors")
+    rows = run("hash", "--tensors", "model", "other.safetensors").rows
+    digests = {(row[1], row[2]): row[0] for row in rows}
+    assert digests["model/w.safetensors", "b"] == digests["other.safetensors", "x"]
+    assert digests["model/w.safetensors", "a"] == digests["other.safetensors", "a"]
+    assert len(set(digests.values())) == 2
+    assert rows[0][3:] == ["F64", "[100000]"]
+    document = run("hash", "--tensors", "other.safetensors", "--json").document
+    assert [each["name"] for each in document["tensors"]] == ["a", "x"]
+
+
+def test_names_of_files_are_escaped_and_written_as_they_are(run, folder):
+    (folder / "x\x1b[2J\n").write_text("")
+    Path("back\\slash").write_text("")
+    result = run("hash", "model", "back\\slash")
+    assert printable(result)
+    *_, hostile, slash = result.stdout.splitlines()
+    assert hostile.endswith(r"  model/x\x1b[2J\n")
+    assert slash.endswith(r"  back\\slash")
+    assert hostile[0] == slash[0] == "\\"
+    run("hash", "model", "back\\slash", "-o", "SUMS")
+    checked = run("hash", "--check", "SUMS")
+    assert checked.exit_code == 0
+    assert printable(checked)
+
+
+def test_hashing_what_is_not_there(run, folder):
+    (folder / "bad").write_text("no digests")
+    assert run("hash", "missing").exit_code == 3
+    assert run("hash", "--check", "missing").exit_code == 3
+    assert run("hash", "--check", "model/bad").exit_code == 3
+    assert run("hash", "--tensors", "model/config.json").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["x", "--check", "y"], ["--check", "y", "--tensors"], ["x", "--tensors", "-o", "y"]],
+    ids=" ".join,
+)
+def test_wrong_usage_of_hash(run, options):
+    assert run("hash", *options).exit_code == 2
+
+
+# --- keys
+
+
+@posix
+def test_a_new_key_is_its_owners_alone(run, folder):
+    document = run("keygen", "key", "--curve", "p256", "--json").document
+    assert stat.S_IMODE(os.stat("key").st_mode) == 0o600
+    key = serialization.load_pem_public_key(Path("key.pub").read_bytes())
+    assert (key.curve.name, document["encrypted"]) == ("secp256r1", False)
+
+
+def test_keys_are_never_replaced(run, folder):
+    for there in ("one", "two.pub"):
+        Path(there).write_text("precious")
+        result = run("keygen", there.removesuffix(".pub"), "--json")
+        assert (result.exit_code, result.document["error"]["path"]) == (3, there)
+        assert Path(there).read_text() == "precious"
+
+
+def test_an_encrypted_key(run, folder):
+    Path("secret").write_text(SECRET + "\r\nsecond line\n")
+    Path("wrong").write_text("wrong horse")
+    made = run("keygen", "key", "--passphrase-file", "secret", "--json")
+    assert made.document["encrypted"]
+    assert b"ENCRYPTED" in Path("key").read_bytes()
+    refused = run("sign", "model", "--key", "key", "--passphrase-file", "wrong", "--json")
+    assert (refused.exit_code, refused.document["error"]["path"]) == (3, "key")
+    assert "horse" not in refused.stdout + refused.stderr
+    assert run("sign", "model", "--key", "key", "--passphrase-file", "secret").exit_code == 0
+    assert run("verify", "model", "--key", "key.pub").exit_code == 0
+    piped = run("sign", "model", "--key", "key", "--passphrase-file", "-", stdin=SECRET)
+    assert piped.exit_code == 0
+    asked = run("sign", "model", "--key", "key", "--json")
+    assert (asked.exit_code, asked.document["error"]["kind"]) == (2, "usage")
+    assert "--passphrase-file" in asked.stderr
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"x" * 5000, b"\xff\xfe"])
+def test_what_is_no_passphrase(run, folder, data):
+    Path("secret").write_bytes(data)
+    assert run("keygen", "key", "--passphrase-file", "secret").exit_code == 2
+    assert not os.path.exists("key")
+
+
+def test_a_passphrase_cannot_be_given_on_the_command_line(run):
+    for command in ("keygen", "sign"):
+        assert "--passphrase " not in run(command, "--help").stdout
+        assert run(command, "x", "--passphrase", SECRET).exit_code == 2
+
+
+def type_at(arguments, *lines):
+    """Run a command on a terminal, typing a line at each prompt, or sending it a signal.
+
+    Returns:
+        What is shown, and the exit status.
+    """
+    import pty
+
+    outer, inner = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "safeweights", *arguments],
+        stdin=inner, stdout=inner, stderr=inner, start_new_session=True,
+    )  # fmt: skip
+    os.close(inner)
+    shown, asked = b"", 0
+    while select.select([outer], [], [], 60)[0]:
+        try:
+            part = os.read(outer, 65536)
+        except OSError:  # Linux says EIO when the other end is closed
+            part = b""
+        if not part:
+            break
+        shown += part
+        while asked < len(lines) and shown.count(b": ") > asked:
+            if isinstance(lines[asked], bytes):
+                os.write(outer, lines[asked])
+            else:
+                child.send_signal(lines[asked])
+            asked += 1
+    else:
+        child.kill()
+    os.close(outer)
+    return shown.decode(), child.wait(timeout=60)
+
+
+@posix
+def test_a_passphrase_is_typed_unseen(folder):
+    line = f"{SECRET}\n".encode()
+    shown, status = type_at(["keygen", "key", "--encrypt"], line, line)
+    assert status == 0
+    assert SECRET not in shown
+    assert b"ENCRYPTED" in Path("key").read_bytes()
+    shown, status = type_at(["sign", "model", "--key", "key"], line)
+    assert status == 0
+    assert SECRET not in shown
+    assert os.path.exists("model/model.sig")
+
+
+@posix
+def test_ctrl_c_at_the_prompt(folder):
+    shown, status = type_at(["keygen", "key", "--encrypt"], signal.SIGINT)
+    assert status == 130
+    assert "interrupted" in shown
+    assert not os.path.exists("key")
+
+
+# --- sign and verify
+
+
+def test_a_folder_is_signed_and_verified(run, signed, pair):
+    names = {"config.json", "w.safetensors", "w.safetensors.swtree"}
+    document = run("sign", "model", "--key", pair, "--json").document
+    assert {each["path"] for each in document["files"]} == names
+    assert document["signature"] == str(signed / "model.sig")
+    assert document["sidecars"] == ["w.safetensors.swtree"]
+    good = run("verify", "model", "--key", f"{pair}.pub")
+    assert (good.exit_code, good.rows) == (0, [["ok", "model", "key", document["key_hint"]]])
+    found = run("verify", "model", "--key", f"{pair}.pub", "--json").document
+    assert found["signed_by"]["key_hint"] == document["key_hint"]
+    assert {each["path"] for each in found["files"]} == names
+
+
+def test_a_file_and_a_signature_elsewhere(run, folder, pair):
+    path = "model/w.safetensors"
+    assert run("sign", path, "--key", pair, "--no-trees").exit_code == 0
+    assert os.path.exists(f"{path}.sig")
+    assert not os.path.exists(f"{path}.swtree")
+    assert run("verify", path, "--key", f"{pair}.pub").exit_code == 0
+    assert run("sign", "model", "--key", pair, "--signature", "out.sig").exit_code == 0
+    options = ["--key", f"{pair}.pub", "--signature", "out.sig"]
+    assert run("verify", "model", *options).exit_code == 0
+
+
+def test_what_is_left_out_is_named(run, folder, pair):
+    (folder / "notes.txt").write_text("x\x1b")
+    assert run("sign", "model", "--key", pair, "--ignore", "notes.txt").exit_code == 0
+    (folder / "notes.txt").write_text("changed")
+    result = run("verify", "model", "--key", f"{pair}.pub")
+    assert (result.exit_code, result.rows[1:]) == (0, [["unsigned", "notes.txt"]])
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (lambda root: spoil(root / "w.safetensors"), "digest-mismatch"),
+        (lambda root: spoil(root / "w.safetensors.swtree"), "digest-mismatch"),
+        (lambda root: (root / "evil\x1b.py").write_text(""), "extra-file"),
+        (lambda root: (root / "config.json").unlink(), "missing-file"),
+        (lambda root: (root / "model.sig").unlink(), "signature-missing"),
+    ],
+    ids=["weights", "sidecar", "extra", "missing", "unsigned"],
+)
+def test_tampering(run, signed, pair, change, rule):
+    change(signed)
+    result = run("verify", "model", "--key", f"{pair}.pub", "--json")
+    assert (result.exit_code, result.document["error"]["rule"]) == (1, rule)
+    assert printable(run("verify", "model", "--key", f"{pair}.pub"))
+
+
+def test_an_unsigned_file_can_be_allowed(run, signed, pair):
+    (signed / "extra").write_text("")
+    result = run("verify", "model", "--key", f"{pair}.pub", "--ignore-unsigned")
+    assert (result.exit_code, result.rows[1]) == (0, ["unsigned", "extra"])
+
+
+def test_another_key(run, signed):
+    run("keygen", "other")
+    result = run("verify", "model", "--key", "other.pub", "--json")
+    assert (result.exit_code, result.document["error"]["rule"]) == (1, "wrong-key")
+
+
+def test_what_could_not_be_looked_at(run, signed, pair):
+    public = f"{pair}.pub"
+    (signed / "broken.sig").write_text("{")
+    for arguments in (
+        ["missing", "--key", public], ["model", "--key", "missing"], ["model", "--key", pair],
+        ["model", "--key", "model/config.json"],
+        ["model", "--key", public, "--signature", "model/broken.sig"],
+        ["model", "--policy", "model/config.json"], ["model", "--policy", "missing"],
+    ):  # fmt: skip
+        assert run("verify", *arguments).exit_code == 3, arguments
+    assert run("sign", "missing", "--key", pair).exit_code == 3
+    assert run("sign", "model", "--key", "missing").exit_code == 3
+    assert run("sign", "model", "--key", public).exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [], ["--key", "k", "--policy", "p"], ["--key", "k", "--subject", "s"],
+        ["--certificate", "c"], ["--certificate", "c", "--issuer", "i"], ["--identity", "i"],
+        ["--key", "k", "--issuer", "i"], ["--policy", "p", "--ignore-unsigned"],
+        ["--key", "k", "--explain"], ["--identity", "i", "--issuer", "i", "--name", "n"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_usage_of_verify(run, signed, options):
+    result = run("verify", "model", *options, "--json")
+    assert (result.exit_code, result.document["error"]["kind"]) == (2, "usage")
+
+
+@pytest.fixture
+def certificate(folder):
+    """A certificate for signing that is its own root: (key file, certificate file)."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "models")])
+    now = dt.datetime.now(dt.timezone.utc)
+    usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(usage, critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    coding = serialization.Encoding.PEM
+    pem = key.private_bytes(coding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    Path("leaf.key").write_bytes(pem)
+    Path("leaf.pem").write_bytes(made.public_bytes(coding))
+    return "leaf.key", "leaf.pem"
+
+
+def test_a_certificate(run, folder, pair, certificate):
+    key, leaf = certificate
+    assert run("sign", "model", "--key", pair, "--certificate", leaf).exit_code == 3
+    made = run("sign", "model", "--key", key, "--certificate", leaf, "--json").document
+    assert made["method"] == "certificate"
+    good = run("verify", "model", "--certificate", leaf, "--subject", "CN=models")
+    assert (good.exit_code, good.rows[0]) == (
+        0,
+        ["ok", "model", "certificate", "CN=models/CN=models"],
+    )
+    bad = run("verify", "model", "--certificate", leaf, "--subject", "CN=x", "--json")
+    assert (bad.exit_code, bad.document["error"]["rule"]) == (1, "certificate-identity")
+    bad = run("verify", "model", "--key", f"{pair}.pub", "--json")
+    assert (bad.exit_code, bad.document["error"]["rule"]) == (1, "wrong-method")
+
+
+def test_an_identity(run, signed):
+    options = ["--identity", "me@example.org", "--issuer", "https://example.org"]
+    result = run("verify", "model", *options, "--json")
+    assert (result.exit_code, result.document["error"]["rule"]) == (1, "wrong-method")
+
+
+# --- policies
+
+
+def test_verify_by_policy_leaves_no_trace(run, signed, policy, tmp_path):
+    good = run("verify", "model", "--policy", policy, "--name", "m\x1b", "--explain", "--json")
+    assert (good.exit_code, good.document["ok"]) == (0, True)
+    assert good.document["decision"]["subject"] == "m\x1b"
+    assert good.document["signed_by"]["method"] == "key"
+    spoil(signed / "w.safetensors")
+    bad = run("verify", "model", "--policy", policy, "--json")
+    assert (bad.exit_code, bad.document["ok"]) == (1, False)
+    assert bad.document["decision"]["reasons"][0]["code"] == "signature-refused"
+    Path("lock.toml").write_text(
+        'lock = "lock.json"\n[[rules]]\npattern = "*"\nlevel = "known"\nfirst_use = true\n'
+    )
+    assert run("verify", "model", "--policy", "lock.toml").exit_code == 0
+    assert not os.path.exists("lock.json")
+    assert run("admit", "model", "--policy", "lock.toml").exit_code == 0
+    assert os.path.exists("lock.json")
+
+
+def test_admit(run, signed, policy):
+    plain = run("admit", "model", "--policy", policy, "--name", "x/y")
+    assert plain.exit_code == 0
+    assert plain.rows[0] == ["allow", "x/y", "signed", "*", "us"]
+    assert [row[0] for row in plain.rows] == ["allow", "warrant"]
+    explained = run("admit", "model", "--policy", policy, "--explain").rows
+    assert explained[1][:2] == ["for", "signed"]
+    document = run("admit", "model", "--policy", policy, "--json").document
+    assert document["decision"]["verdict"] == "allow"
+    assert set(document["decision"]["files"]) == {
+        "config.json", "w.safetensors", "w.safetensors.swtree",
+    }  # fmt: skip
+
+
+def test_a_refusal(run, signed, policy):
+    (signed / "run\x1b[2J.py").write_text("")
+    result = run("admit", "model", "--policy", policy, "--warrant", "w.json")
+    assert result.exit_code == 1
+    assert result.rows[0][0] == "refuse"
+    assert {tuple(row[:2]) for row in result.rows[1:]} == {
+        ("against", "deny-python"), ("against", "unsigned-file"),
+    }  # fmt: skip
+    assert printable(result)
+    assert not os.path.exists("w.json")
+    document = run("admit", "model", "--policy", policy, "--json").document
+    assert document["warrant"] is None
+
+
+def test_a_mode_that_only_warns(run, signed, policy):
+    text = Path(policy).read_text()
+    Path(policy).write_text(f'mode = "warn"\n{text}')
+    (signed / "run.py").write_text("")
+    result = run("admit", "model", "--policy", policy)
+    assert (result.exit_code, result.rows[0][0]) == (0, "warn")
+
+
+def test_the_log(run, signed, policy):
+    run("admit", "model", "--policy", policy, "--log", "log.jsonl")
+    spoil(signed / "config.json")
+    last = run("admit", "model", "--policy", policy, "--log", "log.jsonl", "--json")
+    assert last.exit_code == 1
+    assert verify_log("log.jsonl", head=last.document["log_head"]) == 2
+    text = Path("log.jsonl").read_text()
+    Path("log.jsonl").write_text(text.replace("allow", "refus"))
+    with pytest.raises(VerificationError):
+        verify_log("log.jsonl")
+
+
+def test_a_warrant_is_for_a_later_load(run, signed, policy):
+    document = run("admit", "model", "--policy", policy, "--warrant", "w.json", "--json").document
+    warrant = Warrant.from_json(Path("w.json").read_bytes())
+    assert document["warrant"] == warrant.id
+    safeweights.numpy.load_file("model/w.safetensors", trust=warrant)
+    spoil(signed / "w.safetensors")
+    with pytest.raises(VerificationError):
+        safeweights.numpy.load_file("model/w.safetensors", trust=warrant)
+
+
+def test_another_lock(run, signed):
+    Path("p.toml").write_text('[[rules]]\npattern = "*"\nlevel = "known"\nfirst_use = true\n')
+    assert run("admit", "model", "--policy", "p.toml").exit_code == 3
+    Path("p.toml").write_text(f'lock = "a.json"\n{Path("p.toml").read_text()}')
+    assert run("admit", "model", "--policy", "p.toml", "--lock", "b.json").exit_code == 0
+    assert (os.path.exists("a.json"), os.path.exists("b.json")) == (False, True)
+    spoil(signed / "config.json")
+    result = run("admit", "model", "--policy", "p.toml", "--lock", "b.json")
+    assert (result.exit_code, result.rows[1][1]) == (1, "changed-since-first-use")
+
+
+def test_what_cannot_be_admitted(run, signed, policy):
+    assert run("admit", "missing", "--policy", policy).exit_code == 3
+    assert run("admit", "model", "--policy", "missing").exit_code == 3
+    assert run("admit", "model").exit_code == 2
+    Path(policy).write_text('[[rules]]\npatern = "*"\n')
+    result = run("admit", "model", "--policy", policy, "--json")
+    assert result.exit_code == 3
+    assert "rules[0]" in result.document["error"]["message"]
+
+
+# --- bill of materials
+
+
+def test_bom(run, signed):
+    result = run("bom", "model", "--version", "2", "--name", "m")
+    document = json.loads(result.stdout)
+    assert (document["bomFormat"], document["metadata"]["component"]["version"]) == (
+        "CycloneDX",
+        "2",
+    )
+    assert {each["name"] for each in document["components"]} >= {"config.json", "w.safetensors"}
+    assert run("bom", "model", "-o", "bom.json").stdout == ""
+    assert json.loads(Path("bom.json").read_text())["components"] == document["components"]
+    assert run("bom", "missing").exit_code == 3
+
+
+# --- terminals
+
+
+@posix
+def test_everything_fits_a_terminal(terminal, plain, run, signed, pair, policy):
+    (signed / ("long-\x1b-name" * 12 + ".py")).write_text("")
+    for arguments in (
+        ["keygen", "new"], ["hash", "model/w.safetensors"],
+        ["sign", "model", "--key", pair], ["verify", "model", "--key", f"{pair}.pub"],
+        ["admit", "model", "--policy", policy, "--explain"],
+        ["verify", "model", "--policy", policy], ["bom", "model", "-o", "bom.json"],
+    ):  # fmt: skip
+        shown, _ = terminal(*arguments)
+        assert all(c.isprintable() or c == "\n" for c in plain(shown)), arguments
+        if arguments[0] != "hash":  # a line of sha256sum is as long as it is
+            assert max(map(len, plain(shown).splitlines())) <= 80, arguments
+        shown, _ = terminal(*arguments, NO_COLOR="1")
+        assert "\x1b[3" not in shown
+
+
+@posix
+def test_a_path_that_is_hostile(run, folder, pair):
+    name = "m\x1b[2J\u202e\n"
+    os.rename("model", name)
+    for arguments in (
+        ["sign", name, "--key", pair], ["verify", name, "--key", f"{pair}.pub"], ["hash", name],
+        ["keygen", "k\x1b[2J"], ["verify", "\x1b[2J", "--key", f"{pair}.pub"],
+        ["hash", "\x1b[2J"], ["sign", name, "--key", "\x1b[2J"],
+    ):  # fmt: skip
+        assert printable(run(*arguments)), arguments
