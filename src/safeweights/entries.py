@@ -47,6 +47,7 @@ class Entries:
         sized: The data_offsets of every tensor span exactly what its dtype and shape need.
         in_order: Each tensor begins where the one before it in the text ends, the first at 0.
         end: Where the last one in the text ends.
+        whole: No tensor had to be left out because its entry could not be understood.
         text: The text.
 
     Args:
@@ -61,6 +62,7 @@ class Entries:
         self.sized = True
         self.in_order = True
         self.end = 0
+        self.whole = True
         self.text = text
         self._report = report
         self._reader = Reader(text)
@@ -159,12 +161,15 @@ class Entries:
                 f"{reader.kind()}"
             )
             self._refuse("entry", message, name, 1)
+            self.whole = False
             return
         begin = reader.position
         info = self._read_info(name)
         if b"\\" in self.text[begin : reader.position]:
             self._charge(begin)
-        if info is not None and not duplicate:
+        if info is None:
+            self.whole = False
+        elif not duplicate:
             self.tensors[name] = info
             self.in_order = self.in_order and info.begin == self.end
             self.end = info.end
