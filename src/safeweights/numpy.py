@@ -31,7 +31,7 @@ def save(tensor_dict: Mapping[str, Array], metadata: Mapping[str, str] | None = 
         FormatError: A name or shape that the format cannot hold.
 
     >>> save({"a": np.arange(3, dtype="u1")})[8:]
-    b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}   \\x00\\x01\\x02'
+    b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}   \x00\x01\x02'
     """
     return functions.save("np", tensor_dict, metadata)
 

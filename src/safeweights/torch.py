@@ -54,7 +54,7 @@ def save(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None
         FormatError: A name or shape that the format cannot hold.
 
     >>> save({"a": torch.tensor([1, 2], dtype=torch.uint8)})[8:]
-    b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}   \\x01\\x02'
+    b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}   \x01\x02'
     """
     return functions.save("pt", tensors, metadata)
 
