@@ -81,6 +81,28 @@ INDEXES: list[Any] = [
 ]  # fmt: skip
 
 
+ARRAYS: list[Any] = [
+    np.array([0, 2, 2]), (slice(None), [1, 0]), ([0, 1], [1, 2]), np.arange(4) > 1, True,
+    (np.array([[0], [1]]), ..., slice(0, 2)), np.zeros(0, int),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("at", range(len(ARRAYS)))
+def test_arrays_and_masks_index_as_in_numpy(
+    kit: Kit, at: int, backend: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path, x=("I32", SHAPE))
+    expected = array_of("I32", SHAPE, sample("I32", SHAPE))[ARRAYS[at]]
+    with safeweights.safe_open(path, kit.spellings[0], backend=backend) as file:
+        part = file.get_slice("x")
+        found = kit.look(part[ARRAYS[at]])
+        assert found == ("I32", expected.shape, np.ascontiguousarray(expected).tobytes())
+        for wrong in (np.array([4]), ([0], [9]), np.ones(3, bool)):
+            with pytest.raises(safeweights.SafetensorError):
+                part[wrong]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("index", INDEXES, ids=str)
 def test_slices_are_numpy_slices(kit: Kit, index: Any, backend: str, tmp_path: Path) -> None:

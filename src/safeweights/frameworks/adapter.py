@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..header import Header, TensorInfo
     from ..storage import Source
 
-__all__ = ["FRAMEWORKS", "Adapter", "adapter_for"]
+__all__ = ["FRAMEWORKS", "Adapter", "adapter_for", "is_default"]
 
 FRAMEWORKS: Final = {
     "np": "numpy", "numpy": "numpy",
@@ -68,15 +68,10 @@ class Adapter(ABC):
 
     def check_device(self, device: Any) -> Any:
         """What `decode` needs for the `device` that a caller named."""
-        if device in (None, "cpu"):
+        if is_default(device):
             return None
-        shown = (
-            f"cuda:{device}"
-            if isinstance(device, int)
-            else "cuda:0"
-            if device == "cuda"
-            else device
-        )
+        gpu = device if type(device) is int else 0 if str(device) == "cuda" else None
+        shown = quote(str(device))[1:-1] if gpu is None else f"cuda:{gpu}"
         raise SafetensorError(f"Device {shown} is not supported for framework {self.name}")
 
     def place(self, tensor: Any, device: Any) -> Any:
@@ -116,6 +111,11 @@ def arenas(
         group.append(item)
     if group:
         yield group
+
+
+def is_default(device: object) -> bool:
+    """Whether a caller left the device as it is by default; anything may be asked, arrays too."""
+    return device is None or (isinstance(device, str) and device == "cpu")
 
 
 def adapter_for(framework: object) -> Adapter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
@@ -66,7 +66,7 @@ def opened(target: Any, backend: str, trust: object = None) -> SafetensorsFile:
         OSError: It cannot be opened.
         SafetensorError: No such backend.
     """
-    if backend not in ENGINES:
+    if not isinstance(backend, str) or backend not in ENGINES:
         known = ", ".join(f'"{name}"' for name in ENGINES)
         raise SafetensorError(f'backend "{backend}" is invalid (expected one of: {known})')
     verify = None
@@ -335,12 +335,15 @@ def _wanted(plan: Plan) -> dict[str, Any]:
     """Name -> index expression, None where all of the tensor is wanted."""
     if isinstance(plan, Mapping):
         return dict(plan)
-    if isinstance(plan, str) or not isinstance(plan, Iterable):
+    try:
+        if isinstance(plan, str):
+            raise TypeError("a name is no plan")
+        names = list(plan)
+    except TypeError as error:
         kind = type(plan).__name__
         raise UnsupportedError(
-            f"argument 'plan': '{kind}' object is neither names nor a mapping of them"
-        )
-    names = list(plan)
+            f"argument 'plan': '{kind}' object is neither names nor a mapping of them: {error}"
+        ) from error
     for name in names:
         if not isinstance(name, str):
             raise not_found(name, None)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..dtypes import DTYPES
 from ..errors import SafetensorError, UnsupportedError, quote
-from .adapter import Adapter
+from .adapter import Adapter, is_default
 from .numpy import decode_array, encode_array
 
 if TYPE_CHECKING:
@@ -35,8 +35,10 @@ class JaxAdapter(Adapter):
 
     def check_device(self, device: Any) -> Any:
         """None for JAX's default device, which the reference's default ``"cpu"`` means too."""
-        if device in (None, "cpu") or isinstance(device, jax.Device | jax.sharding.Sharding):
-            return None if device == "cpu" else device
+        if is_default(device):
+            return None
+        if isinstance(device, jax.Device | jax.sharding.Sharding):
+            return device
         match = _DEVICE(device) if isinstance(device, str) else None
         try:
             if match is None:

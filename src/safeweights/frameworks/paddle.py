@@ -8,7 +8,7 @@ import paddle
 
 from ..dtypes import DTYPES
 from ..errors import LayoutError, SafetensorError, UnsupportedError, quote
-from .adapter import Adapter
+from .adapter import Adapter, is_default
 from .numpy import carried, encode_array, tensor_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class PaddleAdapter(Adapter):
 
     def check_device(self, device: Any) -> str | None:
         """None for the CPU, else Paddle's name of the device."""
-        if device in (None, "cpu", "cpu:0"):
+        if is_default(device) or str(device) == "cpu:0":
             return None
         wanted = f"gpu:{device}" if type(device) is int else str(device).replace("cuda", "gpu")
         known = paddle.device.get_available_device()

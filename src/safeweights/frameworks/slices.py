@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Part", "Slice", "read_part"]
 
 T = TypeVar("T")
+
+_INDEX_ERRORS: Final = (IndexError, TypeError, ValueError, RuntimeError, OverflowError)
 
 
 class Part(NamedTuple):
@@ -86,25 +88,47 @@ class Slice(Generic[T]):
         """
         tensor, adapter = self._tensor, self._adapter
         native = adapter.native_indexing and self._mapped and BITS[tensor.dtype] >= 8
-        if _has_arrays(expression) or (native and not _has_negative_step(expression)):
-            return self._index_whole(expression)
-        data, shape = read_part(tensor, expression, clamp=native)
+        by_array = _has_arrays(expression)
+        if adapter.native_indexing and (
+            by_array or (native and not _has_negative_step(expression))
+        ):
+            return self._index_natively(expression)
+        if by_array:
+            data, shape = _take(tensor, expression)
+        else:
+            data, shape = read_part(tensor, expression, clamp=native)
         part: T = adapter.decode(data, tensor.dtype, shape, self._device)
         return part
 
-    def _index_whole(self, expression: Any) -> T:
+    def _index_natively(self, expression: Any) -> T:
         """Index the whole tensor on the host, then move the part: a device never sees the rest."""
         tensor, adapter = self._tensor, self._adapter
-        host = None if adapter.native_indexing else self._device
-        whole = adapter.decode(tensor.view(), tensor.dtype, tensor.shape, host)
+        whole = adapter.decode(tensor.view(), tensor.dtype, tensor.shape, None)
         try:
-            part: T = whole[expression]
-        except (IndexError, TypeError, ValueError, RuntimeError) as error:
+            part = whole[expression]
+        except _INDEX_ERRORS as error:
             raise SelectionError(str(error), tensor=tensor.name) from error
-        return adapter.place(part, self._device) if adapter.native_indexing else part
+        placed: T = adapter.place(part, self._device)
+        return placed
 
     def __repr__(self) -> str:
         return f"<Slice of {self._tensor!r}>"
+
+
+def _take(tensor: FileTensor, expression: Any) -> Part:
+    """Index by arrays and masks as NumPy does; frameworks differ, and some clamp what is out of bounds."""
+    bits = BITS[tensor.dtype]
+    if bits < 8:
+        raise UnsupportedError(
+            f"{tensor.dtype} elements share bytes and cannot be selected one by one: use slices",
+            tensor=tensor.name,
+        )
+    whole = np.ndarray(tensor.shape, np.dtype((np.void, bits // 8)), tensor.view())
+    try:
+        part = np.asarray(whole[expression])
+    except _INDEX_ERRORS as error:
+        raise SelectionError(str(error), tensor=tensor.name) from error
+    return Part(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data, part.shape)
 
 
 def _items(expression: Any) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from ..errors import SafetensorError, UnsupportedError, quote
-from .adapter import Adapter
+from .adapter import Adapter, is_default
 from .numpy import decode_array, encode_array
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class TensorFlowAdapter(Adapter):
 
     def check_device(self, device: Any) -> str | None:
         """None for TensorFlow's default device, which the reference's default ``"cpu"`` means too."""
-        if device in (None, "cpu"):
+        if is_default(device):
             return None
         wanted = f"GPU:{device}" if type(device) is int else str(device).replace("cuda", "GPU")
         try:

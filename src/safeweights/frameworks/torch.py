@@ -76,7 +76,7 @@ class TorchAdapter(Adapter):
             if isinstance(device, bool):
                 raise TypeError("a bool names no device")
             found = torch.device(device)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             message = f"device {quote(str(device))[1:-1]} is invalid: {str(error).splitlines()[0]}"
             raise SafetensorError(message) from error
         return None if found == torch.device("cpu") else found
