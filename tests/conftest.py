@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
+from collections.abc import Callable
+
+import pytest
 
 # Started in the background of a script, this process ignores Ctrl-C, and so would those that tests
 # start to interrupt them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def descriptors() -> Callable[[], int]:
+    """Counts the descriptors that are open."""
+
+    def count() -> int:
+        gc.collect()  # what earlier tests left in cycles of frames and exceptions
+        return len(os.listdir("/proc/self/fd"))
+
+    return count

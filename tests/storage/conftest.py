@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -53,20 +52,9 @@ def system_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[SystemCalls]:
         yield SystemCalls(patch)
 
 
-def _open_descriptors() -> int:
-    gc.collect()  # what earlier tests left in cycles of frames and exceptions
-    return len(os.listdir("/proc/self/fd"))
-
-
 @pytest.fixture
-def descriptors() -> Callable[[], int]:
-    """Counts the descriptors that are open."""
-    return _open_descriptors
-
-
-@pytest.fixture
-def no_leak() -> Iterator[None]:
+def no_leak(descriptors: Callable[[], int]) -> Iterator[None]:
     """Fails if the test leaves a descriptor open."""
-    before = _open_descriptors()
+    before = descriptors()
     yield
-    assert _open_descriptors() == before
+    assert descriptors() == before
