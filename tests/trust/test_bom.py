@@ -86,3 +86,8 @@ def test_whatever_the_files_say_the_document_is_valid(
     (model / name).write_bytes(content)
     document = validated(bill_of_materials(str(model), when=WHEN))
     assert name in {file["name"] for file in document["components"]}
+
+
+def test_nothing_has_no_bill(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"):
+        bill_of_materials(str(tmp_path / "absent"))

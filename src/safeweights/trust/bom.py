@@ -68,6 +68,7 @@ def bill_of_materials(
         VerificationError: A special file in the folder.
         OSError: As the operating system has it.
     """
+    os.stat(path)  # nothing there is an error, not an empty bill
     path = os.path.abspath(path)
     base = path if os.path.isdir(path) else os.path.dirname(path)
     found = [entry for entry in _names(path) if os.path.isfile(os.path.join(base, entry))]
