@@ -61,6 +61,7 @@ test-clients: ## transformers, diffusers, accelerate ... unmodified, on this pac
 bench: $(VENV)/.installed ## Against the reference and the specialised loaders (QUICK=1: five minutes)
 	$(BIN)/python -m pip install -q -r requirements/bench.txt
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
+	$(BIN)/python benchmarks/conversion.py $(if $(QUICK),--mib 256)
 
 conformance: $(VENV)/.installed ## The format's rules as vectors: this package and the reference
 	$(BIN)/python -m safeweights.conformance --impl safeweights
