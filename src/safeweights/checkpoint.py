@@ -35,6 +35,7 @@ from .storage import (
     flat,
     gather,
     gather_mapped,
+    joined,
     open_source,
     write_file,
     write_stream,
@@ -572,7 +573,8 @@ def save(
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """What `save` would write, as bytes; one copy."""
-    return b"".join(_plan(tensors, metadata)[1])
+    size, buffers = _plan(tensors, metadata)
+    return joined(buffers, size)
 
 
 def _plan(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from safeweights.storage import allocate, placement
-from safeweights.storage.memory import copied, in_parallel, thread_count
+from safeweights.storage.memory import copied, in_parallel, joined, thread_count
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, (1 << 20) - 1, 1 << 20, (9 << 20) + 1])
@@ -141,3 +141,31 @@ def test_space_is_set_aside_without_changing_the_size(descriptor: int, tmp_path:
 def test_where_nothing_can_be_set_aside(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "_libc", lambda: None)
     assert placement.reserve(descriptor, 1 << 20) is False
+
+
+# ---- joined
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [3, 0, 5], [1 << 20] * 17 + [5], [(1 << 24) + 3]])
+def test_joining(sizes: list[int]) -> None:
+    pieces = [bytes([number % 251]) * size for number, size in enumerate(sizes, 1)]
+    pieces = [memoryview(piece) if len(piece) % 2 else piece for piece in pieces]
+    assert joined(iter(pieces), sum(sizes)) == b"".join(pieces)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1, 1 << 24])
+def test_joining_never_shows_memory_that_was_not_filled(wrong: int) -> None:
+    with pytest.raises(ValueError, match="17825792 bytes together"):
+        joined([bytes(1 << 20)] * 17, 17 * (1 << 20) + wrong)
+
+
+def test_joining_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [bytes([number]) * (1 << 20) for number in range(17)]
+    monkeypatch.setattr(placement, "_libc", lambda: None)  # no huge pages to be had
+    assert joined(pieces, 17 << 20) == b"".join(pieces)
+    monkeypatch.setattr(sys, "implementation", type(sys.implementation)(name="pypy"))
+    assert joined(pieces, 17 << 20) == b"".join(pieces)
+
+
+def test_a_hint_about_less_than_a_page_is_none() -> None:
+    placement.prefer_huge_pages(4097, 100)

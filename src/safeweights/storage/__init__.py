@@ -6,7 +6,7 @@ Scattered ones are brought together by `gathering`. Nothing here knows of tensor
 from __future__ import annotations
 
 from .gathering import gather, gather_mapped
-from .memory import allocate
+from .memory import allocate, joined
 from .sink import (
     Buffer,
     PartialOverwriteError,
@@ -43,6 +43,7 @@ __all__ = [
     "flat",
     "gather",
     "gather_mapped",
+    "joined",
     "open_source",
     "rename",
     "sync_directory",

@@ -8,19 +8,24 @@ is worth a factor of two, on cold disks and networks more.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from .placement import prefer_huge_pages
 
-__all__ = ["CHUNK", "PAGE", "allocate", "copied", "in_parallel"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["CHUNK", "PAGE", "allocate", "copied", "in_parallel", "joined"]
 
 CHUNK: Final = 1 << 23
 """Bytes that one thread handles at a time: Python's share of the work is lost in it."""
 
 _LARGE: Final = 1 << 20
+_PARALLEL: Final = 1 << 24
 PAGE: Final = 4096
 """What direct I/O and the page cache count in."""
 
@@ -49,8 +54,55 @@ def copied(data: memoryview) -> memoryview:
     return target
 
 
-def in_parallel(work: Callable[[int, int], object], total: int, *, chunk: int = CHUNK) -> None:
+def joined(buffers: Iterable[bytes | bytearray | memoryview], nbytes: int) -> bytes:
+    """The buffers (flat, of bytes, `nbytes` together) one after another; one copy.
+
+    Large results are made of huge pages, and filled by several threads before anybody sees them: five
+    times as fast as ``b"".join``, most of whose time is the first touch of small pages.
+
+    Raises:
+        ValueError: The buffers have more or fewer bytes than `nbytes`.
+    """
+    pieces = [buffer for buffer in buffers if len(buffer)]
+    if sum(map(len, pieces)) != nbytes:
+        raise ValueError(f"the buffers have {sum(map(len, pieces))} bytes together, not {nbytes}")
+    if nbytes < _PARALLEL or sys.implementation.name != "cpython":
+        return b"".join(pieces)
+    import numpy as np
+
+    api = ctypes.pythonapi  # a bytes object to be filled, as the C API has it for extensions
+    make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)
+    result: bytes = make(("PyBytes_FromStringAndSize", api))(None, nbytes)
+    address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsString", api))(
+        result
+    )
+    prefer_huge_pages(address, nbytes)
+    memory = memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
+    target = np.frombuffer(memory, np.uint8)
+    batches: list[list[tuple[int, memoryview]]] = [[]]
+    position, size = 0, 0
+    for piece in pieces:
+        if size >= CHUNK:
+            batches.append([])
+            size = 0
+        batches[-1].append((position, memoryview(piece)))
+        position += len(piece)
+        size += len(piece)
+
+    def fill(first: int, end: int) -> None:
+        for begin, piece in (item for batch in batches[first:end] for item in batch):
+            np.copyto(target[begin : begin + len(piece)], np.frombuffer(piece, np.uint8))
+
+    in_parallel(fill, len(batches), chunk=1)
+    return result
+
+
+def in_parallel(
+    work: Callable[[int, int], object], total: int, *, chunk: int = CHUNK, threads: int = 0
+) -> None:
     """Call ``work(begin, end)`` for chunks that cover 0 to `total`, in ascending order of begin.
+
+    With `threads` as many share the work, else `thread_count()`.
 
     Runs in the calling thread where there are one or two. The first exception is raised after the
     chunks that are under way have ended, so that no thread touches the memory afterwards; chunks not
@@ -60,7 +112,7 @@ def in_parallel(work: Callable[[int, int], object], total: int, *, chunk: int = 
     if len(starts) <= 2:
         work(0, total)
         return
-    with ThreadPoolExecutor(min(len(starts), thread_count())) as pool:
+    with ThreadPoolExecutor(min(len(starts), threads or thread_count())) as pool:
         futures: list[Future[object]] = []
         try:
             for begin in starts:

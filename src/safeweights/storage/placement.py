@@ -13,10 +13,12 @@ import sys
 from functools import cache
 from typing import Any, Final
 
-__all__ = ["is_remote", "reserve", "resident_share"]
+__all__ = ["is_remote", "prefer_huge_pages", "reserve", "resident_share"]
 
 _CACHESTAT: Final = 451  # the same number on every architecture since it is newer than their tables
 _KEEP_SIZE: Final = 1
+_HUGEPAGE: Final = 14  # MADV_HUGEPAGE
+_PAGE: Final = 4096
 _REMOTE: Final = frozenset(
     {
         0x6969,  # NFS
@@ -96,3 +98,13 @@ def reserve(descriptor: int, nbytes: int) -> bool:
     if code in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         raise OSError(code, os.strerror(code))
     return False
+
+
+def prefer_huge_pages(address: int, nbytes: int) -> None:
+    """Ask for huge pages under memory that was not touched yet (madvise(2), MADV_HUGEPAGE); a hint."""
+    libc = _libc()
+    if libc is None:
+        return
+    begin, end = address + -address % _PAGE, address + nbytes - (address + nbytes) % _PAGE
+    if begin < end:
+        libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _HUGEPAGE)

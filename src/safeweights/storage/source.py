@@ -45,6 +45,9 @@ __all__ = [
 ENGINES: Final = ("mmap", "pread", "direct", "auto")
 """How files are read; see `open_source`."""
 
+_DIRECT_READS: Final = 8
+"""Direct reads under way at once: a disk's queue, not the processors, sets the pace."""
+
 _WARM: Final = 0.5
 """Share of a file in the page cache from which on mapping it beats reading the disk directly."""
 
@@ -248,7 +251,8 @@ class DescriptorSource(Source):
             raise self._truncated(offset, length, self.size)
         shift = offset % PAGE
         memory = allocate(shift + length + PAGE)  # the last block may end behind the last byte
-        in_parallel(partial(self._read_blocks, offset - shift, memory), shift + length)
+        read = partial(self._read_blocks, offset - shift, memory)
+        in_parallel(read, shift + length, threads=_DIRECT_READS)
         return memory[shift : shift + length]
 
     def _read_blocks(self, base: int, memory: memoryview, begin: int, end: int) -> None:
