@@ -45,7 +45,7 @@ __all__ = [
 ENGINES: Final = ("mmap", "pread", "direct", "auto")
 """How files are read; see `open_source`."""
 
-_DIRECT_READS: Final = 8
+_DIRECT_READS: Final = 4
 """Direct reads under way at once: a disk's queue, not the processors, sets the pace."""
 
 _WARM: Final = 0.5
