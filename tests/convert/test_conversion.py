@@ -365,9 +365,8 @@ def test_memory_stays_small_whatever_the_size(tmp_path, target) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # The sink holds two batches of 64 MiB while it goes from one to the next; this module adds one
-    # chunk. Half of the checkpoint would be 128 MiB more.
-    assert peak < (2 * 64 + 24) << 20
+    # A batch of the sink's and a chunk of the reader's, a quarter of a checkpoint that could be any size.
+    assert peak < 64 << 20
 
 
 def test_reading_holds_one_chunk(tmp_path) -> None:
