@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -311,6 +312,61 @@ def test_progress_is_shown_on_a_terminal_and_taken_away(terminal, write, tmp_pat
     shown, status = terminal("get", str(path), "a", "--stats")
     assert status == 0
     assert "reading 268.4 MB" in shown
+
+
+@pytest.fixture
+def endless(tmp_path):
+    """A file that takes longer to read than anybody waits, and no room."""
+    path = tmp_path / "folder" / "endless.safetensors"
+    path.parent.mkdir()
+    head = json.dumps({"a": {"dtype": "U8", "shape": [1 << 40], "data_offsets": [0, 1 << 40]}})
+    path.write_bytes(len(head).to_bytes(8, "little") + head.encode())
+    try:
+        os.truncate(path, 8 + len(head) + (1 << 40))
+    except OSError:
+        pytest.skip("the filesystem has no files of a terabyte")
+    return str(path.parent)
+
+
+READING = {
+    "hash": [],
+    "sign": ["--key", "key"],
+    "verify": ["--key", "key.pub"],
+    "admit": ["--policy", "policy.toml"],
+    "bom": [],
+}
+
+
+@posix
+@pytest.mark.parametrize("command", READING)
+def test_ctrl_c_ends_reading_of_a_large_file(command, endless, process, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("keygen", "key").exit_code == 0
+    (tmp_path / "policy.toml").write_text('[[rules]]\npattern = "*"\nlevel = "none"\n')
+    if command == "verify":
+        weights = os.path.join(endless, "endless.safetensors")
+        os.rename(weights, "kept")
+        (tmp_path / "folder" / "endless.safetensors").write_bytes(b"x")
+        assert run("sign", endless, "--key", "key").exit_code == 0
+        os.rename("kept", weights)
+    outer, inner = os.openpty()
+    child = process(command, endless, *READING[command], stderr=inner, start_new_session=True)
+    os.close(inner)
+    shown = ""
+    while shown.count("1.1 TB") < 5:  # the bar is there, and it moves
+        shown += os.read(outer, 65536).decode()
+    child.send_signal(signal.SIGINT)
+    try:
+        assert child.communicate(timeout=60)[0] == b""
+    finally:
+        child.kill()
+    with contextlib.suppress(OSError):  # Linux says EIO when the other end is closed
+        while part := os.read(outer, 65536).decode():
+            shown += part
+    os.close(outer)
+    assert child.returncode == 130
+    assert "safeweights: interrupted" in shown
+    assert not (tmp_path / "folder" / "model.sig").exists() or command == "verify"
 
 
 # --- what is imported

@@ -148,15 +148,13 @@ def _limits(given: Sequence[str]) -> Limits:
 def _progress() -> Iterator[Callable[[int, int], None]]:
     """What `convert` tells of its progress, which begins when it knows how much there is to do."""
     with ExitStack() as stack:
-        advance: Callable[[int], object] | None = None
-        before = 0
+        shown: Callable[[int], object] | None = None
 
         def progress(done: int, total: int) -> None:
-            nonlocal advance, before
-            if advance is None:
-                advance = stack.enter_context(watched("writing", total))
-            advance(done - before)
-            before = done
+            nonlocal shown
+            if shown is None:
+                shown = stack.enter_context(watched("writing", total))
+            shown(done)
 
         yield progress
 

@@ -16,8 +16,7 @@ from .selectors import Choice, split
 from .watching import watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator, Mapping
 
     from ..checkpoint import Checkpoint, Tensor
     from ..indexing import Selection
@@ -168,21 +167,25 @@ def _statistics(tensor: Tensor, selection: Selection) -> StatisticsRecord:
     from .statistics import describe
     from .values import blocks
 
-    with _watched("reading", math.prod(selection.counts), tensor) as advance:
+    elements = math.prod(selection.counts)
+    size = tensor.nbytes * elements // (math.prod(tensor.shape) or 1)
+    with watched("reading", size, elements) as progress:
 
-        def watched() -> Iterator[Any]:
+        def told() -> Iterator[Any]:
+            done = 0
             for block in blocks(tensor, selection):
                 yield block
-                advance(len(block))
+                done += len(block)
+                progress(done)
 
-        return describe(watched())
+        return describe(told())
 
 
 def _write(
     out: Output, checkpoint: Checkpoint, tensor: Tensor, selection: Selection, target: str
 ) -> None:
     from ..storage import write_file, write_stream
-    from .values import npy
+    from .values import npy, npy_dtype
 
     contents = npy(tensor, selection)
     if target == STDIN:
@@ -191,14 +194,8 @@ def _write(
         return
     if any(_same_file(target, file.name) for file in checkpoint.files):
         raise click.UsageError(f"{escape(target)} is the file that is read")
-    done = 0
-    with _watched("writing", math.prod(selection.counts), tensor) as advance:
-
-        def progress(written: int) -> None:
-            nonlocal done
-            advance(written - done)
-            done = written
-
+    size = math.prod(selection.counts) * npy_dtype(tensor).itemsize
+    with watched("writing", size) as progress:
         write_file(target, contents, progress=progress)
 
 
@@ -207,14 +204,6 @@ def _same_file(first: str, second: str) -> bool:
         return os.path.samefile(first, second)
     except OSError:
         return False
-
-
-def _watched(
-    what: str, elements: int, tensor: Tensor
-) -> AbstractContextManager[Callable[[int], object]]:
-    """Show progress, counted in elements."""
-    size = tensor.nbytes * elements // (math.prod(tensor.shape) or 1)
-    return watched(what, size, elements)
 
 
 def _print_statistics(out: Output, document: GetDocument) -> None:

@@ -14,7 +14,7 @@ from .output import Output, escape
 from .watching import watched_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..trust.digests import CheckResult, FileDigest, TensorDigest
     from .records import HashDocument
@@ -102,7 +102,12 @@ def _hash_tensors(out: Output, paths: Sequence[str]) -> None:
     from ..trust.digests import hash_tensors
 
     files = [file for path in paths for file in _weights(path)]
-    found: list[TensorDigest] = [digest for file in files for digest in hash_tensors(file)]
+    found: list[TensorDigest] = []
+    before = 0
+    with watched_files("hashing", files) as progress:
+        for file in files:
+            found += hash_tensors(file, progress=_after(before, progress))
+            before += os.stat(file).st_size
     if out.json:
         tensors = [
             {
@@ -128,6 +133,10 @@ def _hash_tensors(out: Output, paths: Sequence[str]) -> None:
     )
 
 
+def _after(before: int, progress: Callable[[int], object]) -> Callable[[int], object]:
+    return lambda done: progress(before + done)
+
+
 def _weights(path: str) -> list[str]:
     """The file, or the safetensors files of a folder."""
     if not os.path.isdir(path):
@@ -138,9 +147,12 @@ def _weights(path: str) -> list[str]:
 
 
 def _check(out: Output, against: str) -> int:
-    from ..trust.digests import check
+    from ..trust.digests import check_lines, parse_check_file
+    from ..trust.files import read_document
 
-    found: list[CheckResult] = check(against)
+    lines = parse_check_file(read_document(against), path=against)
+    with watched_files("hashing", [name for name, _ in lines]) as progress:
+        found: list[CheckResult] = check_lines(lines, progress=progress)
     ok = all(each.status == "ok" for each in found)
     if out.json:
         checked = [{"path": each.name, "status": each.status} for each in found]

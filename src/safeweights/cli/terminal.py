@@ -124,7 +124,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
 
     Args:
         what: What is being done, in a few words.
-        total: When it is done; the callable that is handed out is told of each step towards it.
+        total: When it is done; the callable that is handed out is told how far it is.
     """
     from rich.progress import (
         BarColumn,
@@ -138,7 +138,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
     console = Console(stderr=True, highlight=False, emoji=False, markup=False)
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as shown:
         task = shown.add_task(what, total=total)
-        yield lambda step: shown.advance(task, step)
+        yield lambda done: shown.update(task, completed=done)
 
 
 def _shorten(text: str, limit: int = _CELL_MAX) -> str:

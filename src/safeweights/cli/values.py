@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint import Tensor
 
-__all__ = ["blocks", "first_values", "npy", "read", "render", "split", "widen"]
+__all__ = ["blocks", "first_values", "npy", "npy_dtype", "read", "render", "split", "widen"]
 
 BLOCK: Final = 1 << 19
 """Elements of one block: some megabytes, whatever the type."""
@@ -166,13 +166,18 @@ def widen(array: Any, kind: Any = np.float64) -> Any:
         return array.astype(kind, copy=False)
 
 
-def npy(tensor: Tensor, selection: Selection) -> Iterator[bytes | memoryview]:
-    """The bytes of a ``.npy`` file (NumPy format 1.0) with the selected values, a block at a time.
+def npy_dtype(tensor: Tensor) -> Any:
+    """The type in which `npy` writes a tensor.
 
-    Types that NumPy itself does not have (BF16, F8, F4) are written as float32, which holds each of
+    Those that NumPy itself does not have (BF16, F8, F4) are written as float32, which holds each of
     their values exactly.
     """
-    target = np.dtype("<f4") if DTYPES[tensor.dtype].ml_dtypes else numpy_dtype(tensor.dtype)
+    return np.dtype("<f4") if DTYPES[tensor.dtype].ml_dtypes else numpy_dtype(tensor.dtype)
+
+
+def npy(tensor: Tensor, selection: Selection) -> Iterator[bytes | memoryview]:
+    """The bytes of a ``.npy`` file (NumPy format 1.0) with the selected values, a block at a time."""
+    target = npy_dtype(tensor)
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         head,

@@ -14,8 +14,7 @@ from .output import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-    from ..trust.digests import FileDigest
+    from contextlib import AbstractContextManager
 
 __all__ = ["watched", "watched_files"]
 
@@ -25,32 +24,29 @@ _FROM: Final = 1 << 28
 
 @contextmanager
 def watched(what: str, size: int, total: int | None = None) -> Iterator[Callable[[int], object]]:
-    """Show how far work on `size` bytes has come.
+    """Show how far work on `size` bytes has come; what is handed out is told how many are done.
 
     Args:
         what: The work, as a participle.
         size: How many bytes it is about.
-        total: When it is done, where that is not counted in bytes; the callable that is handed out
-            is told of each step towards it.
+        total: When it is done, where that is not counted in bytes.
     """
     if size < _FROM or sys.stderr is None or not sys.stderr.isatty():
         yield lambda _: None
         return
-    from .terminal import progress
+    from . import terminal
 
-    with progress(f"{what} {human_bytes(size)}", size if total is None else total) as advance:
-        yield advance
+    with terminal.progress(
+        f"{what} {human_bytes(size)}", size if total is None else total
+    ) as progress:
+        yield progress
 
 
-@contextmanager
-def watched_files(what: str, paths: Iterable[str]) -> Iterator[Callable[[FileDigest], None]]:
-    """The same for reading whole files and folders; it is told of each file's digest."""
-    with watched(what, sum(map(_size, paths))) as advance:
-
-        def done(digest: FileDigest) -> None:
-            advance(digest.size)
-
-        yield done
+def watched_files(
+    what: str, paths: Iterable[str]
+) -> AbstractContextManager[Callable[[int], object]]:
+    """The same for reading whole files and folders."""
+    return watched(what, sum(map(_size, paths)))
 
 
 def _size(path: str) -> int:

@@ -4,7 +4,7 @@ Decisions are pure functions of a policy and of evidence; reading, hashing and c
 happen at the edge and produce that evidence. Nothing below this package imports it: a loader is
 handed a verifying source, and knows no more.
 
-    digests  blocktree  sidecars        what the bytes are
+    digests  blocktree  sidecars        what the bytes are (threads: of many files at once)
     keys  certificates  keyless         who somebody is
     bundle  signing  verifying          what was signed, and whether this is it
     policy  policy_file  evidence       what must be true, and whether it is

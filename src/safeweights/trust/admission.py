@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from .audit import AuditLog
     from .blocktree import BlockTree
-    from .digests import FileDigest
     from .policy import Decision, Policy
 
 __all__ = ["Admission", "Warrant", "WarrantedFile", "admit"]
@@ -176,7 +175,7 @@ def admit(
     lock: LockFile | None = None,
     log: AuditLog | None = None,
     workers: int | None = None,
-    progress: Callable[[FileDigest], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Admission:
     """Decide about the file or folder at `path`, reading all of it.
 
@@ -189,7 +188,7 @@ def admit(
             given.
         log: Where the decision is recorded, before it is returned.
         workers: Files read at a time; the number of cores unless told.
-        progress: Called with each file's digest.
+        progress: Called with the bytes read so far, from the calling thread.
 
     Raises:
         DocumentError: The policy or the lock file is malformed.

@@ -49,7 +49,7 @@ def bill_of_materials(
     signed_by: SignedBy | None = None,
     when: datetime | None = None,
     workers: int | None = None,
-    progress: Callable[[FileDigest], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """The bill of materials of the model at `path`, a file or a folder; ready for `json.dumps`.
 
@@ -62,7 +62,7 @@ def bill_of_materials(
         signed_by: Who signed it, where that was verified.
         when: The time to state; now unless told.
         workers: Files read at a time; the number of cores unless told.
-        progress: Called with each file's digest.
+        progress: Called with the bytes read so far, from the calling thread.
 
     Raises:
         VerificationError: A special file in the folder.

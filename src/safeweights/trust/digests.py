@@ -14,7 +14,7 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal
 
 from safeweights.checkpoint import SafetensorsFile
 from safeweights.errors import quote
@@ -22,27 +22,24 @@ from safeweights.errors import quote
 from .blocktree import BlockTree, TreeBuilder
 from .errors import DocumentError, VerificationError
 from .files import list_folder, open_regular, read_document
+from .threads import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
 
 __all__ = [
     "CheckResult",
     "FileDigest",
     "TensorDigest",
     "check",
+    "check_lines",
     "format_check_file",
     "hash_file",
     "hash_files",
     "hash_paths",
     "hash_tensors",
-    "in_threads",
     "parse_check_file",
 ]
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 CHUNK: Final = 4 << 20
 _CHECK_LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)", re.DOTALL)
@@ -91,11 +88,12 @@ def hash_file(
     tree: bool = False,
     follow: bool = True,
     also: Callable[[memoryview], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> FileDigest:
     """The SHA-256 of a file and, with `tree`, its block tree, from one pass.
 
     Cost: one read of the file, one buffer of 4 MiB; the blocks are hashed in a second thread, where
-    `also` is given the same bytes.
+    `also` is given the same bytes. `progress` is called with the bytes hashed so far.
 
     Raises:
         VerificationError: Not a regular file, or it changed its size meanwhile.
@@ -115,6 +113,8 @@ def hash_file(
             state.update(chunk)
             for job in jobs:
                 job.result()
+            if progress is not None:
+                progress(total)
         if total != size or os.fstat(descriptor).st_size != size:
             raise VerificationError(
                 "changed its size while it was read", reason="changed", path=path
@@ -143,7 +143,7 @@ def hash_files(
     tree: Callable[[str], bool] = lambda _: False,
     follow: bool = True,
     workers: int | None = None,
-    progress: Callable[[FileDigest], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[FileDigest]:
     """`hash_file` over (name, path) pairs, in threads, in the order given.
 
@@ -152,39 +152,25 @@ def hash_files(
         tree: Which names get a block tree.
         follow: Whether a symbolic link may stand for a file.
         workers: Files read at a time; the number of cores unless told.
-        progress: Called with each result as it comes, from the calling thread.
+        progress: Called with the bytes read so far, from the calling thread.
     """
 
-    def one(item: tuple[str, str]) -> FileDigest:
-        return hash_file(item[1], name=item[0], tree=tree(item[0]), follow=follow)
+    def one(item: tuple[str, str], tell: Callable[[int], object]) -> FileDigest:
+        name, path = item
+        return hash_file(path, name=name, tree=tree(name), follow=follow, progress=tell)
 
-    results = []
-    for digest in in_threads(one, paths, workers):
-        results.append(digest)
-        if progress:
-            progress(digest)
-    return results
-
-
-def in_threads(call: Callable[[T], R], items: Iterable[T], workers: int | None) -> Iterator[R]:
-    """``map(call, items)`` with `workers` threads (the number of cores unless told), in order.
-
-    The first failure is raised in its turn; what has not begun by then is not begun.
-    """
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
-    try:
-        yield from pool.map(call, items)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return in_threads(one, paths, workers=workers, progress=progress)
 
 
 def hash_paths(
     paths: Iterable[str],
     *,
     workers: int | None = None,
-    progress: Callable[[FileDigest], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[FileDigest]:
     """The SHA-256 of files, and of every file below folders; names are paths as one would type.
+
+    `workers` and `progress` are those of `hash_files`.
 
     Raises:
         VerificationError: A special file in a folder.
@@ -200,25 +186,34 @@ def hash_paths(
     return hash_files(named, workers=workers, progress=progress)
 
 
-def hash_tensors(path: str, *, workers: int | None = None) -> list[TensorDigest]:
+def hash_tensors(
+    path: str,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[TensorDigest]:
     """One digest a tensor of a safetensors file, in name order.
 
     The digest covers dtype, shape and bytes (``dtype NUL shape NUL data``), not the name or the
-    place: equal tensors have equal digests in every file.
+    place: equal tensors have equal digests in every file. `workers` and `progress` are those of
+    `hash_files`.
 
     Raises:
         FormatError: Not a valid safetensors file.
     """
     file = SafetensorsFile.open(path, engine="pread")
 
-    def one(name: str) -> TensorDigest:
+    def one(name: str, tell: Callable[[int], object]) -> TensorDigest:
         tensor = file.tensor(name)
         state = hashlib.sha256(f"{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0".encode())
+        done = 0
         for chunk in tensor.chunks(CHUNK):
             state.update(chunk)
+            done += len(chunk)
+            tell(done)
         return TensorDigest(path, name, tensor.dtype, tensor.shape, state.hexdigest())
 
-    return list(in_threads(one, sorted(file.header.tensors), workers))
+    return in_threads(one, sorted(file.header.tensors), workers=workers, progress=progress)
 
 
 def format_check_file(digests: Iterable[FileDigest]) -> str:
@@ -271,22 +266,45 @@ def _unescape(name: str) -> str:
     return re.sub(r"\\[\\nr]", lambda match: escapes[match[0]], name)
 
 
-def check(path: str, *, base: str | None = None, workers: int | None = None) -> list[CheckResult]:
+def check(
+    path: str,
+    *,
+    base: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[CheckResult]:
     """Every line of the check file `path` against the disk.
 
     Args:
         path: The check file.
         base: The folder its names are relative to; the current one unless told, as sha256sum.
-        workers: Files read at a time.
+        workers: Files read at a time; the number of cores unless told.
+        progress: Called with the bytes read so far, from the calling thread.
+
+    Raises:
+        DocumentError: It is no check file.
+        VerificationError: It names something that is not a file.
+        OSError: As the operating system has it.
     """
     lines = parse_check_file(read_document(path), path=path)
+    return check_lines(lines, base=base, workers=workers, progress=progress)
 
-    def one(line: tuple[str, str]) -> CheckResult:
+
+def check_lines(
+    lines: Iterable[tuple[str, str]],
+    *,
+    base: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[CheckResult]:
+    """The same for the (name, digest) pairs of `parse_check_file`."""
+
+    def one(line: tuple[str, str], tell: Callable[[int], object]) -> CheckResult:
         name, expected = line
         try:
-            found = hash_file(os.path.join(base or "", name)).sha256
+            found = hash_file(os.path.join(base or "", name), progress=tell).sha256
         except FileNotFoundError:
             return CheckResult(name, "missing")
         return CheckResult(name, "ok" if found == expected else "mismatch")
 
-    return list(in_threads(one, lines, workers))
+    return in_threads(one, lines, workers=workers, progress=progress)

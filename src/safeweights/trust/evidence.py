@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from .bundle import DEFAULT_IGNORED, covers
 from .contents import examine, examine_file
-from .digests import FileDigest, hash_files
+from .digests import hash_files
 from .errors import TrustError, VerificationError
 from .files import list_folder
 from .policy import Evidence, FileFact
@@ -54,7 +54,7 @@ def gather(
     name: str | None = None,
     signature: str | None = None,
     workers: int | None = None,
-    progress: Callable[[FileDigest], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Gathered:
     """Everything `policy` asks to know about the file or folder at `path`.
 
@@ -64,7 +64,7 @@ def gather(
         name: What the rules call the model; its absolute path unless told.
         signature: The signature file; found by convention unless told.
         workers: Files read at a time; the number of cores unless told.
-        progress: Called with each file's digest.
+        progress: Called with the bytes read so far, from the calling thread.
 
     Raises:
         OSError: As the operating system has it.
@@ -74,16 +74,19 @@ def gather(
     subject = name or path.replace(os.sep, "/")
     signature = os.path.abspath(signature or signature_path(path))
     rule = policy.rule_for(subject)
+    told = _Forwards(progress)
     read = partial(
         verify, path, signature=signature, ignore_unsigned=True, allow_symlinks=True, trees=True,
-        workers=workers, progress=progress,
+        workers=workers, progress=told,
     )  # fmt: skip
     status, signer, found = _signature(signature, policy, rule, read)
     files = dict(found.files) if found else {}
     rest = [item for item in _files(path, signature) if item[0] not in files]
+    before = told.reached if found else 0
     for digest in hash_files(
-        rest, tree=lambda each: each.endswith(WEIGHTS), workers=workers, progress=progress
-    ):
+        rest, tree=lambda each: each.endswith(WEIGHTS), workers=workers,
+        progress=lambda done: told(before + done),
+    ):  # fmt: skip
         files[digest.name] = digest
     listed = set(found.files) if found else set()
     evidence = Evidence(
@@ -99,6 +102,20 @@ def gather(
         findings=tuple(_findings(path)),
     )
     return Gathered(evidence, {each: d.tree for each, d in files.items() if d.tree})
+
+
+class _Forwards:
+    """Tells of progress, and never of going back: what was refused half-way is read from its start."""
+
+    def __init__(self, progress: Callable[[int], object] | None) -> None:
+        self.reached = 0
+        self._progress = progress
+
+    def __call__(self, done: int) -> None:
+        if done > self.reached:
+            self.reached = done
+            if self._progress is not None:
+                self._progress(done)
 
 
 def _signature(

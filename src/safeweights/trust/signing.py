@@ -76,7 +76,7 @@ def sign(
     trees: bool = True,
     release: int | None = None,
     workers: int | None = None,
-    progress: Callable[[FileDigest], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Signed:
     """Sign a file or a folder: an OMS v1.0 bundle that ``model_signing verify`` accepts.
 
@@ -91,7 +91,7 @@ def sign(
         release: A number that grows with every release; a policy with a lock file refuses an
             older one.
         workers: Files hashed at a time; the number of cores unless told.
-        progress: Called with each file's digest.
+        progress: Called with the bytes read so far, from the calling thread.
 
     Raises:
         VerificationError: A link or special file in the folder, a file that changes meanwhile.

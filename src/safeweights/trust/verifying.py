@@ -28,12 +28,13 @@ from .bundle import (
     parse_statement,
 )
 from .certificates import CertificateTrust, verify_chain
-from .digests import FileDigest, hash_file, in_threads
+from .digests import FileDigest, hash_file
 from .errors import VerificationError
 from .files import Entry, list_folder, read_document
 from .keyless import KeylessTrust, verify_keyless
 from .keys import PublicKey, load_public_key
 from .signing import signature_path
+from .threads import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,7 +192,7 @@ def verify(
     allow_symlinks: bool = False,
     trees: bool = False,
     workers: int | None = None,
-    progress: Callable[[FileDigest], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Verification:
     """Verify a file or a folder against its signature, reading every listed byte.
 
@@ -204,7 +205,7 @@ def verify(
             be what was signed all the same.
         trees: Build block trees of the weights on the way, for later partial reads.
         workers: Files read at a time; the number of cores unless told.
-        progress: Called with each file's digest.
+        progress: Called with the bytes read so far, from the calling thread.
 
     Raises:
         VerificationError: Not signed by them, or not what they signed.
@@ -224,14 +225,13 @@ def verify(
         wanted, follow, unsigned = {os.path.basename(path): resource}, True, ()
     base = path if os.path.isdir(path) else os.path.dirname(path)
 
-    def one(item: tuple[str, Resource]) -> FileDigest:
-        return hash_resource(os.path.join(base, item[0]), *item, tree=trees, follow=follow)
+    def one(item: tuple[str, Resource], tell: Callable[[int], object]) -> FileDigest:
+        return hash_resource(
+            os.path.join(base, item[0]), *item, tree=trees, follow=follow, progress=tell
+        )
 
-    files = {}
-    for file in in_threads(one, wanted.items(), workers):
-        files[file.name] = file
-        if progress:
-            progress(file)
+    found = in_threads(one, wanted.items(), workers=workers, progress=progress)
+    files = {file.name: file for file in found}
     return Verification(path, signature, signed_by, statement, files, unsigned)
 
 
@@ -299,9 +299,15 @@ def resource_of(statement: Statement, path: str, signature: str) -> Resource:
 
 
 def hash_resource(
-    path: str, name: str, resource: Resource, *, tree: bool = False, follow: bool = True
+    path: str,
+    name: str,
+    resource: Resource,
+    *,
+    tree: bool = False,
+    follow: bool = True,
+    progress: Callable[[int], object] | None = None,
 ) -> FileDigest:
-    """Read a file once; it must be what `resource` says.
+    """Read a file once; it must be what `resource` says. The options are those of `hash_file`.
 
     Raises:
         VerificationError: ``digest-mismatch`` or ``size-mismatch``.
@@ -310,8 +316,9 @@ def hash_resource(
     parts = None if resource.sha256 else PartHasher(resource)
     wants = tree and name.endswith(".safetensors")
     file = hash_file(
-        path, name=name, tree=wants, follow=follow, also=parts.update if parts else None
-    )
+        path, name=name, tree=wants, follow=follow, also=parts.update if parts else None,
+        progress=progress,
+    )  # fmt: skip
     if parts:
         parts.finish(file.size, path)
     elif file.sha256 != resource.sha256:
