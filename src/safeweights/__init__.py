@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint, Tensor, save
     from .convert import convert, scan
     from .frameworks.handle import PySafeSlice, _safe_open_handle, safe_open
-    from .frameworks.prefetch import PrefetchLoader, TensorMeta
+    from .frameworks.prefetch import PrefetchLoader, PrefetchPlan, TensorMeta, stream
     from .header import Header, TensorInfo
     from .opening import open
     from .serialization import TensorSpec, deserialize, serialize, serialize_file
@@ -39,6 +39,7 @@ __all__ = [
     "Checkpoint",
     "Header",
     "PrefetchLoader",
+    "PrefetchPlan",
     "PySafeSlice",
     "SafetensorError",
     "Tensor",
@@ -57,6 +58,7 @@ __all__ = [
     "scan",
     "serialize",
     "serialize_file",
+    "stream",
     "trust",
 ]
 
@@ -65,6 +67,7 @@ _HOMES: Final = {
     "Checkpoint": "checkpoint",
     "Header": "header",
     "PrefetchLoader": "frameworks.prefetch",
+    "PrefetchPlan": "frameworks.prefetch",
     "PySafeSlice": "frameworks.handle",
     "Tensor": "checkpoint",
     "TensorInfo": "header",
@@ -79,6 +82,7 @@ _HOMES: Final = {
     "scan": "convert",
     "serialize": "serialization",
     "serialize_file": "serialization",
+    "stream": "frameworks.prefetch",
 }
 _MODULES: Final = ("convert", "guard", "trust")  # `convert` is one that can be called
 

@@ -76,6 +76,7 @@ def load_file(
     backend: str = "mmap",
     device: str | jax.Device | jax.sharding.Sharding = "cpu",
     trust: object = None,
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, jax.Array]:
     """The tensors of a file, in the order of the data.
 
@@ -87,6 +88,7 @@ def load_file(
         backend: ``"mmap"`` or ``"pread"``: how bytes are read.
         device: A ``jax.Device``, a sharding, or a name such as ``"gpu:0"``; else JAX's default device.
         trust: What the file must fulfil before a byte of it is used; see `safe_open`.
+        progress: Called with the number of bytes that were read so far; once, if the file is mapped.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
@@ -94,4 +96,6 @@ def load_file(
         TrustError: The file is not what `trust` asks for.
         OSError: It cannot be opened or read.
     """
-    return functions.load_file("jax", filename, device, backend=backend, trust=trust)
+    return functions.load_file(
+        "jax", filename, device, backend=backend, trust=trust, progress=progress
+    )

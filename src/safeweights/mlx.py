@@ -69,6 +69,7 @@ def load_file(
     *,
     backend: str = "mmap",
     trust: object = None,
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, mx.array]:
     """The tensors of a file, in the order of the data.
 
@@ -79,6 +80,7 @@ def load_file(
         filename: Path or readable file object.
         backend: ``"mmap"`` or ``"pread"``: how bytes are read.
         trust: What the file must fulfil before a byte of it is used; see `safe_open`.
+        progress: Called with the number of bytes that were read so far; once, if the file is mapped.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
@@ -86,4 +88,4 @@ def load_file(
         TrustError: The file is not what `trust` asks for.
         OSError: It cannot be opened or read.
     """
-    return functions.load_file("mlx", filename, backend=backend, trust=trust)
+    return functions.load_file("mlx", filename, backend=backend, trust=trust, progress=progress)

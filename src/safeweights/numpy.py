@@ -73,7 +73,11 @@ def load(data: Any) -> dict[str, Array]:
 
 
 def load_file(
-    filename: str | os.PathLike[str] | IO[bytes], *, backend: str = "mmap", trust: object = None
+    filename: str | os.PathLike[str] | IO[bytes],
+    *,
+    backend: str = "mmap",
+    trust: object = None,
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, Array]:
     """The arrays of a file, in the order of the data.
 
@@ -84,10 +88,11 @@ def load_file(
         filename: Path or readable file object.
         backend: How bytes are read.
         trust: What the file must fulfil before a byte of it is used; see `safe_open`.
+        progress: Called with the number of bytes that were read so far; once, if the file is mapped.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
         TrustError: The file is not what `trust` asks for.
         OSError: It cannot be opened or read.
     """
-    return functions.load_file("np", filename, backend=backend, trust=trust)
+    return functions.load_file("np", filename, backend=backend, trust=trust, progress=progress)

@@ -74,6 +74,7 @@ def load_file(
     *,
     backend: str = "mmap",
     trust: object = None,
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, paddle.Tensor]:
     """The tensors of a file, in the order of the data.
 
@@ -85,6 +86,7 @@ def load_file(
         backend: ``"mmap"`` or ``"pread"``: how bytes are read.
         device: ``"cpu"``, a number, or a name such as ``"gpu:0"``.
         trust: What the file must fulfil before a byte of it is used; see `safe_open`.
+        progress: Called with the number of bytes that were read so far; once, if the file is mapped.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
@@ -92,4 +94,6 @@ def load_file(
         TrustError: The file is not what `trust` asks for.
         OSError: It cannot be opened or read.
     """
-    return functions.load_file("paddle", filename, device, backend=backend, trust=trust)
+    return functions.load_file(
+        "paddle", filename, device, backend=backend, trust=trust, progress=progress
+    )

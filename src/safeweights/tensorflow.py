@@ -73,6 +73,7 @@ def load_file(
     backend: str = "mmap",
     device: str = "cpu",
     trust: object = None,
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, tf.Tensor]:
     """The tensors of a file, in the order of the data.
 
@@ -83,6 +84,7 @@ def load_file(
         backend: ``"mmap"`` or ``"pread"``: how bytes are read.
         device: A name such as ``"GPU:0"``; by default TensorFlow's default device.
         trust: What the file must fulfil before a byte of it is used; see `safe_open`.
+        progress: Called with the number of bytes that were read so far; once, if the file is mapped.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
@@ -90,4 +92,6 @@ def load_file(
         TrustError: The file is not what `trust` asks for.
         OSError: It cannot be opened or read.
     """
-    return functions.load_file("tf", filename, device, backend=backend, trust=trust)
+    return functions.load_file(
+        "tf", filename, device, backend=backend, trust=trust, progress=progress
+    )

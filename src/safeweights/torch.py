@@ -102,6 +102,7 @@ def load_file(
     *,
     backend: str = "mmap",
     trust: object = None,
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The tensors of a file, in the order of the data.
 
@@ -113,6 +114,7 @@ def load_file(
         device: Anything `torch.device` takes; ``"meta"`` gives shapes and types without values.
         backend: How bytes are read.
         trust: What the file must fulfil before a byte of it is used; see `safe_open`.
+        progress: Called with the number of bytes that were read so far; once, if the file is mapped.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
@@ -120,7 +122,9 @@ def load_file(
         TrustError: The file is not what `trust` asks for.
         OSError: The file cannot be opened or read.
     """
-    return functions.load_file("pt", filename, device, backend=backend, trust=trust)
+    return functions.load_file(
+        "pt", filename, device, backend=backend, trust=trust, progress=progress
+    )
 
 
 def save_model(

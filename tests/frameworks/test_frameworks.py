@@ -170,22 +170,24 @@ def test_slices_from_several_threads(kit: Kit, tmp_path: Path) -> None:
         assert found == [data[at * row : (at + 1) * row] for at in range(64)]
 
 
-def test_prefetch(kit: Kit, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+def test_prefetch(kit: Kit, tmp_path: Path, backend: str) -> None:
     path = written(tmp_path, a=("F32", (3, 4)), b=("U8", (5,)), c=("I32", (2, 2)))
-    with safeweights.safe_open(path, kit.spellings[0]) as file:
+    with safeweights.safe_open(path, kit.spellings[0], backend=backend) as file:
         loader = file.prefetch()
         assert isinstance(loader, safeweights.PrefetchLoader)
+        assert loader.names() == file.offset_keys()
         assert len(loader) == 3
-        assert kit.look(loader.get_tensor("c"))[2] == sample("I32", (2, 2))
-        with pytest.raises(safeweights.SafetensorError, match="handed out before"):
-            loader.get_tensor("c")
+        assert kit.look(loader.take("c"))[2] == sample("I32", (2, 2))
+        with pytest.raises(safeweights.SafetensorError, match="already delivered"):
+            loader.take("c")
         assert {name: kit.look(tensor)[2] for name, tensor in loader} == {
             "a": sample("F32", (3, 4)), "b": sample("U8", (5,)),
         }  # fmt: skip
-        assert len(loader) == 0
         assert list(loader) == []
-        part = dict(file.prefetch({"a": (slice(0, 2), 1), "b": None}, max_inflight=1))
+        part = dict(file.prefetch({"a": (slice(0, 2), 1), "b": slice(1, 3)}, threads=1))
         assert kit.look(part["a"])[1] == (2,)
+        assert kit.look(part["b"])[2] == sample("U8", (5,))[1:3]
         with pytest.raises(safeweights.SafetensorError, match="does not contain tensor zz"):
             file.prefetch(["zz"])
 

@@ -104,36 +104,3 @@ def test_writing_to_a_mapped_tensor_leaves_the_file_alone(tmp_path: Path) -> Non
     loaded += 1
     assert path.read_bytes() == before
     assert not safeweights.numpy.load_file(path)["x"].any()
-
-
-def test_prefetch_reads_ahead_within_its_bound(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "x"
-    safeweights.numpy.save_file({f"{i:02}": np.full(1000, i, "u1") for i in range(20)}, path)
-    with safeweights.safe_open(path, "np") as file:
-        reads = Reads(monkeypatch)
-        with file.prefetch(max_inflight=3) as loader:
-            names = [name for name, tensor in loader if (tensor == int(name)).all()]
-        assert names == file.keys()
-        assert reads.calls == 20
-        reads.taken()
-        loader = file.prefetch(max_inflight=2)
-        loader.close()
-        assert reads.calls <= 2
-        assert loader.names == []
-        with pytest.raises(safeweights.SafetensorError, match="File is closed"):
-            loader.get_tensor("00")
-        with pytest.raises(safeweights.SafetensorError, match="at least 1"):
-            file.prefetch(max_inflight=0)
-
-
-def test_prefetch_hands_errors_to_who_asks(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    safeweights.numpy.save_file({"x": np.zeros(4)}, path)
-    with safeweights.safe_open(path, "np", backend="pread") as file:
-        with pytest.raises(safeweights.SafetensorError, match="out of bounds"):
-            file.prefetch({"x": 9}).get_tensor("x")
-        path.write_bytes(path.read_bytes()[:-8])
-        with pytest.raises(safeweights.SafetensorError, match="truncated"):
-            file.prefetch().get_tensor("x")

@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from safeweights import SafetensorError, serialize_file
-from safeweights.frameworks import adapter, staging
-from safeweights.frameworks.staging import Piece, stage
-from safeweights.frameworks.torch import TorchAdapter
-from safeweights.storage import open_source
+from safeweights.frameworks import staging
+from safeweights.frameworks.loading import Job, Pipeline
+from safeweights.frameworks.plans import Batch
+from safeweights.frameworks.staging import DeviceLanding
+from safeweights.frameworks.torch import ADAPTER, TorchAdapter
+from safeweights.header import TensorInfo
+from safeweights.storage import Source, open_source
 from safeweights.storage.source import ENGINES, BytesSource, TruncatedError
 from safeweights.torch import load, load_file, save_file
 
@@ -25,12 +28,12 @@ class LateCopy:
 
     def __init__(self, target: torch.Tensor, slab: torch.Tensor) -> None:
         self._target, self._slab = target, slab
-        self._done = False
+        self.done = False
 
     def synchronize(self) -> None:
-        if not self._done:
+        if not self.done:
             self._target.copy_(self._slab)
-            self._done = True
+            self.done = True
 
 
 class StandIn:
@@ -39,7 +42,6 @@ class StandIn:
     def __init__(self) -> None:
         self.copies: list[LateCopy] = []
         self.slabs = 0
-        self.finished = False
 
     def arena(self, nbytes: int) -> torch.Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8)
@@ -50,15 +52,19 @@ class StandIn:
         begin = -memory.data_ptr() % 4096
         return memory[begin : begin + nbytes]
 
-    def copy(self, target: torch.Tensor, slab: torch.Tensor) -> LateCopy:
-        copy = LateCopy(target, slab)
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> LateCopy:
+        copy = LateCopy(target, source)
         self.copies.append(copy)
         return copy
 
-    def finish(self) -> None:
-        for copy in self.copies:
-            copy.synchronize()
-        self.finished = True
+
+def stage(source: Source, parts: list[tuple[int, int]], device: StandIn) -> list[torch.Tensor]:
+    """Bring (offset, length) parts of `source` to `device`; what arrived there."""
+    infos = [TensorInfo("U8", (length,), begin, begin + length) for begin, length in parts]
+    jobs = [Job(Batch(source, 0, [("x", info)])) for info in infos]
+    landing = DeviceLanding(device, ADAPTER, None)
+    Pipeline(jobs, landing.begin).run(landing.threads)
+    return [job.transfer.tensors()["x"] for job in jobs]
 
 
 @pytest.fixture
@@ -73,19 +79,18 @@ def test_every_byte_arrives_whatever_the_engine(tmp_path, small_slabs, engine):
     path = tmp_path / "data"
     path.write_bytes(data.tobytes())
     source, device = open_source(path, engine=engine), StandIn()
-    arenas = [(17, device.arena(400_000)), (400_017, device.arena(599_986))]
-    stage(source, [Piece(offset, arena) for offset, arena in arenas], device)
-    for offset, arena in arenas:
-        assert np.array_equal(arena.numpy(), data[offset : offset + len(arena)])
+    parts = [(17, 400_000), (400_017, 599_986)]
+    for (offset, length), arrived in zip(parts, stage(source, parts, device), strict=True):
+        assert np.array_equal(arrived.numpy(), data[offset : offset + length])
     assert device.slabs <= staging.READERS
-    assert len(device.copies) == sum(-(-len(arena) // small_slabs) for _, arena in arenas)
+    assert len(device.copies) == sum(-(-length // small_slabs) for _, length in parts)
 
 
 def test_nothing_to_stage_needs_no_slab():
     device = StandIn()
-    stage(BytesSource(b""), [], device)
+    assert stage(BytesSource(b""), [], device) == []
+    assert stage(BytesSource(b""), [(0, 0)], device)[0].tolist() == []
     assert device.slabs == 0
-    assert device.finished
 
 
 class Broken(BytesSource):
@@ -104,9 +109,9 @@ def test_a_failed_read_is_raised_and_no_thread_is_left(small_slabs):
     before = set(threading.enumerate())
     source, device = Broken(bytes(1 << 20)), StandIn()
     with pytest.raises(OSError, match="Input/output"):
-        stage(source, [Piece(0, device.arena(1 << 20))], device)
+        stage(source, [(0, 1 << 20)], device)
     assert set(threading.enumerate()) == before
-    assert device.finished
+    assert all(copy.done for copy in device.copies)
     # Others may each have begun one more piece, but nobody went on.
     assert source.reads <= 2 + 2 * staging.READERS
 
@@ -117,7 +122,7 @@ def test_a_truncated_file_is_an_error(tmp_path, small_slabs):
     source, device = open_source(path, engine="pread"), StandIn()
     os.truncate(path, 1 << 16)
     with pytest.raises(TruncatedError):
-        stage(source, [Piece(0, device.arena(1 << 18))], device)
+        stage(source, [(0, 1 << 18)], device)
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -144,10 +149,10 @@ def test_a_file_is_loaded_through_arenas(tmp_path, monkeypatch, small_slabs, bac
         return devices[-1]
 
     monkeypatch.setattr(TorchAdapter, "accelerator", stand_in)
-    monkeypatch.setattr(adapter, "ARENA", 4096)
-    loaded = load_file(path, backend=backend)
+    monkeypatch.setattr(DeviceLanding, "arena", 4096)
+    loaded = load_file(path, "meta", backend=backend)
     (device,) = devices
-    assert device.finished
+    assert device.copies
     assert list(loaded) == list(load_file(path))
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype
@@ -161,7 +166,7 @@ def test_a_type_that_torch_lacks_is_refused_before_anything_is_read(tmp_path, mo
     device = StandIn()
     monkeypatch.setattr(TorchAdapter, "accelerator", lambda self, _: device)
     with pytest.raises(SafetensorError, match="F6_E2M3"):
-        load_file(path)
+        load_file(path, "meta")
     assert device.slabs == 0
 
 
@@ -173,9 +178,9 @@ def test_tensors_at_odd_places_are_copied(monkeypatch):
     text = json.dumps(entries).encode()
     data = struct.pack("<Q", len(text)) + text + b"abc" + struct.pack("<2f", 1.5, -2)
     monkeypatch.setattr(TorchAdapter, "accelerator", lambda self, _: StandIn())
-    assert load(data)["b"].tolist() == [1.5, -2.0]
+    assert load(data, "meta")["b"].tolist() == [1.5, -2.0]
 
 
 def test_without_an_accelerator_nothing_is_staged():
-    assert TorchAdapter().accelerator(None) is None
-    assert TorchAdapter().accelerator(torch.device("meta")) is None
+    assert TorchAdapter().landing(None) is None
+    assert TorchAdapter().landing(torch.device("meta")) is None

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from ..errors import MissingDependencyError, SafetensorError, UnsupportedError, quote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from ..checkpoint import Tensor
-    from ..header import Header, TensorInfo
-    from ..storage import Source
+    from ..header import TensorInfo
+    from .loading import Landing
 
 __all__ = ["FRAMEWORKS", "Adapter", "adapter_for", "is_default"]
 
@@ -26,10 +26,6 @@ FRAMEWORKS: Final = {
     "paddle": "paddle",
 }  # fmt: skip
 """What callers say -> the framework (and its module here)."""
-
-
-ARENA: Final = 1 << 28
-"""Bytes read into one piece of memory: one tensor that lives on keeps its whole piece alive."""
 
 
 class Adapter(ABC):
@@ -89,28 +85,19 @@ class Adapter(ABC):
             for name, (dtype, shape, begin, end) in tensors
         }
 
-    def load_all(self, source: Source, header: Header, device: Any) -> dict[str, Any]:
-        """All tensors of a file, in the order of the data."""
-        result: dict[str, Any] = {}
-        for group in arenas(header.tensors, whole=source.in_memory):
-            first, last = group[0][1], group[-1][1]
-            data = source.view(header.data_start + first.begin, last.end - first.begin)
-            result.update(self.decode_all(data, first.begin, group, device))
-        return result
+    def require_types(self, codes: Iterable[str]) -> None:
+        """Refuse what the framework has no type for, before gigabytes are read.
 
+        Raises:
+            UnsupportedError: As `decode`.
+        """
+        for code in codes:
+            self.decode(memoryview(bytearray()), code, (0,), None)
 
-def arenas(
-    tensors: Mapping[str, TensorInfo], *, whole: bool = False
-) -> Iterator[list[tuple[str, TensorInfo]]]:
-    """Group neighbours that share one piece of memory; all of them if `whole`."""
-    group: list[tuple[str, TensorInfo]] = []
-    for item in tensors.items():
-        if group and not whole and item[1].end - group[0][1].begin > ARENA:
-            yield group
-            group = []
-        group.append(item)
-    if group:
-        yield group
+    def landing(self, device: Any) -> Landing | None:
+        """How tensors get onto `device` if not through the memory of the host and `decode`."""
+        del device
+        return None
 
 
 def is_default(device: object) -> bool:

@@ -41,10 +41,11 @@ def load_file(
     *,
     backend: str = "mmap",
     trust: object = None,
+    progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """All tensors of the file at `filename`."""
     with safe_open(filename, framework, device, backend=backend, trust=trust) as file, gc_paused():
-        return file.get_tensors()
+        return file.get_tensors(progress=progress)
 
 
 def save(

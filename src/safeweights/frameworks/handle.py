@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from ..checkpoint import SafetensorsFile, not_found
+from ..checkpoint import SafetensorsFile
 from ..errors import ClosedError, FormatError, SafetensorError, UnsupportedError
 from ..storage import ENGINES
 from .adapter import adapter_for
-from .prefetch import Plan, PrefetchLoader, TensorMeta
+from .loading import Progress, load_all
+from .prefetch import THREADS, PrefetchLoader, PrefetchPlan, TensorMeta
 from .slices import Slice
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-    from ..checkpoint import FileTensor
     from ..header import TensorInfo
 
 __all__ = ["PySafeSlice", "_safe_open_handle", "opened", "prefixed", "safe_open"]
@@ -256,10 +256,14 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         """A tensor's bytes as they stand in the file, for types that no framework has."""
         return self._opened().tensor(name).view()
 
-    def get_tensors(self) -> dict[str, T]:
-        """All tensors, in the order of the data."""
-        file = self._opened()
-        return self._adapter.load_all(file.source.for_all(), file.header, self._device)
+    def get_tensors(self, *, progress: Progress | None = None) -> dict[str, T]:
+        """All tensors, in the order of the data.
+
+        Args:
+            progress: Called with the number of bytes that were read so far, in this thread. Of a
+                mapped file nothing is read here: it is called once, with all.
+        """
+        return load_all(self._opened(), self._adapter, self._device, progress)
 
     def get_slice(self, name: str) -> Slice[T]:
         """A tensor to take parts of, by indexing; only what is selected is read."""
@@ -267,37 +271,47 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         return Slice(file.tensor(name), self._adapter, self._device, mapped=file.source.in_memory)
 
     def prefetch(
-        self, plan: Plan | None = None, *, max_inflight: int = 8, dtype: object = None
+        self,
+        plan: PrefetchPlan | None = None,
+        *,
+        device: Any = None,
+        threads: int = THREADS,
+        progress: Progress | None = None,
     ) -> PrefetchLoader[T]:
         """Begin to read tensors in the background, to be handed out as they are needed.
 
+        The handle stays what it is, and several loaders can be at work, one a device for example.
+
         Args:
-            plan: Names of tensors, or names to index expressions (None for the whole tensor); None
-                for all tensors.
-            max_inflight: How many tensors are read ahead; bounds the memory.
-            dtype: Accepted and not used, as in the reference.
+            plan: Names to index expressions: None for the whole tensor, a slice for its rows, or any
+                other basic index. Or names alone. None for all tensors.
+            device: Where they go; the handle's device if None.
+            threads: How many read, at most.
+            progress: Called with the number of bytes that have arrived, in the thread that waits for
+                a tensor.
 
         Returns:
-            An iterator of (name, tensor) in file order, with `get_tensor` for any other order.
+            An iterable of (name, tensor) in the order in which they arrive, with `take` for any other.
+            A mapped file is read ahead, without a copy; otherwise tensors own their memory.
 
         Raises:
             TensorNotFoundError: The plan names a tensor that the file does not have.
+            SelectionError: An index does not fit its tensor.
+            UnsupportedError: The framework has no such element type.
 
         >>> import numpy, safeweights.numpy, tempfile, os
         >>> path = os.path.join(tempfile.mkdtemp(), "x.safetensors")
         >>> safeweights.numpy.save_file({"a": numpy.arange(6.0).reshape(2, 3)}, path)
-        >>> with safe_open(path, "np") as f, f.prefetch({"a": (slice(None), 1)}) as loader:
-        ...     dict(loader)
-        {'a': array([1., 4.])}
+        >>> with safe_open(path, "np") as f, f.prefetch({"a": slice(1, 2)}) as loader:
+        ...     loader.take("a")
+        array([[3., 4., 5.]])
         """
-        del dtype
-        file = self._opened()
-        wanted = _wanted(self.offset_keys() if plan is None else plan)
-        found = {name: (file.tensor(name), part) for name, part in wanted.items()}
-        jobs: dict[str, tuple[FileTensor, Any]] = {
-            name: found[name] for name in file.header.tensors if name in found
-        }
-        return PrefetchLoader(jobs, self._adapter, self._device, max_inflight)
+        return PrefetchLoader(
+            [self._opened()],
+            self._adapter,
+            self._device if device is None else self._adapter.check_device(device),
+            plan=plan, threads=threads, progress=progress,
+        )  # fmt: skip
 
     def __getitem__(self, name: str) -> T:
         return self.get_tensor(name)
@@ -329,25 +343,6 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
     def __repr__(self) -> str:
         state = "closed" if self._file is None else repr(self._file.name)
         return f"<safe_open {state} for {self._adapter.name}>"
-
-
-def _wanted(plan: Plan) -> dict[str, Any]:
-    """Name -> index expression, None where all of the tensor is wanted."""
-    if isinstance(plan, Mapping):
-        return dict(plan)
-    try:
-        if isinstance(plan, str):
-            raise TypeError("a name is no plan")
-        names = list(plan)
-    except TypeError as error:
-        kind = type(plan).__name__
-        raise UnsupportedError(
-            f"argument 'plan': '{kind}' object is neither names nor a mapping of them: {error}"
-        ) from error
-    for name in names:
-        if not isinstance(name, str):
-            raise not_found(name, None)
-    return dict.fromkeys(names)
 
 
 def _safe_open_handle(

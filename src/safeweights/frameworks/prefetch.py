@@ -1,29 +1,50 @@
-"""Tensors read ahead, in the background, in the order in which they stand in the file."""
+"""Tensors read ahead, in the background, each handed out once: of one file, or of a whole checkpoint."""
 
 from __future__ import annotations
 
 import weakref
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    NamedTuple,
+    TypedDict,
+    TypeVar,
+    overload,
+)
 
-from ..errors import ClosedError, SafetensorError, quote
-from .slices import Part, read_part
+from .. import checkpoint
+from ..errors import SafetensorError, UnsupportedError, quote
+from ..gcpause import gc_paused
+from .adapter import adapter_for
+from .loading import Job, Pipeline, Progress, landing_of, reader_count
+from .plans import batches
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    import jax
+    import mlx.core
+    import numpy as np
+    import paddle
+    import tensorflow as tf
+    import torch
+    from typing_extensions import Self, Unpack
 
-    from ..checkpoint import FileTensor
+    from ..checkpoint import SafetensorsFile
     from .adapter import Adapter
 
-__all__ = ["Plan", "PrefetchLoader", "TensorMeta"]
+__all__ = ["PrefetchLoader", "PrefetchPlan", "TensorMeta", "stream"]
 
 T = TypeVar("T")
-Plan = Iterable[str] | Mapping[str, Any]
-"""Names, or names to index expressions (None for the whole tensor)."""
+PrefetchPlan = Mapping[str, Any] | Iterable[str]
+"""Names to index expressions, None for the whole tensor; or names alone."""
 
-_WORKERS: Final = 4
+THREADS: Final = 8
+
+_AHEAD: Final = 1 << 30
+"""Bytes read, or being read, that were not handed out yet."""
 
 
 class TensorMeta(NamedTuple):
@@ -46,97 +67,106 @@ class TensorMeta(NamedTuple):
 
 
 class PrefetchLoader(Generic[T]):
-    """The tensors of a plan, each handed out once; see `safe_open.prefetch`.
+    """The tensors of a plan, each handed out once; see `safe_open.prefetch` and `stream`.
 
-    Iterating gives (name, tensor) in file order; `get_tensor` takes one out of order. `len` is what has
-    not been handed out yet. At most `max_inflight` tensors are read and not yet handed out, so memory
-    is bounded by the largest of them. Tensors own their memory.
+    Iterating gives (name, tensor) as they arrive; `take` gives one by its name, whichever is next.
+    Both may be mixed, in several threads too. A GiB is read ahead of what was handed out; what is
+    asked for by name is read at once. Neighbours share memory, 64 MiB of it at most if they are not
+    larger (256 MiB on an accelerator), which is free when all of them are gone.
 
-    Args:
-        jobs: Name to tensor and index expression, in file order.
-        adapter: The framework.
-        device: What the adapter's `check_device` returned.
-        max_inflight: How many tensors are read ahead.
+    An error of reading is raised by whoever waits for a tensor that has not arrived.
     """
 
     def __init__(
         self,
-        jobs: Mapping[str, tuple[FileTensor, Any]],
+        files: Sequence[SafetensorsFile],
         adapter: Adapter,
         device: Any,
-        max_inflight: int,
+        *,
+        plan: PrefetchPlan | None = None,
+        threads: int = THREADS,
+        progress: Progress | None = None,
     ) -> None:
-        if max_inflight < 1:
-            raise SafetensorError(f"max_inflight is {max_inflight}, at least 1 is needed")
-        self._jobs = dict(jobs)
-        self._adapter = adapter
-        self._device = device
-        self._inflight = max_inflight
-        self._waiting = deque(self._jobs)
-        self._reads: dict[str, Future[Part]] = {}
-        workers = min(_WORKERS, max_inflight, len(self._jobs) or 1)
-        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(workers, "safeweights-prefetch")
-        self._finalizer = weakref.finalize(
-            self, self._pool.shutdown, wait=False, cancel_futures=True
-        )
-        self._read_ahead()
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+            raise UnsupportedError(f"threads is {threads!r}, a number from 1 on is needed")
+        landing = landing_of(adapter, device)
+        found = batches(files, None if plan is None else _wanted(plan), landing.arena)
+        adapter.require_types({code for batch in found for code in batch.types})
+        jobs = [Job(batch) for batch in found]
+        self._nbytes = sum(batch.nbytes for batch in found)
+        self._owners = {name: job for job in jobs for name in job.batch.names}
+        self._pipeline = Pipeline(jobs, landing.begin, ahead=_AHEAD, progress=progress)
+        self._finalizer = weakref.finalize(self, self._pipeline.stop)
+        self._pipeline.start(reader_count(jobs, landing, threads))
 
-    def _read_ahead(self) -> None:
-        assert self._pool is not None
-        while self._waiting and len(self._reads) < self._inflight:
-            name = self._waiting.popleft()
-            if name in self._jobs and name not in self._reads:
-                self._reads[name] = self._submit(name)
+    def names(self) -> list[str]:
+        """The names it hands out, those that it has handed out too: by file, in the order of the data."""
+        return list(self._owners)
 
-    def _submit(self, name: str) -> Future[Part]:
-        assert self._pool is not None
-        tensor, expression = self._jobs[name]
-        return self._pool.submit(_read, tensor, expression, clamp=self._adapter.native_indexing)
+    def __len__(self) -> int:
+        return len(self._owners)
 
-    def get_tensor(self, name: str) -> T:
-        """The tensor called `name`, whichever is next; waits until it is read.
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read in all: where `progress` ends."""
+        return self._nbytes
+
+    def take(self, name: str) -> T:
+        """The tensor called `name`, or the part of it that the plan wants; waits until it is there.
 
         Raises:
             SafetensorError: It is not in the plan, or was handed out before.
             ClosedError: The loader was closed.
+            OSError: Reading failed.
         """
-        if self._pool is None:
-            raise ClosedError
-        if name not in self._jobs:
-            raise SafetensorError(
-                f"tensor {quote(name)} is not in the plan, or was handed out before", tensor=name
-            )
-        read = self._reads.pop(name, None) or self._submit(name)
-        tensor, _ = self._jobs.pop(name)
-        self._read_ahead()
-        data, shape = read.result()
-        decoded: T = self._adapter.decode(data, tensor.dtype, shape, self._device)
-        return decoded
-
-    @property
-    def names(self) -> list[str]:
-        """What was not handed out yet, in file order."""
-        return list(self._jobs)
-
-    def __len__(self) -> int:
-        return len(self._jobs)
+        job = self._owners.get(name) if isinstance(name, str) else None
+        if job is None:
+            shown = quote(name) if isinstance(name, str) else repr(name)
+            raise SafetensorError(f"tensor {shown} is not in the prefetch plan")
+        self._pipeline.wait_for(job)
+        with job.lock:
+            tensors = self._arrived(job)
+            if name not in tensors:
+                raise SafetensorError(
+                    f"tensor {quote(name)} was already delivered: prefetch hands each out once",
+                    tensor=name,
+                )
+            return self._hand_out(job, tensors, name)
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
-        return self
+        while (job := self._pipeline.next_complete()) is not None:
+            while (item := self._any_of(job)) is not None:
+                yield item
 
-    def __next__(self) -> tuple[str, T]:
-        name = next(iter(self._jobs), None)
-        if name is None or self._pool is None:
-            self.close()
-            raise StopIteration
-        return name, self.get_tensor(name)
+    def _any_of(self, job: Job) -> tuple[str, T] | None:
+        with job.lock:
+            tensors = self._arrived(job)
+            name = next(iter(tensors), None)
+            return None if name is None else (name, self._hand_out(job, tensors, name))
+
+    def _arrived(self, job: Job) -> dict[str, T]:
+        """What was not handed out of a complete job; decoded when first looked at."""
+        if job.tensors is None:
+            with gc_paused():
+                assert job.transfer is not None
+                job.tensors = job.transfer.tensors()
+            job.transfer = None
+        return job.tensors
+
+    def _hand_out(self, job: Job, tensors: dict[str, T], name: str) -> T:
+        tensor = tensors.pop(name)
+        if not tensors:
+            self._pipeline.release(job)
+        return tensor
 
     def close(self) -> None:
-        """Stop reading; closing twice is allowed."""
-        self._pool = None
-        self._jobs.clear()
-        self._reads.clear()
-        self._finalizer()
+        """Stop reading, and let go of what was not handed out; closing twice is allowed.
+
+        Returns when no thread is left.
+        """
+        self._pipeline.close()
+        for job in self._owners.values():
+            job.transfer = job.tensors = None
 
     def __enter__(self) -> Self:
         return self
@@ -145,5 +175,128 @@ class PrefetchLoader(Generic[T]):
         self.close()
 
 
-def _read(tensor: FileTensor, expression: Any, *, clamp: bool) -> Part:
-    return read_part(tensor, ... if expression is None else expression, clamp=clamp, owned=True)
+def _wanted(plan: PrefetchPlan) -> dict[str, Any]:
+    """Name -> index expression, None where all of the tensor is wanted."""
+    if isinstance(plan, Mapping):
+        return dict(plan)
+    try:
+        if isinstance(plan, str):
+            raise TypeError("a name is no plan")
+        names = list(plan)
+    except TypeError as error:
+        kind = type(plan).__name__
+        raise UnsupportedError(
+            f"argument 'plan': '{kind}' object is neither names nor a mapping of them: {error}"
+        ) from error
+    for name in names:
+        if not isinstance(name, str):
+            raise checkpoint.not_found(name, None)
+    return dict.fromkeys(names)
+
+
+class _Reading(TypedDict, total=False):
+    plan: PrefetchPlan | None
+    backend: str
+    threads: int
+    progress: Progress | None
+    trust: object
+
+
+@overload
+def stream(
+    target: Any,
+    framework: Literal["pt", "torch", "pytorch"],
+    device: str | int | torch.device | None = ...,
+    **reading: Unpack[_Reading],
+) -> PrefetchLoader[torch.Tensor]: ...
+@overload
+def stream(
+    target: Any,
+    framework: Literal["np", "numpy"],
+    device: str | None = ...,
+    **reading: Unpack[_Reading],
+) -> PrefetchLoader[np.ndarray[Any, np.dtype[Any]]]: ...
+@overload
+def stream(
+    target: Any,
+    framework: Literal["jax", "flax"],
+    device: str | jax.Device | jax.sharding.Sharding | None = ...,
+    **reading: Unpack[_Reading],
+) -> PrefetchLoader[jax.Array]: ...
+@overload
+def stream(
+    target: Any,
+    framework: Literal["tf", "tensorflow"],
+    device: str | None = ...,
+    **reading: Unpack[_Reading],
+) -> PrefetchLoader[tf.Tensor]: ...
+@overload
+def stream(
+    target: Any,
+    framework: Literal["mlx"],
+    device: str | None = ...,
+    **reading: Unpack[_Reading],
+) -> PrefetchLoader[mlx.core.array]: ...
+@overload
+def stream(
+    target: Any,
+    framework: Literal["paddle"],
+    device: str | int | None = ...,
+    **reading: Unpack[_Reading],
+) -> PrefetchLoader[paddle.Tensor]: ...
+@overload
+def stream(
+    target: Any, framework: str, device: Any = ..., **reading: Unpack[_Reading]
+) -> PrefetchLoader[Any]: ...
+
+
+def stream(
+    target: Any,
+    framework: str,
+    device: Any = "cpu",
+    *,
+    plan: PrefetchPlan | None = None,
+    backend: str = "auto",
+    threads: int = THREADS,
+    progress: Progress | None = None,
+    trust: object = None,
+) -> PrefetchLoader[Any]:
+    """The tensors of a checkpoint, of many files too, read in the background, each as it arrives.
+
+    Args:
+        target: A file, an ``index.json``, a folder, a file object, or bytes.
+        framework: As for `safe_open`.
+        device: Where tensors go; as for `safe_open`.
+        plan: What is wanted: names to index expressions (None for the whole tensor, a slice for its
+            rows ...), or names alone; None for everything. Nothing else is read.
+        backend: ``"auto"`` maps files that are in the page cache, reads cold ones directly from the
+            disk, remote ones in order; or ``"mmap"``, ``"pread"``, ``"direct"``.
+        threads: How many read, at most.
+        progress: Called with the number of bytes that have arrived, of the result's `nbytes`, in the
+            thread that waits for a tensor.
+        trust: What every file must fulfil before a byte of it is used; see `safe_open`.
+
+    Raises:
+        FormatError: A file breaks the format, an index disagrees with its shards.
+        TensorNotFoundError, SelectionError: The plan wants what is not there.
+        UnsupportedError: The framework has no such element type.
+        TrustError: A file is not what `trust` asks for.
+        OSError: Something cannot be opened.
+
+    >>> import numpy, safeweights.numpy, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "x.safetensors")
+    >>> safeweights.numpy.save_file({"a": numpy.arange(6.0).reshape(2, 3)}, path)
+    >>> with stream(path, "np") as tensors:
+    ...     for name, tensor in tensors:
+    ...         print(name, tensor.shape)
+    a (2, 3)
+    """
+    verify = None
+    if trust is not None:
+        from ..trust import as_gate  # few need it, and it takes longer than opening a file
+
+        verify = as_gate(trust)
+    adapter = adapter_for(framework)
+    found = adapter.check_device(device)
+    files = checkpoint.open(target, backend=backend, verify=verify).files
+    return PrefetchLoader(files, adapter, found, plan=plan, threads=threads, progress=progress)

@@ -1,8 +1,8 @@
 """Loading onto an accelerator: files -> a few pinned slabs -> large pieces of device memory.
 
-Each reader thread owns one pinned slab: it reads a piece of the file into it, starts the copy to the
-device on a side stream, and reads on into the slab when that copy has ended. Reading, copying and the
-computation on the caller's stream overlap, and pinned memory stays at a few slabs however large the
+Each reader thread has one pinned slab: it reads a piece of the file into it and has it copied to the
+device on a side stream. While one waits for its copy others read, so that reading, copying and the
+computation on the caller's stream overlap; pinned memory stays at a slab a thread however large the
 file is: pinning is slow (1 to 2 GB/s), and what is pinned is lost to the page cache.
 
 Device memory comes in arenas that hold what is contiguous in the file, so that copies are large. The
@@ -11,25 +11,24 @@ accelerator stands behind `Accelerator`, the seam at which tests put a device of
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from threading import Event, Lock
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from threading import local
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 
 from ..storage.memory import PAGE
+from .loading import Gathering, Transfer
+from .plans import Batch, Scattered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from .torch import TorchAdapter
 
-    from ..storage import Source
-
-__all__ = ["SLAB", "Accelerator", "Piece", "TorchAccelerator", "stage"]
+__all__ = ["SLAB", "Accelerator", "DeviceLanding", "TorchAccelerator"]
 
 SLAB: Final = 1 << 24
 """Bytes of a slab: large enough for a copy at full speed, small enough to overlap with reading."""
 
-READERS: Final = 4
+READERS: Final = 8
 """Reader threads, and slabs."""
 
 
@@ -42,11 +41,11 @@ class Accelerator(Protocol):
     def slab(self, nbytes: int) -> torch.Tensor:
         """Pinned host memory, likewise."""
 
-    def copy(self, target: torch.Tensor, slab: torch.Tensor) -> Any:
-        """Start copying `slab` to `target`; the result's ``synchronize()`` waits until it is done."""
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> Any:
+        """Start copying `source` to `target`; the result's ``synchronize()`` waits until it is done.
 
-    def finish(self) -> None:
-        """Return when all copies are done and the caller's stream may use them."""
+        One of the two is a slab.
+        """
 
 
 class TorchAccelerator:
@@ -54,91 +53,79 @@ class TorchAccelerator:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._callers = torch.accelerator.current_stream(
+            device
+        )  # of this thread; readers have others
         self._stream = torch.Stream(device)
-        # An arena may be memory that work still queued on the caller's stream uses.
-        self._stream.wait_stream(torch.accelerator.current_stream(device))
 
     def arena(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        with self._callers:
+            memory = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        # It may be memory that work still queued on the caller's stream uses.
+        self._stream.wait_stream(self._callers)
+        return memory
 
     def slab(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
-    def copy(self, target: torch.Tensor, slab: torch.Tensor) -> Any:
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> Any:
         with self._stream:
-            target.copy_(slab, non_blocking=True)
+            target.copy_(source, non_blocking=True)
         done = torch.Event(self._device)
         done.record(self._stream)
         return done
 
-    def finish(self) -> None:
-        self._stream.synchronize()
 
+class DeviceLanding:
+    """Arenas of a device, filled through slabs.
 
-class Piece(NamedTuple):
-    """Bytes of a source that go to one place on the device."""
-
-    offset: int
-    target: torch.Tensor
-
-
-def stage(source: Source, pieces: Iterable[Piece], accelerator: Accelerator) -> None:
-    """Fill every piece's target with the bytes of `source` from its offset on.
-
-    Cost: reads each byte once; host memory of `READERS` slabs.
-
-    Raises:
-        TruncatedError, OSError: Reading failed; no thread is left and no copy under way.
+    Args:
+        accelerator: The device.
+        adapter: Cuts arenas into tensors; makes those that are not in one piece in their file.
+        device: What the adapter knows it by.
     """
-    work = _Queue(_cut(pieces))
-    try:
-        with ThreadPoolExecutor(READERS) as pool:
-            readers = [pool.submit(_read, source, work, accelerator) for _ in range(READERS)]
-            try:
-                wait(readers, return_when=FIRST_EXCEPTION)
-            finally:
-                work.stop()  # after an error or an interrupt: what is under way ends, nothing begins
-    finally:
-        accelerator.finish()
-    for reader in readers:
-        reader.result()
+
+    arena = 1 << 28
+    threads = READERS
+    in_place = False
+
+    def __init__(self, accelerator: Accelerator, adapter: TorchAdapter, device: Any) -> None:
+        self._accelerator = accelerator
+        self._adapter = adapter
+        self._device = device
+        self._slabs = local()
+
+    def begin(self, batch: Batch | Scattered) -> Transfer:
+        if isinstance(batch, Scattered):
+            return Gathering(batch, self._adapter, self._device)
+        return _Staged(batch, self._accelerator, self._slabs, self._adapter)
 
 
-class _Queue:
-    """Pieces of at most a slab, in the order of the file, handed to whoever asks."""
+class _Staged:
+    """A batch on its way through slabs to an arena."""
 
-    def __init__(self, pieces: Iterator[Piece]) -> None:
-        self._pieces = pieces
-        self._lock = Lock()
-        self._stopped = Event()
+    def __init__(
+        self, batch: Batch, accelerator: Accelerator, slabs: local, adapter: TorchAdapter
+    ) -> None:
+        self.extent, self.step = batch.nbytes, SLAB
+        self._batch, self._accelerator, self._slabs = batch, accelerator, slabs
+        self._adapter = adapter
+        self._arena = accelerator.arena(batch.nbytes)
 
-    def take(self) -> Piece | None:
-        with self._lock:
-            return None if self._stopped.is_set() else next(self._pieces, None)
+    def fill(self, begin: int, end: int) -> None:
+        slab = self._slab(end - begin)
+        offset = self._batch.data_start + self._batch.begin + begin
+        at = self._batch.source.fill(offset, end - begin, slab.numpy().data)
+        done = self._accelerator.copy(self._arena[begin:end], slab[at : at + end - begin])
+        done.synchronize()  # the slab may be used again, and the tensors on any stream
 
-    def stop(self) -> None:
-        self._stopped.set()
+    def _slab(self, nbytes: int) -> torch.Tensor:
+        """This thread's; pinned when first needed, and no larger than needed."""
+        kept: torch.Tensor | None = getattr(self._slabs, "slab", None)
+        if kept is None or len(kept) < nbytes + 2 * PAGE:
+            kept = self._slabs.slab = self._accelerator.slab(nbytes + 2 * PAGE)
+        return kept
 
-
-def _cut(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    for offset, target in pieces:
-        for begin in range(0, target.numel(), SLAB):
-            yield Piece(offset + begin, target[begin : begin + SLAB])
-
-
-def _read(source: Source, work: _Queue, accelerator: Accelerator) -> None:
-    piece = work.take()
-    if piece is None:
-        return
-    try:
-        slab = accelerator.slab(SLAB + 2 * PAGE)
-        memory = slab.numpy().data
-        while piece is not None:
-            length = piece.target.numel()
-            begin = source.fill(piece.offset, length, memory)
-            done = accelerator.copy(piece.target, slab[begin : begin + length])
-            piece = work.take()
-            done.synchronize()
-    except BaseException:
-        work.stop()
-        raise
+    def tensors(self) -> dict[str, torch.Tensor]:
+        cut, base = self._adapter.cut, self._batch.begin
+        return {name: cut(self._arena, base, info) for name, info in self._batch.tensors}

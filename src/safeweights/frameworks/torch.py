@@ -20,15 +20,16 @@ from ..errors import (
     quote,
 )
 from ..storage.source import flat
-from .adapter import Adapter, arenas
-from .staging import Accelerator, Piece, TorchAccelerator, stage
+from .adapter import Adapter
+from .staging import Accelerator, DeviceLanding, TorchAccelerator
 from .torch_sharing import overlapping_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ..header import Header, TensorInfo
-    from ..storage import Buffer, Source
+    from ..header import TensorInfo
+    from ..storage import Buffer
+    from .loading import Landing
 
 __all__ = ["ADAPTER", "CODES", "TYPES", "host_bytes"]
 
@@ -98,6 +99,16 @@ class TorchAdapter(Adapter):
     def place(self, tensor: torch.Tensor, device: torch.device | None) -> torch.Tensor:
         return tensor if device is None else _to_device(tensor, device)
 
+    def cut(self, arena: torch.Tensor, base: int, info: TensorInfo) -> torch.Tensor:
+        """A tensor out of memory of a device that holds the data from `base` on."""
+        dtype = TYPES[info.dtype]
+        piece = arena[info.begin - base : info.end - base]
+        if (info.begin - base) % dtype.itemsize:
+            piece = (
+                piece.clone()
+            )  # a foreign writer's file: torch addresses memory by whole elements
+        return piece.view(dtype).view(packed_shape(info.dtype, info.shape))
+
     def decode_all(
         self, data: memoryview, base: int, tensors: Iterable[tuple[str, TensorInfo]], device: Any
     ) -> dict[str, torch.Tensor]:
@@ -114,29 +125,14 @@ class TorchAdapter(Adapter):
             result[name] = tensor if view is None else tensor.view(view)
         return result
 
-    def load_all(self, source: Source, header: Header, device: Any) -> dict[str, torch.Tensor]:
-        accelerator = self.accelerator(device)
-        if accelerator is None:
-            return super().load_all(source, header, device)
-        for info in header.tensors.values():
-            self._carrier(info.dtype)  # before gigabytes are moved
-        groups = [(group, group[0][1].begin, group[-1][1].end) for group in arenas(header.tensors)]
-        memory = [accelerator.arena(end - begin) for _, begin, end in groups]
-        pieces = [
-            Piece(header.data_start + begin, arena)
-            for (_, begin, _), arena in zip(groups, memory, strict=True)
-        ]
-        stage(source, pieces, accelerator)
-        return {
-            name: _cut(arena, base, info)
-            for (group, base, _), arena in zip(groups, memory, strict=True)
-            for name, info in group
-        }
+    def landing(self, device: Any) -> Landing | None:
+        accelerator = None if device is None else self.accelerator(device)
+        return None if accelerator is None else DeviceLanding(accelerator, self, device)
 
-    def accelerator(self, device: torch.device | None) -> Accelerator | None:
+    def accelerator(self, device: torch.device) -> Accelerator | None:
         """How to stage tensors onto `device`; None where they are made in place or moved one by one."""
         found = getattr(torch, "accelerator", None)  # since torch 2.6
-        if device is None or found is None or not found.is_available():
+        if found is None or not found.is_available():
             return None
         current = found.current_accelerator()
         return TorchAccelerator(device) if current and current.type == device.type else None
@@ -157,15 +153,6 @@ class TorchAdapter(Adapter):
             )
         _check_savable(tensors)
         return {name: _encode(name, tensor) for name, tensor in tensors.items()}
-
-
-def _cut(arena: torch.Tensor, base: int, info: TensorInfo) -> torch.Tensor:
-    """A tensor out of an arena that holds the data from `base` on."""
-    dtype = TYPES[info.dtype]
-    piece = arena[info.begin - base : info.end - base]
-    if (info.begin - base) % dtype.itemsize:
-        piece = piece.clone()  # a foreign writer's file: torch addresses memory by whole elements
-    return piece.view(dtype).view(packed_shape(info.dtype, info.shape))
 
 
 def packed_shape(code: str, shape: tuple[int, ...]) -> tuple[int, ...]:

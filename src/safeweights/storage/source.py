@@ -24,17 +24,18 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 from ..errors import ClosedError, SafetensorError, UnsupportedError
 from .memory import CHUNK, PAGE, allocate, in_parallel
-from .placement import is_remote, resident_share
+from .placement import is_remote, populate, resident_share
 
 __all__ = [
     "ENGINES",
     "BytesSource",
     "DescriptorSource",
     "FileObjectSource",
+    "Reading",
     "Source",
     "TruncatedError",
     "Verify",
@@ -84,6 +85,23 @@ def flat(data: Any) -> memoryview:
         ) from error
 
 
+class Reading(NamedTuple):
+    """Bytes on their way into memory, to be fetched piece by piece; see `Source.reading`.
+
+    Attributes:
+        data: Where they will be, in the end.
+        extent: Up to where `fill` counts; 0 where nothing is left to do.
+        fill: Fetches what stands between two places, each a multiple of `step` or the end. From any
+            thread, several at once.
+        step: See `fill`.
+    """
+
+    data: memoryview
+    extent: int
+    fill: Callable[[int, int], object]
+    step: int = CHUNK
+
+
 class Source(ABC):
     """Bytes 0 to `size`, readable at any place, from any thread.
 
@@ -91,11 +109,13 @@ class Source(ABC):
         name: What to call it in messages: a path, or a description.
         size: Number of bytes when it was opened.
         in_memory: Whether `view` gives memory that is there already, mapped too, instead of reading.
+        threads: How many it is best read with; 0 for as many as there are processors.
     """
 
     name: str
     size: int
     in_memory: bool = False
+    threads: int = 0
 
     @abstractmethod
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -108,11 +128,28 @@ class Source(ABC):
 
     def view(self, offset: int, length: int) -> memoryview:
         """The bytes from `offset`: the memory itself where the source is in memory, else a copy."""
+        reading = self.reading(offset, length)
+        in_parallel(reading.fill, reading.extent, chunk=reading.step, threads=self.threads)
+        return reading.data
+
+    def reading(self, offset: int, length: int) -> Reading:
+        """What `view` does, as work that the caller shares among threads and mixes with other work.
+
+        Of a mapped file the pages are fetched, so that nobody waits for them when they are used.
+
+        Raises:
+            TruncatedError: The source ends before that.
+        """
+        if self.in_memory:
+            return Reading(self.view(offset, length), 0, _nothing)
         if offset + length > self.size:  # before anything is allocated
             raise self._truncated(offset, length, self.size)
         buffer = allocate(length)
-        self.read_into(offset, buffer)
-        return buffer
+
+        def fill(begin: int, end: int) -> None:
+            self.read_into(offset + begin, buffer[begin:end])
+
+        return Reading(buffer, length, fill)
 
     def read(self, offset: int, length: int) -> bytes:
         """A copy of the bytes from `offset`: read, even if mapped, so that truncation is an error.
@@ -146,6 +183,10 @@ class Source(ABC):
             path=self.name,
             offset=offset,
         )
+
+
+def _nothing(begin: int, end: int) -> None:
+    """Fetch what is there already."""
 
 
 Verify = Callable[[Source, str], Source]
@@ -186,6 +227,7 @@ class DescriptorSource(Source):
         self._direct = _reopen_direct(descriptor) if direct else None
         if self._direct is not None:
             weakref.finalize(self, os.close, self._direct)
+            self.threads = _DIRECT_READS
         self._choose = choose
 
     def fileno(self) -> int:
@@ -230,13 +272,30 @@ class DescriptorSource(Source):
             return file.readinto(buffer)
 
     def view(self, offset: int, length: int) -> memoryview:
-        if self._direct is not None and length >= CHUNK:
-            return self._read_direct(offset, length)
         if self._map is None:
             return super().view(offset, length)
         if offset + length > self.size:
             raise self._truncated(offset, length, self.size)
         return self._map[offset : offset + length]
+
+    def reading(self, offset: int, length: int) -> Reading:
+        if self._map is not None:
+            return Reading(self.view(offset, length), length, partial(self._populate, offset))
+        if self._direct is None or length < CHUNK:
+            return super().reading(offset, length)
+        if offset + length > self.size:
+            raise self._truncated(offset, length, self.size)
+        # Whole blocks into memory placed like them, so that the disk writes where the bytes stay;
+        # the last block may end behind the last byte.
+        shift = offset % PAGE
+        memory = allocate(shift + length + PAGE)
+        fill = partial(self._read_blocks, offset - shift, memory)
+        return Reading(memory[shift : shift + length], shift + length, fill)
+
+    def _populate(self, offset: int, begin: int, end: int) -> None:
+        assert self._map is not None
+        if not populate(self._map[offset + begin : offset + end]):
+            raise self._truncated(offset + begin, end - begin, os.fstat(self._descriptor).st_size)
 
     def fill(self, offset: int, length: int, memory: memoryview) -> int:
         if self._direct is None:
@@ -244,16 +303,6 @@ class DescriptorSource(Source):
         shift = offset % PAGE
         self._read_blocks(offset - shift, memory, 0, shift + length)
         return shift
-
-    def _read_direct(self, offset: int, length: int) -> memoryview:
-        """Whole blocks into memory placed like them, so that the disk writes where the bytes stay."""
-        if offset + length > self.size:
-            raise self._truncated(offset, length, self.size)
-        shift = offset % PAGE
-        memory = allocate(shift + length + PAGE)  # the last block may end behind the last byte
-        read = partial(self._read_blocks, offset - shift, memory)
-        in_parallel(read, shift + length, threads=_DIRECT_READS)
-        return memory[shift : shift + length]
 
     def _read_blocks(self, base: int, memory: memoryview, begin: int, end: int) -> None:
         """Fill `memory` from `begin` (at a block) to `end`; it stands for the file from `base` on."""

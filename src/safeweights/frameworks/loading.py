@@ -1,0 +1,366 @@
+"""Loading: batches of tensors, read by a few threads, complete one after another.
+
+All threads take pieces from one queue, so that it does not matter whether a batch is large or small, or
+in which file. A batch is complete when its last piece has arrived, while later ones are on their way.
+
+Where a batch goes is a `Landing`: the memory of the host, here, or that of an accelerator (`staging`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from threading import Condition, Lock, Thread, current_thread
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import ClosedError
+from ..storage.memory import CHUNK, thread_count
+from .plans import Batch, Scattered, batches
+from .slices import Part, read_part
+
+if TYPE_CHECKING:
+    from ..checkpoint import SafetensorsFile
+    from .adapter import Adapter
+
+__all__ = [
+    "Gathering",
+    "Job",
+    "Landing",
+    "Pipeline",
+    "Progress",
+    "Transfer",
+    "landing_of",
+    "load_all",
+    "reader_count",
+]
+
+Progress = Callable[[int], object]
+
+
+class Transfer(Protocol):
+    """A batch on its way; `fill` is called for pieces that cover 0 to `extent`, each `step` long."""
+
+    extent: int
+    step: int
+
+    def fill(self, begin: int, end: int) -> object:
+        """Fetch a piece; from any thread, several at once."""
+
+    def tensors(self) -> dict[str, Any]:
+        """The tensors, when all pieces have arrived."""
+
+
+class Landing(Protocol):
+    """Where batches go.
+
+    Attributes:
+        arena: Bytes of memory that neighbours share, at most, if it is not one tensor.
+        threads: How many read at once; 0 for what the sources are best read with.
+        in_place: Whether tensors may share the memory of a mapped file.
+    """
+
+    arena: int
+    threads: int
+    in_place: bool
+
+    def begin(self, batch: Batch | Scattered) -> Transfer:
+        """Set memory aside for a batch."""
+
+
+class HostLanding:
+    """Memory of the host; what the framework makes of it there, or moves from there, tensor by tensor."""
+
+    arena = 1 << 26
+    threads = 0
+    in_place = True
+
+    def __init__(self, adapter: Adapter, device: Any) -> None:
+        self._adapter = adapter
+        self._device = device
+
+    def begin(self, batch: Batch | Scattered) -> Transfer:
+        made = _HostTransfer if isinstance(batch, Batch) else Gathering
+        return made(batch, self._adapter, self._device)  # type: ignore[arg-type]
+
+
+class _HostTransfer:
+    def __init__(self, batch: Batch, adapter: Adapter, device: Any) -> None:
+        reading = batch.source.reading(batch.data_start + batch.begin, batch.nbytes)
+        self.extent, self.step, self.fill = reading.extent, reading.step, reading.fill
+        self._data = reading.data
+        self._batch, self._adapter, self._device = batch, adapter, device
+
+    def tensors(self) -> dict[str, Any]:
+        batch = self._batch
+        return self._adapter.decode_all(self._data, batch.begin, batch.tensors, self._device)
+
+
+class Gathering:
+    """A scattered part, gathered in one go by one thread."""
+
+    extent = step = 1
+
+    def __init__(self, part: Scattered, adapter: Adapter, device: Any) -> None:
+        self._wanted, self._adapter, self._device = part, adapter, device
+        self._part: Part | None = None
+
+    def fill(self, begin: int, end: int) -> None:
+        del begin, end  # all of it
+        self._part = read_part(self._wanted.tensor, self._wanted.expression)
+
+    def tensors(self) -> dict[str, Any]:
+        assert self._part is not None
+        name, dtype = self._wanted.name, self._wanted.tensor.dtype
+        return {name: self._adapter.decode(self._part.data, dtype, self._part.shape, self._device)}
+
+
+def landing_of(adapter: Adapter, device: Any) -> Landing:
+    """Where tensors for `device` (what the adapter's `check_device` returned) go."""
+    return adapter.landing(device) or HostLanding(adapter, device)
+
+
+class Job:
+    """A batch, and how far it is.
+
+    Attributes:
+        batch: What is to be read.
+        tensors: What was not handed out yet, once it has arrived and was decoded.
+        lock: Held while `tensors` changes.
+    """
+
+    __slots__ = ("_counted", "_left", "batch", "lock", "tensors", "transfer")
+
+    def __init__(self, batch: Batch | Scattered) -> None:
+        self.batch = batch
+        self.transfer: Transfer | None = None
+        self.tensors: dict[str, Any] | None = None
+        self.lock = Lock()
+        self._left: int | None = None  # pieces under way; None: not begun
+        self._counted = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether memory was set aside."""
+        return self._left is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything has arrived."""
+        return self._left == 0
+
+    def begin(self, transfer: Transfer) -> Iterator[tuple[Job, int, int]]:
+        """The pieces to be fetched."""
+        self.transfer = transfer
+        starts = range(0, transfer.extent, transfer.step)
+        self._left = len(starts)
+        return ((self, at, min(at + transfer.step, transfer.extent)) for at in starts)
+
+    def arrived(self, nbytes: int) -> int:
+        """Note a piece; how many bytes nearer the goal that is, what was read beside it left out."""
+        assert self._left is not None
+        self._left -= bool(self._left)
+        counted = (
+            self.batch.nbytes if self.complete else min(self.batch.nbytes, self._counted + nbytes)
+        )
+        nearer, self._counted = counted - self._counted, counted
+        return nearer
+
+
+class Pipeline:
+    """Jobs, worked off in their order by threads that share their pieces.
+
+    Args:
+        jobs: In the order in which they are to be read.
+        begin: Sets memory aside for a batch, when its turn has come.
+        ahead: Bytes that may be read, or be on their way, before somebody `release`s some.
+        progress: Called with the number of bytes that have arrived, in the thread that waits.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        begin: Callable[[Any], Transfer],
+        *,
+        ahead: float = math.inf,
+        progress: Progress | None = None,
+    ) -> None:
+        self._begin = begin
+        self._room = ahead
+        self._progress = progress
+        self._changed = Condition()  # guards everything below; of the re-entrant kind, for `stop`
+        self._waiting = OrderedDict.fromkeys(jobs)
+        self._complete: OrderedDict[Job, None] = OrderedDict()
+        self._pieces: deque[tuple[Job, int, int]] = deque()
+        self._unreleased = len(jobs)
+        self._bytes = 0
+        self._failure: BaseException | None = None
+        self._stopped = False
+        self._threads: list[Thread] = []
+
+    def start(self, threads: int) -> None:
+        """Have `threads` read from now on; they end when there is nothing left, or at `stop`."""
+        for _ in range(threads):
+            thread = Thread(target=self.work, name="safeweights-reader", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def work(self) -> None:
+        """What each of the threads does: fetch pieces until there are none."""
+        try:
+            while (piece := self._next_piece()) is not None:
+                job, begin, end = piece
+                assert job.transfer is not None
+                job.transfer.fill(begin, end)
+                self._note(job, end - begin)
+        except BaseException as error:  # noqa: BLE001 - raised by who waits for the tensors
+            with self._changed:
+                self._fail(error)
+
+    def _next_piece(self) -> tuple[Job, int, int] | None:
+        with self._changed:
+            while not self._pieces:
+                if self._stopped or not self._waiting:
+                    return None
+                if self._room > 0:
+                    self._set_out(next(iter(self._waiting)))
+                else:
+                    self._changed.wait()
+            return self._pieces.popleft()
+
+    def _set_out(self, job: Job) -> None:
+        del self._waiting[job]
+        self._room -= job.batch.nbytes
+        try:
+            pieces = job.begin(self._begin(job.batch))
+        except BaseException as error:
+            self._fail(error)
+            raise
+        # In front: one that is wanted out of turn is wanted now, else there are no others.
+        self._pieces.extendleft(reversed([*pieces]))
+        if job.complete:
+            self._note(job, 0)
+        self._changed.notify_all()
+
+    def _note(self, job: Job, nbytes: int) -> None:
+        with self._changed:
+            self._bytes += job.arrived(nbytes)
+            if job.complete:
+                self._complete[job] = None
+            self._changed.notify_all()
+
+    def wait_for(self, job: Job) -> None:
+        """Return when `job` is complete; it is begun now if its turn has not come.
+
+        Raises:
+            ClosedError: After `stop`.
+            Exception: Reading failed.
+        """
+
+        def arrived() -> bool:
+            if not job.begun and not self._stopped:
+                self._set_out(job)
+            return job.complete
+
+        self._wait(arrived)
+
+    def next_complete(self) -> Job | None:
+        """A job that is complete and not released; waits for one. None: there are no more."""
+        self._wait(lambda: bool(self._complete) or not self._unreleased)
+        with self._changed:
+            return next(iter(self._complete), None)
+
+    def _wait(self, ready: Callable[[], bool]) -> None:
+        while True:
+            with self._changed:
+                arrived, done = self._bytes, ready()
+                if not done:
+                    if self._failure is not None:
+                        raise self._failure
+                    if self._stopped:
+                        raise ClosedError("prefetch loader closed")
+                    self._changed.wait()
+                    arrived = self._bytes
+            if self._progress is not None:
+                self._progress(arrived)
+            if done:
+                return
+
+    def release(self, job: Job) -> None:
+        """Note that everything of a complete job was handed out: there is room for another."""
+        with self._changed:
+            if self._complete.pop(job, job) is None:
+                self._unreleased -= 1
+                self._room += job.batch.nbytes
+                self._changed.notify_all()
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        self._give_up()
+
+    def _give_up(self) -> None:
+        self._stopped = True
+        self._waiting.clear()
+        self._pieces.clear()
+        self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Begin nothing any more. Called in any thread at any time, by the garbage collector too."""
+        with self._changed:
+            self._give_up()
+
+    def close(self) -> None:
+        """Stop, and wait until no thread touches the memory any more."""
+        self.stop()
+        for thread in self._threads:
+            if thread is not current_thread():
+                thread.join()
+        self._threads.clear()
+
+    def run(self, threads: int) -> None:
+        """Work everything off: `threads` do, or the calling one where that is one. None is left."""
+        try:
+            if threads > 1:
+                self.start(threads)
+            else:
+                self.work()
+            self._wait(lambda: len(self._complete) == self._unreleased)
+        finally:
+            self.close()
+
+
+def reader_count(jobs: Sequence[Job], landing: Landing, at_most: int = 0) -> int:
+    """How many threads to read with: what the sources are best read with, and not for two pieces."""
+    pieces = sum(max(1, -(-job.batch.nbytes // CHUNK)) for job in jobs)
+    if pieces <= 2:
+        return 1
+    threads = landing.threads
+    if not threads:
+        threads = max(job.batch.source.threads for job in jobs) or thread_count()
+    return min(pieces, threads, at_most or threads)
+
+
+def load_all(
+    file: SafetensorsFile, adapter: Adapter, device: Any, progress: Progress | None = None
+) -> dict[str, Any]:
+    """All tensors of a file, in the order of the data.
+
+    Cost: each byte is read once; of a file that is mapped or in memory nothing is.
+    """
+    header, landing = file.header, landing_of(adapter, device)
+    source = file.source.for_all()
+    if landing.in_place and source.in_memory:
+        data = source.view(header.data_start, source.size - header.data_start)
+        result = adapter.decode_all(data, 0, header.tensors.items(), device)
+        if progress is not None:
+            progress(len(data))
+        return result
+    adapter.require_types({info.dtype for info in header.tensors.values()})
+    jobs = [Job(batch) for batch in batches([file], None, landing.arena)]
+    Pipeline(jobs, landing.begin, progress=progress).run(reader_count(jobs, landing))
+    result = {}
+    for job in jobs:
+        assert job.transfer is not None
+        result.update(job.transfer.tensors())
+        job.transfer = None
+    return result

@@ -1,0 +1,160 @@
+"""Plans: what is wanted of files, as batches to be read.
+
+A plan names tensors, each with an index expression, or None for the whole tensor. Neighbours in a file
+make a batch: they are read together into one piece of memory. So one large file, many shards, and rows
+of some tensors are the same work to who reads them (`loading`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from .. import indexing
+from ..checkpoint import FileTensor, SafetensorsFile, not_found
+from ..header import TensorInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ..storage import Source
+
+__all__ = ["Batch", "Scattered", "batches"]
+
+GAP_MAX: Final = 4096
+"""Bytes read for nothing, at most, to have two neighbours in one read."""
+
+
+class Batch(NamedTuple):
+    """Tensors, or rows of them, that lie together in a file and are read together.
+
+    Attributes:
+        source: Where they are.
+        data_start: Where in it the data begins.
+        tensors: Name -> type, shape and place of what is wanted, by place.
+    """
+
+    source: Source
+    data_start: int
+    tensors: list[tuple[str, TensorInfo]]
+
+    @property
+    def begin(self) -> int:
+        """Offset in the file's data."""
+        return self.tensors[0][1].begin
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes from the first to the last."""
+        return self.tensors[-1][1].end - self.begin
+
+    @property
+    def names(self) -> Iterable[str]:
+        """Of the tensors."""
+        return [name for name, _ in self.tensors]
+
+    @property
+    def types(self) -> Iterable[str]:
+        """Codes of their element types."""
+        return {info.dtype for _, info in self.tensors}
+
+
+class Scattered(NamedTuple):
+    """A part of one tensor that is in many places: columns, every other row.
+
+    Attributes:
+        source: Where it is.
+        name: Of the tensor.
+        tensor: It.
+        expression: Which part.
+        nbytes: Of the part.
+    """
+
+    source: Source
+    name: str
+    tensor: FileTensor
+    expression: Any
+    nbytes: int
+
+    @property
+    def names(self) -> Iterable[str]:
+        """The one name."""
+        return (self.name,)
+
+    @property
+    def types(self) -> Iterable[str]:
+        """The code of its element type."""
+        return (self.tensor.dtype,)
+
+
+def batches(
+    files: Sequence[SafetensorsFile], plan: Mapping[str, Any] | None, arena: int
+) -> list[Batch | Scattered]:
+    """What `plan` wants of `files` (None: everything), in the order of the files and of their data.
+
+    Args:
+        files: Without two tensors of one name.
+        plan: Name -> index expression, None for the whole tensor.
+        arena: Neighbours are joined up to this number of bytes.
+
+    Raises:
+        TensorNotFoundError: No file has a tensor of a name.
+        SelectionError: An expression does not fit its tensor.
+    """
+    if plan is not None:
+        _require_present(files, plan)
+    found: list[Batch | Scattered] = []
+    for file in files:
+        source, start = file.source.for_all(), file.header.data_start
+        run: list[tuple[str, TensorInfo]] = []
+        for item in _wanted(file, source, plan):
+            if isinstance(item, Scattered):
+                found.append(item)
+                continue
+            info = item[1]
+            if run and (
+                info.end - run[0][1].begin > arena or info.begin - run[-1][1].end > GAP_MAX
+            ):
+                found.append(Batch(source, start, run))
+                run = []
+            run.append(item)
+        if run:
+            found.append(Batch(source, start, run))
+    return found
+
+
+def _require_present(files: Sequence[SafetensorsFile], plan: Mapping[str, Any]) -> None:
+    for name in plan:
+        if not isinstance(name, str) or not any(name in file.header.tensors for file in files):
+            raise not_found(name, files[0].name if len(files) == 1 else None)
+
+
+def _wanted(
+    file: SafetensorsFile, source: Source, plan: Mapping[str, Any] | None
+) -> Iterable[tuple[str, TensorInfo] | Scattered]:
+    """What is wanted of one file, in the order of its data."""
+    tensors = file.header.tensors
+    if plan is None:
+        return tensors.items()
+    present = plan.keys() & tensors.keys()
+    names: Iterable[str]
+    if len(present) * 8 < len(tensors):  # a few of many: better sort them than look at all
+        names = sorted(present, key=lambda name: tensors[name].begin)
+    else:
+        names = (name for name in tensors if name in present)
+    return (
+        (name, tensors[name]) if plan[name] is None else _part(file, source, name, plan[name])
+        for name in names
+    )
+
+
+def _part(
+    file: SafetensorsFile, source: Source, name: str, expression: Any
+) -> tuple[str, TensorInfo] | Scattered:
+    info = file.header.tensors[name]
+    selection = indexing.select(expression, info.shape)
+    runs = indexing.runs(selection, info.shape, info.dtype)
+    if runs.run_count > 1 or selection.reversed:
+        tensor = FileTensor(name, info, source, file.header.data_start)
+        return Scattered(source, name, tensor, expression, runs.nbytes)
+    begin = info.begin + (runs.offset if runs.nbytes else 0)
+    return name, TensorInfo(info.dtype, selection.shape, begin, begin + runs.nbytes)
