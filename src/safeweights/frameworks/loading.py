@@ -12,7 +12,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from threading import Condition, Lock, Thread, current_thread
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import ClosedError
 from ..storage.memory import CHUNK, thread_count
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .adapter import Adapter
 
 __all__ = [
+    "CLOSED",
     "Gathering",
     "Job",
     "Landing",
@@ -35,6 +36,7 @@ __all__ = [
     "reader_count",
 ]
 
+CLOSED: Final = "prefetch loader closed"
 Progress = Callable[[int], object]
 
 
@@ -278,7 +280,7 @@ class Pipeline:
                     if self._failure is not None:
                         raise self._failure
                     if self._stopped:
-                        raise ClosedError("prefetch loader closed")
+                        raise ClosedError(CLOSED)
                     self._changed.wait()
                     arrived = self._bytes
             if self._progress is not None:

@@ -17,10 +17,10 @@ from typing import (
 )
 
 from .. import checkpoint
-from ..errors import SafetensorError, UnsupportedError, quote
+from ..errors import ClosedError, SafetensorError, UnsupportedError, quote
 from ..gcpause import gc_paused
 from .adapter import adapter_for
-from .loading import Job, Pipeline, Progress, landing_of, reader_count
+from .loading import CLOSED, Job, Pipeline, Progress, landing_of, reader_count
 from .plans import batches
 
 if TYPE_CHECKING:
@@ -147,8 +147,9 @@ class PrefetchLoader(Generic[T]):
     def _arrived(self, job: Job) -> dict[str, T]:
         """What was not handed out of a complete job; decoded when first looked at."""
         if job.tensors is None:
+            if job.transfer is None:
+                raise ClosedError(CLOSED)
             with gc_paused():
-                assert job.transfer is not None
                 job.tensors = job.transfer.tensors()
             job.transfer = None
         return job.tensors
@@ -166,7 +167,8 @@ class PrefetchLoader(Generic[T]):
         """
         self._pipeline.close()
         for job in self._owners.values():
-            job.transfer = job.tensors = None
+            with job.lock:
+                job.transfer = job.tensors = None
 
     def __enter__(self) -> Self:
         return self

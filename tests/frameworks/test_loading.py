@@ -1,0 +1,396 @@
+"""Plans: whatever is wanted, of however many files, by whatever engine, arrives once and right."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import safeweights
+import safeweights.numpy
+from safeweights import SafetensorError
+from safeweights.frameworks import loading, plans, prefetch
+from safeweights.frameworks.loading import HostLanding
+from safeweights.storage import ENGINES, DescriptorSource, TruncatedError
+from safeweights.storage import source as sources
+
+Arrays = dict[str, "np.ndarray[Any, Any]"]
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(offset, length) of every read of a file's data."""
+    reads: list[tuple[int, int]] = []
+    original = DescriptorSource.read_into
+
+    def noting(source: DescriptorSource, offset: int, buffer: memoryview) -> None:
+        reads.append((offset, len(buffer)))
+        original(source, offset, buffer)
+
+    monkeypatch.setattr(DescriptorSource, "read_into", noting)
+    return reads
+
+
+def until(fact: Callable[[], bool]) -> None:
+    """Wait for other threads, for ten seconds at most."""
+    end = time.monotonic() + 10
+    while not fact():
+        assert time.monotonic() < end, "nothing happened for ten seconds"
+        time.sleep(0.001)
+
+
+def readers() -> int:
+    return sum(thread.name == "safeweights-reader" for thread in threading.enumerate())
+
+
+def sharded(folder: Path, *shards: Arrays) -> Path:
+    for number, arrays in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        safeweights.numpy.save_file(arrays, folder / name)
+    return folder
+
+
+shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
+types = st.sampled_from(["u1", "<i2", "<f4", "<f8", "?"])
+
+
+@st.composite
+def checkpoints(draw: st.DrawFn) -> tuple[list[Arrays], dict[str, Any] | None]:
+    """Shards, and a plan for them."""
+    shards: list[Arrays] = []
+    for number in range(draw(st.integers(1, 3))):
+        kinds = draw(st.lists(st.tuples(shapes, types), min_size=1, max_size=6))
+        random = np.random.default_rng(number)
+        shards.append(
+            {
+                f"{number}.{index}": random.integers(0, 2, shape).astype(dtype)
+                for index, (shape, dtype) in enumerate(kinds)
+            }
+        )
+    if draw(st.booleans()):
+        return shards, None
+    plan: dict[str, Any] = {}
+    for shard in shards:
+        for name, array in shard.items():
+            parts: list[Any] = [None]
+            if array.ndim:
+                rows = array.shape[0]
+                first = draw(st.integers(0, rows))
+                parts += [slice(first, draw(st.integers(first, rows))), slice(None, None, -2)]
+                parts += [(..., 0)] if array.shape[-1] else [...]
+            if draw(st.booleans()):
+                plan[name] = draw(st.sampled_from(parts))
+    return shards, plan
+
+
+@pytest.mark.parametrize("arena", [1, 64, 1 << 26])
+@pytest.mark.parametrize("engine", ENGINES)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=checkpoints())
+def test_every_plan_by_every_engine(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: str,
+    arena: int,
+    case: tuple[list[Arrays], dict[str, Any] | None],
+) -> None:
+    shards, plan = case
+    monkeypatch.setattr(HostLanding, "arena", arena)
+    expected = {name: array for shard in shards for name, array in shard.items()}
+    if plan is not None:
+        expected = {
+            name: expected[name] if part is None else expected[name][part]
+            for name, part in plan.items()
+        }
+    folder = sharded(tmp_path_factory.mktemp("model"), *shards)
+    with safeweights.stream(folder, "np", plan=plan, backend=engine) as loader:
+        assert sorted(loader.names()) == sorted(expected)
+        found = dict(loader)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array, strict=True)
+        assert found[name].flags.writeable
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("chunk", [4096, 1 << 23])
+def test_pieces_of_large_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, chunk: int
+) -> None:
+    """Many pieces, whose ends lie anywhere in tensors; direct reads come in blocks."""
+    for module in (sources, loading):
+        monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(sources.Reading.__new__, "__defaults__", (chunk,))
+    random = np.random.default_rng(5)
+    count = 9 * chunk // 8 + 3
+    arrays = {name: random.integers(0, 256, count, "u1") for name in "abc"}
+    path = tmp_path / "x.safetensors"
+    safeweights.numpy.save_file(arrays, path)
+    loaded = safeweights.numpy.load_file(path, backend=engine)
+    streamed = dict(safeweights.stream(path, "np", backend=engine))
+    part = dict(safeweights.stream(path, "np", backend=engine, plan={"b": slice(7, count - 5)}))
+    for name, array in arrays.items():
+        assert np.array_equal(loaded[name], array)
+        assert np.array_equal(streamed[name], array)
+    assert np.array_equal(part["b"], arrays["b"][7:-5])
+
+
+def test_only_what_is_planned_is_read(tmp_path: Path, read: list[tuple[int, int]]) -> None:
+    arrays = {f"{index:02}": np.full((100, 100), index, "<f4") for index in range(20)}
+    folder = sharded(tmp_path, arrays, {"other": np.zeros(1000)})
+    plan = {"03": slice(10, 20), "17": None}
+    with safeweights.stream(folder, "np", plan=plan, backend="pread") as loader:
+        assert loader.nbytes == 10 * 400 + 40_000
+        found = dict(loader)
+    beginnings = 2 * [8]  # of the files: how long their headers are
+    assert sorted(length for _, length in read) == [*beginnings, 10 * 400, 40_000]
+    assert (found["03"] == 3).all()
+
+
+def test_neighbours_are_read_together_and_small_gaps_too(
+    tmp_path: Path, read: list[tuple[int, int]]
+) -> None:
+    path = tmp_path / "x.safetensors"
+    size = plans.GAP_MAX
+    arrays = {name: np.full(size + (name == "d"), ord(name), "u1") for name in "abcde"}
+    safeweights.numpy.save_file(arrays, path)
+    with safeweights.safe_open(path, "np", backend="pread") as file:
+        del read[:]
+        found = dict(file.prefetch(["a", "c", "e"]))
+    # Between a and c lie 4096 bytes, between c and e one more.
+    assert [length for _, length in sorted(read)] == [3 * size, size]
+    assert {name: int(array[0]) for name, array in found.items()} == {"a": 97, "c": 99, "e": 101}
+
+
+@pytest.fixture
+def twenty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file of twenty tensors of 1000 bytes; every one is a batch, and two may be ahead."""
+    path = tmp_path / "x.safetensors"
+    safeweights.numpy.save_file({f"{i:02}": np.full(1000, i, "u1") for i in range(20)}, path)
+    monkeypatch.setattr(HostLanding, "arena", 1)
+    monkeypatch.setattr(prefetch, "_AHEAD", 2000)
+    yield path
+    gc.collect()
+    until(lambda: not readers())
+
+
+def test_no_more_is_read_ahead_than_is_allowed(twenty: Path, read: list[tuple[int, int]]) -> None:
+    with safeweights.safe_open(twenty, "np", backend="pread") as file:
+        del read[:]
+        with file.prefetch() as loader:
+            until(lambda: len(read) == 2)
+            assert loader.names() == file.keys()
+            for expected, (name, tensor) in enumerate(loader):
+                assert (tensor == int(name)).all()
+                assert len(read) <= expected + 4  # two more, and those that are being begun
+        assert len(read) == 20
+
+
+def test_who_asks_out_of_turn_is_served_at_once(twenty: Path) -> None:
+    with safeweights.stream(twenty, "np", backend="pread") as loader:
+        for name in reversed(loader.names()):
+            assert (loader.take(name) == int(name)).all()
+        assert list(loader) == []
+        with pytest.raises(SafetensorError, match="`07` was already delivered"):
+            loader.take("07")
+        with pytest.raises(SafetensorError, match="`zz` is not in the prefetch plan"):
+            loader.take("zz")
+        with pytest.raises(SafetensorError, match="not in the prefetch plan"):
+            loader.take(7)  # type: ignore[arg-type]
+        assert len(loader) == 20
+
+
+def test_many_threads_share_a_loader(twenty: Path) -> None:
+    with safeweights.stream(twenty, "np", backend="pread") as loader, ThreadPoolExecutor(8) as pool:
+        taken = list(pool.map(lambda name: (name, loader.take(name)), loader.names()[::3]))
+        shares = list(pool.map(lambda _: list(loader), range(8)))
+    everything = taken + [item for share in shares for item in share]
+    assert sorted(name for name, _ in everything) == loader.names()
+    assert all((tensor == int(name)).all() for name, tensor in everything)
+
+
+def test_a_closed_loader_says_so(twenty: Path) -> None:
+    loader = safeweights.stream(twenty, "np", backend="pread")
+    _, first = next(iter(loader))
+    loader.close()
+    loader.close()
+    assert not readers()
+    assert not first.any()
+    for call in (lambda: loader.take("05"), lambda: list(loader)):
+        with pytest.raises(SafetensorError, match="prefetch loader closed"):
+            call()
+
+
+def test_who_waits_learns_of_the_close(twenty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = threading.Event()
+    monkeypatch.setattr(DescriptorSource, "read_into", lambda *_: held.wait(10))
+    file = safeweights.safe_open(twenty, "np", backend="mmap")
+    file._file.source.in_memory = False  # so that it is read, and the reading hangs
+    file._file.source._map = None
+    loader = file.prefetch()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(loader.take, "00")
+        until(lambda: waiting.running())
+        loader._pipeline.stop()
+        with pytest.raises(SafetensorError, match="prefetch loader closed"):
+            waiting.result(10)
+        held.set()
+    loader.close()
+
+
+def test_a_loader_that_is_dropped_stops_reading(twenty: Path) -> None:
+    loader = safeweights.stream(twenty, "np", backend="pread")
+    next(iter(loader))
+    until(lambda: readers() > 0)
+    del loader
+    gc.collect()
+    until(lambda: not readers())
+
+
+@pytest.mark.parametrize("engine", ["mmap", "pread", "direct"])
+def test_a_truncated_file_is_an_error_for_who_asks(tmp_path: Path, engine: str) -> None:
+    """Of a mapping too: pages are fetched, and those that are gone found, before anybody touches them."""
+    path = tmp_path / "x.safetensors"
+    arrays = {name: np.ones(1 << 20, "u1") for name in "ab"}
+    safeweights.numpy.save_file(arrays, path)
+    with safeweights.safe_open(path, "np", backend=engine) as file:
+        os.truncate(path, (1 << 20) + 4096)
+        loader = file.prefetch()
+        for _ in range(2):
+            with pytest.raises(TruncatedError, match="was truncated") as caught:
+                loader.take("b")
+            assert caught.value.path == str(path)
+        loader.close()
+    assert not readers()
+
+
+def test_what_cannot_be_had_is_refused_before_anything_is_read(
+    tmp_path: Path, read: list[tuple[int, int]]
+) -> None:
+    path = tmp_path / "x.safetensors"
+    entries = {
+        "a": {"dtype": "F6_E2M3", "shape": [4], "data": bytes(3)},
+        "b": {"dtype": "F32", "shape": [], "data": bytes(4)},
+        "c": {"dtype": "F32", "shape": [2, 2], "data": bytes(16)},
+    }
+    safeweights.serialize_file(entries, path)
+    with safeweights.safe_open(path, "np", backend="pread") as file:
+        del read[:]
+        for plan, message in [
+            (None, "F6_E2M3"),
+            ({"b": slice(0, 1)}, "too many indices|out of bounds|Error during slicing"),
+            ({"c": slice(0, 3)}, "Error during slicing"),
+            ({"c": "x"}, "."),
+            ({"z": None}, "does not contain tensor z"),
+            ([3], "does not contain tensor 3"),
+            (5, "neither names nor a mapping"),
+            ("bc", "neither names nor a mapping"),
+        ]:
+            with pytest.raises(SafetensorError, match=message):
+                file.prefetch(plan)  # type: ignore[arg-type]
+        for threads in (0, -1, True, 1.5):
+            with pytest.raises(SafetensorError, match="threads is"):
+                file.prefetch(threads=threads)  # type: ignore[arg-type]
+        assert dict(file.prefetch({})) == {}
+    assert read == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_progress_is_told_to_who_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setattr(HostLanding, "arena", 1 << 20)
+    arrays = {f"{index}": np.ones(1 << 20, "u1") for index in range(8)}
+    folder = sharded(tmp_path, arrays, {"more": np.ones(333, "u1")})
+    heard: list[tuple[int, int]] = []
+
+    def progress(nbytes: int) -> None:
+        heard.append((nbytes, threading.get_ident()))
+
+    with safeweights.stream(folder, "np", backend=engine, progress=progress) as loader:
+        list(loader)
+    assert loader.nbytes == (8 << 20) + 333
+    assert [nbytes for nbytes, _ in heard] == sorted(nbytes for nbytes, _ in heard)
+    assert heard[-1] == (loader.nbytes, threading.get_ident())
+    del heard[:]
+    safeweights.numpy.load_file(
+        folder / "model-00001-of-00002.safetensors", backend=engine, progress=progress
+    )
+    assert heard[-1] == (8 << 20, threading.get_ident())
+
+
+@pytest.mark.parametrize("engine", ["pread", "direct"])
+def test_an_interrupt_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setattr(HostLanding, "arena", 1 << 20)
+    path = tmp_path / "x.safetensors"
+    safeweights.numpy.save_file({f"{i}": np.ones(9 << 20, "u1") for i in range(4)}, path)
+    gc.collect()
+    before = set(os.listdir("/proc/self/fd"))
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        safeweights.numpy.load_file(path, backend=engine, progress=interrupt)
+    assert not readers()
+    gc.collect()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_mapped_files_are_fetched_without_a_copy(
+    tmp_path: Path, read: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.safetensors"
+    safeweights.numpy.save_file({"a": np.ones(1 << 20, "u1")}, path)
+    fetched: list[int] = []
+    original = sources.populate
+
+    def noting(memory: memoryview) -> bool:
+        fetched.append(len(memory))
+        return original(memory)
+
+    monkeypatch.setattr(sources, "populate", noting)
+    with safeweights.safe_open(path, "np") as file:
+        del read[:]
+        tensor = file.prefetch().take("a")
+    assert (read, fetched) == ([], [1 << 20])
+    tensor[:] = 7  # private: the file stays what it is
+    assert (safeweights.numpy.load_file(path)["a"] == 1).all()
+
+
+def test_sixteen_threads_load_save_and_slice_at_once(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    arrays = {f"{index}": random.random((64, 1 << index)) for index in range(8)}
+    path = tmp_path / "x.safetensors"
+    safeweights.numpy.save_file(arrays, path)
+
+    def work(number: int) -> None:
+        engine = ENGINES[number % len(ENGINES)]
+        for turn in range(5):
+            loaded = safeweights.numpy.load_file(path, backend=engine)
+            own = tmp_path / f"{number % 8}.safetensors"  # two threads write each
+            safeweights.numpy.save_file(loaded, own)
+            with safeweights.safe_open(own, "np", backend=engine) as file:
+                for name, array in arrays.items():
+                    part = file.get_slice(name)[turn:50:3, -1:]
+                    np.testing.assert_array_equal(part, array[turn:50:3, -1:], strict=True)
+            for name, array in safeweights.stream(own, "np", backend=engine):
+                np.testing.assert_array_equal(array, arrays[name], strict=True)
+
+    with ThreadPoolExecutor(16) as pool:
+        for done in [pool.submit(work, number) for number in range(16)]:
+            done.result()
+    until(lambda: not readers())
