@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from .output import Output, escape, printable
+from .output import Output, escape, plural, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from ..trust import Decision
     from .records import DecisionRecord, ReasonRecord
 
 __all__ = ["print_decision", "record"]
+
+_SHOWN: Final = 50
+"""Reasons that are shown on a terminal; a folder may have a hundred thousand unsigned files."""
 
 _STYLES: Final = {"allow": "green", "warn": "yellow", "refuse": "bold red"}
 
@@ -51,13 +54,15 @@ def print_decision(out: Output, decision: DecisionRecord, *, explain: bool) -> N
         out.line(side, each["code"], escape(each["file"] or ""), printable(each["text"]))
 
 
-def _draw(out: Output, decision: DecisionRecord, reasons: Iterable[ReasonRecord]) -> None:
+def _draw(out: Output, decision: DecisionRecord, reasons: Sequence[ReasonRecord]) -> None:
     screen = out.pretty()
     verdict = decision["verdict"]
     about = f"  level {decision['level']}"
     if decision["rule"] is not None:
         about += f", rule {escape(decision['rule'])}"
     screen.text((verdict, _STYLES[verdict]), "  ", (escape(decision["subject"]), "bold"), about)
-    for each in reasons:
+    for each in reasons[:_SHOWN]:
         mark = ("-", "red") if each["against"] else ("+", "green")
         screen.text(mark, (f" {each['code']}  ", "dim"), printable(each["text"]), indent=2)
+    if len(reasons) > _SHOWN:
+        screen.text((f"  and {plural(len(reasons) - _SHOWN, 'reason')} more: see --json", "dim"))

@@ -14,6 +14,7 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Final, Literal
 
 from safeweights.checkpoint import SafetensorsFile
@@ -25,7 +26,9 @@ from .files import list_folder, open_regular, read_document
 from .threads import in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from safeweights.header import TensorInfo
 
 __all__ = [
     "CheckResult",
@@ -42,6 +45,9 @@ __all__ = [
 ]
 
 CHUNK: Final = 4 << 20
+_TENSOR_COST: Final = 1 << 13
+"""Bytes that could be hashed in the time that a tensor costs before its first."""
+
 _CHECK_LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)", re.DOTALL)
 
 
@@ -203,17 +209,38 @@ def hash_tensors(
     """
     file = SafetensorsFile.open(path, engine="pread")
 
-    def one(name: str, tell: Callable[[int], object]) -> TensorDigest:
-        tensor = file.tensor(name)
-        state = hashlib.sha256(f"{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0".encode())
+    def some(names: Sequence[str], tell: Callable[[int], object]) -> list[TensorDigest]:
         done = 0
-        for chunk in tensor.chunks(CHUNK):
-            state.update(chunk)
-            done += len(chunk)
-            tell(done)
-        return TensorDigest(path, name, tensor.dtype, tensor.shape, state.hexdigest())
+        found = []
+        for name in names:
+            tensor = file.tensor(name)
+            kind = f"{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0"
+            state = hashlib.sha256(kind.encode())
+            for chunk in tensor.chunks(CHUNK):
+                state.update(chunk)
+                done += len(chunk)
+                if len(chunk) == CHUNK:  # of a large tensor, more often than of many small ones
+                    tell(done)
+            found.append(TensorDigest(path, name, tensor.dtype, tensor.shape, state.hexdigest()))
+        tell(done)
+        return found
 
-    return in_threads(one, sorted(file.header.tensors), workers=workers, progress=progress)
+    batches = list(_batches(file.header.tensors))
+    return list(chain(*in_threads(some, batches, workers=workers, progress=progress)))
+
+
+def _batches(tensors: Mapping[str, TensorInfo]) -> Iterator[list[str]]:
+    """The names in order; together what is too small to be a thread's work of its own."""
+    batch: list[str] = []
+    size = 0
+    for name in sorted(tensors):
+        batch.append(name)
+        size += tensors[name].end - tensors[name].begin + _TENSOR_COST
+        if size >= CHUNK:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def format_check_file(digests: Iterable[FileDigest]) -> str:

@@ -1,0 +1,109 @@
+"""Aligned columns on a terminal, however many rows there are and whatever their texts are."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from safeweights.cli import terminal
+from safeweights.cli.columns import Column, cells, fold, lay_out, shorten, widths
+from safeweights.cli.output import escape
+
+NAMES = st.text(
+    st.sampled_from([*"abz. [],│├模型重🙂é\u0301שלم\x1b\u202e\\"]) | st.characters(codec="utf-8"),
+    max_size=90,
+).map(escape)
+
+
+@given(NAMES)
+@example("│ └ layers.0")
+def test_cells_are_those_of_rich(text):
+    assert cells(text) == cell_len(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("", 5, [""]),
+        ("abcde", 5, ["abcde"]),
+        ("abcdef", 5, ["abcde", "f"]),
+        ("ab cd ef", 5, ["ab cd", "ef"]),
+        ("ab cdefgh ij", 5, ["ab", "cdefg", "h ij"]),
+        ("模型重量", 5, ["模型", "重量"]),
+        ("     abcdef", 5, ["     ", "abcde", "f"]),
+        ("ab      ", 5, ["ab"]),
+        (" " * 9, 5, [""]),
+        ("e\u0301" * 6, 5, ["e\u0301" * 5, "e\u0301"]),
+    ],
+)
+def test_folding(text, width, lines):
+    assert fold(text, width) == lines
+
+
+@given(NAMES, st.integers(4, 100))
+def test_folding_loses_nothing_but_spaces_and_fits(text, width):
+    lines = fold(text, width)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    if "\ufe0f" not in text:  # makes the character before it wide, which a terminal may not know
+        assert max(map(cells, lines)) <= width
+
+
+@given(
+    st.lists(st.tuples(NAMES, NAMES, NAMES), min_size=1, max_size=5),
+    st.integers(25, 120),
+    st.tuples(st.booleans(), st.booleans()),
+)
+def test_every_line_of_a_table_is_as_wide_as_all_and_fits_the_window(rows, window, flags):
+    columns = (Column("name", cut=flags[0]), Column("shape", cut=flags[1]), Column("s", right=True))
+    wide = widths(columns, rows, window)
+    assert sum(wide) + 4 <= window
+    for line in lay_out(columns, rows, wide):
+        if not any("\ufe0f" in text for row in rows for text in row):
+            assert [cells(text) for text in line] == wide
+
+
+def test_long_fields_are_cut_or_shortened():
+    (line,) = lay_out([Column("name", cut=True)], [["模" * 10]], [9])
+    assert line == ["模模模模…"]
+    assert shorten("x" * 5000).endswith("… (4,790 more)")
+
+
+def test_a_long_table_asks_rich_no_more_than_a_short_one(monkeypatch):
+    calls = []
+
+    def text(*arguments, **options):
+        calls.append(arguments)
+        return Text(*arguments, **options)
+
+    Text = terminal.Text
+    monkeypatch.setattr(terminal, "Text", text)
+    columns = (Column("name"), Column("size", right=True, style="green"))
+    for number in (1, 5000):
+        calls.clear()
+        stream = io.StringIO()
+        terminal.Terminal(stream).table(columns, ((f"层.{i}", str(i)) for i in range(number)))
+        assert len(stream.getvalue().splitlines()) == number + 1
+        assert len(calls) <= 10
+
+
+def test_an_empty_table_is_nothing():
+    stream = io.StringIO()
+    terminal.Terminal(stream).table((Column("name"),), [])
+    assert stream.getvalue() == ""
+
+
+def test_long_lists_of_hostile_names_on_a_terminal(terminal, plain, write, tmp_path):
+    names = [f"\x1b[2J\u202e{i} 模型%s\u0301 {'x' * (i % 90)}" for i in range(3000)]
+    write(tmp_path / "x", [(name, "F32", ()) for name in names])
+    for options in ([], ["--tree"]):
+        shown, status = terminal("ls", str(tmp_path / "x"), *options)
+        text = plain(shown)
+        assert status == 0
+        assert all(c.isprintable() or c == "\n" for c in text)
+        assert max(map(cells, text.splitlines())) <= 80
+        assert text.count("F32") == 3000
+        assert text.count("x1b[2J\\u202e") == 3000 or options
