@@ -1,9 +1,9 @@
 """Memory for what is read, and the work of filling it shared among threads.
 
-Large pieces come from NumPy, which asks the system for huge pages (madvise(2), MADV_HUGEPAGE) and does
-not clear what will be overwritten: first touch, page by page, is what makes owned loads slow. System
-calls and large copies release the GIL, so that a few threads fill a piece together; on two cores that
-is worth a factor of two, on cold disks and networks more.
+First touch, page by page, is what makes owned loads slow: large pieces are in huge pages, and are used
+again when nobody sees them any more (`arenas`). System calls and large copies release the GIL, so that a
+few threads fill a piece together; on two cores that is worth a factor of two, on cold disks and
+networks more.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Final
 
+from . import arenas
 from .placement import prefer_huge_pages
 
 if TYPE_CHECKING:
@@ -31,9 +32,15 @@ PAGE: Final = 4096
 
 
 def allocate(nbytes: int) -> memoryview:
-    """Writable memory of `nbytes`, contents undefined; from 1 MiB on it begins at a page."""
+    """Writable memory of `nbytes`; from 1 MiB on it begins at a page.
+
+    Its contents are undefined, another file's perhaps: whoever hands it on has filled it.
+    """
     if nbytes < _LARGE:
         return memoryview(bytearray(nbytes))
+    recycled = arenas.borrow(nbytes)
+    if recycled is not None:
+        return recycled
     import numpy as np  # whoever reads a megabyte has the time
 
     memory = np.empty(nbytes + PAGE, np.uint8)
