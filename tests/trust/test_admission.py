@@ -368,9 +368,61 @@ class TestGate:
         for trust in (policy, str(tmp_path / "p.toml"), tmp_path / "p.toml", signer.public_key,
                       Gate(policy), warrant):  # fmt: skip
             assert len(read_all(as_gate(trust), model / WEIGHTS)) == 2
-        assert len(read_all(policy, model / WEIGHTS)) == 2, "a policy is itself what a loader takes"
         with pytest.raises(TypeError, match="takes a policy"):
             as_gate(5)
+
+    def test_a_path_is_what_its_content_says(
+        self, model: Path, signer: FileSigner, stranger: FileSigner, policy: Policy, tmp_path: Path
+    ) -> None:
+        signing.sign(str(model), signer)
+        files = {
+            "key.toml": signer.public_key.pem,  # names say nothing
+            "key": b"\xef\xbb\xbf\n\n" + signer.public_key.pem,
+            "warrant.pub": admit(str(model), policy).require().to_json().encode(),
+            "policy.json": b'mode = "enforce"\n[signers.us]\npublic_key = """\n%s"""\n'
+            b'[[rules]]\npattern = "*"\nsigners = ["us"]' % signer.public_key.pem,
+        }
+        for name, data in files.items():
+            path = tmp_path / name
+            path.write_bytes(data)
+            assert len(read_all(as_gate(path), model / WEIGHTS)) == 2
+            assert len(read_all(as_gate(str(path)), model / WEIGHTS)) == 2
+        (tmp_path / "stranger.pub").write_bytes(stranger.public_key.pem)
+        with pytest.raises(PolicyViolationError):
+            read_all(as_gate(tmp_path / "stranger.pub"), model / WEIGHTS)
+        (model / "other.safetensors").write_bytes((model / WEIGHTS).read_bytes())
+        with pytest.raises(VerificationError, match="does not name this file"):
+            read_all(as_gate(tmp_path / "warrant.pub"), model / "other.safetensors")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"-----BEGIN CERTIFICATE-----\nMII", "a certificate alone does not say who"),
+            (b"-----BEGIN EC PRIVATE KEY-----\nMII", "this is a private key; give the public"),
+            (b"-----BEGIN PUBLIC KEY-----\nMII", "not a public key in PEM"),
+            (b'{"mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json"}', "a warrant (JSON"),
+            (b'{"schema": "safeweights-lock/1"}', "a warrant (JSON"),
+            (b"{", "a warrant (JSON"),
+            (b"\x30\x76\x30\x10\x06\x07\x2a\x86\x48\xce", "a public key (PEM)"),  # DER
+            (b"", "no [[rules]]"),
+            (b"<html>", "a policy (TOML)"),
+            (b"# long\n" * 200_000, "longer than 1048576"),
+        ],
+    )
+    def test_a_file_that_is_nothing_of_it(
+        self, content: bytes, message: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(DocumentError) as caught:
+            as_gate(tmp_path / "x")
+        assert message in str(caught.value)
+        assert str(tmp_path / "x") in str(caught.value)
+
+    def test_a_fault_within_a_policy_is_told_as_such(self, tmp_path: Path) -> None:
+        (tmp_path / "x").write_text('[[rules]]\npattern = "*"\nlevle = "none"\n')
+        with pytest.raises(DocumentError, match=r"levle: unknown field") as caught:
+            as_gate(tmp_path / "x")
+        assert "trust=" not in str(caught.value)
 
     @pytest.mark.parametrize("trees", [True, False])
     def test_refusals(

@@ -55,7 +55,12 @@ _SHOWN: Final = 20
     "--limit", metavar="NAME=NUMBER", multiple=True,
     help="Believe a source more; an error names the limit.",
 )  # fmt: skip
-@click.option("--trust", metavar="POLICY", type=FILE, help="Read only what this policy admits.")
+@click.option(
+    "--trust",
+    metavar="FILE",
+    type=FILE,
+    help="Read only what this policy, public key or warrant admits.",
+)
 @click.option("--no-record", is_flag=True, help="Leave no DST.provenance.json.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")

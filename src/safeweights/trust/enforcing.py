@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from .admission import Warrant
 from .bundle import parse_statement
 from .certificates import CertificateTrust
-from .errors import PolicyViolationError, TrustError
+from .errors import DocumentError, PolicyViolationError, TrustError
 from .evidence import who_signed
+from .files import read_document
 from .keyless import KeylessTrust
-from .keys import PublicKey
+from .keys import PublicKey, load_public_key
 from .lockfile import LockFile, lock_of
 from .policy import Evidence, FileFact, Policy, Rule, decide
-from .policy_file import load_policy
+from .policy_file import load_policy, parse_policy
 from .reading import VerifiedCopy, VerifiedSource
 from .sidecars import read_sidecar
 from .verifying import find_signature, read_bundle, resource_of
@@ -175,19 +177,68 @@ class Gate:
 def as_gate(trust: object) -> Callable[[Source, str], Source]:
     """What a caller may give as ``trust=`` to a loader, as something to call with every source.
 
+    Of a path, the content says which of three things it is, whatever its name: the TOML of a
+    policy, the PEM of a public key, or the JSON of a warrant. No file can be two of them, and what
+    is none is refused. A certificate is too: not every one that an authority gave out is meant, so
+    who it must belong to has to be said, by a policy or a `CertificateTrust`.
+
+    A path is read at each call, and signatures are then checked anew; to load many files of one
+    model, make one `Gate` (or `admit` it, for its `Warrant`) and give that.
+
     Args:
-        trust: A policy or the path of one; a public key, certificate or keyless trust, each of
-            which must then have signed every file; a `Gate`, a `Warrant`, or any callable like
-            them.
+        trust: A policy; a public key, certificate or keyless trust, each of which must then have
+            signed every file; the path of a policy, public key or warrant; a `Gate`, a `Warrant`,
+            or any callable like them.
 
     Raises:
         TypeError: Something else.
+        DocumentError: The file at a path is none of the three, or malformed.
+        OSError: It cannot be read.
     """
     if isinstance(trust, str | os.PathLike):
-        return Gate(os.fspath(trust))
+        trust = _read_trust(os.fsdecode(trust))
+    if isinstance(trust, Policy):
+        return Gate(trust)
     if isinstance(trust, PublicKey | CertificateTrust | KeylessTrust):
         return Gate(Policy((Rule("*", signers=("trusted",)),), {"trusted": trust}))
     if callable(trust):
         return trust
-    msg = f"trust= takes a policy, a key or a warrant, not {type(trust).__name__}"
+    msg = (
+        f"trust= takes a policy, a key or a warrant, or the path of one, not {type(trust).__name__}"
+    )
     raise TypeError(msg)
+
+
+def _read_trust(path: str) -> Policy | PublicKey | Warrant:
+    """The policy, public key or warrant in a file.
+
+    TOML cannot begin with a brace or with five dashes and a word, so nothing can be taken for
+    another; a policy may well contain the PEM of a key further down.
+    """
+    data = read_document(path)
+    head = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip()
+    try:
+        if head.startswith(b"-----BEGIN CERTIFICATE"):
+            raise DocumentError(
+                "a certificate alone does not say who must have signed; name its owner in a policy "
+                '(`roots` and `certificate_subject`), or give trust=CertificateTrust(tuple('
+                'load_certificates(path)), subject="...")', reason="certificate", path=path,
+            )  # fmt: skip
+        if head.startswith(b"-----BEGIN "):
+            return load_public_key(data, path=path)
+        if head.startswith(b"{"):
+            return Warrant.from_json(data, path=path)
+        return parse_policy(data, path=path)
+    except DocumentError as error:
+        if not head.startswith(b"-----") and error.field in _WHOLE:
+            error.message += _TAKEN
+        raise
+
+
+_WHOLE: Final = {"", "schema", "mediaType"}
+"""Fields at which a document turns out to be of another kind; the last is that of a signature."""
+
+_TAKEN: Final = (
+    "; a file given as trust= is a policy (TOML), a public key (PEM) or a warrant (JSON, written by "
+    "`safeweights admit --warrant`)"
+)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import fnmatch
 import json
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from safeweights.errors import quote
@@ -22,10 +21,7 @@ from .contents import KINDS
 from .errors import PolicyViolationError
 
 if TYPE_CHECKING:
-    from safeweights.storage import Source
-
     from .contents import Finding
-    from .enforcing import Gate
     from .verifying import SignedBy, Trust
 
 __all__ = [
@@ -89,19 +85,6 @@ class Policy:
     deny: frozenset[str] = frozenset(DENIABLE)
     lock: str | None = None
     path: str | None = None
-
-    def __call__(self, source: Source, path: str) -> Source:
-        """`source` as something that only gives what this policy admits: see `enforcing.Gate`.
-
-        It makes a policy itself what a loader takes as ``trust=``.
-        """
-        return self._gate(source, path)
-
-    @cached_property
-    def _gate(self) -> Gate:
-        from .enforcing import Gate  # the gate decides by policies, so it is built on this module
-
-        return Gate(self)
 
     def rule_for(self, subject: str) -> Rule | None:
         """The first rule whose pattern matches the model's name."""

@@ -34,12 +34,13 @@ from __future__ import annotations
 
 import os
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from safeweights.errors import quote
 
 from .certificates import CertificateTrust, load_certificates
 from .documents import Field, parse_toml
+from .errors import DocumentError
 from .files import read_document
 from .keyless import KeylessTrust
 from .keys import load_public_key
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 __all__ = ["load_policy", "parse_policy"]
 
+MAX_POLICY: Final = 1 << 20
+
 
 def load_policy(path: str) -> Policy:
     """The policy in a TOML file; files that it names are relative to it.
@@ -58,11 +61,13 @@ def load_policy(path: str) -> Policy:
         DocumentError: Malformed, an unknown setting, or a key that cannot be read; names the field.
         OSError: The file, or one it names, cannot be read.
     """
-    return parse_policy(read_document(path, limit=1 << 20), path=path)
+    return parse_policy(read_document(path, limit=MAX_POLICY), path=path)
 
 
 def parse_policy(data: bytes, *, path: str | None = None) -> Policy:
     """The policy in TOML text; see `load_policy`."""
+    if len(data) > MAX_POLICY:
+        raise DocumentError(f"longer than {MAX_POLICY} bytes", path=path)
     document = parse_toml(data, path=path).only(
         "mode", "signers", "rules", "deny", "minimum_level", "lock"
     )
