@@ -115,7 +115,7 @@ def _mapped(nbytes: int) -> mmap.mmap | None:
 
 def _give_back(pages: mmap.mmap, owner: int) -> None:
     """Nobody sees the piece any more: keep it, if that is allowed."""
-    if len(pages) > _LIMIT or os.getpid() != owner:
+    if os.getpid() != owner:
         return
     with suppress(OSError):  # locked memory (mlockall(2)) cannot be offered to the system, nor kept
         pages.madvise(mmap.MADV_FREE)
