@@ -36,6 +36,7 @@ from .storage import (
     gather,
     gather_mapped,
     joined,
+    made_ahead,
     open_source,
     write_file,
     write_stream,
@@ -561,7 +562,7 @@ def save(
         FormatError: What the format cannot hold; nothing is written then.
         OSError: Writing failed; the old file is untouched.
     """
-    size, buffers = _plan(tensors, metadata)
+    size, buffers = _plan(tensors, metadata, _written)
     if isinstance(target, str | os.PathLike):
         write_file(target, buffers, size=size, durable=durable, progress=progress)
     elif hasattr(target, "write"):
@@ -573,12 +574,23 @@ def save(
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """What `save` would write, as bytes; one copy."""
-    size, buffers = _plan(tensors, metadata)
+    size, buffers = _plan(tensors, metadata, _whole)
     return joined(buffers, size)
 
 
+def _written(tensor: Tensor) -> Iterable[Buffer]:
+    return tensor.chunks()
+
+
+def _whole(tensor: Tensor) -> Iterable[Buffer]:
+    """What is not in memory in one piece: it stays until all are joined."""
+    return tensor.chunks() if tensor.in_memory else (tensor.view(),)
+
+
 def _plan(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None,
+    pieces: Callable[[Tensor], Iterable[Buffer]],
 ) -> tuple[int, Iterator[Buffer]]:
     """Size and contents of the file; the header is made, and checked, at once."""
     if metadata is None and isinstance(tensors, Checkpoint):
@@ -589,14 +601,21 @@ def _plan(
     for name, info in header.tensors.items():
         if found[name].nbytes != info.nbytes:
             raise _wrong_size(name, info, found[name].nbytes)
-    return len(head) + header.data_size, _contents(head, header, found)
+    contents = _contents(head, header, found, pieces)
+    in_memory = all(tensor.in_memory for tensor in found.values())
+    return len(head) + header.data_size, contents if in_memory else made_ahead(contents)
 
 
-def _contents(head: bytes, header: Header, tensors: Mapping[str, Tensor]) -> Iterator[Buffer]:
+def _contents(
+    head: bytes,
+    header: Header,
+    tensors: Mapping[str, Tensor],
+    pieces: Callable[[Tensor], Iterable[Buffer]],
+) -> Iterator[Buffer]:
     yield head
     for name, info in header.tensors.items():
         size = 0
-        for chunk in tensors[name].chunks():
+        for chunk in pieces(tensors[name]):
             size += len(chunk)
             yield chunk
         if size != info.nbytes:

@@ -6,17 +6,19 @@ import json
 import os
 import struct
 import threading
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
-from safeweights import SafetensorError, serialize_file
+from safeweights import SafetensorError, save, serialize_file
+from safeweights.checkpoint import to_bytes
 from safeweights.frameworks import staging
 from safeweights.frameworks.loading import Job, Pipeline
 from safeweights.frameworks.plans import Batch
 from safeweights.frameworks.staging import DeviceLanding
-from safeweights.frameworks.torch import ADAPTER, TorchAdapter
+from safeweights.frameworks.torch import ADAPTER, CODES, DeviceTensor, TorchAdapter
 from safeweights.header import TensorInfo
 from safeweights.storage import Source, open_source
 from safeweights.storage.source import ENGINES, BytesSource, TruncatedError
@@ -184,3 +186,39 @@ def test_tensors_at_odd_places_are_copied(monkeypatch):
 def test_without_an_accelerator_nothing_is_staged():
     assert TorchAdapter().landing(None) is None
     assert TorchAdapter().landing(torch.device("meta")) is None
+
+
+def test_tensors_on_a_device_are_written_through_few_slabs(tmp_path, monkeypatch):
+    """The next piece is copied while one is written, and no more than that is kept."""
+    tensors = {f"{index}": torch.randn(700_000 + index) for index in range(9)}
+    tensors["small"] = torch.arange(5)
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    class Counting(StandIn):
+        def slab(self, nbytes: int) -> torch.Tensor:
+            nonlocal most
+            made = torch.zeros(nbytes, dtype=torch.uint8)
+            alive.append(weakref.ref(made.untyped_storage()))
+            most = max(most, sum(slab() is not None for slab in alive))
+            return made
+
+    monkeypatch.setattr(TorchAdapter, "accelerator", lambda self, _: Counting())
+    held = {
+        name: DeviceTensor(name, CODES[tensor.dtype], tuple(tensor.shape), tensor)
+        for name, tensor in tensors.items()
+    }
+    path = tmp_path / "x.safetensors"
+    save(held, path)
+    assert len(alive) == 9  # the small one is not worth a slab
+    assert most <= 5
+    loaded = load_file(path)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    del alive[:]
+    assert to_bytes(held) == path.read_bytes()
+    assert alive == []  # all of it pinned would be too much
+    buffer = bytearray(8)
+    held["0"].read_into(buffer, 4)
+    assert bytes(buffer) == tensors["0"][1:3].numpy().tobytes()
+    with pytest.raises(SafetensorError, match="asked of tensor `small`"):
+        held["small"].read_into(bytearray(41))

@@ -21,7 +21,7 @@ from ..errors import (
 )
 from ..storage.source import flat
 from .adapter import Adapter
-from .staging import Accelerator, DeviceLanding, TorchAccelerator
+from .staging import SLAB, Accelerator, DeviceLanding, TorchAccelerator
 from .torch_sharing import overlapping_tensors
 
 if TYPE_CHECKING:
@@ -264,6 +264,9 @@ _PLAIN: Final = frozenset({torch.Tensor, torch.nn.Parameter})
 
 _COPY_MAX: Final = 1 << 12
 
+_PINNED_MIN: Final = 1 << 20
+"""Bytes from which on a copy through pinned memory is worth the trouble."""
+
 
 class HostTensor(Tensor):
     """A plain contiguous tensor on the CPU; its memory is looked at when it is written."""
@@ -295,24 +298,44 @@ class HostTensor(Tensor):
 
 
 class DeviceTensor(Tensor):
-    """A tensor on an accelerator, copied to the host when it is written, a piece at a time."""
+    """A tensor on an accelerator, copied to the host when it is written, a piece at a time.
+
+    Pieces go through pinned memory, which torch recycles, so that few slabs of it are ever made.
+    """
 
     __slots__ = ("_flat",)
 
     def __init__(self, name: str, code: str, shape: tuple[int, ...], tensor: torch.Tensor) -> None:
         super().__init__(name, code, shape, tensor.numel() * tensor.element_size())
         self._flat = _flat(tensor)
+        # It may be read in another thread, whose stream does not wait for this one's.
+        _synchronize(tensor.device)
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
-        view = memoryview(buffer).cast("B")
-        view[:] = self._piece(offset, len(view))
+        view = self._within(buffer, offset)
+        view[:] = self._flat[offset : offset + len(view)].cpu().numpy().data
 
-    def chunks(self, size: int = 1 << 24) -> Iterator[memoryview]:
+    def chunks(self, size: int = SLAB) -> Iterator[memoryview]:
+        accelerator = ADAPTER.accelerator(self._flat.device) if self.nbytes > _PINNED_MIN else None
         for begin in range(0, self.nbytes, size):
-            yield self._piece(begin, min(size, self.nbytes - begin))
+            piece = self._flat[begin : begin + size]
+            if accelerator is None:
+                yield piece.cpu().numpy().data
+            else:
+                slab = accelerator.slab(len(piece))
+                accelerator.copy(slab, piece).synchronize()
+                yield slab.numpy().data
 
-    def _piece(self, offset: int, length: int) -> memoryview:
-        return self._flat[offset : offset + length].cpu().numpy().data
+
+def _synchronize(device: torch.device) -> None:
+    """Wait for what is queued on a device."""
+    module = getattr(
+        torch, device.type, None
+    )  # torch.cuda, torch.xpu ...; None where `cpu()` waits
+    if device.type == "mps":
+        module.synchronize()
+    elif module is not None:
+        module.synchronize(device)
 
 
 ADAPTER: Final = TorchAdapter()

@@ -5,6 +5,7 @@ Scattered ones are brought together by `gathering`. Nothing here knows of tensor
 
 from __future__ import annotations
 
+from .ahead import made_ahead
 from .gathering import gather, gather_mapped
 from .memory import allocate, joined
 from .sink import (
@@ -46,6 +47,7 @@ __all__ = [
     "gather",
     "gather_mapped",
     "joined",
+    "made_ahead",
     "open_source",
     "rename",
     "sync_directory",
