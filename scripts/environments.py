@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,20 +22,43 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def environment(name: str, requirements: str) -> Path:
     """The Python of the environment `name`, which has what ``requirements/<requirements>`` names."""
-    listed = ROOT / "requirements" / requirements
     folder = ROOT / ".venvs" / name
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    with _made(folder, requirements) as listed:
+        if listed:
+            venv.create(folder, with_pip=True, clear=True)
+            _install(python, "-r", listed)
+    return python
+
+
+def beside(name: str, requirements: str, python: Path) -> Path:
+    """A folder for PYTHONPATH with what ``requirements/<requirements>`` names, without what that needs."""
+    folder = ROOT / ".venvs" / name
+    with _made(folder, requirements) as listed:
+        if listed:
+            shutil.rmtree(folder, ignore_errors=True)
+            _install(python, "--no-deps", "--target", folder, "-r", listed)
+    return folder
+
+
+@contextmanager
+def _made(folder: Path, requirements: str) -> Iterator[Path | None]:
+    """Gives the list if what it names is to be installed now, and notes afterwards that it was."""
+    listed = ROOT / "requirements" / requirements
     stamp = folder / ".installed"
     wanted = hashlib.sha256(listed.read_bytes() + sys.version.encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
-        return python
+        yield None
+        return
     began = time.monotonic()
-    venv.create(folder, with_pip=True, clear=True)
-    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", listed]
-    subprocess.run(install, check=True)
+    yield listed
     stamp.write_text(wanted)
-    print(f"{name}: environment made in {time.monotonic() - began:.0f} s", flush=True)
-    return python
+    print(f"{folder.name}: environment made in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _install(python: Path, *arguments: str | Path) -> None:
+    command = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *arguments]
+    subprocess.run(command, check=True)
 
 
 def run_pytest(python: Path, *arguments: str, **variables: str) -> int:

@@ -1,14 +1,21 @@
-"""Test the clients, unmodified, on this package: what `make test-clients` runs."""
+"""Test the clients, unmodified, on this package: what `make test-clients` runs.
+
+Afterwards the names that the next version of the reference brings, beside its pre-release.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 
-from environments import environment, run_pytest
+from environments import ROOT, beside, environment, run_pytest
 
 
 def main() -> int:
-    return run_pytest(environment("clients", "clients.txt"), "tests/clients", *sys.argv[1:])
+    python = environment("clients", "clients.txt")
+    failed = run_pytest(python, "tests/clients", *sys.argv[1:])
+    path = os.pathsep.join([str(ROOT / "src"), str(beside("next", "next.txt", python))])
+    return run_pytest(python, "tests/next", PYTHONPATH=path) or failed
 
 
 if __name__ == "__main__":

@@ -329,12 +329,12 @@ class DeviceTensor(Tensor):
 
 def _synchronize(device: torch.device) -> None:
     """Wait for what is queued on a device."""
-    module = getattr(
-        torch, device.type, None
-    )  # torch.cuda, torch.xpu ...; None where `cpu()` waits
+    module: Any = getattr(torch, device.type, None)  # torch.cuda, torch.xpu ...
+    if module is None:
+        return  # there `cpu()` waits for everything
     if device.type == "mps":
         module.synchronize()
-    elif module is not None:
+    else:
         module.synchronize(device)
 
 
