@@ -5,20 +5,17 @@ It executes every opcode of protocols 0 to 5 on symbols: a name stays a `Global`
 tensor, a NumPy array, an OrderedDict) it hands in as `Constructors`, functions of this package that
 turn a `Call` into a node; the machine itself knows no framework.
 
-Rules: one loop, no recursion; every length is checked against the bytes that are there before
-anything is allocated; long strings stay in the file; what CPython's unpickler would refuse is an
-error with a byte offset, so that no two readers of one file see different things.
+Rules: one loop, no recursion; what is created is counted against the limits; what CPython's unpickler
+would refuse is an error with a byte offset, so that no two readers of one file see different things.
 
-Source of the opcodes: CPython's Lib/pickletools.py and PEPs 307, 3154 and 574.
+How opcodes and their arguments are written is `pickle_opcodes`' matter.
 """
 
 from __future__ import annotations
 
-import codecs
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from safeweights.convert.limits import DEFAULT_LIMITS, Limits, exceeded
 from safeweights.convert.pickle_nodes import (
@@ -31,6 +28,7 @@ from safeweights.convert.pickle_nodes import (
     SetNode,
     Value,
 )
+from safeweights.convert.pickle_opcodes import OPCODES, Arguments
 from safeweights.convert.source import ByteReader, Source, truncated
 from safeweights.errors import FormatError, quote
 
@@ -43,8 +41,6 @@ It returns NotImplemented to leave the call unresolved, and raises FormatError w
 cannot be what the name promises."""
 
 _MISSING: Final = object()
-_INTEGER_MAX: Final = 1700
-"""Bytes of an integer, whatever the limit says: CPython shows none of more than 4,300 digits."""
 _HIGHEST_PROTOCOL: Final = 5
 
 
@@ -101,6 +97,7 @@ class PickleMachine:
         self.source = source
         self.limits = limits
         self.reader = ByteReader(source, offset, source.size if end is None else end)
+        self._arguments = Arguments(source, self.reader, limits)
         self.result = Pickle(start=offset)
         self._constructors = constructors or {}
         self._persistent = persistent
@@ -108,9 +105,7 @@ class PickleMachine:
         self._stack: list[Value] = []
         self._marks: list[list[Value]] = []
         self._memo: dict[int, Value] = {}
-        self._at = offset
         self._objects = 0
-        self._inline = 0
         self._stopped = False
 
     def run(self) -> Pickle:
@@ -121,41 +116,43 @@ class PickleMachine:
         Raises:
             FormatError: The bytes are no pickle, end early, or exceed a limit.
         """
-        handlers = [getattr(self, name) if name else None for name in _HANDLERS]
-        reader = self.reader
+        table = [self._handler(chr(code)) for code in range(256)]
+        reader, arguments = self.reader, self._arguments
         for _ in range(self.limits.opcodes):
-            self._at = reader.offset
-            handler = handlers[reader.take(1)[0]]
-            if handler is None:
+            arguments.at = reader.offset
+            entry = table[reader.take(1)[0]]
+            if entry is None:
                 raise self._fault("no pickle opcode has this value")
-            handler()
+            read, act = entry
+            if read is None:
+                act()
+            else:
+                act(read())
             if self._stopped:
                 self.result.end = reader.offset
                 return self.result
-        raise exceeded("opcodes", self.limits.opcodes, self.source.name, self._at)
+        raise exceeded("opcodes", self.limits.opcodes, self.source.name, arguments.at)
+
+    def _handler(self, code: str) -> tuple[Callable[[], Any] | None, Callable[..., None]] | None:
+        """How to read the argument of an opcode, and what to do with it."""
+        if code not in OPCODES:
+            return None
+        name, argument = OPCODES[code]
+        act: Callable[..., None] = getattr(self, _SAME.get(name, f"_op_{name}"))
+        return getattr(self._arguments, argument) if argument else None, act
 
     # -- errors and accounting
 
     def _fault(self, message: str) -> FormatError:
-        return FormatError(
-            f"the pickle is malformed: {message}",
-            rule="pickle",
-            path=self.source.name,
-            offset=self._at,
-        )
+        return self._arguments.fault(message)
 
     def _exceeded(self, name: str) -> FormatError:
-        return exceeded(name, getattr(self.limits, name), self.source.name, self._at)
+        return self._arguments.exceeded(name)
 
     def _count(self, objects: int = 1) -> None:
         self._objects += objects
         if self._objects > self.limits.objects:
             raise self._exceeded("objects")
-
-    def _hold(self, count: int) -> None:
-        self._inline += count
-        if self._inline > self.limits.inline_bytes:
-            raise self._exceeded("inline_bytes")
 
     # -- stack
 
@@ -201,14 +198,12 @@ class PickleMachine:
 
     # -- framing
 
-    def _op_proto(self) -> None:
-        version = self.reader.take(1)[0]
+    def _op_proto(self, version: int) -> None:
         if version > _HIGHEST_PROTOCOL:
             raise self._fault(f"protocol {version} does not exist")
         self.result.protocol = max(self.result.protocol, version)
 
-    def _op_frame(self) -> None:
-        (length,) = struct.unpack("<Q", self.reader.take(8))
+    def _op_frame(self, length: int) -> None:
         if length > self.reader.left:
             raise truncated(self.source, self.reader.offset, length)
 
@@ -217,144 +212,19 @@ class PickleMachine:
     def _op_none(self) -> None:
         self._stack.append(None)
 
-    def _op_true(self) -> None:
+    def _op_newtrue(self) -> None:
         self._stack.append(True)
 
-    def _op_false(self) -> None:
+    def _op_newfalse(self) -> None:
         self._stack.append(False)
 
-    def _op_binint(self) -> None:
-        self._stack.append(struct.unpack("<i", self.reader.take(4))[0])
+    def _push(self, value: Value) -> None:
+        self._stack.append(value)
 
-    def _op_binint1(self) -> None:
-        self._stack.append(self.reader.take(1)[0])
-
-    def _op_binint2(self) -> None:
-        self._stack.append(struct.unpack("<H", self.reader.take(2))[0])
-
-    def _op_int(self) -> None:
-        line = self._short_line()
-        if line in (b"00", b"01"):  # protocol 0 writes booleans so
-            self._stack.append(line == b"01")
-        else:
-            self._stack.append(self._integer(line))
-
-    def _op_long(self) -> None:
-        line = self._short_line()
-        self._stack.append(self._integer(line[:-1] if line.endswith(b"L") else line))
-
-    def _integer(self, line: bytes) -> int:
-        if len(line) > 2 * min(self.limits.integer_bytes, _INTEGER_MAX):
-            raise self._exceeded("integer_bytes")
-        try:
-            return int(line, 0)
-        except ValueError as error:
-            raise self._fault("this is no integer") from error
-
-    def _op_long1(self) -> None:
-        self._long(self.reader.take(1)[0])
-
-    def _op_long4(self) -> None:
-        (length,) = struct.unpack("<i", self.reader.take(4))
-        if length < 0:
-            raise self._fault("an integer has a negative length")
-        self._long(length)
-
-    def _long(self, length: int) -> None:
-        if length > min(self.limits.integer_bytes, _INTEGER_MAX):
-            raise self._exceeded("integer_bytes")
-        self._stack.append(int.from_bytes(self.reader.take(length), "little", signed=True))
-
-    def _op_float(self) -> None:
-        try:
-            self._stack.append(float(self._short_line()))
-        except ValueError as error:
-            raise self._fault("this is no number") from error
-
-    def _op_binfloat(self) -> None:
-        self._stack.append(struct.unpack(">d", self.reader.take(8))[0])
-
-    # -- text and bytes
-
-    def _short_line(self) -> bytes:
-        return self.reader.line(max(4096, self.limits.name_bytes))
-
-    def _op_string(self) -> None:
-        line = self.reader.line(self.limits.inline_bytes).strip(b" \t\r")
-        if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-            raise self._fault("the string is not quoted")
-        try:
-            data = codecs.escape_decode(line[1:-1])[0]
-        except ValueError as error:
-            raise self._fault("the string has an invalid escape") from error
-        self._push_old_string(data)
-
-    def _push_old_string(self, data: bytes) -> None:
-        """Python 2's str: text if it is ASCII, else bytes (which is what arrays stored so are)."""
-        self._hold(len(data))
-        self._stack.append(data.decode("ascii") if data.isascii() else data)
-
-    def _op_binstring(self) -> None:
-        (length,) = struct.unpack("<i", self.reader.take(4))
-        if length < 0:
-            raise self._fault("a string has a negative length")
-        self._old_string(length)
-
-    def _op_short_binstring(self) -> None:
-        self._old_string(self.reader.take(1)[0])
-
-    def _old_string(self, length: int) -> None:
-        if length > self.limits.inline_value_bytes:
-            self._blob(length, "ascii")
-        else:
-            self._push_old_string(self.reader.take(length))
-
-    def _op_unicode(self) -> None:
-        line = self.reader.line(self.limits.inline_bytes)
-        self._hold(len(line))
-        try:
-            self._stack.append(codecs.raw_unicode_escape_decode(line)[0])
-        except UnicodeDecodeError as error:
-            raise self._fault("the text has an invalid escape") from error
-
-    def _op_binunicode(self) -> None:
-        self._text(struct.unpack("<I", self.reader.take(4))[0])
-
-    def _op_short_binunicode(self) -> None:
-        self._text(self.reader.take(1)[0])
-
-    def _op_binunicode8(self) -> None:
-        self._text(struct.unpack("<Q", self.reader.take(8))[0])
-
-    def _text(self, length: int) -> None:
-        if length > self.limits.inline_value_bytes:
-            self._blob(length, "utf-8")
-            return
-        self._hold(length)
-        try:
-            self._stack.append(self.reader.take(length).decode("utf-8", "surrogatepass"))
-        except UnicodeDecodeError as error:
-            raise self._fault("the text is not UTF-8") from error
-
-    def _op_binbytes(self) -> None:
-        self._bytes(struct.unpack("<I", self.reader.take(4))[0])
-
-    def _op_short_binbytes(self) -> None:
-        self._bytes(self.reader.take(1)[0])
-
-    def _op_binbytes8(self) -> None:
-        self._bytes(struct.unpack("<Q", self.reader.take(8))[0])
-
-    def _bytes(self, length: int) -> None:
-        if length > self.limits.inline_value_bytes:
-            self._blob(length, None)
-        else:
-            self._hold(length)
-            self._stack.append(self.reader.take(length))
-
-    def _blob(self, length: int, encoding: str | None) -> None:
-        start = self.reader.skip(length)
-        self._push_object(Blob(self.source, start, length, encoding))
+    def _push_string(self, value: Value) -> None:
+        if isinstance(value, Blob):
+            self._count()
+        self._stack.append(value)
 
     def _op_next_buffer(self) -> None:
         self._unresolved_reference("out-of-band buffer")
@@ -459,7 +329,7 @@ class PickleMachine:
 
     def _effect(self, opcode: str, target: Value, value: Value) -> None:
         self._count()
-        self.result.effects.append(Effect(opcode, target, value, self._at))
+        self.result.effects.append(Effect(opcode, target, value, self._arguments.at))
 
     def _foreign_effect(self, opcode: str, target: Value, value: Value) -> None:
         """An effect on something that is no container: real only on what code could have made."""
@@ -481,50 +351,24 @@ class PickleMachine:
             raise self._fault(f"memo entry {key} was never stored")
         self._stack.append(value)
 
-    def _op_put(self) -> None:
-        key = self._integer(self._short_line())
+    def _op_put(self, key: int) -> None:
         if key < 0:
             raise self._fault("a memo key is negative")
         self._remember(key)
 
-    def _op_binput(self) -> None:
-        self._remember(self.reader.take(1)[0])
-
-    def _op_long_binput(self) -> None:
-        self._remember(struct.unpack("<I", self.reader.take(4))[0])
-
     def _op_memoize(self) -> None:
         self._remember(len(self._memo))
 
-    def _op_get(self) -> None:
-        self._recall(self._integer(self._short_line()))
-
-    def _op_binget(self) -> None:
-        self._recall(self.reader.take(1)[0])
-
-    def _op_long_binget(self) -> None:
-        self._recall(struct.unpack("<I", self.reader.take(4))[0])
-
     # -- names, calls and what they would do
-
-    def _name_line(self) -> str:
-        line = self._short_line()
-        if len(line) > self.limits.name_bytes:
-            raise self._exceeded("name_bytes")
-        try:
-            return line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self._fault("a name is not UTF-8") from error
 
     def _global(self, module: str | None, name: str | None, opcode: str) -> Global:
         self._count()
-        node = Global(module, name, self._at, opcode)
+        node = Global(module, name, self._arguments.at, opcode)
         self.result.globals.append(node)
         return node
 
-    def _op_global(self) -> None:
-        module = self._name_line()
-        self._stack.append(self._global(module, self._name_line(), "GLOBAL"))
+    def _op_global(self, names: tuple[str, str]) -> None:
+        self._stack.append(self._global(*names, "GLOBAL"))
 
     def _op_stack_global(self) -> None:
         name, module = self._pop(), self._pop()
@@ -537,23 +381,11 @@ class PickleMachine:
             )
         )
 
-    def _op_ext1(self) -> None:
-        self._extension(self.reader.take(1)[0])
-
-    def _op_ext2(self) -> None:
-        self._extension(struct.unpack("<H", self.reader.take(2))[0])
-
-    def _op_ext4(self) -> None:
-        self._extension(struct.unpack("<i", self.reader.take(4))[0])
-
     def _extension(self, code: int) -> None:
         if code <= 0:
             raise self._fault("an extension code must be positive")
         # The registry is the importing process's own (copyreg.add_extension): unknowable from here.
         self._stack.append(self._global(None, f"extension {code}", "EXT"))
-
-    def _op_persid(self) -> None:
-        self._reference(self._name_line())
 
     def _op_binpersid(self) -> None:
         self._reference(self._pop())
@@ -567,7 +399,7 @@ class PickleMachine:
         self._unresolved_reference(value)
 
     def _unresolved_reference(self, value: Value) -> None:
-        node = PersistentId(value, self._at)
+        node = PersistentId(value, self._arguments.at)
         self.result.persistent.append(node)
         self._push_object(node)
 
@@ -589,9 +421,8 @@ class PickleMachine:
             raise self._fault("OBJ has no class")
         self._call(items[0], tuple(items[1:]), "OBJ")
 
-    def _op_inst(self) -> None:
-        module = self._name_line()
-        function = self._global(module, self._name_line(), "INST")
+    def _op_inst(self, names: tuple[str, str]) -> None:
+        function = self._global(*names, "INST")
         self._call(function, tuple(self._pop_mark()), "INST")
 
     def _call(self, function: Value, arguments: Value, opcode: str, keywords: Value = None) -> None:
@@ -599,7 +430,7 @@ class PickleMachine:
             # The argument tuple itself may be computed: keep it as the one thing known of it.
             arguments = (arguments,)
         self._count()
-        call = Call(function, arguments, opcode, self._at, keywords)
+        call = Call(function, arguments, opcode, self._arguments.at, keywords)
         self.result.calls.append(call)
         self._stack.append(self._described(call))
 
@@ -639,7 +470,7 @@ class PickleMachine:
             set_state(target, state)
         except FormatError as error:
             if error.path is None:
-                error.path, error.offset = self.source.name, self._at
+                error.path, error.offset = self.source.name, self._arguments.at
             raise
 
 
@@ -654,27 +485,22 @@ def describe(value: Value) -> str:
     return quote(type(value).__name__.removesuffix("Node").lower())
 
 
-_OPCODES: Final = {
-    "(": "mark", ".": "stop", "0": "pop", "1": "pop_mark", "2": "dup", "F": "float", "I": "int",
-    "J": "binint", "K": "binint1", "L": "long", "M": "binint2", "N": "none", "P": "persid",
-    "Q": "binpersid", "R": "reduce", "S": "string", "T": "binstring", "U": "short_binstring",
-    "V": "unicode", "X": "binunicode", "a": "append", "b": "build", "c": "global", "d": "dict",
-    "}": "empty_dict", "e": "appends", "g": "get", "h": "binget", "i": "inst", "j": "long_binget",
-    "l": "list", "]": "empty_list", "o": "obj", "p": "put", "q": "binput", "r": "long_binput",
-    "s": "setitem", "t": "tuple", ")": "empty_tuple", "u": "setitems", "G": "binfloat",
-    "\x80": "proto", "\x81": "newobj", "\x82": "ext1", "\x83": "ext2", "\x84": "ext4",
-    "\x85": "tuple1", "\x86": "tuple2", "\x87": "tuple3", "\x88": "true", "\x89": "false",
-    "\x8a": "long1", "\x8b": "long4", "B": "binbytes", "C": "short_binbytes",
-    "\x8c": "short_binunicode", "\x8d": "binunicode8", "\x8e": "binbytes8", "\x8f": "empty_set",
-    "\x90": "additems", "\x91": "frozenset", "\x92": "newobj_ex", "\x93": "stack_global",
-    "\x94": "memoize", "\x95": "frame", "\x96": "binbytes8", "\x97": "next_buffer",
-    "\x98": "readonly_buffer",
-}  # fmt: skip
-
-_HANDLERS: Final = [
-    {"mark": "_mark", "pop_mark": "_pop_mark"}.get(name, f"_op_{name}") if name else None
-    for name in (_OPCODES.get(chr(code)) for code in range(256))
-]
+_SAME: Final = {
+    name: method
+    for method, names in {
+        "_mark": "mark",
+        "_pop_mark": "pop_mark",
+        "_push": "int binint binint1 binint2 long long1 long4 float binfloat",
+        "_push_string": "string binstring short_binstring unicode binunicode short_binunicode "
+        "binunicode8 binbytes short_binbytes binbytes8 bytearray8",
+        "_remember": "binput long_binput",
+        "_recall": "get binget long_binget",
+        "_extension": "ext1 ext2 ext4",
+        "_reference": "persid",
+    }.items()
+    for name in names.split()
+}
+"""Name of an opcode -> the method that it shares, or that serves others; the rest have their own."""
 
 
 def read_pickle(
