@@ -191,16 +191,16 @@ def load_into(
     backend: str = "pread",
     trust: object = None,
 ) -> tuple[set[str], list[str]]:
-    """Fill tensors that exist already with the values of a file, without a second copy in memory.
+    """Fill tensors that exist already with the values of a checkpoint, without a second copy in memory.
 
     Contiguous tensors on the CPU of the file's type are read into directly; others are converted to
     their own type and moved to their own device one at a time. Tensors of a module that are on the meta
-    device are replaced by ones with values; parameters that were one stay one. A name that the file
+    device are replaced by ones with values; parameters that were one stay one. A name that a file
     notes as tied to another (`save_model`) gets the other's values.
 
     Args:
         target: A module, or names to tensors.
-        filename: Path or readable file object.
+        filename: A file, an ``index.json``, a folder, or a readable file object.
         strict: Names that only one side has are an error.
         backend: How bytes are read.
         trust: What the file must fulfil before a byte of it is used; see `safe_open`.

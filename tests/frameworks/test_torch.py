@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,23 @@ def test_load_into_a_module_on_the_meta_device(tmp_path: Path) -> None:
     assert torch.equal(other.embed.weight, model.embed.weight)
     assert other.head.weight is other.embed.weight
     assert isinstance(other.head.weight, torch.nn.Parameter)
+
+
+@pytest.mark.parametrize("by_index", [False, True])
+def test_load_into_a_module_from_many_files(tmp_path: Path, by_index: bool) -> None:
+    model, other = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+    parts = {"model-00001-of-00002": "weight", "model-00002-of-00002": "bias"}
+    for shard, name in parts.items():
+        ours.save_file({name: model.state_dict()[name]}, tmp_path / f"{shard}.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    if by_index:
+        weight_map = {name: f"{shard}.safetensors" for shard, name in parts.items()}
+        index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    assert ours.load_into(other, index if by_index else tmp_path) == (set(), [])
+    assert torch.equal(other.weight, model.weight)
+    assert torch.equal(other.bias, model.bias)
+    with pytest.raises(FileNotFoundError, match="No such file or directory"):
+        ours.load_into(other, tmp_path / "absent")
 
 
 def test_load_into_tensors_of_any_layout_and_type(tmp_path: Path) -> None:

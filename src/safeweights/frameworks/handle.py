@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
+from .. import checkpoint
 from ..checkpoint import SafetensorsFile
 from ..errors import ClosedError, FormatError, SafetensorError, UnsupportedError
-from ..storage import ENGINES
+from ..storage import ENGINES, Verify
 from .adapter import adapter_for
 from .loading import Progress, load_all
 from .prefetch import THREADS, PrefetchLoader, PrefetchPlan, TensorMeta
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
+    from ..checkpoint import Checkpoint
     from ..header import TensorInfo
 
 __all__ = ["PySafeSlice", "_safe_open_handle", "opened", "prefixed", "safe_open"]
@@ -66,6 +68,18 @@ def opened(target: Any, backend: str, trust: object = None) -> SafetensorsFile:
         OSError: It cannot be opened.
         SafetensorError: No such backend.
     """
+    with _opening(backend, trust) as verify:
+        return SafetensorsFile.open(target, engine=backend, verify=verify)
+
+
+def opened_checkpoint(target: Any, backend: str, trust: object = None) -> Checkpoint:
+    """Like `opened`, of an index or a folder too."""
+    with _opening(backend, trust) as verify:
+        return checkpoint.open(target, backend=backend, verify=verify)
+
+
+@contextmanager
+def _opening(backend: str, trust: object) -> Iterator[Verify | None]:
     if not isinstance(backend, str) or backend not in ENGINES:
         known = ", ".join(f'"{name}"' for name in ENGINES)
         raise SafetensorError(f'backend "{backend}" is invalid (expected one of: {known})')
@@ -76,7 +90,7 @@ def opened(target: Any, backend: str, trust: object = None) -> SafetensorsFile:
         verify = as_gate(trust)
     try:
         with prefixed("Error while deserializing header: "):
-            return SafetensorsFile.open(target, engine=backend, verify=verify)
+            yield verify
     except FileNotFoundError as error:
         raise MissingFileError(errno.ENOENT, error.strerror, error.filename) from error
 

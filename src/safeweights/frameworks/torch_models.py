@@ -10,12 +10,12 @@ import torch
 
 from ..errors import LayoutError, NoDataError, StateDictError, UnsupportedError, quote
 from . import functions
-from .handle import opened
+from .handle import opened_checkpoint
 from .torch import ADAPTER, CODES, host_bytes, packed_shape
 from .torch_sharing import duplicates
 
 if TYPE_CHECKING:
-    from ..checkpoint import FileTensor, SafetensorsFile
+    from ..checkpoint import Checkpoint, Tensor
 
 __all__ = ["load_into", "load_model", "save_model"]
 
@@ -91,31 +91,31 @@ def load_into(
     trust: object = None,
 ) -> tuple[set[str], list[str]]:
     """See `safeweights.torch.load_into`."""
-    file = opened(filename, backend, trust)
+    stored = opened_checkpoint(filename, backend, trust)
     module = target if isinstance(target, torch.nn.Module) else None
     # keep_vars: the parameters themselves, so that tied ones are recognised as one.
     existing = dict(module.state_dict(keep_vars=True) if module is not None else target)  # type: ignore[arg-type]
-    sources = _sources(existing, file)
+    sources = _sources(existing, stored)
     missing = existing.keys() - sources.keys()
-    unexpected = [name for name in file.header.tensors if name not in sources.values()]
+    used = set(sources.values())
+    unexpected = [name for name in stored if name not in used]
     if strict:
         _require_same(target, missing, unexpected)
-    _require_fitting(existing, sources, file)
+    _require_fitting(existing, sources, stored)
     with torch.no_grad():
         created: dict[int, Any] = {}
         for name, source in sources.items():
-            _fill(module, name, existing[name], file.tensor(source), created)
+            _fill(module, name, existing[name], stored[source], created)
     return missing, unexpected
 
 
-def _sources(existing: Mapping[str, torch.Tensor], file: SafetensorsFile) -> dict[str, str]:
-    """Tensor to fill -> tensor of the file: its own, or the one it is noted as tied to, or shares with."""
-    stored = file.header.tensors
-    noted = file.header.metadata or {}
+def _sources(existing: Mapping[str, torch.Tensor], stored: Checkpoint) -> dict[str, str]:
+    """Tensor to fill -> tensor stored: its own, or the one it is noted as tied to, or shares with."""
+    noted = stored.metadata or {}
     sources = {}
     for name in existing:
         found = name if name in stored else noted.get(name)
-        if found in stored:
+        if found is not None and found in stored:
             sources[name] = found
     for first, *others in _tied(existing):
         known = next((sources[name] for name in (first, *others) if name in sources), None)
@@ -135,13 +135,13 @@ def _tied(existing: Mapping[str, torch.Tensor]) -> Iterable[list[str]]:
 
 
 def _require_fitting(
-    existing: Mapping[str, torch.Tensor], sources: Mapping[str, str], file: SafetensorsFile
+    existing: Mapping[str, torch.Tensor], sources: Mapping[str, str], stored: Checkpoint
 ) -> None:
     """Before anything is changed: every shape fits."""
     wrong = []
     for name, source in sources.items():
-        info = file.header.tensors[source]
-        found = packed_shape(info.dtype, info.shape)
+        tensor = stored[source]
+        found = packed_shape(tensor.dtype, tensor.shape)
         if not isinstance(existing[name], torch.Tensor):
             raise UnsupportedError(
                 f"{quote(name)} to be filled is a {type(existing[name]).__name__}, no tensor"
@@ -152,14 +152,14 @@ def _require_fitting(
             )
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise StateDictError(f"size mismatch: {'; '.join(wrong[:10])}{more}", path=file.name)
+        raise StateDictError(f"size mismatch: {'; '.join(wrong[:10])}{more}", path=stored.name)
 
 
 def _fill(
     module: torch.nn.Module | None,
     name: str,
     tensor: torch.Tensor,
-    source: FileTensor,
+    source: Tensor,
     created: dict[int, Any],
 ) -> None:
     """Give `tensor` the values of `source`; a meta tensor of a module is replaced by one with values."""
@@ -188,7 +188,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     )
 
 
-def _decode(source: FileTensor) -> torch.Tensor:
+def _decode(source: Tensor) -> torch.Tensor:
     decoded: torch.Tensor = ADAPTER.decode(source.view(), source.dtype, source.shape, None)
     return decoded
 
