@@ -17,7 +17,7 @@ from typing_extensions import assert_type
 import safeweights
 import safeweights.numpy
 import safeweights.torch
-from safeweights import PrefetchLoader, SafetensorError, TensorMeta, TensorSpec, safe_open
+from safeweights import PrefetchLoader, SafetensorError, TensorMeta, TensorSpec, safe_open, stream
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -40,6 +40,10 @@ def literals(path: Path, name: str) -> None:
             for key, array in loader:
                 assert_type(key, str)
                 assert_type(array, Array)
+    with stream(path, "pt", "cuda", plan={name: None}, threads=2) as tensors:
+        assert_type(tensors, PrefetchLoader[torch.Tensor])
+        assert_type(tensors.take(name), torch.Tensor)
+        assert_type(tensors.names(), list[str])
     with safe_open(path, "torch", torch.device("meta")) as other:
         assert_type(other.get_tensor(name).shape, torch.Size)
 
