@@ -64,7 +64,7 @@ def stage(source: Source, parts: list[tuple[int, int]], device: StandIn) -> list
     """Bring (offset, length) parts of `source` to `device`; what arrived there."""
     infos = [TensorInfo("U8", (length,), begin, begin + length) for begin, length in parts]
     jobs = [Job(Batch(source, 0, [("x", info)])) for info in infos]
-    landing = DeviceLanding(device, ADAPTER, None)
+    landing = DeviceLanding(device, ADAPTER, None, lambda arena, *_: arena)
     Pipeline(jobs, landing.begin).run(landing.threads)
     return [job.transfer.tensors()["x"] for job in jobs]
 

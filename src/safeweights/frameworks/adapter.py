@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint import Tensor
     from ..header import TensorInfo
-    from .loading import Landing
+    from .plans import Landing
 
 __all__ = ["FRAMEWORKS", "Adapter", "adapter_for", "is_default"]
 

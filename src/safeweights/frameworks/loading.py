@@ -12,11 +12,11 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from threading import Condition, Lock, Thread, current_thread
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ClosedError
 from ..storage.memory import CHUNK, thread_count
-from .plans import Batch, Scattered, batches
+from .plans import Batch, Landing, Scattered, Transfer, batches
 from .slices import Part, read_part
 
 if TYPE_CHECKING:
@@ -27,10 +27,8 @@ __all__ = [
     "CLOSED",
     "Gathering",
     "Job",
-    "Landing",
     "Pipeline",
     "Progress",
-    "Transfer",
     "landing_of",
     "load_all",
     "reader_count",
@@ -38,36 +36,6 @@ __all__ = [
 
 CLOSED: Final = "prefetch loader closed"
 Progress = Callable[[int], object]
-
-
-class Transfer(Protocol):
-    """A batch on its way; `fill` is called for pieces that cover 0 to `extent`, each `step` long."""
-
-    extent: int
-    step: int
-
-    def fill(self, begin: int, end: int) -> object:
-        """Fetch a piece; from any thread, several at once."""
-
-    def tensors(self) -> dict[str, Any]:
-        """The tensors, when all pieces have arrived."""
-
-
-class Landing(Protocol):
-    """Where batches go.
-
-    Attributes:
-        arena: Bytes of memory that neighbours share, at most, if it is not one tensor.
-        threads: How many read at once; 0 for what the sources are best read with.
-        in_place: Whether tensors may share the memory of a mapped file.
-    """
-
-    arena: int
-    threads: int
-    in_place: bool
-
-    def begin(self, batch: Batch | Scattered) -> Transfer:
-        """Set memory aside for a batch."""
 
 
 class HostLanding:

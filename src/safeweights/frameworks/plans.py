@@ -1,4 +1,4 @@
-"""Plans: what is wanted of files, as batches to be read.
+"""Plans: what is wanted of files, as batches to be read, and what it takes to read one.
 
 A plan names tensors, each with an index expression, or None for the whole tensor. Neighbours in a file
 make a batch: they are read together into one piece of memory. So one large file, many shards, and rows
@@ -7,7 +7,7 @@ of some tensors are the same work to who reads them (`loading`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from .. import indexing
 from ..checkpoint import FileTensor, SafetensorsFile, not_found
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..storage import Source
 
-__all__ = ["Batch", "Scattered", "batches"]
+__all__ = ["Batch", "Landing", "Scattered", "Transfer", "batches"]
 
 GAP_MAX: Final = 4096
 """Bytes read for nothing, at most, to have two neighbours in one read."""
@@ -84,6 +84,36 @@ class Scattered(NamedTuple):
     def types(self) -> Iterable[str]:
         """The code of its element type."""
         return (self.tensor.dtype,)
+
+
+class Transfer(Protocol):
+    """A batch on its way; `fill` is called for pieces that cover 0 to `extent`, each `step` long."""
+
+    extent: int
+    step: int
+
+    def fill(self, begin: int, end: int) -> object:
+        """Fetch a piece; from any thread, several at once."""
+
+    def tensors(self) -> dict[str, Any]:
+        """The tensors, when all pieces have arrived."""
+
+
+class Landing(Protocol):
+    """Where batches go.
+
+    Attributes:
+        arena: Bytes of memory that neighbours share, at most, if it is not one tensor.
+        threads: How many read at once; 0 for what the sources are best read with.
+        in_place: Whether tensors may share the memory of a mapped file.
+    """
+
+    arena: int
+    threads: int
+    in_place: bool
+
+    def begin(self, batch: Batch | Scattered) -> Transfer:
+        """Set memory aside for a batch."""
 
 
 def batches(

@@ -17,11 +17,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import torch
 
 from ..storage.memory import PAGE
-from .loading import Gathering, Transfer
-from .plans import Batch, Scattered
+from .loading import Gathering
+from .plans import Batch, Scattered, Transfer
 
 if TYPE_CHECKING:
-    from .torch import TorchAdapter
+    from collections.abc import Callable
+
+    from ..header import TensorInfo
+    from .adapter import Adapter
+
+    Cut = Callable[[torch.Tensor, int, TensorInfo], torch.Tensor]
 
 __all__ = ["SLAB", "Accelerator", "DeviceLanding", "TorchAccelerator"]
 
@@ -81,35 +86,35 @@ class DeviceLanding:
 
     Args:
         accelerator: The device.
-        adapter: Cuts arenas into tensors; makes those that are not in one piece in their file.
-        device: What the adapter knows it by.
+        adapter: Makes the tensors that are not in one piece in their file.
+        device: What the adapter knows the device by.
+        cut: Makes a tensor of an arena that holds a file's data from an offset on.
     """
 
     arena = 1 << 28
     threads = READERS
     in_place = False
 
-    def __init__(self, accelerator: Accelerator, adapter: TorchAdapter, device: Any) -> None:
+    def __init__(self, accelerator: Accelerator, adapter: Adapter, device: Any, cut: Cut) -> None:
         self._accelerator = accelerator
         self._adapter = adapter
         self._device = device
+        self._cut = cut
         self._slabs = local()
 
     def begin(self, batch: Batch | Scattered) -> Transfer:
         if isinstance(batch, Scattered):
             return Gathering(batch, self._adapter, self._device)
-        return _Staged(batch, self._accelerator, self._slabs, self._adapter)
+        return _Staged(batch, self._accelerator, self._slabs, self._cut)
 
 
 class _Staged:
     """A batch on its way through slabs to an arena."""
 
-    def __init__(
-        self, batch: Batch, accelerator: Accelerator, slabs: local, adapter: TorchAdapter
-    ) -> None:
+    def __init__(self, batch: Batch, accelerator: Accelerator, slabs: local, cut: Cut) -> None:
         self.extent, self.step = batch.nbytes, SLAB
         self._batch, self._accelerator, self._slabs = batch, accelerator, slabs
-        self._adapter = adapter
+        self._cut = cut
         self._arena = accelerator.arena(batch.nbytes)
 
     def fill(self, begin: int, end: int) -> None:
@@ -127,5 +132,5 @@ class _Staged:
         return kept
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        cut, base = self._adapter.cut, self._batch.begin
-        return {name: cut(self._arena, base, info) for name, info in self._batch.tensors}
+        base = self._batch.begin
+        return {name: self._cut(self._arena, base, info) for name, info in self._batch.tensors}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..header import TensorInfo
     from ..storage import Buffer
-    from .loading import Landing
+    from .plans import Landing
 
 __all__ = ["ADAPTER", "CODES", "TYPES", "host_bytes"]
 
@@ -99,16 +99,6 @@ class TorchAdapter(Adapter):
     def place(self, tensor: torch.Tensor, device: torch.device | None) -> torch.Tensor:
         return tensor if device is None else _to_device(tensor, device)
 
-    def cut(self, arena: torch.Tensor, base: int, info: TensorInfo) -> torch.Tensor:
-        """A tensor out of memory of a device that holds the data from `base` on."""
-        dtype = TYPES[info.dtype]
-        piece = arena[info.begin - base : info.end - base]
-        if (info.begin - base) % dtype.itemsize:
-            piece = (
-                piece.clone()
-            )  # a foreign writer's file: torch addresses memory by whole elements
-        return piece.view(dtype).view(packed_shape(info.dtype, info.shape))
-
     def decode_all(
         self, data: memoryview, base: int, tensors: Iterable[tuple[str, TensorInfo]], device: Any
     ) -> dict[str, torch.Tensor]:
@@ -127,7 +117,7 @@ class TorchAdapter(Adapter):
 
     def landing(self, device: Any) -> Landing | None:
         accelerator = None if device is None else self.accelerator(device)
-        return None if accelerator is None else DeviceLanding(accelerator, self, device)
+        return None if accelerator is None else DeviceLanding(accelerator, self, device, _cut)
 
     def accelerator(self, device: torch.device) -> Accelerator | None:
         """How to stage tensors onto `device`; None where they are made in place or moved one by one."""
@@ -153,6 +143,15 @@ class TorchAdapter(Adapter):
             )
         _check_savable(tensors)
         return {name: _encode(name, tensor) for name, tensor in tensors.items()}
+
+
+def _cut(arena: torch.Tensor, base: int, info: TensorInfo) -> torch.Tensor:
+    """A tensor out of memory of a device that holds the data from `base` on."""
+    dtype = TYPES[info.dtype]
+    piece = arena[info.begin - base : info.end - base]
+    if (info.begin - base) % dtype.itemsize:
+        piece = piece.clone()  # a foreign writer's file: torch addresses memory by whole elements
+    return piece.view(dtype).view(packed_shape(info.dtype, info.shape))
 
 
 def packed_shape(code: str, shape: tuple[int, ...]) -> tuple[int, ...]:
