@@ -76,7 +76,7 @@ class TorchAccelerator:
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> Any:
         with self._stream:
             target.copy_(source, non_blocking=True)
-        done = torch.Event(self._device)
+        done = torch.Event(self._device, blocking=True)  # waits without spinning
         done.record(self._stream)
         return done
 
