@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -13,7 +14,9 @@ import sys
 import pytest
 
 from safeweights import __version__
+from safeweights.cli import watching
 from safeweights.cli.app import COMMANDS, Program, cli
+from safeweights.cli.output import Output
 from safeweights.errors import MissingDependencyError
 
 HEAVY = {"rich", "numpy", "torch", "ml_dtypes", "jsonschema", "cryptography", "safeweights.convert"}
@@ -132,6 +135,38 @@ def test_a_missing_package_is_not_a_no(monkeypatch, run, model):
     monkeypatch.setattr("safeweights.cli.ls.open_checkpoint", broken)
     result = run("ls", model, "--json")
     assert (result.exit_code, result.document["error"]["kind"]) == (3, "dependency")
+
+
+def test_a_package_that_is_gone_is_named(monkeypatch, run, model):
+    def broken(_):
+        raise ModuleNotFoundError("No module named 'numpy.core'", name="numpy.core")
+
+    monkeypatch.setattr("safeweights.cli.ls.open_checkpoint", broken)
+    result = run("ls", model, "--json")
+    assert (result.exit_code, result.document["error"]["kind"]) == (3, "dependency")
+    assert "pip install numpy" in result.stderr
+
+
+def test_without_click_one_line_says_so():
+    code = "import sys; sys.modules['click'] = None; from safeweights.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert done.stderr == b"safeweights: error: the command line needs click: pip install click\n"
+
+
+def test_without_rich_a_terminal_gets_what_a_pipe_does(monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Screen())
+    monkeypatch.setattr(sys, "stderr", Screen())
+    assert Output.of_process(json=False).terminal
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert not Output.of_process(json=False).terminal
+    with watching.watched("reading", 1 << 40) as progress:
+        progress(1)
+    assert sys.stderr.getvalue() == ""
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(monkeypatch, run, write, tmp_path):

@@ -98,6 +98,56 @@ def test_a_check_file_goes_there_and_back(run, folder):
     assert [each["status"] for each in bad.document["checked"]] == ["missing", "mismatch"]
 
 
+def test_what_cannot_be_read_does_not_hide_the_rest(run, folder):
+    run("hash", "model", "-o", "SUMS")
+    with open("SUMS", "a") as sums:
+        sums.write(f"{'0' * 64}  model\n")  # a folder
+    result = run("hash", "--check", "SUMS")
+    assert [row[0] for row in result.rows] == ["ok", "ok", "unreadable"]
+    assert result.exit_code == 3
+    spoil(folder / "w.safetensors")
+    document = run("hash", "--check", "SUMS", "--json").document
+    assert [each["status"] for each in document["checked"]] == ["ok", "mismatch", "unreadable"]
+    assert run("hash", "--check", "SUMS").exit_code == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--tensors"], ["-o", "SUMS"]])
+def test_nothing_to_hash_is_a_no(run, folder, options):
+    os.mkdir("empty")
+    result = run("hash", "empty", *options)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("safeweights: there is no ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["hash", "model", "-o", "nowhere/x"],
+        ["bom", "model", "-o", "nowhere/x"],
+        ["sign", "model", "--key", "KEY", "--signature", "nowhere/x"],
+        ["admit", "model", "--policy", "POLICY", "--warrant", "nowhere/x"],
+        ["admit", "model", "--policy", "POLICY", "--log", "nowhere/x"],
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_written_is_found_before_anything_is_read(
+    run, folder, pair, policy, monkeypatch, arguments
+):
+    def never(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr("safeweights.trust.digests.hash_file", never)
+    names = {"KEY": pair, "POLICY": policy}
+    result = run(*(names.get(each, each) for each in arguments))
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "nowhere/x: No such file" in result.stderr
+    monkeypatch.setattr("os.access", lambda *_: False)
+    os.mkdir("nowhere")
+    result = run(*(names.get(each, each) for each in arguments))
+    assert result.exit_code == 3
+    assert "Permission denied" in result.stderr
+
+
 def test_tensors_have_the_same_digest_wherever_they_are(run, folder):
     values = safeweights.numpy.load_file(folder / "w.safetensors")
     safeweights.numpy.save_file({"x": values["b"], "a": values["a"]}, "other.safetensors")
@@ -506,6 +556,12 @@ def test_bom(run, signed):
     assert run("bom", "model", "-o", "bom.json").stdout == ""
     assert json.loads(Path("bom.json").read_text())["components"] == document["components"]
     assert run("bom", "missing").exit_code == 3
+
+
+def test_a_bill_is_written_and_printed_where_both_are_asked_for(process, signed):
+    out, error = process("bom", "model", "-o", "bom.json", "--json").communicate(timeout=60)
+    assert error == b""
+    assert json.loads(out) == json.loads(Path("bom.json").read_text())
 
 
 # --- terminals

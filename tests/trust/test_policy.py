@@ -264,3 +264,7 @@ python = false
     def test_any_bytes(self, data: bytes) -> None:
         with contextlib.suppress(DocumentError):
             policy_file.parse_policy(data)
+
+    def test_a_key_is_told_from_a_policy(self, signer: FileSigner) -> None:
+        with pytest.raises(DocumentError, match="this is PEM; a policy is TOML"):
+            policy_file.parse_policy(signer.public_key.pem)

@@ -24,5 +24,10 @@ def main() -> None:
         from .app import cli
 
         cli(prog_name="safeweights")
+    except ModuleNotFoundError as error:
+        if error.name != "click":
+            raise
+        sys.stderr.write("safeweights: error: the command line needs click: pip install click\n")
+        sys.exit(3)
     except KeyboardInterrupt:  # between two commands' own handling: while modules are imported
         sys.exit(130)

@@ -53,13 +53,25 @@ def command(
     against or for, CODE, FILE and a sentence; then warrant or log and their digest; separated by tabs.
 
     \b
+    A policy by which the owner of one key must have signed everything:
+      [signers.us]
+      public_key = "models.pub"
+      [[rules]]
+      pattern = "*"
+      signers = ["us"]
+
+    \b
     Examples:
       safeweights admit model/ --policy policy.toml --explain
       safeweights admit model/ --policy policy.toml --log audit.jsonl
       safeweights admit model/ --policy p.toml --json | jq .decision.verdict
     """
     from ..trust import AuditLog, LockFile, admit
+    from ..trust.files import check_writable
 
+    for written in (warrant, log, lock):
+        if written is not None:
+            check_writable(written)
     with watched_files("reading", [path]) as progress:
         admission = admit(
             path, policy, name=name, signature=signature, lock=LockFile(lock) if lock else None,

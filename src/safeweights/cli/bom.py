@@ -35,15 +35,18 @@ def command(
       safeweights bom model/ --version 2.1 | jq '.components[].name'
     """
     from ..trust import bill_of_materials
+    from ..trust.files import check_writable
 
     os.stat(path)  # of nothing there is no bill
+    if output is not None:
+        check_writable(output)
     with watched_files("reading", [path]) as progress:
         document = bill_of_materials(path, name=name, version=version, progress=progress)
-    if output is None:
-        out.document(document)
-        return
-    from ..storage import write_file
+    if output is not None:
+        from ..storage import write_file
 
-    write_file(output, [json.dumps(document, indent=2).encode() + b"\n"])
-    if out.terminal:
+        write_file(output, [json.dumps(document, indent=2).encode() + b"\n"])
+    if output is None or out.json:
+        out.document(document)
+    elif out.terminal:
         out.pretty().text(("wrote", "green"), "  ", (escape(output), "bold"))

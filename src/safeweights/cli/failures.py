@@ -34,6 +34,8 @@ COULD_NOT_LOOK: Final = 3
 INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 141
 
+_US: Final = "safeweights"
+
 _KINDS: Final = (
     (FormatError, "format"),
     (TensorNotFoundError, "not-found"),
@@ -71,6 +73,10 @@ def explain(error: Exception) -> tuple[int, ErrorRecord]:
         return COULD_NOT_LOOK, _explain_system(error)
     if isinstance(error, MemoryError):
         return COULD_NOT_LOOK, _record("memory", "not enough memory for this")
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith(_US):
+        name = error.name.partition(".")[0]
+        text = f"this needs the package {name}, which is not installed: pip install {name}"
+        return COULD_NOT_LOOK, _record("dependency", text)
     return COULD_NOT_LOOK, _record("internal", _locate(error))
 
 

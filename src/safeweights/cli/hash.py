@@ -9,7 +9,7 @@ import click
 
 from ..shardindex import SUFFIX
 from .app import FILE, json_option
-from .failures import NO, YES
+from .failures import COULD_NOT_LOOK, NO, YES
 from .output import Output, escape
 from .watching import watched_files
 
@@ -43,8 +43,9 @@ def command(
     With --tensors, each line is SHA-256, FILE, TENSOR, DTYPE and SHAPE, separated by tabs. The digest
     is that of type, shape and bytes: equal tensors have equal ones in all files.
 
-    With --check, names are relative to the current folder, each line is ok, mismatch or missing and
-    the name, and the exit status is 1 unless all are ok.
+    With --check, names are relative to the current folder, each line is ok, mismatch, missing or
+    unreadable and the name. The exit status is 1 if a file is not what it was, and 3 if none is known
+    to be that but one could not be read.
 
     \b
     Examples:
@@ -58,18 +59,22 @@ def command(
         if tensors or output is not None:
             raise click.UsageError("--check goes with neither --tensors nor -o")
         return _check(out, against)
-    if tensors:
-        if output is not None:
-            raise click.UsageError("-o writes digests of files, not of --tensors")
-        _hash_tensors(out, paths)
-    else:
-        _hash(out, paths, output)
-    return YES
+    if tensors and output is not None:
+        raise click.UsageError("-o writes digests of files, not of --tensors")
+    if _hash_tensors(out, paths) if tensors else _hash(out, paths, output):
+        return YES
+    what = "tensor" if tensors else "file"
+    out.message(f"there is no {what} in {' '.join(map(escape, paths))}")
+    return NO
 
 
-def _hash(out: Output, paths: Sequence[str], output: str | None) -> None:
+def _hash(out: Output, paths: Sequence[str], output: str | None) -> int:
+    """Hash files; how many there were."""
     from ..trust.digests import format_check_file, hash_paths
+    from ..trust.files import check_writable
 
+    if output is not None:
+        check_writable(output)
     with watched_files("hashing", paths) as progress:
         found = hash_paths(paths, progress=progress)
     if output is not None:
@@ -81,6 +86,7 @@ def _hash(out: Output, paths: Sequence[str], output: str | None) -> None:
         out.document({**_EMPTY, "files": files})
     elif output is None:
         out.lines(_lines(found))
+    return len(found)
 
 
 _EMPTY: HashDocument = {
@@ -98,7 +104,8 @@ def _lines(found: Sequence[FileDigest]) -> Iterator[tuple[str]]:
         yield (f"{'' if name == file.name else chr(92)}{file.sha256}  {name}",)
 
 
-def _hash_tensors(out: Output, paths: Sequence[str]) -> None:
+def _hash_tensors(out: Output, paths: Sequence[str]) -> int:
+    """Hash tensors; how many there were."""
     from ..trust.digests import hash_tensors
 
     files = [file for path in paths for file in _weights(path)]
@@ -120,17 +127,18 @@ def _hash_tensors(out: Output, paths: Sequence[str]) -> None:
             for digest in found
         ]
         out.document({**_EMPTY, "tensors": tensors})
-        return
-    out.lines(
-        (
-            digest.sha256,
-            escape(digest.file),
-            escape(digest.name),
-            digest.dtype,
-            str(list(digest.shape)).replace(" ", ""),
+    else:
+        out.lines(
+            (
+                digest.sha256,
+                escape(digest.file),
+                escape(digest.name),
+                digest.dtype,
+                str(list(digest.shape)).replace(" ", ""),
+            )
+            for digest in found
         )
-        for digest in found
-    )
+    return len(found)
 
 
 def _after(before: int, progress: Callable[[int], object]) -> Callable[[int], object]:
@@ -153,10 +161,11 @@ def _check(out: Output, against: str) -> int:
     lines = parse_check_file(read_document(against), path=against)
     with watched_files("hashing", [name for name, _ in lines]) as progress:
         found: list[CheckResult] = check_lines(lines, progress=progress)
-    ok = all(each.status == "ok" for each in found)
+    statuses = {each.status for each in found}
+    ok = statuses == {"ok"}
     if out.json:
         checked = [{"path": each.name, "status": each.status} for each in found]
         out.document({**_EMPTY, "ok": ok, "checked": checked})
     else:
         out.lines((each.status, escape(each.name)) for each in found)
-    return YES if ok else NO
+    return YES if ok else COULD_NOT_LOOK if statuses <= {"ok", "unreadable"} else NO

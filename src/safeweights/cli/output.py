@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
     from .terminal import Terminal
 
-__all__ = ["Output", "count", "escape", "human_bytes", "human_count", "plural", "printable"]
+__all__ = [
+    "Output",
+    "can_draw",
+    "count",
+    "escape",
+    "human_bytes",
+    "human_count",
+    "plural",
+    "printable",
+]
 
 _BATCH: Final = 1000
 _UNITS: Final = ("kB", "MB", "GB", "TB", "PB", "EB")
@@ -97,7 +106,7 @@ class Output:
 
     Attributes:
         json: One JSON document is asked for.
-        terminal: Standard output is a terminal, and people read it.
+        terminal: Standard output is a terminal, people read it, and there is what draws for them.
     """
 
     json: bool
@@ -110,7 +119,7 @@ class Output:
         if hasattr(stream, "reconfigure"):
             # A character that the encoding does not have is written as `escape` would write it.
             stream.reconfigure(errors="backslashreplace")
-        return cls(json, stream.isatty())
+        return cls(json, stream.isatty() and can_draw())
 
     def document(self, record: Mapping[str, Any]) -> None:
         """Print the one JSON document of this run, in ASCII."""
@@ -166,6 +175,13 @@ class Output:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, descriptor)
         os.close(nowhere)
+
+
+def can_draw() -> bool:
+    """Whether `rich` is installed; where it is not, a terminal gets what a pipe would."""
+    from importlib.util import find_spec
+
+    return find_spec("rich") is not None
 
 
 def _stdout() -> TextIO:

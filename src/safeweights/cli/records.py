@@ -265,7 +265,7 @@ class CheckedFileRecord(TypedDict):
     """One line of a check file."""
 
     path: str
-    status: Literal["ok", "mismatch", "missing"]
+    status: Literal["ok", "mismatch", "missing", "unreadable"]
 
 
 class HashDocument(TypedDict):

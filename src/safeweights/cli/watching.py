@@ -10,7 +10,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from .output import human_bytes
+from .output import can_draw, human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +31,7 @@ def watched(what: str, size: int, total: int | None = None) -> Iterator[Callable
         size: How many bytes it is about.
         total: When it is done, where that is not counted in bytes.
     """
-    if size < _FROM or sys.stderr is None or not sys.stderr.isatty():
+    if size < _FROM or sys.stderr is None or not sys.stderr.isatty() or not can_draw():
         yield lambda _: None
         return
     from . import terminal

@@ -61,7 +61,10 @@ def find_checkpoints(folder: str, verify: Verify | None = None) -> tuple[list[st
         return sorted(set(weight_map.values())), indexes[0]
     found = [n for n in names if n.endswith(_SUFFIXES) and not _NOT_WEIGHTS.fullmatch(n)]
     if not found:
-        raise FormatError("the folder holds no checkpoint", rule="folder", path=folder)
+        raise FormatError(
+            f"the folder holds no checkpoint to convert: no file that ends in {', '.join(_SUFFIXES)}, "
+            "and no index of such files", rule="folder", path=folder,
+        )  # fmt: skip
     return found, None
 
 

@@ -84,7 +84,7 @@ class CheckResult:
     """One line of a check file against the disk."""
 
     name: str
-    status: Literal["ok", "mismatch", "missing"]
+    status: Literal["ok", "mismatch", "missing", "unreadable"]
 
 
 def hash_file(
@@ -310,8 +310,7 @@ def check(
 
     Raises:
         DocumentError: It is no check file.
-        VerificationError: It names something that is not a file.
-        OSError: As the operating system has it.
+        OSError: It cannot be read.
     """
     lines = parse_check_file(read_document(path), path=path)
     return check_lines(lines, base=base, workers=workers, progress=progress)
@@ -332,6 +331,8 @@ def check_lines(
             found = hash_file(os.path.join(base or "", name), progress=tell).sha256
         except FileNotFoundError:
             return CheckResult(name, "missing")
+        except (OSError, VerificationError):  # no permission, a folder, changed meanwhile
+            return CheckResult(name, "unreadable")
         return CheckResult(name, "ok" if found == expected else "mismatch")
 
     return in_threads(one, lines, workers=workers, progress=progress)

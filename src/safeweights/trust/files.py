@@ -10,6 +10,7 @@ Real failures of the operating system stay the `OSError` they were.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import contextmanager
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
-    "Entry", "check_name", "create_document", "list_folder", "locked", "open_regular",
-    "read_document",
+    "Entry", "check_name", "check_writable", "create_document", "list_folder", "locked",
+    "open_regular", "read_document",
 ]  # fmt: skip
 
 MAX_ENTRIES: Final = 1_000_000
@@ -116,6 +117,21 @@ def create_document(path: str, data: bytes, *, mode: int = 0o644) -> None:
     except BaseException:
         os.unlink(path)
         raise
+
+
+def check_writable(path: str) -> None:
+    """Find out now, and not after everything was read, that no file can be made at `path`.
+
+    That it can is no promise: whoever writes it handles the error all the same.
+
+    Raises:
+        OSError: Its folder is not there, or takes no new file.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
 
 @contextmanager

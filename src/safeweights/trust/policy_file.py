@@ -68,6 +68,11 @@ def parse_policy(data: bytes, *, path: str | None = None) -> Policy:
     """The policy in TOML text; see `load_policy`."""
     if len(data) > MAX_POLICY:
         raise DocumentError(f"longer than {MAX_POLICY} bytes", path=path)
+    if data.lstrip().startswith(b"-----BEGIN "):
+        raise DocumentError(
+            "this is PEM; a policy is TOML, in which a signer's `public_key` names such a file",
+            path=path,
+        )
     document = parse_toml(data, path=path).only(
         "mode", "signers", "rules", "deny", "minimum_level", "lock"
     )

@@ -28,7 +28,7 @@ from .bundle import (
 )
 from .digests import FileDigest, hash_files
 from .errors import DocumentError, VerificationError
-from .files import check_name, list_folder
+from .files import check_name, check_writable, list_folder
 from .keys import need_cryptography, wrap_public_key
 
 if TYPE_CHECKING:
@@ -104,6 +104,9 @@ def sign(
     alone = not os.path.isdir(path)
     ignored = [] if alone else _ignored(path, signature, ignore)
     found = [(os.path.basename(path), path)] if alone else _list(path, ignored, trees=trees)
+    base = os.path.dirname(path) if alone else path
+    for target in (signature, *((os.path.join(base, SIDECAR),) if trees else ())):
+        check_writable(target)
     files = hash_files(
         found, tree=lambda name: trees and name.endswith(WEIGHTS), follow=alone, workers=workers,
         progress=progress,
@@ -119,7 +122,6 @@ def sign(
     bundle = build_bundle(
         payload, signer.sign(pae(payload)), hint=None if chain else hint, certificates=chain
     )
-    base = os.path.dirname(path) if alone else path
     for name, data in sidecars.items():
         write_file(os.path.join(base, name), [data], durable=True)
     write_file(signature, [bundle], durable=True)
