@@ -1,9 +1,12 @@
 """Chunks of a header's text -> columns of names, types, shapes and offsets, fast.
 
 A header is written by a program, so what stands between the values of one entry stands between those
-of all the others: `_Template` learns it from one entry, and takes chunks apart by a regular expression
-of literals, a quarter of a microsecond an entry. A chunk that does not fit is read by another, which
-knows every spelling of the three fields that JSON allows except escapes; that costs some microseconds
+of all the others. An entry has five strings: split at its quotes, a chunk falls into columns of names,
+dtypes, shapes and offsets (`_Template`). They are read column by column, in C; where every tensor
+begins where the one before it ends, the offsets need no reading at all. Then the text is written again
+from what was read and what was learnt, and has to be the text that was there: that is the proof. It
+takes half a microsecond an entry. What does not come out the same is read by a regular expression that
+knows every spelling of the three fields that JSON allows except escapes; that takes some microseconds
 an entry. What neither understands is left to `entries`, which reads exactly and finds the words for
 what is wrong. Nothing is accepted here that would not be accepted there, and nothing reported.
 """
@@ -12,18 +15,18 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import accumulate, pairwise
-from operator import itemgetter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import cache
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from .dtypes import DTYPES
 from .rules import MAX_RANK, byte_count
 from .strictjson import MAX_UINT, has_surrogates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
-__all__ = ["CHUNK", "Batch", "Chunks", "Kind"]
+__all__ = ["CHUNK", "Batch", "Chunks"]
 
 CHUNK: Final = 1 << 17
 """Bytes of text taken at once; larger chunks fall out of the processor's cache."""
@@ -45,28 +48,28 @@ _ENTRY = re.compile(
 ).match
 """A comma and the entry after it, its three fields in any order; a field may be twice, another missing."""
 
-_KIND = re.compile(rf'([A-Z0-9_]+)"{_W},{_W}"shape"{_W}:{_W}({_DIMS})').fullmatch
 _COMMA = re.compile(rf'{_W},{_W}"'.encode()).match
-_CONTROL = re.compile(r"[\x00-\x1f]").search
+_CONTROLS: Final = tuple(map(chr, range(32)))
+_IN_ARRAYS: Final = b"0123456789,[] \t\n\r"
+_CODES: Final = {code: code for code in DTYPES}  # one string for all tensors
+_PIECES: Final = 10  # an entry has five strings
+_BACKSLASH, _QUOTE = "\0", "\1"  # stand for escaped ones
+
+_SPACES: Final = b" \t\n\r"
+
+Span: TypeAlias = "tuple[int, int]"
 
 
-class Kind(NamedTuple):
-    """What tensors of one dtype and shape have in common; nbytes None where it has no value."""
+class Kinds(NamedTuple):
+    """What entries are, in columns.
 
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int | None
+    Attributes:
+        sizes: The bytes that dtype and shape need; None where that is no number of bytes.
+    """
 
-    @classmethod
-    def of(cls, code: str, dims: str) -> Kind | None:
-        """From the text of a dtype and of a shape in brackets; None if they break a rule."""
-        inner = dims[1:-1].strip()
-        shape = tuple(map(int, inner.split(","))) if inner else ()
-        # 2^64 has 20 digits.
-        if code not in DTYPES or (len(inner) >= 20 and max(shape) > MAX_UINT):
-            return None
-        dtype = DTYPES[code].code  # one string for all tensors
-        return cls(dtype, shape, byte_count(dtype, shape))
+    dtypes: Sequence[str]
+    shapes: Sequence[tuple[int, ...]]
+    sizes: Sequence[int | None]
 
 
 class Batch(NamedTuple):
@@ -74,11 +77,11 @@ class Batch(NamedTuple):
 
     Attributes:
         placed: Each begins where the one before it ends, the first where it was expected, and spans what
-            its kind needs.
+            it needs.
     """
 
-    names: Sequence[str]
-    kinds: Sequence[Kind]
+    names: list[str]
+    kinds: Kinds
     begins: Sequence[int]
     ends: Sequence[int]
     placed: bool
@@ -94,8 +97,9 @@ class Chunks:
 
     def __init__(self, text: bytes) -> None:
         self._text = text
-        self._template: _Template | None = None
-        self._kinds: dict[object, Kind] = {}
+        self._template = _usual_template()
+        self._kinds = self._template.kind_reader()
+        self._scanned_kinds = _KindReader("[", "]")
         self._scan_until = 0
         self._exact_until = 0
         self.first = 0
@@ -110,8 +114,6 @@ class Chunks:
         """
         if position < self._exact_until:
             return None
-        if len(self._kinds) > _MAX_KINDS:
-            self._kinds.clear()
         batch = None
         if position >= self._scan_until:
             batch = self._split(position, expected)
@@ -122,24 +124,33 @@ class Chunks:
         self._exact_until = self.position
 
     def _split(self, position: int, expected: int) -> Batch | None:
-        """By the template; if that fails, what follows is scanned, and then a new one learnt."""
-        text = self._text
-        template = self._template or _Template.learn(text, position)
+        """By the template, or one learnt here; if that fails, what follows is scanned first."""
+        batch = self._split_by_template(position, expected)
+        if batch is None and (learnt := _Template.learn(self._text, position)):
+            self._template, self._kinds = learnt, learnt.kind_reader()
+            batch = self._split_by_template(position, expected)
+        if batch is None:
+            self._scan_until = position + CHUNK
+        return batch
+
+    def _split_by_template(self, position: int, expected: int) -> Batch | None:
+        text, template = self._text, self._template
         opening = _COMMA(text, position)
-        if template is not None and opening is not None:
-            begin, tail = opening.end(), template.tail.encode()
-            self.first = begin - 1
-            last = text.rfind(tail, begin, begin + CHUNK)
-            batch = None
-            if last >= 0:
-                batch = template.split(text[begin - 1 : last + len(tail)], self._kinds, expected)
-            if batch is not None:
-                self._template = template
-                self.position = last + template.comma
-                return batch
-        self._template = None
-        self._scan_until = position + CHUNK
-        return None
+        if opening is None:
+            return None
+        begin, tail = opening.end(), template.tail
+        self.first = begin - 1
+        last = text.rfind(tail, begin, begin + CHUNK)
+        if last < 0:
+            return None
+        if begin + CHUNK >= len(text):
+            # The last entry too, which no comma follows; an entry, to judge by the number of quotes.
+            rest = text[begin:].rstrip(_SPACES)
+            if rest.endswith(b"}}") and rest.count(b'"', last - begin) == _PIECES:
+                self.position = begin + len(rest) - 1
+                return template.split(rest[:-1] + tail[1:], self._kinds, expected)
+        self.position = last + template.comma
+        return template.split(text[begin : last + len(tail)], self._kinds, expected)
 
     def _scan(self, position: int) -> Batch | None:
         """By the regular expression, up to an entry that it does not know."""
@@ -159,148 +170,216 @@ class Chunks:
 
     def _from_rows(self, rows: Sequence[tuple[bytes | None, ...]]) -> Batch | None:
         """The columns of matches of `_ENTRY`; None if a field is missing or has no value."""
-        raw, codes, dims, begins, ends = zip(*rows)  # noqa: B905
-        if any(None in column for column in (codes, dims, begins, ends)):
+        columns = list(zip(*rows))  # noqa: B905
+        if any(None in column for column in columns):
             return None
-        try:
-            names = _unescape([name.decode() for name in raw])
+        try:  # no value has a line feed, not even behind a backslash
+            raw, codes, dims, _, _ = (b"\n".join(column).decode().split("\n") for column in columns)
         except UnicodeDecodeError:
             return None
-        texts = list(zip(codes, dims))  # noqa: B905
-        known = self._kinds
-        for text in set(texts).difference(known):
-            kind = Kind.of(text[0].decode(), text[1].decode())
-            if kind is None:
-                return None
-            known[text] = kind
-        return _batch(names, [known[text] for text in texts], map(int, begins), map(int, ends))
+        joined = '","'.join(raw)
+        names = _unescape(joined) if "\\" in joined else raw
+        kinds = self._scanned_kinds.columns(codes, dims)
+        if names is None or kinds is None:
+            return None
+        begins, ends = (list(map(int, column)) for column in columns[3:])
+        return _anywhere(names, kinds, begins, ends)
 
 
-class _Template(NamedTuple):
-    """What stands between the values of a header's entries.
+class _KindReader:
+    """Dtypes, shapes and sizes, from the texts of dtypes and of shapes.
 
-    An entry and the quote of the next one read ``name SEP left MID right TAIL``; left and right are
-    dtype-and-shape (the kind) and the two offsets, in either order.
-
-    Attributes:
-        entries: Finds name, left and right of every entry in a chunk. It may skip text: that shows in
-            the lengths.
-        fixed: Length of what stands between the values, per entry.
-        point: What stands between the two offsets.
-        tail: What ends an entry, up to and with the quote of the next one.
-        comma: Where in the tail the comma is.
-        kind_first: Whether left is the kind.
+    Args:
+        before: What every text of a shape begins with, up to its first dimension.
+        after: What it ends with.
     """
 
-    entries: Callable[[str], list[tuple[str, str, str]]]
-    fixed: int
-    point: str
-    tail: str
-    comma: int
-    kind_first: bool
+    def __init__(self, before: str, after: str) -> None:
+        self._before = before
+        self._after = after
+        self._known: dict[tuple[str, str], tuple[Any, ...]] = {}
+
+    def columns(self, codes: Sequence[str], dims: Sequence[str]) -> Kinds | None:
+        """Dtypes, shapes and sizes; None if one breaks a rule."""
+        known = self._known
+        try:
+            kinds = list(map(known.__getitem__, zip(codes, dims)))  # noqa: B905
+        except KeyError:
+            if 2 * len(set(dims)) > len(dims):  # hardly two are alike: nothing to remember
+                return self._read(codes, dims)
+            if len(known) > _MAX_KINDS:
+                known.clear()
+            pairs = list(zip(codes, dims))  # noqa: B905
+            new = list(set(pairs).difference(known))
+            columns = self._read(*zip(*new))  # noqa: B905
+            if columns is None:
+                return None
+            known.update(zip(new, zip(*columns)))  # noqa: B905
+            kinds = list(map(known.__getitem__, pairs))
+        return Kinds._make(zip(*kinds))  # noqa: B905
+
+    def _read(self, codes: Sequence[str], dims: Sequence[str]) -> Kinds | None:
+        arrays = _arrays(dims, self._before, self._after)
+        if arrays is None or not _CODES.keys() >= set(codes):
+            return None
+        dtypes = list(map(_CODES.__getitem__, codes))
+        shapes: list[tuple[int, ...]] = list(map(tuple, arrays))
+        return Kinds(dtypes, shapes, list(map(byte_count, dtypes, shapes)))
+
+
+class _Template:
+    """What stands between the values of a header's entries.
+
+    Attributes:
+        tail: What ends an entry, up to and with the quote that opens the next name.
+        comma: Where in the tail the comma is.
+
+    Args:
+        between: The text from behind one name to the next.
+        code: Where in it the dtype is.
+        dims: Where the shape is, brackets included.
+        begin: Where the first offset is.
+        end: Where the second is.
+    """
+
+    def __init__(self, between: str, code: Span, dims: Span, begin: Span, end: Span) -> None:
+        tail = between[between.rindex("}") :]
+        self.tail = tail.encode()
+        self.comma = tail.index(",")
+        shape, offsets = _piece(between, *dims), _piece(between, begin[0], end[1])
+        self._around_dims = between[shape[0] : dims[0] + 1], between[dims[1] - 1 : shape[1]]
+        self._around_offsets = between[offsets[0] : begin[0]], between[end[1] : offsets[1]]
+        # A text split at its quotes has names at every tenth piece, and other values at these.
+        self._pieces = [between.count('"', 0, at) for at, _ in (code, shape, offsets)]
+        values = code, shape, begin, end
+        ordered = sorted(values)
+        edges = [0, *chain.from_iterable(ordered), len(between)]
+        self._row = [""]
+        for first, last in zip(edges[::2], edges[1::2], strict=True):
+            self._row += [between[first:last], ""]
+        self._row.pop()
+        self._places = [2 * ordered.index(value) + 2 for value in values]
 
     @classmethod
     def learn(cls, text: bytes, position: int) -> _Template | None:
-        """From the entry at `position`; None if its type and shape are not side by side."""
+        """From the entry behind the comma at `position`; None if it is not understood."""
         entry = _ENTRY(text, position, position + CHUNK)
-        if entry is None or None in entry.groups():
+        following = entry and _COMMA(text, entry.end())
+        if entry is None or following is None or None in entry.groups():
             return None
-        following = _COMMA(text, entry.end())
-        code, dims_end = entry.start("code"), entry.end("dims")
-        begin, end = entry.start("begin"), entry.end("end")
-        if following is None or not _KIND(text[code:dims_end].decode()):
-            return None
-        kind_first = code < begin
-        left, left_end = (code, dims_end) if kind_first else (begin, end)
-        right, right_end = (begin, end) if kind_first else (code, dims_end)
-        spans = (
-            (entry.end("name"), left),
-            (left_end, right),
-            (entry.end("begin"), entry.start("end")),
-            (right_end, following.end()),
-        )
-        sep, mid, point, tail = (text[a:b].decode() for a, b in spans)
-        # No part runs past a quote or a brace, so that text built to fail costs no more than its length.
-        kind, offsets = r"([^\]{}]*\])", r'([^\]{}"]*)'
-        values = (kind, offsets, "") if kind_first else (offsets, kind, "")
-        between = map(re.escape, (sep, mid, tail))
-        pattern = r'(?<=")([^"]*)' + "".join(a + b for a, b in zip(between, values, strict=True))
-        fixed = len(sep) + len(mid) + len(tail)
-        return cls(re.compile(pattern).findall, fixed, point, tail, tail.index(","), kind_first)
+        origin = entry.end("name")
+        spans = [entry.span(field) for field in ("code", "dims", "begin", "end")]
+        between = text[origin : following.end()].decode()
+        return cls(between, *[(begin - origin, end - origin) for begin, end in spans])
 
-    def split(self, chunk: bytes, known: dict[object, Kind], expected: int) -> Batch | None:
-        """Entries from a name's opening quote to another's, both included; None if unusual."""
+    def kind_reader(self) -> _KindReader:
+        """For the pieces with dtypes and shapes."""
+        return _KindReader(*self._around_dims)
+
+    def split(self, chunk: bytes, reader: _KindReader, expected: int) -> Batch | None:
+        """Entries from behind the quote that opens a name to behind another such; None if unusual."""
         try:
             text = chunk.decode()
         except UnicodeDecodeError:
             return None
-        rows = self.entries(text)
-        if not rows:
+        escaped = "\\" in text
+        if escaped:
+            if _BACKSLASH in text or _QUOTE in text:
+                return None
+            # Now every quote begins or ends a string.
+            text = text.replace("\\\\", _BACKSLASH).replace('\\"', _QUOTE)
+        pieces = text.split('"')
+        if len(pieces) % _PIECES != 1:
             return None
-        names: Sequence[str] | None
-        names, lefts, rights = zip(*rows)  # noqa: B905
-        kinds, offsets = (lefts, rights) if self.kind_first else (rights, lefts)
-        joined = "".join(names)
-        found = (
-            1 + len(joined) + len("".join(lefts)) + len("".join(rights)) + self.fixed * len(rows)
-        )
-        if found != len(text) or not self._learn_kinds(set(kinds).difference(known), known):
+        raw = pieces[:-1:_PIECES]
+        kinds = reader.columns(*(pieces[at::_PIECES] for at in self._pieces[:2]))
+        joined = '","'.join(raw)
+        if escaped:
+            names = _unescape(joined.replace(_QUOTE, '\\"').replace(_BACKSLASH, "\\\\"))
+        else:
+            names = None if any(map(joined.__contains__, _CONTROLS)) else raw
+        if kinds is None or names is None:
             return None
-        if "\\" in joined or not joined.isprintable():
-            names = _unescape(names)
-        if names is None:
-            return None
-        return self._with_offsets(names, [known[kind] for kind in kinds], offsets, expected)
+        return self._place(text, pieces, names, kinds, expected)
 
-    def _learn_kinds(self, texts: set[str], known: dict[object, Kind]) -> bool:
-        for text in texts:
-            match = _KIND(text)
-            kind = match and Kind.of(*match.groups())
-            if not kind:
-                return False
-            known[text] = kind
-        return True
-
-    def _with_offsets(
-        self, names: Sequence[str], kinds: list[Kind], offsets: Sequence[str], expected: int
+    def _place(
+        self, text: str, pieces: list[str], names: list[str], kinds: Kinds, expected: int
     ) -> Batch | None:
-        point = self.point
-        sizes = list(map(itemgetter(2), kinds))
+        """The batch, if the text is what would be written for it."""
+        raw = pieces[:-1:_PIECES]
+        codes, dims, offsets = (pieces[at::_PIECES] for at in self._pieces)
+        sizes = kinds.sizes
         if None not in sizes:
             # What a writer writes who places tensors in the order of the text.
-            bounds = list(accumulate(sizes, initial=expected))
+            bounds: list[int] = list(accumulate(sizes, initial=expected))  # type: ignore[arg-type]
             digits = list(map(str, bounds))
-            if offsets == tuple([f"{a}{point}{b}" for a, b in pairwise(digits)]):
+            written = self._write(raw, codes, dims, digits[:-1], digits[1:])
+            if written == text and bounds[-1] <= MAX_UINT:
                 return Batch(names, kinds, bounds[:-1], bounds[1:], placed=True)
-        match = re.compile(f"({_NUM}){re.escape(point)}({_NUM})").fullmatch
-        pairs = [found.groups() for text in offsets if (found := match(text))]
-        if len(pairs) < len(offsets):
+        pairs = _arrays(offsets, *self._around_offsets)
+        if pairs is None or set(map(len, pairs)) != {2}:
             return None
-        begins, ends = zip(*pairs)  # noqa: B905
-        return _batch(names, kinds, map(int, begins), map(int, ends))
+        begins, ends = map(list, zip(*pairs))  # noqa: B905
+        written = self._write(raw, codes, dims, map(str, begins), map(str, ends))
+        return _anywhere(names, kinds, begins, ends) if written == text else None
+
+    def _write(self, names: Sequence[str], *values: Iterable[str]) -> str:
+        """The text of entries."""
+        row = self._row * len(names)
+        row[::_PIECES] = names
+        for place, column in zip(self._places, values, strict=True):
+            row[place::_PIECES] = column
+        return "".join(row)
 
 
-def _unescape(raw: Sequence[str]) -> Sequence[str] | None:
-    """The names whose JSON strings have these contents; None if one is no JSON string."""
-    joined = '","'.join(raw)
-    if _CONTROL(joined):
+@cache
+def _usual_template() -> _Template:
+    """As the reference and most others write."""
+    learnt = _Template.learn(b',"":{"dtype":"U8","shape":[],"data_offsets":[0,0]},"', 0)
+    assert learnt is not None
+    return learnt
+
+
+def _piece(text: str, begin: int, end: int) -> Span:
+    """What is around a place, from a quote to a quote."""
+    return text.rindex('"', 0, begin) + 1, text.index('"', end)
+
+
+def _arrays(texts: Sequence[str], before: str, after: str) -> list[list[int]] | None:
+    """Arrays of at most 64 integers up to 2^64 - 1, the text of each between `before` and `after`.
+
+    None if one is not. `before` ends with the opening bracket, `after` begins with the closing one,
+    spaces aside.
+    """
+    joined = "\0".join(texts)
+    if not joined.startswith(before) or not joined.endswith(after):
         return None
-    if "\\" not in joined:
-        return raw
+    inner = joined[len(before) : len(joined) - len(after)].replace(f"{after}\0{before}", "],[")
+    # As many brackets as were just written: each text is one array, with no other in it.
+    if inner.count("[") >= len(texts) or inner.encode().translate(None, _IN_ARRAYS):
+        return None
+    try:
+        arrays: list[list[int]] = json.loads(f"[[{inner}]]")
+    except ValueError:
+        return None
+    if max(map(len, texts)) < 20:  # the digits of 2^64
+        return arrays
+    most, rank = max(chain.from_iterable(arrays), default=0), max(map(len, arrays))
+    return arrays if most <= MAX_UINT and rank <= MAX_RANK else None
+
+
+def _unescape(joined: str) -> list[str] | None:
+    """The names whose JSON strings have these contents, joined by `","`; None if one is no JSON string."""
     try:
         names: list[str] = json.loads(f'["{joined}"]')
     except ValueError:
         return None
-    # Fewer names: one ended with a backslash, and took the quote for its own.
-    return None if len(names) < len(raw) or has_surrogates("".join(names)) else names
+    return None if "\\u" in joined and has_surrogates("".join(names)) else names
 
 
-def _batch(
-    names: Sequence[str] | None, kinds: Sequence[Kind], begins: Iterable[int], ends: Iterable[int]
-) -> Batch | None:
+def _anywhere(names: list[str], kinds: Kinds, begins: list[int], ends: list[int]) -> Batch | None:
     """The batch, unless an offset is above 2^64 - 1."""
-    begins, ends = list(begins), list(ends)
-    if names is None or max(*begins, *ends) > MAX_UINT:
+    if max(*begins, *ends) > MAX_UINT:
         return None
     if begins[1:] == ends[:-1]:
         begins[1:] = ends[:-1]  # one object for two equal numbers

@@ -10,8 +10,9 @@ slow: the rules metadata-limit and extra-limit.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from itertools import repeat
-from operator import itemgetter, sub
+from operator import sub
 from typing import TYPE_CHECKING
 
 from .chunks import CHUNK, Chunks
@@ -134,18 +135,18 @@ class Entries:
 
     def _add(self, batch: Batch) -> bool:
         """Add entries, unless there is a name among them that must not be there."""
-        names, kinds, begins, ends, placed = batch
-        unique = set(names)
-        if len(unique) < len(names) or METADATA_KEY in unique:
+        names, (dtypes, shapes, sizes), begins, ends, placed = batch
+        tensors, before = self.tensors, len(self.tensors)
+        # TensorInfo(...) in a loop costs three times this. What is there already stays as it is.
+        fields = zip(dtypes, shapes, begins, ends)  # noqa: B905
+        infos = map(tuple.__new__, repeat(TensorInfo), fields)
+        deque(map(tensors.setdefault, names, infos), maxlen=0)
+        if len(tensors) < before + len(names) or METADATA_KEY in tensors:
+            while len(tensors) > before:
+                tensors.popitem()
             return False
-        if not self.tensors.keys().isdisjoint(unique):
-            return False
-        # TensorInfo(...) in a loop costs three times this.
-        fields = zip(map(itemgetter(0), kinds), map(itemgetter(1), kinds), begins, ends)  # noqa: B905
-        self.tensors.update(zip(names, map(tuple.__new__, repeat(TensorInfo), fields)))  # noqa: B905
         if not placed:
-            sizes = list(map(itemgetter(2), kinds))
-            self.sized = self.sized and sizes == list(map(sub, ends, begins))
+            self.sized = self.sized and list(sizes) == list(map(sub, ends, begins))
             self.in_order = self.in_order and begins == [self.end, *ends[:-1]]
         self.end = ends[-1]
         return True

@@ -2,6 +2,8 @@
 
 None of what a header or a load builds is garbage, yet each 700 new containers start a collection
 that looks at them all: a third of the time of parsing a large header, and more the more there are.
+The collection that is due when the pause ends would do so once more; hence many new objects pass as old
+ones, which a full collection looks at and no other.
 """
 
 from __future__ import annotations
@@ -9,12 +11,17 @@ from __future__ import annotations
 import gc
 from contextlib import contextmanager
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["gc_paused"]
+
+_MANY: Final = 10_000
+"""New containers from which on they are passed as old."""
+
+_CAN_PROMOTE: Final = hasattr(gc, "freeze")  # not PyPy
 
 _lock = Lock()
 _depth = 0
@@ -40,4 +47,12 @@ def gc_paused() -> Iterator[None]:
         with _lock:
             _depth -= 1
             if _depth == 0 and _was_enabled:
+                _promote()
                 gc.enable()
+
+
+def _promote() -> None:
+    """Pass many new objects as old; whoever froze some for a fork keeps them frozen."""
+    if _CAN_PROMOTE and gc.get_count()[0] > _MANY and gc.get_freeze_count() == 0:
+        gc.freeze()  # all to the permanent generation, and from there to the oldest: two lists joined
+        gc.unfreeze()

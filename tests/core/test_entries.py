@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import permutations
 from typing import Any
 
 import mutation
@@ -59,6 +60,15 @@ def many(count: int = 20, start: int = 0, prefix: str = "n") -> list[str]:
     return [f'"{prefix}{i}":{{{ENTRY.format(i, i + 1)}}}' for i in range(start, start + count)]
 
 
+FIELDS = ('"dtype":"U8"', '"shape":[1]', '"data_offsets":[{},{}]')
+
+
+def ordered(*order: int, count: int = 20) -> list[str]:
+    """Entries with their fields in this order."""
+    fields = ",".join(FIELDS[place] for place in order)
+    return [f'"n{i}":{{{fields.format(i, i + 1)}}}' for i in range(count)]
+
+
 def join(*parts: list[str]) -> bytes:
     return ("{" + ",".join(entry for part in parts for entry in part) + "}").encode()
 
@@ -74,18 +84,22 @@ SHAPE_FIRST = '"x":{"shape":[1],"data_offsets":[20,21],"dtype":"U8"}'
 LAYOUTS = {
     "tidy": join(many()),
     "orders differ": join(many(), [SHAPE_FIRST], many(start=21)),
-    "unusual order": join(many()).replace(b'"dtype":"U8","shape":[1]', b'"shape":[1],"dtype":"U8"'),
-    "offsets first": join(
-        [f'"n{i}":{{"data_offsets":[{i},{i + 1}],"dtype":"U8","shape":[1]}}' for i in range(20)]
-    ),
-    "offsets between": join(
-        [f'"n{i}":{{"dtype":"U8","data_offsets":[{i},{i + 1}],"shape":[1]}}' for i in range(20)]
-    ),
+    **{f"order {order}": join(ordered(*order)) for order in permutations(range(3))},
     "metadata amid": join(many(), ['"__metadata__":{"a":"b"}'], many(start=20)),
     "entry as metadata": join(many(), ['"__metadata__":{' + ENTRY.format(20, 21) + "}"]),
     "metadata escaped": join(many(), ['"__met\\u0061data__":{"a":"b"}'], many(start=20)),
     "twice in a chunk": join(many(), many(1, 3)),
     "twice in chunks": join(many(200), many(1, 3)),
+    "twice with other values": join(many(), ['"n3":{' + ENTRY.format(30, 31) + "}"], many(start=20)),
+    "twice with other values in chunks": join(
+        many(200), ['"n3":{' + ENTRY.format(30, 31) + "}"], many(start=200)
+    ),
+    "twice at the end": join(many(200), ['"n3":{' + ENTRY.format(200, 201) + "}"]),
+    "metadata at the end": join(many(), ['"__metadata__":{"a":"b","c":"d","e":"f"}']),
+    "metadata at the end, like an entry": join(
+        many(), ['"__metadata__":{"a":"b","c":"d","e":"f","g":""}']
+    ),
+    "entry as metadata at the end": join(many(), ['"__metadata__":{' + ENTRY.format(20, 21) + "}"]),
     "twice by escape": join(many(), ['"\\u006e3":{' + ENTRY.format(20, 21) + "}"]),
     "escapes": join(many(prefix="\\n\\u00e9\\ud83d\\ude00")),
     "escaped quotes": join(many(prefix='\\"x\\":')),
@@ -108,6 +122,27 @@ LAYOUTS = {
     "offset too large": odd("U8", "1", 20, 18446744073709551616),
     "largest numbers": odd("U8", "18446744073709551615", 20, 18446744073709551615),
     "no size": odd("F4", "1", 20, 21),
+    "above 2^64 together": join(
+        [
+            f'"n{i}":{{"dtype":"U8","shape":[{1 << 60}],"data_offsets":[{i << 60},{i + 1 << 60}]}}'
+            for i in range(20)
+        ]
+    ),
+    "an array in a shape": odd("U8", "[1]"),
+    "shapes apart": join(
+        ['"a":{"dtype":"U8","shape":[[1],"data_offsets":[0,1]}'],
+        ['"b":{"dtype":"U8","shape":[2]],"data_offsets":[0,1]}'],
+        ['"c":{"dtype":"U8","shape":[1],[1],"data_offsets":[0,1]}'],
+    ),
+    "an offset too few": odd("U8", "1").replace(b"[20,21]", b"[20]"),
+    "an offset too many": odd("U8", "1").replace(b"[20,21]", b"[20,21,22]"),
+    "offsets with a zero in front": odd("U8", "1").replace(b"[20,21]", b"[020,21]"),
+    "an array in offsets": odd("U8", "1").replace(b"[20,21]", b"[[20,21]]"),
+    "a float in offsets": odd("U8", "1").replace(b"[20,21]", b"[20.0,21]"),
+    "a sign in offsets": odd("U8", "1").replace(b"[20,21]", b"[-0,21]"),
+    "a sign in a shape": odd("U8", "-0"),
+    "marks in names": join(many(prefix="\\n\\\\x"), many(1, 20, "\0"), many(1, 21, "\1")),
+    "a mark behind a backslash": join(many(), ['"\\\0":{' + ENTRY.format(20, 21) + "}"]),
     "wrong size": odd("U8", "7", 20, 21),
     "out of order": join(many(start=20), many()),
     "hole": join(many(), many(start=21)),
@@ -122,6 +157,9 @@ LAYOUTS = {
     "new kind each": join(
         [f'"n{i}":{{"dtype":"U8","shape":[{i},0],"data_offsets":[0,0]}}' for i in range(300)]
     ),
+    "new kind for three": join(
+        [f'"n{i}":{{"dtype":"U8","shape":[{i // 3},0],"data_offsets":[0,0]}}' for i in range(300)]
+    ),
     "long name": join(many(), many(1, 20, "y" * 500), many(start=21)),
     "last name is the first": join(many(), many(1)),
     "tail lacks comma": b'{"a":{' + ENTRY.format(0, 1).encode() + b'}}"',
@@ -135,7 +173,7 @@ def test_chosen_headers_are_read_alike(chunk: int, name: str) -> None:
 
 def test_many_kinds_are_forgotten(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "_MAX_KINDS", 5)
-    assert_same(LAYOUTS["new kind each"])
+    assert_same(LAYOUTS["new kind for three"])
 
 
 @settings(max_examples=60, deadline=None)
@@ -176,7 +214,8 @@ def test_the_fast_ways_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     for text in (
         join(many(5000)),
-        LAYOUTS["unusual order"],
+        *(LAYOUTS[f"order {order}"] for order in permutations(range(3))),
+        LAYOUTS["out of order"],
         LAYOUTS["spaces differ"],
         LAYOUTS["escaped quotes"],
         LAYOUTS["orders differ"],
@@ -188,15 +227,56 @@ def test_the_fast_ways_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(exact) <= 2, exact
 
 
-def test_a_template_is_learnt_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a change of style, the new style is split too."""
-    scanned: list[int] = []
+@pytest.fixture
+def scanned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The positions from which text was scanned by the regular expression."""
+    positions: list[int] = []
     scan = chunks.Chunks._scan
     monkeypatch.setattr(
         chunks.Chunks,
         "_scan",
-        lambda self, position: scanned.append(position) or scan(self, position),
+        lambda self, position: positions.append(position) or scan(self, position),
     )
+    return positions
+
+
+@pytest.mark.parametrize("spaces", ["", " "])
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_every_order_of_fields_is_split(
+    order: tuple[int, ...], spaces: str, scanned: list[int]
+) -> None:
+    """In one style all entries but the first are taken by the template, the last too."""
+    text = join(ordered(*order)).replace(b",", b"," + spaces.encode())
+    found = Entries(text, rules.Report(None))
+    assert len(found.tensors) == 20
+    assert found.in_order
+    assert not scanned
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["escapes", "escaped quotes", "not printable", "out of order", "hole", "wrong size", "scalars"],
+)
+def test_what_is_valid_text_is_split(name: str, scanned: list[int]) -> None:
+    """All but the last entry, where its name has escaped quotes."""
+    Entries(LAYOUTS[name], rules.Report(None))
+    assert all(position > len(LAYOUTS[name]) - 100 for position in scanned)
+
+
+def test_entries_refused_together_leave_nothing_behind() -> None:
+    """Of a chunk with a name that is there already, nothing is added before it is read exactly."""
+    found = Entries(join(many()), rules.Report(None))
+    before = dict(found.tensors)
+    for names in (["x", "n3", "y"], ["x", "y", "x"], ["x", "__metadata__"]):
+        kinds = chunks.Kinds(["U8"] * 3, [(7,)] * 3, [7] * 3)
+        batch = chunks.Batch(names, kinds, [20, 27, 34], [27, 34, 41], placed=True)
+        assert not found._add(batch)
+        assert list(found.tensors.items()) == list(before.items())
+        assert found.end == 20
+
+
+def test_a_template_is_learnt_again(scanned: list[int]) -> None:
+    """After a change of style, the new style is split too."""
     text = join(many(3000), [entry.replace(":", " : ") for entry in many(9000, 3000)])
     found = Entries(text, rules.Report(None))
     assert len(found.tensors) == 12000

@@ -71,3 +71,30 @@ def test_many_threads_leave_it_as_it_was() -> None:
     for thread in threads:
         thread.join(30)
     assert gc.isenabled()
+
+
+def test_many_new_objects_pass_as_old() -> None:
+    """The collection that is due afterwards must not look at them all."""
+    with gc_paused():
+        made = [[number] for number in range(20_000)]
+    assert gc.get_count()[0] < 10_000
+    assert any(found is made[-1] for found in gc.get_objects(generation=2))
+
+
+def test_few_new_objects_stay_new() -> None:
+    gc.collect()
+    with gc_paused():
+        made = [[number] for number in range(100)]
+    assert any(found is made[-1] for found in gc.get_objects(generation=0))
+
+
+def test_what_was_frozen_stays_frozen() -> None:
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with gc_paused():
+            made = [[number] for number in range(20_000)]
+        assert len(made) == 20_000
+        assert gc.get_freeze_count() >= frozen - 100  # some of them may have died
+    finally:
+        gc.unfreeze()
