@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -259,6 +261,26 @@ def test_progress_ends_at_the_total(source, target) -> None:
     convert(source, target, progress=lambda done, total: seen.append((done, total)), shard_size=60)
     assert seen[-1] == (100, 100)
     assert seen == sorted(seen)
+
+
+def test_a_conversion_that_fails_does_not_wait_for_digests(source, target, monkeypatch) -> None:
+    finished = []
+
+    def endless(_, wanted=lambda: True):
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if not wanted():
+                raise RuntimeError
+            time.sleep(0.01)
+        finished.append(True)
+
+    monkeypatch.setattr("safeweights.convert.conversion.sha256", endless)
+    before = threading.active_count()
+    target.write_bytes(b"old")
+    with pytest.raises(FileExistsError):
+        convert(source, target)
+    assert threading.active_count() == before
+    assert not finished
 
 
 def test_the_provenance_record(tmp_path, target) -> None:

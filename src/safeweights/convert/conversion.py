@@ -154,9 +154,11 @@ def convert(
     into_folder = len(paths) > 1 or index is not None or _is_folder(sources)
     job = _Job(chosen, os.fspath(target), into_folder, progress)
     with ExitStack() as stack:
-        hashing = stack.enter_context(ThreadPoolExecutor(1)) if chosen.digests else None
+        hashing = _Hashing(verify) if chosen.digests else None
+        if hashing is not None:
+            stack.callback(hashing.close)
         opened = [stack.enter_context(_open(path, chosen, verify)) for path in paths]
-        digests = [hashing.submit(_digest, path, verify) if hashing else None for path in paths]
+        digests = [hashing.begin(path) if hashing else None for path in paths]
         if index is not None and weight_map is not None:
             names = [{*c, *c.refused} for c in opened]
             shards = {os.path.basename(p): n for p, n in zip(paths, names, strict=True)}
@@ -221,8 +223,27 @@ def _open(path: str, options: Options, verify: Verify | None) -> ForeignCheckpoi
     )
 
 
-def _digest(path: str, verify: Verify | None = None) -> str:
-    return sha256(open_source(path, engine="pread", verify=verify))
+class _Hashing:
+    """Digests of sources, made in a thread beside the rest, and given up where the rest fails."""
+
+    def __init__(self, verify: Verify | None) -> None:
+        self._verify = verify
+        self._wanted = True
+        self._pool = ThreadPoolExecutor(1)
+
+    def begin(self, path: str) -> Future[str]:
+        """The digest of the file at `path`, some time."""
+
+        def digest() -> str:
+            source = open_source(path, engine="pread", verify=self._verify)
+            return sha256(source, lambda: self._wanted)
+
+        return self._pool.submit(digest)
+
+    def close(self) -> None:
+        """Give up what nobody has waited for, and leave no thread."""
+        self._wanted = False
+        self._pool.shutdown(cancel_futures=True)
 
 
 @dataclass
@@ -387,7 +408,11 @@ class _Job:
             if not self.options.dry_run:
                 self._save(output, done, size)
                 written = os.stat(output.path).st_size
-                digest = _digest(output.path) if self.options.digests else None
+                digest = (
+                    sha256(open_source(output.path, engine="pread"))
+                    if self.options.digests
+                    else None
+                )
             else:
                 written = size
             done += size

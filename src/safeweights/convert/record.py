@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -90,11 +90,18 @@ class Conversion:
         return {"type": RECORD_TYPE, "tool": tool, **fields}
 
 
-def sha256(source: Source) -> str:
-    """The SHA-256 of all of `source` in hexadecimal; releases the GIL while it hashes."""
+def sha256(source: Source, wanted: Callable[[], bool] = lambda: True) -> str:
+    """The SHA-256 of all of `source` in hexadecimal; releases the GIL while it hashes.
+
+    Args:
+        source: What to read, a block at a time.
+        wanted: Asked before each block; where the answer is no, the work ends in a RuntimeError.
+    """
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(_BLOCK, source.size)))
     for offset in range(0, source.size, _BLOCK):
+        if not wanted():
+            raise RuntimeError("given up")
         piece = buffer[: min(_BLOCK, source.size - offset)]
         source.read_into(offset, piece)
         digest.update(piece)
