@@ -278,6 +278,7 @@ def test_what_is_not_there(run, typed):
     assert result.exit_code == 1
     assert result.document["error"]["kind"] == "not-found"
     assert "there is `F32`" in result.stderr
+    assert "8_E5M2`" in run("get", typed, "M2").stderr, "a part of a name"
     assert run("get", typed, "F32[9]", "--json").document["error"]["kind"] == "selection"
     assert run("get", typed, "F32[9]").exit_code == 1
     assert run("get", typed, "F32[x]").exit_code == 2

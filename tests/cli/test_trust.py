@@ -584,6 +584,22 @@ def test_everything_fits_a_terminal(terminal, plain, run, signed, pair, policy):
         assert "\x1b[3" not in shown
 
 
+def test_one_file_of_a_signed_folder(run, signed, pair, policy):
+    weights = "model/w.safetensors"
+    assert run("verify", weights, "--key", f"{pair}.pub").rows[0][:2] == ["ok", weights]
+    document = run("verify", weights, "--policy", policy, "--json").document
+    assert (document["ok"], Path(document["signature"])) == (True, signed / "model.sig")
+    assert run("admit", weights, "--policy", policy).exit_code == 0
+    Path("model/other").write_text("x")
+    for arguments in (["--key", f"{pair}.pub"], ["--policy", policy]):
+        result = run("verify", "model/other", *arguments)
+        assert result.exit_code == 1
+        assert "does not list it" in result.stdout + result.stderr
+    spoil(signed / "w.safetensors")
+    assert run("verify", weights, "--key", f"{pair}.pub").exit_code == 1
+    assert run("admit", weights, "--policy", policy).exit_code == 1
+
+
 @posix
 def test_a_path_that_is_hostile(run, folder, pair):
     name = "m\x1b[2J\u202e\n"

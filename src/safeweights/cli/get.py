@@ -111,8 +111,10 @@ def _lookup(checkpoint: Checkpoint, choice: Choice) -> Tensor:
         if len(checkpoint) <= _NAMES_MAX and len(choice.name) < 200:
             from difflib import get_close_matches
 
-            close = get_close_matches(choice.name, [n for n in checkpoint if len(n) < 200])
-            if close:
+            names = [name for name in checkpoint if len(name) < 200]
+            close = get_close_matches(choice.name, names)
+            close = close or [name for name in names if choice.name in name][:3]
+            if close and choice.name:
                 error.message += f"; there is {', '.join(map(quote, close))}"
         raise
 

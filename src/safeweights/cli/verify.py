@@ -189,9 +189,10 @@ def _print(out: Output, document: VerifyDocument, signed_by: SignedBy) -> None:
 
 def _judge(out: Output, path: str, signature: str | None, given: dict[str, Any]) -> int:
     """Decide as `admit` does, and leave no trace."""
-    from ..trust import decide, load_policy, signature_path
+    from ..trust import decide, load_policy
     from ..trust.evidence import gather
     from ..trust.lockfile import lock_of
+    from ..trust.verifying import find_signature
 
     policy = load_policy(given["policy"])
     lock = lock_of(policy, None)
@@ -200,7 +201,7 @@ def _judge(out: Output, path: str, signature: str | None, given: dict[str, Any])
     evidence = gathered.evidence
     decision = decide(policy, evidence, lock.get(evidence.subject) if lock else None)
     if out.json:
-        signature = signature or signature_path(path)
+        signature = signature or find_signature(path)
         out.document(_judged(path, signature, evidence, decision))
     else:
         print_decision(out, record(decision), explain=given["explain"])

@@ -17,8 +17,8 @@ from .digests import hash_files
 from .errors import TrustError, VerificationError
 from .files import list_folder
 from .policy import Evidence, FileFact
-from .signing import SIDECAR, WEIGHTS, signature_path
-from .verifying import check_signature, read_bundle, verify
+from .signing import SIDECAR, WEIGHTS
+from .verifying import check_signature, find_signature, read_bundle, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +72,7 @@ def gather(
     """
     path = os.path.abspath(path)
     subject = name or path.replace(os.sep, "/")
-    signature = os.path.abspath(signature or signature_path(path))
+    signature = os.path.abspath(signature or find_signature(path))
     rule = policy.rule_for(subject)
     told = _Forwards(progress)
     read = partial(

@@ -166,21 +166,23 @@ def _check_hint(bundle: Bundle, key: PublicKey) -> None:
         )  # fmt: skip
 
 
-def find_signature(path: str) -> str | None:
-    """The signature that covers `path`, by convention: FILE.sig, or model.sig in a folder above.
+def find_signature(path: str) -> str:
+    """The signature that covers `path`, by convention: `signature_path`, or model.sig above a file.
 
-    Which one is found decides nothing: a file that an attacker puts nearer must still be signed by
-    whom the caller trusts, and list the file.
+    Where there is none, the path at which there should be one. Which one is found decides nothing: a
+    file that an attacker puts nearer must still be signed by whom the caller trusts, and list the
+    file.
     """
     path = os.path.abspath(path)
-    if os.path.lexists(own := signature_path(path)):
+    own = signature_path(path)
+    if os.path.lexists(own) or os.path.isdir(path):
         return own
     folder = path
     for _ in range(_PARENTS):
         folder = os.path.dirname(folder)
         if os.path.lexists(candidate := os.path.join(folder, "model.sig")):
             return candidate
-    return None
+    return own
 
 
 def verify(
@@ -213,7 +215,7 @@ def verify(
         OSError: As the operating system has it.
     """
     path = os.path.abspath(path)
-    signature = os.path.abspath(signature or signature_path(path))
+    signature = os.path.abspath(signature or find_signature(path))
     bundle = read_bundle(signature)
     signed_by = check_signature(bundle, trust)
     statement = parse_statement(bundle.payload, path=signature)
