@@ -81,7 +81,7 @@ class Terminal:
 
     def raw(self, text: str) -> None:
         """Print lines that fit the window already."""
-        self._console.print(Text(text), soft_wrap=True)
+        self._console.file.write(f"{text}\n")
 
     def blank(self) -> None:
         """Print an empty line."""
