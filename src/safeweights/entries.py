@@ -166,7 +166,7 @@ class Entries:
             return
         begin = reader.position
         info = self._read_info(name)
-        if b"\\" in self.text[begin : reader.position]:
+        if self.text.find(b"\\", begin, reader.position) >= 0:
             self._charge(begin)
         if info is None:
             self.whole = False

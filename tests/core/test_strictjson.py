@@ -208,3 +208,47 @@ def test_keys_repeat_only_if_allowed() -> None:
 def test_surrogates() -> None:
     assert has_surrogates("a\udfff")
     assert not has_surrogates("a\U0001f600\ud7ff\ue000")
+
+
+LONG = [4095, 4096, 4097, 4096 + 65536, 4097 + 65536, 3 * 65536 + 5]
+"""Lengths on both sides of where whole blocks are looked at."""
+
+
+@pytest.mark.parametrize("length", LONG)
+@pytest.mark.parametrize(
+    ("odd", "value"), [(b"", ""), (b"\\n", "\n"), (b"\\\\", "\\"), (b"\xc3\xa9", "é")]
+)
+def test_long_strings(length: int, odd: bytes, value: str) -> None:
+    for before in (0, 5, length // 2, length):
+        after = length - before
+        reader = Reader(b' "' + b"x" * before + odd + b"y" * after + b'" ,')
+        assert reader.string() == "x" * before + value + "y" * after
+        assert reader.peek() == b","
+
+
+@pytest.mark.parametrize("length", LONG)
+@pytest.mark.parametrize("odd", [b"\x00", b"\x1f", b"\n", b"\\n\x01"])
+def test_a_control_character_in_a_long_string_is_found(length: int, odd: bytes) -> None:
+    for before in (0, 5, length // 2, length):
+        reader = Reader(b'"' + b"x" * before + odd + b"y" * (length - before) + b'"')
+        with pytest.raises(JSONError, match="control character") as caught:
+            reader.string()
+        assert caught.value.position == before + len(odd)
+
+
+@pytest.mark.parametrize("length", LONG)
+@pytest.mark.parametrize("end", [b"", b"\\"])
+def test_a_long_string_without_an_end(length: int, end: bytes) -> None:
+    with pytest.raises(JSONError, match="end of text") as caught:
+        Reader(b'"' + b"x" * length + end).string()
+    assert caught.value.position == 0
+
+
+@pytest.mark.parametrize("length", LONG)
+@pytest.mark.parametrize("odd", [b"", b"\t", b"\v", b"\f", b"\x1c", b"\x85", b"1"])
+def test_long_white_space(length: int, odd: bytes) -> None:
+    """Of what Python counts as space, JSON knows four characters."""
+    for before in (0, 5, length // 2, length):
+        reader = Reader(b" " * before + odd + b"\n" * (length - before) + b",")
+        expected, at = (b",", length + len(odd)) if odd in (b"", b"\t") else (odd, before)
+        assert (reader.peek(), reader.position) == (expected, at)
