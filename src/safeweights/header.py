@@ -271,22 +271,27 @@ def layout(
     """
     # Two stable sorts by one key each cost half of one sort by pairs.
     ordered = sorted(tensors, key=itemgetter(0))
-    ordered.sort(key=lambda tensor: -ORDER.get(tensor[1], 0))
+    if len({dtype for _, dtype, _ in ordered}) > 1:
+        ordered.sort(key=lambda tensor: -ORDER.get(tensor[1], 0))
     infos: dict[str, TensorInfo] = {}
     parts = [] if metadata is None else [_metadata_text(metadata)]
     kinds: dict[tuple[str, tuple[int, ...]], _Kind] = {}
     new, cls = tuple.__new__, TensorInfo  # TensorInfo(...) costs three times this
-    begin = 0
+    begin, written = 0, "0"
+    last: tuple[object, object] = None, None
     for name, dtype, dims in ordered:
-        key = dtype, tuple(dims)
-        kind = kinds.get(key)
-        if kind is None:
-            kind = kinds[key] = _kind(name, dtype, dims)
-        shape, size, between = kind
+        if dims is not last[0] or dtype is not last[1]:
+            last = dims, dtype
+            key = dtype, tuple(dims)
+            kind = kinds.get(key)
+            if kind is None:
+                kind = kinds[key] = _kind(name, dtype, dims)
+            shape, size, between = kind
         end = begin + size
         infos[name] = new(cls, (dtype, shape, begin, end))
-        parts.append(f"{_json_string(name)}{between}{begin},{end}]}}")
-        begin = end
+        ending = str(end)  # once: it is the next one's begin
+        parts.append(f"{_json_string(name)}{between}{written},{ending}]}}")
+        begin, written = end, ending
     if begin > MAX_UINT:
         raise FormatError(f"the tensors take {begin} bytes, over 2^64", rule="overflow")
     if len(infos) != len(ordered):

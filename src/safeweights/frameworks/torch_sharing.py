@@ -5,14 +5,22 @@ Nothing here reads or writes files.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice, pairwise
+from operator import add, gt
 
 import torch
 
 from ..errors import SharedMemoryError
 
-__all__ = ["choose_kept", "duplicates", "find_shared_tensors", "is_complete", "overlapping_tensors"]
+__all__ = [
+    "are_disjoint",
+    "choose_kept",
+    "duplicates",
+    "find_shared_tensors",
+    "is_complete",
+    "overlapping_tensors",
+]
 
 
 def span(tensor: torch.Tensor) -> tuple[int, int]:
@@ -26,6 +34,19 @@ def span(tensor: torch.Tensor) -> tuple[int, int]:
         (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
     return start, start + (last + 1) * tensor.element_size()
+
+
+def are_disjoint(begins: Sequence[int], sizes: Iterable[int]) -> bool:
+    """Whether no two areas of memory overlap; none of them is empty.
+
+    Cost: two sorts of integers. With as many areas begun as ended at each end that comes before the next
+    begin, never two are open at once, whichever end belongs to which begin.
+
+    >>> are_disjoint([8, 0], [4, 8]), are_disjoint([8, 0], [4, 9])
+    (True, False)
+    """
+    ends = sorted(map(add, begins, sizes))
+    return not any(map(gt, ends, islice(sorted(begins), 1, None)))
 
 
 def find_shared_tensors(tensors: Mapping[str, torch.Tensor]) -> list[set[str]]:

@@ -394,7 +394,9 @@ def _joined(buffers: Iterable[Buffer]) -> Iterator[Buffer]:
         if nbytes <= _SMALL:
             small.append(buffer)
             size += nbytes
-        if small and (nbytes > _SMALL or size > _JOINED):
+            if size <= _JOINED:
+                continue
+        if small:
             yield b"".join(small)
             small, size = [], 0
         if nbytes > _SMALL:
