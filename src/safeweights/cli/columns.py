@@ -13,7 +13,7 @@ import re
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rich.cells import cell_len, chop_cells, set_cell_size
+from rich.cells import cell_len, set_cell_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -144,6 +144,20 @@ def fold(text: str, width: int) -> list[str]:
             continue
         if line:
             lines.append(line)
-        *whole, line = chop_cells(word.lstrip() if line else word, width) or [""]
+        *whole, line = _chop(word.lstrip() if line else word, width)
         lines += whole
     return [*lines, line]
+
+
+def _chop(text: str, width: int) -> list[str]:
+    """`text` in pieces of at most `width` cells; what takes none stays with what is before it."""
+    if _is_narrow(text):
+        return [text[begin : begin + width] for begin in range(0, len(text), width)] or [""]
+    pieces, begin, taken = [], 0, 0
+    for index, character in enumerate(text):
+        size = cell_len(character)
+        if taken + size > width and index > begin:
+            pieces.append(text[begin:index])
+            begin, taken = index, 0
+        taken += size
+    return [*pieces, text[begin:]]
