@@ -252,7 +252,8 @@ def not_found(name: object, path: str | None) -> TensorNotFoundError:
 
 def _read_header(source: Source) -> Header:
     name = source.name or None
-    head = bytes(source.view(0, min(PREFIX, source.size)))
+    # Not viewed: the first touch of a mapping takes longer than reading.
+    head = source.read(0, min(PREFIX, source.size))
     try:
         length = header_length(head, source.size, path=name)
         return parse(source.read(PREFIX, length), source.size - PREFIX - length, path=name)
