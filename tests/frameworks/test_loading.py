@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import threading
 import time
@@ -393,3 +394,35 @@ def test_sixteen_threads_load_save_and_slice_at_once(tmp_path: Path) -> None:
         for done in [pool.submit(work, number) for number in range(16)]:
             done.result()
     until(lambda: not readers())
+
+
+def test_empty_tensors_among_few_of_many(tmp_path: Path) -> None:
+    """An empty tensor begins where the next one does: whoever sorts by that alone may swap them."""
+    path = tmp_path / "x.safetensors"
+    random = np.random.default_rng(0)
+    entries = {
+        f"{index}.{kind}": {"dtype": "U8", "shape": [size], "data": random.bytes(size)}
+        for index in range(50)
+        for kind, size in (("empty", 0), ("full", 10))
+    }
+    header, at = {}, 0
+    for name, entry in entries.items():
+        size = entry["shape"][0]  # type: ignore[index]
+        header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    data = b"".join(entry["data"] for entry in entries.values())  # type: ignore[misc]
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    for index in range(50):
+        plan = [f"{index}.full", f"{index}.empty"]
+        found = dict(safeweights.stream(path, "np", plan=plan))
+        assert found[f"{index}.empty"].shape == (0,)
+        assert found[f"{index}.full"].tobytes() == entries[f"{index}.full"]["data"]
+
+
+def test_names_are_in_the_order_of_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    safeweights.numpy.save_file({name: np.eye(4) for name in "abcd"}, path)
+    plan = {"d": None, "c": (..., 1), "b": None, "a": slice(1, 2)}
+    with safeweights.stream(path, "np", plan=plan) as loader:
+        assert loader.names() == ["a", "b", "c", "d"]

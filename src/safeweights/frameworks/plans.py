@@ -137,16 +137,17 @@ def batches(
         source, start = file.source.for_all(), file.header.data_start
         run: list[tuple[str, TensorInfo]] = []
         for item in _wanted(file, source, plan):
-            if isinstance(item, Scattered):
-                found.append(item)
-                continue
-            info = item[1]
             if run and (
-                info.end - run[0][1].begin > arena or info.begin - run[-1][1].end > GAP_MAX
+                isinstance(item, Scattered)
+                or item[1].end - run[0][1].begin > arena
+                or item[1].begin - run[-1][1].end > GAP_MAX
             ):
                 found.append(Batch(source, start, run))
                 run = []
-            run.append(item)
+            if isinstance(item, Scattered):
+                found.append(item)
+            else:
+                run.append(item)
         if run:
             found.append(Batch(source, start, run))
     return found
@@ -168,7 +169,8 @@ def _wanted(
     present = plan.keys() & tensors.keys()
     names: Iterable[str]
     if len(present) * 8 < len(tensors):  # a few of many: better sort them than look at all
-        names = sorted(present, key=lambda name: tensors[name].begin)
+        # By the end too: an empty tensor begins where the next one does, and comes before it.
+        names = sorted(present, key=lambda name: (tensors[name].begin, tensors[name].end))
     else:
         names = (name for name in tensors if name in present)
     return (
