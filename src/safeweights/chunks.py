@@ -126,9 +126,11 @@ class Chunks:
     def _split(self, position: int, expected: int) -> Batch | None:
         """By the template, or one learnt here; if that fails, what follows is scanned first."""
         batch = self._split_by_template(position, expected)
-        if batch is None and (learnt := _Template.learn(self._text, position)):
-            self._template, self._kinds = learnt, learnt.kind_reader()
-            batch = self._split_by_template(position, expected)
+        if batch is None:
+            learnt = _Template.learn(self._text, position)
+            if learnt is not None and learnt.style != self._template.style:
+                self._template, self._kinds = learnt, learnt.kind_reader()
+                batch = self._split_by_template(position, expected)
         if batch is None:
             self._scan_until = position + CHUNK
         return batch
@@ -231,6 +233,7 @@ class _Template:
     """What stands between the values of a header's entries.
 
     Attributes:
+        style: All that stands between values; what tells two templates apart.
         tail: What ends an entry, up to and with the quote that opens the next name.
         comma: Where in the tail the comma is.
 
@@ -258,6 +261,7 @@ class _Template:
         for first, last in zip(edges[::2], edges[1::2], strict=True):
             self._row += [between[first:last], ""]
         self._row.pop()
+        self.style = self._around_dims, self._row
         self._places = [2 * ordered.index(value) + 2 for value in values]
 
     @classmethod

@@ -263,6 +263,18 @@ def test_what_is_valid_text_is_split(name: str, scanned: list[int]) -> None:
     assert all(position > len(LAYOUTS[name]) - 100 for position in scanned)
 
 
+def test_a_template_that_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is learnt from a chunk with one odd entry is what was known."""
+    tried: list[int] = []
+    split = chunks._Template.split
+    monkeypatch.setattr(
+        chunks._Template, "split", lambda self, *given: tried.append(1) or split(self, *given)
+    )
+    found = Entries(LAYOUTS["unknown field"], rules.Report(None))
+    assert len(found.tensors) == 41
+    assert len(tried) == 1
+
+
 def test_entries_refused_together_leave_nothing_behind() -> None:
     """Of a chunk with a name that is there already, nothing is added before it is read exactly."""
     found = Entries(join(many()), rules.Report(None))
