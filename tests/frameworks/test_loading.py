@@ -220,6 +220,38 @@ def test_many_threads_share_a_loader(twenty: Path) -> None:
     assert all((tensor == int(name)).all() for name, tensor in everything)
 
 
+def test_what_others_take_does_not_end_an_iteration(twenty: Path) -> None:
+    """All that is complete may be gone between the moment it was seen and the next step."""
+    taken: list[str] = []
+
+    def meanwhile(nbytes: int) -> None:
+        if nbytes and not taken:
+            taken.append("")  # as `take` waits too
+            for name in list(loader._pipeline._complete):
+                taken.extend(name.batch.names)
+            for name in taken[1:]:
+                loader.take(name)
+
+    with safeweights.stream(twenty, "np", backend="pread", progress=meanwhile) as loader:
+        found = [name for name, _ in loader]
+    assert len(taken) > 1
+    assert sorted(taken[1:] + found) == loader.names()
+
+
+def test_a_progress_that_knows_its_loader_keeps_it_not(twenty: Path) -> None:
+    def watched() -> None:
+        shares: list[float] = []
+        loader = safeweights.stream(
+            twenty, "np", backend="pread", progress=lambda n: shares.append(n / loader.nbytes)
+        )
+        next(iter(loader))
+        assert shares
+
+    watched()
+    gc.collect()
+    until(lambda: not readers())
+
+
 def test_a_closed_loader_says_so(twenty: Path) -> None:
     loader = safeweights.stream(twenty, "np", backend="pread")
     _, first = next(iter(loader))

@@ -144,7 +144,9 @@ class Pipeline:
         jobs: In the order in which they are to be read.
         begin: Sets memory aside for a batch, when its turn has come.
         ahead: Bytes that may be read, or be on their way, before somebody `release`s some.
-        progress: Called with the number of bytes that have arrived, in the thread that waits.
+
+    Whoever waits may give a `Progress`, which is called with the number of bytes that have arrived, in
+    the thread that waits. It is not kept: the threads hold the pipeline, and it may hold anything.
     """
 
     def __init__(
@@ -153,11 +155,9 @@ class Pipeline:
         begin: Callable[[Any], Transfer],
         *,
         ahead: float = math.inf,
-        progress: Progress | None = None,
     ) -> None:
         self._begin = begin
         self._room = ahead
-        self._progress = progress
         self._changed = Condition()  # guards everything below; of the re-entrant kind, for `stop`
         self._waiting = OrderedDict.fromkeys(jobs)
         self._complete: OrderedDict[Job, None] = OrderedDict()
@@ -219,7 +219,7 @@ class Pipeline:
                 self._complete[job] = None
             self._changed.notify_all()
 
-    def wait_for(self, job: Job) -> None:
+    def wait_for(self, job: Job, progress: Progress | None = None) -> None:
         """Return when `job` is complete; it is begun now if its turn has not come.
 
         Raises:
@@ -232,15 +232,22 @@ class Pipeline:
                 self._set_out(job)
             return job.complete
 
-        self._wait(arrived)
+        self._wait(arrived, progress)
 
-    def next_complete(self) -> Job | None:
+    def next_complete(self, progress: Progress | None = None) -> Job | None:
         """A job that is complete and not released; waits for one. None: there are no more."""
-        self._wait(lambda: bool(self._complete) or not self._unreleased)
-        with self._changed:
-            return next(iter(self._complete), None)
+        found: Job | None = None
 
-    def _wait(self, ready: Callable[[], bool]) -> None:
+        def any_complete() -> bool:
+            # Taken here, under the lock: it may be released before this thread goes on.
+            nonlocal found
+            found = next(iter(self._complete), None)
+            return found is not None or not self._unreleased
+
+        self._wait(any_complete, progress)
+        return found
+
+    def _wait(self, ready: Callable[[], bool], progress: Progress | None) -> None:
         while True:
             with self._changed:
                 arrived, done = self._bytes, ready()
@@ -251,8 +258,8 @@ class Pipeline:
                         raise ClosedError(CLOSED)
                     self._changed.wait()
                     arrived = self._bytes
-            if self._progress is not None:
-                self._progress(arrived)
+            if progress is not None:
+                progress(arrived)
             if done:
                 return
 
@@ -287,14 +294,14 @@ class Pipeline:
                 thread.join()
         self._threads.clear()
 
-    def run(self, threads: int) -> None:
+    def run(self, threads: int, progress: Progress | None = None) -> None:
         """Work everything off: `threads` do, or the calling one where that is one. None is left."""
         try:
             if threads > 1:
                 self.start(threads)
             else:
                 self.work()
-            self._wait(lambda: len(self._complete) == self._unreleased)
+            self._wait(lambda: len(self._complete) == self._unreleased, progress)
         finally:
             self.close()
 
@@ -327,7 +334,7 @@ def load_all(
         return result
     adapter.require_types({info.dtype for info in header.tensors.values()})
     jobs = [Job(batch) for batch in batches([file], None, landing.arena)]
-    Pipeline(jobs, landing.begin, progress=progress).run(reader_count(jobs, landing))
+    Pipeline(jobs, landing.begin).run(reader_count(jobs, landing), progress)
     result = {}
     for job in jobs:
         assert job.transfer is not None

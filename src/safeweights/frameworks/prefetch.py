@@ -95,7 +95,8 @@ class PrefetchLoader(Generic[T]):
         jobs = [Job(batch) for batch in found]
         self._nbytes = sum(batch.nbytes for batch in found)
         self._owners = {name: job for job in jobs for name in job.batch.names}
-        self._pipeline = Pipeline(jobs, landing.begin, ahead=_AHEAD, progress=progress)
+        self._progress = progress
+        self._pipeline = Pipeline(jobs, landing.begin, ahead=_AHEAD)
         self._finalizer = weakref.finalize(self, self._pipeline.stop)
         self._pipeline.start(reader_count(jobs, landing, threads))
 
@@ -123,7 +124,7 @@ class PrefetchLoader(Generic[T]):
         if job is None:
             shown = quote(name) if isinstance(name, str) else repr(name)
             raise SafetensorError(f"tensor {shown} is not in the prefetch plan")
-        self._pipeline.wait_for(job)
+        self._pipeline.wait_for(job, self._progress)
         with job.lock:
             tensors = self._arrived(job)
             if name not in tensors:
@@ -134,7 +135,7 @@ class PrefetchLoader(Generic[T]):
             return self._hand_out(job, tensors, name)
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
-        while (job := self._pipeline.next_complete()) is not None:
+        while (job := self._pipeline.next_complete(self._progress)) is not None:
             while (item := self._any_of(job)) is not None:
                 yield item
 
