@@ -601,6 +601,17 @@ def test_one_file_of_a_signed_folder(run, signed, pair, policy):
 
 
 @posix
+def test_a_hundred_thousand_reasons_are_not_all_drawn(terminal, plain, run, signed, policy):
+    for number in range(60):
+        (signed / f"more{number}").write_text("")
+    shown, status = terminal("admit", "model", "--policy", policy)
+    assert status == 1
+    assert plain(shown).count("unsigned-file") == 50
+    assert "and 10 reasons more: see --json" in plain(shown)
+    assert len(run("admit", "model", "--policy", policy).rows) == 61
+
+
+@posix
 def test_a_path_that_is_hostile(run, folder, pair):
     name = "m\x1b[2J\u202e\n"
     os.rename("model", name)
