@@ -128,6 +128,11 @@ LAYOUTS = {
             for i in range(20)
         ]
     ),
+    "another key": join(many()).replace(b"shape", b"shapf", 1),
+    "another key, out of order": join(many(start=20), many()).replace(b"shape", b"shapf", 1),
+    "another key late, out of order": join(many(start=20), many()[:-1], many(1, 19)).replace(
+        b'"n7":{"dtype"', b'"n7":{"dtypf"'
+    ),
     "an array in a shape": odd("U8", "[1]"),
     "shapes apart": join(
         ['"a":{"dtype":"U8","shape":[[1],"data_offsets":[0,1]}'],

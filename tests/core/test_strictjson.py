@@ -252,3 +252,13 @@ def test_long_white_space(length: int, odd: bytes) -> None:
         reader = Reader(b" " * before + odd + b"\n" * (length - before) + b",")
         expected, at = (b",", length + len(odd)) if odd in (b"", b"\t") else (odd, before)
         assert (reader.peek(), reader.position) == (expected, at)
+
+
+@pytest.mark.parametrize("escape", ['\\"', "\\\\", "\\n", "\\u00e9"])
+def test_escapes_at_the_ends_of_blocks(escape: str) -> None:
+    """However they lie, none is cut in two."""
+    for before in range(7):
+        text = f'"{escape * 1500}{"x" * before}{escape * 70_000}"'
+        assert Reader(text.encode()).string() == json.loads(text)
+        with pytest.raises(JSONError, match="end of text"):
+            Reader(text.encode()[:-1]).string()
