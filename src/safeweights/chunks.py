@@ -211,13 +211,12 @@ class _KindReader:
                 return self._read(codes, dims)
             if len(known) > _MAX_KINDS:
                 known.clear()
-            pairs = list(zip(codes, dims))  # noqa: B905
-            new = list(set(pairs).difference(known))
+            new = list(set(zip(codes, dims)).difference(known))  # noqa: B905
             columns = self._read(*zip(*new))  # noqa: B905
             if columns is None:
                 return None
             known.update(zip(new, zip(*columns)))  # noqa: B905
-            kinds = list(map(known.__getitem__, pairs))
+            kinds = list(map(known.__getitem__, zip(codes, dims)))  # noqa: B905
         return Kinds._make(zip(*kinds))  # noqa: B905
 
     def _read(self, codes: Sequence[str], dims: Sequence[str]) -> Kinds | None:
