@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -252,6 +254,87 @@ def test_a_progress_that_knows_its_loader_keeps_it_not(twenty: Path) -> None:
     until(lambda: not readers())
 
 
+def test_a_forked_process_does_not_wait_for_threads_it_has_not(twenty: Path) -> None:
+    """Nor for a lock that somebody held at that moment, when it closes or drops what it inherited."""
+    loader = safeweights.stream(twenty, "np", backend="pread")
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with loader._pipeline._changed:
+            held.set()
+            done.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer Pythons say that this is a bad idea
+        child = os.fork()
+    if not child:
+        signal.alarm(10)
+        failed = 1
+        try:
+            with pytest.raises(SafetensorError, match="forked process"):
+                loader.take("19")
+            with pytest.raises(SafetensorError, match="forked process"):
+                next(iter(loader))
+            loader.close()
+            del loader
+            gc.collect()
+            failed = 0
+        finally:
+            os._exit(failed)
+    _, status = os.waitpid(child, 0)
+    done.set()
+    holder.join()
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert len(list(loader)) == 20
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_threads_that_cannot_be_had(
+    twenty: Path, monkeypatch: pytest.MonkeyPatch, allowed: int
+) -> None:
+    started: list[threading.Thread] = []
+
+    class Scarce(threading.Thread):
+        def start(self) -> None:
+            if len(started) >= allowed:
+                raise RuntimeError("can't start new thread")
+            started.append(self)
+            super().start()
+
+    monkeypatch.setattr(loading, "Thread", Scarce)
+    for read in (
+        lambda: dict(safeweights.stream(twenty, "np")),
+        lambda: safeweights.numpy.load_file(twenty, backend="pread"),
+    ):
+        started.clear()
+        if allowed:
+            assert len(read()) == 20
+        else:
+            with pytest.raises(RuntimeError, match="can't start"):
+                read()
+
+
+def test_a_reader_may_close_its_loader(twenty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finalizer that the collector happens to run there: with the lock that the others wait for."""
+    begin, first = HostLanding.begin, threading.Event()
+
+    def finalizing(landing: HostLanding, batch: Any) -> Any:
+        first.wait(10)
+        loader.close()
+        return begin(landing, batch)
+
+    monkeypatch.setattr(HostLanding, "begin", finalizing)
+    loader = safeweights.stream(twenty, "np", backend="pread")
+    assert readers() > 1
+    first.set()
+    until(lambda: not readers())
+    with pytest.raises(SafetensorError, match="closed"):
+        loader.take("00")
+
+
 def test_a_closed_loader_says_so(twenty: Path) -> None:
     loader = safeweights.stream(twenty, "np", backend="pread")
     _, first = next(iter(loader))
@@ -315,6 +398,7 @@ def test_what_cannot_be_had_is_refused_before_anything_is_read(
         "a": {"dtype": "F6_E2M3", "shape": [4], "data": bytes(3)},
         "b": {"dtype": "F32", "shape": [], "data": bytes(4)},
         "c": {"dtype": "F32", "shape": [2, 2], "data": bytes(16)},
+        "d": {"dtype": "F4", "shape": [2, 2], "data": bytes(2)},
     }
     safeweights.serialize_file(entries, path)
     with safeweights.safe_open(path, "np", backend="pread") as file:
@@ -324,6 +408,8 @@ def test_what_cannot_be_had_is_refused_before_anything_is_read(
             ({"b": slice(0, 1)}, "too many indices|out of bounds|Error during slicing"),
             ({"c": slice(0, 3)}, "Error during slicing"),
             ({"c": "x"}, "."),
+            ({"d": (0, 0)}, "byte boundary"),
+            ({"d": (..., slice(None, None, -1))}, "cannot be reversed"),
             ({"z": None}, "does not contain tensor z"),
             ([3], "does not contain tensor 3"),
             (5, "neither names nor a mapping"),

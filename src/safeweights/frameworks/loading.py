@@ -9,12 +9,13 @@ Where a batch goes is a `Landing`: the memory of the host, here, or that of an a
 from __future__ import annotations
 
 import math
+import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from threading import Condition, Lock, Thread, current_thread
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import ClosedError
+from ..errors import ClosedError, UnsupportedError
 from ..storage.memory import CHUNK, thread_count
 from .plans import Batch, Landing, Scattered, Transfer, batches
 from .slices import Part, read_part
@@ -167,13 +168,30 @@ class Pipeline:
         self._failure: BaseException | None = None
         self._stopped = False
         self._threads: list[Thread] = []
+        self._process = os.getpid()
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a forked child: without the threads, and with locks as they were then."""
+        return os.getpid() != self._process
 
     def start(self, threads: int) -> None:
-        """Have `threads` read from now on; they end when there is nothing left, or at `stop`."""
+        """Have `threads` read from now on; they end when there is nothing left, or at `stop`.
+
+        Fewer will do where the system has no more.
+
+        Raises:
+            RuntimeError: It has none.
+        """
         for _ in range(threads):
             thread = Thread(target=self.work, name="safeweights-reader", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                if not self._threads:
+                    raise
+                return
             self._threads.append(thread)
-            thread.start()
 
     def work(self) -> None:
         """What each of the threads does: fetch pieces until there are none."""
@@ -206,6 +224,8 @@ class Pipeline:
         except BaseException as error:
             self._fail(error)
             raise
+        if self._stopped:  # meanwhile, by a finalizer in this thread
+            return
         # In front: one that is wanted out of turn is wanted now, else there are no others.
         self._pieces.extendleft(reversed([*pieces]))
         if job.complete:
@@ -248,6 +268,11 @@ class Pipeline:
         return found
 
     def _wait(self, ready: Callable[[], bool], progress: Progress | None) -> None:
+        if self.inherited:
+            raise UnsupportedError(
+                "a prefetch loader reads in threads, which a forked process does not inherit: make the "
+                "loader in the process that uses it"
+            )
         while True:
             with self._changed:
                 arrived, done = self._bytes, ready()
@@ -283,15 +308,21 @@ class Pipeline:
 
     def stop(self) -> None:
         """Begin nothing any more. Called in any thread at any time, by the garbage collector too."""
+        if self.inherited:
+            return
         with self._changed:
             self._give_up()
 
     def close(self) -> None:
-        """Stop, and wait until no thread touches the memory any more."""
+        """Stop, and wait until no thread touches the memory any more.
+
+        A reader, in which a finalizer may run, does not wait: the others may be waiting for its lock.
+        """
         self.stop()
+        if self.inherited or current_thread() in self._threads:
+            return
         for thread in self._threads:
-            if thread is not current_thread():
-                thread.join()
+            thread.join()
         self._threads.clear()
 
     def run(self, threads: int, progress: Progress | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from .. import indexing
 from ..checkpoint import FileTensor, SafetensorsFile, not_found
 from ..header import TensorInfo
+from .slices import require_reversible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -129,6 +130,7 @@ def batches(
     Raises:
         TensorNotFoundError: No file has a tensor of a name.
         SelectionError: An expression does not fit its tensor.
+        UnsupportedError: It turns elements round that share bytes.
     """
     if plan is not None:
         _require_present(files, plan)
@@ -186,6 +188,7 @@ def _part(
     selection = indexing.select(expression, info.shape)
     runs = indexing.runs(selection, info.shape, info.dtype)
     if runs.run_count > 1 or selection.reversed:
+        require_reversible(selection, info.dtype)
         tensor = FileTensor(name, info, source, file.header.data_start)
         return Scattered(source, name, tensor, expression, runs.nbytes)
     begin = info.begin + (runs.offset if runs.nbytes else 0)

@@ -74,7 +74,8 @@ class PrefetchLoader(Generic[T]):
     asked for by name is read at once. Neighbours share memory, 64 MiB of it at most if they are not
     larger (256 MiB on an accelerator), which is free when all of them are gone.
 
-    An error of reading is raised by whoever waits for a tensor that has not arrived.
+    An error of reading is raised by whoever waits for a tensor that has not arrived. A forked process
+    cannot use the loaders of its parent, but make its own.
     """
 
     def __init__(
@@ -167,6 +168,8 @@ class PrefetchLoader(Generic[T]):
         Returns when no thread is left.
         """
         self._pipeline.close()
+        if self._pipeline.inherited:
+            return  # the locks of jobs may be held for ever, too
         for job in self._owners.values():
             with job.lock:
                 job.transfer = job.tensors = None

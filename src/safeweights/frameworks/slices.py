@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..checkpoint import FileTensor
     from .adapter import Adapter
 
-__all__ = ["Part", "Slice", "read_part"]
+__all__ = ["Part", "Slice", "read_part", "require_reversible"]
 
 T = TypeVar("T")
 
@@ -152,14 +152,22 @@ def _has_negative_step(expression: Any) -> bool:
     )
 
 
+def require_reversible(selection: indexing.Selection, dtype: str) -> None:
+    """Refuse elements that share bytes in descending order.
+
+    Raises:
+        UnsupportedError: They do.
+    """
+    if BITS[dtype] < 8 and len(selection.counts) - 1 in selection.reversed:
+        raise UnsupportedError(f"{dtype} elements share bytes: their axis cannot be reversed")
+
+
 def _reverse(data: memoryview, selection: indexing.Selection, dtype: str) -> memoryview:
     """Bytes read in ascending order, turned round along the axes that were asked for descending."""
+    require_reversible(selection, dtype)
     counts = selection.counts
     bits = BITS[dtype]
     if bits < 8:
-        last = len(counts) - 1
-        if last in selection.reversed:
-            raise UnsupportedError(f"{dtype} elements share bytes: their axis cannot be reversed")
         counts, bits = (*counts[:-1], counts[-1] * bits // 8), 8
     array = np.frombuffer(data, np.dtype((np.void, bits // 8))).reshape(counts)
     flipped = np.ascontiguousarray(np.flip(array, selection.reversed))
