@@ -22,7 +22,7 @@ def open(target: Any, *, backend: str = "mmap", trust: object = None) -> checkpo
         target: Path, readable file object, or bytes-like object that holds a file.
         backend: ``"mmap"`` maps files, ``"pread"`` reads what is asked for. A mapping is fastest, but
             if another process truncates the file, touching it kills the process.
-        trust: A policy, its path, a public key, a warrant ... (`safeweights.trust.as_gate`). Of every
+        trust: A policy, a public key, a warrant, or the path of one (`safeweights.trust.as_gate`). Of every
             file, the index too, only bytes that were checked are then handed out; of one that was
             signed with a block tree only the blocks that are read.
 

@@ -29,9 +29,11 @@ _SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
     (b"BZh", "bzip2-compressed: decompress it first"),
     (b"\x7fELF", "an ELF program"),
     (b"%PDF-", "a PDF document"),
+    (b"-----BEGIN ", "PEM text: a key or a certificate"),
     (b"{", "JSON text, perhaps an index or a configuration"),
 )
 _HTML = re.compile(rb"\s*<(?:!doctype|html|head|\?xml)", re.IGNORECASE).match
+_TEXT = re.compile(rb"[\t\n\r -~]{16,}").fullmatch
 # A pickle of protocol 2 to 5 begins with PROTO; legacy PyTorch files with that and a LONG1.
 _PICKLE = re.compile(rb"\x80[\x02-\x05]").match
 
@@ -56,4 +58,4 @@ def identify(head: bytes) -> str | None:
     for signature, name in _SIGNATURES:
         if head.startswith(signature):
             return name
-    return None
+    return "a text file" if _TEXT(head) else None

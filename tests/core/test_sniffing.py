@@ -44,6 +44,8 @@ FILES = {
     "bzip2": bz2.compress(b"x"),
     "ELF": b"\x7fELF\x02",
     "PDF": b"%PDF-1.7",
+    "PEM": b"-----BEGIN PUBLIC KEY-----\nMCow",
+    "text file": b"# A model\n\tof ours.\n",
     "JSON": b'{"weight_map":{}}',
     "nothing but zero": bytes(100),
     "empty": b"",
@@ -65,7 +67,14 @@ def test_pickles(protocol: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [b"\x08\0\0\0\0\0\0\0{}      ", b"text", b"\x80\x06", b"\xff" * 20]
+    "head",
+    [
+        b"\x08\0\0\0\0\0\0\0{}      ",
+        b"text",
+        b"a long text with \0 in it",
+        b"\x80\x06",
+        b"\xff" * 20,
+    ],
 )
 def test_not_identified(head: bytes) -> None:
     assert identify(head) is None

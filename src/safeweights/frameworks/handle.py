@@ -107,7 +107,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         device: Where tensors go; what the framework understands.
         backend: ``"mmap"``: tensors share a private mapping of the file; reading is left to the
             first use. ``"pread"``: every tensor is read into memory of its own.
-        trust: A policy, its path, a public key, a warrant ... (`safeweights.trust.as_gate`). Every
+        trust: A policy, a public key, a warrant, or the path of one (`safeweights.trust.as_gate`). Every
             byte is then checked before it is handed out, from memory that nobody else can change;
             of a file signed with a block tree only the blocks that are read.
 
