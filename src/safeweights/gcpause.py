@@ -52,7 +52,10 @@ def gc_paused() -> Iterator[None]:
 
 
 def _promote() -> None:
-    """Pass many new objects as old; whoever froze some for a fork keeps them frozen."""
+    """Pass many new objects as old; whoever froze some for a fork keeps them frozen.
+
+    Python 3.12 itself does so when it starts; nothing is passed there.
+    """
     if _CAN_PROMOTE and gc.get_count()[0] > _MANY and gc.get_freeze_count() == 0:
         gc.freeze()  # all to the permanent generation, and from there to the oldest: two lists joined
         gc.unfreeze()

@@ -73,6 +73,9 @@ def test_many_threads_leave_it_as_it_was() -> None:
     assert gc.isenabled()
 
 
+@pytest.mark.skipif(
+    gc.get_freeze_count() > 0, reason="Python 3.12 starts with objects that it froze itself"
+)
 def test_many_new_objects_pass_as_old() -> None:
     """The collection that is due afterwards must not look at them all."""
     with gc_paused():
