@@ -380,14 +380,29 @@ def test_a_truncated_file_is_an_error_for_who_asks(tmp_path: Path, engine: str) 
     arrays = {name: np.ones(1 << 20, "u1") for name in "ab"}
     safeweights.numpy.save_file(arrays, path)
     with safeweights.safe_open(path, "np", backend=engine) as file:
-        os.truncate(path, (1 << 20) + 4096)
-        loader = file.prefetch()
+        os.truncate(path, 4096)
+        loader = file.prefetch(["b"])
         for _ in range(2):
-            with pytest.raises(TruncatedError, match="was truncated") as caught:
+            with pytest.raises(TruncatedError, match="it ends at byte 4096") as caught:
                 loader.take("b")
             assert caught.value.path == str(path)
         loader.close()
     assert not readers()
+
+
+def test_pages_that_cannot_be_read_are_an_error_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a mapping a disk that fails looks like a file that was truncated."""
+    path = tmp_path / "x.safetensors"
+    safeweights.numpy.save_file({"a": np.ones(5000, "u1")}, path)
+    monkeypatch.setattr(sources, "populate", lambda _: False)
+    with (
+        safeweights.stream(path, "np", backend="mmap") as loader,
+        pytest.raises(OSError, match="Input/output error") as caught,
+    ):
+        loader.take("a")
+    assert caught.value.filename == str(path)
 
 
 def test_what_cannot_be_had_is_refused_before_anything_is_read(

@@ -27,7 +27,7 @@ from functools import partial
 from typing import IO, Any, Final, NamedTuple
 
 from ..errors import ClosedError, SafetensorError, UnsupportedError
-from .memory import CHUNK, PAGE, allocate, in_parallel
+from .memory import CHUNK, PAGE, allocate, blank_bytes, in_parallel
 from .placement import is_remote, populate, resident_share
 
 __all__ = [
@@ -48,6 +48,9 @@ ENGINES: Final = ("mmap", "pread", "direct", "auto")
 
 _DIRECT_READS: Final = 4
 """Direct reads under way at once: a disk's queue, not the processors, sets the pace."""
+
+_LARGE: Final = 1 << 22
+"""Bytes from which on huge pages pay, and threads."""
 
 _WARM: Final = 0.5
 """Share of a file in the page cache from which on mapping it beats reading the disk directly."""
@@ -240,6 +243,11 @@ class DescriptorSource(Source):
         return DescriptorSource(os.dup(self._descriptor), self.name, mapped=False, direct=True)
 
     def read(self, offset: int, length: int) -> bytes:
+        blank = blank_bytes(length) if _LARGE <= length <= self.size - offset else None
+        if blank is not None:  # by several threads, into huge pages: five times as fast
+            data, memory = blank
+            self.read_into(offset, memory)
+            return data
         # In one piece, without the copy of the general way; which is taken where that is not all, too.
         try:
             data = os.pread(self._descriptor, length, offset) if hasattr(os, "pread") else b""
@@ -259,7 +267,9 @@ class DescriptorSource(Source):
                 error.filename = self.name  # the system knows the descriptor only
                 raise
             if count == 0:
-                raise self._truncated(offset, len(buffer), position)
+                # It may end long before the place where the reading began.
+                size = os.fstat(self._descriptor).st_size
+                raise self._truncated(offset, len(buffer), min(position, size))
             position += count
             rest = rest[count:]
 
@@ -294,8 +304,12 @@ class DescriptorSource(Source):
 
     def _populate(self, offset: int, begin: int, end: int) -> None:
         assert self._map is not None
-        if not populate(self._map[offset + begin : offset + end]):
-            raise self._truncated(offset + begin, end - begin, os.fstat(self._descriptor).st_size)
+        if populate(self._map[offset + begin : offset + end]):
+            return
+        size = os.fstat(self._descriptor).st_size
+        if size >= offset + end:  # the disk failed, or the network
+            raise OSError(errno.EIO, os.strerror(errno.EIO), self.name)
+        raise self._truncated(offset + begin, end - begin, size)
 
     def fill(self, offset: int, length: int, memory: memoryview) -> int:
         if self._direct is None:
