@@ -20,7 +20,7 @@ from .placement import prefer_huge_pages
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["CHUNK", "PAGE", "allocate", "copied", "in_parallel", "joined"]
+__all__ = ["CHUNK", "PAGE", "allocate", "blank_bytes", "copied", "in_parallel", "joined"]
 
 CHUNK: Final = 1 << 23
 """Bytes that one thread handles at a time: Python's share of the work is lost in it."""
@@ -73,18 +73,12 @@ def joined(buffers: Iterable[bytes | bytearray | memoryview], nbytes: int) -> by
     pieces = [buffer for buffer in buffers if len(buffer)]
     if sum(map(len, pieces)) != nbytes:
         raise ValueError(f"the buffers have {sum(map(len, pieces))} bytes together, not {nbytes}")
-    if nbytes < _PARALLEL or sys.implementation.name != "cpython":
+    blank = blank_bytes(nbytes) if nbytes >= _PARALLEL else None
+    if blank is None:
         return b"".join(pieces)
     import numpy as np
 
-    api = ctypes.pythonapi  # a bytes object to be filled, as the C API has it for extensions
-    make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)
-    result: bytes = make(("PyBytes_FromStringAndSize", api))(None, nbytes)
-    address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsString", api))(
-        result
-    )
-    prefer_huge_pages(address, nbytes)
-    memory = memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
+    result, memory = blank
     target = np.frombuffer(memory, np.uint8)
     batches: list[list[tuple[int, memoryview]]] = [[]]
     position, size = 0, 0
@@ -102,6 +96,24 @@ def joined(buffers: Iterable[bytes | bytearray | memoryview], nbytes: int) -> by
 
     in_parallel(fill, len(batches), chunk=1)
     return result
+
+
+def blank_bytes(nbytes: int) -> tuple[bytes, memoryview] | None:
+    """An object whose bytes are still to be filled in, and its memory in huge pages; None if that cannot be.
+
+    That is how the C API makes bytes for extensions (PyBytes_FromStringAndSize). Nobody else may see the
+    object before it is filled, nor the memory written to afterwards.
+    """
+    if sys.implementation.name != "cpython":
+        return None
+    api = ctypes.pythonapi
+    make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)
+    result: bytes = make(("PyBytes_FromStringAndSize", api))(None, nbytes)
+    address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsString", api))(
+        result
+    )
+    prefer_huge_pages(address, nbytes)
+    return result, memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
 
 
 def in_parallel(
