@@ -247,7 +247,9 @@ def not_found(name: object, path: str | None) -> TensorNotFoundError:
     """The error for a name that a checkpoint does not have; the reference's words."""
     where = name if isinstance(name, str) else None
     shown = repr(name) if where is None else quote(where)[1:-1]
-    return TensorNotFoundError(f"File does not contain tensor {shown}", path=path, tensor=where)
+    return TensorNotFoundError(
+        f"File does not contain tensor {shown}", path=path or None, tensor=where
+    )
 
 
 def _read_header(source: Source) -> Header:

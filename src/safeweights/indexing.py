@@ -14,7 +14,8 @@ from operator import index as as_index
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .dtypes import BITS
-from .errors import SelectionError
+from .errors import SelectionError, UnsupportedError
+from .rules import MAX_RANK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -113,6 +114,10 @@ def select(expression: Any, shape: Sequence[int], *, clamp: bool = False) -> Sel
             counts.append(1)
             steps.append(1)
         axis += 1
+    if len(result) > MAX_RANK:
+        raise SelectionError(
+            f"the selection would have {len(result)} dimensions, there can be {MAX_RANK}"
+        )
     return Selection(tuple(starts), tuple(counts), tuple(steps), tuple(flipped), tuple(result))
 
 
@@ -121,12 +126,15 @@ def runs(selection: Selection, shape: Sequence[int], dtype: str) -> Runs:
 
     Raises:
         SelectionError: Elements of a sub-byte type that do not begin and end at byte boundaries.
+        UnsupportedError: Such elements in descending order.
 
     >>> runs(select((slice(None), 1), (4, 3)), (4, 3), "F32")
     Runs(offset=4, length=4, loops=((4, 12),))
     """
     if 0 in selection.counts:
         return Runs(0, 0, ())
+    if BITS[dtype] < 8 and len(shape) - 1 in selection.reversed:
+        raise UnsupportedError(f"{dtype} elements share bytes: their axis cannot be reversed")
     stride = BITS[dtype]  # in bits, of the axis at hand
     offset, length = 0, stride
     loops: list[tuple[int, int]] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,37 @@ def test_prefetch(kit: Kit, tmp_path: Path, backend: str) -> None:
         assert kit.look(part["b"])[2] == sample("U8", (5,))[1:3]
         with pytest.raises(safeweights.SafetensorError, match="does not contain tensor zz"):
             file.prefetch(["zz"])
+
+
+@pytest.mark.parametrize(
+    "shape", [(2**62, 0), (0, 2**64 - 1), (2**31, 2**31, 0), (0,) * 64], ids=str
+)
+@pytest.mark.parametrize("code", ["F32", "U8", "BF16", "F4"])
+def test_empty_tensors_of_any_shape_load_or_are_refused(
+    kit: Kit, tmp_path: Path, code: str, shape: tuple[int, ...]
+) -> None:
+    """A 0 among its dimensions lets the others be anything: beyond what a framework can have, too."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(file_of({"a": (code, shape, b"")}))
+    spelling = kit.spellings[0]
+
+    def taken(backend: str) -> Iterator[Callable[[], Any]]:
+        yield lambda: face(kit).load_file(path, backend=backend)["a"]
+        yield lambda: safeweights.safe_open(path, spelling, backend=backend).get_tensor("a")
+        yield lambda: safeweights.safe_open(path, spelling, backend=backend).get_slice("a")[...]
+        yield lambda: safeweights.stream(path, spelling, backend=backend).take("a")
+
+    for backend in BACKENDS:
+        for take in taken(backend):
+            try:
+                tensor = take()
+            except safeweights.SafetensorError as error:
+                assert error.tensor == "a"  # noqa: PT017 - either is right
+            else:
+                assert not np.prod(np.shape(tensor), dtype=object)
+        part = safeweights.safe_open(path, spelling, backend=backend).get_slice("a")
+        with contextlib.suppress(safeweights.SafetensorError):  # torch has no limit to axes
+            assert not np.prod(np.shape(part[(None,) * 65]), dtype=object)
 
 
 def test_misaligned_files_load(kit: Kit, tmp_path: Path) -> None:

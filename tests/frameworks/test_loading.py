@@ -230,7 +230,7 @@ def test_what_others_take_does_not_end_an_iteration(twenty: Path) -> None:
         if nbytes and not taken:
             taken.append("")  # as `take` waits too
             for name in list(loader._pipeline._complete):
-                taken.extend(name.batch.names)
+                taken.extend(dict(name.batch.tensors))
             for name in taken[1:]:
                 loader.take(name)
 

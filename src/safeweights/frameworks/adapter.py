@@ -40,8 +40,9 @@ class Adapter(ABC):
     name: ClassVar[str]
     native_indexing: ClassVar[bool] = False
 
-    @abstractmethod
-    def decode(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
+    def decode(
+        self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any, *, name: str = ""
+    ) -> Any:
         """The tensor whose bytes are `data`; it shares that memory where the framework can.
 
         Args:
@@ -49,10 +50,29 @@ class Adapter(ABC):
             dtype: Code of the element type.
             shape: Elements along each axis, as in the header.
             device: What `check_device` returned.
+            name: For messages.
 
         Raises:
-            UnsupportedError: The framework has no such type.
+            UnsupportedError: The framework has no such type, or cannot have such a shape: one with a
+                0 may have other dimensions beyond every framework's limits.
         """
+        try:
+            return self.make(data, dtype, shape, device)
+        except SafetensorError as error:
+            if name and error.tensor is None:
+                error.tensor, error.message = name, f"tensor {quote(name)}: {error.message}"
+            raise
+        except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+            which = f"tensor {quote(name)}: " if name else ""
+            raise UnsupportedError(
+                f"{which}{self.name} cannot have {dtype} elements of shape {list(shape)}: {error}; "
+                "read the raw bytes with `get_bytes`",
+                tensor=name or None,
+            ) from error
+
+    @abstractmethod
+    def make(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
+        """What `decode` does, with whatever exceptions the framework raises."""
 
     @abstractmethod
     def encode(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -81,18 +101,24 @@ class Adapter(ABC):
         """Many tensors out of one piece of memory, whose first byte is at offset `base` of the data."""
         decode = self.decode
         return {
-            name: decode(data[begin - base : end - base], dtype, shape, device)
+            name: decode(data[begin - base : end - base], dtype, shape, device, name=name)
             for name, (dtype, shape, begin, end) in tensors
         }
 
-    def require_types(self, codes: Iterable[str]) -> None:
-        """Refuse what the framework has no type for, before gigabytes are read.
+    def require(self, tensors: Iterable[tuple[str, TensorInfo]]) -> None:
+        """Refuse what the framework cannot have before gigabytes are read.
 
         Raises:
             UnsupportedError: As `decode`.
         """
-        for code in codes:
-            self.decode(memoryview(bytearray()), code, (0,), None)
+        nothing = memoryview(bytearray())
+        seen = set()
+        for name, (dtype, shape, begin, end) in tensors:
+            if dtype not in seen:
+                self.decode(nothing, dtype, (0,), None, name=name)
+                seen.add(dtype)
+            if begin == end:
+                self.decode(nothing, dtype, shape, None, name=name)
 
     def landing(self, device: Any) -> Landing | None:
         """How tensors get onto `device` if not through the memory of the host and `decode`."""

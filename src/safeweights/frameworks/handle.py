@@ -263,7 +263,9 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
             UnsupportedError: The framework has no such element type.
         """
         tensor = self._opened().tensor(name)
-        decoded: T = self._adapter.decode(tensor.view(), tensor.dtype, tensor.shape, self._device)
+        decoded: T = self._adapter.decode(
+            tensor.view(), tensor.dtype, tensor.shape, self._device, name=name
+        )
         return decoded
 
     def get_bytes(self, name: str) -> memoryview:

@@ -48,7 +48,7 @@ class JaxAdapter(Adapter):
             message = f"Device {device} is not supported for framework {self.name}: {error}"
             raise SafetensorError(message) from error
 
-    def decode(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
+    def make(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
         row = DTYPES[dtype]
         if row.bits == 64 and dtype != "C64" and not jax.config.jax_enable_x64:
             raise UnsupportedError(

@@ -82,8 +82,7 @@ class Gathering:
 
     def tensors(self) -> dict[str, Any]:
         assert self._part is not None
-        name, dtype = self._wanted.name, self._wanted.tensor.dtype
-        return {name: self._adapter.decode(self._part.data, dtype, self._part.shape, self._device)}
+        return self._adapter.decode_all(self._part.data, 0, self._wanted.tensors, self._device)
 
 
 def landing_of(adapter: Adapter, device: Any) -> Landing:
@@ -363,7 +362,7 @@ def load_all(
         if progress is not None:
             progress(len(data))
         return result
-    adapter.require_types({info.dtype for info in header.tensors.values()})
+    adapter.require(header.tensors.items())
     jobs = [Job(batch) for batch in batches([file], None, landing.arena)]
     Pipeline(jobs, landing.begin).run(reader_count(jobs, landing), progress)
     result = {}

@@ -33,7 +33,7 @@ class MLXAdapter(Adapter):
 
     name = "mlx"
 
-    def decode(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
+    def make(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
         del device  # memory is one; streams choose the processor
         found = TYPES.get(dtype)
         if found is None:

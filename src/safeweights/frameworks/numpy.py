@@ -61,7 +61,7 @@ class NumPyAdapter(Adapter):
 
     name = "numpy"
 
-    def decode(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
+    def make(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
         del device  # there is one
         return decode_array(data, dtype, shape)
 

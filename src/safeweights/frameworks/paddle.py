@@ -48,7 +48,7 @@ class PaddleAdapter(Adapter):
             )
         return wanted
 
-    def decode(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
+    def make(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
         found = TYPES.get(dtype)
         if found is None:
             raise UnsupportedError(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from .. import indexing
 from ..checkpoint import FileTensor, SafetensorsFile, not_found
 from ..header import TensorInfo
-from .slices import require_reversible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -48,43 +47,26 @@ class Batch(NamedTuple):
         """Bytes from the first to the last."""
         return self.tensors[-1][1].end - self.begin
 
-    @property
-    def names(self) -> Iterable[str]:
-        """Of the tensors."""
-        return [name for name, _ in self.tensors]
-
-    @property
-    def types(self) -> Iterable[str]:
-        """Codes of their element types."""
-        return {info.dtype for _, info in self.tensors}
-
 
 class Scattered(NamedTuple):
     """A part of one tensor that is in many places: columns, every other row.
 
     Attributes:
         source: Where it is.
-        name: Of the tensor.
-        tensor: It.
+        tensor: Of which it is a part.
         expression: Which part.
-        nbytes: Of the part.
+        tensors: Name -> type and shape of the part, as `Batch` has it.
     """
 
     source: Source
-    name: str
     tensor: FileTensor
     expression: Any
-    nbytes: int
+    tensors: list[tuple[str, TensorInfo]]
 
     @property
-    def names(self) -> Iterable[str]:
-        """The one name."""
-        return (self.name,)
-
-    @property
-    def types(self) -> Iterable[str]:
-        """The code of its element type."""
-        return (self.tensor.dtype,)
+    def nbytes(self) -> int:
+        """Bytes of the part."""
+        return self.tensors[0][1].nbytes
 
 
 class Transfer(Protocol):
@@ -188,8 +170,8 @@ def _part(
     selection = indexing.select(expression, info.shape)
     runs = indexing.runs(selection, info.shape, info.dtype)
     if runs.run_count > 1 or selection.reversed:
-        require_reversible(selection, info.dtype)
         tensor = FileTensor(name, info, source, file.header.data_start)
-        return Scattered(source, name, tensor, expression, runs.nbytes)
+        part = TensorInfo(info.dtype, selection.shape, 0, runs.nbytes)
+        return Scattered(source, tensor, expression, [(name, part)])
     begin = info.begin + (runs.offset if runs.nbytes else 0)
     return name, TensorInfo(info.dtype, selection.shape, begin, begin + runs.nbytes)

@@ -88,14 +88,14 @@ class PrefetchLoader(Generic[T]):
         threads: int = THREADS,
         progress: Progress | None = None,
     ) -> None:
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        if isinstance(threads, bool) or not hasattr(threads, "__index__") or threads < 1:
             raise UnsupportedError(f"threads is {threads!r}, a number from 1 on is needed")
         landing = landing_of(adapter, device)
         found = batches(files, None if plan is None else _wanted(plan), landing.arena)
-        adapter.require_types({code for batch in found for code in batch.types})
+        adapter.require(item for batch in found for item in batch.tensors)
         jobs = [Job(batch) for batch in found]
         self._nbytes = sum(batch.nbytes for batch in found)
-        self._owners = {name: job for job in jobs for name in job.batch.names}
+        self._owners = {name: job for job in jobs for name, _ in job.batch.tensors}
         self._progress = progress
         self._pipeline = Pipeline(jobs, landing.begin, ahead=_AHEAD)
         self._finalizer = weakref.finalize(self, self._pipeline.stop)

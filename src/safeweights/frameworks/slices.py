@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..checkpoint import FileTensor
     from .adapter import Adapter
 
-__all__ = ["Part", "Slice", "read_part", "require_reversible"]
+__all__ = ["Part", "Slice", "read_part"]
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ def read_part(
         tensor.read_into(data, runs.offset)
     else:
         data = tensor.read_selection(selection)
-    if selection.reversed:
+    if selection.reversed and len(data):
         data = _reverse(data, selection, tensor.dtype)
     return Part(data, selection.shape)
 
@@ -97,13 +97,13 @@ class Slice(Generic[T]):
             data, shape = _take(tensor, expression)
         else:
             data, shape = read_part(tensor, expression, clamp=native)
-        part: T = adapter.decode(data, tensor.dtype, shape, self._device)
+        part: T = adapter.decode(data, tensor.dtype, shape, self._device, name=tensor.name)
         return part
 
     def _index_natively(self, expression: Any) -> T:
         """Index the whole tensor on the host, then move the part: a device never sees the rest."""
         tensor, adapter = self._tensor, self._adapter
-        whole = adapter.decode(tensor.view(), tensor.dtype, tensor.shape, None)
+        whole = adapter.decode(tensor.view(), tensor.dtype, tensor.shape, None, name=tensor.name)
         try:
             part = whole[expression]
         except _INDEX_ERRORS as error:
@@ -123,8 +123,8 @@ def _take(tensor: FileTensor, expression: Any) -> Part:
             f"{tensor.dtype} elements share bytes and cannot be selected one by one: use slices",
             tensor=tensor.name,
         )
-    whole = np.ndarray(tensor.shape, np.dtype((np.void, bits // 8)), tensor.view())
     try:
+        whole = np.ndarray(tensor.shape, np.dtype((np.void, bits // 8)), tensor.view())
         part = np.asarray(whole[expression])
     except _INDEX_ERRORS as error:
         raise SelectionError(str(error), tensor=tensor.name) from error
@@ -152,19 +152,8 @@ def _has_negative_step(expression: Any) -> bool:
     )
 
 
-def require_reversible(selection: indexing.Selection, dtype: str) -> None:
-    """Refuse elements that share bytes in descending order.
-
-    Raises:
-        UnsupportedError: They do.
-    """
-    if BITS[dtype] < 8 and len(selection.counts) - 1 in selection.reversed:
-        raise UnsupportedError(f"{dtype} elements share bytes: their axis cannot be reversed")
-
-
 def _reverse(data: memoryview, selection: indexing.Selection, dtype: str) -> memoryview:
     """Bytes read in ascending order, turned round along the axes that were asked for descending."""
-    require_reversible(selection, dtype)
     counts = selection.counts
     bits = BITS[dtype]
     if bits < 8:

@@ -45,7 +45,7 @@ class TensorFlowAdapter(Adapter):
             )
         return wanted
 
-    def decode(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
+    def make(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
         array = decode_array(data, dtype, shape)
         try:
             with tf.device(device) if device else contextlib.nullcontext():

@@ -83,7 +83,7 @@ class TorchAdapter(Adapter):
             raise SafetensorError(message) from error
         return None if found == torch.device("cpu") else found
 
-    def decode(
+    def make(
         self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any
     ) -> torch.Tensor:
         carrier, shape = self._carrier(dtype), packed_shape(dtype, shape)
@@ -112,13 +112,21 @@ class TorchAdapter(Adapter):
             if dtype != last:  # files have them sorted by type
                 carrier, view = self._carrier(dtype)
                 last, width = dtype, carrier.itemsize
-            if (address + begin) % width or dtype == "F4":
-                result[name] = self.decode(data[begin - base : end - base], dtype, shape, None)
+            if (address + begin) % width or dtype == "F4" or begin == end:
+                piece = data[begin - base : end - base]
+                result[name] = self.decode(piece, dtype, shape, None, name=name)
             elif view is None:
                 result[name] = from_numpy(array(shape, carrier, data, begin - base))
             else:
                 result[name] = from_numpy(array(shape, carrier, data, begin - base)).view(view)
         return result
+
+    def require(self, tensors: Iterable[tuple[str, TensorInfo]]) -> None:
+        tensors = list(tensors)
+        super().require(tensors)
+        for name, info in tensors:
+            if DTYPES[info.dtype].packed > 1 and (not info.shape or info.shape[-1] % 2):
+                self.decode(memoryview(bytearray()), info.dtype, info.shape, None, name=name)
 
     def landing(self, device: Any) -> Landing | None:
         accelerator = None if device is None else self.accelerator(device)
@@ -155,6 +163,8 @@ class TorchAdapter(Adapter):
 
 def _cut(arena: torch.Tensor, base: int, info: TensorInfo) -> torch.Tensor:
     """A tensor out of memory of a device that holds the data from `base` on."""
+    if not info.nbytes:
+        return ADAPTER.make(memoryview(bytearray()), info.dtype, info.shape, arena.device)
     dtype = TYPES[info.dtype]
     piece = arena[info.begin - base : info.end - base]
     if (info.begin - base) % dtype.itemsize:

@@ -189,7 +189,9 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def _decode(source: Tensor) -> torch.Tensor:
-    decoded: torch.Tensor = ADAPTER.decode(source.view(), source.dtype, source.shape, None)
+    decoded: torch.Tensor = ADAPTER.decode(
+        source.view(), source.dtype, source.shape, None, name=source.name
+    )
     return decoded
 
 

@@ -99,10 +99,10 @@ def joined(buffers: Iterable[bytes | bytearray | memoryview], nbytes: int) -> by
 
 
 def blank_bytes(nbytes: int) -> tuple[bytes, memoryview] | None:
-    """An object whose bytes are still to be filled in, and its memory in huge pages; None if that cannot be.
+    """An object whose bytes are still to be filled in, and its memory; None where there is none.
 
-    That is how the C API makes bytes for extensions (PyBytes_FromStringAndSize). Nobody else may see the
-    object before it is filled, nor the memory written to afterwards.
+    That is how the C API makes bytes for extensions (PyBytes_FromStringAndSize), here in huge pages. Nobody
+    else may see the object before it is filled, nor may the memory be written to afterwards.
     """
     if sys.implementation.name != "cpython":
         return None
