@@ -18,7 +18,7 @@ from kits import KITS, Kit, installed
 
 # Tests of torch alone; they are no tests of the environments without it.
 INSTALLED = [name for name, kit in KITS.items() if installed(kit)]
-collect_ignore = [] if "torch" in INSTALLED else ["test_torch.py", "test_staging.py"]
+collect_ignore_glob = [] if "torch" in INSTALLED else ["test_torch*.py", "test_staging.py"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

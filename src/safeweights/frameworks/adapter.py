@@ -62,7 +62,7 @@ class Adapter(ABC):
             if name and error.tensor is None:
                 error.tensor, error.message = name, f"tensor {quote(name)}: {error.message}"
             raise
-        except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+        except (ValueError, TypeError, OverflowError, RuntimeError, OSError) as error:
             which = f"tensor {quote(name)}: " if name else ""
             raise UnsupportedError(
                 f"{which}{self.name} cannot have {dtype} elements of shape {list(shape)}: {error}; "

@@ -118,17 +118,18 @@ class _Staged:
         self._arena = accelerator.arena(batch.nbytes)
 
     def fill(self, begin: int, end: int) -> None:
-        slab = self._slab(end - begin)
+        slab = self._slab()
         offset = self._batch.data_start + self._batch.begin + begin
         at = self._batch.source.fill(offset, end - begin, slab.numpy().data)
         done = self._accelerator.copy(self._arena[begin:end], slab[at : at + end - begin])
         done.synchronize()  # the slab may be used again, and the tensors on any stream
 
-    def _slab(self, nbytes: int) -> torch.Tensor:
+    def _slab(self) -> torch.Tensor:
         """This thread's; pinned when first needed, and no larger than needed."""
+        nbytes = min(self.step, self.extent) + 2 * PAGE
         kept: torch.Tensor | None = getattr(self._slabs, "slab", None)
-        if kept is None or len(kept) < nbytes + 2 * PAGE:
-            kept = self._slabs.slab = self._accelerator.slab(nbytes + 2 * PAGE)
+        if kept is None or len(kept) < nbytes:
+            kept = self._slabs.slab = self._accelerator.slab(nbytes)
         return kept
 
     def tensors(self) -> dict[str, torch.Tensor]:
