@@ -190,6 +190,8 @@ class Session:
             if (number >= fewest and now > end) or (number and now > self._deadline):
                 return
             self._say(f"round {number + 1}")
+            if row.data is not None:  # of the cache that is written to, and of the result
+                machine.touch_memory(2 * row.data.nbytes)
             playing = list(_active(turns))
             shift = number % len(playing) if playing else 0
             for turn in playing[shift:] + playing[:shift]:
