@@ -20,7 +20,7 @@ from .rules import MAX_RANK
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Runs", "Selection", "runs", "select"]
+__all__ = ["Runs", "Selection", "require_reversible", "runs", "select"]
 
 
 class Selection(NamedTuple):
@@ -126,15 +126,12 @@ def runs(selection: Selection, shape: Sequence[int], dtype: str) -> Runs:
 
     Raises:
         SelectionError: Elements of a sub-byte type that do not begin and end at byte boundaries.
-        UnsupportedError: Such elements in descending order.
 
     >>> runs(select((slice(None), 1), (4, 3)), (4, 3), "F32")
     Runs(offset=4, length=4, loops=((4, 12),))
     """
     if 0 in selection.counts:
         return Runs(0, 0, ())
-    if BITS[dtype] < 8 and len(shape) - 1 in selection.reversed:
-        raise UnsupportedError(f"{dtype} elements share bytes: their axis cannot be reversed")
     stride = BITS[dtype]  # in bits, of the axis at hand
     offset, length = 0, stride
     loops: list[tuple[int, int]] = []
@@ -162,6 +159,16 @@ def runs(selection: Selection, shape: Sequence[int], dtype: str) -> Runs:
             f"boundary, this is invalid. ({dtype} elements take {BITS[dtype]} bits: select whole bytes)"
         )
     return Runs(offset // 8, length // 8, tuple((n, bits // 8) for n, bits in loops[::-1]))
+
+
+def require_reversible(selection: Selection, dtype: str) -> None:
+    """Refuse bytes as the answer where elements that share them are wanted in descending order.
+
+    Raises:
+        UnsupportedError: They are.
+    """
+    if BITS[dtype] < 8 and len(selection.counts) - 1 in selection.reversed:
+        raise UnsupportedError(f"{dtype} elements share bytes: their axis cannot be reversed")
 
 
 def _offsets(first: int, loops: Sequence[tuple[int, int]]) -> Iterator[int]:

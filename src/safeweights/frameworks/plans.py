@@ -170,6 +170,7 @@ def _part(
     selection = indexing.select(expression, info.shape)
     runs = indexing.runs(selection, info.shape, info.dtype)
     if runs.run_count > 1 or selection.reversed:
+        indexing.require_reversible(selection, info.dtype)
         tensor = FileTensor(name, info, source, file.header.data_start)
         part = TensorInfo(info.dtype, selection.shape, 0, runs.nbytes)
         return Scattered(source, tensor, expression, [(name, part)])

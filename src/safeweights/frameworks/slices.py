@@ -154,6 +154,7 @@ def _has_negative_step(expression: Any) -> bool:
 
 def _reverse(data: memoryview, selection: indexing.Selection, dtype: str) -> memoryview:
     """Bytes read in ascending order, turned round along the axes that were asked for descending."""
+    indexing.require_reversible(selection, dtype)
     counts = selection.counts
     bits = BITS[dtype]
     if bits < 8:
