@@ -311,6 +311,11 @@ def test_where_the_size_of_memory_is_unknown_nothing_is_kept(
     assert arenas._idle_limit() == 0
 
 
+def test_what_was_inherited_from_another_process_is_not_kept() -> None:
+    arenas._give_back(mmap.mmap(-1, PIECE), os.getpid() + 1)
+    assert idle() == []
+
+
 def test_more_than_there_is_is_a_memory_error() -> None:
     with pytest.raises(MemoryError):
         allocate(1 << 60)

@@ -32,6 +32,7 @@ from safeweights.storage import (
     TruncatedError,
     flat,
     open_source,
+    placement,
 )
 
 DATA = random.Random(1).randbytes(300_000)
@@ -564,3 +565,25 @@ def test_reading_bytes_goes_on_after_a_short_read_and_explains_a_failed_one(
     os.truncate(tmp_path / "a", 10)
     with pytest.raises(TruncatedError):
         source.read(1, 50)
+
+
+def test_reading_what_is_in_memory_is_no_work() -> None:
+    data = bytearray(b"0123456789")
+    reading = BytesSource(data).reading(3, 4)
+    assert reading.extent == 0
+    reading.fill(0, 0)
+    assert reading.data == b"3456"
+    data[3] = 0x61
+    assert reading.data == b"a456"
+
+
+def test_where_pages_cannot_be_fetched_they_come_by_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(bytes(range(200)))
+    reading = open_source(tmp_path / "a").reading(7, 100)
+    for libc in (placement._libc(), None):
+        monkeypatch.setattr(placement, "_libc", lambda libc=libc: libc)
+        reading.fill(0, reading.extent)
+        reading.fill(0, 0)
+        assert reading.data == bytes(range(7, 107))

@@ -136,5 +136,5 @@ def _keep(pieces: list[mmap.mmap]) -> None:
         pieces = _all_idle() if len(_idle) > len(kept) else []
 
 
-if hasattr(os, "register_at_fork"):
+with suppress(AttributeError):  # not on Windows
     os.register_at_fork(after_in_child=_idle.clear)
