@@ -375,8 +375,10 @@ READING = {
 @posix
 @pytest.mark.parametrize("command", READING)
 def test_ctrl_c_ends_reading_of_a_large_file(command, endless, process, run, tmp_path, monkeypatch):
+    if command in ("sign", "verify"):
+        pytest.importorskip("cryptography", reason="signatures need the extra [trust]")
+        assert run("keygen", str(tmp_path / "key")).exit_code == 0
     monkeypatch.chdir(tmp_path)
-    assert run("keygen", "key").exit_code == 0
     (tmp_path / "policy.toml").write_text('[[rules]]\npattern = "*"\nlevel = "none"\n')
     if command == "verify":
         weights = os.path.join(endless, "endless.safetensors")
