@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,31 @@ def test_nothing_runs_after_a_failure(error: type[BaseException]) -> None:
         in_parallel(work, 100_000, chunk=10)
     assert len(begun) < 10_000
     assert threading.active_count() == running
+
+
+def test_a_failure_before_an_earlier_chunk_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread may have taken a chunk from the queue, and be cancelled before it begins it."""
+    begin_future, cancelled = Future.set_running_or_notify_cancel, threading.Event()
+    held: list[Future[Any]] = []
+
+    def begin(future: Future[Any]) -> bool:
+        if not held:
+            held.append(future)
+            assert cancelled.wait(60)
+        return begin_future(future)
+
+    def cancel(future: Future[Any]) -> bool:
+        result = cancel_future(future)
+        if future is held[0]:
+            cancelled.set()
+        return result
+
+    cancel_future = Future.cancel
+    monkeypatch.setattr(Future, "set_running_or_notify_cancel", begin)
+    monkeypatch.setattr(Future, "cancel", cancel)
+    with pytest.raises(ZeroDivisionError):
+        in_parallel(lambda begin, end: 1 // 0, 100, chunk=10, threads=2)
+    assert held[0].cancelled()
 
 
 @pytest.mark.parametrize("processors", [None, 1, 3, 64])

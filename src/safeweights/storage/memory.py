@@ -142,7 +142,8 @@ def in_parallel(
             for future in futures:
                 future.cancel()
     for future in futures:
-        future.result()  # those cancelled come after one that failed
+        if not future.cancelled():  # it can come before the one that failed: taken, but not begun
+            future.result()
 
 
 def thread_count() -> int:
