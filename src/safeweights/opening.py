@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import checkpoint
 
-__all__ = ["open"]
+if TYPE_CHECKING:
+    from .storage import Verify
+
+__all__ = ["open", "verifier"]
 
 
 def open(target: Any, *, backend: str = "mmap", trust: object = None) -> checkpoint.Checkpoint:
@@ -38,8 +41,17 @@ def open(target: Any, *, backend: str = "mmap", trust: object = None) -> checkpo
     >>> open(data)["a"]
     <FileTensor `a` F32 [3]>
     """
-    if trust is None:
-        return checkpoint.open(target, backend=backend)
-    from .trust import as_gate
+    return checkpoint.open(target, backend=backend, verify=verifier(trust))
 
-    return checkpoint.open(target, backend=backend, verify=as_gate(trust))
+
+def verifier(trust: object) -> Verify | None:
+    """What `checkpoint` needs of a ``trust=``; None without one.
+
+    Raises:
+        TrustError, OSError: See `safeweights.trust.as_gate`.
+    """
+    if trust is None:
+        return None
+    from .trust import as_gate  # few need it, and it takes longer than opening a file
+
+    return as_gate(trust)

@@ -44,6 +44,7 @@ from safeweights.convert.record import (
     sha256,
 )
 from safeweights.errors import FormatError, UnsupportedError, quote
+from safeweights.opening import verifier
 from safeweights.sharding import parse_size, split
 from safeweights.storage import Source, Verify, open_source, write_file
 
@@ -172,11 +173,9 @@ def _is_folder(sources: object) -> bool:
 
 def _verifier(trust: object) -> Verify | None:
     """What gives one verified source a path, however often that is opened: one check, one digest."""
-    if trust is None:
+    gate = verifier(trust)
+    if gate is None:
         return None
-    from safeweights.trust import as_gate
-
-    gate = as_gate(trust)
     admitted: dict[str, Source] = {}
 
     def verify(source: Source, path: str) -> Source:

@@ -28,6 +28,7 @@ from safeweights.convert.foreign import ForeignCheckpoint, OpenOptions
 from safeweights.convert.materialise import Materialised
 from safeweights.convert.source import BytesSource, Source, read_bytes
 from safeweights.errors import FormatError
+from safeweights.opening import verifier
 from safeweights.sniffing import identify
 from safeweights.storage import open_source
 
@@ -159,11 +160,7 @@ def open(
     >>> open(file.getvalue())["a"]
     <StridedTensor `a` F32 [3]>
     """
-    verify = None
-    if trust is not None:
-        from safeweights.trust import as_gate
-
-        verify = as_gate(trust)
+    verify = verifier(trust)
     options = OpenOptions(densify=densify, casts=dict(casts or {}), verify=verify)
     if limits is not None:
         options = replace(options, limits=limits)

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 from .. import checkpoint
 from ..checkpoint import SafetensorsFile
 from ..errors import ClosedError, FormatError, SafetensorError, UnsupportedError
+from ..opening import verifier
 from ..storage import ENGINES, Verify
 from .adapter import adapter_for
 from .loading import Progress, load_all
@@ -83,11 +84,7 @@ def _opening(backend: str, trust: object) -> Iterator[Verify | None]:
     if not isinstance(backend, str) or backend not in ENGINES:
         known = ", ".join(f'"{name}"' for name in ENGINES)
         raise SafetensorError(f'backend "{backend}" is invalid (expected one of: {known})')
-    verify = None
-    if trust is not None:
-        from ..trust import as_gate  # few need it, and it takes longer than opening a file
-
-        verify = as_gate(trust)
+    verify = verifier(trust)
     try:
         with prefixed("Error while deserializing header: "):
             yield verify

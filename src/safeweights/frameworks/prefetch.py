@@ -16,7 +16,8 @@ from typing import (
     overload,
 )
 
-from .. import checkpoint
+from .. import opening
+from ..checkpoint import not_found
 from ..errors import ClosedError, SafetensorError, UnsupportedError, quote
 from ..gcpause import gc_paused
 from .adapter import adapter_for
@@ -196,7 +197,7 @@ def _wanted(plan: PrefetchPlan) -> dict[str, Any]:
         ) from error
     for name in names:
         if not isinstance(name, str):
-            raise checkpoint.not_found(name, None)
+            raise not_found(name, None)
     return dict.fromkeys(names)
 
 
@@ -297,12 +298,7 @@ def stream(
     ...         print(name, tensor.shape)
     a (2, 3)
     """
-    verify = None
-    if trust is not None:
-        from ..trust import as_gate  # few need it, and it takes longer than opening a file
-
-        verify = as_gate(trust)
     adapter = adapter_for(framework)
     found = adapter.check_device(device)
-    files = checkpoint.open(target, backend=backend, verify=verify).files
+    files = opening.open(target, backend=backend, trust=trust).files
     return PrefetchLoader(files, adapter, found, plan=plan, threads=threads, progress=progress)
