@@ -26,7 +26,8 @@ import hostile_headers as hostile  # noqa: E402 - the generators are the tests'
 SIZE = 100_000_000
 RUNS = 3
 SHOWN = (
-    "legitimate", "fields in an unusual order", "names with escapes", "a new shape each", "one name",
+    "legitimate", "fields in an unusual order", "spaces that differ", "names with escapes",
+    "a new shape each", "one name", "one name of escapes", "one metadata value of escapes",
     "white space", "49 million dimensions", "33 million empty arrays", "millions of metadata keys",
     "unknown fields everywhere", "one unknown string", "the same name",
 )  # fmt: skip

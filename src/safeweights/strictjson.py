@@ -87,8 +87,10 @@ def _string_in(block: bytes) -> int:
     """How much of a block is whole characters and escapes within a string; 0 where a string ends in it."""
     if any(map(block.__contains__, _CONTROLS)):
         return 0
-    rest = block.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in block else block
-    return 0 if b'"' in rest else len(block) - rest.endswith(b"\\")
+    if b'"' in block and b'"' in block.replace(b"\\\\", b"").replace(b'\\"', b""):
+        return 0
+    # Of backslashes in a row every second is escaped by the one before it.
+    return len(block) - (len(block) - len(block.rstrip(b"\\"))) % 2
 
 
 class JSONError(ValueError):
@@ -180,17 +182,18 @@ class Reader:
             raise JSONError(f"value longer than {limit} bytes", begin, kind="limit")
         escaped = self.text.find(b"\\", begin, end) >= 0
         try:
+            # A copy of a long one would take as long as the rest.
+            source = self.text if end - begin < _STEP else memoryview(self.text)
             if escaped:
-                text = str(json.loads(self.text[begin:end]))
+                text = str(json.loads(str(source[begin:end], "utf-8")))
             else:
-                # A copy of a long one would take as long as the rest.
-                source = self.text if end - begin < _STEP else memoryview(self.text)
                 text = str(source[begin + 1 : end - 1], "utf-8")
         except UnicodeDecodeError as error:
             raise JSONError(f"invalid UTF-8 in a string: {error.reason}", begin) from error
         except ValueError as error:
             raise JSONError(f"invalid escape in a string: {error}", begin) from error
-        if escaped and self.text.find(b"\\u", begin, end) >= 0 and has_surrogates(text):
+        coded = escaped and not text.isascii() and self.text.find(b"\\u", begin, end) >= 0
+        if coded and has_surrogates(text):
             raise JSONError("lone surrogate in hex escape", begin)
         self.position = end
         return text

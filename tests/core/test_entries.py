@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from itertools import permutations
 from typing import Any
 
@@ -77,6 +78,12 @@ def odd(dtype: str, shape: str, begin: int = 20, end: int = 21) -> bytes:
     """A header in whose middle one entry is odd."""
     entry = f'"x":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{begin},{end}]}}'
     return join(many(), [entry], many(start=21))
+
+
+def ragged(space: str = " ", count: int = 60) -> bytes:
+    """Entries with white space around their punctuation, never the same."""
+    spaced = (space * (i % 3) + r"\g<0>" + space * (i % 4) for i in range(count))
+    return join([re.sub("[],:{}[]", *pair) for pair in zip(spaced, many(count), strict=True)])
 
 
 SHAPE_FIRST = '"x":{"shape":[1],"data_offsets":[20,21],"dtype":"U8"}'
@@ -155,6 +162,20 @@ LAYOUTS = {
     "rank 65": odd("U8", "1," * 64 + "1"),
     "scalars": join(many()).replace(b"[1]", b"[ ]"),
     "spaces differ": join(many(), [e.replace(":", " : ") for e in many(start=20)], many(start=40)),
+    **{f"ragged {code:x}": ragged(chr(code)) for code in (9, 10, 11, 12, 13, 32, 0, 0xA0)},
+    "ragged, a name of spaces": ragged().replace(b'"n17"', b'" n 17\t"'),
+    "ragged, with a control": ragged().replace(b'"n17"', b'"n\n17"'),
+    "ragged, with an escape": ragged().replace(b'"n17"', b'"n\\n17"'),
+    "ragged, with a quote": ragged().replace(b'"n17"', b'"n\\"17"'),
+    "ragged, not ASCII": ragged().replace(b'"n17"', '"n\u00e917"'.encode()),
+    "ragged, invalid UTF-8": ragged().replace(b'"n17"', b'"n\xff"'),
+    "ragged, a number in two": ragged().replace(b"17", b"1 7"),
+    "ragged, a number in two each": ragged().replace(b"1", b"1 1"),
+    "ragged, a shape in two": ragged().replace(b"[", b"[1 1", 21),
+    "ragged, another key": ragged().replace(b'"dtype"', b'"dtypf"', 21),
+    "ragged, trailing comma": ragged().replace(b"}", b",}", 21),
+    "ragged, no comma": ragged().replace(b",", b"", 51),
+    "ragged, metadata": ragged().replace(b"}", b'} , "__metadata__" : {"a":"b"}', 1),
     "trailing comma": join(many()).replace(b"}}", b"},}"),
     "junk behind comma": join(many()).replace(b"},", b"},5,", 1),
     "not closed": join(many())[:-1],
@@ -278,6 +299,16 @@ def test_a_template_that_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPat
     found = Entries(LAYOUTS["unknown field"], rules.Report(None))
     assert len(found.tensors) == 41
     assert len(tried) == 1
+
+
+@pytest.mark.parametrize("space", list(" \t\n\r"))
+def test_white_space_that_differs_is_taken_out(scanned: list[int], space: str) -> None:
+    text = ragged(space, 5000)
+    found = Entries(text, rules.Report(None))
+    assert len(found.tensors) == 5000
+    assert found.sized
+    assert found.in_order
+    assert all(position > len(text) - 300 for position in scanned)
 
 
 def test_entries_refused_together_leave_nothing_behind() -> None:
