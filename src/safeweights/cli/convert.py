@@ -158,7 +158,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         def progress(done: int, total: int) -> None:
             nonlocal shown
             if shown is None:
-                shown = stack.enter_context(watched("writing", total))
+                shown = stack.enter_context(watched("converting", total))
             shown(done)
 
         yield progress

@@ -130,7 +130,8 @@ def convert(
         sources: A file, a folder with checkpoints and perhaps their index, or several files.
         target: The file to write; a folder where the source is one or there are several.
         options: See `Options`; single ones can also be given as keyword arguments.
-        progress: Called with the bytes of tensors written so far and in all.
+        progress: Called with the bytes done so far and in all. Those of a tensor count when it is
+            written, and where digests are recorded once more when the file is read back.
         changes: Fields of `Options`.
 
     Returns:
@@ -235,9 +236,13 @@ class _Hashing:
 
         def digest() -> str:
             source = open_source(path, engine="pread", verify=self._verify)
-            return sha256(source, lambda: self._wanted)
+            return sha256(source, self._require_wanted)
 
         return self._pool.submit(digest)
+
+    def _require_wanted(self, _: int) -> None:
+        if not self._wanted:
+            raise RuntimeError("given up")
 
     def close(self) -> None:
         """Give up what nobody has waited for, and leave no thread."""
@@ -403,35 +408,33 @@ class _Job:
         done = 0
         for output in outputs:
             size = sum(tensor.nbytes for tensor in output.tensors.values())
-            digest = None
+            written, digest = size, None
             if not self.options.dry_run:
-                self._save(output, done, size)
-                written = os.stat(output.path).st_size
-                digest = (
-                    sha256(open_source(output.path, engine="pread"))
-                    if self.options.digests
-                    else None
+                save(
+                    output.tensors,
+                    output.path,
+                    output.metadata or None,
+                    durable=self.options.durable,
+                    progress=self._advance(done, size),
                 )
-            else:
-                written = size
-            done += size
+                done += size
+                written = os.stat(output.path).st_size
+                if self.options.digests:
+                    back = open_source(output.path, engine="pread")
+                    digest = sha256(back, self._advance(done, size))
+                    done += size
             record = FileRecord(output.path, written, "safetensors", len(output.tensors), digest)
             self.report.outputs.append(record)
 
-    def _save(self, output: _Output, done: int, size: int) -> None:
-        total = self.report.nbytes
+    def _advance(self, done: int, size: int) -> Callable[[int], None]:
+        """Progress over one of the passes over a file with `size` bytes of tensors."""
+        total = self.report.nbytes * (2 if self.options.digests else 1)
 
         def advance(count: int) -> None:
             if self.progress is not None:  # counts the header too, which no total includes
                 self.progress(done + min(count, size), total)
 
-        save(
-            output.tensors,
-            output.path,
-            output.metadata or None,
-            durable=self.options.durable,
-            progress=advance,
-        )
+        return advance
 
 
 def _place(weight_map: dict[str, str], output: _Output, path: str) -> None:

@@ -90,21 +90,21 @@ class Conversion:
         return {"type": RECORD_TYPE, "tool": tool, **fields}
 
 
-def sha256(source: Source, wanted: Callable[[], bool] = lambda: True) -> str:
+def sha256(source: Source, progress: Callable[[int], object] | None = None) -> str:
     """The SHA-256 of all of `source` in hexadecimal; releases the GIL while it hashes.
 
     Args:
-        source: What to read, a block at a time.
-        wanted: Asked before each block; where the answer is no, the work ends in a RuntimeError.
+        source: What to read, a block of 4 MiB at a time.
+        progress: Called after each with the bytes hashed so far; what it raises ends the work.
     """
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(_BLOCK, source.size)))
     for offset in range(0, source.size, _BLOCK):
-        if not wanted():
-            raise RuntimeError("given up")
         piece = buffer[: min(_BLOCK, source.size - offset)]
         source.read_into(offset, piece)
         digest.update(piece)
+        if progress is not None:
+            progress(offset + len(piece))
     return digest.hexdigest()
 
 
