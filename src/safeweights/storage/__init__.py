@@ -6,6 +6,7 @@ Scattered ones are brought together by `gathering`. Nothing here knows of tensor
 from __future__ import annotations
 
 from .ahead import made_ahead
+from .arenas import release_idle
 from .gathering import gather, gather_mapped
 from .memory import allocate, joined
 from .sink import (
@@ -49,6 +50,7 @@ __all__ = [
     "joined",
     "made_ahead",
     "open_source",
+    "release_idle",
     "rename",
     "sync_directory",
     "write_file",
