@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch as reference
@@ -14,7 +15,7 @@ import torch
 
 import safeweights
 import safeweights.torch as ours
-from safeweights.errors import NoDataError
+from safeweights.errors import LayoutError, NoDataError
 
 
 class Tied(torch.nn.Module):
@@ -344,6 +345,103 @@ def test_load_into_changes_nothing_where_shapes_or_names_differ(tmp_path: Path) 
     assert target["a"].all()
     with pytest.raises(NoDataError, match="meta device"):
         ours.load_into({"a": torch.ones(3, device="meta")}, tmp_path / "x", strict=False)
+
+
+class Quantised(torch.Tensor):
+    """Values that are computed from others, as quantisation libraries have them."""
+
+    def __new__(cls, codes: torch.Tensor, scale: float) -> Any:
+        made: Any = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+        made.codes, made.scale = codes, scale
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.copy_.default:
+            args[0].codes.copy_((args[1] / args[0].scale).round().to(torch.int8))
+            return args[0]
+        plain = [a.codes * a.scale if isinstance(a, Quantised) else a for a in args]
+        return func(*plain, **(kwargs or {}))
+
+
+def test_load_into_asks_a_subclass_to_take_its_values(tmp_path: Path) -> None:
+    ours.save_file({"w": torch.arange(4.0)}, tmp_path / "x")
+    target = Quantised(torch.zeros(4, dtype=torch.int8), 0.5)
+    ours.load_into({"w": target}, tmp_path / "x")
+    assert (target.codes * target.scale).tolist() == [0, 1, 2, 3]
+
+
+def test_load_into_is_seen_by_autograd(tmp_path: Path) -> None:
+    """Who goes back through values that are gone gets an error, not wrong gradients."""
+    ours.save_file({"w": torch.arange(6.0)}, tmp_path / "x")
+    weights = torch.nn.Parameter(torch.ones(6))
+    loss = (weights * weights).sum()
+    ours.load_into({"w": weights}, tmp_path / "x")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with torch.inference_mode():
+        target = torch.zeros(6)
+        ours.load_into({"w": target}, tmp_path / "x")
+    assert target.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        (np.zeros(3, "f4"), "is a ndarray"),
+        (torch.zeros(3).to_sparse(), "torch.sparse_coo"),
+        (torch.zeros(1).expand(3), "clone it"),
+    ],
+)
+def test_load_into_what_cannot_be_filled(target: Any, error: str, tmp_path: Path) -> None:
+    ours.save_file({"a": torch.ones(3), "b": torch.ones(3)}, tmp_path / "x")
+    first = torch.zeros(3)
+    with pytest.raises(safeweights.SafetensorError, match=error):
+        ours.load_into({"a": first, "b": target}, tmp_path / "x")
+    assert not first.any()
+
+
+@pytest.mark.parametrize("count", [100, 1 << 18])
+def test_freed_memory_is_neither_written_nor_read(count: int, tmp_path: Path) -> None:
+    """FSDP frees the storage of what it has sharded; the tensor keeps its shape."""
+    ours.save_file({"a": torch.ones(count)}, tmp_path / "x")
+    freed = torch.ones(count)
+    freed.untyped_storage().resize_(0)
+    model = torch.nn.Module()
+    model.register_buffer("a", freed)
+    for act in (
+        lambda: ours.save({"a": freed}),
+        lambda: ours.save_file({"a": freed}, tmp_path / "y"),
+        lambda: ours.save_model(model, tmp_path / "y"),
+        lambda: ours.load_into({"a": freed}, tmp_path / "x"),
+    ):
+        with pytest.raises(NoDataError, match="freed"):
+            act()
+    assert not (tmp_path / "y").exists()
+
+
+class WithExtraState(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def get_extra_state(self) -> object:
+        return {"step": 1}
+
+    def set_extra_state(self, state: object) -> None:
+        raise AssertionError(state)
+
+
+def test_extra_state_is_named(tmp_path: Path) -> None:
+    """What a module has beside tensors cannot be saved, and is missing in a file."""
+    model = WithExtraState()
+    with pytest.raises(LayoutError, match="_extra_state"):
+        ours.save_model(model, tmp_path / "x")
+    ours.save_file({f"layer.{n}": t for n, t in model.layer.state_dict().items()}, tmp_path / "x")
+    for load in (ours.load_model, ours.load_into):
+        with pytest.raises(RuntimeError, match=r'Missing.*"_extra_state"'):
+            load(model, tmp_path / "x")
+        assert load(model, tmp_path / "x", strict=False) == ({"_extra_state"}, [])
 
 
 # --- devices --------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..storage import Buffer
     from .plans import Landing
 
-__all__ = ["ADAPTER", "CODES", "TYPES", "host_bytes"]
+__all__ = ["ADAPTER", "CODES", "PLAIN", "TYPES", "has_memory", "host_bytes"]
 
 TYPES: Final[dict[str, torch.dtype]] = {
     row.code: getattr(torch, row.torch)
@@ -217,7 +217,7 @@ def _encode_usual(tensors: Mapping[str, Any]) -> dict[str, Tensor] | None:
     try:
         for name, tensor in tensors.items():
             if not (
-                type(tensor) in _PLAIN
+                type(tensor) in PLAIN
                 and tensor.layout is strided
                 and tensor.is_cpu
                 and tensor.is_contiguous()
@@ -293,12 +293,26 @@ def _encode(name: str, tensor: torch.Tensor) -> Tensor:
             "`.contiguous()` on your tensor to pack it before saving.",
             tensor=name,
         )
+    if not has_memory(tensor):
+        raise NoDataError(
+            f"the memory of tensor {quote(name)} was freed (its storage is smaller than it is), as FSDP "
+            "does with what it shards: gather it first",
+            tensor=name,
+        )
     shape = tuple(tensor.shape) if code != "F4" else logical_shape(code, tensor.shape)
     if not tensor.is_cpu:
         return DeviceTensor(name, code, shape, tensor)
-    if type(tensor) in _PLAIN and not tensor.is_conj() and not tensor.is_neg():
+    if type(tensor) in PLAIN and not tensor.is_conj() and not tensor.is_neg():
         return HostTensor(name, code, shape, tensor.nbytes, tensor)
     return MemoryTensor(name, code, shape, host_bytes(name, tensor))
+
+
+def has_memory(tensor: torch.Tensor) -> bool:
+    """False for a plain tensor on the CPU that reaches beyond its storage, which anybody may shrink."""
+    if not tensor.is_cpu or type(tensor) not in PLAIN or not tensor.numel():
+        return True
+    end = tensor.storage_offset() * tensor.element_size() + tensor.nbytes
+    return end <= tensor.untyped_storage().nbytes()
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -319,7 +333,7 @@ def host_bytes(name: str, tensor: torch.Tensor) -> memoryview:
         ) from error
 
 
-_PLAIN: Final = frozenset({torch.Tensor, torch.nn.Parameter})
+PLAIN: Final = frozenset({torch.Tensor, torch.nn.Parameter})
 """Types whose memory is where they say; a subclass may have its values anywhere."""
 
 _COPY_MAX: Final = 1 << 12

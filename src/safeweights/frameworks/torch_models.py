@@ -11,7 +11,7 @@ import torch
 from ..errors import LayoutError, NoDataError, StateDictError, UnsupportedError, quote
 from . import functions
 from .handle import opened_checkpoint
-from .torch import ADAPTER, CODES, host_bytes, packed_shape
+from .torch import ADAPTER, CODES, PLAIN, has_memory, host_bytes, packed_shape
 from .torch_sharing import duplicates
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ def save_model(
             noted.setdefault(name, kept)
             del state[name]
     if force_contiguous:
-        state = {name: tensor.contiguous() for name, tensor in state.items()}
+        state = {
+            name: tensor.contiguous() if isinstance(tensor, torch.Tensor) else tensor
+            for name, tensor in state.items()
+        }
     try:
         functions.save_file("pt", state, filename, noted)
     except LayoutError as error:
@@ -128,6 +131,8 @@ def _tied(existing: Mapping[str, torch.Tensor]) -> Iterable[list[str]]:
     """Names of one and the same tensor."""
     groups: dict[Any, list[str]] = {}
     for name, tensor in existing.items():
+        if not _is_strided(tensor):
+            continue
         meta = tensor.device.type == "meta" or not tensor.numel()
         memory = id(tensor) if meta else (tensor.data_ptr(), tensor.shape, tensor.stride())
         groups.setdefault((tensor.device, tensor.dtype, memory), []).append(name)
@@ -137,19 +142,27 @@ def _tied(existing: Mapping[str, torch.Tensor]) -> Iterable[list[str]]:
 def _require_fitting(
     existing: Mapping[str, torch.Tensor], sources: Mapping[str, str], stored: Checkpoint
 ) -> None:
-    """Before anything is changed: every shape fits."""
+    """Before anything is changed: each of them can be filled, and every shape fits."""
     wrong = []
     for name, source in sources.items():
-        tensor = stored[source]
+        tensor, target = stored[source], existing[name]
         found = packed_shape(tensor.dtype, tensor.shape)
-        if not isinstance(existing[name], torch.Tensor):
+        if not _is_strided(target):
+            layout = getattr(target, "layout", "no tensor")
             raise UnsupportedError(
-                f"{quote(name)} to be filled is a {type(existing[name]).__name__}, no tensor"
+                f"{quote(name)} to be filled is a {type(target).__name__} ({layout}), not a dense tensor"
             )
-        if tuple(existing[name].shape) != found:
-            wrong.append(
-                f"{quote(name)} is {list(existing[name].shape)}, the file has {list(found)}"
+        if any(
+            step == 0 < size - 1 for size, step in zip(target.shape, target.stride(), strict=True)
+        ):
+            raise LayoutError(
+                f"{quote(name)} to be filled has one element in several places (`expand`): clone it",
+                tensor=name,
             )
+        if not has_memory(target):
+            raise NoDataError(f"the memory of {quote(name)} to be filled was freed", tensor=name)
+        if tuple(target.shape) != found:
+            wrong.append(f"{quote(name)} is {list(target.shape)}, the file has {list(found)}")
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise StateDictError(f"size mismatch: {'; '.join(wrong[:10])}{more}", path=stored.name)
@@ -173,14 +186,26 @@ def _fill(
         module.load_state_dict({name: created[id(tensor)]}, strict=False, assign=True)
     elif _is_plain(tensor) and CODES.get(tensor.dtype) == source.dtype:
         source.read_into(host_bytes(name, tensor))
+        _note_change(tensor)
     else:
         tensor.copy_(_decode(source))
 
 
+def _note_change(tensor: torch.Tensor) -> None:
+    """Tell autograd, which refuses to go back through values that changed; torch's own writes do."""
+    if not tensor.is_inference() and hasattr(torch.autograd.graph, "increment_version"):
+        torch.autograd.graph.increment_version(tensor)
+
+
+def _is_strided(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided
+
+
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the bytes of a tensor in memory are its values in order."""
+    """Whether the bytes of a tensor in memory are its values in order; of no subclass is that known."""
     return (
-        tensor.device.type == "cpu"
+        type(tensor) in PLAIN
+        and tensor.device.type == "cpu"
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
         and not tensor.is_conj()

@@ -74,6 +74,8 @@ def _areas(tensors: Mapping[str, torch.Tensor]) -> list[list[tuple[int, int, str
     areas: dict[torch.device, list[tuple[int, int, str]]] = {}
     host: list[tuple[int, int, str]] = []
     for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):  # a module's extra state, which cannot be saved
+            continue
         if tensor.is_meta or not tensor.numel() or not tensor.data_ptr():
             continue
         found = host if tensor.is_cpu else areas.setdefault(tensor.device, [])
