@@ -18,6 +18,7 @@ from safeweights.cli import watching
 from safeweights.cli.app import COMMANDS, Program, cli
 from safeweights.cli.output import Output
 from safeweights.errors import MissingDependencyError
+from safeweights.header import layout
 
 HEAVY = {"rich", "numpy", "torch", "ml_dtypes", "jsonschema", "cryptography", "safeweights.convert"}
 
@@ -118,7 +119,7 @@ def test_permission_is_not_a_no(run, tmp_path, model):
 
 
 def test_an_error_of_ours_is_neither_yes_nor_no(monkeypatch, run, model):
-    def broken(_):
+    def broken(*_, **__):
         raise ZeroDivisionError("\x1b[2J")
 
     monkeypatch.setattr("safeweights.cli.ls.open_checkpoint", broken)
@@ -129,7 +130,7 @@ def test_an_error_of_ours_is_neither_yes_nor_no(monkeypatch, run, model):
 
 
 def test_a_missing_package_is_not_a_no(monkeypatch, run, model):
-    def broken(_):
+    def broken(*_, **__):
         raise MissingDependencyError("needs the package x: pip install 'safeweights[x]'")
 
     monkeypatch.setattr("safeweights.cli.ls.open_checkpoint", broken)
@@ -138,7 +139,7 @@ def test_a_missing_package_is_not_a_no(monkeypatch, run, model):
 
 
 def test_a_package_that_is_gone_is_named(monkeypatch, run, model):
-    def broken(_):
+    def broken(*_, **__):
         raise ModuleNotFoundError("No module named 'numpy.core'", name="numpy.core")
 
     monkeypatch.setattr("safeweights.cli.ls.open_checkpoint", broken)
@@ -233,7 +234,9 @@ def test_closed_standard_streams_are_no_crash(model):
 @posix
 def test_ctrl_c_ends_with_130_and_one_line(process):
     child = process("ls", "-", stdin=subprocess.PIPE)
-    child.stdin.write(bytes(1 << 20))  # more than a pipe holds: returns when the command is reading
+    _, head = layout([("a", "U8", (1 << 24,))])
+    # More than a pipe holds: returns when the command is reading.
+    child.stdin.write(head + bytes(1 << 20))
     child.stdin.flush()
     child.send_signal(signal.SIGINT)
     out, error = child.communicate(timeout=60)

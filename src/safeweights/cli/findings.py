@@ -154,7 +154,7 @@ def check_path(path: str, *, strict: bool) -> CheckResult:
 def _check(out: _Findings, path: str) -> None:
     try:
         if path == STDIN:
-            _check_source(out, stdin_source())
+            _check_source(out, stdin_source(headers_only=True))
         elif os.path.isdir(path):
             _check_folder(out, path)
         elif path.endswith(".json"):

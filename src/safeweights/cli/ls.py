@@ -55,7 +55,8 @@ def command(
     """
     if depth is not None and not tree:
         raise click.UsageError("--depth needs --tree")
-    found = _sorted([row for row in rows(open_checkpoint(path)) if _matches(row.name, globs)], sort)
+    checkpoint = open_checkpoint(path, headers_only=True)
+    found = _sorted([row for row in rows(checkpoint) if _matches(row.name, globs)], sort)
     if out.json:
         out.document(_document(path, found, tree=tree, depth=depth))
     elif tree:

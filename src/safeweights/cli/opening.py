@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
+import stat
 import sys
-import tempfile
 from typing import TYPE_CHECKING, Final, Literal
 
 from .. import checkpoint
@@ -23,11 +22,15 @@ STDIN: Final = "-"
 SAFETENSORS: Final = "safetensors"
 
 
-def open_checkpoint(path: str) -> Checkpoint:
+def open_checkpoint(path: str, *, headers_only: bool = False) -> Checkpoint:
     """The checkpoint at a file, index.json or folder, or on standard input.
 
     A file of another format that `safeweights.convert` reads is opened through it; nothing in it is
     executed.
+
+    Args:
+        path: The path as it was given; ``-`` is standard input.
+        headers_only: No tensor will be read.
 
     Raises:
         FormatError: See `safeweights.checkpoint.open` and `safeweights.convert.open`.
@@ -36,7 +39,10 @@ def open_checkpoint(path: str) -> Checkpoint:
     kind = kind_of(path)
     if kind in {"folder", "index"}:
         return checkpoint.open(path, backend="pread")
-    source = stdin_source() if kind == "stdin" else open_source(path, engine="pread")
+    if kind == "stdin":
+        source = stdin_source(headers_only=headers_only)
+    else:
+        source = open_source(path, engine="pread")
     try:
         file = checkpoint.SafetensorsFile(source)
     except FormatError as error:
@@ -72,24 +78,30 @@ def kind_of(path: str) -> Literal["file", "index", "folder", "stdin"]:
     return "index" if path.endswith(".json") else "file"
 
 
-def stdin_source() -> Source:
-    """Standard input, at any place: as it is if it is a file, else kept in a temporary file."""
+def stdin_source(*, headers_only: bool = False) -> Source:
+    """Standard input, at any place: as it is if it is a file, else as much of it as is needed.
+
+    Args:
+        headers_only: No tensor of a safetensors file will be read.
+
+    Raises:
+        OSError: It is closed, cannot be read, or is longer than what may be kept of a pipe.
+    """
     if sys.stdin is None:
         raise OSError(0, "standard input is closed")
     stream: IO[bytes] = sys.stdin.buffer
-    if not stream.seekable():
-        stream = _kept(stream)
+    if not stream.seekable() or _is_device(stream):
+        from .piping import piped
+
+        return piped(stream, headers_only=headers_only)
     source = FileObjectSource(stream)
     source.name = "<stdin>"
     return source
 
 
-def _kept(stream: IO[bytes]) -> IO[bytes]:
-    """What comes out of a pipe, as a temporary file."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the source
+def _is_device(stream: IO[bytes]) -> bool:
+    """Whether it is one without an end, such as /dev/zero, where seeking succeeds and does nothing."""
     try:
-        shutil.copyfileobj(stream, file, 1 << 20)
-    except BaseException:
-        file.close()
-        raise
-    return file
+        return stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
+    except OSError:
+        return False  # not a real file: a test's

@@ -40,7 +40,7 @@ def command(out: Output, path: str) -> None:
       safeweights show folder/ --json | jq .total.parameters
       curl -s https://example.org/model.safetensors | safeweights show -
     """
-    found = _document(path, open_checkpoint(path))
+    found = _document(path, open_checkpoint(path, headers_only=True))
     if out.json:
         out.document(found)
     elif out.terminal:
