@@ -27,27 +27,39 @@ _SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
     (b"\x28\xb5\x2f\xfd", "zstandard-compressed: decompress it first"),
     (b"\xfd7zXZ\x00", "xz-compressed: decompress it first"),
     (b"BZh", "bzip2-compressed: decompress it first"),
+    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
     (b"\x7fELF", "an ELF program"),
     (b"%PDF-", "a PDF document"),
     (b"-----BEGIN ", "PEM text: a key or a certificate"),
     (b"{", "JSON text, perhaps an index or a configuration"),
 )
-_HTML = re.compile(rb"\s*<(?:!doctype|html|head|\?xml)", re.IGNORECASE).match
+# What S3 and its relatives answer, some of them with a byte order mark before it.
+_STORAGE_ERROR = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<Error[\s>]").match
+_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml)", re.IGNORECASE).match
 _TEXT = re.compile(rb"[\t\n\r -~]{16,}").fullmatch
 # A pickle of protocol 2 to 5 begins with PROTO; legacy PyTorch files with that and a LONG1.
 _PICKLE = re.compile(rb"\x80[\x02-\x05]").match
+_TAR = re.compile(rb".{257}ustar[ \0]", re.DOTALL).match
+# The length of a header below 4 GiB and the header's first character.
+_SAFETENSORS = re.compile(rb".{4}\0{4}\{", re.DOTALL).match
 
 
 def identify(head: bytes) -> str | None:
     """Name the format that a file beginning with `head` is in; None for what is not recognised.
 
-    Safetensors files themselves are not recognised: their first bytes are a number.
+    Safetensors files themselves are not recognised, whatever damage they have: their first bytes are
+    a number, which may be that of a pickle or of gzip.
 
     >>> identify(b"version https://git-lfs.github.com/spec/v1")
     'a git-lfs pointer, not the file it points to: run `git lfs pull`'
     """
     if not head.strip(b"\0"):
         return "nothing but zero bytes" if head else "an empty file"
+    if _SAFETENSORS(head):
+        return None
+    if _STORAGE_ERROR(head):
+        return "an error message of a storage service (XML): the download was refused"
     if _HTML(head):
         return "an HTML page: the download returned a web page instead of the file"
     if _PICKLE(head):
@@ -58,4 +70,9 @@ def identify(head: bytes) -> str | None:
     for signature, name in _SIGNATURES:
         if head.startswith(signature):
             return name
+    if _TAR(head):
+        return (
+            "a tar archive: unpack it, or if it is a very old PyTorch checkpoint "
+            "`safeweights convert` it"
+        )
     return "a text file" if _TEXT(head) else None
