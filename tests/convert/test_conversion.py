@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 import time
 import tracemalloc
+from fractions import Fraction
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +21,12 @@ from builders import evil, mapping, tensor, torch_zip
 
 import safeweights
 import safeweights.convert as conversion
-from safeweights.checkpoint import Checkpoint
+from safeweights.checkpoint import Checkpoint, MemoryTensor
 from safeweights.convert import Limits, Options, convert
-from safeweights.convert.casting import parse_casts
+from safeweights.convert.casting import CastTensor, numpy_type, parse_casts
+from safeweights.convert.element_types import FLOATS
 from safeweights.convert.plan import parse_renames
+from safeweights.dtypes import BITS
 from safeweights.errors import FormatError, SafetensorError, UnsupportedError
 from safeweights.sharding import parse_size
 
@@ -121,7 +126,7 @@ def test_sizes() -> None:
 
 
 def test_element_types_are_converted_as_torch_does(tmp_path, target) -> None:
-    values = torch.tensor([0.1, -65520.0, 1e-40, float("inf"), float("nan"), 3.0])
+    values = torch.tensor([0.1, -65519.0, 1e-40, float("inf"), float("nan"), 3.0])
     torch.save({"f": values, "d": values.double(), "i": torch.arange(3)}, tmp_path / "f.pt")
     for code, dtype in (("BF16", torch.bfloat16), ("F16", torch.float16), ("F32", torch.float32)):
         convert(tmp_path / "f.pt", target, dtype=code, force=True)
@@ -144,6 +149,102 @@ def test_a_large_tensor_is_converted_block_by_block(tmp_path, target) -> None:
     torch.save({"w": values}, tmp_path / "w.pt")
     convert(tmp_path / "w.pt", target, dtype="BF16")
     assert torch.equal(load(target)["w"], values.bfloat16())
+
+
+EDGES = [
+    0.0, -0.0, 0.5, 1.0, -1.5, 2.0, 7.0, 16.0, 17.0, 127.0, 128.0, -128.0, -129.0, 200.0, 240.0, 255.0,
+    256.0, 257.0, 300.0, 448.0, 480.0, 2048.0, 2049.0, 57344.0, 61440.0, 65504.0, 65519.0, 65520.0,
+    -70000.0, 2.0**24, 2.0**24 + 1, 2.0**31, -(2.0**31), 2.0**32, 2.0**40, 2.0**53, 2.0**62, 2.0**63,
+    -(2.0**63), 2.0**64, 1e-40, 1e-320, 3.4e38, 3.4028235677973366e38, -1e39, 1e300, np.inf, -np.inf,
+    np.nan,
+]  # fmt: skip
+WHOLE = [0, 1, 2, 3, 15, 17, 256, 257, 2049, 2**24 + 1, 2**53 + 1]
+REAL = [code for code, bits in BITS.items() if bits >= 8 and code != "C64"]
+
+
+def edges(code: str) -> np.ndarray:
+    """Values of that type at which other types end."""
+    kind = numpy_type(code)
+    if kind.kind not in "iub":
+        with np.errstate(all="ignore"):
+            return np.array(EDGES).astype(kind)
+    if code == "BOOL":
+        return np.array([False, True])
+    ends = range(8, 8 * kind.itemsize + 1)
+    values = {n + d for n in (0, *(1 << end for end in ends)) for d in (-1, 0, 1)}.union(WHOLE)
+    values |= {-value for value in values}
+    low, high = np.iinfo(kind).min, np.iinfo(kind).max
+    return np.array([value for value in sorted(values) if low <= value <= high], kind)
+
+
+def exact(value: np.generic) -> Fraction | float:
+    """What a value is, so that two types compare; infinities and NaN stay floats."""
+    number = value.item() if value.dtype.kind in "iub" else float(value)
+    return Fraction(number) if math.isfinite(number) else number
+
+
+def is_kept(old: Fraction | float, new: Fraction | float, *, rounds: bool) -> bool:
+    """Whether a cast to `new` says what `old` was."""
+    if isinstance(old, Fraction) and rounds:
+        return isinstance(new, Fraction)
+    return old == new or (old != old and new != new)
+
+
+@pytest.mark.parametrize(("source", "target"), [*permutations(REAL, 2)])
+def test_no_value_is_lost_by_a_conversion(source, target) -> None:
+    """Each alone, and the rest together; what is converted is what NumPy makes of it."""
+    values = edges(source)
+    with np.errstate(all="ignore"):
+        short = "F8" in source and "F8" in target  # not each of these to each of them
+        expected = values.astype("f4" if short else values.dtype).astype(numpy_type(target))
+    kept = [
+        is_kept(exact(old), exact(new), rounds=source in FLOATS and target in FLOATS)
+        for old, new in zip(values, expected, strict=True)
+    ]
+    for value, wanted, good in zip(values, expected, kept, strict=True):
+        one = MemoryTensor("w", source, (1,), np.array([value]).view("u1"))
+        buffer = bytearray(b"x" * wanted.itemsize)
+        if good:
+            CastTensor(one, target).read_into(buffer)
+            assert bytes(buffer) == wanted.tobytes()
+        else:
+            with pytest.raises(
+                UnsupportedError, match=r"1 value would be lost, the first at \[0\]"
+            ):
+                CastTensor(one, target).read_into(buffer)
+            assert set(buffer) == {ord("x")}
+    good_ones = values[kept]
+    together = MemoryTensor("w", source, (len(good_ones),), good_ones.view("u1"))
+    assert bytes(CastTensor(together, target).view()) == expected[kept].tobytes()
+
+
+def test_complex_values_are_not_lost_either() -> None:
+    def cast(*values: complex) -> np.ndarray:
+        data = np.array(values, "<c16").view("u1")
+        return np.frombuffer(CastTensor(MemoryTensor("w", "C128", (2,), data), "C64").view(), "<c8")
+
+    assert list(cast(1 + 2j, complex(np.inf, -1.5))) == [1 + 2j, complex(np.inf, -1.5)]
+    with pytest.raises(UnsupportedError, match=r"1 value would be lost, the first at \[1\]"):
+        cast(0, 1 + 1e39j)
+
+
+def test_a_lost_value_is_named_and_nothing_is_replaced(tmp_path, target) -> None:
+    values = np.zeros((1500, 1000), "f4")
+    values[1200, 3], values[1300, 4] = 70000, -np.inf
+    np.savez(tmp_path / "w.npz", **{"a.w": values})
+    target.write_bytes(b"old")
+    for dry_run in (False, True):
+        with pytest.raises(UnsupportedError) as caught:
+            convert(tmp_path / "w.npz", target, dtype="F16", force=True, dry_run=dry_run)
+        assert caught.value.tensor == "a.w"
+        assert caught.value.path == str(tmp_path / "w.npz")
+        for words in (
+            "from F32 to F16: at least 1 value would be lost, the first at [1200, 3]: 70000.0",
+            "become inf. Choose a wider type for F32, or leave it as it is (dtype=..., --dtype",
+        ):
+            assert words in str(caught.value)
+    assert target.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "w.npz"]
 
 
 def test_casts_that_make_no_sense_are_refused() -> None:

@@ -19,6 +19,8 @@ from safeweights.errors import MissingDependencyError, UnsupportedError, quote
 
 __all__ = ["CastTensor", "cast", "numpy_type", "parse_casts"]
 
+Array = np.ndarray[Any, Any]
+
 _BLOCK_ELEMENTS: Final = 1 << 20
 
 
@@ -82,28 +84,36 @@ def _check_cast(source: str, target: str) -> None:
         )
 
 
-def cast(tensor: Tensor, casts: Mapping[str, str]) -> Tensor:
-    """`tensor`, converted if `casts` has a type for its own."""
+def cast(tensor: Tensor, casts: Mapping[str, str], path: str | None = None) -> Tensor:
+    """`tensor`, converted if `casts` has a type for its own; `path` is its file, for messages."""
     target = casts.get(tensor.dtype, tensor.dtype)
-    return tensor if target == tensor.dtype else CastTensor(tensor, target)
+    return tensor if target == tensor.dtype else CastTensor(tensor, target, path)
 
 
 class CastTensor(Tensor):
-    """`tensor` converted to another element type.
+    """`tensor` converted to another element type, every value of which is checked.
 
-    Rounds to nearest, ties to even, as NumPy's and ml_dtypes' casts do. Cost: a block of a million
-    elements at a time.
+    A float becomes the nearest value of a narrower float (ties to even, as NumPy and ml_dtypes do
+    it), which may be zero; an infinity and a NaN stay one, a NaN of whatever payload. Everything
+    else must stay the number that it was. Cost: a block of a million elements at a time.
     """
 
-    def __init__(self, tensor: Tensor, dtype: str) -> None:
+    def __init__(self, tensor: Tensor, dtype: str, path: str | None = None) -> None:
         super().__init__(
             tensor.name, dtype, tensor.shape, byte_count(dtype, math.prod(tensor.shape))
         )
         self.original = tensor
+        self._path = path
         self._from, self._to = numpy_type(tensor.dtype), numpy_type(dtype)
+        self._range = _safe_range(tensor.dtype, dtype)
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
-        """Fill `buffer` with the converted tensor's bytes from `offset` on."""
+        """Fill `buffer` with the converted tensor's bytes from `offset` on.
+
+        Raises:
+            UnsupportedError: A finite value would become infinite or NaN, an infinity NaN; or a
+                number that goes to or comes from integers or booleans would not stay what it is.
+        """
         target = memoryview(buffer).cast("B")
         width = self._to.itemsize
         position = 0
@@ -119,6 +129,101 @@ class CastTensor(Tensor):
         width = item_size(self.original.dtype)
         data = bytearray(count * width)
         self.original.read_into(memoryview(data), first * width)
+        values = np.frombuffer(data, self._from)
         with np.errstate(over="ignore", invalid="ignore"):
-            converted = np.frombuffer(data, self._from).astype(self._to)
+            # ml_dtypes has no cast from E8M0 to other F8 nor back; all of them widen without loss.
+            known = np.can_cast(self._from, self._to, "unsafe")
+            converted = (values if known else _parts(values)).astype(self._to)
+            if not self._surely_kept(values):
+                lost = np.flatnonzero(_lost(values, converted))
+                if lost.size:
+                    raise self._loss(first, values, converted, lost)
         return memoryview(converted.tobytes())
+
+    def _surely_kept(self, values: Array) -> bool:
+        """Whether smallest and largest value alone tell that none is lost; a NaN leaves it open."""
+        if self._range is None or not values.size:
+            return True
+        low, high = self._range
+        parts = _parts(values)
+        return bool(low <= parts.min().item() and parts.max().item() <= high)
+
+    def _loss(self, first: int, values: Array, converted: Array, lost: Array) -> UnsupportedError:
+        """The error for a block that begins at element `first`, of which those at `lost` are lost."""
+        at = int(lost[0])
+        index = [int(part) for part in np.unravel_index(first + at, self.shape)]
+        least = "" if len(values) == math.prod(self.shape) else "at least "
+        were = "value would" if len(lost) == 1 else "values would"
+        return UnsupportedError(
+            f"tensor {quote(self.name)} cannot be converted from {self.original.dtype} to "
+            f"{self.dtype}: {least}{len(lost):,} {were} be lost, the first at {index}: {values[at]} "
+            f"would become {converted[at]}. Choose a wider type for {self.original.dtype}, or leave "
+            "it as it is (dtype=..., --dtype FROM=TO)",
+            path=self._path,
+            tensor=self.name,
+        )
+
+
+def _safe_range(source: str, target: str) -> tuple[float, float] | None:
+    """Values of type `source` in this range stay what they are, but for rounding between floats.
+
+    It may be empty, where only a look at each value tells; None where no value can be lost.
+    """
+    kind = numpy_type(target)
+    if target == "BOOL" or kind.kind in "iu":
+        if source in FLOATS:
+            return 1, 0  # one of them may not be whole
+        return (0, 1) if target == "BOOL" else (int(np.iinfo(kind).min), int(np.iinfo(kind).max))
+    limits = _finfo(target)
+    low, high = float(limits.min), float(limits.max)  # E8M0 has neither a sign nor a zero: low > 0
+    if source in FLOATS or target == "C64":
+        wider = low <= float(_finfo(source).min) and float(_finfo(source).max) <= high
+        infinite = np.isinf(_parts(np.array([np.inf]).astype(kind))).any()
+        return None if wider and infinite else (low, high)
+    exact = 2 ** (limits.nmant + 1)  # integers up to the precision of a float are values of it
+    return max(low, -exact), min(high, exact)
+
+
+def _finfo(code: str) -> Any:
+    if code not in DTYPES or not DTYPES[code].ml_dtypes:
+        return np.finfo(numpy_type(code))
+    import ml_dtypes
+
+    finfo: Any = ml_dtypes.finfo
+    return finfo(numpy_type(code))
+
+
+def _parts(values: Array) -> Array:
+    """`values` as NumPy computes with them fast: complex ones as pairs, short floats as F32."""
+    if values.dtype.kind == "c":
+        return values.view(values.real.dtype)
+    short = values.itemsize < 4 and values.dtype.kind not in "biu"
+    return values.astype("<f4") if short else values
+
+
+def _lost(values: Array, converted: Array) -> Array:
+    """Which of `values` are not, but for rounding between floats, what they were converted to."""
+    old, new = _parts(values), _parts(converted)
+    if old.dtype.kind == new.dtype.kind == "f":
+        parts = (np.isfinite(old) != np.isfinite(new)) | (np.isnan(old) != np.isnan(new))
+        lost: Array = parts.reshape(len(values), -1).any(axis=1)
+        return lost
+    if new.dtype.kind == "f":
+        return ~_is_whole(new, old)
+    if old.dtype.kind == "f":
+        return ~_is_whole(old, new)
+    # Integers wrap around, and so does the way back; but then not both have the same sign.
+    wrapped: Array = (new.astype(old.dtype) != old) | ((new < 0) != (old < 0))
+    return wrapped
+
+
+def _is_whole(floats: Array, integers: Array) -> Array:
+    """Where each of `floats` is the very number in `integers`; what is out of their range is not."""
+    bits = 1 if integers.dtype.kind == "b" else integers.dtype.itemsize * 8
+    signed = integers.dtype.kind == "i"
+    # Both bounds are powers of two, which every float type that gets here holds; a NaN is in no range.
+    low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1)) if signed else (0.0, 2.0**bits)
+    inside = (floats >= low) & (floats < high)
+    there: Array = np.where(inside, floats, 0).astype(integers.dtype) == integers
+    back: Array = integers.astype(floats.dtype) == floats
+    return inside & there & back

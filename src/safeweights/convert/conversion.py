@@ -20,7 +20,7 @@ from typing import Final
 
 from safeweights.checkpoint import Tensor, save
 from safeweights.convert import formats
-from safeweights.convert.casting import parse_casts
+from safeweights.convert.casting import CastTensor, parse_casts
 from safeweights.convert.folders import (
     INDEX_SUFFIX,
     check_index,
@@ -66,7 +66,8 @@ class Options:
 
     Attributes:
         dtype: ``"BF16"`` converts all real floating-point tensors, ``"F64=F32,C128=C64"`` those
-            types.
+            types. A float is rounded to a narrower one; any other value that the new type cannot
+            hold is an error.
         only: Shell patterns of the source's names; all, if there are none.
         skip: Shell patterns of what is left out.
         rename: ``OLD=NEW`` rules, regular expressions, applied in order.
@@ -409,7 +410,9 @@ class _Job:
         for output in outputs:
             size = sum(tensor.nbytes for tensor in output.tensors.values())
             written, digest = size, None
-            if not self.options.dry_run:
+            if self.options.dry_run:
+                _check_casts(output.tensors.values())
+            else:
                 save(
                     output.tensors,
                     output.path,
@@ -435,6 +438,14 @@ class _Job:
                 self.progress(done + min(count, size), total)
 
         return advance
+
+
+def _check_casts(tensors: Iterable[Tensor]) -> None:
+    """Read what is to be converted to another type: only its values tell whether that can be done."""
+    for tensor in tensors:
+        if isinstance(tensor, CastTensor):
+            for _ in tensor.chunks():
+                pass
 
 
 def _place(weight_map: dict[str, str], output: _Output, path: str) -> None:

@@ -48,7 +48,9 @@ Reader = Callable[[Source, OpenOptions], ForeignCheckpoint]
 def _read_safetensors(source: Source, options: OpenOptions) -> ForeignCheckpoint:
     """A safetensors file, so that conversion can rename, filter and cast one as well."""
     file = SafetensorsFile(source)
-    tensors = {name: cast(file.tensor(name), options.casts) for name in file.header.tensors}
+    tensors = {
+        name: cast(file.tensor(name), options.casts, source.name) for name in file.header.tensors
+    }
     return ForeignCheckpoint(
         source.name, "safetensors", Materialised(tensors), metadata=file.header.metadata
     )

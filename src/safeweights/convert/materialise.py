@@ -143,7 +143,7 @@ class _Builder:
 
     def tensor(self, node: Value, name: str) -> Tensor:
         """The tensor that `node` describes, of a type that the format has."""
-        tensor = cast(self.original(node, name), self.casts)
+        tensor = cast(self.original(node, name), self.casts, self.label)
         if tensor.dtype in FOREIGN:
             raise _Refused(
                 f"its type is {FOREIGN[tensor.dtype][1]}, which the format lacks"
@@ -173,7 +173,7 @@ class _Builder:
         """What PyTorch's device tensors ask for: data of one type, a tensor of another."""
         if tensor.dtype.startswith("C") != dtype.startswith("C"):
             raise _Refused(f"it asks for {tensor.dtype} to be converted to {dtype}")
-        return CastTensor(tensor, dtype)
+        return CastTensor(tensor, dtype, self.label)
 
     def identity(self, tensor: Tensor, node: Value) -> Hashable:
         """Equal for two tensors that show the same bytes in the same way."""
