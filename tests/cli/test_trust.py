@@ -140,7 +140,8 @@ def test_what_cannot_be_written_is_found_before_anything_is_read(
     names = {"KEY": pair, "POLICY": policy}
     result = run(*(names.get(each, each) for each in arguments))
     assert (result.exit_code, result.stdout) == (3, "")
-    assert "nowhere/x: No such file" in result.stderr
+    assert "nowhere/x: " in result.stderr
+    assert "No such file" in result.stderr
     monkeypatch.setattr("os.access", lambda *_: False)
     os.mkdir("nowhere")
     result = run(*(names.get(each, each) for each in arguments))
@@ -366,17 +367,64 @@ def test_another_key(run, signed):
 
 def test_what_could_not_be_looked_at(run, signed, pair):
     public = f"{pair}.pub"
-    (signed / "broken.sig").write_text("{")
     for arguments in (
         ["missing", "--key", public], ["model", "--key", "missing"], ["model", "--key", pair],
-        ["model", "--key", "model/config.json"],
-        ["model", "--key", public, "--signature", "model/broken.sig"],
+        ["model", "--key", "model/config.json"], ["model", "--certificate", pair, "--subject", "x"],
         ["model", "--policy", "model/config.json"], ["model", "--policy", "missing"],
     ):  # fmt: skip
         assert run("verify", *arguments).exit_code == 3, arguments
     assert run("sign", "missing", "--key", pair).exit_code == 3
     assert run("sign", "model", "--key", "missing").exit_code == 3
     assert run("sign", "model", "--key", public).exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda _: b"", lambda data: data[:-9], lambda _: b"{}", lambda _: b"\xff" * 9],
+    ids=["empty", "cut", "other", "binary"],
+)
+def test_a_malformed_signature_is_a_refusal(run, signed, pair, change):
+    path = signed / "model.sig"
+    path.write_bytes(change(path.read_bytes()))
+    result = run("verify", "model", "--key", f"{pair}.pub", "--json")
+    assert result.exit_code == 1
+    assert result.document["error"]["path"] == str(path)
+
+
+@posix
+def test_special_files_cannot_be_looked_at(run, signed, pair, policy):
+    os.mkfifo("fifo")
+    signed_by_us = ["--key", f"{pair}.pub"]
+    for special in ("fifo", "/dev/zero"):
+        for arguments in (
+            ["sign", special, "--key", pair], ["sign", "model", "--key", special],
+            ["verify", special, *signed_by_us], ["verify", "model", "--key", special],
+            ["verify", "model", *signed_by_us, "--signature", special],
+            ["verify", "model", "--policy", special], ["admit", special, "--policy", policy],
+            ["admit", "model", "--policy", special],
+            ["admit", "model", "--policy", policy, "--lock", special],
+            ["admit", "model", "--policy", policy, "--warrant", special],
+            ["hash", "--check", special],
+        ):  # fmt: skip
+            result = run(*arguments)
+            assert (result.exit_code, result.stdout) == (3, ""), arguments
+            assert special in result.stderr
+
+
+@posix
+@pytest.mark.parametrize("content", [None, b"nonsense\n", b'{"seq": 1}\n', b"{}"])
+def test_without_a_log_nothing_is_admitted(run, signed, policy, monkeypatch, content):
+    if content is None:
+        os.mkfifo("log")
+    else:
+        Path("log").write_bytes(content)
+    monkeypatch.setattr("safeweights.trust.admission.gather", None)  # found before it is read
+    Path("p.toml").write_text(f'lock = "l.json"\n{Path(policy).read_text()}')
+    result = run("admit", "model", "--policy", "p.toml", "--log", "log", "--warrant", "w.json")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "the audit log cannot be appended to" in result.stderr
+    assert not os.path.exists("l.json")
+    assert not os.path.exists("w.json")
 
 
 @pytest.mark.parametrize(

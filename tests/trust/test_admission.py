@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import pickle
@@ -509,6 +510,22 @@ class TestAudit:
             with pytest.raises(TrustError):
                 AuditLog(str(path)).append("x", {})
             assert path.read_bytes() == text
+
+    def test_what_could_not_be_logged_is_not_remembered(
+        self, signed: Path, policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        log, lock = AuditLog(str(tmp_path / "log")), LockFile(str(tmp_path / "lock"))
+        with monkeypatch.context() as patch:
+            patch.setattr("safeweights.trust.audit.os.write", full)
+            with pytest.raises(OSError, match="the audit log cannot be written") as caught:
+                admit(str(signed), policy, log=log, lock=lock)
+        assert caught.value.filename == log.path
+        assert not os.path.exists(lock.path)
+        admit(str(signed), policy, log=log, lock=lock)
+        assert os.path.exists(lock.path)
 
     def test_writers_side_by_side(self, tmp_path: Path) -> None:
         log = AuditLog(str(tmp_path / "log"))

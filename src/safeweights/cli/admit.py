@@ -67,9 +67,10 @@ def command(
       safeweights admit model/ --policy p.toml --json | jq .decision.verdict
     """
     from ..trust import AuditLog, LockFile, admit
-    from ..trust.files import check_writable
+    from ..trust.files import check_model, check_writable
 
-    for written in (warrant, log, lock):
+    check_model(path)
+    for written in (warrant, lock):
         if written is not None:
             check_writable(written)
     with watched_files("reading", [path]) as progress:

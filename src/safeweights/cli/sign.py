@@ -70,7 +70,9 @@ def command(
       safeweights sign model/ --key leaf.key --certificate chain.pem
     """
     from ..trust import load_certificates, sign
+    from ..trust.files import check_model
 
+    check_model(path)
     signer = _signer(key, passphrase_file)
     chain = [der for file in certificate for der in load_certificates(file)]
     with watched_files("signing", [path]) as progress:

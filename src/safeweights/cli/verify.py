@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -94,10 +93,12 @@ def command(out: Output, /, path: str, signature: str | None, **given: Any) -> i
       safeweights verify model/ --policy policy.toml --explain
     """
     way = _way(given)
-    os.stat(path)  # what is not there was not signed either; but that is no answer
+    from ..trust import verify
+    from ..trust.files import check_model
+
+    check_model(path)
     if way == "policy":
         return _judge(out, path, signature, given)
-    from ..trust import verify
 
     with watched_files("verifying", [path]) as progress:
         found = verify(

@@ -40,7 +40,13 @@ from .bom import bill_of_materials
 from .certificates import CertificateTrust, load_certificates
 from .digests import check, format_check_file, hash_file, hash_paths, hash_tensors
 from .enforcing import Gate, UnverifiedWarning, as_gate
-from .errors import DocumentError, PolicyViolationError, TrustError, VerificationError
+from .errors import (
+    DocumentError,
+    PolicyViolationError,
+    RefusedDocumentError,
+    TrustError,
+    VerificationError,
+)
 from .keyless import KeylessTrust
 from .keys import CallableSigner, PublicKey, generate_key, load_private_key, load_public_key
 from .lockfile import LockFile
@@ -62,6 +68,7 @@ __all__ = [
     "Policy",
     "PolicyViolationError",
     "PublicKey",
+    "RefusedDocumentError",
     "Rule",
     "Signed",
     "SignedBy",

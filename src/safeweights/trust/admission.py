@@ -191,11 +191,13 @@ def admit(
         progress: Called with the bytes read so far, from the calling thread.
 
     Raises:
-        DocumentError: The policy or the lock file is malformed.
+        DocumentError: The policy or the lock file is malformed, or the log cannot be appended to.
         OSError: As the operating system has it.
     """
     policy = load_policy(policy) if isinstance(policy, str) else policy
     lock = lock_of(policy, lock)
+    if log:
+        log.check()
     path = os.path.abspath(path)
     gathered = gather(
         path, policy, name=name, signature=signature, workers=workers, progress=progress
@@ -210,12 +212,12 @@ def admit(
             for each, fact in evidence.files.items()
         }
         warrant = Warrant(evidence.subject, root, files, gathered.trees)
-        if lock and decision.lock:
-            lock.remember(evidence.subject, decision.lock)
     head = None
     if log:
         record = {**decision.to_dict(), "warrant": warrant.id if warrant else None}
         head = log.append("admit", record)
+    if warrant and lock and decision.lock:  # nothing counts that could not be logged
+        lock.remember(evidence.subject, decision.lock)
     return Admission(decision, warrant, head)
 
 

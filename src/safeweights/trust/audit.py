@@ -8,19 +8,21 @@ last hash, which `AuditLog.append` returns) somewhere else, and give it to `veri
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
 from .documents import canonical_json, parse_json
-from .errors import DocumentError, VerificationError
-from .files import locked, open_regular
+from .errors import DocumentError, TrustError, VerificationError, refusing
+from .files import check_writable, locked, open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["AuditLog", "verify_log"]
+__all__ = ["AuditLog", "read_log", "verify_log"]
 
 _START: Final = "0" * 64
 _MAX_LINE: Final = 16 << 20
@@ -46,10 +48,10 @@ class AuditLog:
 
         Raises:
             DocumentError: The last line is not one of a log: nothing is appended to it.
+            OSError: The log cannot be written.
         """
-        with locked(self.path) as descriptor:
-            last = _last_line(descriptor, self.path)
-            number, previous = (0, _START) if last is None else _check_line(last, None, self.path)
+        with _about_the_log(self.path), locked(self.path) as descriptor:
+            number, previous = _end(descriptor, self.path)
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
             line = {"seq": number + 1, "time": now, "event": event, "details": details}
             line["prev"] = previous
@@ -58,9 +60,36 @@ class AuditLog:
             written = os.write(descriptor, data)
             if written != len(data):
                 os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
-                raise OSError(f"could append only {written} of {len(data)} bytes to {self.path}")
+                raise OSError(f"only {written} of {len(data)} bytes could be appended")
             os.fsync(descriptor)
         return str(line["hash"])
+
+    def check(self) -> None:
+        """Find out now, and not after a model was read, that nothing can be appended.
+
+        Raises:
+            DocumentError: See `append`.
+            OSError: See `append`.
+        """
+        with _about_the_log(self.path):
+            if not os.path.exists(self.path):
+                check_writable(self.path)
+                return
+            with locked(self.path) as descriptor:
+                _end(descriptor, self.path)
+
+
+@contextmanager
+def _about_the_log(path: str) -> Iterator[None]:
+    """What goes wrong within says that it is the log, which is no answer about a model."""
+    try:
+        yield
+    except TrustError as error:
+        message = f"the audit log cannot be appended to: {error}"
+        raise DocumentError(message, reason=error.reason) from None
+    except OSError as error:
+        what = f"the audit log cannot be written: {error.strerror or error}"
+        raise OSError(error.errno or errno.EIO, what, path) from None
 
 
 def verify_log(path: str, *, head: str | None = None) -> int:
@@ -72,8 +101,16 @@ def verify_log(path: str, *, head: str | None = None) -> int:
 
     Raises:
         VerificationError: ``audit-broken`` with the line, or ``audit-head``.
-        DocumentError: A line is not one of a log.
+        RefusedDocumentError: A line is not one of a log; it is a `VerificationError` too.
+        DocumentError: ``not-a-file``.
+        OSError: As the operating system has it.
     """
+    with refusing(path):
+        return read_log(path, head=head)[0]
+
+
+def read_log(path: str, *, head: str | None = None) -> tuple[int, str]:
+    """The same, and the log's own head."""
     count, previous = 0, _START
     for count, line in enumerate(_lines(path), 1):
         number, found = _check_line(line, previous, path, f"line {count}")
@@ -87,13 +124,22 @@ def verify_log(path: str, *, head: str | None = None) -> int:
             "the log does not end where it should: lines were cut off, added, or all of it was "
             "written anew", reason="audit-head", path=path,
         )  # fmt: skip
-    return count
+    return count, previous
 
 
 def _lines(path: str) -> Iterator[bytes]:
-    with open_regular(path) as (descriptor, _), open(descriptor, "rb", closefd=False) as file:
+    with (
+        open_regular(path, error=DocumentError) as (descriptor, _),
+        open(descriptor, "rb", closefd=False) as file,
+    ):
         while line := file.readline(_MAX_LINE):
             yield line
+
+
+def _end(descriptor: int, path: str) -> tuple[int, str]:
+    """The number and hash of the last line, which must be whole."""
+    last = _last_line(descriptor, path)
+    return (0, _START) if last is None else _check_line(last, None, path)
 
 
 def _check_line(
@@ -101,7 +147,7 @@ def _check_line(
 ) -> tuple[int, str]:
     """The number and hash of a line that is whole and, where `previous` is given, follows it."""
     if not line.endswith(b"\n"):
-        raise DocumentError("is incomplete", field=where, path=path, reason="audit-broken")
+        raise DocumentError("the line is incomplete", field=where, path=path, reason="audit-broken")
     try:
         entry = parse_json(line, path=path).only("seq", "time", "event", "details", "prev", "hash")
         number, found = entry.member("seq").integer(1), entry.member("hash").hex(32).hex()

@@ -85,7 +85,9 @@ def load_certificates(source: str | bytes, *, path: str | None = None) -> tuple[
     try:
         found = x509.load_pem_x509_certificates(source)
     except ValueError:
-        raise DocumentError("holds no certificate in PEM that can be read", path=path) from None
+        raise DocumentError(
+            "there is no certificate in PEM here that can be read", path=path
+        ) from None
     return tuple(certificate.public_bytes(coding.Encoding.DER) for certificate in found)
 
 

@@ -123,7 +123,7 @@ def hash_file(
                 progress(total)
         if total != size or os.fstat(descriptor).st_size != size:
             raise VerificationError(
-                "changed its size while it was read", reason="changed", path=path
+                "the file changed its size while it was read", reason="changed", path=path
             )
     built = builder.finish() if builder else None
     return FileDigest(path if name is None else name, size, state.hexdigest(), built)
@@ -284,7 +284,7 @@ def parse_check_file(data: bytes, *, path: str | None = None) -> list[tuple[str,
             )
         found[name] = match[2].lower()
     if not found:
-        raise DocumentError("names no file", path=path)
+        raise DocumentError("the check file names no file", path=path)
     return list(found.items())
 
 

@@ -2,17 +2,25 @@
 
 A document (bundle, sidecar, policy, key) that cannot be understood, content that is not what was
 signed, and content that a policy does not admit are different answers for a caller: the first is
-"could not look" (exit code 3), the others are "no" (exit code 1). Nothing here ever carries key
-material or a password.
+"could not look" (exit code 3), the others are "no" (exit code 1). Where the question was about the
+document itself, a signature or a log, one that cannot be understood is a "no" too. Nothing here ever
+carries key material or a password.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from safeweights.errors import SafetensorError
 
-__all__ = ["DocumentError", "PolicyViolationError", "TrustError", "VerificationError"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "DocumentError", "PolicyViolationError", "RefusedDocumentError", "TrustError",
+    "VerificationError", "refusing",
+]  # fmt: skip
 
 
 class TrustError(SafetensorError):
@@ -55,6 +63,25 @@ class DocumentError(TrustError, ValueError):
 
 class VerificationError(TrustError):
     """The content, or who signed it, is not what was asked for."""
+
+
+class RefusedDocumentError(DocumentError, VerificationError):
+    """A signature or a log that cannot be understood: as much a refusal as a wrong one."""
+
+    exit_code: ClassVar[int] = 1
+
+
+@contextmanager
+def refusing(path: str) -> Iterator[None]:
+    """Within, a `DocumentError` about what is in the document at `path` is a refusal."""
+    try:
+        yield
+    except DocumentError as error:
+        if error.path != path or error.reason == "not-a-file":
+            raise
+        raise RefusedDocumentError(
+            error.message, field=error.field, reason=error.reason, path=path, offset=error.offset
+        ) from None
 
 
 class PolicyViolationError(TrustError):

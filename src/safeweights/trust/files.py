@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from safeweights.errors import quote
 
-from .errors import DocumentError, VerificationError
+from .errors import DocumentError, TrustError, VerificationError
 
 try:
     import fcntl
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
-    "Entry", "check_name", "check_writable", "create_document", "list_folder", "locked",
-    "open_regular", "read_document",
+    "Entry", "check_model", "check_name", "check_writable", "create_document", "list_folder",
+    "locked", "open_regular", "read_document",
 ]  # fmt: skip
 
 MAX_ENTRIES: Final = 1_000_000
@@ -60,23 +60,30 @@ class Entry:
 
 
 @contextmanager
-def open_regular(path: str, *, follow: bool = True) -> Iterator[tuple[int, int]]:
+def open_regular(
+    path: str, *, follow: bool = True, error: type[TrustError] = VerificationError
+) -> Iterator[tuple[int, int]]:
     """A descriptor of the regular file at `path`, and its size.
 
     Opening never blocks: a FIFO or a device put in the file's place is refused.
+
+    Args:
+        path: The file.
+        follow: Whether a symbolic link may stand for it.
+        error: What to raise of anything else.
 
     Raises:
         VerificationError: ``not-a-file``, or ``symlink`` where `follow` is false.
         OSError: As the operating system has it.
     """
     if not follow and os.path.islink(path):
-        raise VerificationError("is a symbolic link", reason="symlink", path=path)
+        raise error("this is a symbolic link", reason="symlink", path=path)
     flags = _SAFE_FLAGS | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
     descriptor = os.open(path, flags)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise VerificationError("is not a regular file", reason="not-a-file", path=path)
+            raise error("this is not a regular file", reason="not-a-file", path=path)
         yield descriptor, status.st_size
     finally:
         os.close(descriptor)
@@ -86,10 +93,9 @@ def read_document(path: str, *, limit: int = MAX_DOCUMENT) -> bytes:
     """All bytes of a file that has at most `limit` of them.
 
     Raises:
-        DocumentError: Longer than `limit`.
-        VerificationError: Not a regular file.
+        DocumentError: Longer than `limit`, or ``not-a-file``.
     """
-    with open_regular(path) as (descriptor, _):
+    with open_regular(path, error=DocumentError) as (descriptor, _):
         parts = []
         left = limit + 1
         while left and (part := os.read(descriptor, min(left, 1 << 20))):
@@ -125,8 +131,9 @@ def check_writable(path: str) -> None:
     That it can is no promise: whoever writes it handles the error all the same.
 
     Raises:
-        OSError: Its folder is not there, or takes no new file.
+        OSError: Its folder is not there, or takes no new file; a folder or a device is in its place.
     """
+    _check_kind(path)
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
@@ -134,17 +141,41 @@ def check_writable(path: str) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
 
+def check_model(path: str) -> None:
+    """Find out that there is something to look at: nothing was not signed either, but is no answer.
+
+    Raises:
+        OSError: There is nothing at `path`, or neither a file nor a folder.
+    """
+    if not os.path.isdir(path):
+        os.stat(path)
+        _check_kind(path)
+
+
+def _check_kind(path: str) -> None:
+    """A file, or nothing yet."""
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.ENODEV, "Not a regular file", path)
+
+
 @contextmanager
 def locked(path: str) -> Iterator[int]:
     """A descriptor of the file at `path`, made if need be, that this process alone holds.
 
     Other processes that ask for the same wait. The file is opened for appending and reading.
+
+    Raises:
+        DocumentError: ``not-a-file``.
+        OSError: As the operating system has it.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o644)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise VerificationError("is not a regular file", reason="not-a-file", path=path)
+            raise DocumentError("this is not a regular file", reason="not-a-file", path=path)
         if fcntl is not None:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor

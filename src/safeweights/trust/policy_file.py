@@ -86,7 +86,7 @@ def parse_policy(data: bytes, *, path: str | None = None) -> Policy:
     least = found.choice(*LEVELS) if (found := document.get("minimum_level")) else None
     rules = document.get("rules")
     if rules is None and mode != "off":
-        raise document.error("has no [[rules]]; a policy without rules refuses everything")
+        raise document.error("the policy has no [[rules]]; without rules it refuses everything")
     read = tuple(_rule(entry, signers, least) for entry in rules.items()) if rules else ()
     lock = document.get("lock")
     if lock is None and any(rule.first_use for rule in read):

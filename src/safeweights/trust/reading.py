@@ -52,7 +52,7 @@ class VerifiedSource(Source):
     def __init__(self, source: Source, tree: BlockTree) -> None:
         if source.size != tree.size:
             raise VerificationError(
-                f"has {source.size} bytes, signed were {tree.size}", reason="size-mismatch",
+                f"the file has {source.size} bytes, signed were {tree.size}", reason="size-mismatch",
                 path=source.name,
             )  # fmt: skip
         self.name = source.name

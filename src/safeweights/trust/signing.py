@@ -162,8 +162,8 @@ def _list(root: str, ignored: list[str], *, trees: bool) -> list[tuple[str, str]
     for entry in entries:
         if entry.kind != "file":
             raise VerificationError(
-                f"{quote(entry.name)} is a {'symbolic link' if entry.kind == 'link' else 'special'}"
-                " file; a signature covers regular files only: replace or leave it out",
+                f"{quote(entry.name)} is a {'symbolic link' if entry.kind == 'link' else 'special file'}"
+                "; a signature covers regular files only: replace or leave it out",
                 reason="symlink" if entry.kind == "link" else "not-a-file", path=root,
             )  # fmt: skip
         weights = entry.name.removesuffix(SIDECAR)

@@ -29,7 +29,7 @@ from .bundle import (
 )
 from .certificates import CertificateTrust, verify_chain
 from .digests import FileDigest, hash_file
-from .errors import VerificationError
+from .errors import VerificationError, refusing
 from .files import Entry, list_folder, read_document
 from .keyless import KeylessTrust, verify_keyless
 from .keys import PublicKey, load_public_key
@@ -211,14 +211,16 @@ def verify(
 
     Raises:
         VerificationError: Not signed by them, or not what they signed.
-        DocumentError: The signature file is malformed.
+        RefusedDocumentError: The signature file is malformed; it is a `VerificationError` too.
+        DocumentError: A certificate or root to trust is.
         OSError: As the operating system has it.
     """
     path = os.path.abspath(path)
     signature = os.path.abspath(signature or find_signature(path))
-    bundle = read_bundle(signature)
-    signed_by = check_signature(bundle, trust)
-    statement = parse_statement(bundle.payload, path=signature)
+    with refusing(signature):
+        bundle = read_bundle(signature)
+        signed_by = check_signature(bundle, trust)
+        statement = parse_statement(bundle.payload, path=signature)
     if os.path.isdir(path):
         follow = allow_symlinks or statement.allow_symlinks
         wanted, unsigned = _match_folder(path, signature, statement, ignore_unsigned)
@@ -284,7 +286,7 @@ def resource_of(statement: Statement, path: str, signature: str) -> Resource:
     if single := statement.resources.get(SINGLE_FILE):
         if single.bound_name not in {None, base}:
             raise VerificationError(
-                f"was signed under the name {quote(str(single.bound_name))}", reason="renamed",
+                f"the file was signed under the name {quote(str(single.bound_name))}", reason="renamed",
                 path=path,
             )  # fmt: skip
         return single
@@ -380,7 +382,9 @@ class PartHasher:
         expected = self._parts[-1].end
         if expected is not None and expected != size:
             raise VerificationError(
-                f"has {size} bytes, signed were {expected}", reason="size-mismatch", path=path
+                f"the file has {size} bytes, signed were {expected}",
+                reason="size-mismatch",
+                path=path,
             )
         if expected is None:
             self._close()
