@@ -94,8 +94,10 @@ def sharded(tmp_path, write):
 def run():
     """Run a command in this process; its JSON document is checked against the schema."""
 
-    def run(*arguments, stdin=None):
-        result = CliRunner().invoke(cli, list(arguments), input=stdin, prog_name="safeweights")
+    def run(*arguments, stdin=None, env=None):
+        result = CliRunner().invoke(
+            cli, list(arguments), input=stdin, prog_name="safeweights", env=env
+        )
         assert result.exception is None or isinstance(result.exception, SystemExit), (
             result.exception
         )

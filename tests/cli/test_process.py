@@ -49,6 +49,12 @@ def test_help_and_version(run):
         assert result.exit_code == 0
         assert max(map(len, result.stdout.splitlines())) <= 80
         assert "\x08" not in result.stdout
+    for width in (40, 80):
+        result = run("show", "--help", env={"COLUMNS": str(width)}).stdout
+        assert max(map(len, result.partition("Examples:")[0].splitlines())) <= width
+        result = run("--help", env={"COLUMNS": str(width)}).stdout
+        assert max(map(len, result.partition("Shell")[0].splitlines())) <= width
+        assert "\x08" not in result
     assert run("-h").stdout == run("--help").stdout
     assert run("--version").stdout == f"safeweights {__version__}\n"
 
@@ -69,6 +75,12 @@ def test_wrong_usage(run):
         assert result.document["error"]["kind"] == "usage"
         assert "--help" in run(*arguments).stderr
         assert run(*arguments).stdout == ""
+
+
+def test_a_misspelt_command_is_recognised(run):
+    assert "No such command 'chekc'. Did you mean 'check'?" in run("chekc", "x").stderr
+    assert run("frobnicate").stderr.endswith("No such command 'frobnicate'.\n")
+    assert "\x1b" not in run("\x1b[2J").stderr
 
 
 def test_completion_scripts(run):
@@ -95,6 +107,18 @@ def test_errors_are_on_stderr_and_with_json_on_stdout_too(run, tmp_path):
         result = run(*arguments, "--json")
         assert result.document["error"]["path"] == missing
         assert result.document["exit_code"] == 3
+
+
+@posix
+def test_what_cannot_be_opened_is_said_in_words(run, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path, what in (
+        ("", "the path is empty (No such file or directory)"),
+        ("/dev/null", "/dev/null: not a regular file, but a device, a pipe or a socket"),
+        (str(tmp_path / "fifo"), "not a regular file, but a device, a pipe or a socket"),
+    ):
+        assert f"error: {what}" in run("show", path).stderr.replace(f"{tmp_path}/fifo: ", "")
+        assert what in run("check", path).stdout
 
 
 def test_a_file_that_is_no_model_is_a_no(run, tmp_path):
@@ -211,10 +235,14 @@ def test_head(long):
 
 @posix
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
-@pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_full_disk_is_reported(process, model, options):
+@pytest.mark.parametrize(
+    "arguments",
+    [["ls", "FILE"], ["ls", "FILE", "--json"], ["ls", "--help"], ["--help"], ["--version"]],
+)
+def test_a_full_disk_is_reported(process, model, arguments):
+    arguments = [model if argument == "FILE" else argument for argument in arguments]
     with open("/dev/full", "wb") as full:
-        child = process("ls", model, *options, stdout=full)
+        child = process(*arguments, stdout=full)
         error = child.communicate(timeout=60)[1]
     assert child.returncode == 3
     assert b"No space left on device" in error

@@ -7,6 +7,7 @@ raises; `failures` turns exceptions into words and a status.
 
 from __future__ import annotations
 
+import shutil
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +38,10 @@ COMMANDS: Final = {
 """Name of each command (and of its module) -> the first line of its help."""
 
 
+_CLICK_LEAST: Final = 50
+"""Columns that click's help takes at least."""
+
+
 class Program(click.Group):
     """The group of all commands; imports the one that is asked for."""
 
@@ -49,25 +54,51 @@ class Program(click.Group):
         command: click.Command = import_module(f".{cmd_name}", __package__).command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not (name in COMMANDS or name.startswith("-") or ctx.resilient_parsing):
+            from difflib import get_close_matches
+
+            close = get_close_matches(name, COMMANDS, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        try:
-            return super().make_context(*args, **kwargs)
-        except click.UsageError as error:
-            out = error.ctx.obj if error.ctx is not None else _output([])
-            raise click.exceptions.Exit(report(out, error)) from error
+    def make_context(
+        self, info_name: str | None, args: list[str], *more: Any, **extra: Any
+    ) -> click.Context:
+        made: list[click.Context] = []
+
+        def make() -> None:
+            made.append(super(Program, self).make_context(info_name, args, *more, **extra))
+
+        # The help is printed in here, perhaps into a full disk.
+        status = _guarded(_output(args), make)
+        if not made:
+            raise click.exceptions.Exit(status)
+        return made[0]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # Known before anything is parsed: a command line that cannot be parsed is an error too.
         ctx.obj = _output(args)
+        ctx.terminal_width = _narrow()
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> None:
         # Everything is settled here: click itself takes any EOFError for an abort with status 1.
         raise click.exceptions.Exit(_guarded(ctx.obj, lambda: super(Program, self).invoke(ctx)))
+
+
+def _narrow() -> int | None:
+    """The width of the help in a window that is narrower than what click takes for the least."""
+    width = shutil.get_terminal_size().columns - 2
+    return width if width < _CLICK_LEAST else None
 
 
 def _output(args: list[str]) -> Output:
@@ -126,12 +157,12 @@ def checkpoint_path(*, many: bool = False) -> Callable[[Callable[..., Any]], Cal
 
 
 _EPILOG: Final = """
-\b
-PATH is a file, an index.json or a folder; where it is only looked at, also
-- for standard input.
+PATH is a file, an index.json or a folder; where it is only looked at, also - for standard input.
 Piped output is lines of tab-separated fields; names are escaped as in Python.
-\b
+
 Exit status: 0 yes, 1 no, 2 wrong usage, 3 could not look.
+
+\b
 Shell completion (bash; also zsh, fish):
   eval "$(_SAFEWEIGHTS_COMPLETE=bash_source safeweights)"
 """

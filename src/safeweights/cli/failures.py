@@ -7,6 +7,7 @@ whoever read standard output left, as shells report these.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -105,7 +106,11 @@ def _explain_system(error: OSError) -> ErrorRecord:
     names = [name for name in (error.filename, error.filename2) if name is not None]
     path = str(names[0]) if names else None
     what = error.strerror or str(error) or type(error).__name__
-    record = _record("os", what if path is None else f"{escape(path)}: {what}")
+    if error.errno == errno.ENXIO or what.startswith("Not a regular file"):
+        what = "not a regular file, but a device, a pipe or a socket; - reads standard input"
+    if path == "":
+        what = f"the path is empty ({what})"
+    record = _record("os", f"{escape(path)}: {what}" if path else what)
     record["path"] = path
     return record
 
