@@ -434,6 +434,8 @@ def test_without_a_log_nothing_is_admitted(run, signed, policy, monkeypatch, con
         ["--certificate", "c"], ["--certificate", "c", "--issuer", "i"], ["--identity", "i"],
         ["--key", "k", "--issuer", "i"], ["--policy", "p", "--ignore-unsigned"],
         ["--key", "k", "--explain"], ["--identity", "i", "--issuer", "i", "--name", "n"],
+        ["--log", "--key", "k"], ["--key", "k", "--head", "h"], ["--log", "--signature", "s"],
+        ["--log", "--explain"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -559,6 +561,53 @@ def test_the_log(run, signed, policy):
         verify_log("log.jsonl")
 
 
+@pytest.fixture
+def log(run, signed, policy):
+    """A log of three decisions; its head."""
+    for _ in range(3):
+        last = run("admit", "model", "--policy", policy, "--log", "log.jsonl", "--json")
+    return last.document["log_head"]
+
+
+def test_a_log_as_it_was_written(run, log):
+    assert run("verify", "--log", "log.jsonl").rows == [["ok", "log.jsonl", "3", log]]
+    found = run("verify", "log.jsonl", "--log", "--head", log.upper(), "--json")
+    assert (found.exit_code, found.document["lines"], found.document["head"]) == (0, 3, log)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (lambda a, b, c: [a.replace("allow", "refus"), b, c], "audit-broken"),
+        (lambda a, b, c: [a, c], "audit-broken"), (lambda a, b, c: [b, c], "audit-broken"),
+        (lambda a, b, c: [a, b, c[:-1]], "audit-broken"), (lambda a, b, c: ["{\n", b, c], "malformed"),
+        (lambda a, b, c: [a, b], "audit-head"), (lambda a, b, c: [], "audit-head"),
+    ],
+    ids=["changed", "removed", "first", "incomplete", "nonsense", "cut", "empty"],
+)  # fmt: skip
+def test_a_log_that_was_tampered_with(run, log, change, rule):
+    lines = Path("log.jsonl").read_text().splitlines(keepends=True)
+    Path("log.jsonl").write_text("".join(change(*lines)))
+    result = run("verify", "--log", "log.jsonl", "--head", log, "--json")
+    assert (result.exit_code, result.document["error"]["rule"]) == (1, rule)
+
+
+def test_a_log_without_lines_and_what_is_none(run, signed):
+    Path("empty").write_text("")
+    result = run("verify", "--log", "empty", "--json")
+    assert (result.exit_code, result.document["ok"]) == (1, False)
+    assert run("verify", "--log", "empty").stderr.startswith("safeweights: there is no line")
+    for path, status in {"missing": 3, "model": 3, "model/w.safetensors": 1}.items():
+        assert run("verify", "--log", path).exit_code == status
+
+
+def test_appending_sees_the_last_line_and_verifying_all(run, log, policy):
+    first, *rest = Path("log.jsonl").read_text().splitlines(keepends=True)
+    Path("log.jsonl").write_text("".join([first.replace("allow", "refus"), *rest]))
+    assert run("admit", "model", "--policy", policy, "--log", "log.jsonl").exit_code == 0
+    assert run("verify", "--log", "log.jsonl").exit_code == 1
+
+
 def test_a_warrant_is_for_a_later_load(run, signed, policy):
     document = run("admit", "model", "--policy", policy, "--warrant", "w.json", "--json").document
     warrant = Warrant.from_json(Path("w.json").read_bytes())
@@ -621,8 +670,9 @@ def test_everything_fits_a_terminal(terminal, plain, run, signed, pair, policy):
     for arguments in (
         ["keygen", "new"], ["hash", "model/w.safetensors"],
         ["sign", "model", "--key", pair], ["verify", "model", "--key", f"{pair}.pub"],
-        ["admit", "model", "--policy", policy, "--explain"],
+        ["admit", "model", "--policy", policy, "--explain", "--log", "log"],
         ["verify", "model", "--policy", policy], ["bom", "model", "-o", "bom.json"],
+        ["verify", "--log", "log"],
     ):  # fmt: skip
         shown, _ = terminal(*arguments)
         assert all(c.isprintable() or c == "\n" for c in plain(shown)), arguments

@@ -352,6 +352,16 @@ class VerifyDocument(TypedDict):
     decision: Annotated[DecisionRecord | None, "With `--policy`, else null."]
 
 
+class VerifyLogDocument(TypedDict):
+    """`safeweights verify --log`: an audit log is as it was written. If not, there is an error instead."""
+
+    schema: Literal["safeweights.verify-log/1"]
+    ok: Annotated[bool, "False only where the log has no line."]
+    path: str
+    lines: int
+    head: Annotated[str, "The hash of the last line; keep it elsewhere, for `--head`."]
+
+
 class AdmitDocument(TypedDict):
     """`safeweights admit`: one verdict for a whole model."""
 
@@ -373,6 +383,7 @@ DOCUMENTS = (
     KeygenDocument,
     SignDocument,
     VerifyDocument,
+    VerifyLogDocument,
     AdmitDocument,
     ErrorDocument,
 )

@@ -1,4 +1,4 @@
-"""`safeweights verify`: is a model what somebody signed."""
+"""`safeweights verify`: is a model what somebody signed, or a log of decisions as it was written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..trust import Decision, SignedBy
     from ..trust.policy import Evidence
     from ..trust.verifying import Trust
-    from .records import SignerRecord, VerifyDocument
+    from .records import SignerRecord, VerifyDocument, VerifyLogDocument
 
 __all__ = ["command"]
 
@@ -35,8 +35,10 @@ _BELONGS: Final = {
     "explain": ("policy",),
     "ignore_unsigned": ("key", "certificate", "identity"),
     "allow_symlinks": ("key", "certificate", "identity"),
+    "signature": ("key", "certificate", "identity", "policy"),
+    "head": ("log",),
 }
-"""Option -> the ways to say who must have signed that it goes with."""
+"""Option -> the ways to say what must be true that it goes with."""
 
 
 def _signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,6 +58,8 @@ def _signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--trusted-root", metavar="FILE", type=FILE, help="Of another Sigstore than the public."
         ),
         click.option("--policy", metavar="FILE", type=FILE, help="Whom this policy names, in TOML."),
+        click.option("--log", is_flag=True, help="Nobody: PATH is an audit log of admit."),
+        click.option("--head", metavar="SHA256", help="The hash that the log must end with."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -72,7 +76,7 @@ def _signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--allow-symlinks", is_flag=True, help="Follow links to files that were signed.")
 @json_option
 @click.pass_obj
-def command(out: Output, /, path: str, signature: str | None, **given: Any) -> int:
+def command(out: Output, /, path: str, **given: Any) -> int:
     """Find out whether a model is what somebody signed.
 
     Say who: with --key; with --certificate and --subject, --alternative-name or --fingerprint; with
@@ -81,8 +85,13 @@ def command(out: Output, /, path: str, signature: str | None, **given: Any) -> i
 
     With --policy nothing is remembered or logged, as it is by admit.
 
+    With --log, every line of an audit log must follow from the one before, so that a line changed,
+    removed or put in is a no. That the end was cut off shows only with --head, the hash that admit
+    printed last.
+
     Piped, lines are ok, PATH, the method and who signed; and unsigned and NAME for files that the
-    signature leaves out; separated by tabs. With --policy they are those of admit.
+    signature leaves out; separated by tabs. With --policy they are those of admit; with --log it is
+    one, ok, PATH, the number of lines and the log's head.
 
     \b
     Examples:
@@ -91,18 +100,21 @@ def command(out: Output, /, path: str, signature: str | None, **given: Any) -> i
       safeweights verify model/ --identity me@example.org \\
         --issuer https://accounts.google.com
       safeweights verify model/ --policy policy.toml --explain
+      safeweights verify --log audit.jsonl --head 9f86d081...
     """
     way = _way(given)
+    if way == "log":
+        return _check_log(out, path, given["head"])
     from ..trust import verify
     from ..trust.files import check_model
 
     check_model(path)
     if way == "policy":
-        return _judge(out, path, signature, given)
+        return _judge(out, path, given)
 
     with watched_files("verifying", [path]) as progress:
         found = verify(
-            path, _trust(way, given), signature=signature, progress=progress,
+            path, _trust(way, given), signature=given["signature"], progress=progress,
             ignore_unsigned=given["ignore_unsigned"], allow_symlinks=given["allow_symlinks"],
         )  # fmt: skip
     document: VerifyDocument = {
@@ -126,15 +138,37 @@ def command(out: Output, /, path: str, signature: str | None, **given: Any) -> i
 
 
 def _way(given: dict[str, Any]) -> str:
-    """The one way in which it was said who must have signed."""
-    ways = [way for way in ("key", "certificate", "identity", "policy") if given[way]]
+    """The one way in which it was said who must have signed, or that it is a log."""
+    ways = [way for way in ("key", "certificate", "identity", "policy", "log") if given[way]]
     if len(ways) != 1:
-        raise click.UsageError("give one of --key, --certificate, --identity and --policy")
+        raise click.UsageError("give one of --key, --certificate, --identity, --policy and --log")
     for option, allowed in _BELONGS.items():
         if given[option] and ways[0] not in allowed:
             shown = " or ".join(f"--{name}" for name in allowed)
             raise click.UsageError(f"--{option.replace('_', '-')} goes with {shown}")
     return ways[0]
+
+
+def _check_log(out: Output, path: str, head: str | None) -> int:
+    from ..trust.audit import read_log
+
+    lines, found = read_log(path, head=head and head.lower())
+    document: VerifyLogDocument = {
+        "schema": "safeweights.verify-log/1", "ok": lines > 0, "path": path, "lines": lines,
+        "head": found,
+    }  # fmt: skip
+    if out.json:
+        out.document(document)
+    if not lines:
+        out.message(f"there is no line in {escape(path)}: a log is made with its first")
+        return NO
+    if out.terminal and not out.json:
+        about = f"  {plural(lines, 'line')}, each follows from the one before"
+        out.pretty().text(("ok", "green"), "  ", (escape(path), "bold"), about)
+        out.pretty().pairs([("head", found)])
+    elif not out.json:
+        out.line("ok", escape(path), str(lines), found)
+    return YES
 
 
 def _trust(way: str, given: dict[str, Any]) -> Trust:
@@ -188,22 +222,21 @@ def _print(out: Output, document: VerifyDocument, signed_by: SignedBy) -> None:
         screen.text((f"and {len(unsigned) - _SHOWN} more: see --json", "dim"), indent=2)
 
 
-def _judge(out: Output, path: str, signature: str | None, given: dict[str, Any]) -> int:
+def _judge(out: Output, path: str, given: dict[str, Any]) -> int:
     """Decide as `admit` does, and leave no trace."""
     from ..trust import decide, load_policy
     from ..trust.evidence import gather
     from ..trust.lockfile import lock_of
     from ..trust.verifying import find_signature
 
-    policy = load_policy(given["policy"])
+    policy, signature = load_policy(given["policy"]), given["signature"]
     lock = lock_of(policy, None)
     with watched_files("verifying", [path]) as progress:
         gathered = gather(path, policy, name=given["name"], signature=signature, progress=progress)
     evidence = gathered.evidence
     decision = decide(policy, evidence, lock.get(evidence.subject) if lock else None)
     if out.json:
-        signature = signature or find_signature(path)
-        out.document(_judged(path, signature, evidence, decision))
+        out.document(_judged(path, signature or find_signature(path), evidence, decision))
     else:
         print_decision(out, record(decision), explain=given["explain"])
     return NO if decision.verdict == "refuse" else YES

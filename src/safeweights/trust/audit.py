@@ -105,20 +105,20 @@ def verify_log(path: str, *, head: str | None = None) -> int:
         DocumentError: ``not-a-file``.
         OSError: As the operating system has it.
     """
-    with refusing(path):
-        return read_log(path, head=head)[0]
+    return read_log(path, head=head)[0]
 
 
 def read_log(path: str, *, head: str | None = None) -> tuple[int, str]:
     """The same, and the log's own head."""
     count, previous = 0, _START
-    for count, line in enumerate(_lines(path), 1):
-        number, found = _check_line(line, previous, path, f"line {count}")
-        if number != count:
-            raise VerificationError(
-                f"line {count} calls itself line {number}", reason="audit-broken", path=path
-            )
-        previous = found
+    with refusing(path):
+        for count, line in enumerate(_lines(path), 1):
+            number, found = _check_line(line, previous, path, f"line {count}")
+            if number != count:
+                raise VerificationError(
+                    f"line {count} calls itself line {number}", reason="audit-broken", path=path
+                )
+            previous = found
     if head is not None and previous != head:
         raise VerificationError(
             "the log does not end where it should: lines were cut off, added, or all of it was "
