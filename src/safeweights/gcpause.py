@@ -9,8 +9,9 @@ ones, which a full collection looks at and no other.
 from __future__ import annotations
 
 import gc
+import os
 from contextlib import contextmanager
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ _MANY: Final = 10_000
 
 _CAN_PROMOTE: Final = hasattr(gc, "freeze")  # not PyPy
 
-_lock = Lock()
+# Re-entrant: a signal handler may load or save while this thread is in here.
+_lock = RLock()
 _depth = 0
 _was_enabled = False
 
@@ -33,22 +35,36 @@ def gc_paused() -> Iterator[None]:
     """Within the block no automatic collection runs; afterwards all is as it was.
 
     Blocks may nest and overlap across threads: the last to leave restores the state that the first
-    found.
+    found. A forked child, in which the other threads are not, begins outside of all blocks.
     """
     global _depth, _was_enabled  # noqa: PLW0603 - the collector is one per process, so is its state
     with _lock:
-        if _depth == 0:
+        # Counted first here and last below, so that a signal handler between two lines nests.
+        _depth += 1
+        if _depth == 1:
             _was_enabled = gc.isenabled()
             gc.disable()
-        _depth += 1
     try:
         yield
     finally:
         with _lock:
-            _depth -= 1
-            if _depth == 0 and _was_enabled:
+            if _depth == 1 and _was_enabled:
                 _promote()
                 gc.enable()
+            _depth = max(0, _depth - 1)
+
+
+def _leave_all() -> None:
+    """In a forked child: nobody else will leave the blocks that were open."""
+    global _lock, _depth  # noqa: PLW0603 - see above
+    _lock = RLock()
+    if _depth and _was_enabled:
+        gc.enable()
+    _depth = 0
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_leave_all)
 
 
 def _promote() -> None:

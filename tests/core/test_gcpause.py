@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 import pytest
 
@@ -101,3 +104,63 @@ def test_what_was_frozen_stays_frozen() -> None:
         assert gc.get_freeze_count() >= frozen - 100  # some of them may have died
     finally:
         gc.unfreeze()
+
+
+def test_a_signal_handler_may_pause_it_too() -> None:
+    """Whichever two lines it comes between: here it comes between all of them."""
+    handled: list[int] = []
+    within: list[bool] = []
+
+    def trace(frame: FrameType, event: str, _: object) -> object:
+        if frame.f_code is not gc_paused.__wrapped__.__code__:  # type: ignore[attr-defined]
+            return None
+        if event == "line":
+            sys.settrace(None)
+            handled.append(frame.f_lineno)
+            with gc_paused():
+                pass
+            sys.settrace(trace)
+        return trace
+
+    def work() -> None:
+        sys.settrace(trace)
+        with gc_paused():
+            within.append(gc.isenabled())
+        sys.settrace(None)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert len(set(handled)) >= 8
+    assert within == [False]
+    assert gc.isenabled()
+    with gc_paused():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_forked_within_a_block_has_its_collector() -> None:
+    """The thread that was in the block is not in the child, and cannot leave it there."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def load() -> None:
+        with gc_paused():
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    assert inside.wait(30)
+    child = os.fork()
+    if not child:
+        enabled = gc.isenabled()
+        with gc_paused():
+            paused = not gc.isenabled()
+        os._exit(0 if enabled and paused and gc.isenabled() else 1)
+    leave.set()
+    thread.join(30)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert gc.isenabled()
