@@ -653,6 +653,28 @@ def test_bom(run, signed):
     assert run("bom", "model", "-o", "bom.json").stdout == ""
     assert json.loads(Path("bom.json").read_text())["components"] == document["components"]
     assert run("bom", "missing").exit_code == 3
+    os.mkdir("empty")
+    assert run("bom", "empty").exit_code == 1
+
+
+def test_a_bill_counts_and_marks_what_other_formats_hold(run, folder):
+    def bill(name):
+        document = json.loads(run("bom", name).stdout)
+        both = (document["metadata"]["component"], document["components"][0])
+        return [{p["name"][12:]: p["value"] for p in each["properties"]} for each in both]
+
+    np.savez("a.npz", w=np.arange(6.0), v=np.arange(5, dtype="f4"))
+    model, file = bill("a.npz")
+    assert (model["parameters:F64"], model["parameters:F32"]) == ("6", "5")
+    assert (file["format"], file["tensors"]) == ("npz", "2")
+    evil = b"cposix\nsystem\n(S'id'\ntR."
+    Path("evil.pkl").write_bytes(evil)
+    assert bill("evil.pkl")[1]["loading-calls"] == "`posix.system` (known dangerous)"
+    Path("cut.pkl").write_bytes(evil[:-1])
+    assert bill("cut.pkl")[1]["loading-calls"] == "`posix.system` (known dangerous)"
+    assert bill("cut.pkl")[1]["unread"]
+    Path("notes.md").write_text("cats\nand dogs\n")
+    assert set(bill("notes.md")[1]) == {"size"}
 
 
 def test_a_bill_is_written_and_printed_where_both_are_asked_for(process, signed):

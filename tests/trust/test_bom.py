@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +12,9 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from safeweights.trust.bom import bill_of_materials
+from safeweights.trust.bom import Foreign, bill_of_materials
 from safeweights.trust.digests import hash_file
+from safeweights.trust.errors import VerificationError
 from safeweights.trust.verifying import SignedBy
 
 if TYPE_CHECKING:
@@ -88,6 +91,92 @@ def test_whatever_the_files_say_the_document_is_valid(
     assert name in {file["name"] for file in document["components"]}
 
 
-def test_nothing_has_no_bill(tmp_path):
+def properties(component: dict[str, Any]) -> dict[str, str]:
+    return {p["name"].removeprefix("safeweights:"): p["value"] for p in component["properties"]}
+
+
+def listed(path: Path, **options: Any) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """The properties of the model, and the components by name."""
+    document = validated(bill_of_materials(str(path), when=WHEN, **options))
+    components = {component["name"]: component for component in document["components"]}
+    return properties(document["metadata"]["component"]), components
+
+
+def test_links_are_what_they_lead_to_and_count_once(model: Path) -> None:
+    before, _ = listed(model)
+    (model / "again.safetensors").symlink_to("model.safetensors")
+    (model.parent / "blob").write_text("out of the folder")
+    (model / "out.txt").symlink_to(model.parent / "blob")
+    after, files = listed(model)
+    assert after == before
+    assert properties(files["again.safetensors"])["link"] == "model.safetensors"
+    assert files["again.safetensors"]["hashes"] == files["model.safetensors"]["hashes"]
+    assert properties(files["out.txt"])["link"] == str(model.parent / "blob")
+    assert files["out.txt"]["hashes"][0]["content"] == hash_file(str(model.parent / "blob")).sha256
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_what_is_no_file_is_listed_without_a_digest(model: Path) -> None:
+    (model / "dangling").symlink_to("nowhere")
+    (model / "around").symlink_to(".")
+    os.mkfifo(model / "pipe")
+    _, files = listed(model)
+    assert properties(files["dangling"]) == {
+        "link": "nowhere", "special": "a link to something that is not a file",
+    }  # fmt: skip
+    assert "special" in properties(files["around"])
+    assert properties(files["pipe"]) == {"special": "not a regular file"}
+    assert not any("hashes" in files[name] for name in ("dangling", "around", "pipe"))
+    with pytest.raises(OSError, match="regular file"):
+        bill_of_materials(str(model / "pipe"))
+
+
+def test_an_index_is_the_model_in_its_files(model: Path) -> None:
+    index = model / "model.safetensors.index.json"
+    places = {"a": "model.safetensors", "b": "model.safetensors", "c": "vae/weights.safetensors"}
+    index.write_text(json.dumps({"weight_map": places}))
+    found, files = listed(index)
+    assert list(files) == [index.name, "model.safetensors", "vae/weights.safetensors"]
+    assert found["parameters"] == "1401000"
+
+
+def test_what_runs_code_is_marked(model: Path) -> None:
+    (model / "run.py").write_text("import os")
+    (model / "weights.pt").write_bytes(pickle.dumps(print))
+    (model / "config.json").write_text('{"auto_map": {"AutoModel": "run.Model"}}')
+    _, files = listed(model)
+    assert "finding:python" in properties(files["run.py"])
+    assert "finding:pickle" in properties(files["weights.pt"])
+    assert "finding:auto_map" in properties(files["config.json"])
+
+
+def test_other_formats_are_counted_where_there_are_no_safetensors(
+    tmp_path: Path, make_safetensors: Any
+) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"a")
+    (tmp_path / "b.gguf").write_bytes(b"b")
+    (tmp_path / "c.h5").write_bytes(b"c")
+    (tmp_path / "notes.txt").write_bytes(b"d")
+
+    def look(path: str) -> Foreign | None:
+        if path.endswith("txt"):
+            return Foreign("pickle")  # text that begins like one
+        return Foreign("gguf" if path.endswith("gguf") else "hdf5", 1, {"F32": 5}, ["x"], ["y"])
+
+    found, files = listed(tmp_path, look=look)
+    assert (found["parameters"], found["parameters:F32"]) == ("10", "10")
+    assert properties(files["a.gguf"]) == {
+        "size": "1", "format": "gguf", "tensors": "1", "loading-calls": "x", "unread": "y",
+    }  # fmt: skip
+    assert properties(files["notes.txt"]) == {"size": "1"}
+    (tmp_path / "model.safetensors").write_bytes(make_safetensors({"a": b"123"}))
+    assert listed(tmp_path, look=look)[0]["parameters"] == "3"
+
+
+def test_nothing_has_no_bill(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent"):
         bill_of_materials(str(tmp_path / "absent"))
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "x").touch()
+    with pytest.raises(VerificationError, match="no file to list"):
+        bill_of_materials(str(tmp_path))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
+from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import SafetensorError, quote
 from .app import FILE, json_option
-from .output import Output, escape
+from .output import Output, escape, printable
 from .watching import watched_files
+
+if TYPE_CHECKING:
+    from ..trust.bom import Foreign
 
 __all__ = ["command"]
 
@@ -27,7 +31,11 @@ def command(
     """Write a model's bill of materials (CycloneDX).
 
     The document is JSON of CycloneDX 1.6, with or without --json: every file with its SHA-256, the
-    tensors by type, and what the model card states of licence, data sets and base model.
+    tensors by type, and what the model card states of licence, data sets and base model. What runs
+    code, or can, is marked; so are links, and what has no bytes to take a digest of.
+
+    PATH is a file, an index.json or a folder. Of a folder that holds the same weights in several
+    formats, the parameters are those of the safetensors.
 
     \b
     Examples:
@@ -35,13 +43,15 @@ def command(
       safeweights bom model/ --version 2.1 | jq '.components[].name'
     """
     from ..trust import bill_of_materials
-    from ..trust.files import check_writable
+    from ..trust.files import check_model, check_writable
 
-    os.stat(path)  # of nothing there is no bill
+    check_model(path)
     if output is not None:
         check_writable(output)
     with watched_files("reading", [path]) as progress:
-        document = bill_of_materials(path, name=name, version=version, progress=progress)
+        document = bill_of_materials(
+            path, name=name, version=version, look=_look, progress=progress
+        )
     if output is not None:
         from ..storage import write_file
 
@@ -50,3 +60,36 @@ def command(
         out.document(document)
     elif out.terminal:
         out.pretty().text(("wrote", "green"), "  ", (escape(output), "bold"))
+
+
+def _look(path: str) -> Foreign | None:
+    """What a file of another format holds, and calls; nothing of it is executed."""
+    from ..convert import DEFAULT_LIMITS, FORMATS, scan
+    from ..convert.foreign import OpenOptions
+    from ..convert.formats import identify_format
+    from ..convert.grading import Grade
+    from ..storage import open_source
+    from ..trust.bom import Foreign
+    from .inventory import rows
+
+    source = open_source(path, engine="pread")
+    name = identify_format(source, DEFAULT_LIMITS)
+    if name is None:
+        return None
+    report = scan(source)
+    calls = list(
+        dict.fromkeys(
+            f"{quote(call.target)} ({call.grade.label})"
+            for call in report.findings
+            if call.grade > Grade.TENSORS
+        )
+    )
+    unread = [printable(part.reason) for part in report.unread]
+    try:
+        found = list(rows(FORMATS[name](source, OpenOptions())))
+    except SafetensorError:
+        return Foreign(name, calls=calls, unread=unread)
+    parameters: dict[str, int] = {}
+    for row in found:
+        parameters[row.dtype] = parameters.get(row.dtype, 0) + row.parameters
+    return Foreign(name, len(found), parameters, calls, unread)
