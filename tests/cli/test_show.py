@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import json
+import os
+import pickle
+
+import numpy as np
 import pytest
 
 from safeweights import checkpoint
@@ -63,3 +68,103 @@ def test_on_a_terminal_at_80_columns(terminal, plain, sharded):
 def test_no_color_means_none(terminal, sharded):
     shown, _ = terminal("show", sharded, NO_COLOR="1", TERM="dumb")
     assert "\x1b" not in shown
+
+
+# --- other formats
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+@pytest.fixture
+def evil(tmp_path):
+    path = tmp_path / "evil.pkl"
+    path.write_bytes(pickle.dumps({"w": np.zeros(3, "f4"), "x": _Evil()}))
+    return str(path)
+
+
+@pytest.mark.parametrize("command", [["show"], ["ls"], ["ls", "--tree"]])
+def test_what_loading_would_run_is_said(run, evil, tmp_path, command):
+    for path in (evil, str(tmp_path)):
+        if path == str(tmp_path):
+            os.rename(evil, tmp_path / "evil.pt")
+        result = run(*command, path)
+        assert result.exit_code == 0
+        assert "warning: loading this with its own library runs code" in result.stderr
+        assert f"{os.system.__module__}.system" in result.stderr
+        assert f"safeweights check {path}" in result.stderr
+        assert "warning" not in result.stdout
+        document = run(*command, path, "--json").document
+        assert document["calls"] == [f"{os.system.__module__}.system"]
+
+
+def test_what_loading_would_run_is_said_of_a_pipe_too(run, evil):
+    with open(evil, "rb") as file:
+        assert "runs code" in run("show", "-", stdin=file.read()).stderr
+
+
+def test_harmless_files_get_no_warning(run, model, tmp_path):
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"w": np.zeros(3, "f4")}))
+    for path in (model, str(tmp_path / "x.pkl")):
+        result = run("show", path, "--json")
+        assert result.document["calls"] == []
+        assert result.stderr == ""
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A folder of two files of another format, and their index."""
+    for name, tensor in (("a-1.npz", "x"), ("a-2.npz", "y")):
+        np.savez(tmp_path / name, **{tensor: np.arange(3, dtype="f4")})
+    index = tmp_path / "a.npz.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "a-1.npz", "y": "a-2.npz"}}))
+    return str(tmp_path), str(index)
+
+
+def test_shards_of_another_format_are_one_model(run, shards):
+    folder, index = shards
+    for path, kind in ((folder, "folder"), (index, "index")):
+        document = run("show", path, "--json").document
+        assert (document["kind"], document["format"], document["files"]) == (kind, "npz", [])
+        assert run("ls", path).rows == [["x", "F32", "[3]", "12"], ["y", "F32", "[3]", "12"]]
+        assert run("get", path, "y").rows == [["0.0", "1.0", "2.0"]]
+    os.remove(index)
+    assert run("ls", folder).rows == [["x", "F32", "[3]", "12"], ["y", "F32", "[3]", "12"]]
+    np.savez(os.path.join(folder, "b.npz"), x=np.zeros(1))
+    assert "tensor `x` is in two files" in run("ls", folder).stderr
+
+
+def test_an_index_that_is_wrong_is_refused(run, shards):
+    folder, index = shards
+    with open(index, "w") as file:
+        json.dump({"weight_map": {"x": "a-1.npz", "z": "a-2.npz"}}, file)
+    for path in shards:
+        assert "the index places tensor `z`" in run("show", path).stderr
+    with open(index, "w") as file:
+        json.dump({"weight_map": {"x": "a-1.npz", "z": "a-3.npz"}}, file)
+    result = run("show", folder)
+    assert (result.exit_code, "a-3.npz: No such file" in result.stderr) == (3, True)
+
+
+def test_an_index_of_any_name_may_list_safetensors(run, sharded):
+    other = os.path.join(sharded, "other.index.json")
+    os.rename(sharded.index_path, other)
+    assert len(run("show", other, "--json").document["files"]) == 3
+
+
+@pytest.mark.parametrize("name", [None, "config.json"])
+def test_a_folder_without_any_model(run, tmp_path, name):
+    if name:
+        (tmp_path / name).write_text("{}")
+    result = run("show", str(tmp_path))
+    assert result.exit_code == 1
+    assert "the folder has no .safetensors file" in result.stderr
+
+
+def test_a_tensor_that_cannot_be_given_says_why(run, tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.array(["text"]), y=np.zeros(1))
+    assert run("ls", str(tmp_path / "a.npz")).rows == [["y", "F64", "[1]", "8"]]
+    result = run("get", str(tmp_path / "a.npz"), "x")
+    assert result.exit_code == 1

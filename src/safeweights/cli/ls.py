@@ -10,7 +10,7 @@ import click
 from .app import checkpoint_path, json_option
 from .failures import NO, YES
 from .inventory import branches, natural, rows, total
-from .opening import open_checkpoint
+from .opening import calls_of, open_checkpoint, say_calls
 from .output import Output, count, escape, human_bytes, human_count, plural
 
 if TYPE_CHECKING:
@@ -56,13 +56,15 @@ def command(
     if depth is not None and not tree:
         raise click.UsageError("--depth needs --tree")
     checkpoint = open_checkpoint(path, headers_only=True)
+    calls = calls_of(checkpoint)
     found = _sorted([row for row in rows(checkpoint) if _matches(row.name, globs)], sort)
     if out.json:
-        out.document(_document(path, found, tree=tree, depth=depth))
+        out.document(_document(path, found, calls, tree=tree, depth=depth))
     elif tree:
         _print_tree(out, found, depth)
     else:
         _print_rows(out, found)
+    say_calls(out, path, calls)
     if found or not globs:
         return YES
     out.message(f"no tensor matches {' '.join(map(escape, globs))}")
@@ -81,7 +83,9 @@ def _sorted(found: list[Row], order: str) -> list[Row]:
     return found
 
 
-def _document(path: str, found: list[Row], *, tree: bool, depth: int | None) -> LsDocument:
+def _document(
+    path: str, found: list[Row], calls: list[str], *, tree: bool, depth: int | None
+) -> LsDocument:
     return {
         "schema": "safeweights.ls/1",
         "path": path,
@@ -94,6 +98,7 @@ def _document(path: str, found: list[Row], *, tree: bool, depth: int | None) -> 
         ]
         if tree
         else None,
+        "calls": calls,
     }
 
 

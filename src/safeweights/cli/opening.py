@@ -8,18 +8,32 @@ import sys
 from typing import TYPE_CHECKING, Final, Literal
 
 from .. import checkpoint
-from ..errors import FormatError
+from ..checkpoint import INDEX_SUFFIX, SUFFIX
+from ..errors import FormatError, quote
 from ..storage import FileObjectSource, Source, open_source
+from .output import escape
 
 if TYPE_CHECKING:
     from typing import IO
 
     from ..checkpoint import Checkpoint
+    from .output import Output
 
-__all__ = ["SAFETENSORS", "STDIN", "foreign_format", "kind_of", "open_checkpoint", "stdin_source"]
+__all__ = [
+    "SAFETENSORS",
+    "STDIN",
+    "calls_of",
+    "foreign_format",
+    "kind_of",
+    "open_checkpoint",
+    "say_calls",
+    "stdin_source",
+]
 
 STDIN: Final = "-"
 SAFETENSORS: Final = "safetensors"
+
+_CALLS_SHOWN: Final = 3
 
 
 def open_checkpoint(path: str, *, headers_only: bool = False) -> Checkpoint:
@@ -37,6 +51,14 @@ def open_checkpoint(path: str, *, headers_only: bool = False) -> Checkpoint:
         OSError: It cannot be opened or read.
     """
     kind = kind_of(path)
+    if kind == "folder" and not _has_safetensors(path):
+        from .foreign import open_folder
+
+        return open_folder(path)
+    if kind == "index" and path.endswith(".index.json") and not path.endswith(INDEX_SUFFIX):
+        from .foreign import open_index
+
+        return open_index(path)
     if kind in {"folder", "index"}:
         return checkpoint.open(path, backend="pread")
     if kind == "stdin":
@@ -48,11 +70,33 @@ def open_checkpoint(path: str, *, headers_only: bool = False) -> Checkpoint:
     except FormatError as error:
         if (name := foreign_format(source, error)) is None:
             raise
-        from ..convert import FORMATS
-        from ..convert.foreign import OpenOptions
+        from .foreign import open_foreign
 
-        return FORMATS[name](source, OpenOptions())
+        return open_foreign(source, name)
     return checkpoint.Checkpoint.from_files([file], file.name)
+
+
+def _has_safetensors(folder: str) -> bool:
+    """Whether it is for `safeweights.open`: also where it holds nothing at all, to say so."""
+    names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    return not names or any(name.endswith((SUFFIX, INDEX_SUFFIX)) for name in names)
+
+
+def calls_of(checkpoint: Checkpoint) -> list[str]:
+    """What loading it with its own library calls, other than to build tensors."""
+    return list(getattr(checkpoint, "calls", ()))
+
+
+def say_calls(out: Output, path: str, calls: list[str]) -> None:
+    """Say on standard error that looking at a checkpoint was safe, and loading it would not be."""
+    if calls:
+        shown = ", ".join(map(quote, calls[:_CALLS_SHOWN])) + (
+            ", ..." if len(calls) > _CALLS_SHOWN else ""
+        )
+        out.message(
+            f"warning: loading this with its own library runs code ({shown}); "
+            f"see safeweights check {escape(path)}"
+        )
 
 
 def foreign_format(source: Source, refused: FormatError) -> str | None:

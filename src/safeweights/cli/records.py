@@ -107,6 +107,7 @@ class ShowDocument(TypedDict):
     dtypes: Annotated[list[DTypeRecord], "By element type, the most parameters first."]
     files: Annotated[list[FileRecord], "The safetensors files read; empty for other formats."]
     metadata: Annotated[dict[str, str] | None, "The `__metadata__`; null where there is none."]
+    calls: Annotated[list[str], "What loading it calls but to build tensors; see `check`."]
 
 
 class TensorRecord(TypedDict):
@@ -139,6 +140,7 @@ class LsDocument(TypedDict):
     total: Annotated[TotalRecord, "Of the tensors listed."]
     tensors: list[TensorRecord]
     groups: Annotated[list[GroupRecord] | None, "With `--tree`, outer groups first; else null."]
+    calls: Annotated[list[str], "What loading it calls but to build tensors; see `check`."]
 
 
 class FindingRecord(TypedDict):

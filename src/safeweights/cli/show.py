@@ -8,7 +8,7 @@ import click
 
 from .app import checkpoint_path, json_option
 from .inventory import rows, total
-from .opening import kind_of, open_checkpoint
+from .opening import calls_of, kind_of, open_checkpoint, say_calls
 from .output import Output, count, escape, human_bytes, human_count, plural
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def command(out: Output, path: str) -> None:
         _draw(out, found)
     else:
         out.lines(_plain(found))
+    say_calls(out, path, found["calls"])
 
 
 def _document(path: str, checkpoint: Checkpoint) -> ShowDocument:
@@ -60,6 +61,7 @@ def _document(path: str, checkpoint: Checkpoint) -> ShowDocument:
         "dtypes": _by_dtype(found),
         "files": [_file(file) for file in checkpoint.files],
         "metadata": checkpoint.metadata,
+        "calls": calls_of(checkpoint),
     }
 
 
