@@ -129,9 +129,33 @@ def test_sparse_tensors_need_leave(run, tmp_path, target):
 
 def test_shards(run, npz, tmp_path):
     result = run("convert", npz, str(tmp_path / "model.safetensors"), "--shard", "48", "--json")
-    assert len(result.document["outputs"]) == 2
+    formats = [output["format"] for output in result.document["outputs"]]
+    assert formats == ["safetensors", "safetensors", "index"]
     index = tmp_path / "model.safetensors.index.json"
     assert set(safeweights.open(index)) == set(ARRAYS)
+
+
+def test_a_folder_is_a_folder_whatever_it_holds(run, npz, tmp_path):
+    """One file or several, and as `cp` does it where DST is a folder."""
+    source = tmp_path / "old"
+    source.mkdir()
+    os.rename(npz, source / "old.npz")
+    for path, target in ((source, "a"), (source / "old.npz", "b/"), (source / "old.npz", "a")):
+        result = run("convert", str(path), f"{tmp_path}/{target}", "--force")
+        assert result.exit_code == 0, result.stderr
+        assert loaded(tmp_path / target / "old.safetensors").keys() == ARRAYS.keys()
+        assert result.rows[1][1] == str(tmp_path / target.strip("/") / "old.safetensors")
+    (tmp_path / "c").write_bytes(b"old")
+    refused = run("convert", str(source), str(tmp_path / "c"), "--force")
+    assert (refused.exit_code, "where a folder is needed" in refused.stderr) == (3, True)
+
+
+def test_a_lost_value_is_an_error(run, tmp_path, target):
+    np.savez(tmp_path / "w.npz", w=np.array([[0, 70000]], "f4"))
+    result = run("convert", str(tmp_path / "w.npz"), target, "--dtype", "F16", "--json")
+    assert (result.exit_code, result.document["error"]["tensor"]) == (1, "w")
+    assert "the first at [0, 1]: 70000.0 would become inf" in result.stderr
+    assert not os.path.exists(target)
 
 
 def test_a_folder_with_its_index(run, tmp_path):

@@ -26,6 +26,7 @@ from safeweights.convert import Limits, Options, convert
 from safeweights.convert.casting import CastTensor, numpy_type, parse_casts
 from safeweights.convert.element_types import FLOATS
 from safeweights.convert.plan import parse_renames
+from safeweights.convert.record import sha256
 from safeweights.dtypes import BITS
 from safeweights.errors import FormatError, SafetensorError, UnsupportedError
 from safeweights.sharding import parse_size
@@ -240,7 +241,7 @@ def test_a_lost_value_is_named_and_nothing_is_replaced(tmp_path, target) -> None
         assert caught.value.path == str(tmp_path / "w.npz")
         for words in (
             "from F32 to F16: at least 1 value would be lost, the first at [1200, 3]: 70000.0",
-            "become inf. Choose a wider type for F32, or leave it as it is (dtype=..., --dtype",
+            "become inf. Choose a wider type for F32, or leave it as it is: dtype (--dtype) can",
         ):
             assert words in str(caught.value)
     assert target.read_bytes() == b"old"
@@ -257,9 +258,13 @@ def test_casts_that_make_no_sense_are_refused() -> None:
 
 def test_shards_and_their_index(source, target) -> None:
     report = convert(source, target, shard_size=60)
-    names = [Path(output.path).name for output in report.outputs]
+    *names, listed = [Path(output.path).name for output in report.outputs]
     assert names == [f"model-{i:05d}-of-00002.safetensors" for i in (1, 2)]
-    index = json.loads((target.parent / "model.safetensors.index.json").read_text())
+    assert listed == "model.safetensors.index.json"
+    content = (target.parent / listed).read_bytes()
+    assert report.outputs[-1].size == len(content)
+    assert report.outputs[-1].sha256 == hashlib.sha256(content).hexdigest()
+    index = json.loads(content)
     assert index["metadata"] == {"total_size": 48 + 12 + 40}
     merged = safeweights.checkpoint.open(target.parent / "model.safetensors.index.json")
     assert set(merged) == set(STATE)
@@ -339,6 +344,76 @@ def test_several_files_that_would_become_one_are_refused(tmp_path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "m.bin")
     with pytest.raises(FormatError, match="would both become"):
         convert([tmp_path / "m.pt", tmp_path / "m.bin"], tmp_path / "new")
+
+
+def test_a_folder_of_one_checkpoint_becomes_a_folder_too(tmp_path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    torch.save({"a": torch.ones(2)}, tmp_path / "old" / "pytorch_model.bin")
+    for sources in (tmp_path / "old", [tmp_path / "old"]):
+        convert(sources, tmp_path / "new", force=True)
+        assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+            "conversion.provenance.json",
+            "model.safetensors",
+        ]
+
+
+@pytest.mark.parametrize(("exists", "slash"), [(True, ""), (True, "/"), (False, "/")])
+def test_one_file_goes_into_a_folder_as_cp_does_it(source, tmp_path, exists, slash) -> None:
+    folder = tmp_path / "new"
+    if exists:
+        folder.mkdir()
+    report = convert(source, f"{folder}{slash}")
+    assert report.outputs[0].path == str(folder / "model.safetensors")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "model.safetensors",
+        "model.safetensors.provenance.json",
+    ]
+    with pytest.raises(FileExistsError):
+        convert(source, f"{folder}{slash}")
+    convert(source, f"{folder}{slash}", shard_size=60, dry_run=True, record=False)
+    convert(source, f"{folder}{slash}", shard_size=60, record=False)
+    assert (folder / "model.safetensors.index.json").exists()
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_file_where_a_folder_is_needed_is_refused(source, tmp_path, slash) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    sources = source if slash else [source, tmp_path / "other.pt"]
+    with pytest.raises(NotADirectoryError, match="where a folder is needed"):
+        convert(sources, f"{tmp_path / 'file'}{slash}", force=True)
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_folder_where_a_file_is_to_be_written_is_refused(source, tmp_path) -> None:
+    (tmp_path / "new" / "model.safetensors").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match="which nothing replaces"):
+        convert(source, tmp_path / "new", force=True)
+
+
+def test_a_source_given_twice_is_refused(source, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"`./model.pt` is given twice"):
+        convert([source, "./model.pt"], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_record_of_a_conversion_in_place_is_of_what_was_read(tmp_path, monkeypatch) -> None:
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    before = []
+    for path in paths:
+        safetensors.torch.save_file({"w": torch.ones(100)}, path)
+        before.append((path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()))
+    # Digests of sources are made beside the rest, so perhaps when outputs are there already.
+    monkeypatch.setattr(
+        "safeweights.convert.conversion.sha256",
+        lambda *given: (time.sleep(0.1), sha256(*given))[1],
+    )
+    report = convert(paths, tmp_path, dtype="F16", force=True)
+    assert [(each.size, each.sha256) for each in report.sources] == before
+    assert [each.sha256 for each in report.outputs] == [
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in paths
+    ]
 
 
 def test_what_exists_is_replaced_only_with_force(source, target) -> None:

@@ -72,8 +72,12 @@ def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any)
     Reads PyTorch, NumPy, joblib, Paddle, Flax, TensorFlow, Keras and GGUF files. Pickles are executed
     symbolically: nothing that a file names is imported or called.
 
-    With one file, DST is a file. With several, or a folder with checkpoints and perhaps their index,
-    DST is a folder, in which every source gets its twin. Files are written whole or not at all.
+    With one file, DST is a file, or a folder that exists or ends in a slash. With several, or a folder
+    with checkpoints and perhaps their index, DST is a folder, in which every source gets its twin.
+    Files are written whole or not at all.
+
+    With --dtype, floats are rounded to narrower ones; a value that the new type cannot hold, such as
+    one too large, is an error that names it.
 
     Piped, each line is source or output, PATH, FORMAT, TENSORS, BYTES and SHA-256; tie or renamed,
     NAME and NAME; skipped and NAME; or dropped, FILE, NAME and what it is; separated by tabs.
@@ -214,7 +218,8 @@ def _draw(screen: Terminal, done: Conversion) -> None:
     would = "would write" if done.dry_run else "wrote"
     for kind, files in (("read", done.sources), (would, done.outputs)):
         for file in files[:_SHOWN]:
-            about = f"  {file.format}, {plural(file.tensors, 'tensor')}, {human_bytes(file.size)}"
+            held = "" if file.format == "index" else f"{plural(file.tensors, 'tensor')}, "
+            about = f"  {file.format}, {held}{human_bytes(file.size)}"
             screen.text((kind, "green"), "  ", (escape(file.path), "bold"), about)
         if len(files) > _SHOWN:
             screen.text((f"  and {plural(len(files) - _SHOWN, 'file')} more", "dim"))

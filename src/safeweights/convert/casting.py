@@ -158,7 +158,7 @@ class CastTensor(Tensor):
             f"tensor {quote(self.name)} cannot be converted from {self.original.dtype} to "
             f"{self.dtype}: {least}{len(lost):,} {were} be lost, the first at {index}: {values[at]} "
             f"would become {converted[at]}. Choose a wider type for {self.original.dtype}, or leave "
-            "it as it is (dtype=..., --dtype FROM=TO)",
+            "it as it is: dtype (--dtype) can be FROM=TO",
             path=self._path,
             tensor=self.name,
         )

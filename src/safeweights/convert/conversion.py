@@ -8,6 +8,7 @@ tensor that must be gathered or computed.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections import Counter
@@ -28,7 +29,7 @@ from safeweights.convert.folders import (
     output_name,
     read_weight_map,
 )
-from safeweights.convert.foreign import ForeignCheckpoint  # noqa: TC001 - get_type_hints must work
+from safeweights.convert.foreign import ForeignCheckpoint, OpenOptions
 from safeweights.convert.limits import DEFAULT_LIMITS, Limits
 from safeweights.convert.plan import (
     Plan,
@@ -129,7 +130,8 @@ def convert(
 
     Args:
         sources: A file, a folder with checkpoints and perhaps their index, or several files.
-        target: The file to write; a folder where the source is one or there are several.
+        target: The file to write; a folder where the source is one or there are several. What is a
+            folder, or ends in a slash, gets files called like the sources.
         options: See `Options`; single ones can also be given as keyword arguments.
         progress: Called with the bytes done so far and in all. Those of a tensor count when it is
             written, and where digests are recorded once more when the file is read back.
@@ -143,6 +145,7 @@ def convert(
         UnsupportedError: A tensor cannot be written; the message names the option that would help.
         TrustError: A source is not what ``trust`` asks for.
         FileExistsError: An output exists and `force` was not given.
+        NotADirectoryError: A folder is needed, and `target` is a file.
         OSError: Reading or writing failed; outputs are written whole or not at all.
 
     >>> import tempfile, numpy
@@ -153,24 +156,25 @@ def convert(
     """
     chosen = replace(options or Options(), **changes)  # type: ignore[arg-type]
     verify = _verifier(chosen.trust)
-    paths, weight_map, index = _resolve(sources, verify)
-    into_folder = len(paths) > 1 or index is not None or _is_folder(sources)
-    job = _Job(chosen, os.fspath(target), into_folder, progress)
+    paths, index, into_folder = _resolve(sources, verify)
+    job = _Job(chosen, _Target.of(os.fspath(target), paths, into_folder), progress)
     with ExitStack() as stack:
-        hashing = _Hashing(verify) if chosen.digests else None
+        files = [open_source(path, engine="pread", verify=verify) for path in paths]
+        hashing = _Hashing() if chosen.digests else None
         if hashing is not None:
             stack.callback(hashing.close)
-        opened = [stack.enter_context(_open(path, chosen, verify)) for path in paths]
-        digests = [hashing.begin(path) if hashing else None for path in paths]
-        if index is not None and weight_map is not None:
-            names = [{*c, *c.refused} for c in opened]
-            shards = {os.path.basename(p): n for p, n in zip(paths, names, strict=True)}
-            check_index(weight_map, shards, index)
-        return job.run(paths, opened, digests, index)
-
-
-def _is_folder(sources: object) -> bool:
-    return isinstance(sources, (str, os.PathLike)) and os.path.isdir(sources)
+        opened = [stack.enter_context(_open(file, chosen, verify)) for file in files]
+        inputs = [
+            _Input(path, file.size, checkpoint, hashing.begin(file) if hashing else None)
+            for path, file, checkpoint in zip(paths, files, opened, strict=True)
+        ]
+        if index is not None:
+            shards = {
+                os.path.basename(each.path): {*each.checkpoint, *each.checkpoint.refused}
+                for each in inputs
+            }
+            check_index(read_weight_map(index, verify), shards, index)
+        return job.run(inputs, index)
 
 
 def _verifier(trust: object) -> Verify | None:
@@ -190,16 +194,16 @@ def _verifier(trust: object) -> Verify | None:
 
 def _resolve(
     sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], verify: Verify | None
-) -> tuple[list[str], dict[str, str] | None, str | None]:
-    """The files to read, and the index that lists them with what it says."""
-    if not isinstance(sources, (str, os.PathLike)):
-        paths = [os.fspath(source) for source in sources]
-        if len(paths) == 1:
-            return _resolve(paths[0], verify)
-        if not paths:
-            raise UnsupportedError("there is nothing to convert")
-        return paths, None, None
-    path = os.fspath(sources)
+) -> tuple[list[str], str | None, bool]:
+    """The files to read, the index that lists them, and whether a folder is to be written."""
+    several = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    paths = [os.fspath(source) for source in several]
+    if not paths:
+        raise UnsupportedError("there is nothing to convert")
+    if len(paths) > 1:
+        _refuse_twice(paths)
+        return paths, None, True
+    (path,) = paths
     if os.path.isdir(path):
         names, found = find_checkpoints(path, verify)
         index = os.path.join(path, found) if found else None
@@ -207,39 +211,72 @@ def _resolve(
         index, path = path, os.path.dirname(path)
         names = sorted(set(read_weight_map(index, verify).values()))
     else:
-        return [path], None, None
-    paths = [os.path.join(path, name) for name in names]
-    return paths, read_weight_map(index, verify) if index else None, index
+        return paths, None, False
+    return [os.path.join(path, name) for name in names], index, True
 
 
-def _open(path: str, options: Options, verify: Verify | None) -> ForeignCheckpoint:
+def _refuse_twice(paths: list[str]) -> None:
+    seen: set[str] = set()
+    for path in paths:
+        if (place := os.path.abspath(path)) in seen:
+            raise UnsupportedError(f"{quote(path, 400)} is given twice; give every source once")
+        seen.add(place)
+
+
+def _open(file: Source, options: Options, verify: Verify | None) -> ForeignCheckpoint:
     casts = parse_casts(options.dtype) if options.dtype else {}
-    return formats.open(
-        path,
-        format=options.format,
-        densify=options.densify,
-        casts=casts,
-        limits=options.limits,
-        trust=verify,
-    )
+    given = OpenOptions(options.limits, options.densify, casts, verify=verify)
+    return formats.read(file, given, options.format)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """One source: opened once, so that a file put in its place meanwhile changes nothing."""
+
+    path: str
+    size: int
+    checkpoint: ForeignCheckpoint
+    digest: Future[str] | None
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where outputs go: into `folder`, or to the file `path`; `make` is a folder to be there first."""
+
+    path: str
+    folder: bool
+    make: str | None = None
+
+    @classmethod
+    def of(cls, path: str, sources: list[str], into_folder: bool) -> _Target:
+        """As `cp` does it: one file goes to a file, or into what is a folder or ends in a slash.
+
+        Raises:
+            NotADirectoryError: A folder is needed, and a file is in its place.
+        """
+        alone = not into_folder
+        if alone and not os.path.isdir(path) and (os.path.basename(path) or not path):
+            return cls(path, folder=False)
+        folder = os.path.dirname(os.path.join(path, ""))
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            message = "is a file, where a folder is needed to write into"
+            raise NotADirectoryError(errno.ENOTDIR, message, folder)
+        if alone:
+            name = output_name(os.path.basename(sources[0]))
+            return cls(os.path.join(folder, name), folder=False, make=folder)
+        return cls(folder, folder=True, make=folder)
 
 
 class _Hashing:
     """Digests of sources, made in a thread beside the rest, and given up where the rest fails."""
 
-    def __init__(self, verify: Verify | None) -> None:
-        self._verify = verify
+    def __init__(self) -> None:
         self._wanted = True
         self._pool = ThreadPoolExecutor(1)
 
-    def begin(self, path: str) -> Future[str]:
-        """The digest of the file at `path`, some time."""
-
-        def digest() -> str:
-            source = open_source(path, engine="pread", verify=self._verify)
-            return sha256(source, self._require_wanted)
-
-        return self._pool.submit(digest)
+    def begin(self, source: Source) -> Future[str]:
+        """The digest of `source`, some time."""
+        return self._pool.submit(sha256, source, self._require_wanted)
 
     def _require_wanted(self, _: int) -> None:
         if not self._wanted:
@@ -266,58 +303,43 @@ class _Job:
     def __init__(
         self,
         options: Options,
-        target: str,
-        into_folder: bool,
+        target: _Target,
         progress: Callable[[int, int], object] | None,
     ) -> None:
         self.options = options
         self.target = target
-        self.into_folder = into_folder
         self.progress = progress
         self.report = Conversion(options=options.changes(), dry_run=options.dry_run)
         self._calls: Counter[str] = Counter()
 
-    def run(
-        self,
-        paths: list[str],
-        opened: list[ForeignCheckpoint],
-        digests: list[Future[str] | None],
-        index: str | None,
-    ) -> Conversion:
-        outputs, weight_map = self._outputs(paths, opened, index)
-        documents: dict[str, object] = {}
-        if weight_map:
-            name = self._index_path(index)
-            documents[name] = {
-                "metadata": {"total_size": self.report.nbytes},
-                "weight_map": dict(sorted(weight_map.items())),
-            }
+    def run(self, inputs: list[_Input], index: str | None) -> Conversion:
+        outputs, weight_map = self._outputs(inputs, index)
+        index_path = self._index_path(index) if weight_map else None
         record = self._record_path() if self.options.record else None
-        self._refuse_existing([*(output.path for output in outputs), *documents, record])
+        self._refuse_existing([*(output.path for output in outputs), index_path, record])
         self._write(outputs)
-        for path, checkpoint, digest in zip(paths, opened, digests, strict=True):
-            size = os.stat(path).st_size
-            value = digest.result() if digest is not None else None
-            tensors = len(checkpoint)
-            self.report.sources.append(FileRecord(path, size, checkpoint.format, tensors, value))
+        if index_path is not None:
+            self._write_index(index_path, weight_map)
+        for each in inputs:
+            digest = each.digest.result() if each.digest is not None else None
+            tensors, kind = len(each.checkpoint), each.checkpoint.format
+            self.report.sources.append(FileRecord(each.path, each.size, kind, tensors, digest))
         self.report.calls = dict(sorted(self._calls.items()))
-        if record is not None:
-            documents[record] = self.report.to_json(_version())
-        if not self.options.dry_run:
-            for path, document in documents.items():
-                write_file(path, [_as_json(document)], durable=self.options.durable)
+        if record is not None and not self.options.dry_run:
+            content = _as_json(self.report.to_json(_version()))
+            write_file(record, [content], durable=self.options.durable)
         return self.report
 
     # -- deciding
 
     def _outputs(
-        self, paths: list[str], opened: list[ForeignCheckpoint], index: str | None
+        self, inputs: list[_Input], index: str | None
     ) -> tuple[list[_Output], dict[str, str]]:
         """The files to write, and the weight map of the index, if there is to be one."""
         outputs: list[_Output] = []
         weight_map: dict[str, str] = {}
         seen: dict[str, str] = {}
-        for path, checkpoint in zip(paths, opened, strict=True):
+        for path, checkpoint in ((each.path, each.checkpoint) for each in inputs):
             plan = self._plan(path, checkpoint)
             made = self._split(path, plan, self._metadata(checkpoint, plan))
             outputs += made
@@ -332,7 +354,7 @@ class _Job:
                 if index is not None or len(made) > 1:
                     _place(weight_map, output, path)
         if not self.report.tensors:
-            raise FormatError("there is no tensor to write", rule="empty", path=paths[0])
+            raise FormatError("there is no tensor to write", rule="empty", path=inputs[0].path)
         return outputs, weight_map
 
     def _plan(self, path: str, checkpoint: ForeignCheckpoint) -> Plan:
@@ -363,9 +385,9 @@ class _Job:
         return {**metadata, **self.options.metadata}
 
     def _split(self, path: str, plan: Plan, metadata: dict[str, str]) -> list[_Output]:
-        whole = self.target
-        if self.into_folder:
-            whole = os.path.join(self.target, output_name(os.path.basename(path)))
+        whole = self.target.path
+        if self.target.folder:
+            whole = os.path.join(whole, output_name(os.path.basename(path)))
         if self.options.shard_size is None or not plan.tensors:
             return [_Output(whole, plan.tensors, metadata)] if plan.tensors else []
         groups = split(plan.tensors, parse_size(self.options.shard_size))
@@ -382,30 +404,34 @@ class _Job:
         ]
 
     def _index_path(self, index: str | None) -> str:
+        target = self.target.path
         if index is not None:
             name = os.path.basename(index).removesuffix(INDEX_SUFFIX)
-            return os.path.join(self.target, output_name(name) + INDEX_SUFFIX)
-        if self.into_folder:
-            return os.path.join(self.target, "model.safetensors" + INDEX_SUFFIX)
-        return self.target.removesuffix(".safetensors") + ".safetensors" + INDEX_SUFFIX
+            return os.path.join(target, output_name(name) + INDEX_SUFFIX)
+        if self.target.folder:
+            return os.path.join(target, "model.safetensors" + INDEX_SUFFIX)
+        return target.removesuffix(".safetensors") + ".safetensors" + INDEX_SUFFIX
 
     def _record_path(self) -> str:
-        if self.into_folder:
-            return os.path.join(self.target, "conversion" + RECORD_SUFFIX)
-        return self.target + RECORD_SUFFIX
+        if self.target.folder:
+            return os.path.join(self.target.path, "conversion" + RECORD_SUFFIX)
+        return self.target.path + RECORD_SUFFIX
 
     def _refuse_existing(self, paths: Iterable[str | None]) -> None:
         for path in paths:
-            if path is not None and not self.options.force and os.path.lexists(path):
-                raise FileExistsError(
-                    errno.EEXIST, "exists; replace it with force=True (--force)", path
-                )
+            if path is None or not os.path.lexists(path):
+                continue
+            if os.path.isdir(path):
+                message = "is a folder where a file is to be written, which nothing replaces"
+                raise IsADirectoryError(errno.EISDIR, message, path)
+            if not self.options.force:
+                raise FileExistsError(errno.EEXIST, "exists; force (--force) replaces it", path)
 
     # -- writing
 
     def _write(self, outputs: list[_Output]) -> None:
-        if self.into_folder and not self.options.dry_run:
-            os.makedirs(self.target, exist_ok=True)
+        if self.target.make is not None and not self.options.dry_run:
+            os.makedirs(self.target.make, exist_ok=True)
         done = 0
         for output in outputs:
             size = sum(tensor.nbytes for tensor in output.tensors.values())
@@ -428,6 +454,16 @@ class _Job:
                     done += size
             record = FileRecord(output.path, written, "safetensors", len(output.tensors), digest)
             self.report.outputs.append(record)
+
+    def _write_index(self, path: str, weight_map: dict[str, str]) -> None:
+        total = {"total_size": self.report.nbytes}
+        content = _as_json({"metadata": total, "weight_map": dict(sorted(weight_map.items()))})
+        digest = None
+        if not self.options.dry_run:
+            write_file(path, [content], durable=self.options.durable)
+            if self.options.digests:
+                digest = hashlib.sha256(content).hexdigest()
+        self.report.outputs.append(FileRecord(path, len(content), "index", 0, digest))
 
     def _advance(self, done: int, size: int) -> Callable[[int], None]:
         """Progress over one of the passes over a file with `size` bytes of tensors."""

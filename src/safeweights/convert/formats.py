@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from safeweights.convert.limits import Limits
     from safeweights.storage import Verify
 
-__all__ = ["FORMATS", "identify_format", "open"]
+__all__ = ["FORMATS", "identify_format", "open", "read"]
 
 HEAD: Final = 1024
 
@@ -166,7 +166,11 @@ def open(
     options = OpenOptions(densify=densify, casts=dict(casts or {}), verify=verify)
     if limits is not None:
         options = replace(options, limits=limits)
-    source = _source(target, verify)
+    return read(_source(target, verify), options, format)
+
+
+def read(source: Source, options: OpenOptions, format: str | None = None) -> ForeignCheckpoint:  # noqa: A002
+    """What `open` gives, of a source that is open and that is trusted as far as it has to be."""
     name = format or identify_format(source, options.limits)
     if name not in FORMATS:
         raise _unknown(source)

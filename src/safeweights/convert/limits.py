@@ -77,14 +77,14 @@ DEFAULT_LIMITS: Final = Limits()
 
 
 def exceeded(name: str, bound: int, path: str | None, offset: int | None = None) -> FormatError:
-    """The error for a file that goes past limit `name`; the message says how to raise it.
+    """The error for a file that goes past limit `name`; the message says that it can be raised.
 
     >>> str(exceeded("depth", 500, None))
-    'the file exceeds the limit depth=500; raise it with Limits(depth=...) if the file is trusted'
+    'the file exceeds the limit depth=500; if it is trusted, `convert` takes another (--limit depth=NUMBER)'
     """
     return FormatError(
         f"the file exceeds the limit {name}={bound}; "
-        f"raise it with Limits({name}=...) if the file is trusted",
+        f"if it is trusted, `convert` takes another (--limit {name}=NUMBER)",
         rule=f"limit-{name.replace('_', '-')}",
         path=path,
         offset=offset,

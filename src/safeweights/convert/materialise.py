@@ -147,7 +147,7 @@ class _Builder:
         if tensor.dtype in FOREIGN:
             raise _Refused(
                 f"its type is {FOREIGN[tensor.dtype][1]}, which the format lacks"
-                + ("; --dtype C128=C64 converts it" if tensor.dtype == "C128" else "")
+                + ("; dtype (--dtype) C128=C64 converts it" if tensor.dtype == "C128" else "")
             )
         return tensor
 
@@ -164,7 +164,7 @@ class _Builder:
             return self._quantised(node, name)
         array = self.strided(node, name)
         if array.dtype.startswith("Q"):
-            raise _Refused("it is quantised; densify=True (--densify) writes real numbers")
+            raise _Refused("it is quantised; densify (--densify) writes real numbers")
         if array.dtype in BITS and BITS[array.dtype] < 8 and not array.contiguous:
             raise _Refused(f"it is a strided view of the packed type {array.dtype}")
         return StridedTensor(name, array)
@@ -184,7 +184,7 @@ class _Builder:
 
     def _sparse(self, node: SparseNode, name: str) -> Tensor:
         if not self.densify:
-            raise _Refused("it is sparse; densify=True (--densify) writes it dense")
+            raise _Refused("it is sparse; densify (--densify) writes it dense")
         parts = [self.strided(part, name) for part in node.parts]
         if parts[-1].dtype not in BITS and parts[-1].dtype not in FOREIGN:
             raise _Refused("its values have no counterpart in the format")
@@ -196,7 +196,7 @@ class _Builder:
 
     def _quantised(self, node: QuantisedNode, name: str) -> Tensor:
         if not self.densify:
-            raise _Refused("it is quantised; densify=True (--densify) writes real numbers")
+            raise _Refused("it is quantised; densify (--densify) writes real numbers")
         array = self.strided(node.tensor, name)
         scale, zero = (self._numbers(part, name) for part in (node.scale, node.zero_point))
         return dequantised(name, array, scale, zero, node.axis)

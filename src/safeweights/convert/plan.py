@@ -152,7 +152,7 @@ def _refusal(names: list[str], refused: Mapping[str, str], path: str) -> Unsuppo
     more = f"; and {len(names) - 5} more" if len(names) > 5 else ""
     return UnsupportedError(
         f"{len(names)} tensor{'s' if len(names) > 1 else ''} cannot be converted: {shown}{more}. "
-        "Leave them out with skip=... (--skip) if they are not needed",
+        "skip (--skip) leaves out those that are not needed",
         path=path,
         tensor=names[0],
     )
