@@ -338,3 +338,34 @@ def test_names_are_completed(monkeypatch, model):
         cli, [], prog_name="safeweights", env={"_SAFEWEIGHTS_COMPLETE": "bash_complete"}
     )
     assert result.stdout == "plain,embed.weight\n"
+
+
+# --- piped values are the values
+
+
+@pytest.mark.parametrize("code", [code for code in CODES if DTYPES[code].bits in (4, 8, 16)])
+def test_piped_values_of_narrow_types_are_exact(code):
+    """Whoever reads them reads more than the type has: awk 64 bits."""
+    if np.dtype(values.numpy_dtype(code)).kind in "biu":
+        return
+    bits = min(DTYPES[code].bits, 16)
+    data = np.arange(1 << bits, dtype=np.uint8 if bits <= 8 else np.uint16)
+    found = data.view(values.numpy_dtype(code))
+    with np.errstate(invalid="ignore"):
+        expected = found.astype(np.float32)
+    again = np.array([np.float32(text) for text in values.spelt(found)])
+    assert np.array_equal(again, expected, equal_nan=True)
+
+
+def test_piped_values_look_like_those_of_json(run, tmp_path):
+    tensors = {
+        "bf16": np.array([1236992, 0.5], ml_dtypes.bfloat16),
+        "f16": np.array([65504, 1.5], np.float16),
+        "f8": np.array([0.05859375, 448], ml_dtypes.float8_e4m3fn),
+    }
+    path = str(tmp_path / "x.safetensors")
+    safeweights.numpy.save_file(tensors, path)
+    for name in tensors:
+        piped = [float(text) for text in run("get", path, name).stdout.split()]
+        assert piped == run("get", path, name, "--json").document["values"]
+    assert run("get", path, "bf16").stdout == "1236992.0\t0.5\n"

@@ -65,7 +65,8 @@ def command(
     is read. A text that is the name of a tensor is that tensor, brackets and all.
 
     On a terminal, of more than --limit values those at the corners are shown. Piped, the values are
-    printed in rows of the last axis, separated by tabs, and end at --limit.
+    printed in rows of the last axis, separated by tabs, and end at --limit; each with the digits
+    that it takes to be read as the same number again.
 
     With --stats, min, max, mean and std are those of the finite values; std is that of the
     population. With -o, BF16, F8 and F4 become float32, which holds them exactly.
@@ -258,13 +259,13 @@ def _print_values(
 
 def _rows(tensor: Tensor, selection: Selection, limit: int) -> Iterator[list[str]]:
     """The first values in rows of the last axis."""
-    from .values import blocks
+    from .values import blocks, spelt
 
     width = selection.shape[-1] if selection.shape else 1
     row: list[str] = []
     left = limit
     for block in blocks(tensor, selection, max(8, min(limit, 1 << 16))):
-        for value in map(str, block[:left]):
+        for value in spelt(block[:left]):
             row.append(value)
             if len(row) == width:
                 yield row

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 
     from ..checkpoint import Tensor
 
-__all__ = ["blocks", "first_values", "npy", "npy_dtype", "read", "render", "split", "widen"]
+__all__ = [
+    "blocks",
+    "first_values",
+    "npy",
+    "npy_dtype",
+    "read",
+    "render",
+    "spelt",
+    "split",
+    "widen",
+]
 
 BLOCK: Final = 1 << 19
 """Elements of one block: some megabytes, whatever the type."""
@@ -164,6 +174,17 @@ def widen(array: Any, kind: Any = np.float64) -> Any:
     """An array in a wider type; NaNs of any kind stay NaNs, without a warning."""
     with np.errstate(all="ignore"):
         return array.astype(kind, copy=False)
+
+
+def spelt(array: Any) -> Iterator[str]:
+    """Each value with the digits that it takes to be read as the same number again.
+
+    Types of fewer than 32 bits are spelt as float32, which holds each of their values exactly: their
+    own fewest digits (6.55e+04 for the 65504 of F16) are another number to whoever reads them as more.
+    """
+    if array.dtype.kind not in "biuc" and array.dtype.itemsize < 4:
+        array = widen(array, np.float32)
+    return map(str, array)
 
 
 def npy_dtype(tensor: Tensor) -> Any:
