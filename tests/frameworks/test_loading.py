@@ -559,3 +559,19 @@ def test_names_are_in_the_order_of_the_data(tmp_path: Path) -> None:
     plan = {"d": None, "c": (..., 1), "b": None, "a": slice(1, 2)}
     with safeweights.stream(path, "np", plan=plan) as loader:
         assert loader.names() == ["a", "b", "c", "d"]
+
+
+def test_a_load_does_without_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the interpreter's end, and in a full container, none can be started."""
+    array = np.arange(5 << 20, dtype=np.float64)
+    safeweights.numpy.save_file({"a": array}, tmp_path / "a")
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for engine in ENGINES:
+        loaded = safeweights.numpy.load_file(tmp_path / "a", backend=engine)
+        assert np.array_equal(loaded["a"], array)
+    safeweights.save(safeweights.open(tmp_path / "a", backend="pread"), tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()

@@ -8,14 +8,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from safeweights.storage import allocate, placement
+from safeweights.storage import allocate, made_ahead, placement
 from safeweights.storage.memory import copied, in_parallel, joined, thread_count
 
 
@@ -61,29 +60,28 @@ def test_nothing_runs_after_a_failure(error: type[BaseException]) -> None:
     assert threading.active_count() == running
 
 
-def test_a_failure_before_an_earlier_chunk_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread may have taken a chunk from the queue, and be cancelled before it begins it."""
-    begin_future, cancelled = Future.set_running_or_notify_cancel, threading.Event()
-    held: list[Future[Any]] = []
+@pytest.mark.parametrize("available", [0, 1])
+def test_work_is_done_without_threads(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
+    """At the interpreter's end none can be started, in a full container no more."""
+    start, started = threading.Thread.start, []
 
-    def begin(future: Future[Any]) -> bool:
-        if not held:
-            held.append(future)
-            assert cancelled.wait(60)
-        return begin_future(future)
+    def refuse(thread: threading.Thread) -> None:
+        if len(started) == available:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
 
-    def cancel(future: Future[Any]) -> bool:
-        result = cancel_future(future)
-        if future is held[0]:
-            cancelled.set()
-        return result
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done: list[int] = []
+    in_parallel(lambda begin, end: done.extend(range(begin, end)), 100, chunk=10, threads=4)
+    assert sorted(done) == list(range(100))
+    assert len(started) == available
+    assert list(made_ahead(iter([b"a", b"b"]))) == [b"a", b"b"]
 
-    cancel_future = Future.cancel
-    monkeypatch.setattr(Future, "set_running_or_notify_cancel", begin)
-    monkeypatch.setattr(Future, "cancel", cancel)
-    with pytest.raises(ZeroDivisionError):
-        in_parallel(lambda begin, end: 1 // 0, 100, chunk=10, threads=2)
-    assert held[0].cancelled()
+
+def test_an_index_error_of_the_work_is_raised() -> None:
+    with pytest.raises(IndexError, match="pop from empty list"):
+        in_parallel(lambda begin, end: [][begin:end].pop(), 100, chunk=10)
 
 
 @pytest.mark.parametrize("processors", [None, 1, 3, 64])

@@ -12,6 +12,7 @@ import math
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from threading import Condition, Lock, Thread, current_thread
 from typing import TYPE_CHECKING, Any, Final
 
@@ -325,11 +326,12 @@ class Pipeline:
         self._threads.clear()
 
     def run(self, threads: int, progress: Progress | None = None) -> None:
-        """Work everything off: `threads` do, or the calling one where that is one. None is left."""
+        """Work everything off: `threads` do, or the calling one where it is the only one. None is left."""
         try:
             if threads > 1:
-                self.start(threads)
-            else:
+                with suppress(RuntimeError):  # no thread to be had: then all is left to this one
+                    self.start(threads)
+            if not self._threads:
                 self.work()
             self._wait(lambda: len(self._complete) == self._unreleased, progress)
         finally:

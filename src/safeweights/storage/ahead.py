@@ -28,7 +28,14 @@ def made_ahead(pieces: Iterable[Buffer]) -> Iterator[Buffer]:
     remaining = iter(pieces)
     pool = ThreadPoolExecutor(1, "safeweights-ahead")
     try:
-        coming = deque(pool.submit(_next, remaining) for _ in range(_DEPTH))
+        try:
+            coming = deque([pool.submit(_next, remaining)])
+        except (
+            RuntimeError
+        ):  # no thread to be had: at the interpreter's end, or in a full container
+            yield from remaining
+            return
+        coming.extend(pool.submit(_next, remaining) for _ in range(1, _DEPTH))
         while made := coming.popleft().result():
             coming.append(pool.submit(_next, remaining))
             made.reverse()

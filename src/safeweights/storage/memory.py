@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections import deque
+from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from . import arenas
@@ -121,29 +122,51 @@ def in_parallel(
 ) -> None:
     """Call ``work(begin, end)`` for chunks that cover 0 to `total`, in ascending order of begin.
 
-    With `threads` as many share the work, else `thread_count()`.
+    With `threads` as many share the work, else `thread_count()`; the calling thread is one of them, and
+    the only one for up to two chunks, and where the system has no more: at the interpreter's end, or in
+    a full container.
 
-    Runs in the calling thread where there are one or two. The first exception is raised after the
-    chunks that are under way have ended, so that no thread touches the memory afterwards; chunks not
-    begun are not begun any more. The same holds for an interrupt (Ctrl-C).
+    The first exception is raised after the chunks that are under way have ended, so that no thread
+    touches the memory afterwards; chunks not begun are not begun any more. The same holds for an
+    interrupt (Ctrl-C).
     """
-    starts = range(0, total, chunk)
+    starts = deque(range(0, total, chunk))
     if len(starts) <= 2:
         work(0, total)
         return
-    with ThreadPoolExecutor(min(len(starts), threads or thread_count())) as pool:
-        futures: list[Future[object]] = []
+    failures: list[BaseException] = []
+
+    def share() -> None:
         try:
-            for begin in starts:
-                future = pool.submit(work, begin, min(begin + chunk, total))
-                futures.append(future)
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            for future in futures:
-                future.cancel()
-    for future in futures:
-        if not future.cancelled():  # it can come before the one that failed: taken, but not begun
-            future.result()
+            while (begin := _next_of(starts)) is not None:
+                work(begin, min(begin + chunk, total))
+        except BaseException as error:  # noqa: BLE001 - raised below
+            starts.clear()
+            failures.append(error)
+
+    others: list[Thread] = []
+    try:
+        for _ in range(min(len(starts), threads or thread_count()) - 1):
+            thread = Thread(target=share, name="safeweights-share")
+            try:
+                thread.start()
+            except RuntimeError:
+                break
+            others.append(thread)
+        share()
+    finally:
+        starts.clear()
+        for thread in others:
+            thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _next_of(starts: deque[int]) -> int | None:
+    try:
+        return starts.popleft()
+    except IndexError:
+        return None
 
 
 def thread_count() -> int:
