@@ -368,4 +368,3 @@ def test_piped_values_look_like_those_of_json(run, tmp_path):
     for name in tensors:
         piped = [float(text) for text in run("get", path, name).stdout.split()]
         assert piped == run("get", path, name, "--json").document["values"]
-    assert run("get", path, "bf16").stdout == "1236992.0\t0.5\n"
