@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,10 +53,35 @@ def rules(result, level="error"):
 def test_a_good_file(run, model):
     result = run("check", model, "--json")
     assert (result.exit_code, result.document["ok"]) == (0, True)
-    assert rules(result) == rules(result, "warning") == []
-    assert rules(result, "note") == ["mapped-file"]
-    assert run("check", model).rows[0] == ["ok", model]
-    assert "do not truncate" in run("check", model).rows[-1][-1]
+    assert result.document["results"][0]["findings"] == []
+    assert run("check", model).rows == [["ok", model]]
+
+
+def test_what_truncating_a_mapped_file_does_is_said_once(run, terminal, plain, model, tmp_path):
+    other = tmp_path / "other.safetensors"
+    shutil.copy(model, other)
+    shown = plain(terminal("check", model, str(other))[0])
+    assert shown.count("do not truncate") == 1
+    assert run("check", model, "--strict", "--json").document["notes"][0].startswith("do not")
+    # Not of what is read from a pipe, nor of what is bad anyway, nor in lines and in SARIF.
+    for stdin, *arguments in (
+        (Path(model).read_bytes(), "-", "--json"),
+        (b"", "-", "--json"),
+        (None, model),
+        (None, model, "--sarif"),
+    ):
+        assert "do not truncate" not in run("check", *arguments, stdin=stdin).stdout
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_safetensors_of_another_name_are_safetensors(run, model, tmp_path, whole):
+    path = tmp_path / "pytorch_model.bin"
+    shutil.copy(model, path)
+    result = run("check", str(tmp_path) if whole else str(path), "--json")
+    assert rules(result, "note") == ["other-suffix"]
+    (found,) = result.document["results"]
+    assert (found["status"], found["formats"]) == ("ok", ["safetensors"])
+    assert found["total"]["tensors"] == 39
 
 
 def test_everything_wrong_is_listed_with_rule_tensor_and_offset(run, file):

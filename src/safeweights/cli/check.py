@@ -8,16 +8,23 @@ import click
 
 from .app import checkpoint_path, json_option
 from .failures import COULD_NOT_LOOK, NO, YES
-from .findings import MAPPED_NOTE, check_path
+from .findings import check_path
+from .opening import STDIN
 from .output import Output, escape, human_bytes, plural, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    from .records import CheckDocument, CheckResult, FindingRecord
+    from .records import CheckDocument, CheckResult
     from .terminal import Terminal
 
 __all__ = ["command"]
+
+_MAPPED_NOTE: Final = (
+    "do not truncate a file while a program has it mapped: touching the lost part kills the program "
+    "(SIGBUS); replace files by renaming, or read them with backend='pread'"
+)
+"""True of every good file, so that it is said once, and not to programs that read lines."""
 
 _STYLES: Final = {
     "ok": "green",
@@ -74,22 +81,30 @@ def command(out: Output, paths: tuple[str, ...], strict: bool, sarif: bool) -> i
         if not (out.json or sarif):
             _print(out, result)
     statuses = {result["status"] for result in results}
+    notes = [_MAPPED_NOTE] if any(map(_may_be_mapped, results)) else []
     if out.json:
         document: CheckDocument = {
             "schema": "safeweights.check/1",
             "ok": statuses == {"ok"},
             "strict": strict,
             "results": results,
+            "notes": notes,
         }
         out.document(document)
     elif sarif:
         from .sarif import log
 
         out.document(log(results))
-    elif any(finding["rule"] == "mapped-file" for r in results for finding in r["findings"]):
-        _print_note(out)
+    elif out.terminal:
+        for note in notes:
+            out.pretty().text((f"note  {note}", "dim"))
     # One bad file settles the question, whatever could not be read.
     return NO if "bad" in statuses else COULD_NOT_LOOK if "unreadable" in statuses else YES
+
+
+def _may_be_mapped(result: CheckResult) -> bool:
+    """Whether there are good safetensors files at the path."""
+    return result["status"] == "ok" and result["total"] is not None and result["path"] != STDIN
 
 
 def _print(out: Output, result: CheckResult) -> None:
@@ -101,7 +116,7 @@ def _print(out: Output, result: CheckResult) -> None:
 
 def _plain(result: CheckResult) -> Iterator[tuple[str, ...]]:
     yield result["status"], escape(result["path"])
-    for finding in _listed(result):
+    for finding in result["findings"]:
         offset = finding["offset"]
         yield (
             finding["level"],
@@ -115,18 +130,13 @@ def _plain(result: CheckResult) -> Iterator[tuple[str, ...]]:
         yield "note", escape(result["path"]), "truncated", "", "", "there is more than is listed"
 
 
-def _listed(result: CheckResult) -> Iterable[FindingRecord]:
-    """The findings; the note that is true of every good file is printed once, at the end."""
-    return (finding for finding in result["findings"] if finding["rule"] != "mapped-file")
-
-
 def _draw(screen: Terminal, result: CheckResult) -> None:
     status, sums = result["status"], result["total"]
     about = ""
     if sums is not None:
         about = f"  {plural(sums['tensors'], 'tensor')}, {human_bytes(sums['bytes'])}"
     screen.text((status, _STYLES[status]), "  ", (escape(result["path"]), "bold"), about)
-    for finding in _listed(result):
+    for finding in result["findings"]:
         level, offset = finding["level"], finding["offset"]
         where = "" if offset is None else f"at byte {offset}"
         if finding["file"] != result["path"]:
@@ -136,10 +146,3 @@ def _draw(screen: Terminal, result: CheckResult) -> None:
         screen.text(printable(finding["message"]), indent=6)
     if result["truncated"]:
         screen.text(("there is more than is listed", "dim"), indent=4)
-
-
-def _print_note(out: Output) -> None:
-    if out.terminal:
-        out.pretty().text((f"note  {MAPPED_NOTE}", "dim"))
-    else:
-        out.line("note", "", "mapped-file", "", "", MAPPED_NOTE)

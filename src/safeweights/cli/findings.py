@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from .inventory import Row
     from .records import CheckResult, FindingRecord, Level, Status, TotalRecord
 
-__all__ = ["MAPPED_NOTE", "check_path"]
+__all__ = ["check_path"]
 
 MAX_FINDINGS: Final = 1000
 """Most findings listed for one path."""
@@ -41,10 +42,8 @@ MAX_FINDINGS: Final = 1000
 LONG_NAME: Final = 512
 """Characters from which on a name is reported; the longest in use have under 200."""
 
-MAPPED_NOTE: Final = (
-    "do not truncate a file while a program has it mapped: touching the lost part kills the program "
-    "(SIGBUS); replace files by renaming, or read them with backend='pread'"
-)
+_OTHER_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Names by which programs take a file for a pickle."""
 
 _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]").search
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]").match
@@ -142,12 +141,8 @@ def check_path(path: str, *, strict: bool) -> CheckResult:
         strict: Also look for what the format allows and no good writer writes; warnings count.
     """
     out = _Findings(path, strict)
-    try:
+    with suppress(_Full):
         _check(out, path)
-        if out.files and not out.bad and not out.unreadable:
-            out.add("note", "mapped-file", MAPPED_NOTE, path)
-    except _Full:
-        pass
     return out.result()
 
 
@@ -190,6 +185,9 @@ def _check_source(out: _Findings, source: Source) -> SafetensorsFile | None:
     if file is not None:
         out.formats.add(SAFETENSORS)
         out.files.append(file)
+        if source.name.endswith(_OTHER_SUFFIXES):
+            message = f"this is a safetensors file; loaders that go by the name look for {SUFFIX}"
+            out.add("note", "other-suffix", message, source.name)
         for row in _rows(file):
             _check_tensor(out, row)
         _check_metadata(out, file)
@@ -336,8 +334,12 @@ def _scan_others(out: _Findings, path: str) -> bool:
 
     found = False
     for report in scan_folder(path):
-        if not report.path.endswith(SUFFIX):  # those are checked as what they are called
-            found = True
+        if report.path.endswith(SUFFIX):
+            continue  # those are checked as what they are called
+        found = True
+        if report.format == SAFETENSORS:
+            _check_file(out, report.path)
+        else:
             _report_calls(out, report, report.format)
     return found
 

@@ -172,6 +172,7 @@ class CheckDocument(TypedDict):
     ok: Annotated[bool, "Every path has the status `ok`."]
     strict: bool
     results: list[CheckResult]
+    notes: Annotated[list[str], "What is true of all good files, and no finding of any."]
 
 
 class StatisticsRecord(TypedDict):
