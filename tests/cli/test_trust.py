@@ -117,6 +117,152 @@ def test_nothing_to_hash_is_a_no(run, folder, options):
     result = run("hash", "empty", *options)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("safeweights: there is no ")
+    assert not os.path.exists("SUMS")
+    assert run("hash", "empty", *options, "--json").document["ok"] is False
+
+
+def test_a_check_file_leaves_itself_out(run, folder):
+    for _ in range(2):
+        assert run("hash", ".", "-o", "SUMS").exit_code == 0
+        assert "SUMS" not in Path("SUMS").read_text()
+        assert run("hash", "--check", "SUMS").exit_code == 0
+    assert run("hash", "model", "SUMS", "-o", "./SUMS").exit_code == 0
+    assert "SUMS" not in Path("SUMS").read_text()
+
+
+@posix
+def test_what_cannot_be_hashed_does_not_hide_the_rest(run, folder):
+    (folder / "dangling").symlink_to("nowhere")
+    os.mkfifo("fifo")
+    good = run("hash", "model/config.json", "model/w.safetensors").stdout
+    result = run("hash", "missing", "model", "fifo", "/dev/zero")
+    assert (result.exit_code, result.stdout) == (3, good)
+    for name in ("missing: No such file", "model/dangling: No such file", "`fifo`", "`/dev/zero`"):
+        assert name in result.stderr
+    document = run("hash", "missing", "model", "--json").document
+    assert document["ok"] is False
+    assert len(document["files"]) == 2
+    assert [each["path"] for each in document["failed"]] == ["missing", "model/dangling"]
+    assert run("hash", "model", "-o", "SUMS").exit_code == 3
+    assert Path("SUMS").read_text() == good
+
+
+def test_a_folder_that_cannot_be_listed_does_not_hide_the_rest(run, folder):
+    os.mkdir("bad")
+    with open(b"bad/\xff", "w"):
+        pass
+    result = run("hash", "bad", "model/config.json")
+    assert (result.exit_code, len(result.rows)) == (3, 1)
+    assert "is not valid UTF-8" in result.stderr
+    result = run("hash", "--tensors", "bad", "model")
+    assert (result.exit_code, len(result.rows)) == (1, 2)
+
+
+@posix
+def test_tensors_that_cannot_be_hashed_do_not_hide_the_rest(run, folder):
+    os.mkfifo("fifo")
+    good = run("hash", "--tensors", "model")
+    for path, status in {"missing": 3, "fifo": 3, "model/config.json": 1}.items():
+        result = run("hash", "--tensors", path, "model")
+        assert (result.exit_code, result.stdout) == (status, good.stdout)
+        document = run("hash", "--tensors", path, "model", "--json").document
+        assert (document["ok"], [each["path"] for each in document["failed"]]) == (False, [path])
+    assert run("hash", "--tensors", "model/config.json", "missing").exit_code == 1
+
+
+def test_tensors_of_other_formats_have_the_digests_of_what_they_become(run, folder):
+    np.savez("old.npz", w=np.arange(6.0), o=np.array([object()]))
+    run("convert", "old.npz", "new.safetensors")
+    result = run("hash", "--tensors", "old.npz", "new.safetensors")
+    old, new = result.rows
+    assert (old[0], old[2:]) == (new[0], new[2:])
+
+
+def test_a_tensor_that_cannot_be_given_is_named(run, folder, monkeypatch):
+    from safeweights.convert import open as open_foreign
+
+    np.savez("old.npz", w=np.arange(6.0))
+    opened = open_foreign("old.npz")
+    opened.refused["sparse"] = "it is sparse"
+    monkeypatch.setattr("safeweights.cli.hash.open_checkpoint", lambda _: opened)
+    result = run("hash", "--tensors", "old.npz")
+    assert (result.exit_code, len(result.rows)) == (3, 1)
+    assert "tensor `sparse` cannot be given: it is sparse" in result.stderr
+
+
+def test_the_tensors_of_an_index_and_of_standard_input(run, folder):
+    index = {"weight_map": {"a": "w.safetensors", "b": "w.safetensors"}}
+    Path("model/model.safetensors.index.json").write_text(json.dumps(index))
+    whole = run("hash", "--tensors", "model").rows
+    assert run("hash", "--tensors", "model/model.safetensors.index.json").rows == whole
+    data = Path("model/w.safetensors").read_bytes()
+    piped = run("hash", "--tensors", "-", stdin=data)
+    assert (piped.exit_code, [row[0] for row in piped.rows]) == (0, [row[0] for row in whole])
+
+
+# --- what is written
+
+
+@pytest.mark.parametrize(
+    "arguments", [["hash", "model"], ["bom", "model"]], ids=lambda each: each[0]
+)
+def test_nothing_but_a_document_of_its_kind_is_replaced(run, folder, arguments):
+    weights = Path("other.safetensors")
+    weights.write_bytes((folder / "w.safetensors").read_bytes())
+    Path("notes.json").write_text('{"bomFormat": "notes"}')
+    for path in (weights, Path("notes.json")):
+        before = path.read_bytes()
+        result = run(*arguments, "-o", str(path))
+        assert (result.exit_code, result.stdout, path.read_bytes()) == (3, "", before)
+        assert "--force replaces it" in result.stderr
+    assert run(*arguments, "-o", "notes.json", "--force").exit_code == 0
+    Path("empty").write_text("")
+    for path in ("empty", "empty", "notes.json"):
+        assert run(*arguments, "-o", path).exit_code == 0, path
+
+
+def test_no_signature_is_replaced_but_the_keys_own(run, signed, pair, certificate):
+    path = signed / "model.sig"
+    run("keygen", "other")
+    ours = path.read_bytes()
+    for options in (["--key", "other"], ["--key", certificate[0], "--certificate", certificate[1]]):
+        refused = run("sign", "model", *options, "--json")
+        assert (refused.exit_code, path.read_bytes()) == (3, ours)
+        assert refused.document["error"]["path"] == "model/model.sig"
+        for _ in range(2):  # its own, the second time
+            assert run("sign", "model", *options, "--force").exit_code == 0
+        assert run("sign", "model", *options).exit_code == 0
+        path.write_bytes(ours)
+    weights = signed / "w.safetensors"
+    before = weights.read_bytes()
+    options = ["--key", pair, "--signature", "model/w.safetensors"]
+    assert run("sign", "model/config.json", *options).exit_code == 3
+    assert weights.read_bytes() == before
+
+
+def test_a_warrant_replaces_warrants_only(run, signed, policy):
+    options = ["--policy", policy, "--warrant"]
+    weights = (signed / "w.safetensors").read_bytes()
+    assert run("admit", "model", *options, "model/w.safetensors").exit_code == 3
+    assert (signed / "w.safetensors").read_bytes() == weights
+    for _ in range(2):
+        assert run("admit", "model", *options, "w.json").exit_code == 0
+
+
+def test_a_dash_is_standard_output(run, process, signed, pair, policy):
+    lines = run("hash", "model").stdout
+    assert run("hash", "model", "-o", "-").stdout == lines
+    out, error = process("hash", "model", "-o", "-").communicate(timeout=60)
+    assert (out.decode(), error) == (lines, b"")
+    bill = json.loads(run("bom", "model", "-o", "-").stdout)
+    assert bill["components"] == json.loads(run("bom", "model").stdout)["components"]
+    for arguments in (
+        ["hash", "model", "-o", "-", "--json"], ["keygen", "-"],
+        ["sign", "model", "--key", pair, "--signature", "-"],
+        *(["admit", "model", "--policy", policy, f"--{each}", "-"] for each in ("warrant", "log", "lock")),
+    ):  # fmt: skip
+        assert run(*arguments).exit_code == 2
+    assert not os.path.exists("-")
 
 
 @pytest.mark.parametrize(

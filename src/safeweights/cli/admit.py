@@ -11,6 +11,7 @@ from .decisions import print_decision, record
 from .failures import NO, YES
 from .output import Output, escape
 from .watching import watched_files
+from .writing import check_replaceable, not_stdout
 
 if TYPE_CHECKING:
     from .records import AdmitDocument
@@ -66,13 +67,18 @@ def command(
       safeweights admit model/ --policy policy.toml --log audit.jsonl
       safeweights admit model/ --policy p.toml --json | jq .decision.verdict
     """
-    from ..trust import AuditLog, LockFile, admit
+    from ..trust import AuditLog, LockFile, Warrant, admit
     from ..trust.files import check_model, check_writable
 
+    for option, written in (("--warrant", warrant), ("--log", log), ("--lock", lock)):
+        not_stdout(option, written)
     check_model(path)
-    for written in (warrant, lock):
-        if written is not None:
-            check_writable(written)
+    if warrant is not None:
+        check_replaceable(
+            warrant, Warrant.from_json, "a warrant", force=False, advice="choose another name"
+        )
+    if lock is not None:
+        check_writable(lock)
     with watched_files("reading", [path]) as progress:
         admission = admit(
             path, policy, name=name, signature=signature, lock=LockFile(lock) if lock else None,

@@ -11,6 +11,7 @@ from ..errors import SafetensorError, quote
 from .app import FILE, json_option
 from .output import Output, escape, printable
 from .watching import watched_files
+from .writing import STDOUT, check_replaceable
 
 if TYPE_CHECKING:
     from ..trust.bom import Foreign
@@ -20,13 +21,23 @@ __all__ = ["command"]
 
 @click.command("bom")
 @click.argument("path", metavar="PATH", type=FILE)
-@click.option("-o", "--output", metavar="FILE", type=FILE, help="Write it to FILE.")
+@click.option(
+    "-o", "--output", metavar="FILE", type=FILE, help="Write it to FILE; - for standard output."
+)
+@click.option("--force", is_flag=True, help="Let -o replace a file that is no bill.")
 @click.option("--name", help="What the model is called, instead of the last part of PATH.")
 @click.option("--version", help="The model's version.")
 @json_option
 @click.pass_obj
 def command(
-    out: Output, path: str, output: str | None, name: str | None, version: str | None
+    out: Output,
+    /,
+    path: str,
+    *,
+    output: str | None,
+    force: bool,
+    name: str | None,
+    version: str | None,
 ) -> None:
     """Write a model's bill of materials (CycloneDX).
 
@@ -43,11 +54,13 @@ def command(
       safeweights bom model/ --version 2.1 | jq '.components[].name'
     """
     from ..trust import bill_of_materials
-    from ..trust.files import check_model, check_writable
+    from ..trust.files import check_model
 
     check_model(path)
+    if output == STDOUT:
+        output = None
     if output is not None:
-        check_writable(output)
+        check_replaceable(output, _check_bill, "a bill of materials", force=force)
     with watched_files("reading", [path]) as progress:
         document = bill_of_materials(
             path, name=name, version=version, look=_look, progress=progress
@@ -60,6 +73,12 @@ def command(
         out.document(document)
     elif out.terminal:
         out.pretty().text(("wrote", "green"), "  ", (escape(output), "bold"))
+
+
+def _check_bill(data: bytes) -> None:
+    from ..trust.documents import parse_json
+
+    parse_json(data).member("bomFormat").equals("CycloneDX")
 
 
 def _look(path: str) -> Foreign | None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from ..shardindex import SUFFIX
+from ..errors import SafetensorError, quote
+from ..shardindex import INDEX_SUFFIX, SUFFIX
 from .app import FILE, json_option
-from .failures import COULD_NOT_LOOK, NO, YES
+from .failures import COULD_NOT_LOOK, NO, YES, explain
+from .opening import STDIN, open_checkpoint
 from .output import Output, escape
 from .watching import watched_files
+from .writing import STDOUT, check_replaceable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ..trust.digests import CheckResult, FileDigest, TensorDigest
-    from .records import HashDocument
+    from .records import FailedFileRecord, HashDocument
 
 __all__ = ["command"]
 
@@ -27,21 +31,32 @@ __all__ = ["command"]
 @click.option("--tensors", is_flag=True, help="One digest for each tensor instead of each file.")
 @click.option("--check", "against", metavar="FILE", type=FILE, help="Check the digests in FILE.")
 @click.option(
-    "-o", "--output", metavar="FILE", type=FILE, help="Write a file for --check and sha256sum -c."
-)
+    "-o", "--output", metavar="FILE", type=FILE,
+    help="Write a file for --check and sha256sum -c; - for standard output.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Let -o replace a file that is not of its kind.")
 @json_option
 @click.pass_obj
 def command(
-    out: Output, paths: tuple[str, ...], tensors: bool, against: str | None, output: str | None
+    out: Output,
+    /,
+    paths: tuple[str, ...],
+    *,
+    tensors: bool,
+    against: str | None,
+    output: str | None,
+    force: bool,
 ) -> int:
     """Print or check the SHA-256 of files and tensors.
 
     Of a folder, all files in it are hashed, several at a time. Lines are those of sha256sum; only that
     a name with characters that a terminal might act on is escaped as in Python, and its line begins
-    with a backslash. -o writes names as they are.
+    with a backslash. -o writes names as they are, and leaves its own file out. What cannot be read
+    does not hide the rest, and makes the exit status 3.
 
     With --tensors, each line is SHA-256, FILE, TENSOR, DTYPE and SHAPE, separated by tabs. The digest
-    is that of type, shape and bytes: equal tensors have equal ones in all files.
+    is that of type, shape and bytes: equal tensors have equal ones in all files, also in those of
+    other formats that `convert` reads. Of a folder, its safetensors files are read.
 
     With --check, names are relative to the current folder, each line is ok, mismatch, missing or
     unreadable and the name. The exit status is 1 if a file is not what it was, and 3 if none is known
@@ -51,7 +66,7 @@ def command(
     Examples:
       safeweights hash model/ -o SHA256SUMS
       safeweights hash --check SHA256SUMS
-      safeweights hash --tensors old.safetensors new.safetensors
+      safeweights hash --tensors old.pt new.safetensors
     """
     if (against is None) != bool(paths):
         raise click.UsageError("give either PATHs or --check FILE")
@@ -61,31 +76,60 @@ def command(
         return _check(out, against)
     if tensors and output is not None:
         raise click.UsageError("-o writes digests of files, not of --tensors")
-    if _hash_tensors(out, paths) if tensors else _hash(out, paths, output):
-        return YES
+    if output == STDOUT and out.json:
+        raise click.UsageError("-o - needs standard output for itself")
+    failed = _Failures(out)
+    number = (
+        _hash_tensors(out, paths, failed) if tensors else _hash(out, paths, output, failed, force)
+    )
+    if failed.records or number:
+        return failed.status
     what = "tensor" if tensors else "file"
     out.message(f"there is no {what} in {' '.join(map(escape, paths))}")
     return NO
 
 
-def _hash(out: Output, paths: Sequence[str], output: str | None) -> int:
+class _Failures:
+    """What could not be hashed: said at once, and counted."""
+
+    def __init__(self, out: Output) -> None:
+        self.records: list[FailedFileRecord] = []
+        self.status = YES
+        self._out = out
+
+    def add(self, path: str, error: Exception, status: int = COULD_NOT_LOOK) -> None:
+        message = explain(error)[1]["message"]
+        self._out.message(f"error: {message}")
+        self.records.append({"path": path, "message": message})
+        self.status = NO if NO in (status, self.status) else status
+
+
+def _hash(
+    out: Output, paths: Sequence[str], output: str | None, failed: _Failures, force: bool
+) -> int:
     """Hash files; how many there were."""
-    from ..trust.digests import format_check_file, hash_paths
-    from ..trust.files import check_writable
+    from ..trust.digests import format_check_file, hash_paths, parse_check_file
 
-    if output is not None:
-        check_writable(output)
+    file = None if output == STDOUT else output
+    if file is not None:
+        check_replaceable(file, parse_check_file, "a file of digests", force=force)
     with watched_files("hashing", paths) as progress:
-        found = hash_paths(paths, progress=progress)
-    if output is not None:
-        from ..storage import write_file
+        found = hash_paths(paths, leave_out=file, failed=failed.add, progress=progress)
+    if found and output is not None and not (output == STDOUT and out.terminal):
+        from ..storage import write_file, write_stream
 
-        write_file(output, [os.fsencode(format_check_file(found))])
+        data = os.fsencode(format_check_file(found))
+        if file is not None:
+            write_file(file, [data])
+        else:
+            out.flush()
+            write_stream(sys.stdout.buffer, [data])
+    elif not out.json:
+        out.lines(_lines(found))
     if out.json:
         files = [{"path": f.name, "bytes": f.size, "sha256": f.sha256} for f in found]
-        out.document({**_EMPTY, "files": files})
-    elif output is None:
-        out.lines(_lines(found))
+        document = {**_EMPTY, "files": files, "failed": failed.records}
+        out.document({**document, "ok": bool(found) and not failed.records})
     return len(found)
 
 
@@ -95,6 +139,7 @@ _EMPTY: HashDocument = {
     "files": None,
     "tensors": None,
     "checked": None,
+    "failed": None,
 }
 
 
@@ -104,17 +149,18 @@ def _lines(found: Sequence[FileDigest]) -> Iterator[tuple[str]]:
         yield (f"{'' if name == file.name else chr(92)}{file.sha256}  {name}",)
 
 
-def _hash_tensors(out: Output, paths: Sequence[str]) -> int:
+def _hash_tensors(out: Output, paths: Sequence[str], failed: _Failures) -> int:
     """Hash tensors; how many there were."""
-    from ..trust.digests import hash_tensors
-
-    files = [file for path in paths for file in _weights(path)]
     found: list[TensorDigest] = []
     before = 0
+    files = [file for path in paths for file in _weights(path, failed)]
     with watched_files("hashing", files) as progress:
         for file in files:
-            found += hash_tensors(file, progress=_after(before, progress))
-            before += os.stat(file).st_size
+            try:
+                found += _digests(file, failed, _after(before, progress))
+                before += os.stat(file).st_size if file != STDIN else 0
+            except (SafetensorError, OSError) as error:  # noqa: PERF203 - files are large
+                failed.add(file, error, explain(error)[0])
     if out.json:
         tensors = [
             {
@@ -126,7 +172,8 @@ def _hash_tensors(out: Output, paths: Sequence[str]) -> int:
             }
             for digest in found
         ]
-        out.document({**_EMPTY, "tensors": tensors})
+        document = {**_EMPTY, "tensors": tensors, "failed": failed.records}
+        out.document({**document, "ok": bool(found) and not failed.records})
     else:
         out.lines(
             (
@@ -145,13 +192,36 @@ def _after(before: int, progress: Callable[[int], object]) -> Callable[[int], ob
     return lambda done: progress(before + done)
 
 
-def _weights(path: str) -> list[str]:
-    """The file, or the safetensors files of a folder."""
-    if not os.path.isdir(path):
-        return [path]
+def _digests(path: str, failed: _Failures, progress: Callable[[int], object]) -> list[TensorDigest]:
+    """The digests of a file's tensors; those that cannot be given are failures."""
+    from ..trust.digests import hash_mapping
+
+    checkpoint = open_checkpoint(path)
+    # Tensors of other formats are read one at a time, as `convert` does.
+    workers = None if checkpoint.files else 1
+    found = hash_mapping(checkpoint, path, workers=workers, progress=progress)
+    for name, reason in getattr(checkpoint, "refused", {}).items():
+        message = f"tensor {quote(name)} cannot be given: {reason}"
+        failed.add(path, SafetensorError(message, path=path))
+    return found
+
+
+def _weights(path: str, failed: _Failures) -> list[str]:
+    """The file, the files of an index, or the safetensors files of a folder."""
+    from ..shardindex import read_index
     from ..trust.files import list_folder
 
-    return [os.path.join(path, e.name) for e in list_folder(path) if e.name.endswith(SUFFIX)]
+    try:
+        if os.path.isdir(path):
+            names = [entry.name for entry in list_folder(path) if entry.name.endswith(SUFFIX)]
+            return [os.path.join(path, name) for name in names]
+        if path.endswith(INDEX_SUFFIX):
+            shards = sorted(set(read_index(path).values()))
+            return [os.path.join(os.path.dirname(path), shard) for shard in shards]
+    except (SafetensorError, OSError) as error:
+        failed.add(path, error, explain(error)[0])
+        return []
+    return [path]
 
 
 def _check(out: Output, against: str) -> int:

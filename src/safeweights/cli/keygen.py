@@ -9,6 +9,7 @@ import click
 from .app import FILE, json_option
 from .output import Output, escape
 from .passphrases import ask, passphrase_option, read
+from .writing import not_stdout
 
 if TYPE_CHECKING:
     from .records import KeygenDocument
@@ -41,6 +42,7 @@ def command(out: Output, path: str, curve: str, encrypt: bool, passphrase_file: 
     """
     from ..trust.keys import generate_key
 
+    not_stdout("PATH", path)
     secret = read(passphrase_file) if passphrase_file else ask(twice=True) if encrypt else None
     public = generate_key(path, curve=curve, password=secret)
     document: KeygenDocument = {

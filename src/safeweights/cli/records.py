@@ -271,14 +271,22 @@ class CheckedFileRecord(TypedDict):
     status: Literal["ok", "mismatch", "missing", "unreadable"]
 
 
+class FailedFileRecord(TypedDict):
+    """What could not be hashed."""
+
+    path: str
+    message: Annotated[str, "One sentence for a person."]
+
+
 class HashDocument(TypedDict):
     """`safeweights hash`: digests of files or tensors, or whether a check file's are right."""
 
     schema: Literal["safeweights.hash/1"]
-    ok: Annotated[bool, "With `--check`, whether every line has the status `ok`; else true."]
+    ok: Annotated[bool, "Whether everything was hashed; with `--check`, every status is `ok`."]
     files: Annotated[list[HashedFileRecord] | None, "Null with `--tensors` and `--check`."]
     tensors: Annotated[list[HashedTensorRecord] | None, "With `--tensors`, else null."]
     checked: Annotated[list[CheckedFileRecord] | None, "With `--check`, else null."]
+    failed: Annotated[list[FailedFileRecord] | None, "Null with `--check`."]
 
 
 class KeygenDocument(TypedDict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,7 @@ from .app import FILE, json_option
 from .output import Output, escape, human_bytes, plural
 from .passphrases import ask, passphrase_option, read
 from .watching import watched_files
+from .writing import check_replaceable, not_stdout
 
 if TYPE_CHECKING:
     from ..trust import Signed
@@ -40,10 +42,12 @@ __all__ = ["command"]
     "--no-trees", is_flag=True,
     help="Write no FILE.swtree; reading a part of a file then verifies all.",
 )  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace what another key signed, or any file.")
 @json_option
 @click.pass_obj
 def command(
     out: Output,
+    /,
     path: str,
     *,
     key: str,
@@ -53,12 +57,14 @@ def command(
     ignore: tuple[str, ...],
     release: int | None,
     no_trees: bool,
+    force: bool,
 ) -> None:
     """Sign a file or a folder.
 
     Writes a bundle of the OpenSSF Model Signing specification, which other tools verify too. Of a
     folder, every file is signed; links and special files are refused. An encrypted key's passphrase is
-    asked for on a terminal.
+    asked for on a terminal. A signature that the same key made is replaced; anything else is kept,
+    unless --force is given.
 
     Piped, lines are signature and its path; signer, method and key hint; and signed, SHA-256, BYTES
     and NAME for each file, separated by tabs.
@@ -69,11 +75,16 @@ def command(
       safeweights sign model.safetensors --key key --signature model.oms
       safeweights sign model/ --key leaf.key --certificate chain.pem
     """
-    from ..trust import load_certificates, sign
+    from ..trust import load_certificates, sign, signature_path
     from ..trust.files import check_model
 
+    not_stdout("--signature", signature)
     check_model(path)
     signer = _signer(key, passphrase_file)
+    check_replaceable(
+        signature or signature_path(path), partial(_check_own, signer),
+        "a signature by this key", force=force,
+    )  # fmt: skip
     chain = [der for file in certificate for der in load_certificates(file)]
     with watched_files("signing", [path]) as progress:
         done = sign(
@@ -92,6 +103,16 @@ def command(
         out.line("signature", escape(done.signature))
         out.line("signer", document["method"], done.key_hint)
         out.lines(("signed", f.sha256, str(f.size), escape(f.name)) for f in done.files)
+
+
+def _check_own(signer: FileSigner, data: bytes) -> None:
+    """A signature that says it was made with the same key; nothing depends on whether it was."""
+    from ..trust import VerificationError
+    from ..trust.bundle import parse_bundle
+    from ..trust.verifying import key_hints
+
+    if key_hints(parse_bundle(data)) != {signer.public_key.hint}:
+        raise VerificationError("made with another key", reason="wrong-key")
 
 
 def _signer(key: str, passphrase_file: str | None) -> FileSigner:

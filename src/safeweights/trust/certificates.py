@@ -111,6 +111,15 @@ def verify_chain(
     return wrap_public_key(loaded[0].public_key(), path=path), facts
 
 
+def certified_key(der: bytes, *, path: str | None = None) -> PublicKey:
+    """The key of a certificate, of which nothing is verified.
+
+    Raises:
+        DocumentError: It cannot be read, or has a key that OMS does not take.
+    """
+    return wrap_public_key(_load(der, "certificates[0]", path).public_key(), path=path)
+
+
 def _load(der: bytes, field: str, path: str | None) -> Certificate:
     x509 = need_cryptography("x509")
     try:

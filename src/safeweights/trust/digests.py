@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Final, Literal
 
-from safeweights.checkpoint import SafetensorsFile
+from safeweights.checkpoint import Checkpoint, SafetensorsFile
 from safeweights.errors import quote
 
 from .blocktree import BlockTree, TreeBuilder
@@ -28,7 +28,7 @@ from .threads import in_threads
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from safeweights.header import TensorInfo
+    from safeweights.checkpoint import Tensor
 
 __all__ = [
     "CheckResult",
@@ -39,6 +39,7 @@ __all__ = [
     "format_check_file",
     "hash_file",
     "hash_files",
+    "hash_mapping",
     "hash_paths",
     "hash_tensors",
     "parse_check_file",
@@ -171,25 +172,74 @@ def hash_files(
 def hash_paths(
     paths: Iterable[str],
     *,
+    leave_out: str | None = None,
+    failed: Callable[[str, OSError | VerificationError], object] | None = None,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[FileDigest]:
     """The SHA-256 of files, and of every file below folders; names are paths as one would type.
 
-    `workers` and `progress` are those of `hash_files`.
+    Args:
+        paths: Files and folders.
+        leave_out: A file that is passed over wherever it is found: where the digests are written to.
+        failed: Told of what cannot be read, and why, which then does not keep the rest from being
+            read; without it, that is raised.
+        workers: Files read at a time; the number of cores unless told.
+        progress: Called with the bytes read so far, from the calling thread.
 
     Raises:
         VerificationError: A special file in a folder.
         OSError: As the operating system has it.
     """
-    named: list[tuple[str, str]] = []
+
+    def one(path: str, tell: Callable[[int], object]) -> FileDigest | _Failure:
+        try:
+            return hash_file(path, progress=tell)
+        except (OSError, VerificationError) as error:
+            if failed is None:
+                raise
+            return _Failure(path, error)
+
+    found: list[FileDigest] = []
+    for each in in_threads(
+        one, _each(paths, leave_out, failed), workers=workers, progress=progress
+    ):
+        if isinstance(each, FileDigest):
+            found.append(each)
+        elif failed is not None:
+            failed(each.path, each.error)
+    return found
+
+
+@dataclass(frozen=True)
+class _Failure:
+    path: str
+    error: OSError | VerificationError
+
+
+def _each(
+    paths: Iterable[str],
+    leave_out: str | None,
+    failed: Callable[[str, OSError | VerificationError], object] | None,
+) -> list[str]:
+    """Every file that is named, or below a folder that is."""
+    found: list[str] = []
     for path in paths:
-        if os.path.isdir(path):
+        if not os.path.isdir(path):
+            found.append(path)
+            continue
+        try:
             inside = [os.path.join(path, entry.name) for entry in list_folder(path)]
-            named += [(name, name) for name in inside if not os.path.isdir(name)]
+        except (OSError, VerificationError) as error:
+            if failed is None:
+                raise
+            failed(path, error)
         else:
-            named.append((path, path))
-    return hash_files(named, workers=workers, progress=progress)
+            found += [each for each in inside if not os.path.isdir(each)]
+    if leave_out is not None:
+        left_out = os.path.realpath(leave_out)
+        found = [each for each in found if os.path.realpath(each) != left_out]
+    return found
 
 
 def hash_tensors(
@@ -208,12 +258,24 @@ def hash_tensors(
         FormatError: Not a valid safetensors file.
     """
     file = SafetensorsFile.open(path, engine="pread")
+    tensors = Checkpoint.from_files([file], path)
+    return hash_mapping(tensors, path, workers=workers, progress=progress)
+
+
+def hash_mapping(
+    tensors: Mapping[str, Tensor],
+    path: str,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[TensorDigest]:
+    """The same for any mapping, which was opened from `path`."""
 
     def some(names: Sequence[str], tell: Callable[[int], object]) -> list[TensorDigest]:
         done = 0
         found = []
         for name in names:
-            tensor = file.tensor(name)
+            tensor = tensors[name]
             kind = f"{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0"
             state = hashlib.sha256(kind.encode())
             for chunk in tensor.chunks(CHUNK):
@@ -225,17 +287,16 @@ def hash_tensors(
         tell(done)
         return found
 
-    batches = list(_batches(file.header.tensors))
-    return list(chain(*in_threads(some, batches, workers=workers, progress=progress)))
+    return list(chain(*in_threads(some, _batches(tensors), workers=workers, progress=progress)))
 
 
-def _batches(tensors: Mapping[str, TensorInfo]) -> Iterator[list[str]]:
+def _batches(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
     """The names in order; together what is too small to be a thread's work of its own."""
     batch: list[str] = []
     size = 0
     for name in sorted(tensors):
         batch.append(name)
-        size += tensors[name].end - tensors[name].begin + _TENSOR_COST
+        size += tensors[name].nbytes + _TENSOR_COST
         if size >= CHUNK:
             yield batch
             batch, size = [], 0

@@ -157,7 +157,7 @@ def _check_kind(path: str) -> None:
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(errno.ENODEV, "Not a regular file", path)
+        raise OSError(errno.ENODEV, "this is not a regular file", path)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from .bundle import (
     parse_bundle,
     parse_statement,
 )
-from .certificates import CertificateTrust, verify_chain
+from .certificates import CertificateTrust, certified_key, verify_chain
 from .digests import FileDigest, hash_file
 from .errors import VerificationError, refusing
 from .files import Entry, list_folder, read_document
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "SignedBy", "Trust", "Verification", "check_signature", "find_signature", "read_bundle",
-    "resource_of", "verify",
+    "SignedBy", "Trust", "Verification", "check_signature", "find_signature", "key_hints",
+    "read_bundle", "resource_of", "verify",
 ]  # fmt: skip
 
 Trust = PublicKey | CertificateTrust | KeylessTrust
@@ -154,12 +154,24 @@ def check_signature(bundle: Bundle, trust: Trust) -> SignedBy:
     return SignedBy("key", key_hint=trust.hint)
 
 
-def _check_hint(bundle: Bundle, key: PublicKey) -> None:
-    named = {bundle.hint} - {None}
+def key_hints(bundle: Bundle) -> set[str]:
+    """The hints of the keys that `bundle` says it was made with; nothing of that is verified.
+
+    Raises:
+        DocumentError: A key or certificate that cannot be read.
+    """
+    named = {bundle.hint} if bundle.hint is not None else set()
     if bundle.raw_key is not None:
         named.add(load_public_key(bundle.raw_key, path=bundle.path).hint)
+    if bundle.certificates:
+        named.add(certified_key(bundle.certificates[0], path=bundle.path).hint)
+    return named
+
+
+def _check_hint(bundle: Bundle, key: PublicKey) -> None:
+    named = key_hints(bundle)
     if named != {key.hint}:
-        shown = ", ".join(sorted(quote(str(hint), 70) for hint in named))
+        shown = ", ".join(sorted(quote(hint, 70) for hint in named))
         raise VerificationError(
             f"signed with the key {shown}, expected {quote(key.hint)}", reason="wrong-key",
             path=bundle.path,
