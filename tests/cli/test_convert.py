@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import json
+import lzma
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
+import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -343,6 +350,84 @@ def test_check_reports_every_call(run, checkpoint, evil):
     dangerous = [each for each in bad["findings"] if each["rule"] == "dangerous-call"]
     assert len(dangerous) == 1
     assert "system` ('touch " in dangerous[0]["message"]
+
+
+COMPRESSORS = {
+    "gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zlib": zlib.compress,
+}  # fmt: skip
+
+
+def torch_file(value, *, legacy=False):
+    file = io.BytesIO()
+    torch.save(value, file, _use_new_zipfile_serialization=not legacy)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("codec", COMPRESSORS)
+@pytest.mark.parametrize(
+    "content",
+    [
+        safeweights.numpy.save(ARRAYS),
+        torch_file({"w": torch.ones(3)}),
+        torch_file({"w": torch.ones(3)}, legacy=True),
+        b"(the text) of some file",
+        b"",
+    ],
+    ids=["safetensors", "torch", "torch-legacy", "text", "empty"],
+)
+def test_what_is_compressed_and_no_pickle_is_to_be_decompressed_first(
+    run, tmp_path, target, codec, content
+):
+    path = tmp_path / "file"
+    path.write_bytes(COMPRESSORS[codec](content))
+    words = f"{codec}-compressed: decompress it first"
+    checked = run("check", str(path), "--json")
+    (result,) = checked.document["results"]
+    assert (checked.exit_code, result["status"], result["formats"]) == (1, "bad", ["compressed"])
+    assert any(words in each["message"] for each in result["findings"])
+    assert "foreign-format" not in {each["rule"] for each in result["findings"]}
+    converted = run("convert", str(path), target)
+    assert (converted.exit_code, words in converted.stderr) == (1, True)
+    if codec != "zlib":  # which `show` does not know
+        shown = run("show", str(path))
+        assert (shown.exit_code, words in shown.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("codec", COMPRESSORS)
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
+def test_a_compressed_pickle_is_what_joblib_writes(run, tmp_path, target, codec, protocol):
+    array = np.random.default_rng(0).random(
+        200_000
+    )  # bzip2 tells nothing before the end of a block
+    path = tmp_path / "file"
+    path.write_bytes(COMPRESSORS[codec](pickle.dumps({"w": array}, protocol)))
+    assert run("check", str(path)).exit_code == 0
+    assert run("convert", str(path), target).exit_code == 0
+    assert np.array_equal(loaded(target)["w"], array)
+
+
+@pytest.mark.parametrize("codec", COMPRESSORS)
+@pytest.mark.parametrize("kind", [0, 2, 5, "torch"])
+def test_a_hostile_pickle_is_found_in_what_is_compressed(run, tmp_path, codec, kind):
+    hostile = Evil(str(tmp_path / "executed"))
+    content = torch_file(hostile) if kind == "torch" else pickle.dumps(hostile, kind)
+    path = tmp_path / "file"
+    path.write_bytes(COMPRESSORS[codec](content))
+    checked = run("check", str(path), "--json")
+    rules = {each["rule"] for each in checked.document["results"][0]["findings"]}
+    assert (checked.exit_code, "dangerous-call" in rules) == (1, True)
+
+
+def test_an_archive_that_is_no_checkpoint_is_named(run, tmp_path, model, target):
+    with zipfile.ZipFile(tmp_path / "a", "w") as archive:
+        archive.write(model, "model.safetensors")
+    with tarfile.open(tmp_path / "b", "w") as archive:
+        archive.add(model, "model.safetensors")
+    for name, kind in (("a", "zip"), ("b", "tar")):
+        result = run("convert", str(tmp_path / name), target)
+        assert result.exit_code == 1
+        assert f"it is a {kind} archive of other things" in result.stderr
+        assert "safeweights convert" not in result.stderr
 
 
 def test_a_note_on_mapping_is_for_files_that_are_mapped(run, checkpoint, model):

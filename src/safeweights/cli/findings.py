@@ -176,7 +176,7 @@ def _check_source(out: _Findings, source: Source) -> SafetensorsFile | None:
         file = SafetensorsFile(source)
     except FormatError as error:
         refused = error
-    if refused is not None and (foreign := foreign_format(source, refused)) is not None:
+    if refused is not None and (foreign := _foreign(source, refused)) is not None:
         _check_foreign(out, source, foreign)
         return None
     if refused is not None or out.strict:
@@ -192,6 +192,16 @@ def _check_source(out: _Findings, source: Source) -> SafetensorsFile | None:
             _check_tensor(out, row)
         _check_metadata(out, file)
     return file
+
+
+def _foreign(source: Source, refused: FormatError) -> str | None:
+    """The format of a file that is not safetensors, where something can be said of what it holds."""
+    found = foreign_format(source, refused)
+    if found is None and refused.rule.startswith("header-"):
+        from ..convert.numpy_files import compressed_kind
+
+        found = "compressed" if compressed_kind(source) is not None else None
+    return found
 
 
 def _check_foreign(out: _Findings, source: Source, name: str) -> None:

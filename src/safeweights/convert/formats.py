@@ -106,7 +106,7 @@ def identify_format(source: Source, limits: Limits) -> str | None:
         return "tensorflow-v2"
     if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= source.size - 8:
         return "safetensors"
-    return _identify_stream(head, source.name)
+    return _identify_stream(head, source)
 
 
 def _identify_zip(archive: zip_reader.ZipArchive) -> str | None:
@@ -117,13 +117,13 @@ def _identify_zip(archive: zip_reader.ZipArchive) -> str | None:
     return "npz" if numpy_files.is_npz(archive) else None
 
 
-def _identify_stream(head: bytes, name: str) -> str | None:
-    if name.endswith(_PADDLE_SUFFIXES):
+def _identify_stream(head: bytes, source: Source) -> str | None:
+    if source.name.endswith(_PADDLE_SUFFIXES):
         return "paddle"
     if head[:1] == b"\x80" and 2 <= head[1:2][0] <= 5 if len(head) > 1 else False:
         return "pickle"
-    if any(head.startswith(magic) for magic, _ in numpy_files.COMPRESSED):
-        return "pickle"
+    if numpy_files.compressed_kind(source) is not None:
+        return "pickle" if numpy_files.holds_pickle(source) else None
     if flax_msgpack.looks_like_map(head):
         return "flax-msgpack"
     return "pickle" if head[:1] in _TEXT_PICKLES else None
@@ -186,10 +186,23 @@ def _source(target: Any, verify: Verify | None) -> Source:
 
 
 def _unknown(source: Source) -> FormatError:
-    found = identify(read_bytes(source, 0, min(512, source.size)))
-    shown = f"; it looks like {found}" if found else ""
     return FormatError(
-        f"this is no checkpoint of a format that can be converted{shown}",
+        f"this is no checkpoint of a format that can be converted{_what(source)}",
         rule="unknown-format",
         path=source.name,
     )
+
+
+def _what(source: Source) -> str:
+    """What is known of a file that is not: an archive is one that was looked into."""
+    head = read_bytes(source, 0, min(HEAD, source.size))
+    for looks_like, kind in (
+        (zip_reader.looks_like_zip, "zip"),
+        (tar_reader.looks_like_tar, "tar"),
+    ):
+        if looks_like(head):
+            return f"; it is a {kind} archive of other things than a checkpoint's: extract it first"
+    if (packed := numpy_files.compressed_kind(source)) is not None:
+        return f"; it is {packed}"
+    found = identify(head)
+    return f"; it looks like {found}" if found else ""

@@ -20,11 +20,12 @@ from safeweights.convert.numpy_nodes import ArrayNode, DtypeNode, int_tuple
 from safeweights.convert.object_nodes import is_int
 from safeweights.convert.pickle_machine import Pickle, PickleMachine
 from safeweights.convert.pickle_nodes import Call, DictNode, Global, Value
-from safeweights.convert.source import Source, Window, read_bytes, spooled
+from safeweights.convert.source import Source, Window, inflated_head, read_bytes, spooled
 from safeweights.convert.strided import contiguous_strides
-from safeweights.convert.torch_files import NestedStorages
+from safeweights.convert.torch_files import NestedStorages, is_legacy
 from safeweights.convert.zip_reader import ZipArchive
 from safeweights.errors import FormatError, quote
+from safeweights.sniffing import HEAD, identify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,8 @@ __all__ = [
     "COMPRESSED",
     "NPY_MAGIC",
     "JoblibArrays",
+    "compressed_kind",
+    "holds_pickle",
     "is_npz",
     "numpy_pickle",
     "object_start",
@@ -276,6 +279,34 @@ def inflated(source: Source, limits: Limits) -> Source:
         if head.startswith(magic):
             return spooled(source, codec, f"{source.name}!{codec}", limits)
     return source
+
+
+_PICKLE: Final = re.compile(rb"\x80[\x02-\x05]|[\]})][q.]|\([dl]p\d|\(?c[\w.]+\n[\w.]+\n").match
+"""How pickles of protocol 2 to 5 begin, and of 1 and 0 such as hold anything."""
+
+
+def compressed_kind(source: Source) -> str | None:
+    """What to say of a compressed stream, such as "gzip-compressed: decompress it first"."""
+    found = _compressed(source)
+    if found is None:
+        return None
+    known = identify(read_bytes(source, 0, min(HEAD, source.size)))
+    return known or f"{found[0]}-compressed: decompress it first"
+
+
+def holds_pickle(source: Source) -> bool:
+    """Whether a compressed stream is what joblib writes: a pickle, and not another format."""
+    found = _compressed(source)
+    return found is not None and bool(_PICKLE(found[1])) and not is_legacy(found[1])
+
+
+def _compressed(source: Source) -> tuple[str, bytes] | None:
+    """The codec, and how that begins which is compressed."""
+    head = read_bytes(source, 0, min(8, source.size))
+    for magic, codec in COMPRESSED:
+        if head.startswith(magic) and (inner := inflated_head(source, codec, HEAD)) is not None:
+            return codec, inner
+    return None
 
 
 def read_object_pickle(source: Source, options: OpenOptions) -> ForeignCheckpoint:

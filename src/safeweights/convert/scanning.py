@@ -170,6 +170,9 @@ class _Scanner:
         self._check_polyglot(source)
         if looks_like_tar(head):
             return self._tar(source, depth)
+        packed = numpy_files.compressed_kind(source)
+        if packed is not None and not numpy_files.holds_pickle(source):
+            self._unread(source, 0, packed)  # no library loads it as it is
         inner = numpy_files.inflated(source, self._limits)
         if inner is not source:
             self.file(inner, depth + 1)

@@ -35,6 +35,7 @@ __all__ = [
     "Joined",
     "Source",
     "Window",
+    "inflated_head",
     "read_bytes",
     "spooled",
     "truncated",
@@ -359,6 +360,26 @@ def spooled(parent: Source, codec: str, name: str, limits: Limits = DEFAULT_LIMI
                 offset=position - len(stream.unused_data),
             )
         return DescriptorSource(os.dup(file.fileno()), name, mapped=False)
+
+
+def inflated_head(parent: Source, codec: str, count: int) -> bytes | None:
+    """The first `count` bytes that `parent` inflates to, or all there are; None if it is no such stream.
+
+    Cost: at most 4 MiB are read; bzip2 tells nothing before the end of a block of 900 kB.
+    """
+    stream = CODECS[codec]()
+    head = b""
+    for offset in range(0, min(parent.size, 16 * _BLOCK), _BLOCK):
+        data = read_bytes(parent, offset, min(_BLOCK, parent.size - offset))
+        try:
+            while len(head) < count and (block := _advance(stream, data, parent)):
+                head += block
+                data = b""
+        except FormatError:
+            return head[:count] or None
+        if len(head) >= count or stream.eof:
+            break
+    return head[:count]
 
 
 def _check_inflation(total: int, stored: int, name: str, limits: Limits) -> None:
