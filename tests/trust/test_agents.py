@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from safeweights import agents
+from safeweights import __version__, agents
 from safeweights.errors import SafetensorError
 from safeweights.trust import signing
 from safeweights.trust.audit import AuditLog, verify_log
@@ -130,3 +130,36 @@ def test_tools_say_what_they_do(tools: agents.ModelTools) -> None:
     assert listed["inspect"].annotations.read_only_hint
     assert not listed["convert"].annotations.read_only_hint
     assert set(listed["convert"].input_schema["properties"]) == {"path", "name"}
+
+
+def test_the_server_says_which_version_it_is(tools: agents.ModelTools) -> None:
+    from mcp import Client
+
+    async def talk() -> Any:
+        async with Client(agents.build_server(tools)) as client:
+            return client.server_info
+
+    assert asyncio.run(talk()).version == __version__
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--root", "nowhere"], ["--root", "file"], ["--root", ".", "--output", "nowhere"],
+        ["--root", ".", "--policy", "nowhere"], ["--root", ".", "--log", "nowhere/x"],
+        ["--root", ".", "--log", "file"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_cannot_be_served_is_not(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no log")
+    with pytest.raises(SystemExit) as caught:
+        agents.main(options)
+    assert caught.value.code == 3
+    assert options[-1] in capsys.readouterr().err
