@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from safeweights.cli import terminal
-from safeweights.cli.columns import Column, cells, fold, lay_out, shorten, widths
+from safeweights.cli.columns import Column, cells, fold, lay_out, shorten, stacked, widths
 from safeweights.cli.output import escape
 
 NAMES = st.text(
@@ -52,23 +52,50 @@ def test_folding_loses_nothing_but_spaces_and_fits(text, width):
         assert max(map(cells, lines)) <= width
 
 
-@given(
-    st.lists(st.tuples(NAMES, NAMES, NAMES), min_size=1, max_size=5),
-    st.integers(25, 120),
-    st.tuples(st.booleans(), st.booleans()),
-)
-def test_every_line_of_a_table_is_as_wide_as_all_and_fits_the_window(rows, window, flags):
-    columns = (Column("name", cut=flags[0]), Column("shape", cut=flags[1]), Column("s", right=True))
+@given(st.lists(st.tuples(NAMES, NAMES, NAMES), min_size=1, max_size=5), st.integers(25, 120))
+def test_every_line_of_a_table_is_as_wide_as_all_and_fits_the_window(rows, window):
+    columns = (Column("name"), Column("shape"), Column("s", right=True))
     wide = widths(columns, rows, window)
+    if stacked(wide, window):
+        assert wide[0] == window
+        columns, rows, wide = columns[1:], [row[1:] for row in rows], wide[1:]
     assert sum(wide) + 4 <= window
     for line in lay_out(columns, rows, wide):
         if not any("\ufe0f" in text for row in rows for text in row):
             assert [cells(text) for text in line] == wide
 
 
-def test_long_fields_are_cut_or_shortened():
-    (line,) = lay_out([Column("name", cut=True)], [["模" * 10]], [9])
-    assert line == ["模模模模…"]
+def test_where_a_name_has_no_room_it_gets_lines_of_its_own():
+    columns = (Column("name"), Column("dtype"), Column("shape"), Column("size", right=True))
+    name = "model.layers.0.self_attn.k_proj.weight"
+    rows = [(name, "F8_E4M3FNUZ", "[1024, 1024]", "1.0 MB"), ("step", "I64", "[]", "8 B")]
+    shown = {}
+    for width in (30, 40, 80):
+        stream = io.StringIO()
+        drawn = terminal.Terminal(stream)
+        drawn.width = width
+        drawn.table(columns, rows)
+        shown[width] = stream.getvalue().splitlines()
+        assert max(map(len, shown[width])) <= width
+    assert shown[80][1].split() == [name, "F8_E4M3FNUZ", "[1024,", "1024]", "1.0", "MB"]
+    assert shown[40] == [
+        "name",
+        "  dtype        shape           size",
+        name,
+        "  F8_E4M3FNUZ  [1024, 1024]  1.0 MB",
+        "step",
+        "  I64          []               8 B",
+    ]
+    # Narrower still, columns are broken at spaces, and no word is.
+    assert shown[30][2:6] == [
+        name[:30],
+        name[30:],
+        "  F8_E4M3FNUZ  [1024,   1.0 MB",
+        "               1024]          ",
+    ]
+
+
+def test_long_fields_are_shortened():
     assert shorten("x" * 5000).endswith("… (4,790 more)")
 
 
@@ -82,11 +109,13 @@ def test_a_long_table_asks_rich_no_more_than_a_short_one(monkeypatch):
     Text = terminal.Text
     monkeypatch.setattr(terminal, "Text", text)
     columns = (Column("name"), Column("size", right=True, style="green"))
-    for number in (1, 5000):
+    for number, width in ((1, 80), (5000, 80), (5000, 8)):
         calls.clear()
         stream = io.StringIO()
-        terminal.Terminal(stream).table(columns, ((f"层.{i}", str(i)) for i in range(number)))
-        assert len(stream.getvalue().splitlines()) == number + 1
+        drawn = terminal.Terminal(stream)
+        drawn.width = width
+        drawn.table(columns, ((f"层.{i}", str(i)) for i in range(number)))
+        assert len(stream.getvalue().splitlines()) == (number + 1) * (1 if width == 80 else 2)
         assert len(calls) <= 10
 
 

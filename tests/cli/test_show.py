@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -65,9 +66,11 @@ def test_on_a_terminal_at_80_columns(terminal, plain, sharded):
     assert "\x1b[" in shown
 
 
-def test_no_color_means_none(terminal, sharded):
-    shown, _ = terminal("show", sharded, NO_COLOR="1", TERM="dumb")
-    assert "\x1b" not in shown
+def test_no_color_takes_colours_and_a_dumb_terminal_gets_no_codes(terminal, sharded):
+    shown, _ = terminal("show", sharded, NO_COLOR="1")
+    assert set(re.findall(r"\x1b\[[0-9;]*m", shown)) <= {"\x1b[0m", "\x1b[1m", "\x1b[2m"}
+    for environment in ({"TERM": "dumb"}, {"TERM": "dumb", "NO_COLOR": "1"}):
+        assert "\x1b" not in terminal("show", sharded, **environment)[0]
 
 
 # --- other formats

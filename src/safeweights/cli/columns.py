@@ -13,18 +13,18 @@ import re
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["GAP", "Column", "cells", "fold", "lay_out", "shorten", "widths"]
+__all__ = ["GAP", "Column", "cells", "fold", "lay_out", "shorten", "stacked", "widths"]
 
 GAP: Final = 2
 """Cells between columns."""
 
-_NARROWEST: Final = 12
-"""Cells that the first column takes from the others, if it needs them."""
+_NARROWEST: Final = 20
+"""Cells for the first column below which, if it needs more, it gets lines of its own."""
 
 _LEAST: Final = 4
 """Cells that every column gets, in however narrow a window."""
@@ -46,14 +46,12 @@ class Column(NamedTuple):
         right: Align to the right.
         style: How it is coloured, as rich names styles.
         widest: Most cells it takes; longer fields are wrapped. The first column takes what is left.
-        cut: Cut longer fields instead.
     """
 
     title: str
     right: bool = False
     style: str = ""
     widest: int = 24
-    cut: bool = False
 
 
 def cells(text: str) -> int:
@@ -70,7 +68,11 @@ def shorten(text: str, limit: int = _CELL_MAX) -> str:
 
 
 def widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], available: int) -> list[int]:
-    """The width of each column, in a window of `available` cells."""
+    """The width of each column, in a window of `available` cells.
+
+    Where the first gets all of them there is nothing left for the others: it stands on lines of its
+    own, and below it the others, indented by `GAP`; see `stacked`.
+    """
     widest = [cells(column.title) for column in columns]
     for row in rows:
         for index, cell in enumerate(row):
@@ -81,10 +83,37 @@ def widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], available: 
         min(width, column.widest) for width, column in zip(widest[1:], columns[1:], strict=True)
     ]
     left = available - sum(others) - GAP * len(others)
-    found = [max(_NARROWEST, min(widest[0], left)), *others]
-    while sum(found) + GAP * len(others) > available and max(found) > _LEAST:
-        found[found.index(max(found))] -= 1
+    if left >= min(widest[0], _NARROWEST):
+        return [min(widest[0], left), *others]
+    if sum(others) + GAP * len(others) > available:
+        _shrink(others, _longest_words(columns, rows), available - GAP * len(others))
+    return [available, *others]
+
+
+def stacked(wide: Sequence[int], available: int) -> bool:
+    """Whether `widths` gave the first column lines of its own."""
+    return len(wide) > 1 and wide[0] == available
+
+
+def _longest_words(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
+    """What each column but the first needs for no word to be broken; for numbers, for nothing."""
+    found = []
+    for index, column in enumerate(columns[1:], 1):
+        words = set(column.title.split())
+        for row in rows:
+            words.update((row[index],) if column.right else row[index].split())
+        found.append(max(map(cells, words), default=0))
     return found
+
+
+def _shrink(found: list[int], least: Sequence[int], available: int) -> None:
+    """Narrow columns until they fit: while that is possible those that have spaces to be broken at."""
+    while sum(found) > available:
+        spare = [width - need for width, need in zip(found, least, strict=True)]
+        widest = spare.index(max(spare)) if max(spare) > 0 else found.index(max(found))
+        if found[widest] <= _LEAST:
+            return
+        found[widest] -= 1
 
 
 def lay_out(
@@ -107,10 +136,7 @@ def _wrapped(
     columns: Sequence[Column], row: Sequence[str], wide: Sequence[int]
 ) -> Iterator[Sequence[str]]:
     """The lines of a row of which some cell is wider than its column."""
-    pieces = [
-        (_cut if column.cut else fold)(cell, width)
-        for column, cell, width in zip(columns, row, wide, strict=True)
-    ]
+    pieces = [fold(cell, width) for cell, width in zip(row, wide, strict=True)]
     for line in zip_longest(*pieces, fillvalue=""):
         yield [
             _pad(text, width, column.right)
@@ -123,10 +149,6 @@ def _pad(text: str, width: int, right: bool) -> str:
         return text.rjust(width) if right else text.ljust(width)
     space = " " * (width - cells(text))
     return space + text if right else text + space
-
-
-def _cut(text: str, width: int) -> list[str]:
-    return [text if cells(text) <= width else set_cell_size(text, width - 1) + "…"]
 
 
 def fold(text: str, width: int) -> list[str]:

@@ -134,7 +134,7 @@ def _print_tree(out: Output, found: list[Row], depth: int | None) -> None:
 
     out.pretty().table(
         (
-            Column("name", cut=True),
+            Column("name"),
             Column("dtype", style="cyan"),
             Column("shape or tensors"),
             Column("params", right=True),

@@ -1,7 +1,8 @@
 """Drawing on a terminal: tables, key-value lists, wrapped sentences, progress. The only user of `rich`.
 
-Text is escaped before it comes here, and never parsed as markup. Colours follow NO_COLOR and TERM,
-widths follow the window (`rich.console.Console`).
+Text is escaped before it comes here, and never parsed as markup. Widths follow the window. NO_COLOR
+takes away the colours, and as no-color.org has it nothing else: bold and dim stay; TERM=dumb takes
+them too (`rich.console.Console`).
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .columns import GAP, Column, cells, lay_out, shorten, widths
+from .columns import GAP, Column, cells, fold, lay_out, shorten, stacked, widths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    _Rows = Iterable[Sequence[str]]
 
 __all__ = ["Column", "Terminal", "progress"]
 
@@ -34,17 +37,33 @@ class Terminal:
         self.width = self._console.width
 
     def table(self, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
-        """Print a table; the first column is wrapped where the window is narrow."""
+        """Print a table; in a narrow window the first column is wrapped, or gets lines of its own."""
         kept = [[shorten(cell) for cell in row] for row in rows]
         if not kept:
             return
         wide = widths(columns, kept, self.width)
-        heading = lay_out(columns, [[column.title for column in columns]], wide)
-        self._lines(heading, ["bold"] * len(columns))
-        self._lines(lay_out(columns, kept, wide), [column.style for column in columns])
+        lines = self._stacked if stacked(wide, self.width) else self._aligned
+        lines(columns, [[column.title for column in columns]], wide, ["bold"] * len(columns))
+        lines(columns, kept, wide, [column.style for column in columns])
 
-    def _lines(self, lines: Iterable[Sequence[str]], styles: Sequence[str]) -> None:
-        pattern = (" " * GAP).join([self._code("%s", style) for style in styles]) + "\n"
+    def _aligned(
+        self, columns: Sequence[Column], rows: _Rows, wide: Sequence[int], styles: Sequence[str]
+    ) -> None:
+        self._lines(lay_out(columns, rows, wide), self._pattern(styles))
+
+    def _stacked(
+        self, columns: Sequence[Column], rows: _Rows, wide: Sequence[int], styles: Sequence[str]
+    ) -> None:
+        above, below = self._pattern(styles[:1]), self._pattern(["", *styles[1:]])
+        for first, *others in rows:
+            self._lines(([line] for line in fold(first, wide[0])), above)
+            found = lay_out(columns[1:], [others], wide[1:])
+            self._lines((("", *line) for line in found), below)
+
+    def _pattern(self, styles: Sequence[str]) -> str:
+        return (" " * GAP).join([self._code("%s", style) for style in styles]) + "\n"
+
+    def _lines(self, lines: Iterable[Sequence[str]], pattern: str) -> None:
         iterator = iter(lines)
         for first in iterator:
             batch = chain((first,), islice(iterator, _BATCH - 1))
