@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
 import io
 import itertools
 import json
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -122,7 +124,15 @@ def archive() -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("data", [archive(), pickle.dumps({"a": [1] * 3000}), b"I1\n" * 500])
+@pytest.mark.parametrize(
+    "data",
+    [
+        archive(),
+        pickle.dumps({"a": [1] * 3000}),
+        b"I1\n" * 500,
+        bz2.compress(pickle.dumps(random.Random(0).randbytes(5000))),
+    ],
+)
 def test_other_formats_are_kept_whole(data):
     source = piped(Pipe(data), headers_only=True)
     assert source.read(0, source.size) == data

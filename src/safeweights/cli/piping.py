@@ -79,7 +79,10 @@ def _is_known(head: bytes) -> bool:
     """Whether a file of another format may begin like this."""
     from ..convert import DEFAULT_LIMITS
     from ..convert.formats import identify_format
+    from ..convert.numpy_files import COMPRESSED
 
+    if head.startswith(tuple(magic for magic, _ in COMPRESSED)):
+        return True  # the beginning of a compressed block may tell nothing of what is in it
     try:
         return identify_format(BytesSource(head, NAME), DEFAULT_LIMITS) is not None
     except FormatError:  # an archive, of which this is not all
