@@ -27,16 +27,16 @@ class Guard:
 
     Two witnesses: an audit hook (PEP 578), which code that runs in the process cannot avoid, and a
     finder in front of all others, which sees the name of anything that is looked for.
+
+    The hook is a method of C and runs no bytecode: Python 3.11 refuses to begin tracing a thread (which
+    measuring coverage does) while a hook of another thread is being told of the same.
     """
 
     def __init__(self) -> None:
         self.seen: list[str] = []
         self._armed = False
-        sys.addaudithook(self._audit)
-
-    def _audit(self, event: str, arguments: tuple) -> None:
-        if self._armed and event in WATCHED:
-            self.seen.append(f"{event} {arguments!r:.200}")
+        self._unseen = dict.fromkeys(WATCHED)  # what happens is taken out
+        sys.addaudithook(self._unseen.pop)
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if self._armed:
@@ -44,12 +44,15 @@ class Guard:
 
     @contextlib.contextmanager
     def armed(self) -> Iterator[list[str]]:
+        """Gives a list that has, when the block has ended, what was seen in it."""
         self.seen.clear()
         sys.meta_path.insert(0, self)
         self._armed = True
+        self._unseen.update(dict.fromkeys(WATCHED))
         try:
             yield self.seen
         finally:
+            self.seen += [event for event in WATCHED if event not in self._unseen]
             self._armed = False
             sys.meta_path.remove(self)
 
