@@ -29,7 +29,7 @@ from .bundle import (
 )
 from .certificates import CertificateTrust, certified_key, verify_chain
 from .digests import FileDigest, hash_file
-from .errors import VerificationError, refusing
+from .errors import DocumentError, VerificationError, refusing
 from .files import Entry, list_folder, read_document
 from .keyless import KeylessTrust, verify_keyless
 from .keys import PublicKey, load_public_key
@@ -113,7 +113,7 @@ def read_bundle(path: str) -> Bundle:
     """The signature file at `path`, parsed but not verified.
 
     Raises:
-        VerificationError: ``signature-missing``.
+        VerificationError: ``signature-missing``, or ``not-a-file``.
         DocumentError: Not a bundle.
     """
     try:
@@ -122,6 +122,13 @@ def read_bundle(path: str) -> Bundle:
         raise VerificationError(
             "there is no signature file", reason="signature-missing", path=path
         ) from None
+    except DocumentError as error:
+        if error.reason != "not-a-file":
+            raise
+        raise VerificationError(
+            "there is no signature file, but something else in its place",
+            reason=error.reason, path=path,
+        ) from None  # fmt: skip
 
 
 def check_signature(bundle: Bundle, trust: Trust) -> SignedBy:
