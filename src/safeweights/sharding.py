@@ -16,17 +16,21 @@ import os
 import re
 import secrets
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from .checkpoint import Checkpoint, Tensor, save
 from .errors import UnsupportedError, quote
 from .shardindex import INDEX_SUFFIX, SUFFIX, index_text, is_safe_shard, shard_name
-from .storage import copy_over, rename, sync_directory, write_file
+from .storage import PartialOverwriteError, copy_over, rename, sync_directory, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 __all__ = ["parse_size", "save_sharded", "split"]
+
+_OLD: Final = ".old"
+"""Ends the names of old files while they are set aside."""
 
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) *([KMGT]?)(I?)B?").fullmatch
 _EXPONENT: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -105,8 +109,9 @@ def save_sharded(
         FormatError: What the format cannot hold.
         UnsupportedError: A `max_shard_size` that is no size, or a `stem` that is no file name.
         OSError: Writing failed. The folder has what it had before.
-        PartialOverwriteError: The filesystem cannot rename, and copying failed half-way; the files
-            that are not in place are kept in the hidden folder.
+        PartialOverwriteError: The filesystem cannot rename, and copying failed half-way; or what had
+            been moved could not be moved back. The files that are not in place are kept in a hidden
+            folder, which the error names.
     """
     if not stem or stem[0] == "." or {"/", "\\"} & {*stem} or not is_safe_shard(stem + SUFFIX):
         raise UnsupportedError(f"{quote(stem)} cannot begin the name of a file")
@@ -125,8 +130,8 @@ def save_sharded(
             index = _stage_index(staging, stem, shards, found, durable=durable)
             leaving, coming = _moves(staging, folder, stem, [*shards, *index])
             renamed = _exchange(leaving + coming)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
+        except BaseException as error:
+            _discard(staging, folder, error)
             raise
         if not renamed:
             _overwrite(leaving, coming, durable=durable)
@@ -184,30 +189,44 @@ def _moves(
     present = sorted(os.listdir(folder))
     old = [name for name in present if name == index]
     old += [name for name in present if pattern.fullmatch(name)]
-    leaving = [(os.path.join(folder, name), os.path.join(staging, f"{name}.old")) for name in old]
+    leaving = [(os.path.join(folder, name), os.path.join(staging, name + _OLD)) for name in old]
     return leaving, [(os.path.join(staging, name), os.path.join(folder, name)) for name in new]
 
 
 def _exchange(moves: list[tuple[str, str]]) -> bool:
     """Make all the moves, or none: False where the filesystem cannot rename."""
-    done: list[tuple[str, str]] = []
+    begun: list[tuple[str, str]] = []
     try:
         for source, target in moves:
+            begun.append((source, target))  # before: an interrupt may come when it is done already
             if not rename(source, target):
+                begun.pop()
                 break
-            done.append((source, target))
         else:
             return True
     except BaseException:
-        _undo(done)
+        _undo(begun)
         raise
-    _undo(done)
+    _undo(begun)
     return False
 
 
-def _undo(done: list[tuple[str, str]]) -> None:
-    for source, target in reversed(done):
-        os.replace(target, source)
+def _undo(begun: list[tuple[str, str]]) -> None:
+    for source, target in reversed(begun):
+        with suppress(FileNotFoundError):  # the last one may not have been made
+            os.replace(target, source)
+
+
+def _discard(staging: str, folder: str, error: BaseException) -> None:
+    """Remove what was staged; not where old files are there that could not be brought back."""
+    try:
+        kept = any(name.endswith(_OLD) for name in os.listdir(staging))
+    except OSError:  # it was not even made
+        return
+    if not kept:
+        shutil.rmtree(staging, ignore_errors=True)
+    elif isinstance(error, OSError):
+        raise PartialOverwriteError(folder, staging, error) from error
 
 
 def _overwrite(

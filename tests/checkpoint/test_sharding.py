@@ -244,6 +244,53 @@ def test_a_fault_at_every_system_call(
     assert {"mkdir", "writev", "fsync", "replace"} <= set(failed)
 
 
+@pytest.mark.parametrize("number", range(4, 11))
+def test_an_interrupt_while_a_rename_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """It is raised when the call has returned, and done what it should."""
+    save_sharded(OLD, tmp_path, max_shard_size=10)
+    real, calls = os.replace, iter(range(100))
+
+    def replace(source: str, target: str) -> None:
+        real(source, target)
+        if next(calls) == number:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            save_sharded(NEW, tmp_path, max_shard_size=10)
+    assert found(tmp_path) == contents(OLD)
+    assert listing(tmp_path) == [*shard_names(2), INDEX]
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_what_cannot_be_brought_back_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    save_sharded(OLD, tmp_path, max_shard_size=10)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real, calls = os.replace, iter(range(100))
+
+    def replace(source: str, target: str) -> None:
+        if next(calls) >= 4 + 3 + 1:  # all staged, the old ones gone, one new one in its place
+            raise fault
+        real(source, target)
+
+    expected = PartialOverwriteError if isinstance(fault, OSError) else KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with pytest.raises(expected) as caught:
+            save_sharded(NEW, tmp_path, max_shard_size=10)
+    [staging] = [path for path in tmp_path.iterdir() if path.name[0] == "."]
+    if isinstance(caught.value, PartialOverwriteError):
+        assert caught.value.kept == str(staging)
+        assert "what is not in place is in" in str(caught.value)
+    for name, data in before.items():
+        assert (staging / f"{name}.old").read_bytes() == data
+
+
 def test_what_the_format_cannot_hold_changes_nothing(tmp_path: Path) -> None:
     save_sharded(OLD, tmp_path, max_shard_size=10)
     wrong: dict[str, Tensor] = {**NEW, "t9": MemoryTensor("t9", "F32", (1,), b"abc")}

@@ -193,3 +193,20 @@ def test_joining_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_hint_about_less_than_a_page_is_none() -> None:
     placement.prefer_huge_pages(4097, 100)
+
+
+def test_residency_counts_the_pages_of_the_system(
+    descriptor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 KiB on some processors."""
+
+    class Large:
+        @staticmethod
+        def syscall(*arguments: Any) -> int:
+            arguments[3]._obj.cached = 2
+            return 0
+
+    monkeypatch.setattr(placement, "_libc", Large)
+    monkeypatch.setattr(placement, "_PAGE", 1 << 16)
+    assert placement.resident_share(descriptor, 0, 100_000) == 1.0
+    assert placement.resident_share(descriptor, 65_000, 135_000) == 0.5

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import pickle
 import secrets
 import shutil
 import socket
@@ -406,6 +407,8 @@ def test_overwriting_that_fails_keeps_the_new_contents(
         assert caught.value.kept == str(kept)
         assert caught.value.errno == fault
         assert str(kept) in str(caught.value)
+        again = pickle.loads(pickle.dumps(caught.value))  # out of a pool of processes
+        assert (str(again), again.kept, again.errno) == (str(caught.value), str(kept), fault)
 
 
 @pytest.mark.parametrize("call", ["fchmod", "fchown", "fsync-directory"])

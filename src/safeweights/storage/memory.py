@@ -29,7 +29,7 @@ CHUNK: Final = 1 << 23
 _LARGE: Final = 1 << 20
 _PARALLEL: Final = 1 << 24
 PAGE: Final = 4096
-"""What direct I/O and the page cache count in."""
+"""What direct I/O counts in; the system's own pages may be larger."""
 
 
 def allocate(nbytes: int) -> memoryview:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import sys
 from functools import cache
@@ -19,7 +20,7 @@ _CACHESTAT: Final = 451  # the same number on every architecture since it is new
 _KEEP_SIZE: Final = 1
 _HUGEPAGE: Final = 14  # MADV_HUGEPAGE
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ
-_PAGE: Final = 4096
+_PAGE: Final = mmap.PAGESIZE
 _REMOTE: Final = frozenset(
     {
         0x6969,  # NFS
@@ -65,8 +66,7 @@ def resident_share(descriptor: int, offset: int, length: int) -> float | None:
     wanted, found = _Range(offset, length), _Cachestat()
     if libc.syscall(_CACHESTAT, descriptor, ctypes.byref(wanted), ctypes.byref(found), 0):
         return None
-    page = 4096
-    pages = (offset + length + page - 1) // page - offset // page
+    pages = -(-(offset + length) // _PAGE) - offset // _PAGE
     return min(1.0, float(found.cached) / pages)
 
 

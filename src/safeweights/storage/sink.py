@@ -66,16 +66,22 @@ _CANNOT_RENAME: Final = _UNSUPPORTED | {errno.EXDEV, errno.EBUSY}
 
 
 class PartialOverwriteError(OSError):
-    """A file on a filesystem without rename could not be overwritten to its end.
+    """What was there could be replaced in part only.
 
     Attributes:
-        kept: The file that holds the new contents, whole.
+        kept: The file that holds the new contents, whole; or the folder with all files, old and new, that
+            are not in place.
     """
 
     def __init__(self, target: str, kept: str, cause: OSError) -> None:
-        what = f"{cause.strerror}: overwritten in part only; the new contents are whole in {kept!r}"
+        whole = "what is not in place" if os.path.isdir(kept) else "all of the new contents"
+        what = f"{cause.strerror}: overwritten in part only; {whole} is in {kept!r}"
         super().__init__(cause.errno, what, target)
         self.kept = kept
+        self._cause = cause
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, OSError]]:
+        return type(self), (self.filename, self.kept, self._cause)
 
 
 def write_file(
