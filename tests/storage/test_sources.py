@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import io
 import mmap
 import os
@@ -587,3 +588,47 @@ def test_where_pages_cannot_be_fetched_they_come_by_themselves(
         reading.fill(0, reading.extent)
         reading.fill(0, 0)
         assert reading.data == bytes(range(7, 107))
+
+
+def test_a_mapping_holds_no_descriptor(tmp_path: Path, descriptors: Callable[[], int]) -> None:
+    """A process may have few of them, and tensors hold their mapping."""
+    (tmp_path / "a").write_bytes(DATA)
+    before = descriptors()
+    views = [open_source(tmp_path / "a", engine="mmap").view(0, len(DATA)) for _ in range(20)]
+    assert descriptors() == before
+    views[0][0] ^= 1
+    assert views[1] == DATA == (tmp_path / "a").read_bytes()
+    assert views[0] != DATA
+    maps = Path("/proc/self/maps")
+    assert maps.read_text().count(str(tmp_path / "a")) == 20
+    views.clear()
+    gc.collect()
+    assert str(tmp_path / "a") not in maps.read_text()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python itself can since 3.13")
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_mapping_that_cannot_be_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Python's own serves. What the second call did to the pages is not known."""
+    (tmp_path / "a").write_bytes(DATA)
+    calls = []
+
+    class Libc:
+        def __getattr__(self, name: str) -> Any:
+            return map_some if name == "mmap" else getattr(libc, name)
+
+    def map_some(*arguments: Any) -> object:
+        calls.append(arguments)
+        return placement._FAILED if len(calls) == failing else libc.mmap(*arguments)
+
+    libc = placement._libc()
+    monkeypatch.setattr(placement, "_libc", Libc)
+    monkeypatch.setattr(placement, "_mappable", set())
+    abandoned = len(placement._abandoned)
+    source = open_source(tmp_path / "a", engine="mmap")
+    assert source.in_memory
+    assert source.view(0, len(DATA)) == DATA
+    assert len(calls) == failing
+    assert len(placement._abandoned) - abandoned == failing - 1

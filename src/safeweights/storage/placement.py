@@ -14,12 +14,21 @@ import sys
 from functools import cache
 from typing import Any, Final
 
-__all__ = ["is_remote", "populate", "prefer_huge_pages", "reserve", "resident_share"]
+__all__ = [
+    "is_remote",
+    "map_untracked",
+    "populate",
+    "prefer_huge_pages",
+    "reserve",
+    "resident_share",
+]
 
 _CACHESTAT: Final = 451  # the same number on every architecture since it is newer than their tables
 _KEEP_SIZE: Final = 1
 _HUGEPAGE: Final = 14  # MADV_HUGEPAGE
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ
+_FAILED: Final = ctypes.c_void_p(-1).value  # MAP_FAILED
+_IN_PLACE: Final = 0x10  # MAP_FIXED
 _PAGE: Final = mmap.PAGESIZE
 _REMOTE: Final = frozenset(
     {
@@ -109,6 +118,45 @@ def prefer_huge_pages(address: int, nbytes: int) -> None:
     begin, end = address + -address % _PAGE, address + nbytes - (address + nbytes) % _PAGE
     if begin < end:
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _HUGEPAGE)
+
+
+def map_untracked(descriptor: int, size: int, *, protection: int, flags: int) -> mmap.mmap | None:
+    """A mapping of a file that holds no descriptor of its own; None where that cannot be had.
+
+    What ``trackfd=False`` gives from Python 3.13 on: a mapping of memory does without, so the file is
+    mapped in its place.
+
+    Raises:
+        OSError, ValueError: There is no room for it.
+    """
+    libc = _libc()
+    if libc is None or sys.maxsize < 1 << 32:
+        return None
+    libc.mmap.restype = ctypes.c_void_p
+    offset, length = ctypes.c_int64(0), ctypes.c_size_t(size)
+    device = os.fstat(descriptor).st_dev
+    if device not in _mappable:
+        tried = libc.mmap(None, length, protection, flags, descriptor, offset)
+        if tried is None or tried == _FAILED:  # a filesystem that cannot
+            return None
+        libc.munmap(ctypes.c_void_p(tried), length)
+        _mappable.add(device)
+    pages = mmap.mmap(-1, size, flags=flags | mmap.MAP_ANONYMOUS, prot=protection)
+    place = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    found = libc.mmap(
+        ctypes.c_void_p(place), length, protection, flags | _IN_PLACE, descriptor, offset
+    )
+    if found == place:
+        return pages
+    _abandoned.append(pages)
+    return None
+
+
+_mappable: Final[set[int]] = set()
+"""Devices whose files can be mapped, so that putting one in place will not fail half-way."""
+
+_abandoned: Final[list[mmap.mmap]] = []
+"""Pages of which a failed call may have unmapped some: they are never given back, others may be there."""
 
 
 def populate(memory: memoryview) -> bool:

@@ -28,7 +28,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from ..errors import ClosedError, SafetensorError, UnsupportedError
 from .memory import CHUNK, PAGE, allocate, blank_bytes, in_parallel
-from .placement import is_remote, populate, resident_share
+from .placement import is_remote, map_untracked, populate, resident_share
 
 __all__ = [
     "ENGINES",
@@ -348,10 +348,16 @@ def _reopen_direct(descriptor: int) -> int | None:
 def _map(descriptor: int) -> memoryview | None:
     """A private mapping of the whole file: writable, never written back; None where there is none."""
     try:
-        if hasattr(mmap, "MAP_PRIVATE"):
-            flags, prot = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-            return memoryview(mmap.mmap(descriptor, 0, flags=flags, prot=prot))
-        return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))  # Windows
+        if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+            return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
+        flags, prot = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        if sys.version_info >= (3, 13):
+            return memoryview(mmap.mmap(descriptor, 0, flags=flags, prot=prot, trackfd=False))
+        # Tensors hold their mapping. With a descriptor each, a program would have one open for every file
+        # it ever loaded.
+        size = os.fstat(descriptor).st_size
+        untracked = map_untracked(descriptor, size, protection=prot, flags=flags)
+        return memoryview(untracked or mmap.mmap(descriptor, 0, flags=flags, prot=prot))
     except (OSError, ValueError, OverflowError):
         return None  # a filesystem that cannot (FUSE), or no address space left
 
