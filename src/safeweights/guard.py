@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import FrameType, ModuleType
 
+    from .checkpoint import Tensor
+
 __all__ = ["PickleRefusedError", "install", "installed", "main"]
 
 Mode = Literal["refuse", "convert"]
@@ -80,7 +82,10 @@ def install(
 
     Args:
         mode: ``"refuse"`` pickle-based loaders; or ``"convert"``: let `torch.load`, `joblib.load`
-            and `numpy.load` read their files through `safeweights.convert`.
+            and `numpy.load` read their files through `safeweights.convert`. What they return is made
+            of dictionaries, lists, tuples, sets, text, numbers and tensors, nested as in the file.
+            In the place of any other object stands the dictionary of its tensors by their names, and
+            where it has none it is left out of a dictionary, None in a list; a warning says so.
         allow: ``module.name`` of globals that pickles may use all the same. Each is code that a
             pickle can call with arguments of its own.
         on_refusal: Called with the name of every global that is refused, before the error.
@@ -213,8 +218,8 @@ _REPLACEMENTS: Final[dict[str, Callable[..., Any]]] = {
 }  # fmt: skip
 
 
-def _converted(call: str, file: Any, framework: str, device: Any = None) -> dict[str, Any]:
-    """Every tensor of a foreign file by name; the converter flattens nested ones."""
+def _converted(call: str, file: Any, framework: str, device: Any = None) -> Any:
+    """What the loader would return, as far as that is tensors in plain data."""
     if _State.mode != "convert":
         path = os.fspath(file) if isinstance(file, str | os.PathLike) else None
         raise PickleRefusedError(
@@ -223,22 +228,30 @@ def _converted(call: str, file: Any, framework: str, device: Any = None) -> dict
             path=str(path) if path else None,
         )
     from .convert.formats import open as open_foreign
+    from .convert.rebuilding import rebuild
     from .frameworks.adapter import adapter_for
 
-    checkpoint = open_foreign(file)
-    if checkpoint.others_count:
-        shown = ", ".join(quote(other.name, 40) for other in checkpoint.others[:5])
-        warnings.warn(
-            f"{call} was routed through the converter: {checkpoint.others_count} values that are "
-            f"no tensors were left out ({shown})",
-            stacklevel=4,
-        )
     adapter = adapter_for(framework)
     place = adapter.check_device(device)
-    return {
-        name: adapter.decode(tensor.view(), tensor.dtype, tensor.shape, place)
-        for name, tensor in checkpoint.items()
-    }
+    arrays = adapter_for("np")
+
+    def decode(tensor: Tensor, is_array: bool) -> Any:
+        chosen, where = (arrays, None) if is_array else (adapter, place)
+        return chosen.decode(tensor.view(), tensor.dtype, tensor.shape, where)
+
+    checkpoint = open_foreign(file)
+    if checkpoint.tree is None:  # a format that holds nothing but tensors
+        return {name: decode(tensor, False) for name, tensor in checkpoint.items()}
+    found = rebuild(checkpoint, decode)
+    if found.changed:
+        shown = ", ".join(quote(name, 40) for name in found.changed[:5])
+        more = f" and {len(found.changed) - 5:,} more" if len(found.changed) > 5 else ""
+        warnings.warn(
+            f"{call} was routed through the converter, which makes no objects: the dictionary of its "
+            f"tensors stands for one that has some, any other is left out ({shown}{more})",
+            stacklevel=4,
+        )
+    return found.value
 
 
 # ---------------------------------------------------------------- python -m safeweights.guard

@@ -183,6 +183,92 @@ def test_convert(run: object) -> None:
 
 
 @needs_torch
+def test_converted_files_keep_their_structure(run: object) -> None:
+    """Without a warning, since nothing is missing; tied weights and attributes that torch needs too."""
+    run("""
+    import collections, warnings
+    warnings.simplefilter("error")
+    import numpy, torch, joblib
+    model = torch.nn.Linear(2, 1)
+    w = torch.arange(3.0)
+    saved = {
+        "x": {"y": w, 7: [w, (w.clone(), None, 2.5, 1j, True, "text" * 2000, b"raw" * 2000)]},
+        ("a", 1): {1, "b"}, "f": frozenset("c"), "model": model.state_dict(), "n": numpy.arange(3),
+        "shared": [], "empty": {}, "x.y": 1,
+    }
+    saved["again"] = saved["shared"]
+    torch.save(saved, "model.pt")
+    loaded = torch.load("model.pt")
+    assert list(loaded) == list(saved)
+    assert torch.equal(loaded["x"]["y"], w)
+    first, inner = loaded["x"][7]
+    assert first is loaded["x"]["y"]
+    assert torch.equal(inner[0], w)
+    assert inner[1:] == saved["x"][7][1][1:]
+    assert (loaded["a", 1], loaded["f"]) == ({1, "b"}, frozenset("c"))
+    assert type(loaded["model"]) is collections.OrderedDict
+    assert loaded["model"]._metadata == saved["model"]._metadata
+    model.load_state_dict(loaded["model"])
+    assert type(loaded["n"]) is numpy.ndarray and loaded["n"].tolist() == [0, 1, 2]
+    assert loaded["again"] is loaded["shared"] == []
+    assert (loaded["empty"], loaded["x.y"]) == ({}, 1)
+    torch.save(w, "w.pt")
+    assert torch.equal(torch.load("w.pt"), w)
+    joblib.dump([numpy.ones(2), {"k": 1}], "a.joblib", compress=3)
+    ones, rest = joblib.load("a.joblib")
+    assert (ones.tolist(), rest) == ([1, 1], {"k": 1})
+    numpy.save("o.npy", {"k": numpy.ones(2)}, allow_pickle=True)
+    assert numpy.load("o.npy", allow_pickle=True).item()["k"].tolist() == [1, 1]
+    grid = numpy.array([[1, "a", None], [2.5, (1,), "b"]], dtype=object)
+    pairs = numpy.empty(2, object)
+    pairs[0], pairs[1] = [1, 2], [3, 4]
+    for given in (grid, numpy.asfortranarray(grid), pairs):
+        numpy.save("o.npy", given, allow_pickle=True)
+        assert numpy.load("o.npy", allow_pickle=True).tolist() == given.tolist()
+    """, "--mode", "convert")  # fmt: skip
+
+
+@needs_torch
+def test_objects_are_not_made_and_what_stands_for_them_is_said(run: object) -> None:
+    run("""
+    import fractions, warnings
+    import torch
+    def load(value):
+        torch.save(value, "model.pt")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = torch.load("model.pt")
+        (warning,) = caught
+        assert "makes no objects" in str(warning.message)
+        assert warning.filename == __file__
+        return found, str(warning.message)
+
+    evil, half, one = Evil(), fractions.Fraction(1, 2), torch.ones(1)
+    found, said = load({"e": evil, "list": [1, Evil(), 2], "t": (half,), "model.extra": one})
+    assert found == {"list": [1, None, 2], "t": (None,), "model.extra": one}
+    assert "(`e`, `list.1`, `t.0`)" in said, said
+    found, said = load({"model": torch.nn.Linear(2, 1), "model.extra": torch.ones(1), "k": 1})
+    assert (set(found["model"]), found["k"]) == ({"weight", "bias"}, 1)
+    assert "(`model`)" in said
+    found, said = load(torch.nn.Sequential(torch.nn.Linear(2, 1)))
+    assert set(found) == {"0.weight", "0.bias"}
+    found, said = load([{"s": torch.eye(2).to_sparse(), "k": 1}, {half: 1, "k": 2}])
+    assert found == [{"k": 1}, {"k": 2}]
+    circle = [1]
+    circle.append(circle)
+    assert load({"c": circle})[0] == {"c": [1, None]}
+    deep = one
+    for _ in range(150):
+        deep = [deep]
+    found, said = load(deep)
+    for _ in range(101):
+        (found,) = found
+    assert list(found) == [".".join("0" * 49)]
+    assert load([evil] * 3 + [Evil() for _ in range(9)])[1].endswith(" and 5 more)")
+    """, "--mode", "convert")  # fmt: skip
+
+
+@needs_torch
 def test_a_loader_imported_before(run: object) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent("""

@@ -8,6 +8,7 @@ given, and the calls that loading the file with its own library would have made.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from safeweights.checkpoint import Checkpoint
@@ -61,7 +62,12 @@ class ForeignCheckpoint(Checkpoint):
         aliases: Name -> the first name that shows the same bytes (tied weights).
         others: What is not a tensor, the first 100,000 of `others_count`.
         calls: The calls that the format's own loader would have made, in order.
+        tree: What the file holds, as `rebuilding` takes it; None for a format that holds only tensors.
+        nodes: Name -> the node of `tree` that describes what is called so.
     """
+
+    tree: Value = None
+    nodes: Mapping[str, Value] = MappingProxyType({})
 
     def __init__(
         self,
@@ -113,7 +119,7 @@ def from_tree(
     )
     for name, reason in found.refused.items():
         flat.add_other(name, flat.tensors.get(name), reason)
-    return ForeignCheckpoint(
+    checkpoint = ForeignCheckpoint(
         path,
         format_name,
         found,
@@ -122,3 +128,5 @@ def from_tree(
         others_count=flat.others_count,
         calls=(call for pickle in pickles for call in pickle.calls),
     )
+    checkpoint.tree, checkpoint.nodes = tree, flat.tensors
+    return checkpoint
