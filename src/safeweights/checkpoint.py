@@ -599,6 +599,9 @@ def _plan(
     if metadata is None and isinstance(tensors, Checkpoint):
         metadata = tensors.metadata
     found = dict(tensors.items())
+    for name in found:
+        if not isinstance(name, str):
+            raise UnsupportedError(f"a tensor's name is a string, not {type(name).__name__}")
     with gc_paused():
         header, head = layout([(name, t.dtype, t.shape) for name, t in found.items()], metadata)
     for name, info in header.tensors.items():

@@ -63,6 +63,9 @@ class _State:
     """What `install` changed, so that `uninstall` can change it back."""
 
     def __init__(self) -> None:
+        # Two, since whoever imports a module of the reference comes to `lock` holding Python's own lock of
+        # that module: nobody may wait for an import while holding `lock`.
+        self.changing = threading.RLock()
         self.lock = threading.RLock()
         self.finder: _Finder | None = None
         self.bindings: list[_Binding] = []
@@ -78,18 +81,20 @@ def install() -> None:
 
     Cost: a look at every name of every loaded module, some milliseconds.
     """
-    with _STATE.lock:
-        if _STATE.finder is not None:
-            return
-        _STATE.finder = _Finder()
-        _STATE.already_ours = {
-            (id(module), name) for module, name, _ in _names_bound_to(_ours_by_id())
-        }
-        sys.meta_path.insert(0, _STATE.finder)
-        importlib.import_module(PACKAGE)
-        for name, module in list(sys.modules.items()):
-            if module is not None and _is_ours_to_bind(name):
-                _bind(module)
+    with _STATE.changing:
+        with _STATE.lock:
+            if _STATE.finder is not None:
+                return
+            _STATE.finder = _Finder()
+            _STATE.already_ours = {
+                (id(module), name) for module, name, _ in _names_bound_to(_ours_by_id())
+            }
+            sys.meta_path.insert(0, _STATE.finder)
+        importlib.import_module(PACKAGE)  # which a thread may be doing that waits for the lock
+        with _STATE.lock:
+            for name, module in list(sys.modules.items()):
+                if module is not None and _is_ours_to_bind(name):
+                    _bind(module)
 
 
 def uninstall() -> None:
@@ -97,7 +102,7 @@ def uninstall() -> None:
 
     Objects that were made meanwhile (handles, slices, errors) stay what they are.
     """
-    with _STATE.lock:
+    with _STATE.changing, _STATE.lock:
         if _STATE.finder is None:
             return
         sys.meta_path.remove(_STATE.finder)

@@ -71,6 +71,7 @@ class Entries:
         self._extra = 0
         self._extra_fields = 0
         self._seen_metadata = False
+        self._refused: set[str] = set()  # names of entries that could not be understood
         # (number of tensors before it, position) of an entry in each chunk of text.
         self._marks: list[tuple[int, int]] = []
         self._next_mark = 0
@@ -141,7 +142,8 @@ class Entries:
         fields = zip(dtypes, shapes, begins, ends)  # noqa: B905
         infos = map(tuple.__new__, repeat(TensorInfo), fields)
         deque(map(tensors.setdefault, names, infos), maxlen=0)
-        if len(tensors) < before + len(names) or METADATA_KEY in tensors:
+        known = len(tensors) < before + len(names) or not self._refused.isdisjoint(names)
+        if known or METADATA_KEY in tensors:
             while len(tensors) > before:
                 tensors.popitem()
             return False
@@ -153,7 +155,7 @@ class Entries:
 
     def _read_tensor(self, name: str, at: int) -> None:
         reader, report = self._reader, self._report
-        duplicate = name in self.tensors
+        duplicate = name in self.tensors or name in self._refused
         if duplicate:
             report("duplicate-key", f"duplicate key {quote(name)} in header", tensor=name, at=at)
         if reader.peek() != b"{":
@@ -163,6 +165,7 @@ class Entries:
             )
             self._refuse("entry", message, name, 1)
             self.whole = False
+            self._refused.add(name)
             return
         begin = reader.position
         info = self._read_info(name)
@@ -170,6 +173,7 @@ class Entries:
             self._charge(begin)
         if info is None:
             self.whole = False
+            self._refused.add(name)
         elif not duplicate:
             self.tensors[name] = info
             self.in_order = self.in_order and info.begin == self.end

@@ -110,7 +110,7 @@ def header_length(prefix: bytes, file_size: int, *, path: str | None = None) -> 
 def parse(text: bytes, data_size: int, *, path: str | None = None) -> Header:
     """The header whose JSON is `text`, of a file with `data_size` bytes of data.
 
-    Cost: about one microsecond a tensor, and no memory but the result's and a chunk's (256 KiB of
+    Cost: about one microsecond a tensor, and no memory but the result's and a chunk's (128 KiB of
     text); refused text is refused within that too.
 
     Raises:
@@ -345,7 +345,8 @@ def _encode(parts: Iterable[str], tensors: Mapping[str, TensorInfo]) -> bytes:
         text = ("{" + ",".join(parts) + "}").encode()
     except UnicodeEncodeError as error:
         wrong = next((name for name in tensors if has_surrogates(name)), None)
-        message = f"a name with a lone surrogate cannot be written as UTF-8: {error.reason}"
+        where = "the metadata" if wrong is None else f"the name {quote(wrong)}"
+        message = f"{where} has a lone surrogate, which cannot be written as UTF-8: {error.reason}"
         raise FormatError(message, rule="utf-8", tensor=wrong) from error
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:

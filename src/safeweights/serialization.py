@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from operator import index as as_index
 from typing import IO, Any, Final
@@ -23,6 +24,10 @@ _NAMES: Final = {row.numpy: row for row in DTYPES.values() if row.bits != 6} | {
 }
 
 
+_ADDRESSES: Final = sys.maxsize
+"""Where memory ends: objects of this size and more cannot be."""
+
+
 class TensorSpec:
     """A tensor by its address: type, shape, and where its bytes are.
 
@@ -37,7 +42,7 @@ class TensorSpec:
         data_len: Number of bytes.
 
     Raises:
-        SafetensorError: Unknown type, negative number, null address with bytes behind it.
+        SafetensorError: Unknown type, or an address and a length that no memory can have.
     """
 
     __slots__ = ("data_len", "data_ptr", "dtype", "shape")
@@ -46,7 +51,11 @@ class TensorSpec:
         self.dtype, self.shape = _type_and_shape(dtype, shape)
         self.data_ptr = _integer("data_ptr", data_ptr)
         self.data_len = _integer("data_len", data_len)
-        if self.data_len < 0 or self.data_ptr < 0 or (self.data_len and not self.data_ptr):
+        behind = self.data_ptr + self.data_len
+        in_memory = (
+            self.data_ptr > 0 and behind <= _ADDRESSES if self.data_len else self.data_ptr >= 0
+        )
+        if self.data_len < 0 or not in_memory:
             raise SafetensorError(
                 f"{self.data_len} bytes at address {self.data_ptr} cannot be the contents of a tensor"
             )
@@ -168,11 +177,11 @@ def serialize_file(
         checkpoint.save(tensors, filename, metadata, durable=durable)
 
 
-def deserialize(data: Any) -> list[tuple[str, dict[str, Any]]]:
-    """What is in a file whose contents are `data`, in the order of the data.
+def deserialize(bytes: Any) -> list[tuple[str, dict[str, Any]]]:  # noqa: A002 - the reference's name
+    """What is in a file whose contents are `bytes`, in the order of the data.
 
     Args:
-        data: Any bytes-like object.
+        bytes: Any bytes-like object.
 
     Returns:
         (name, ``{"shape": [int], "dtype": code, "data": bytearray}``) of each tensor; one copy.
@@ -184,7 +193,7 @@ def deserialize(data: Any) -> list[tuple[str, dict[str, Any]]]:
     [('a', {'shape': [2], 'dtype': 'U8', 'data': bytearray(b'hi')})]
     """
     with prefixed("Error while deserializing: "):
-        file = SafetensorsFile.open(flat(data))
+        file = SafetensorsFile.open(flat(bytes))
     return [
         (
             name,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, open, save, to_bytes
 from safeweights.dtypes import BITS
-from safeweights.errors import FormatError, SafetensorError
+from safeweights.errors import FormatError, SafetensorError, UnsupportedError
 from safeweights.storage import TruncatedError
 
 CONTENTS = {"b": b"bbbb", "a": b"aa", "empty": b""}
@@ -218,3 +218,16 @@ def test_closed_checkpoints(path: Path) -> None:
     with pytest.raises(ValueError, match="closed"):
         to_bytes(opened)
     assert isinstance(opened, Checkpoint)
+
+
+def test_names_and_targets_of_another_kind(tmp_path: Path) -> None:
+    tensor = MemoryTensor("a", "U8", (1,), b"x")
+    with pytest.raises(UnsupportedError, match="a string, not int"):
+        save({"b": tensor, 1: tensor}, tmp_path / "a")  # type: ignore[dict-item]
+    with pytest.raises(UnsupportedError, match="'wb'"):
+        save({"a": tensor}, io.StringIO())  # type: ignore[arg-type]
+    with pytest.raises(FormatError, match="the metadata has a lone surrogate"):
+        save({"a": tensor}, tmp_path / "a", {"k": "\ud800"})
+    with pytest.raises(FormatError, match=r"the name .* has a lone surrogate"):
+        save({"\ud800": tensor}, tmp_path / "a")
+    assert not [*tmp_path.iterdir()]

@@ -243,6 +243,31 @@ def test_exit_codes_and_mistakes(program: Path) -> None:
     assert "nothing.py" in run_words("-m", "safeweights.compat", "nothing.py", expect=1)
 
 
+def test_installing_while_another_thread_imports_the_reference() -> None:
+    """It holds Python's lock of the module when it comes to bind it, and `install` wants to import that."""
+    run("""
+        import faulthandler, importlib, threading
+        faulthandler.dump_traceback_later(60, exit=True)
+        import safeweights.compat as compat
+        executing, imported = threading.Event(), threading.Event()
+        execute, import_module = compat._Loader.exec_module, importlib.import_module
+        def exec_module(self, module):
+            executing.set()
+            assert imported.wait(30)
+            return execute(self, module)
+        def begin_import(name, *rest):
+            if name == "safetensors":
+                threading.Thread(target=__import__, args=(name,)).start()
+                assert executing.wait(30)
+                imported.set()
+            return import_module(name, *rest)
+        compat._Loader.exec_module, importlib.import_module = exec_module, begin_import
+        compat.install()
+        import safetensors
+        assert safetensors.safe_open.__module__.startswith("safeweights"), safetensors.safe_open
+    """)
+
+
 def test_installing_from_threads() -> None:
     run("""
         import threading, safeweights.compat as compat

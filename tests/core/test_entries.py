@@ -95,6 +95,13 @@ LAYOUTS = {
     "metadata amid": join(many(), ['"__metadata__":{"a":"b"}'], many(start=20)),
     "entry as metadata": join(many(), ['"__metadata__":{' + ENTRY.format(20, 21) + "}"]),
     "metadata escaped": join(many(), ['"__met\\u0061data__":{"a":"b"}'], many(start=20)),
+    **{
+        f"twice, refused first, {where}": join(
+            many(), ['"x":{"dtype":"U8","shape":[1]}'], many(count, 20), [SHAPE_FIRST.replace("[1]", "[2]")]
+        )
+        for where, count in (("near", 0), ("far", 200))
+    },
+    "twice, no object first": join(many(), ['"x":5'], [SHAPE_FIRST], many(start=21)),
     "twice in a chunk": join(many(), many(1, 3)),
     "twice in chunks": join(many(200), many(1, 3)),
     "twice with other values": join(many(), ['"n3":{' + ENTRY.format(30, 31) + "}"], many(start=20)),

@@ -104,3 +104,14 @@ def test_writing_to_a_mapped_tensor_leaves_the_file_alone(tmp_path: Path) -> Non
     loaded += 1
     assert path.read_bytes() == before
     assert not safeweights.numpy.load_file(path)["x"].any()
+
+
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+def test_steps_may_be_numpy_integers(backend: str, tmp_path: Path) -> None:
+    """torch has no negative steps, so these must be recognised, whatever integer they are."""
+    torch = pytest.importorskip("torch", reason="the framework without negative steps")
+    numbers = np.arange(6, dtype="f4")
+    safeweights.numpy.save_file({"a": numbers}, tmp_path / "a")
+    with safeweights.safe_open(tmp_path / "a", "pt", backend=backend) as file:
+        part = file.get_slice("a")[:: np.int64(-2)]
+    assert torch.equal(part, torch.tensor([5.0, 3.0, 1.0]))

@@ -139,6 +139,21 @@ def test_bad_bytes_are_refused(bad: Any) -> None:
         deserialize(bad)
 
 
+def test_keywords_are_the_references(tmp_path: Path) -> None:
+    file = serialize({"x": spec()})
+    for package in (safeweights, safetensors):
+        assert dict(package.deserialize(bytes=file))["x"]["shape"] == [2, 3]
+        (tmp_path / "x").write_bytes(file)
+        with (tmp_path / "x").open("rb") as opened:
+            assert package._safe_open_handle(f=opened, framework="np").keys() == ["x"]
+
+
+@pytest.mark.parametrize("change", [{"data_ptr": 1 << 63}, {"data_len": 1 << 63}, {"data_ptr": 0}])
+def test_memory_that_cannot_be_is_refused(change: dict[str, int]) -> None:
+    with pytest.raises(safeweights.SafetensorError, match="cannot be the contents of a tensor"):
+        spec(**change)
+
+
 def test_file_objects_of_every_kind(tmp_path: Path) -> None:
     fsspec = pytest.importorskip("fsspec", reason="fsspec is one kind of file object")
     path = tmp_path / "x"

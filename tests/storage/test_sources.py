@@ -34,6 +34,7 @@ from safeweights.storage import (
     flat,
     open_source,
     placement,
+    write_file,
 )
 
 DATA = random.Random(1).randbytes(300_000)
@@ -632,3 +633,18 @@ def test_a_mapping_that_cannot_be_put_in_place(
     assert source.view(0, len(DATA)) == DATA
     assert len(calls) == failing
     assert len(placement._abandoned) - abandoned == failing - 1
+
+
+@pytest.mark.parametrize("path", ["a\0b", Path("/tmp/a\0b")])
+def test_no_file_has_a_null_in_its_name(path: Any) -> None:
+    for act in (open_source, lambda path: write_file(path, [b"x"])):
+        with pytest.raises(FileNotFoundError, match="null character"):
+            act(path)
+
+
+@pytest.mark.parametrize("target", [None, 3, 2.5, object(), ["a"]])
+def test_what_is_neither_path_nor_file_nor_bytes(target: Any) -> None:
+    with pytest.raises(
+        UnsupportedError, match="expected a path, a readable file object or bytes, found"
+    ):
+        open_source(target)

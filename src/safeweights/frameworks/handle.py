@@ -359,10 +359,10 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
 
 
 def _safe_open_handle(
-    file: Any, framework: str, device: Any = "cpu", *, backend: str = "mmap"
+    f: Any, framework: str, device: Any = "cpu", *, backend: str = "mmap"
 ) -> safe_open[Any]:
     """`safe_open` of a file object; one opened as text is read through its buffer."""
-    target = getattr(file, "buffer", file)
+    target = getattr(f, "buffer", f)
     if not hasattr(target, "read"):
-        raise UnsupportedError(f"expected a readable file object, found {type(file).__name__}")
+        raise UnsupportedError(f"expected a readable file object, found {type(f).__name__}")
     return safe_open(target, framework, device, backend=backend)

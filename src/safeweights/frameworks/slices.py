@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index as as_index
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -28,27 +29,19 @@ class Part(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_part(
-    tensor: FileTensor, expression: Any, *, clamp: bool = False, owned: bool = False
-) -> Part:
+def read_part(tensor: FileTensor, expression: Any, *, clamp: bool = False) -> Part:
     """Read the part of `tensor` that a basic index expression selects.
 
     Args:
         tensor: Of a file.
         expression: Integers, slices, ``...`` and None.
         clamp: Slice bounds beyond the axis mean its end, as in NumPy, instead of an error.
-        owned: Read now, into fresh memory, where the file is mapped too.
 
     Raises:
         SelectionError: The expression does not fit the shape, or is by arrays or masks.
     """
     selection = indexing.select(expression, tensor.shape, clamp=clamp)
-    runs = indexing.runs(selection, tensor.shape, tensor.dtype)
-    if owned and runs.run_count <= 1:
-        data = memoryview(bytearray(runs.nbytes))
-        tensor.read_into(data, runs.offset)
-    else:
-        data = tensor.read_selection(selection)
+    data = tensor.read_selection(selection)
     if selection.reversed and len(data):
         data = _reverse(data, selection, tensor.dtype)
     return Part(data, selection.shape)
@@ -147,7 +140,7 @@ def _has_arrays(expression: Any) -> bool:
 
 def _has_negative_step(expression: Any) -> bool:
     return any(
-        isinstance(item, slice) and isinstance(item.step, int) and item.step < 0
+        isinstance(item, slice) and hasattr(item.step, "__index__") and as_index(item.step) < 0
         for item in _items(expression)
     )
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import secrets
 import stat
@@ -27,8 +28,9 @@ from functools import partial
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
+from ..errors import UnsupportedError
 from .placement import reserve
-from .source import flat
+from .source import decoded, flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -112,7 +114,7 @@ def write_file(
         PartialOverwriteError: The filesystem cannot rename, so that the contents had to be copied
             over the old file, and that failed half-way.
     """
-    new = _NewFile(os.path.realpath(os.fsdecode(path)), size=size, durable=durable)
+    new = _NewFile(os.path.realpath(decoded(path)), size=size, durable=durable)
     with sync_directory(new.directory, durable=durable):
         try:
             new.create(buffers, progress)
@@ -135,9 +137,12 @@ def write_stream(
     """Write `buffers` to an open file object, a pipe or socket too; it is neither closed nor synced.
 
     Raises:
+        UnsupportedError: The object takes text.
         BlockingIOError: The object is in non-blocking mode and takes no more.
         OSError: Writing failed; what was written before stays.
     """
+    if isinstance(file, io.TextIOBase):
+        raise UnsupportedError("the file object takes text: open it in mode 'wb'")
     written = 0
     for buffer in buffers:
         rest = flat(buffer)

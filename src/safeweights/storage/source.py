@@ -39,6 +39,7 @@ __all__ = [
     "Source",
     "TruncatedError",
     "Verify",
+    "decoded",
     "flat",
     "open_source",
 ]
@@ -449,11 +450,30 @@ def open_source(target: Any, *, engine: str = "mmap", verify: Verify | None = No
         raise UnsupportedError(f"only what is opened by its path can be verified, not {kind}")
     if hasattr(target, "read") and not isinstance(target, mmap.mmap):
         return _open_object(target)
+    try:
+        memoryview(target).release()
+    except TypeError:
+        kind = type(target).__name__
+        raise UnsupportedError(
+            f"expected a path, a readable file object or bytes, found {kind}"
+        ) from None
     return BytesSource(target)
 
 
-def _open_path(path: str | os.PathLike[str], engine: str) -> Source:
+def decoded(path: str | os.PathLike[str]) -> str:
+    """A path as text.
+
+    Raises:
+        FileNotFoundError: It has a null character, which no file's name has.
+    """
     name = os.fsdecode(path)
+    if "\0" in name:
+        raise FileNotFoundError(errno.ENOENT, "No file has a null character in its name", name)
+    return name
+
+
+def _open_path(path: str | os.PathLike[str], engine: str) -> Source:
+    name = decoded(path)
     # O_NONBLOCK: opening a FIFO must not wait for somebody to write to it. O_NOCTTY: nor must a
     # terminal that somebody names become ours.
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
