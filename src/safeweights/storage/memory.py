@@ -12,6 +12,7 @@ import ctypes
 import os
 import sys
 from collections import deque
+from functools import cache
 from threading import Thread
 from typing import TYPE_CHECKING, Final
 
@@ -107,14 +108,19 @@ def blank_bytes(nbytes: int) -> tuple[bytes, memoryview] | None:
     """
     if sys.implementation.name != "cpython":
         return None
-    api = ctypes.pythonapi
-    make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)
-    result: bytes = make(("PyBytes_FromStringAndSize", api))(None, nbytes)
-    address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)(("PyBytes_AsString", api))(
-        result
-    )
+    make, address_of = _bytes_of_the_c_api()
+    result: bytes = make(None, nbytes)
+    address = address_of(result)
     prefer_huge_pages(address, nbytes)
     return result, memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
+
+
+@cache
+def _bytes_of_the_c_api() -> tuple[Callable[..., bytes], Callable[[bytes], int]]:
+    api = ctypes.pythonapi
+    make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)
+    address_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)
+    return make(("PyBytes_FromStringAndSize", api)), address_of(("PyBytes_AsString", api))
 
 
 def in_parallel(
