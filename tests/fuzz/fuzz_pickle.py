@@ -2,7 +2,7 @@
 
     python tests/fuzz/fuzz_pickle.py -max_total_time=60 corpus/
 
-Each input is read by the symbolic machine, opened as a checkpoint, and scanned.
+Each input is read by the symbolic machine, opened as a checkpoint, rebuilt, and scanned.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ with atheris.instrument_imports(include=["safeweights"]):
     from safeweights.convert import Limits, open, scan
     from safeweights.convert.foreign import ALL_CONSTRUCTORS
     from safeweights.convert.pickle_machine import read_pickle
+    from safeweights.convert.rebuilding import rebuild
     from safeweights.errors import SafetensorError
     from safeweights.storage import BytesSource
 
@@ -39,6 +40,7 @@ def one_input(data: bytes) -> None:
         found = open(data, limits=LIMITS, densify=True)
         for tensor in found.values():
             tensor.view()
+        rebuild(found, lambda *_: None)
     report = scan(data, limits=LIMITS)
     assert report.verdict in {"clean", "unknown", "dangerous", "incomplete"}
 

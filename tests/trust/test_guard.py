@@ -195,12 +195,14 @@ def test_converted_files_keep_their_structure(run: object) -> None:
         "x": {"y": w, 7: [w, (w.clone(), None, 2.5, 1j, True, "text" * 2000, b"raw" * 2000)]},
         ("a", 1): {1, "b"}, "f": frozenset("c"), "model": model.state_dict(), "n": numpy.arange(3),
         "shared": [], "empty": {}, "x.y": 1,
+        "tied": w.view(3),
     }
     saved["again"] = saved["shared"]
     torch.save(saved, "model.pt")
     loaded = torch.load("model.pt")
     assert list(loaded) == list(saved)
     assert torch.equal(loaded["x"]["y"], w)
+    assert loaded["tied"].data_ptr() == loaded["x"]["y"].data_ptr()
     first, inner = loaded["x"][7]
     assert first is loaded["x"]["y"]
     assert torch.equal(inner[0], w)

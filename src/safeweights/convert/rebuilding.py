@@ -143,7 +143,10 @@ class _Rebuilder:
                 array[position] = item  # all at once, lists would become rows
         else:
             array[0] = self.value(items[0], name, depth)
-        return array.reshape(node.shape)  # NumPy lists objects in C order, however they lie
+        try:
+            return array.reshape(node.shape)  # NumPy lists objects in C order, however they lie
+        except (ValueError, OverflowError):  # too many dimensions; or none of 2^70
+            return self._instead(node, name)
 
     def _text(self, blob: Blob, name: str) -> Any:
         data = b"".join(blob.pieces())
