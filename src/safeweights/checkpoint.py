@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from . import indexing
 from .errors import (
@@ -63,7 +63,8 @@ __all__ = [
 class Tensor(ABC):
     """A tensor that has not been read yet.
 
-    Bytes are in the order of the format: little-endian, C order, sub-byte types packed.
+    Bytes are in the order of the format: little-endian, C order, sub-byte types packed. For values, as
+    arrays of some framework, there are `safeweights.stream`, `safe_open` and ``load_file``.
 
     Attributes:
         name: What its file calls it; for messages (a renamed view keeps it).
@@ -93,6 +94,14 @@ class Tensor(ABC):
             SafetensorError: The bytes are not there (truncated file, closed file).
             OSError: Reading failed.
         """
+
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        # Without it NumPy would make an array of one object.
+        raise UnsupportedError(
+            f"tensor {quote(self.name)} has not been read: values come from "
+            '`safeweights.stream(path, "np")`, `safe_open` or `safeweights.numpy.load_file`',
+            tensor=self.name,
+        )
 
     @property
     def info(self) -> TensorInfo:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
 from hypothesis import given
@@ -231,3 +232,8 @@ def test_names_and_targets_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"the name .* has a lone surrogate"):
         save({"\ud800": tensor}, tmp_path / "a")
     assert not [*tmp_path.iterdir()]
+
+
+def test_numpy_makes_no_array_of_one_object() -> None:
+    with pytest.raises(TypeError, match="stream"):
+        np.asarray(MemoryTensor("a", "U8", (1,), b"x"))
