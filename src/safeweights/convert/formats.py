@@ -82,7 +82,7 @@ _TEXT_PICKLES: Final = (b"(", b"c", b"]", b"}", b")", b"i", b"N", b"I", b"L", b"
 def identify_format(source: Source, limits: Limits) -> str | None:
     """The key of `FORMATS` that `source` is in, or None.
 
-    Cost: the first KiB; the directory of a zip or tar archive.
+    Cost: the first KiB; the directory of a zip or tar archive; the first 4 MiB of a compressed stream.
 
     Raises:
         FormatError: It is an archive that breaks a rule.
