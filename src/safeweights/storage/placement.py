@@ -120,7 +120,9 @@ def prefer_huge_pages(address: int, nbytes: int) -> None:
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _HUGEPAGE)
 
 
-def map_untracked(descriptor: int, size: int, *, protection: int, flags: int) -> mmap.mmap | None:
+def map_untracked(
+    descriptor: int, status: os.stat_result, *, protection: int, flags: int
+) -> mmap.mmap | None:
     """A mapping of a file that holds no descriptor of its own; None where that cannot be had.
 
     What ``trackfd=False`` gives from Python 3.13 on: a mapping of memory does without, so the file is
@@ -133,15 +135,14 @@ def map_untracked(descriptor: int, size: int, *, protection: int, flags: int) ->
     if libc is None or sys.maxsize < 1 << 32:
         return None
     libc.mmap.restype = ctypes.c_void_p
-    offset, length = ctypes.c_int64(0), ctypes.c_size_t(size)
-    device = os.fstat(descriptor).st_dev
-    if device not in _mappable:
+    offset, length = ctypes.c_int64(0), ctypes.c_size_t(status.st_size)
+    if status.st_dev not in _mappable:
         tried = libc.mmap(None, length, protection, flags, descriptor, offset)
         if tried is None or tried == _FAILED:  # a filesystem that cannot
             return None
         libc.munmap(ctypes.c_void_p(tried), length)
-        _mappable.add(device)
-    pages = mmap.mmap(-1, size, flags=flags | mmap.MAP_ANONYMOUS, prot=protection)
+        _mappable.add(status.st_dev)
+    pages = mmap.mmap(-1, status.st_size, flags=flags | mmap.MAP_ANONYMOUS, prot=protection)
     place = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     found = libc.mmap(
         ctypes.c_void_p(place), length, protection, flags | _IN_PLACE, descriptor, offset

@@ -223,8 +223,9 @@ class DescriptorSource(Source):
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self.name = name
-        self.size = os.fstat(descriptor).st_size
-        self._map = _map(descriptor) if mapped and self.size else None
+        status = os.fstat(descriptor)
+        self.size = status.st_size
+        self._map = _map(descriptor, status) if mapped and self.size else None
         self.in_memory = self._map is not None
         if self._map is not None:
             self.size = len(self._map)
@@ -346,7 +347,7 @@ def _reopen_direct(descriptor: int) -> int | None:
         return None
 
 
-def _map(descriptor: int) -> memoryview | None:
+def _map(descriptor: int, status: os.stat_result) -> memoryview | None:
     """A private mapping of the whole file: writable, never written back; None where there is none."""
     try:
         if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
@@ -356,8 +357,7 @@ def _map(descriptor: int) -> memoryview | None:
             return memoryview(mmap.mmap(descriptor, 0, flags=flags, prot=prot, trackfd=False))
         # Tensors hold their mapping. With a descriptor each, a program would have one open for every file
         # it ever loaded.
-        size = os.fstat(descriptor).st_size
-        untracked = map_untracked(descriptor, size, protection=prot, flags=flags)
+        untracked = map_untracked(descriptor, status, protection=prot, flags=flags)
         return memoryview(untracked or mmap.mmap(descriptor, 0, flags=flags, prot=prot))
     except (OSError, ValueError, OverflowError):
         return None  # a filesystem that cannot (FUSE), or no address space left
