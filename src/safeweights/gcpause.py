@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import RLock
 from typing import TYPE_CHECKING, Final
 
@@ -63,7 +63,7 @@ def _leave_all() -> None:
     _depth = 0
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
+with suppress(AttributeError):  # not on Windows
     os.register_at_fork(after_in_child=_leave_all)
 
 

@@ -11,6 +11,7 @@ from types import FrameType
 
 import pytest
 
+from safeweights import gcpause
 from safeweights.gcpause import gc_paused
 
 
@@ -164,3 +165,18 @@ def test_a_child_forked_within_a_block_has_its_collector() -> None:
     thread.join(30)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert gc.isenabled()
+
+
+def test_leaving_all_blocks_at_once() -> None:
+    """What a child does, in this process."""
+    with gc_paused():
+        gcpause._leave_all()
+        assert gc.isenabled()
+        with gc_paused():
+            assert not gc.isenabled()
+    assert gc.isenabled()
+    gcpause._leave_all()
+    gc.disable()
+    with gc_paused():
+        gcpause._leave_all()
+    assert not gc.isenabled()

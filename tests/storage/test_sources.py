@@ -607,6 +607,12 @@ def test_a_mapping_holds_no_descriptor(tmp_path: Path, descriptors: Callable[[],
     assert str(tmp_path / "a") not in maps.read_text()
 
 
+def test_a_mapping_by_python_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(DATA)
+    monkeypatch.setattr(placement, "_libc", lambda: None)
+    assert open_source(tmp_path / "a", engine="mmap").view(0, len(DATA)) == DATA
+
+
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python itself can since 3.13")
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_mapping_that_cannot_be_put_in_place(

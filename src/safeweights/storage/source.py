@@ -66,6 +66,11 @@ _NORESERVE: Final[int] = getattr(
 )
 
 
+_UNTRACKED: Final[dict[str, Any]] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+"""Has a mapping hold no descriptor, where Python can. Tensors hold their mapping: a program would have a
+descriptor open for every file it ever loaded."""
+
+
 class TruncatedError(SafetensorError, EOFError):
     """The file ends before the bytes that were asked for."""
 
@@ -353,12 +358,12 @@ def _map(descriptor: int, status: os.stat_result) -> memoryview | None:
         if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
             return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
         flags, prot = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-        if sys.version_info >= (3, 13):
-            return memoryview(mmap.mmap(descriptor, 0, flags=flags, prot=prot, trackfd=False))
-        # Tensors hold their mapping. With a descriptor each, a program would have one open for every file
-        # it ever loaded.
-        untracked = map_untracked(descriptor, status, protection=prot, flags=flags)
-        return memoryview(untracked or mmap.mmap(descriptor, 0, flags=flags, prot=prot))
+        untracked = (
+            None if _UNTRACKED else map_untracked(descriptor, status, protection=prot, flags=flags)
+        )
+        return memoryview(
+            untracked or mmap.mmap(descriptor, 0, flags=flags, prot=prot, **_UNTRACKED)
+        )
     except (OSError, ValueError, OverflowError):
         return None  # a filesystem that cannot (FUSE), or no address space left
 
