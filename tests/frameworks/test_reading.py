@@ -114,4 +114,7 @@ def test_steps_may_be_numpy_integers(backend: str, tmp_path: Path) -> None:
     safeweights.numpy.save_file({"a": numbers}, tmp_path / "a")
     with safeweights.safe_open(tmp_path / "a", "pt", backend=backend) as file:
         part = file.get_slice("a")[:: np.int64(-2)]
+        for wrong in (int, 1.5, "1", [1]):
+            with pytest.raises(safeweights.SafetensorError):
+                file.get_slice("a")[::wrong]  # type: ignore[misc]
     assert torch.equal(part, torch.tensor([5.0, 3.0, 1.0]))

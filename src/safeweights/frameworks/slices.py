@@ -140,9 +140,16 @@ def _has_arrays(expression: Any) -> bool:
 
 def _has_negative_step(expression: Any) -> bool:
     return any(
-        isinstance(item, slice) and hasattr(item.step, "__index__") and as_index(item.step) < 0
+        isinstance(item, slice) and item.step is not None and _is_negative(item.step)
         for item in _items(expression)
     )
+
+
+def _is_negative(step: Any) -> bool:
+    try:
+        return as_index(step) < 0
+    except TypeError:  # no integer, which is said where it is used
+        return False
 
 
 def _reverse(data: memoryview, selection: indexing.Selection, dtype: str) -> memoryview:
