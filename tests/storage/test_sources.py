@@ -614,6 +614,20 @@ def test_a_mapping_by_python_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python itself can since 3.13")
+@pytest.mark.parametrize("size", [5 << 20, (2 << 20) + 1, 4096])
+def test_a_large_mapping_begins_where_a_huge_page_may(tmp_path: Path, size: int) -> None:
+    """What is not, is mapped page by page: ten times as slow where the page cache has large pieces."""
+    with open(tmp_path / "a", "wb") as file:
+        file.truncate(size)
+        file.seek(size - 1)
+        file.write(b"z")
+    view = open_source(tmp_path / "a", engine="mmap").view(0, size)
+    assert (len(view), view[0], view[-1]) == (size, 0, ord("z"))
+    address = np.frombuffer(view, np.uint8).ctypes.data
+    assert address % (1 << 21 if size >= 1 << 21 else 4096) == 0
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python itself can since 3.13")
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_mapping_that_cannot_be_put_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int

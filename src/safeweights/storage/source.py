@@ -361,8 +361,8 @@ def _map(descriptor: int, status: os.stat_result) -> memoryview | None:
         untracked = (
             None if _UNTRACKED else map_untracked(descriptor, status, protection=prot, flags=flags)
         )
-        return memoryview(
-            untracked or mmap.mmap(descriptor, 0, flags=flags, prot=prot, **_UNTRACKED)
+        return untracked or memoryview(
+            mmap.mmap(descriptor, 0, flags=flags, prot=prot, **_UNTRACKED)
         )
     except (OSError, ValueError, OverflowError):
         return None  # a filesystem that cannot (FUSE), or no address space left
