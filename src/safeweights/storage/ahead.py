@@ -30,9 +30,8 @@ def made_ahead(pieces: Iterable[Buffer]) -> Iterator[Buffer]:
     try:
         try:
             coming = deque([pool.submit(_next, remaining)])
-        except (
-            RuntimeError
-        ):  # no thread to be had: at the interpreter's end, or in a full container
+        except RuntimeError:
+            # No thread to be had: at the interpreter's end, or in a full container.
             yield from remaining
             return
         coming.extend(pool.submit(_next, remaining) for _ in range(1, _DEPTH))
