@@ -195,6 +195,23 @@ def test_numbers_are_bounded() -> None:
     assert caught.value.kind == "syntax"
 
 
+@pytest.mark.parametrize("size", [10_000, 1_000_000])
+def test_a_bound_ends_the_search_for_the_end(size: int) -> None:
+    # Behind the bound stands what is no JSON: whoever met it has looked too far.
+    for text in ('"' + "x" * size + "\0", '"' + "\\n" * size + "\0", "1" * size + "x"):
+        with pytest.raises(JSONError) as caught:
+            Reader(text.encode()).skip(limit=1000)
+        assert (caught.value.kind, caught.value.position) == ("limit", 0)
+
+
+@pytest.mark.parametrize("digits", [21, 22, 5000])
+def test_integers_of_too_many_digits(digits: int) -> None:
+    reader = Reader(b"1" * digits + b"x")
+    with pytest.raises(JSONError, match="exceeds 2"):
+        reader.integer()
+    assert reader.position == 0
+
+
 def test_keys_repeat_only_if_allowed() -> None:
     text = '[{"a":1},{"a":{"a":2}}]'
     skip(text)
@@ -210,7 +227,7 @@ def test_surrogates() -> None:
     assert not has_surrogates("a\U0001f600\ud7ff\ue000")
 
 
-LONG = [4095, 4096, 4097, 4096 + 65536, 4097 + 65536, 3 * 65536 + 5]
+LONG = [4095, 4096, 4097, 4096 + 32768, 4097 + 32768, 5 * 32768 + 5]
 """Lengths on both sides of where whole blocks are looked at."""
 
 
