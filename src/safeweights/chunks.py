@@ -179,24 +179,28 @@ class Chunks:
             return None
         # Five strings an entry, and the text around them; the last piece is behind the region's last quote.
         inside = (len(pieces) - 2) // _PIECES * _PIECES
-        if not inside:
+        if inside <= 0:
             return None
+        last, rest = pieces[inside], pieces[inside + 1 :]
         del pieces[inside + 1 :]
-        taken = '"'.join(pieces)
         ragged = "\0".join(pieces[::2]).encode()
         dense = ragged.translate(None, _SPACES)
-        # `1 2` is not 12: there have to be as many numbers as before.
-        if dense == ragged or _numbers(dense) != _numbers(ragged):
+        if dense == ragged:
             return None
         between = dense.decode().split("\0")
         if len(between) != inside // 2 + 1 or between[0] != "," or between[-1][-1:] != ",":
             return None
         pieces[::2] = between
         self._learn('"'.join(pieces[: 2 * _PIECES]).encode(), 0)
-        self.first = position + region.index(b'"')
-        self.position = position + len(taken[: taken.rindex(",")].encode())
         pieces = [*pieces[1:], ""]
-        return self._template.columns('"'.join(pieces), pieces, self._kinds, expected)
+        batch = self._template.columns('"'.join(pieces), pieces, self._kinds, expected)
+        # `1 2` is not 12: there have to be as many numbers as before.
+        if batch is None or _numbers_of(batch) != _numbers_in(ragged):
+            return None
+        following = '"'.join((last[last.rindex(",") :], *rest))
+        self.first = position + region.index(b'"')
+        self.position = position + len(region) - len(following.encode())
+        return batch
 
     def _scan(self, position: int) -> Batch | None:
         """By the regular expression, up to an entry that it does not know."""
@@ -426,9 +430,14 @@ def _arrays(texts: Sequence[str], before: str, after: str) -> list[list[int]] | 
     return arrays if most <= MAX_UINT and rank <= MAX_RANK else None
 
 
-def _numbers(text: bytes) -> int:
+def _numbers_in(text: bytes) -> int:
     """How many runs of digits there are that something follows."""
     return text.translate(_DIGITS).count(b"0 ")
+
+
+def _numbers_of(batch: Batch) -> int:
+    """How many numbers its entries have."""
+    return sum(map(len, batch.kinds.shapes)) + 2 * len(batch.names)
 
 
 def _unescape(joined: str) -> list[str] | None:
