@@ -47,6 +47,12 @@ _NUMBER = re.compile(rb"-?(?:0|(?=[1-9])%b)(?:\.%b)?(?:[eE][+-]?%b)?" % ((_DIGIT
 _RUN = rb'[^"\\\x00-\x1f]{0,%d}' % _STEP
 _STRING_PART = re.compile(rb"%b(?:\\.%b){0,1000}" % (_RUN, _RUN), re.DOTALL).match
 _PLAIN = re.compile(rb'"%b"' % _RUN).match
+# What programs write, in one step; the rest is for what they do not.
+_PLAIN_KEY = re.compile(rb'[ \t\n\r]{0,8}"([^"\\\x00-\x1f\x80-\xff]{0,200})"[ \t\n\r]{0,8}:').match
+_PLAIN_UINT = rb"(?:0|[1-9][0-9]{0,18})"
+_PLAIN_UINTS = re.compile(
+    rb"[ \t\n\r]{0,8}\[(%b(?:, ?%b){0,7})\]" % (_PLAIN_UINT, _PLAIN_UINT)
+).match
 _CONTROLS: Final = tuple(range(32))
 _SURROGATE = re.compile("[\ud800-\udfff]").search
 _LITERAL = re.compile(rb"true|false|null").match
@@ -253,16 +259,24 @@ class Reader:
     def more_members(self) -> Iterator[tuple[str, int]]:
         """The members of an object from within it, where a key stands."""
         while True:
-            self.peek()
-            at = self.position
-            key = self.string("a key in double quotes")
-            self.take(b":")
+            if plain := _PLAIN_KEY(self.text, self.position):
+                key, at = plain[1].decode(), plain.start(1) - 1
+                self.position = plain.end()
+            else:
+                self.peek()
+                at = self.position
+                key = self.string("a key in double quotes")
+                self.take(b":")
             yield key, at
             if self._closed_by(b"}"):
                 return
 
     def integers(self, expected: str = "an array of unsigned integers") -> Iterator[int]:
         """The elements of an array of unsigned integers, one at a time."""
+        if plain := _PLAIN_UINTS(self.text, self.position):
+            self.position = plain.end()
+            yield from map(int, plain[1].split(b","))
+            return
         if self.peek() != b"[":
             raise self.fail(expected)
         self.position += 1

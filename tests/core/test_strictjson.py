@@ -279,3 +279,22 @@ def test_escapes_at_the_ends_of_blocks(escape: str) -> None:
         assert Reader(text.encode()).string() == json.loads(text)
         with pytest.raises(JSONError, match="end of text"):
             Reader(text.encode()[:-1]).string()
+
+
+@pytest.mark.parametrize("space", ["", " ", "\n", " " * 9, "\t" * 100])
+@pytest.mark.parametrize(
+    "numbers", ["[]", "[0]", "[1,2]", "[1, 2]", "[1 ,2]", f"[{2**64 - 1}]", str([7] * 9)]
+)
+def test_usual_and_unusual_spellings_are_read_alike(space: str, numbers: str) -> None:
+    for key in ("a", "", "\\u0061", "é", "k" * 300):
+        text = f'{{{space}"{key}"{space}:{space}{numbers}{space}}}'
+        reader = Reader(text.encode())
+        found = [(name, at, list(reader.integers())) for name, at in reader.members()]
+        assert found == [(json.loads(f'"{key}"'), 1 + len(space), json.loads(numbers))]
+        reader.end()
+
+
+@pytest.mark.parametrize("text", ["[01]", "[1,02]", "[1,]", "[-1]", f"[{2**64}]", "[1.0]", "[1e2]"])
+def test_usual_spellings_have_no_other_numbers(text: str) -> None:
+    with pytest.raises(JSONError):
+        list(Reader(text.encode()).integers())
