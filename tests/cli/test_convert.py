@@ -112,6 +112,16 @@ def test_options(run, npz, target):
     assert not os.path.exists(f"{target}.provenance.json")
 
 
+def test_digests_cost_time_and_can_be_left_out(run, npz, target, monkeypatch):
+    monkeypatch.setattr("hashlib.sha256", None)
+    document = run("convert", npz, target, "--no-digests", "--json").document
+    assert [each["sha256"] for each in document["sources"] + document["outputs"]] == [None, None]
+    with open(f"{target}.provenance.json", encoding="utf-8") as file:
+        assert json.load(file)["outputs"][0]["sha256"] is None
+    plain = run("convert", npz, target, "--no-digests", "--force").stdout
+    assert all(line.endswith("\t") for line in plain.splitlines())
+
+
 def test_what_is_no_tensor_is_kept_on_request(run, checkpoint, target):
     result = run("convert", checkpoint, target, "--keep-others", "--json")
     assert result.document["dropped_count"] == 0

@@ -62,6 +62,9 @@ _SHOWN: Final = 20
     help="Read only what this policy, public key or warrant admits.",
 )
 @click.option("--no-record", is_flag=True, help="Leave no DST.provenance.json.")
+@click.option(
+    "--no-digests", is_flag=True, help="Compute no SHA-256 of sources and outputs: quicker."
+)
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @json_option
@@ -125,6 +128,7 @@ def _options(given: dict[str, Any]) -> Options:
         shard_size=given["shard"],
         metadata=dict(_pair("--metadata", text) for text in given["metadata"]),
         record=not given["no_record"],
+        digests=not given["no_digests"],
         limits=_limits(given["limit"]),
     )
 

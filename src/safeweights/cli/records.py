@@ -217,7 +217,7 @@ class ConvertedFileRecord(TypedDict):
     format: Annotated[str, "The format it was read as; `safetensors`, or `index` of shards."]
     tensors: Annotated[int, "Number of tensors in it."]
     bytes: Annotated[int, "Size of the file; with `--dry-run`, of an output's tensors."]
-    sha256: Annotated[str | None, "Null for an output of `--dry-run`."]
+    sha256: Annotated[str | None, "Null for an output of `--dry-run`, and with `--no-digests`."]
 
 
 class DroppedRecord(TypedDict):
