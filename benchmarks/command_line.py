@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from bench.processes import interpreter_environment
 
 import safeweights.numpy
 
@@ -27,7 +28,10 @@ def seconds(command: str) -> list[float]:
     times = []
     for _ in range(RUNS):
         began = time.perf_counter()
-        subprocess.run(["/bin/sh", "-c", command], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["/bin/sh", "-c", command],
+            check=True, stdout=subprocess.DEVNULL, env=interpreter_environment(),
+        )  # fmt: skip
         times.append(time.perf_counter() - began)
     return times
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from typing_extensions import Self
 
-__all__ = ["Crew", "Failed", "Missing", "WorkerProcess"]
+__all__ = ["Crew", "Failed", "Missing", "WorkerProcess", "interpreter_environment"]
 
 _PROGRAM: Final = Path(__file__).resolve().parent.parent / "worker.py"
 _ANSWER_SECONDS: Final = 300.0
@@ -30,8 +30,11 @@ class Failed(Exception):
     """The contender tried and did not succeed, or its process ended."""
 
 
-def _environment(path: list[str]) -> dict[str, str]:
+def interpreter_environment(path: Sequence[str] = ()) -> dict[str, str]:
+    """The environment of a process, with `path` before the places where modules are found."""
     environment = dict(os.environ)
+    # What is installed has its bytecode; here the first import writes it.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     if path:
         environment["PYTHONPATH"] = os.pathsep.join(path)
     return environment
@@ -51,7 +54,7 @@ class WorkerProcess:
         self._process = subprocess.Popen(
             [sys.executable, str(_PROGRAM), contender],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            env=_environment(path), start_new_session=True,
+            env=interpreter_environment(path), start_new_session=True,
         )  # fmt: skip
         self.contender = contender
         self.version: str = ""
@@ -163,7 +166,7 @@ class Crew:
 
     def environment(self, contender: str) -> dict[str, str]:
         """The environment in which a contender's modules are found."""
-        return _environment(self._paths.get(contender, []))
+        return interpreter_environment(self._paths.get(contender, []))
 
     def release(self) -> None:
         """Have every process let go of a row's data."""

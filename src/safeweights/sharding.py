@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -22,7 +21,14 @@ from typing import TYPE_CHECKING, Final
 from .checkpoint import Checkpoint, Tensor, save
 from .errors import UnsupportedError, quote
 from .shardindex import INDEX_SUFFIX, SUFFIX, index_text, is_safe_shard, shard_name
-from .storage import PartialOverwriteError, copy_over, rename, sync_directory, write_file
+from .storage import (
+    PartialOverwriteError,
+    copy_over,
+    rename,
+    staging_name,
+    sync_directory,
+    write_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -123,7 +129,7 @@ def save_sharded(
     shards = dict(zip(names, groups, strict=True))
     folder = os.fsdecode(folder)
     os.makedirs(folder, exist_ok=True)
-    staging = os.path.join(folder, f".safeweights-{secrets.token_hex(8)}.tmp")
+    staging = os.path.join(folder, staging_name())
     with sync_directory(folder, durable=durable):
         try:
             _stage(staging, shards, found, metadata, durable=durable, progress=progress)

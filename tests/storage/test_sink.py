@@ -7,7 +7,6 @@ import errno
 import io
 import os
 import pickle
-import secrets
 import shutil
 import socket
 import stat
@@ -666,7 +665,7 @@ def test_savers_of_the_same_file_do_not_meet(
     write_file(tmp_path / "a", pieces())
     assert (tmp_path / "a").read_bytes() == b"outer"
     assert only(tmp_path) == ["a"]
-    monkeypatch.setattr(secrets, "token_hex", lambda _: "taken")
+    monkeypatch.setattr(sink, "staging_name", lambda: ".safeweights-taken.tmp")
     without_unnamed(monkeypatch)
     (tmp_path / ".safeweights-taken.tmp").write_bytes(b"of another process")
     with pytest.raises(FileExistsError):

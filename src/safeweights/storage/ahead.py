@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ def made_ahead(pieces: Iterable[Buffer]) -> Iterator[Buffer]:
     Raises:
         Exception: What making one raised; those made before it came first, but for small ones.
     """
+    from concurrent.futures import ThreadPoolExecutor  # as slow to import as all of this package
+
     remaining = iter(pieces)
     pool = ThreadPoolExecutor(1, "safeweights-ahead")
     try:

@@ -21,7 +21,6 @@ import contextlib
 import errno
 import io
 import os
-import secrets
 import stat
 import sys
 from functools import partial
@@ -40,6 +39,7 @@ __all__ = [
     "PartialOverwriteError",
     "copy_over",
     "rename",
+    "staging_name",
     "sync_directory",
     "write_file",
     "write_stream",
@@ -193,6 +193,11 @@ def _stat_replaceable(target: str) -> os.stat_result | None:
     return status
 
 
+def staging_name() -> str:
+    """A name that nobody else uses, for what is not finished yet."""
+    return f".safeweights-{os.urandom(8).hex()}.tmp"
+
+
 class _NewFile:
     """The file that is to replace what is at `target`, under the name `path` in its directory."""
 
@@ -200,7 +205,7 @@ class _NewFile:
         self.target = target
         self._size = size
         self.directory = os.path.dirname(target)
-        self.path = os.path.join(self.directory, f".safeweights-{secrets.token_hex(8)}.tmp")
+        self.path = os.path.join(self.directory, staging_name())
         self._durable = durable
         self._replaced = replaced = _stat_replaceable(target)
         # Contents meant for few are nobody else's until they have the old owner, group and mode.
