@@ -222,3 +222,156 @@ def test_tensors_on_a_device_are_written_through_few_slabs(tmp_path, monkeypatch
     assert bytes(buffer) == tensors["0"][1:3].numpy().tobytes()
     with pytest.raises(SafetensorError, match="asked of tensor `small`"):
         held["small"].read_into(bytearray(41))
+
+
+# ---- torch's own interface, of which nothing but the streams is played: there is no device here
+
+
+class Streams:
+    """`torch.accelerator` with two devices; every thread has a current device, and a stream on each.
+
+    A stream is a context manager as torch's is: what it replaced is kept in the stream itself, so that
+    it must not be entered twice.
+    """
+
+    class Stream:
+        def __init__(self, played: Streams, stream_id: int, index: int) -> None:
+            self._played = played
+            self.stream_id, self.device_index = stream_id, index
+            self.device = torch.device("cuda", index)
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Streams.Stream) and vars(self) == vars(other)
+
+        __hash__ = None
+
+        def __enter__(self) -> None:
+            raise AssertionError("threads that share a stream cannot enter it")
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def wait_stream(self, other: Streams.Stream) -> None:
+            self._played.waits.append((self.stream_id, other.stream_id))
+
+    def __init__(self, *, pool: list[int]) -> None:
+        self.pool = pool
+        self.waits: list[tuple[int, int]] = []
+        self.seen: list[tuple[str, int, int]] = []  # what was done, on which device and stream
+        self._thread = threading.local()
+
+    def _state(self) -> dict[object, int]:
+        return self._thread.__dict__.setdefault("state", {"device": 0})
+
+    def is_available(self) -> bool:
+        return True
+
+    def current_accelerator(self) -> torch.device:
+        return torch.device("cuda")
+
+    def current_device_index(self) -> int:
+        return self._state()["device"]
+
+    def set_device_index(self, index: int) -> None:
+        self._state()["device"] = index
+
+    def current_stream(self, device: torch.device) -> Stream:
+        index = self.current_device_index() if device.index is None else device.index
+        return self.Stream(self, self._state().get(index, 0), index)
+
+    def set_stream(self, stream: Stream) -> None:
+        self._state().update({"device": stream.device_index, stream.device_index: stream.stream_id})
+
+    def new_stream(self, device: torch.device) -> Stream:
+        if not self.pool:
+            raise RuntimeError("Backend doesn't support create a new Stream.")
+        index = self.current_device_index() if device.index is None else device.index
+        return self.Stream(self, self.pool.pop(0), index)
+
+    def note(self, what: str) -> None:
+        state = self._state()
+        self.seen.append((what, state["device"], state.get(state["device"], 0)))
+
+
+class Event:
+    def __init__(self, device: torch.device) -> None:
+        assert device.type == "cuda"
+        self.recorded = False
+
+    def record(self, stream: Streams.Stream) -> None:
+        assert stream.stream_id
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        assert self.recorded
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
+    played = Streams(pool=[5, 7])
+    empty, copy = torch.empty, torch.Tensor.copy_
+
+    def on_host(*size: int, dtype: torch.dtype, device: object = None, pin_memory: bool = False):
+        played.note("pin" if pin_memory else "allocate")
+        return empty(*size, dtype=dtype)
+
+    def noted(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False):
+        assert non_blocking
+        played.note("copy")
+        return copy(target, source)
+
+    monkeypatch.setattr(torch, "accelerator", played)
+    monkeypatch.setattr(torch, "Stream", played.new_stream)
+    monkeypatch.setattr(torch, "Event", Event)
+    monkeypatch.setattr(torch, "empty", on_host)
+    monkeypatch.setattr(torch.Tensor, "copy_", noted)
+    return played
+
+
+def test_copies_are_on_a_stream_of_their_own_in_every_thread(tmp_path, streams, small_slabs):
+    data = np.random.default_rng(1).integers(0, 256, 1_000_000, dtype=np.uint8)
+    path = tmp_path / "data"
+    path.write_bytes(data.tobytes())
+    streams.set_device_index(1)  # the caller's; that of the reader threads is 0
+    callers = streams.current_stream(torch.device("cuda"))
+    device = torch.device("cuda")
+    accelerator = TorchAdapter().accelerator(device)
+    jobs = [
+        Job(
+            Batch(open_source(path, engine="pread"), 0, [("x", TensorInfo("U8", (n,), at, at + n))])
+        )
+        for at, n in ((0, 400_000), (400_000, 600_000))
+    ]
+    landing = DeviceLanding(accelerator, ADAPTER, device, lambda arena, *_: arena)
+    Pipeline(jobs, landing.begin).run(landing.threads)
+    arrived = [job.transfer.tensors()["x"].numpy() for job in jobs]
+    assert np.array_equal(np.concatenate(arrived), data)
+    places = {
+        what: {seen[1:] for seen in streams.seen if seen[0] == what}
+        for what in ("allocate", "copy")
+    }
+    assert places == {"allocate": {(1, 0)}, "copy": {(1, 5)}}
+    assert streams.waits == [(5, 0), (5, 0)]
+    assert streams.current_device_index() == 1
+    assert streams.current_stream(device) == callers
+
+
+def test_what_was_current_is_again_after_an_error(streams):
+    accelerator = TorchAdapter().accelerator(torch.device("cuda", 1))
+    with pytest.raises(RuntimeError):
+        accelerator.copy(torch.zeros(2), torch.zeros(3))
+    assert streams.current_device_index() == 0
+    assert streams.current_stream(torch.device("cuda", 1)).stream_id == 0
+
+
+@pytest.mark.parametrize(
+    ("pool", "staged"), [([], False), ([0, 0], False), ([0, 3], True), ([3], True)]
+)
+def test_a_device_needs_a_second_stream(streams, pool, staged):
+    streams.pool = pool
+    assert (TorchAdapter().landing(torch.device("cuda")) is not None) is staged
+
+
+def test_other_devices_and_older_versions_are_not_staged_to(streams, monkeypatch):
+    assert TorchAdapter().landing(torch.device("xpu")) is None
+    monkeypatch.delattr(Streams, "set_device_index")  # torch 2.6
+    assert TorchAdapter().landing(torch.device("cuda")) is None

@@ -11,6 +11,7 @@ accelerator stands behind `Accelerator`, the seam at which tests put a device of
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from threading import local
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -21,7 +22,7 @@ from .loading import Gathering
 from .plans import Batch, Scattered, Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ..header import TensorInfo
     from .adapter import Adapter
@@ -54,17 +55,40 @@ class Accelerator(Protocol):
 
 
 class TorchAccelerator:
-    """A device of torch, through its device-independent interface (`torch.Stream`, `torch.Event`)."""
+    """A device of torch, through its device-independent interface (`torch.accelerator`, torch 2.7).
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: Which.
+        callers: The stream on which memory is to be used.
+        stream: The one to copy on.
+    """
+
+    def __init__(self, device: torch.device, callers: torch.Stream, stream: torch.Stream) -> None:
         self._device = device
-        self._callers = torch.accelerator.current_stream(
-            device
-        )  # of this thread; readers have others
-        self._stream = torch.Stream(device)
+        self._callers = callers
+        self._stream = stream
+
+    @classmethod
+    def of(cls, device: torch.device) -> TorchAccelerator | None:
+        """For use on this thread's current stream; None where there is no other to copy on."""
+        accelerator = getattr(torch, "accelerator", None)
+        if not hasattr(accelerator, "set_device_index") or not torch.accelerator.is_available():
+            return None
+        current = torch.accelerator.current_accelerator()
+        if current is None or current.type != device.type:
+            return None
+        callers = torch.accelerator.current_stream(device)
+        for _ in range(2):  # the first of a pool may be the caller's own
+            try:
+                stream = torch.Stream(device)
+            except RuntimeError:  # a device that makes none
+                return None
+            if stream != callers:
+                return cls(device, callers, stream)
+        return None  # Metal: it has one stream, and its memory is the host's anyway
 
     def arena(self, nbytes: int) -> torch.Tensor:
-        with self._callers:
+        with _current(self._callers):
             memory = torch.empty(nbytes, dtype=torch.uint8, device=self._device)
         # It may be memory that work still queued on the caller's stream uses.
         self._stream.wait_stream(self._callers)
@@ -74,11 +98,27 @@ class TorchAccelerator:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> Any:
-        with self._stream:
+        with _current(self._stream):
             target.copy_(source, non_blocking=True)
-        done = torch.Event(self._device, blocking=True)  # waits without spinning
-        done.record(self._stream)
+            done = torch.Event(self._device)
+            done.record(self._stream)
         return done
+
+
+@contextmanager
+def _current(stream: torch.Stream) -> Iterator[None]:
+    """Within the block `stream` is the current one of this thread, and its device too.
+
+    Not ``with stream``: that keeps what it replaced in the stream, which many threads use at once.
+    """
+    accelerator = torch.accelerator
+    device, replaced = accelerator.current_device_index(), accelerator.current_stream(stream.device)
+    try:
+        accelerator.set_stream(stream)
+        yield
+    finally:
+        accelerator.set_stream(replaced)
+        accelerator.set_device_index(device)
 
 
 class DeviceLanding:

@@ -134,11 +134,7 @@ class TorchAdapter(Adapter):
 
     def accelerator(self, device: torch.device) -> Accelerator | None:
         """How to stage tensors onto `device`; None where they are made in place or moved one by one."""
-        found = getattr(torch, "accelerator", None)  # since torch 2.6
-        if found is None or not found.is_available():
-            return None
-        current = found.current_accelerator()
-        return TorchAccelerator(device) if current and current.type == device.type else None
+        return TorchAccelerator.of(device)
 
     @staticmethod
     def _carrier(code: str) -> _Carrier:
