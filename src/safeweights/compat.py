@@ -257,6 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words:
         print(_USAGE, file=sys.stderr)  # noqa: T201
         return 2
+    if module is None and not os.path.exists(words[0]):
+        print(f"safeweights.compat: there is no file {words[0]!r}", file=sys.stderr)  # noqa: T201
+        return 2
     install()
     sys.argv = words
     if module is not None:

@@ -240,7 +240,7 @@ def test_exit_codes_and_mistakes(program: Path) -> None:
     assert "usage:" in run_words("-m", "safeweights.compat", expect=2)
     assert "usage:" in run_words("-m", "safeweights.compat", "-m", expect=2)
     assert run_words("-m", "safeweights.compat", "--help").startswith("usage:")
-    assert "nothing.py" in run_words("-m", "safeweights.compat", "nothing.py", expect=1)
+    assert "nothing.py" in run_words("-m", "safeweights.compat", "nothing.py", expect=2)
 
 
 def test_installing_while_another_thread_imports_the_reference() -> None:
