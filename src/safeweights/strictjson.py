@@ -54,6 +54,9 @@ _PLAIN_UINTS = re.compile(
     rb"[ \t\n\r]{0,8}\[(%b(?:, ?%b){0,7})\]" % (_PLAIN_UINT, _PLAIN_UINT)
 ).match
 _CONTROLS: Final = tuple(range(32))
+_PIECE: Final = 1 << 18
+# Before an escape, though not one that may be the second half of a surrogate pair.
+_CUT = re.compile(rb"[^\\](?=\\[^u])").search
 _SURROGATE = re.compile("[\ud800-\udfff]").search
 _LITERAL = re.compile(rb"true|false|null").match
 
@@ -104,6 +107,14 @@ def _string_in(block: bytes) -> int:
         return 0
     # Of backslashes in a row every second is escaped by the one before it.
     return len(block) - (len(block) - len(block.rstrip(b"\\"))) % 2
+
+
+def _pieces(text: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """The contents of a string in pieces that can be decoded by themselves: at once needs more memory."""
+    while end - begin > _PIECE and (cut := _CUT(text, begin + _PIECE, end)):
+        yield begin, cut.end()
+        begin = cut.end()
+    yield begin, end
 
 
 class JSONError(ValueError):
@@ -198,7 +209,8 @@ class Reader:
             # A copy of a long one would take as long as the rest.
             source = self.text if end - begin < _STEP else memoryview(self.text)
             if escaped:
-                text = str(json.loads(str(source[begin:end], "utf-8")))
+                places = _pieces(self.text, begin + 1, end - 1)
+                text = "".join([json.loads(f'"{str(source[a:b], "utf-8")}"') for a, b in places])
             else:
                 text = str(source[begin + 1 : end - 1], "utf-8")
         except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safeweights import strictjson
 from safeweights.strictjson import MAX_DEPTH, MAX_NUMBER, JSONError, Reader, has_surrogates
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -298,3 +299,22 @@ def test_usual_and_unusual_spellings_are_read_alike(space: str, numbers: str) ->
 def test_usual_spellings_have_no_other_numbers(text: str) -> None:
     with pytest.raises(JSONError):
         list(Reader(text.encode()).integers())
+
+
+@pytest.mark.parametrize("piece", [1, 2, 5, 11, 12])
+@given(text=st.text(st.sampled_from('ab\\"\n\té\U0001f600\ud7ff')), plain=st.booleans())
+def test_strings_are_the_same_in_pieces(piece: int, text: str, plain: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strictjson, "_PIECE", piece)
+        coded = json.dumps(text, ensure_ascii=not plain)
+        assert Reader(coded.encode()).string() == text
+
+
+@pytest.mark.parametrize(
+    "text", [r'"aa\ud83d\n"', r'"aa\n\ude00"', r'"aaaa\x"', r'"aa\n\u12"', '"aa\\n\xff\\n"']
+)
+def test_pieces_hide_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strictjson, "_PIECE", 2)
+    with pytest.raises(JSONError) as caught:
+        Reader(text.encode("latin-1")).string()
+    assert caught.value.position == 0
