@@ -1,6 +1,6 @@
 """Measure this package and its peers side by side: what `make bench` runs.
 
-    benchmarks/run.py                  everything, a quarter of an hour; writes benchmarks/results/
+    benchmarks/run.py                  everything, twenty minutes; writes benchmarks/results/
     benchmarks/run.py --quick          smaller files, under five minutes; writes .cache/bench/results/
     benchmarks/run.py --row load-cold  one row; more than one may be named
 

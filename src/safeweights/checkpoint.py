@@ -380,6 +380,10 @@ class Checkpoint(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self._open_tensors()
 
+    # Two are the same if they are one: comparing unread tensors would say nothing of their values.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     def __repr__(self) -> str:
         state = "closed" if self._tensors is None else f"{len(self._tensors)} tensors"
         return f"<Checkpoint {quote(self.name)}: {state}>"
@@ -466,7 +470,8 @@ def open(target: Any, *, backend: str = "mmap", verify: Verify | None = None) ->
     Args:
         target: Path, readable file object, or bytes-like object that holds a file.
         backend: ``"mmap"`` maps the file, ``"pread"`` reads what is asked for. A mapping is fastest,
-            but if another process truncates the file, touching it kills the process.
+            but if another process truncates the file, touching it kills the process. ``"direct"``,
+            ``"auto"``: see `safeweights.storage.open_source`.
         verify: Called with every source that is opened, the index's too, and its path; what it
             returns is read instead. `safeweights.open` makes one of a policy or a key.
 
@@ -599,6 +604,26 @@ def _whole(tensor: Tensor) -> Iterable[Buffer]:
     return tensor.chunks() if tensor.in_memory else (tensor.view(),)
 
 
+def _unread(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of the mapping, if it is one of names to unread tensors."""
+    if not isinstance(tensors, Mapping):
+        kind = type(tensors).__name__
+        raise UnsupportedError(f"expected a mapping of names to tensors, found {kind}")
+    found = dict(tensors.items())
+    for name in found:
+        if not isinstance(name, str):
+            raise UnsupportedError(f"a tensor's name is a string, not {type(name).__name__}")
+    for kind in set(map(type, found.values())):
+        if not issubclass(kind, Tensor):
+            name = next(name for name, tensor in found.items() if type(tensor) is kind)
+            raise UnsupportedError(
+                f"{quote(name)} is a {kind.__module__}.{kind.__qualname__}, not a `safeweights.Tensor`: "
+                "values are saved by `save_file` of `safeweights.numpy`, `safeweights.torch` ...",
+                tensor=name,
+            )
+    return found
+
+
 def _plan(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None,
@@ -607,10 +632,7 @@ def _plan(
     """Size and contents of the file; the header is made, and checked, at once."""
     if metadata is None and isinstance(tensors, Checkpoint):
         metadata = tensors.metadata
-    found = dict(tensors.items())
-    for name in found:
-        if not isinstance(name, str):
-            raise UnsupportedError(f"a tensor's name is a string, not {type(name).__name__}")
+    found = _unread(tensors)
     with gc_paused():
         header, head = layout([(name, t.dtype, t.shape) for name, t in found.items()], metadata)
     for name, info in header.tensors.items():

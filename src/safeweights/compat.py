@@ -266,7 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     else:
         # `python SCRIPT` looks for modules beside the script, `python -m` in the current folder.
-        sys.path[0] = os.path.dirname(os.path.realpath(words[0]))
+        if not getattr(sys.flags, "safe_path", False):
+            sys.path[0] = os.path.dirname(os.path.realpath(words[0]))
         runpy.run_path(words[0], run_name="__main__")
     return 0
 

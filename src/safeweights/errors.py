@@ -9,6 +9,8 @@ This module imports nothing of the package.
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False  # importing typing would be most of the cost of `import safeweights`
 if TYPE_CHECKING:
     from typing import Any
@@ -63,7 +65,7 @@ class SafetensorError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.path = path
+        self.path = None if path is None else os.fsdecode(path)
         self.tensor = tensor
         self.offset = offset
 
@@ -85,8 +87,8 @@ class FormatError(SafetensorError, ValueError):
     """The bytes break a rule of the format.
 
     Attributes:
-        rule: Stable identifier of the broken rule, e.g. ``"duplicate-key"``; the rules are listed in
-            `safeweights.header.RULES`.
+        rule: Stable identifier of the broken rule, e.g. ``"duplicate-key"``. `safeweights.header.RULES`
+            lists those of a header; other files have their own (``"index"``, ``"pickle"``, ``"zip"`` ...).
     """
 
     def __init__(

@@ -274,11 +274,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     install(options.mode, allow=options.allow)
     sys.argv = [options.script, *options.rest]
+    # As `python` finds modules, which -P tells to look nowhere else.
+    beside = not getattr(sys.flags, "safe_path", False)
     if options.module:
-        sys.path.insert(0, "")
+        if beside:
+            sys.path.insert(0, "")
         runpy.run_module(options.script, run_name="__main__", alter_sys=True)
     else:
-        sys.path[0:1] = [os.path.dirname(os.path.abspath(options.script))]
+        if beside:
+            sys.path[0:1] = [os.path.dirname(os.path.abspath(options.script))]
         runpy.run_path(options.script, run_name="__main__")
 
 

@@ -53,6 +53,14 @@ def contents(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
     return {name: bytes(tensor.view()) for name, tensor in tensors.items()}
 
 
+def test_two_checkpoints_are_the_same_if_they_are_one(opened: Checkpoint, path: Path) -> None:
+    assert opened == opened
+    assert opened != open(path)
+    assert {opened: 1}[opened] == 1
+    opened.close()
+    assert opened == opened
+
+
 def test_it_is_a_mapping(opened: Checkpoint) -> None:
     assert isinstance(opened, Mapping)
     assert len(opened) == 4
@@ -254,7 +262,7 @@ def test_what_cannot_be_opened_or_saved_to(target: Any) -> None:
 
 
 def test_no_such_backend(path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="no such engine"):
+    with pytest.raises(UnsupportedError, match="no such backend"):
         open(path, backend="cuda")
 
 

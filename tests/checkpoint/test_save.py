@@ -237,3 +237,14 @@ def test_names_and_targets_of_another_kind(tmp_path: Path) -> None:
 def test_numpy_makes_no_array_of_one_object() -> None:
     with pytest.raises(TypeError, match="stream"):
         np.asarray(MemoryTensor("a", "U8", (1,), b"x"))
+
+
+@pytest.mark.parametrize("value", [np.zeros(2), [1], b"abc", None])
+def test_values_are_not_unread_tensors(tmp_path: Path, value: object) -> None:
+    for write in (lambda tensors: save(tensors, tmp_path / "x"), to_bytes):
+        with pytest.raises(UnsupportedError, match=r"`a` is a .*`safeweights\.numpy`") as caught:
+            write({"b": MemoryTensor("b", "U8", (0,), b""), "a": value})
+        assert caught.value.tensor == "a"
+        with pytest.raises(UnsupportedError, match="expected a mapping"):
+            write([("a", value)])
+    assert list(tmp_path.iterdir()) == []

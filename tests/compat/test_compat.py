@@ -224,6 +224,12 @@ def program(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="-P is new in Python 3.11")
+def test_a_script_is_run_without_its_folder_where_python_is_told_so(program: Path) -> None:
+    found = run_words("-P", "-m", "safeweights.compat", str(program / "main.py"), expect=1)
+    assert "No module named 'helper'" in found
+
+
 def test_running_a_script(program: Path, tmp_path: Path) -> None:
     script = str(program / "main.py")
     found = run_words("-m", "safeweights.compat", script, "-x", "--flag", folder=tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import PurePosixPath
 
 import pytest
 from hypothesis import given
@@ -79,3 +80,9 @@ def test_quoted_text_is_itself_where_it_can_be() -> None:
     assert quote("\x00\x7f\u202e\ud800\u200b") == "`\\x00\\x7f\\u202e\\ud800\\u200b`"
     assert quote("x" * 200) == "`" + "x" * 119 + "…`"
     assert quote("x" * 120) == "`" + "x" * 120 + "`"
+
+
+@pytest.mark.parametrize("path", ["p", b"p", PurePosixPath("p")])
+def test_a_path_of_any_kind_is_text(path: str) -> None:
+    error = SafetensorError("what", path=path)
+    assert (error.path, str(error)) == ("p", "what (in `p`)")

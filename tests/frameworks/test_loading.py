@@ -193,6 +193,7 @@ def test_no_more_is_read_ahead_than_is_allowed(twenty: Path, read: list[tuple[in
         with file.prefetch() as loader:
             until(lambda: len(read) == 2)
             assert loader.names() == file.keys()
+            assert [name in loader for name in (file.keys()[0], "zz", 0)] == [True, False, False]
             for expected, (name, tensor) in enumerate(loader):
                 assert (tensor == int(name)).all()
                 assert len(read) <= expected + 4  # two more, and those that are being begun

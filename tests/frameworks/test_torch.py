@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 import safeweights
 import safeweights.torch as ours
-from safeweights.errors import LayoutError, NoDataError
+from safeweights.errors import LayoutError, NoDataError, SafetensorError
 
 
 class Tied(torch.nn.Module):
@@ -295,6 +296,45 @@ def test_load_into_a_module_on_the_meta_device(tmp_path: Path) -> None:
     assert torch.equal(other.embed.weight, model.embed.weight)
     assert other.head.weight is other.embed.weight
     assert isinstance(other.head.weight, torch.nn.Parameter)
+
+
+class Hooked(torch.nn.Module):
+    """Looks at two of its tensors before they are loaded, as modules do that rename or join them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.zeros(2))
+        self.b = torch.nn.Parameter(torch.zeros(3))
+        self.register_buffer("kept", torch.ones(1, device="cpu"))
+        self.seen: list[list[str]] = []
+        self.missing: list[list[str]] = []
+        self._register_load_state_dict_pre_hook(lambda state, *_: self.seen.append(sorted(state)))
+        self.register_load_state_dict_post_hook(
+            lambda _, result: self.missing.append(list(result.missing_keys))
+        )
+
+
+def test_load_into_a_module_on_the_meta_device_runs_its_hooks_once(tmp_path: Path) -> None:
+    ours.save_file(
+        {"a": torch.ones(2), "b": torch.ones(3), "kept": torch.full((1,), 2.0)}, tmp_path / "x"
+    )
+    with torch.device("meta"):
+        module = Hooked()
+    kept = module.kept
+    ours.load_into(module, tmp_path / "x")
+    assert (module.seen, module.missing) == ([["a", "b", "kept"]], [[]])
+    assert module.kept is kept
+    assert [tensor.tolist() for tensor in module.state_dict().values()] == [[1] * 2, [1] * 3, [2]]
+
+
+def test_load_into_fails_before_a_module_on_the_meta_device_is_touched(tmp_path: Path) -> None:
+    ours.save_file({"a": torch.ones(2), "b": torch.ones(3), "kept": torch.ones(1)}, tmp_path / "x")
+    os.truncate(tmp_path / "x", os.path.getsize(tmp_path / "x") - 1)
+    with torch.device("meta"):
+        module = Hooked()
+    with pytest.raises(SafetensorError):
+        ours.load_into(module, tmp_path / "x")
+    assert (module.a.device.type, module.seen) == ("meta", [])
 
 
 @pytest.mark.parametrize("by_index", [False, True])

@@ -425,7 +425,9 @@ class _Job:
                 message = "is a folder where a file is to be written, which nothing replaces"
                 raise IsADirectoryError(errno.EISDIR, message, path)
             if not self.options.force:
-                raise FileExistsError(errno.EEXIST, "exists; force (--force) replaces it", path)
+                raise FileExistsError(
+                    errno.EEXIST, "exists; --force (force=True) replaces it", path
+                )
 
     # -- writing
 

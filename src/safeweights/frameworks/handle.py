@@ -34,7 +34,6 @@ __all__ = ["PySafeSlice", "_safe_open_handle", "opened", "prefixed", "safe_open"
 
 T = TypeVar("T")
 Target = str | os.PathLike[str] | IO[bytes]
-Backend = Literal["mmap", "pread"]
 PySafeSlice = Slice
 
 
@@ -103,7 +102,8 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: ``"pt"``, ``"np"``, ``"jax"`` ... (`safeweights.frameworks.adapter.FRAMEWORKS`).
         device: Where tensors go; what the framework understands.
         backend: ``"mmap"``: tensors share a private mapping of the file; reading is left to the
-            first use. ``"pread"``: every tensor is read into memory of its own.
+            first use. ``"pread"``: every tensor is read into memory of its own, ``"direct"``: so too, past
+            the page cache. ``"auto"`` maps local files and reads remote ones.
         trust: A policy, a public key, a warrant, or the path of one (`safeweights.trust.as_gate`). Every
             byte is then checked before it is handed out, from memory that nobody else can change;
             of a file signed with a block tree only the blocks that are read.
@@ -130,7 +130,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: Literal["pt", "torch", "pytorch"],
         device: str | int | torch.device | None = ...,
         *,
-        backend: Backend = ...,
+        backend: str = ...,
         trust: object = ...,
     ) -> None: ...
     @overload
@@ -140,7 +140,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: Literal["np", "numpy"],
         device: str | None = ...,
         *,
-        backend: Backend = ...,
+        backend: str = ...,
         trust: object = ...,
     ) -> None: ...
     @overload
@@ -150,7 +150,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: Literal["jax", "flax"],
         device: str | jax.Device | jax.sharding.Sharding | None = ...,
         *,
-        backend: Backend = ...,
+        backend: str = ...,
         trust: object = ...,
     ) -> None: ...
     @overload
@@ -160,7 +160,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: Literal["tf", "tensorflow"],
         device: str | None = ...,
         *,
-        backend: Backend = ...,
+        backend: str = ...,
         trust: object = ...,
     ) -> None: ...
     @overload
@@ -170,7 +170,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: Literal["mlx"],
         device: str | None = ...,
         *,
-        backend: Backend = ...,
+        backend: str = ...,
         trust: object = ...,
     ) -> None: ...
     @overload
@@ -180,7 +180,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: Literal["paddle"],
         device: str | int | None = ...,
         *,
-        backend: Backend = ...,
+        backend: str = ...,
         trust: object = ...,
     ) -> None: ...
     @overload

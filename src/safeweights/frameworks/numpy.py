@@ -108,10 +108,15 @@ def encode_array(name: str, array: Any) -> Tensor:
     Raises:
         UnsupportedError: Not an array, or of a type that the format does not have.
     """
-    if not isinstance(array, np.ndarray | np.generic) or isinstance(array, np.ma.MaskedArray):
+    masked = isinstance(array, np.ma.MaskedArray)
+    if masked or not isinstance(array, np.ndarray | np.generic):
+        advice = (
+            "the format has no masks: say what stands in their place (`.filled(...)`)"
+            if masked
+            else "convert it with numpy.asarray"
+        )
         raise UnsupportedError(
-            f"Key {quote(name)} is invalid, expected numpy.ndarray but received {type(array)}: "
-            "convert it with numpy.asarray",
+            f"Key {quote(name)} is invalid, expected numpy.ndarray but received {type(array)}: {advice}",
             tensor=name,
         )
     array = np.asarray(array)

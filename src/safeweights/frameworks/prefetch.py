@@ -109,6 +109,9 @@ class PrefetchLoader(Generic[T]):
     def __len__(self) -> int:
         return len(self._owners)
 
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._owners
+
     @property
     def nbytes(self) -> int:
         """Bytes that are read in all: where `progress` ends."""

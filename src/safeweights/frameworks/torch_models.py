@@ -107,8 +107,13 @@ def load_into(
     _require_fitting(existing, sources, stored)
     with torch.no_grad():
         created: dict[int, Any] = {}
-        for name, source in sources.items():
-            _fill(module, name, existing[name], stored[source], created)
+        state = {
+            name: _filled(module, name, existing[name], stored[source], created)
+            for name, source in sources.items()
+        }
+        if module is not None and created:
+            # In one go, and with those that stay: a module's hooks may look at several.
+            module.load_state_dict(state, strict=False, assign=True)
     return missing, unexpected
 
 
@@ -168,14 +173,14 @@ def _require_fitting(
         raise StateDictError(f"size mismatch: {'; '.join(wrong[:10])}{more}", path=stored.name)
 
 
-def _fill(
+def _filled(
     module: torch.nn.Module | None,
     name: str,
     tensor: torch.Tensor,
     source: Tensor,
     created: dict[int, Any],
-) -> None:
-    """Give `tensor` the values of `source`; a meta tensor of a module is replaced by one with values."""
+) -> Any:
+    """`tensor` with the values of `source`; for a meta tensor of a module one that takes its place."""
     if tensor.device.type == "meta":
         if module is None:
             raise NoDataError(
@@ -183,12 +188,13 @@ def _fill(
             )
         if id(tensor) not in created:
             created[id(tensor)] = _materialised(tensor, _decode(source))
-        module.load_state_dict({name: created[id(tensor)]}, strict=False, assign=True)
-    elif _is_plain(tensor) and CODES.get(tensor.dtype) == source.dtype:
+        return created[id(tensor)]
+    if _is_plain(tensor) and CODES.get(tensor.dtype) == source.dtype:
         source.read_into(host_bytes(name, tensor))
         _note_change(tensor)
     else:
         tensor.copy_(_decode(source))
+    return tensor
 
 
 def _note_change(tensor: torch.Tensor) -> None:

@@ -442,11 +442,11 @@ def open_source(target: Any, *, engine: str = "mmap", verify: Verify | None = No
     Raises:
         OSError: Opening failed, with the system's class and errno; a directory is an
             IsADirectoryError, a device, FIFO or socket an OSError with ENODEV or ENXIO.
-        UnsupportedError: None of these, a file object in text mode, no such engine, or something
+        UnsupportedError: None of these, a file object in text mode, no such backend, or something
             other than a path is to be verified.
     """
     if engine not in ENGINES:
-        raise UnsupportedError(f"no such engine: {engine!r}; there are {', '.join(ENGINES)}")
+        raise UnsupportedError(f"no such backend: {engine!r}; there are {', '.join(ENGINES)}")
     if isinstance(target, str | os.PathLike):
         source = _open_path(target, engine)
         return source if verify is None else verify(source, source.name)
