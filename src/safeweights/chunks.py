@@ -103,6 +103,7 @@ class Chunks:
         self._kinds = self._template.kind_reader()
         self._scanned_kinds = _KindReader("[", "]")
         self._ragged = False  # white space differed from entry to entry in the last chunk
+        self._learn_from = 0
         self._scan_until = 0
         self._exact_until = 0
         self.first = 0
@@ -131,7 +132,9 @@ class Chunks:
         batch = None
         if not self._ragged:
             batch = self._split_by_template(position, expected)
-            if batch is None and self._learn(self._text, position):
+            if batch is None and position >= self._learn_from and self._learn(self._text, position):
+                # Once a chunk: looking at a chunk for every entry would be looking for ever.
+                self._learn_from = position + CHUNK
                 batch = self._split_by_template(position, expected)
         if batch is None:
             batch = self._split_ragged(position, expected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import mutation
@@ -328,6 +328,26 @@ def test_entries_refused_together_leave_nothing_behind() -> None:
         assert not found._add(batch)
         assert list(found.tensors.items()) == list(before.items())
         assert found.end == 20
+
+
+def test_a_style_for_every_entry_costs_no_chunk_for_every_entry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The tail of the entry before is found again at a chunk's end, that of the next one behind it."""
+    spaces = ["".join(pattern) for pattern in product(" \t\n\r", repeat=6)]
+    entry = '"{:05x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}{}'
+    period = chunks.CHUNK // len(entry.format(0, spaces[0]) + ",")
+    text = join([entry.format(i, spaces[i % period]) for i in range(3 * period)])
+    looked: list[int] = []
+    columns = chunks._Template.columns
+
+    def counted(self: Any, part: str, *given: Any, **how: Any) -> Any:
+        looked.append(len(part))
+        return columns(self, part, *given, **how)
+
+    monkeypatch.setattr(chunks._Template, "columns", counted)
+    assert len(Entries(text, rules.Report(None)).tensors) == 3 * period
+    assert sum(looked) < 6 * len(text)
 
 
 def test_a_template_is_learnt_again(scanned: list[int]) -> None:

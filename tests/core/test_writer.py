@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safeweights import checkpoint, header
 from safeweights.checkpoint import MemoryTensor
 from safeweights.dtypes import BITS, CODES
+from safeweights.errors import FormatError
 
 # The names by which the reference's writer knows the types.
 REFERENCE = {
@@ -101,3 +102,10 @@ def test_order_over_all_types(count: int) -> None:
 def test_all_types_in_one_file_are_in_the_order_of_the_format() -> None:
     written, _ = header.layout([(code.lower(), code, (8,)) for code in CODES])
     assert [info.dtype for info in written.tensors.values()] == list(reversed(CODES))
+
+
+@pytest.mark.parametrize("shape", [(0, 2**64), (2**70, 0), (0, 0, 2**64)])
+def test_no_dimension_that_cannot_be_read_is_written(shape: tuple[int, ...]) -> None:
+    with pytest.raises(FormatError) as caught:
+        header.layout([("a", "U8", shape)])
+    assert (caught.value.rule, caught.value.tensor) == ("integer", "a")

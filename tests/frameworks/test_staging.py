@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
 import threading
 import weakref
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -271,8 +273,14 @@ class Streams:
     def current_device_index(self) -> int:
         return self._state()["device"]
 
-    def set_device_index(self, index: int) -> None:
-        self._state()["device"] = index
+    @contextlib.contextmanager
+    def device_index(self, index: int) -> Iterator[None]:
+        state = self._state()
+        before, state["device"] = state["device"], index
+        try:
+            yield
+        finally:
+            state["device"] = before
 
     def current_stream(self, device: torch.device) -> Stream:
         index = self.current_device_index() if device.index is None else device.index
@@ -282,7 +290,7 @@ class Streams:
         self._state().update({"device": stream.device_index, stream.device_index: stream.stream_id})
 
     def new_stream(self, device: torch.device) -> Stream:
-        if not self.pool:
+        if not self.pool or device.index == 99:
             raise RuntimeError("Backend doesn't support create a new Stream.")
         index = self.current_device_index() if device.index is None else device.index
         return self.Stream(self, self.pool.pop(0), index)
@@ -311,6 +319,8 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
     empty, copy = torch.empty, torch.Tensor.copy_
 
     def on_host(*size: int, dtype: torch.dtype, device: object = None, pin_memory: bool = False):
+        # Another device may be the default one.
+        assert torch.device(device).type == ("cpu" if pin_memory else "cuda")
         played.note("pin" if pin_memory else "allocate")
         return empty(*size, dtype=dtype)
 
@@ -331,9 +341,10 @@ def test_copies_are_on_a_stream_of_their_own_in_every_thread(tmp_path, streams, 
     data = np.random.default_rng(1).integers(0, 256, 1_000_000, dtype=np.uint8)
     path = tmp_path / "data"
     path.write_bytes(data.tobytes())
-    streams.set_device_index(1)  # the caller's; that of the reader threads is 0
-    callers = streams.current_stream(torch.device("cuda"))
     device = torch.device("cuda")
+    selected = contextlib.ExitStack()
+    selected.enter_context(streams.device_index(1))  # the caller's; that of reader threads is 0
+    callers = streams.current_stream(device)
     accelerator = TorchAdapter().accelerator(device)
     jobs = [
         Job(
@@ -373,5 +384,6 @@ def test_a_device_needs_a_second_stream(streams, pool, staged):
 
 def test_other_devices_and_older_versions_are_not_staged_to(streams, monkeypatch):
     assert TorchAdapter().landing(torch.device("xpu")) is None
-    monkeypatch.delattr(Streams, "set_device_index")  # torch 2.6
+    assert TorchAdapter().landing(torch.device("cuda", 99)) is None
+    monkeypatch.delattr(Streams, "device_index")
     assert TorchAdapter().landing(torch.device("cuda")) is None

@@ -441,12 +441,13 @@ def test_load_into_what_cannot_be_filled(target: Any, error: str, tmp_path: Path
     assert not first.any()
 
 
+@pytest.mark.parametrize("left", [0, 4, 396])
 @pytest.mark.parametrize("count", [100, 1 << 18])
-def test_freed_memory_is_neither_written_nor_read(count: int, tmp_path: Path) -> None:
+def test_freed_memory_is_neither_written_nor_read(count: int, left: int, tmp_path: Path) -> None:
     """FSDP frees the storage of what it has sharded; the tensor keeps its shape."""
     ours.save_file({"a": torch.ones(count)}, tmp_path / "x")
     freed = torch.ones(count)
-    freed.untyped_storage().resize_(0)
+    freed.untyped_storage().resize_(left)
     model = torch.nn.Module()
     model.register_buffer("a", freed)
     for act in (

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 from safeweights.storage import allocate, made_ahead, placement
-from safeweights.storage.memory import copied, in_parallel, joined, thread_count
+from safeweights.storage.memory import blank_bytes, copied, in_parallel, joined, thread_count
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, (1 << 20) - 1, 1 << 20, (9 << 20) + 1])
@@ -58,6 +60,49 @@ def test_nothing_runs_after_a_failure(error: type[BaseException]) -> None:
         in_parallel(work, 100_000, chunk=10)
     assert len(begun) < 10_000
     assert threading.active_count() == running
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="signals of POSIX")
+def test_interrupts_wait_for_work_under_way() -> None:
+    """Whoever is interrupted may let go of the memory: nobody touches it any more."""
+    under_way, release, done = threading.Event(), threading.Event(), threading.Event()
+    main = threading.current_thread()
+
+    def work(begin: int, end: int) -> None:
+        if threading.current_thread() is main:
+            under_way.wait(10)
+        else:
+            under_way.set()
+            release.wait(10)
+            done.set()
+
+    interrupts = iter(range(3))
+
+    def interrupt(*_: object) -> None:
+        if next(interrupts, None) is None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            release.set()
+        else:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            in_parallel(work, 30, chunk=10, threads=2)
+        assert done.is_set()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_what_sees_blank_bytes_keeps_them() -> None:
+    data, memory = blank_bytes(1 << 20) or pytest.skip("only of CPython")
+    gone = weakref.ref(memory.obj)
+    references = sys.getrefcount(data)
+    del memory
+    assert gone() is None
+    assert sys.getrefcount(data) == references - 1
 
 
 @pytest.mark.parametrize("available", [0, 1])

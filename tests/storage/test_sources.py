@@ -9,6 +9,7 @@ import io
 import mmap
 import os
 import random
+import signal
 import socket
 import sys
 import tempfile
@@ -360,6 +361,52 @@ def test_a_file_object_that_shrinks_or_closes(tmp_path: Path) -> None:
     file.close()
     with pytest.raises(ClosedError):
         source.view(0, 1)
+
+
+class ClosedMeanwhile(io.BytesIO):
+    def readinto(self, buffer: Any) -> int:
+        self.close()
+        return super().readinto(buffer)
+
+
+def test_a_file_object_that_is_closed_while_it_is_read() -> None:
+    with pytest.raises(ClosedError):
+        open_source(ClosedMeanwhile(DATA)).view(0, 1)
+
+
+class Stubborn(io.BytesIO):
+    def readinto(self, buffer: Any) -> int:
+        raise ValueError("not today")
+
+
+def test_other_errors_of_a_file_object_are_its_own() -> None:
+    with pytest.raises(ValueError, match="not today"):
+        open_source(Stubborn(DATA)).view(0, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_fork_while_a_file_object_is_read() -> None:
+    """The thread that reads, and holds the lock, is not in the child."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    class Slow(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            if threading.current_thread() is not threading.main_thread():
+                reading.set()
+                go_on.wait(10)
+            return super().readinto(buffer)
+
+    source = open_source(Slow(DATA))
+    thread = threading.Thread(target=source.view, args=(0, 10))
+    thread.start()
+    reading.wait(10)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # instead of for ever
+        os._exit(source.view(5, 3) != DATA[5:8])
+    assert os.waitpid(child, 0)[1] == 0
+    go_on.set()
+    thread.join()
 
 
 def test_errors_of_reading_name_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

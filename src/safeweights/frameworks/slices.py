@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from operator import index as as_index
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
@@ -82,9 +83,7 @@ class Slice(Generic[T]):
         tensor, adapter = self._tensor, self._adapter
         native = adapter.native_indexing and self._mapped and BITS[tensor.dtype] >= 8
         by_array = _has_arrays(expression)
-        if adapter.native_indexing and (
-            by_array or (native and not _has_negative_step(expression))
-        ):
+        if adapter.native_indexing and (by_array or (native and not _has_other_steps(expression))):
             return self._index_natively(expression)
         if by_array:
             data, shape = _take(tensor, expression)
@@ -138,18 +137,19 @@ def _has_arrays(expression: Any) -> bool:
     )
 
 
-def _has_negative_step(expression: Any) -> bool:
+def _has_other_steps(expression: Any) -> bool:
+    """Whether there are steps that torch does not know: descending ones, and those beyond 64 bits."""
     return any(
-        isinstance(item, slice) and item.step is not None and _is_negative(item.step)
+        isinstance(item, slice) and item.step is not None and not _is_usual(item.step)
         for item in _items(expression)
     )
 
 
-def _is_negative(step: Any) -> bool:
+def _is_usual(step: Any) -> bool:
     try:
-        return as_index(step) < 0
+        return 0 <= as_index(step) <= sys.maxsize
     except TypeError:  # no integer, which is said where it is used
-        return False
+        return True
 
 
 def _reverse(data: memoryview, selection: indexing.Selection, dtype: str) -> memoryview:

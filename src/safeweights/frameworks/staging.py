@@ -55,7 +55,7 @@ class Accelerator(Protocol):
 
 
 class TorchAccelerator:
-    """A device of torch, through its device-independent interface (`torch.accelerator`, torch 2.7).
+    """A device of torch, through its device-independent interface (`torch.accelerator`).
 
     Args:
         device: Which.
@@ -72,20 +72,20 @@ class TorchAccelerator:
     def of(cls, device: torch.device) -> TorchAccelerator | None:
         """For use on this thread's current stream; None where there is no other to copy on."""
         accelerator = getattr(torch, "accelerator", None)
-        if not hasattr(accelerator, "set_device_index") or not torch.accelerator.is_available():
+        if not hasattr(accelerator, "device_index") or not torch.accelerator.is_available():
             return None
         current = torch.accelerator.current_accelerator()
         if current is None or current.type != device.type:
             return None
-        callers = torch.accelerator.current_stream(device)
-        for _ in range(2):  # the first of a pool may be the caller's own
-            try:
-                stream = torch.Stream(device)
-            except RuntimeError:  # a device that makes none
-                return None
-            if stream != callers:
-                return cls(device, callers, stream)
-        return None  # Metal: it has one stream, and its memory is the host's anyway
+        try:
+            callers = torch.accelerator.current_stream(device)
+            # The first of a pool may be the caller's own.
+            streams = (torch.Stream(device) for _ in range(2))
+            stream = next((each for each in streams if each != callers), None)
+        except RuntimeError:  # no such device, or one that makes no streams
+            return None
+        # Metal has one stream only, and its memory is the host's anyway.
+        return None if stream is None else cls(device, callers, stream)
 
     def arena(self, nbytes: int) -> torch.Tensor:
         with _current(self._callers):
@@ -95,12 +95,13 @@ class TorchAccelerator:
         return memory
 
     def slab(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        # The default device may be another one (`torch.set_default_device`).
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> Any:
+        done = torch.Event(self._device)
         with _current(self._stream):
             target.copy_(source, non_blocking=True)
-            done = torch.Event(self._device)
             done.record(self._stream)
         return done
 
@@ -109,16 +110,16 @@ class TorchAccelerator:
 def _current(stream: torch.Stream) -> Iterator[None]:
     """Within the block `stream` is the current one of this thread, and its device too.
 
-    Not ``with stream``: that keeps what it replaced in the stream, which many threads use at once.
+    Not ``with stream``: that keeps what it replaced in the stream, which many threads use at once. Nor is
+    the device before set again by its index: a new thread's is the first, where that may make a context.
     """
-    accelerator = torch.accelerator
-    device, replaced = accelerator.current_device_index(), accelerator.current_stream(stream.device)
-    try:
-        accelerator.set_stream(stream)
-        yield
-    finally:
-        accelerator.set_stream(replaced)
-        accelerator.set_device_index(device)
+    with torch.accelerator.device_index(stream.device_index):
+        replaced = torch.accelerator.current_stream(stream.device)
+        try:
+            torch.accelerator.set_stream(stream)
+            yield
+        finally:
+            torch.accelerator.set_stream(replaced)
 
 
 class DeviceLanding:

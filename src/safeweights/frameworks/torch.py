@@ -41,6 +41,8 @@ TYPES: Final[dict[str, torch.dtype]] = {
 }
 """Code -> torch type, for the types this torch has."""
 
+_OUT_OF_MEMORY: Final = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+
 CODES: Final[dict[torch.dtype, str]] = {dtype: code for code, dtype in TYPES.items()}
 
 
@@ -194,6 +196,8 @@ def logical_shape(code: str, shape: Iterable[int]) -> tuple[int, ...]:
 def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     try:
         return tensor.to(device)
+    except _OUT_OF_MEMORY:
+        raise  # whoever frees some and tries again looks for this
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         message = f"cannot move a tensor of {tensor.dtype} to device {device}: {error}"
         raise SafetensorError(message) from error
@@ -228,6 +232,8 @@ def _encode_usual(tensors: Mapping[str, Any]) -> dict[str, Tensor] | None:
                     return None
                 kind = kinds[key] = code, tuple(tensor.shape), tensor.nbytes
             code, shape, nbytes = kind
+            if tensor.untyped_storage().nbytes() != nbytes and not has_memory(tensor):
+                return None
             if nbytes:
                 begins.append(tensor.data_ptr())
                 sizes.append(nbytes)
@@ -373,7 +379,9 @@ class HostTensor(Tensor):
         nbytes, address = self.nbytes, self._tensor.data_ptr()
         if nbytes <= _COPY_MAX:
             return iter((_array_at(nbytes)(address).raw,))
-        return iter((flat((ctypes.c_ubyte * nbytes).from_address(address)),))
+        memory: Any = (ctypes.c_ubyte * nbytes).from_address(address)
+        memory.owner = self._tensor  # whoever sees the memory keeps it
+        return iter((flat(memory),))
 
 
 class DeviceTensor(Tensor):

@@ -13,8 +13,8 @@ import os
 import sys
 from collections import deque
 from functools import cache
-from threading import Thread
-from typing import TYPE_CHECKING, Final
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, Final
 
 from . import arenas
 from .placement import prefer_huge_pages
@@ -112,7 +112,9 @@ def blank_bytes(nbytes: int) -> tuple[bytes, memoryview] | None:
     result: bytes = make(None, nbytes)
     address = address_of(result)
     prefer_huge_pages(address, nbytes)
-    return result, memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
+    memory: Any = (ctypes.c_ubyte * nbytes).from_address(address)
+    memory.owner = result  # whoever sees the memory keeps it
+    return result, memoryview(memory).cast("B")
 
 
 @cache
@@ -133,39 +135,56 @@ def in_parallel(
     a full container.
 
     The first exception is raised after the chunks that are under way have ended, so that no thread
-    touches the memory afterwards; chunks not begun are not begun any more. The same holds for an
-    interrupt (Ctrl-C).
+    touches the memory afterwards; chunks not begun are not begun any more. The same holds for
+    interrupts (Ctrl-C), however many there are.
     """
     starts = deque(range(0, total, chunk))
     if len(starts) <= 2:
         work(0, total)
         return
     failures: list[BaseException] = []
+    others: list[tuple[Thread, Lock]] = []
 
-    def share() -> None:
-        try:
-            while (begin := _next_of(starts)) is not None:
-                work(begin, min(begin + chunk, total))
-        except BaseException as error:  # noqa: BLE001 - raised below
-            starts.clear()
-            failures.append(error)
+    def share(working: Lock) -> None:
+        with working:
+            try:
+                while (begin := _next_of(starts)) is not None:
+                    work(begin, min(begin + chunk, total))
+            except BaseException as error:  # noqa: BLE001 - raised below
+                starts.clear()
+                failures.append(error)
 
-    others: list[Thread] = []
     try:
         for _ in range(min(len(starts), threads or thread_count()) - 1):
-            thread = Thread(target=share, name="safeweights-share")
+            working = Lock()
+            thread = Thread(target=share, args=(working,), name="safeweights-share")
+            others.append((thread, working))
             try:
                 thread.start()
             except RuntimeError:
+                others.pop()
                 break
-            others.append(thread)
-        share()
+        share(Lock())
     finally:
+        # A thread that begins only now, as one may whose start was interrupted, finds nothing to do.
         starts.clear()
-        for thread in others:
-            thread.join()
-    if failures:
-        raise failures[0]
+        interrupts = [error for _, working in others if (error := _wait_for(working))]
+        for thread, _ in others:
+            if not interrupts and thread.is_alive():
+                thread.join()
+    for error in (*failures, *interrupts):
+        raise error
+
+
+def _wait_for(lock: Lock) -> BaseException | None:
+    """Return when nobody holds `lock`; an interrupt meanwhile, which ends nothing, is the result."""
+    interrupt = None
+    while True:
+        try:
+            with lock:
+                return interrupt
+        except BaseException as error:  # noqa: BLE001, PERF203 - raised by the caller
+            interrupt = error
 
 
 def _next_of(starts: deque[int]) -> int | None:

@@ -372,28 +372,37 @@ class FileObjectSource(Source):
     """Any readable file object that can seek.
 
     The object stays the caller's: it is neither closed nor returned to its old position, and must
-    stay open as long as something is read from it.
+    stay open as long as something is read from it. A forked child has the same position as its parent:
+    only one of them may read.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
         self.name = _name_of(file)
         self._file = file
         self._lock = threading.Lock()
+        _file_objects.add(self)
         file.seek(0, os.SEEK_END)  # returns None in some objects of the standard library
         self.size = file.tell()
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        if getattr(self._file, "closed", False):
-            raise ClosedError(path=self.name)
         with self._lock:
-            self._file.seek(offset)
-            rest = buffer
-            while rest:
-                count = self._read_some(rest)
-                if not count:
-                    end = offset + len(buffer) - len(rest)
-                    raise self._truncated(offset, len(buffer), end)
-                rest = rest[count:]
+            try:
+                self._file.seek(offset)
+                rest = buffer
+                while rest:
+                    count = self._read_some(rest)
+                    if not count:
+                        end = offset + len(buffer) - len(rest)
+                        raise self._truncated(offset, len(buffer), end)
+                    rest = rest[count:]
+            except ValueError as error:  # it may be closed at any time
+                if getattr(self._file, "closed", False):
+                    raise ClosedError(path=self.name) from error
+                raise
+
+    def unlock(self) -> None:
+        """In a forked child: the thread that held the lock is not there to release it."""
+        self._lock = threading.Lock()
 
     def _read_some(self, buffer: memoryview) -> int:
         readinto = getattr(self._file, "readinto", None)
@@ -402,6 +411,18 @@ class FileObjectSource(Source):
         data = flat(self._file.read(min(len(buffer), 1 << 24)))
         buffer[: len(data)] = data
         return len(data)
+
+
+_file_objects: Final[weakref.WeakSet[FileObjectSource]] = weakref.WeakSet()
+
+
+def _unlock_all() -> None:
+    for source in _file_objects:
+        source.unlock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_unlock_all)
 
 
 class BytesSource(Source):
