@@ -12,8 +12,11 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
+import safeweights.numpy
+from safeweights import trust as api
 from safeweights.checkpoint import SafetensorsFile
 from safeweights.storage.source import open_source
 from safeweights.trust import signing
@@ -540,3 +543,40 @@ class TestAudit:
         for thread in threads:
             thread.join()
         assert verify_log(log.path) == 40
+
+
+def test_a_path_may_be_any_kind_of_path(tmp_path: Path) -> None:
+    model, key, policy = tmp_path / "model", tmp_path / "me", tmp_path / "policy.toml"
+    model.mkdir()
+    safeweights.numpy.save_file({"a": np.zeros(3)}, model / WEIGHTS)
+    api.generate_key(key)
+    api.sign(model, api.load_private_key(key), signature=model / "model.sig")
+    public = api.load_public_key(tmp_path / "me.pub")
+    assert api.verify(model, public, signature=model / "model.sig").signed_by.method == "key"
+    policy.write_text(
+        "[signers.me]\npublic_key = 'me.pub'\n[[rules]]\npattern = '*'\nsigners = ['me']\n"
+    )
+    assert api.load_policy(policy) == api.load_policy(str(policy))
+    log = AuditLog(tmp_path / "log")
+    assert admit(model, policy, log=log, lock=LockFile(tmp_path / "lock")).warrant
+    assert verify_log(tmp_path / "log") == 1
+    assert api.hash_file(model / WEIGHTS) == api.hash_file(str(model / WEIGHTS))
+    assert api.bill_of_materials(model)["metadata"]["component"]["name"] == "model"
+    (tmp_path / "broken").write_text("{")
+    for load in (
+        api.load_policy,
+        api.load_public_key,
+        api.load_private_key,
+        api.load_certificates,
+    ):
+        with pytest.raises(DocumentError) as caught:
+            load(tmp_path / "broken")
+        assert caught.value.path == str(tmp_path / "broken")
+
+
+def test_a_path_is_nobody_who_can_have_signed(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    api.generate_key(tmp_path / "me")
+    api.sign(tmp_path / "a", api.load_private_key(tmp_path / "me"))
+    with pytest.raises(TypeError, match="load_public_key"):
+        api.verify(tmp_path / "a", str(tmp_path / "me.pub"))  # type: ignore[arg-type]

@@ -73,7 +73,9 @@ class PrefetchLoader(Generic[T]):
     Iterating gives (name, tensor) as they arrive; `take` gives one by its name, whichever is next.
     Both may be mixed, in several threads too. A GiB is read ahead of what was handed out; what is
     asked for by name is read at once. Neighbours share memory, 64 MiB of it at most if they are not
-    larger (256 MiB on an accelerator), which is free when all of them are gone.
+    larger (256 MiB on an accelerator), which is free when all of them are gone. On an accelerator it
+    belongs to the stream that was current when the loader was made: who uses tensors on another stream
+    says so (``Tensor.record_stream``), as for any tensor.
 
     An error of reading is raised by whoever waits for a tensor that has not arrived. A forked process
     cannot use the loaders of its parent, but make its own.

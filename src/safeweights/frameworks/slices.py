@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from operator import index as as_index
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
 from .. import indexing
 from ..dtypes import BITS
-from ..errors import SelectionError, UnsupportedError
+from ..errors import SelectionError, UnsupportedError, quote
 
 if TYPE_CHECKING:
     from ..checkpoint import FileTensor
@@ -102,6 +102,14 @@ class Slice(Generic[T]):
             raise SelectionError(str(error), tensor=tensor.name) from error
         placed: T = adapter.place(part, self._device)
         return placed
+
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        # Without it NumPy would make an array of one object.
+        raise UnsupportedError(
+            f"a slice of tensor {quote(self._tensor.name)} has no values before it is indexed: `[...]` "
+            "reads all of it",
+            tensor=self._tensor.name,
+        )
 
     def __repr__(self) -> str:
         return f"<Slice of {self._tensor!r}>"

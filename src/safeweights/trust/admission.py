@@ -167,11 +167,11 @@ class Admission:
 
 
 def admit(
-    path: str,
-    policy: Policy | str,
+    path: str | os.PathLike[str],
+    policy: Policy | str | os.PathLike[str],
     *,
     name: str | None = None,
-    signature: str | None = None,
+    signature: str | os.PathLike[str] | None = None,
     lock: LockFile | None = None,
     log: AuditLog | None = None,
     workers: int | None = None,
@@ -194,7 +194,8 @@ def admit(
         DocumentError: The policy or the lock file is malformed, or the log cannot be appended to.
         OSError: As the operating system has it.
     """
-    policy = load_policy(policy) if isinstance(policy, str) else policy
+    policy = load_policy(policy) if isinstance(policy, str | os.PathLike) else policy
+    signature = None if signature is None else os.fspath(signature)
     lock = lock_of(policy, lock)
     if log:
         log.check()

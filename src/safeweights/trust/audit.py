@@ -35,8 +35,8 @@ class AuditLog:
     Several processes may append at a time: each holds the file for one line.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
 
     def __repr__(self) -> str:
         return f"AuditLog({self.path!r})"
@@ -92,7 +92,7 @@ def _about_the_log(path: str) -> Iterator[None]:
         raise OSError(error.errno or errno.EIO, what, path) from None
 
 
-def verify_log(path: str, *, head: str | None = None) -> int:
+def verify_log(path: str | os.PathLike[str], *, head: str | None = None) -> int:
     """How many lines the log has, once every one of them follows from the one before.
 
     Args:
@@ -105,7 +105,7 @@ def verify_log(path: str, *, head: str | None = None) -> int:
         DocumentError: ``not-a-file``.
         OSError: As the operating system has it.
     """
-    return read_log(path, head=head)[0]
+    return read_log(os.fspath(path), head=head)[0]
 
 
 def read_log(path: str, *, head: str | None = None) -> tuple[int, str]:

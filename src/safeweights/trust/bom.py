@@ -72,7 +72,7 @@ class Foreign:
 
 
 def bill_of_materials(
-    path: str,
+    path: str | os.PathLike[str],
     *,
     name: str | None = None,
     version: str | None = None,
@@ -101,8 +101,8 @@ def bill_of_materials(
         FormatError: An index that is none.
         OSError: As the operating system has it.
     """
-    check_model(path)
     path = os.path.abspath(path)
+    check_model(path)
     base = path if os.path.isdir(path) else os.path.dirname(path)
     names = _names(path)
     found = [each for each in names if os.path.isfile(os.path.join(base, each))]

@@ -13,6 +13,7 @@ need no host name.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,9 @@ class CertificateFacts:
     sha256: str
 
 
-def load_certificates(source: str | bytes, *, path: str | None = None) -> tuple[bytes, ...]:
+def load_certificates(
+    source: str | os.PathLike[str] | bytes, *, path: str | None = None
+) -> tuple[bytes, ...]:
     """The certificates of a PEM file (str: its path) or of PEM bytes, in DER.
 
     Raises:
@@ -80,8 +83,9 @@ def load_certificates(source: str | bytes, *, path: str | None = None) -> tuple[
     """
     x509 = need_cryptography("x509")
     coding = need_cryptography("hazmat.primitives.serialization")
-    if isinstance(source, str):
-        path, source = source, read_document(source, limit=MAX_KEY_FILE)
+    if not isinstance(source, bytes):
+        path = os.fspath(source)
+        source = read_document(path, limit=MAX_KEY_FILE)
     try:
         found = x509.load_pem_x509_certificates(source)
     except ValueError:

@@ -89,7 +89,7 @@ class CheckResult:
 
 
 def hash_file(
-    path: str,
+    path: str | os.PathLike[str],
     *,
     name: str | None = None,
     tree: bool = False,
@@ -106,6 +106,7 @@ def hash_file(
         VerificationError: Not a regular file, or it changed its size meanwhile.
         OSError: As the operating system has it.
     """
+    path = os.fspath(path)
     state = hashlib.sha256()
     builder = TreeBuilder() if tree else None
     sinks = [sink for sink in (builder and builder.update, also) if sink]

@@ -157,15 +157,18 @@ def wrap_public_key(key: Any, *, path: str | None = None) -> PublicKey:
     return PublicKey(pem, key)
 
 
-def load_public_key(source: str | bytes, *, path: str | None = None) -> PublicKey:
+def load_public_key(
+    source: str | os.PathLike[str] | bytes, *, path: str | None = None
+) -> PublicKey:
     """A public key from a PEM file (str: its path) or from PEM or DER bytes.
 
     Raises:
         DocumentError: Not a public key, or of a kind that OMS does not take.
     """
     coding = need_cryptography("hazmat.primitives.serialization")
-    if isinstance(source, str):
-        path, source = source, read_document(source, limit=MAX_KEY_FILE)
+    if not isinstance(source, bytes):
+        path = os.fspath(source)
+        source = read_document(path, limit=MAX_KEY_FILE)
     if b"PRIVATE KEY" in source:
         raise DocumentError(
             "this is a private key; give the public one", reason="private-key", path=path
@@ -179,7 +182,10 @@ def load_public_key(source: str | bytes, *, path: str | None = None) -> PublicKe
 
 
 def load_private_key(
-    source: str | bytes, password: bytes | str | None = None, *, path: str | None = None
+    source: str | os.PathLike[str] | bytes,
+    password: bytes | str | None = None,
+    *,
+    path: str | None = None,
 ) -> FileSigner:
     """A private key from a PEM file (str: its path) or from PEM bytes.
 
@@ -188,8 +194,9 @@ def load_private_key(
             not needed, or wrong.
     """
     coding = need_cryptography("hazmat.primitives.serialization")
-    if isinstance(source, str):
-        path, source = source, read_document(source, limit=MAX_KEY_FILE)
+    if not isinstance(source, bytes):
+        path = os.fspath(source)
+        source = read_document(path, limit=MAX_KEY_FILE)
     secret = password.encode() if isinstance(password, str) else password
     try:
         key = coding.load_pem_private_key(source, secret)
@@ -203,7 +210,7 @@ def load_private_key(
 
 
 def generate_key(
-    path: str, *, curve: str = "p384", password: bytes | str | None = None
+    path: str | os.PathLike[str], *, curve: str = "p384", password: bytes | str | None = None
 ) -> PublicKey:
     """Make a key pair: `path` (mode 0600, encrypted where a password is given) and `path`.pub.
 
@@ -213,6 +220,7 @@ def generate_key(
     """
     ec = need_cryptography("hazmat.primitives.asymmetric.ec")
     coding = need_cryptography("hazmat.primitives.serialization")
+    path = os.fspath(path)
     if curve not in CURVES:
         msg = f"unknown curve {quote(curve)}; known are {', '.join(CURVES)}"
         raise ValueError(msg)

@@ -8,6 +8,7 @@ entry: there is no switch that ignores it.
 from __future__ import annotations
 
 import json
+import os
 from typing import Any, Final
 
 from safeweights.storage.sink import write_file
@@ -28,8 +29,8 @@ class LockFile:
     Every call reads the file anew; `remember` holds off other processes meanwhile.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
 
     def __repr__(self) -> str:
         return f"LockFile({self.path!r})"

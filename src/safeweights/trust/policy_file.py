@@ -54,13 +54,14 @@ __all__ = ["load_policy", "parse_policy"]
 MAX_POLICY: Final = 1 << 20
 
 
-def load_policy(path: str) -> Policy:
+def load_policy(path: str | os.PathLike[str]) -> Policy:
     """The policy in a TOML file; files that it names are relative to it.
 
     Raises:
         DocumentError: Malformed, an unknown setting, or a key that cannot be read; names the field.
         OSError: The file, or one it names, cannot be read.
     """
+    path = os.fspath(path)
     return parse_policy(read_document(path, limit=MAX_POLICY), path=path)
 
 

@@ -67,7 +67,7 @@ def signature_path(path: str) -> str:
 
 
 def sign(
-    path: str,
+    path: str | os.PathLike[str],
     signer: Signer,
     *,
     signature: str | None = None,

@@ -139,6 +139,12 @@ def check_signature(bundle: Bundle, trust: Trust) -> SignedBy:
             `certificates` and `keyless` refuse.
     """
     wanted = {PublicKey: "key", CertificateTrust: "certificate", KeylessTrust: "keyless"}
+    if type(trust) not in wanted:
+        kind = type(trust).__name__
+        raise TypeError(
+            f"a {kind} is nobody who can have signed; give a public key (`load_public_key`), a "
+            "CertificateTrust or a KeylessTrust"
+        )
     if bundle.method != wanted[type(trust)]:
         raise VerificationError(
             f"signed by the {bundle.method} method, expected {wanted[type(trust)]}",
@@ -205,10 +211,10 @@ def find_signature(path: str) -> str:
 
 
 def verify(
-    path: str,
+    path: str | os.PathLike[str],
     trust: Trust,
     *,
-    signature: str | None = None,
+    signature: str | os.PathLike[str] | None = None,
     ignore_unsigned: bool = False,
     allow_symlinks: bool = False,
     trees: bool = False,
