@@ -63,8 +63,9 @@ def test_nothing_runs_after_a_failure(error: type[BaseException]) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="signals of POSIX")
-def test_interrupts_wait_for_work_under_way() -> None:
-    """Whoever is interrupted may let go of the memory: nobody touches it any more."""
+@pytest.mark.parametrize("interrupts", [1, 5])
+def test_an_interrupt_waits_for_work_under_way(interrupts: int) -> None:
+    """Who is interrupted may let go of the memory: nobody touches it any more. Who insists is let go."""
     under_way, release, done = threading.Event(), threading.Event(), threading.Event()
     main = threading.current_thread()
 
@@ -76,24 +77,26 @@ def test_interrupts_wait_for_work_under_way() -> None:
             release.wait(10)
             done.set()
 
-    interrupts = iter(range(3))
+    left = iter(range(interrupts))
 
     def interrupt(*_: object) -> None:
-        if next(interrupts, None) is None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        if next(left, None) is None:
             release.set()
         else:
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+        signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
         with pytest.raises(KeyboardInterrupt):
             in_parallel(work, 30, chunk=10, threads=2)
-        assert done.is_set()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert done.is_set() is (interrupts == 1)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        release.set()
+    done.wait(10)
 
 
 def test_what_sees_blank_bytes_keeps_them() -> None:

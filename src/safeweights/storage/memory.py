@@ -135,8 +135,8 @@ def in_parallel(
     a full container.
 
     The first exception is raised after the chunks that are under way have ended, so that no thread
-    touches the memory afterwards; chunks not begun are not begun any more. The same holds for
-    interrupts (Ctrl-C), however many there are.
+    touches the memory afterwards; chunks not begun are not begun any more. The same holds for an
+    interrupt (Ctrl-C); another one meanwhile ends the waiting, since a dead mount may never answer.
     """
     starts = deque(range(0, total, chunk))
     if len(starts) <= 2:
@@ -177,13 +177,15 @@ def in_parallel(
 
 
 def _wait_for(lock: Lock) -> BaseException | None:
-    """Return when nobody holds `lock`; an interrupt meanwhile, which ends nothing, is the result."""
+    """Return when nobody holds `lock`; one interrupt meanwhile is the result, the next one is raised."""
     interrupt = None
     while True:
         try:
             with lock:
                 return interrupt
-        except BaseException as error:  # noqa: BLE001, PERF203 - raised by the caller
+        except BaseException as error:  # noqa: PERF203 - the first is raised by the caller
+            if interrupt is not None:
+                raise
             interrupt = error
 
 
