@@ -327,15 +327,15 @@ def _checked_size(name: str, dtype: str, shape: tuple[int, ...]) -> int:
     if any(dim < 0 for dim in shape):
         message = f"tensor {quote(name)} has a negative dimension: {list(shape)}"
         raise FormatError(message, rule="integer", tensor=name)
-    if any(dim > MAX_UINT for dim in shape):  # a 0 beside it would hide it from all that follows
-        message = f"a dimension of tensor {quote(name)} exceeds 2^64-1"
-        raise FormatError(message, rule="integer", tensor=name)
     size = byte_count(dtype, shape)
     if size is None:
         boundary = math.prod(shape) * BITS[dtype] <= MAX_UINT and not overflows(shape)
         what = "does not end up at a byte boundary" if boundary else "overflows 64 bits"
         message = f"the size of tensor {quote(name)}, {dtype} of shape {list(shape)}, {what}"
         raise FormatError(message, rule="byte-boundary" if boundary else "overflow", tensor=name)
+    if any(dim > MAX_UINT for dim in shape):  # behind a 0, which makes it no matter of size
+        message = f"a dimension of tensor {quote(name)} exceeds 2^64-1"
+        raise FormatError(message, rule="integer", tensor=name)
     return size
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,20 +24,39 @@ WATCHED = (
 )  # fmt: skip
 
 
+class Tracing:
+    """`sys` as the module of threads sees it.
+
+    Python 3.11 refuses to begin tracing a thread, which measuring coverage does, while an audit hook is
+    told of another thread's beginning; the garbage collector may let both happen at once. The refusal
+    ends the state that it complains of.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys, name)
+
+    @staticmethod
+    def settrace(function: Any) -> None:
+        try:
+            sys.settrace(function)
+        except RuntimeError:
+            sys.settrace(function)
+
+
 class Guard:
     """Sees every import and every execution while it is armed.
 
     Two witnesses: an audit hook (PEP 578), which code that runs in the process cannot avoid, and a
     finder in front of all others, which sees the name of anything that is looked for.
 
-    The hook is a method of C and runs no bytecode: Python 3.11 refuses to begin tracing a thread (which
-    measuring coverage does) while a hook of another thread is being told of the same.
+    The hook is a method of C and runs no bytecode; see `Tracing`.
     """
 
     def __init__(self) -> None:
         self.seen: list[str] = []
         self._armed = False
         self._unseen = dict.fromkeys(WATCHED)  # what happens is taken out
+        threading._sys = Tracing()
         sys.addaudithook(self._unseen.pop)
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
