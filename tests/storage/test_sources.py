@@ -37,6 +37,7 @@ from safeweights.storage import (
     placement,
     write_file,
 )
+from safeweights.storage import source as source_module
 
 DATA = random.Random(1).randbytes(300_000)
 
@@ -382,6 +383,13 @@ class Stubborn(io.BytesIO):
 def test_other_errors_of_a_file_object_are_its_own() -> None:
     with pytest.raises(ValueError, match="not today"):
         open_source(Stubborn(DATA)).view(0, 1)
+
+
+def test_what_a_child_does_with_locks() -> None:
+    source = open_source(io.BytesIO(DATA))
+    with source._lock:
+        source_module._unlock_all()
+        assert source.view(5, 3) == DATA[5:8]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")

@@ -143,7 +143,8 @@ def in_parallel(
         work(0, total)
         return
     failures: list[BaseException] = []
-    others: list[tuple[Thread, Lock]] = []
+    locks: list[Lock] = []  # each held by a thread as long as it works
+    others: list[Thread] = []
 
     def share(working: Lock) -> None:
         with working:
@@ -156,22 +157,20 @@ def in_parallel(
 
     try:
         for _ in range(min(len(starts), threads or thread_count()) - 1):
-            working = Lock()
-            thread = Thread(target=share, args=(working,), name="safeweights-share")
-            others.append((thread, working))
+            locks.append(Lock())
+            thread = Thread(target=share, args=locks[-1:], name="safeweights-share")
             try:
                 thread.start()
             except RuntimeError:
-                others.pop()
                 break
+            others.append(thread)
         share(Lock())
     finally:
         # A thread that begins only now, as one may whose start was interrupted, finds nothing to do.
         starts.clear()
-        interrupts = [error for _, working in others if (error := _wait_for(working))]
-        for thread, _ in others:
-            if not interrupts and thread.is_alive():
-                thread.join()
+        interrupts = [error for lock in locks if (error := _wait_for(lock))]
+        for thread in others:
+            thread.join()
     for error in (*failures, *interrupts):
         raise error
 

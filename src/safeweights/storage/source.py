@@ -23,6 +23,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import IO, Any, Final, NamedTuple
 
@@ -421,7 +422,7 @@ def _unlock_all() -> None:
         source.unlock()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
+with suppress(AttributeError):  # not on Windows
     os.register_at_fork(after_in_child=_unlock_all)
 
 
