@@ -213,12 +213,10 @@ def _encode_usual(tensors: Mapping[str, Any]) -> dict[str, Tensor] | None:
     begins: list[int] = []
     sizes: list[int] = []
     kinds: dict[tuple[torch.dtype, torch.Size], tuple[str, tuple[int, ...], int]] = {}
-    strided = torch.strided
     try:
         for name, tensor in tensors.items():
             if not (
                 type(tensor) in PLAIN
-                and tensor.layout is strided
                 and tensor.is_cpu
                 and tensor.is_contiguous()
                 and not tensor.is_neg()
@@ -238,7 +236,7 @@ def _encode_usual(tensors: Mapping[str, Any]) -> dict[str, Tensor] | None:
                 begins.append(tensor.data_ptr())
                 sizes.append(nbytes)
             found[name] = HostTensor(name, code, shape, nbytes, tensor)
-    except RuntimeError:  # within a transformation (vmap, functionalisation) there is no memory
+    except RuntimeError:  # sparse, or within a transformation (vmap, functionalisation): no storage
         return None
     return found if all(begins) and are_disjoint(begins, sizes) else None
 
