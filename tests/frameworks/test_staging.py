@@ -342,28 +342,31 @@ def test_copies_are_on_a_stream_of_their_own_in_every_thread(tmp_path, streams, 
     path = tmp_path / "data"
     path.write_bytes(data.tobytes())
     device = torch.device("cuda")
-    selected = contextlib.ExitStack()
-    selected.enter_context(streams.device_index(1))  # the caller's; that of reader threads is 0
-    callers = streams.current_stream(device)
-    accelerator = TorchAdapter().accelerator(device)
-    jobs = [
-        Job(
-            Batch(open_source(path, engine="pread"), 0, [("x", TensorInfo("U8", (n,), at, at + n))])
-        )
-        for at, n in ((0, 400_000), (400_000, 600_000))
-    ]
-    landing = DeviceLanding(accelerator, ADAPTER, device, lambda arena, *_: arena)
-    Pipeline(jobs, landing.begin).run(landing.threads)
-    arrived = [job.transfer.tensors()["x"].numpy() for job in jobs]
-    assert np.array_equal(np.concatenate(arrived), data)
-    places = {
-        what: {seen[1:] for seen in streams.seen if seen[0] == what}
-        for what in ("allocate", "copy")
-    }
-    assert places == {"allocate": {(1, 0)}, "copy": {(1, 5)}}
-    assert streams.waits == [(5, 0), (5, 0)]
-    assert streams.current_device_index() == 1
-    assert streams.current_stream(device) == callers
+    with streams.device_index(1):  # the caller's; that of reader threads is 0
+        callers = streams.current_stream(device)
+        accelerator = TorchAdapter().accelerator(device)
+        jobs = [
+            Job(
+                Batch(
+                    open_source(path, engine="pread"),
+                    0,
+                    [("x", TensorInfo("U8", (n,), at, at + n))],
+                )
+            )
+            for at, n in ((0, 400_000), (400_000, 600_000))
+        ]
+        landing = DeviceLanding(accelerator, ADAPTER, device, lambda arena, *_: arena)
+        Pipeline(jobs, landing.begin).run(landing.threads)
+        arrived = [job.transfer.tensors()["x"].numpy() for job in jobs]
+        assert np.array_equal(np.concatenate(arrived), data)
+        places = {
+            what: {seen[1:] for seen in streams.seen if seen[0] == what}
+            for what in ("allocate", "copy")
+        }
+        assert places == {"allocate": {(1, 0)}, "copy": {(1, 5)}}
+        assert streams.waits == [(5, 0), (5, 0)]
+        assert streams.current_device_index() == 1
+        assert streams.current_stream(device) == callers
 
 
 def test_what_was_current_is_again_after_an_error(streams):
