@@ -32,7 +32,7 @@ demo: $(DEMO)/.installed ## Use everything once, on a real model's weights
 test: $(VENV)/.installed ## All tests of the core and of NumPy and PyTorch, with coverage
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= tests --ignore=tests/clients --ignore=tests/next
 	$(BIN)/python -m pytest -q -p no:cacheprovider --doctest-modules --doctest-glob=README.md src/safeweights README.md \
-		--ignore-glob='*/frameworks/jax.py' --ignore-glob='*/frameworks/mlx.py' --ignore-glob='*/frameworks/paddle.py' --ignore-glob='*/frameworks/tensorflow.py' --ignore-glob='*/flax.py' --ignore-glob='*/tensorflow.py' --ignore-glob='*/mlx.py' --ignore-glob='*/paddle.py'
+		--ignore-glob='*/frameworks/jax/*' --ignore-glob='*/frameworks/mlx.py' --ignore-glob='*/frameworks/paddle.py' --ignore-glob='*/frameworks/tensorflow.py' --ignore-glob='*/flax.py' --ignore-glob='*/tensorflow.py' --ignore-glob='*/mlx.py' --ignore-glob='*/paddle.py'
 	$(BIN)/python scripts/check_coverage.py
 	$(MAKE) --no-print-directory fuzz
 	$(MAKE) --no-print-directory test-pythons

@@ -153,7 +153,7 @@ def convert(checkpoint: str) -> None:
     run("convert", checkpoint, "converted.safetensors", lines=8)
     run("check", "converted.safetensors", lines=1)
     tensors = safeweights.numpy.load_file("converted.safetensors")
-    foreign = safeweights.convert.open(checkpoint)
+    foreign = safeweights.conversion.open(checkpoint)
     same = tensors.keys() == foreign.keys() and all(
         foreign[name].view() == value.tobytes() for name, value in tensors.items()
     )

@@ -52,7 +52,7 @@ def main() -> int:
     manifest: dict[str, Any] = {
         "schema": "safeweights.conformance/1",
         "about": "verdict: what a reader has to say. rule: the rule that the file shows or breaks, an "
-        "identifier of safeweights.header.RULES. reference: what the reference implementation does.",
+        "identifier of safeweights.format.header.RULES. reference: what the reference implementation does.",
         "reference": {"name": "safetensors", "version": safetensors.__version__},
     }
     # One line a vector: what changes is seen in a diff.

@@ -144,11 +144,11 @@ class Safeweights(Safetensors):
     row shall use is one word here."""
 
     def _backend(self, how: str) -> dict[str, str]:
-        from safeweights.storage import ENGINES
+        from safeweights.storage import BACKENDS
 
         if how == "default":
             return {}
-        known = [name for name in self.BACKENDS.get(how, (how,)) if name in ENGINES]
+        known = [name for name in self.BACKENDS.get(how, (how,)) if name in BACKENDS]
         if not known:
             raise Unavailable(f"no engine {how!r} yet")
         return {"backend": known[0]}

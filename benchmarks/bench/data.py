@@ -13,13 +13,13 @@ import math
 import mmap
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["MIB", "Spec", "ensure", "entries", "header_of", "read_tensors", "tensor_views"]
 

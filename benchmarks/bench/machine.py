@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from safeweights.storage.placement import resident_share
+from safeweights.storage.syscalls import resident_share
 
 __all__ = [
     "PRERELEASE",

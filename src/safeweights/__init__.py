@@ -13,23 +13,20 @@ TensorInfo(dtype='F32', shape=(2, 3), begin=0, end=24)
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from .errors import SafetensorError
+from .lazy import lazy_names
 
 TYPE_CHECKING = (
     False  # typing itself costs more to import than all of this: type checkers know the name
 )
 if TYPE_CHECKING:
-    from typing import Any, Final
-
     from . import guard, trust
     from .checkpoint import Checkpoint, Tensor, save
-    from .convert import convert, scan
+    from .conversion import convert, scan
+    from .conversion.opening import open
+    from .format.header import Header, TensorInfo
     from .frameworks.handle import PySafeSlice, _safe_open_handle, safe_open
     from .frameworks.prefetch import PrefetchLoader, PrefetchPlan, TensorMeta, stream
-    from .header import Header, TensorInfo
-    from .opening import open
     from .serialization import TensorSpec, deserialize, serialize, serialize_file
     from .trust import admit
 
@@ -62,41 +59,30 @@ __all__ = [
     "trust",
 ]
 
-# Imported when first used: `import safeweights` costs a millisecond, not NumPy's eighty.
-_HOMES: Final = {
-    "Checkpoint": "checkpoint",
-    "Header": "header",
-    "PrefetchLoader": "frameworks.prefetch",
-    "PrefetchPlan": "frameworks.prefetch",
-    "PySafeSlice": "frameworks.handle",
-    "Tensor": "checkpoint",
-    "TensorInfo": "header",
-    "TensorMeta": "frameworks.prefetch",
-    "TensorSpec": "serialization",
-    "_safe_open_handle": "frameworks.handle",
-    "admit": "trust",
-    "deserialize": "serialization",
-    "open": "opening",
-    "safe_open": "frameworks.handle",
-    "save": "checkpoint",
-    "scan": "convert",
-    "serialize": "serialization",
-    "serialize_file": "serialization",
-    "stream": "frameworks.prefetch",
-}
-_MODULES: Final = ("convert", "guard", "trust")  # `convert` is one that can be called
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f".{name}", __name__)
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{home}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_MODULES})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Checkpoint": "checkpoint",
+        "Header": "format.header",
+        "PrefetchLoader": "frameworks.prefetch",
+        "PrefetchPlan": "frameworks.prefetch",
+        "PySafeSlice": "frameworks.handle",
+        "Tensor": "checkpoint",
+        "TensorInfo": "format.header",
+        "TensorMeta": "frameworks.prefetch",
+        "TensorSpec": "serialization",
+        "_safe_open_handle": "frameworks.handle",
+        "admit": "trust.policies.admission",
+        "convert": "conversion",
+        "deserialize": "serialization",
+        "open": "conversion.opening",
+        "safe_open": "frameworks.handle",
+        "save": "checkpoint",
+        "scan": "conversion",
+        "serialize": "serialization",
+        "serialize_file": "serialization",
+        "stream": "frameworks.prefetch",
+        "guard": "",
+        "trust": "",
+    },
+)

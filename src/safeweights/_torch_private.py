@@ -9,16 +9,19 @@ package calls them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from .dtypes import DTYPES
-from .frameworks import torch_sharing
-from .frameworks.torch import ADAPTER, TYPES, host_bytes
+from .format.dtypes import DTYPES
+from .frameworks.torch import sharing as torch_sharing
+from .frameworks.torch.adapter import ADAPTER, TYPES, host_bytes
 from .serialization import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import torch
 
 _TYPES: dict[str, torch.dtype] = dict(TYPES)
 _SIZE: dict[torch.dtype, int] = {

@@ -20,20 +20,20 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from . import __version__, checkpoint
-from .convert import formats
+from .conversion import formats
 from .errors import MissingDependencyError, SafetensorError, quote
-from .trust.admission import admit
-from .trust.audit import AuditLog
-from .trust.digests import hash_file
+from .trust.content.digests import hash_file
 from .trust.files import create_document
-from .trust.policy_file import load_policy
+from .trust.policies.admission import admit
+from .trust.policies.audit import AuditLog
+from .trust.policies.policy_file import load_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mcp.server import MCPServer
 
-    from .trust.policy import Policy
+    from .trust.policies.policy import Policy
 
 __all__ = ["ModelTools", "build_server", "main"]
 

@@ -25,9 +25,11 @@ import os
 import runpy
 import sys
 import threading
-from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["API_VERSION", "install", "installed", "main", "uninstall"]
 

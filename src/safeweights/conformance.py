@@ -18,13 +18,15 @@ import argparse
 import hashlib
 import importlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .errors import SafetensorError, quote
+
+if TYPE_CHECKING:
+    import os
 
 __all__ = ["Difference", "Implementation", "Vector", "compare", "load", "main", "read_vectors"]
 
@@ -41,7 +43,7 @@ class Vector(NamedTuple):
         file: Path below the folder of vectors.
         data: Its bytes.
         verdict: ``"valid"`` or ``"invalid"``.
-        rule: The rule that it shows or breaks, one of `safeweights.header.RULES`.
+        rule: The rule that it shows or breaks, one of `safeweights.format.header.RULES`.
         why: The reason, in a few words.
         tensors: Name -> dtype, shape and sha256 of the bytes; empty for an invalid one.
     """

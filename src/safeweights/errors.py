@@ -87,8 +87,9 @@ class FormatError(SafetensorError, ValueError):
     """The bytes break a rule of the format.
 
     Attributes:
-        rule: Stable identifier of the broken rule, e.g. ``"duplicate-key"``. `safeweights.header.RULES`
-            lists those of a header; other files have their own (``"index"``, ``"pickle"``, ``"zip"`` ...).
+        rule: Stable identifier of the broken rule, e.g. ``"duplicate-key"``. Those of a header are listed
+            in `safeweights.format.header.RULES`; other files have their own (``"index"``, ``"pickle"``,
+            ``"zip"`` ...).
     """
 
     def __init__(

@@ -25,13 +25,12 @@ import os
 import runpy
 import sys
 import warnings
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .errors import SafetensorError, quote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from importlib.machinery import ModuleSpec
     from types import FrameType, ModuleType
 
@@ -227,8 +226,8 @@ def _converted(call: str, file: Any, framework: str, device: Any = None) -> Any:
             "convert` turns the file into safetensors without executing it",
             path=str(path) if path else None,
         )
-    from .convert.formats import open as open_foreign
-    from .convert.rebuilding import rebuild
+    from .conversion.formats import open as open_foreign
+    from .conversion.rebuilding import rebuild
     from .frameworks.adapter import adapter_for
 
     adapter = adapter_for(framework)
@@ -288,6 +287,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     # Run as `-m`, this file is `__main__`; the module that others import must be the one that acts.
-    from safeweights.guard import main as run
+    from .guard import main as run
 
     run()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from typing import IO, Any
-
-import mlx.core as mx
+from typing import IO, TYPE_CHECKING, Any
 
 from .frameworks import functions
 from .frameworks.handle import safe_open
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping
+
+    import mlx.core as mx
 
 __all__ = ["load", "load_file", "safe_open", "save", "save_file"]
 

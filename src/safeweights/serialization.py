@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from operator import index as as_index
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from . import checkpoint
 from .checkpoint import MemoryTensor, SafetensorsFile, Tensor
-from .dtypes import DTYPES
 from .errors import SafetensorError, UnsupportedError, quote
+from .format.dtypes import DTYPES
 from .frameworks.handle import prefixed
 from .storage.source import flat
+
+if TYPE_CHECKING:
+    import os
 
 __all__ = ["TensorSpec", "deserialize", "serialize", "serialize_file"]
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from typing import IO, Any
-
-import torch
+from typing import IO, TYPE_CHECKING, Any
 
 from ._torch_private import (  # noqa: F401 - clients import them from here
     _SIZE,
@@ -25,8 +21,15 @@ from ._torch_private import (  # noqa: F401 - clients import them from here
     storage_ptr,
     storage_size,
 )
-from .frameworks import functions, torch_models
+from .frameworks import functions
 from .frameworks.handle import safe_open
+from .frameworks.torch import models as torch_models
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping
+
+    import torch
 
 __all__ = [
     "load",

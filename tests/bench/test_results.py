@@ -77,9 +77,9 @@ def test_the_best_peer_is_the_fastest_other():
 
 def test_what_is_not_measured_does_not_pass():
     missing = result(ours=())
-    missing.contenders[OURS].missing = "no such engine"
+    missing.contenders[OURS].missing = "no such backend"
     judged = judge(missing, Reach(ratio=1.0))
-    assert judged.failures == ["not measured: no such engine"]
+    assert judged.failures == ["not measured: no such backend"]
     alone = judge(result(peers={"0.8 mmap": []}), Reach(ratio=1.0))
     assert alone.ratio is None
     assert alone.verdict == "FAIL"

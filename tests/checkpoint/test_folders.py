@@ -6,18 +6,19 @@ import contextlib
 import json
 import os
 import tracemalloc
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from safeweights import shardindex
-from safeweights.checkpoint import open
+from safeweights.checkpoint import open, shardindex
+from safeweights.checkpoint.shardindex import index_text, is_safe_shard, read_index, shard_name
 from safeweights.errors import FormatError
-from safeweights.shardindex import index_text, is_safe_shard, read_index, shard_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

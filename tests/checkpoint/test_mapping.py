@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from safeweights import checkpoint
 from safeweights.checkpoint import (
     Checkpoint,
     MemoryTensor,
     SafetensorsFile,
     Tensor,
+    file,
     open,
     save,
     to_bytes,
@@ -31,7 +31,7 @@ from safeweights.errors import (
     TensorNotFoundError,
     UnsupportedError,
 )
-from safeweights.header import TensorInfo
+from safeweights.format.header import TensorInfo
 from safeweights.storage import TruncatedError
 
 CONTENTS = {"x.weight": b"wwww", "x.bias": b"bb", "y.weight": b"", "Z": b"zzz"}
@@ -157,7 +157,7 @@ class Computed(Tensor):
 
 
 def test_tensors_of_other_formats_only_fill_buffers() -> None:
-    from safeweights.indexing import select
+    from safeweights.format.indexing import select
 
     tensor = Computed("c", "U8", (10, 20), 200)
     assert bytes(tensor.view()) == bytes(range(200))
@@ -322,14 +322,14 @@ def test_truncated_while_its_header_is_read(
     path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     """Even mapped files are read there: an error, not a signal that kills the process."""
-    real = checkpoint.header_length
+    real = file.header_length
 
     def truncating(*args: Any, **kwargs: Any) -> int:
         length = real(*args, **kwargs)
         os.truncate(path, 20)
         return length
 
-    monkeypatch.setattr(checkpoint, "header_length", truncating)
+    monkeypatch.setattr(file, "header_length", truncating)
     with pytest.raises(TruncatedError, match="ends at byte 20"):
         open(path, backend=backend)
 

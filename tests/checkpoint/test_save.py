@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,9 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, open, save, to_bytes
-from safeweights.dtypes import BITS
 from safeweights.errors import FormatError, SafetensorError, UnsupportedError
+from safeweights.format.dtypes import BITS
 from safeweights.storage import TruncatedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 CONTENTS = {"b": b"bbbb", "a": b"aa", "empty": b""}
 

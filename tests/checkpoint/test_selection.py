@@ -1,4 +1,4 @@
-"""Reading a part of a tensor: NumPy's values, from any engine, and few other bytes read."""
+"""Reading a part of a tensor: NumPy's values, from any backend, and few other bytes read."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import math
 import os
 import threading
 import tracemalloc
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,11 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, open, save, to_bytes
-from safeweights.dtypes import BITS
 from safeweights.errors import SelectionError
-from safeweights.header import layout
-from safeweights.indexing import runs, select
+from safeweights.format.dtypes import BITS
+from safeweights.format.indexing import runs, select
+from safeweights.format.writer import layout
 from safeweights.storage import gathering
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 BACKENDS = ("mmap", "pread", "direct", "auto")
 DTYPES = {1: "U8", 2: "F16", 4: "I32", 8: "F64"}

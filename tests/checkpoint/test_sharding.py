@@ -6,18 +6,20 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, open
+from safeweights.checkpoint.sharding import parse_size, save_sharded, split
 from safeweights.errors import FormatError, SafetensorError, UnsupportedError
-from safeweights.sharding import parse_size, save_sharded, split
 from safeweights.storage import PartialOverwriteError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 INDEX = "model.safetensors.index.json"
 

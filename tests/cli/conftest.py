@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from safeweights.cli.app import cli
-from safeweights.cli.records import DOCUMENTS
-from safeweights.cli.schema import schema_of
-from safeweights.header import layout
+from safeweights.format.writer import layout
+from safeweights.reports.documents import DOCUMENTS
+from safeweights.reports.schema import schema_of
 
 SCHEMAS = {schema_of(document)["title"]: schema_of(document, closed=True) for document in DOCUMENTS}
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from safeweights import checkpoint
-from safeweights.cli.findings import MAX_FINDINGS, check_path
 from safeweights.errors import SafetensorError
+from safeweights.reports.findings import MAX_FINDINGS, check_path
 
 
 def raw(text, data=b""):

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 from safeweights.cli import terminal
 from safeweights.cli.columns import Column, cells, fold, lay_out, shorten, stacked, widths
-from safeweights.cli.output import escape
+from safeweights.text import escape
 
 NAMES = st.text(
     st.sampled_from([*"abz. [],│├模型重🙂é\u0301שלم\x1b\u202e\\"]) | st.characters(codec="utf-8"),

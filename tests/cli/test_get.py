@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 import safeweights.numpy
 from safeweights import checkpoint
 from safeweights.checkpoint import MemoryTensor
-from safeweights.cli import values
 from safeweights.cli.selectors import parse_slice, split
-from safeweights.cli.statistics import describe
-from safeweights.dtypes import DTYPES
-from safeweights.indexing import select
+from safeweights.format.dtypes import DTYPES
+from safeweights.format.indexing import select
+from safeweights.reports import values
+from safeweights.reports.statistics import describe
 
 CODES = [code for code, row in DTYPES.items() if row.bits != 6]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safeweights import checkpoint
-from safeweights.cli.inventory import MAX_DEPTH, Row, branches, natural
+from safeweights.reports.inventory import MAX_DEPTH, Row, branches, natural
 
 
 def test_lists_name_type_shape_and_bytes_in_the_order_of_the_file(run, model):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from safeweights.cli.output import escape, human_bytes, human_count, plural, printable
+from safeweights.text import escape, human_bytes, human_count, plural, printable
 
 TEXT = st.text(st.characters(codec=None), max_size=40)
 

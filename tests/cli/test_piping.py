@@ -19,10 +19,11 @@ import zipfile
 import pytest
 
 from safeweights.checkpoint import SafetensorsFile
-from safeweights.cli import piping
-from safeweights.cli.piping import piped
+from safeweights.conversion.opening import is_known
 from safeweights.errors import FormatError, UnsupportedError
-from safeweights.header import layout
+from safeweights.format.writer import layout
+from safeweights.storage import pipes as piping
+from safeweights.storage.pipes import piped
 
 
 class Pipe(io.RawIOBase):
@@ -64,13 +65,13 @@ def nothing_kept(monkeypatch):
 def test_what_is_no_known_format_is_refused_by_its_beginning(line, headers_only):
     pipe = Pipe(line * 300, line)
     with pytest.raises(FormatError):
-        SafetensorsFile(piped(pipe, headers_only=headers_only))
+        SafetensorsFile(piped(pipe, is_known, headers_only=headers_only))
     assert pipe.taken <= 1024
 
 
 @pytest.mark.usefixtures("nothing_kept")
 def test_only_the_header_is_kept_where_only_that_is_asked_for(contents):
-    source = piped(Pipe(contents), headers_only=True)
+    source = piped(Pipe(contents), is_known, headers_only=True)
     assert source.size == len(contents)
     assert list(SafetensorsFile(source).header.tensors) == ["a", "b"]
 
@@ -78,7 +79,7 @@ def test_only_the_header_is_kept_where_only_that_is_asked_for(contents):
 @pytest.mark.usefixtures("nothing_kept")
 def test_what_was_not_kept_cannot_be_read():
     header, head = layout([("a", "F32", (1000, 1000))])
-    source = piped(Pipe(head, bytes(1 << 20)), headers_only=True)
+    source = piped(Pipe(head, bytes(1 << 20)), is_known, headers_only=True)
     with pytest.raises(UnsupportedError, match="only the header"):
         source.read(header.data_start, 1000)
 
@@ -93,26 +94,26 @@ def test_what_is_missing_or_left_over_is_noticed(contents, headers_only):
         (b"", "an empty file"),
     ):
         with pytest.raises(FormatError, match=what):
-            SafetensorsFile(piped(Pipe(data), headers_only=headers_only))
+            SafetensorsFile(piped(Pipe(data), is_known, headers_only=headers_only))
 
 
 @pytest.mark.parametrize("headers_only", [False, True])
 def test_an_endless_tail_is_read_as_far_as_it_takes_to_see_it(contents, headers_only):
     pipe = Pipe(contents, bytes(1 << 16))
     with pytest.raises(FormatError, match="left over"):
-        SafetensorsFile(piped(pipe, headers_only=headers_only))
+        SafetensorsFile(piped(pipe, is_known, headers_only=headers_only))
     assert pipe.taken <= len(contents) + (1 << 20)
 
 
 def test_a_damaged_header_announces_nothing():
     pipe = Pipe((100).to_bytes(8, "little") + b'{"a":' + b" " * 95, b"\0" * 4096)
     with pytest.raises(FormatError, match="JSON"):
-        SafetensorsFile(piped(pipe))
+        SafetensorsFile(piped(pipe, is_known))
     assert pipe.taken <= (1 << 20) + 1024
 
 
 def test_the_data_are_kept_where_they_will_be_read(contents):
-    file = SafetensorsFile(piped(Pipe(contents)))
+    file = SafetensorsFile(piped(Pipe(contents), is_known))
     assert file.name == "<stdin>"
     assert bytes(file.tensor("b").view()) == contents[-3:]
 
@@ -134,7 +135,7 @@ def archive() -> bytes:
     ],
 )
 def test_other_formats_are_kept_whole(data):
-    source = piped(Pipe(data), headers_only=True)
+    source = piped(Pipe(data), is_known, headers_only=True)
     assert source.read(0, source.size) == data
 
 
@@ -142,7 +143,7 @@ def test_other_formats_have_a_bound(monkeypatch):
     monkeypatch.setattr(piping, "_MOST", 1 << 22)
     pipe = Pipe(b"PK\x03\x04\x14\0" + bytes(1018), bytes(1 << 16))
     with pytest.raises(OSError, match=r"more than 4\.2 MB.*save it as a file") as caught:
-        piped(pipe)
+        piped(pipe, is_known)
     assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, "standard input")
     assert pipe.taken == (1 << 22) + 1
 
@@ -152,7 +153,7 @@ def test_what_announces_more_than_can_be_kept_is_refused_at_once(monkeypatch):
     _, head = layout([("a", "F32", (1 << 30,))])
     pipe = Pipe(head, bytes(1 << 16))
     with pytest.raises(OSError, match="more than"):
-        piped(pipe)
+        piped(pipe, is_known)
     assert pipe.taken <= 1024
 
 
@@ -160,7 +161,7 @@ def test_half_of_what_is_free_stays_free(monkeypatch):
     free = type("Usage", (), {"free": 4096})
     monkeypatch.setattr(piping.shutil, "disk_usage", lambda _: free)
     with pytest.raises(OSError, match=r"more than 2\.0 kB"):
-        piped(Pipe(b"PK\x03\x04\x14\0" + bytes(4096)))
+        piped(Pipe(b"PK\x03\x04\x14\0" + bytes(4096)), is_known)
 
 
 def test_a_full_disk_names_the_folder(monkeypatch):
@@ -170,7 +171,7 @@ def test_a_full_disk_names_the_folder(monkeypatch):
 
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
     with pytest.raises(OSError, match="No space left") as caught:
-        piped(Pipe(b"PK\x03\x04\x14\0" + bytes(2000)))
+        piped(Pipe(b"PK\x03\x04\x14\0" + bytes(2000)), is_known)
     assert caught.value.filename == tempfile.gettempdir()
 
 

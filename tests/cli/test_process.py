@@ -18,9 +18,17 @@ from safeweights.cli import watching
 from safeweights.cli.app import COMMANDS, Program, cli
 from safeweights.cli.output import Output
 from safeweights.errors import MissingDependencyError
-from safeweights.header import layout
+from safeweights.format.writer import layout
 
-HEAVY = {"rich", "numpy", "torch", "ml_dtypes", "jsonschema", "cryptography", "safeweights.convert"}
+HEAVY = {
+    "rich",
+    "numpy",
+    "torch",
+    "ml_dtypes",
+    "jsonschema",
+    "cryptography",
+    "safeweights.conversion.formats",
+}
 
 posix = pytest.mark.skipif(os.name != "posix", reason="descriptors and signals of POSIX")
 
@@ -146,7 +154,7 @@ def test_an_error_of_ours_is_neither_yes_nor_no(monkeypatch, run, model):
     def broken(*_, **__):
         raise ZeroDivisionError("\x1b[2J")
 
-    monkeypatch.setattr("safeweights.cli.ls.open_checkpoint", broken)
+    monkeypatch.setattr("safeweights.cli.commands.ls.open_checkpoint", broken)
     result = run("ls", model, "--json")
     assert (result.exit_code, result.document["error"]["kind"]) == (3, "internal")
     assert "\x1b" not in result.stderr
@@ -157,7 +165,7 @@ def test_a_missing_package_is_not_a_no(monkeypatch, run, model):
     def broken(*_, **__):
         raise MissingDependencyError("needs the package x: pip install 'safeweights[x]'")
 
-    monkeypatch.setattr("safeweights.cli.ls.open_checkpoint", broken)
+    monkeypatch.setattr("safeweights.cli.commands.ls.open_checkpoint", broken)
     result = run("ls", model, "--json")
     assert (result.exit_code, result.document["error"]["kind"]) == (3, "dependency")
 
@@ -166,7 +174,7 @@ def test_a_package_that_is_gone_is_named(monkeypatch, run, model):
     def broken(*_, **__):
         raise ModuleNotFoundError("No module named 'numpy.core'", name="numpy.core")
 
-    monkeypatch.setattr("safeweights.cli.ls.open_checkpoint", broken)
+    monkeypatch.setattr("safeweights.cli.commands.ls.open_checkpoint", broken)
     result = run("ls", model, "--json")
     assert (result.exit_code, result.document["error"]["kind"]) == (3, "dependency")
     assert "pip install numpy" in result.stderr
@@ -196,7 +204,7 @@ def test_without_rich_a_terminal_gets_what_a_pipe_does(monkeypatch):
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(monkeypatch, run, write, tmp_path):
     write(tmp_path / "x", [("a", "U8", (1 << 20,))])
-    from safeweights.cli import get
+    from safeweights.cli.commands import get
 
     select = get._select
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from safeweights.cli.records import DOCUMENTS
-from safeweights.cli.schema import file_name, schema_of, write
+from safeweights.reports.documents import DOCUMENTS
+from safeweights.reports.schema import file_name, schema_of, write
 
 FOLDER = Path(__file__).parents[2] / "docs" / "schema"
 
@@ -17,7 +17,7 @@ def test_published_schemas_are_those_of_the_records(document):
     schema = schema_of(document)
     jsonschema.Draft202012Validator.check_schema(schema)
     assert json.loads((FOLDER / file_name(document)).read_text()) == schema, (
-        "run: python -m safeweights.cli.schema docs/schema"
+        "run: python -m safeweights.reports.schema docs/schema"
     )
 
 

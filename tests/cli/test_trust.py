@@ -180,12 +180,12 @@ def test_tensors_of_other_formats_have_the_digests_of_what_they_become(run, fold
 
 
 def test_a_tensor_that_cannot_be_given_is_named(run, folder, monkeypatch):
-    from safeweights.convert import open as open_foreign
+    from safeweights.conversion import open as open_foreign
 
     np.savez("old.npz", w=np.arange(6.0))
     opened = open_foreign("old.npz")
     opened.refused["sparse"] = "it is sparse"
-    monkeypatch.setattr("safeweights.cli.hash.open_checkpoint", lambda _: opened)
+    monkeypatch.setattr("safeweights.cli.commands.hash.open_checkpoint", lambda _: opened)
     result = run("hash", "--tensors", "old.npz")
     assert (result.exit_code, len(result.rows)) == (3, 1)
     assert "tensor `sparse` cannot be given: it is sparse" in result.stderr
@@ -283,7 +283,7 @@ def test_what_cannot_be_written_is_found_before_anything_is_read(
     def never(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr("safeweights.trust.digests.hash_file", never)
+    monkeypatch.setattr("safeweights.trust.content.digests.hash_file", never)
     names = {"KEY": pair, "POLICY": policy}
     result = run(*(names.get(each, each) for each in arguments))
     assert (result.exit_code, result.stdout) == (3, "")
@@ -574,7 +574,9 @@ def test_without_a_log_nothing_is_admitted(run, signed, policy, monkeypatch, con
         os.mkfifo("log")
     else:
         Path("log").write_bytes(content)
-    monkeypatch.setattr("safeweights.trust.admission.gather", None)  # found before it is read
+    monkeypatch.setattr(
+        "safeweights.trust.policies.admission.gather", None
+    )  # found before it is read
     Path("p.toml").write_text(f'lock = "l.json"\n{Path(policy).read_text()}')
     result = run("admit", "model", "--policy", "p.toml", "--log", "log", "--warrant", "w.json")
     assert (result.exit_code, result.stdout) == (3, "")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import accelerate
 import pytest
 import torch
 from accelerate.utils import load_state_dict
 from transformers import LlamaForCausalLM
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("size", ["5GB", "20KB"])

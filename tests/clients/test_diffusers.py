@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DModel
 
 import safeweights
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def unet() -> UNet2DModel:

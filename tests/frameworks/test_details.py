@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from kits import file_of, sample
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def needs(package: str) -> pytest.MarkDecorator:

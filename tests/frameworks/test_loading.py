@@ -1,4 +1,4 @@
-"""Plans: whatever is wanted, of however many files, by whatever engine, arrives once and right."""
+"""Plans: whatever is wanted, of however many files, by whatever backend, arrives once and right."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -24,8 +22,12 @@ import safeweights.numpy
 from safeweights import SafetensorError
 from safeweights.frameworks import loading, plans, prefetch
 from safeweights.frameworks.loading import HostLanding
-from safeweights.storage import ENGINES, DescriptorSource, TruncatedError
+from safeweights.storage import BACKENDS, DescriptorSource, TruncatedError, files
 from safeweights.storage import source as sources
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
 
@@ -97,13 +99,13 @@ def checkpoints(draw: st.DrawFn) -> tuple[list[Arrays], dict[str, Any] | None]:
 
 
 @pytest.mark.parametrize("arena", [1, 64, 1 << 26])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=checkpoints())
 def test_every_plan_by_every_engine(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
-    engine: str,
+    backend: str,
     arena: int,
     case: tuple[list[Arrays], dict[str, Any] | None],
 ) -> None:
@@ -116,7 +118,7 @@ def test_every_plan_by_every_engine(
             for name, part in plan.items()
         }
     folder = sharded(tmp_path_factory.mktemp("model"), *shards)
-    with safeweights.stream(folder, "np", plan=plan, backend=engine) as loader:
+    with safeweights.stream(folder, "np", plan=plan, backend=backend) as loader:
         assert sorted(loader.names()) == sorted(expected)
         found = dict(loader)
     assert found.keys() == expected.keys()
@@ -126,10 +128,10 @@ def test_every_plan_by_every_engine(
         assert found[name].flags.writeable
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("chunk", [4096, 1 << 23])
 def test_pieces_of_large_tensors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, chunk: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, chunk: int
 ) -> None:
     """Many pieces, whose ends lie anywhere in tensors; direct reads come in blocks."""
     for module in (sources, loading):
@@ -140,9 +142,9 @@ def test_pieces_of_large_tensors(
     arrays = {name: random.integers(0, 256, count, "u1") for name in "abc"}
     path = tmp_path / "x.safetensors"
     safeweights.numpy.save_file(arrays, path)
-    loaded = safeweights.numpy.load_file(path, backend=engine)
-    streamed = dict(safeweights.stream(path, "np", backend=engine))
-    part = dict(safeweights.stream(path, "np", backend=engine, plan={"b": slice(7, count - 5)}))
+    loaded = safeweights.numpy.load_file(path, backend=backend)
+    streamed = dict(safeweights.stream(path, "np", backend=backend))
+    part = dict(safeweights.stream(path, "np", backend=backend, plan={"b": slice(7, count - 5)}))
     for name, array in arrays.items():
         assert np.array_equal(loaded[name], array)
         assert np.array_equal(streamed[name], array)
@@ -371,13 +373,13 @@ def test_a_loader_that_is_dropped_stops_reading(twenty: Path) -> None:
     until(lambda: not readers())
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread", "direct"])
-def test_a_truncated_file_is_an_error_for_who_asks(tmp_path: Path, engine: str) -> None:
+@pytest.mark.parametrize("backend", ["mmap", "pread", "direct"])
+def test_a_truncated_file_is_an_error_for_who_asks(tmp_path: Path, backend: str) -> None:
     """Of a mapping too: pages are fetched, and those that are gone found, before anybody touches them."""
     path = tmp_path / "x.safetensors"
     arrays = {name: np.ones(1 << 20, "u1") for name in "ab"}
     safeweights.numpy.save_file(arrays, path)
-    with safeweights.safe_open(path, "np", backend=engine) as file:
+    with safeweights.safe_open(path, "np", backend=backend) as file:
         os.truncate(path, 4096)
         loader = file.prefetch(["b"])
         for _ in range(2):
@@ -394,7 +396,7 @@ def test_pages_that_cannot_be_read_are_an_error_of_the_system(
     """To a mapping a disk that fails looks like a file that was truncated."""
     path = tmp_path / "x.safetensors"
     safeweights.numpy.save_file({"a": np.ones(5000, "u1")}, path)
-    monkeypatch.setattr(sources, "populate", lambda _: False)
+    monkeypatch.setattr(files, "populate", lambda _: False)
     with (
         safeweights.stream(path, "np", backend="mmap") as loader,
         pytest.raises(OSError, match="Input/output error") as caught,
@@ -437,9 +439,9 @@ def test_what_cannot_be_had_is_refused_before_anything_is_read(
     assert read == []
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_progress_is_told_to_who_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     monkeypatch.setattr(HostLanding, "arena", 1 << 20)
     arrays = {f"{index}": np.ones(1 << 20, "u1") for index in range(8)}
@@ -449,21 +451,21 @@ def test_progress_is_told_to_who_waits(
     def progress(nbytes: int) -> None:
         heard.append((nbytes, threading.get_ident()))
 
-    with safeweights.stream(folder, "np", backend=engine, progress=progress) as loader:
+    with safeweights.stream(folder, "np", backend=backend, progress=progress) as loader:
         list(loader)
     assert loader.nbytes == (8 << 20) + 333
     assert [nbytes for nbytes, _ in heard] == sorted(nbytes for nbytes, _ in heard)
     assert heard[-1] == (loader.nbytes, threading.get_ident())
     del heard[:]
     safeweights.numpy.load_file(
-        folder / "model-00001-of-00002.safetensors", backend=engine, progress=progress
+        folder / "model-00001-of-00002.safetensors", backend=backend, progress=progress
     )
     assert heard[-1] == (8 << 20, threading.get_ident())
 
 
-@pytest.mark.parametrize("engine", ["pread", "direct"])
+@pytest.mark.parametrize("backend", ["pread", "direct"])
 def test_an_interrupt_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     monkeypatch.setattr(HostLanding, "arena", 1 << 20)
     path = tmp_path / "x.safetensors"
@@ -475,7 +477,7 @@ def test_an_interrupt_leaves_nothing_behind(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        safeweights.numpy.load_file(path, backend=engine, progress=interrupt)
+        safeweights.numpy.load_file(path, backend=backend, progress=interrupt)
     assert not readers()
     gc.collect()
     assert set(os.listdir("/proc/self/fd")) == before
@@ -487,13 +489,13 @@ def test_mapped_files_are_fetched_without_a_copy(
     path = tmp_path / "x.safetensors"
     safeweights.numpy.save_file({"a": np.ones(1 << 20, "u1")}, path)
     fetched: list[int] = []
-    original = sources.populate
+    original = files.populate
 
     def noting(memory: memoryview) -> bool:
         fetched.append(len(memory))
         return original(memory)
 
-    monkeypatch.setattr(sources, "populate", noting)
+    monkeypatch.setattr(files, "populate", noting)
     with safeweights.safe_open(path, "np") as file:
         del read[:]
         tensor = file.prefetch().take("a")
@@ -509,16 +511,16 @@ def test_sixteen_threads_load_save_and_slice_at_once(tmp_path: Path) -> None:
     safeweights.numpy.save_file(arrays, path)
 
     def work(number: int) -> None:
-        engine = ENGINES[number % len(ENGINES)]
+        backend = BACKENDS[number % len(BACKENDS)]
         for turn in range(5):
-            loaded = safeweights.numpy.load_file(path, backend=engine)
+            loaded = safeweights.numpy.load_file(path, backend=backend)
             own = tmp_path / f"{number % 8}.safetensors"  # two threads write each
             safeweights.numpy.save_file(loaded, own)
-            with safeweights.safe_open(own, "np", backend=engine) as file:
+            with safeweights.safe_open(own, "np", backend=backend) as file:
                 for name, array in arrays.items():
                     part = file.get_slice(name)[turn:50:3, -1:]
                     np.testing.assert_array_equal(part, array[turn:50:3, -1:], strict=True)
-            for name, array in safeweights.stream(own, "np", backend=engine):
+            for name, array in safeweights.stream(own, "np", backend=backend):
                 np.testing.assert_array_equal(array, arrays[name], strict=True)
 
     with ThreadPoolExecutor(16) as pool:
@@ -568,8 +570,8 @@ def test_a_load_does_without_threads(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    for engine in ENGINES:
-        loaded = safeweights.numpy.load_file(tmp_path / "a", backend=engine)
+    for backend in BACKENDS:
+        loaded = safeweights.numpy.load_file(tmp_path / "a", backend=backend)
         assert np.array_equal(loaded["a"], array)
     safeweights.save(safeweights.open(tmp_path / "a", backend="pread"), tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()

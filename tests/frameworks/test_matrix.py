@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from kits import CODES, KITS, Kit
 from operations import OPERATIONS, outcome, perform
 
 import safeweights
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

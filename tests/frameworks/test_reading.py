@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,6 +10,9 @@ import pytest
 import safeweights
 import safeweights.numpy
 from safeweights.storage import DescriptorSource
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ROWS, COLUMNS = 5000, 5000  # 100 MB of F32, all zeros but a few: the file is sparse
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import array
 import io
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,6 +14,9 @@ import safetensors.numpy
 import safeweights
 import safeweights.serialization
 from safeweights import TensorSpec, deserialize, serialize, serialize_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DATA = np.arange(6, dtype="<f4")
 

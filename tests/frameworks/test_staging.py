@@ -8,7 +8,7 @@ import os
 import struct
 import threading
 import weakref
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,15 +16,19 @@ import torch
 
 from safeweights import SafetensorError, save, serialize_file
 from safeweights.checkpoint import to_bytes
-from safeweights.frameworks import staging
+from safeweights.format.header import TensorInfo
 from safeweights.frameworks.loading import Job, Pipeline
 from safeweights.frameworks.plans import Batch
-from safeweights.frameworks.staging import DeviceLanding
-from safeweights.frameworks.torch import ADAPTER, CODES, DeviceTensor, TorchAdapter
-from safeweights.header import TensorInfo
+from safeweights.frameworks.torch import staging
+from safeweights.frameworks.torch.adapter import ADAPTER, CODES, DeviceTensor, TorchAdapter
+from safeweights.frameworks.torch.staging import DeviceLanding
 from safeweights.storage import Source, open_source
-from safeweights.storage.source import ENGINES, BytesSource, TruncatedError
+from safeweights.storage.opening import BACKENDS
+from safeweights.storage.source import BytesSource, TruncatedError
 from safeweights.torch import load, load_file, save_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class LateCopy:
@@ -77,12 +81,12 @@ def small_slabs(monkeypatch: pytest.MonkeyPatch) -> int:
     return 1 << 14
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_every_byte_arrives_whatever_the_engine(tmp_path, small_slabs, engine):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_byte_arrives_whatever_the_engine(tmp_path, small_slabs, backend):
     data = np.random.default_rng(1).integers(0, 256, 1_000_003, dtype=np.uint8)
     path = tmp_path / "data"
     path.write_bytes(data.tobytes())
-    source, device = open_source(path, engine=engine), StandIn()
+    source, device = open_source(path, backend=backend), StandIn()
     parts = [(17, 400_000), (400_017, 599_986)]
     for (offset, length), arrived in zip(parts, stage(source, parts, device), strict=True):
         assert np.array_equal(arrived.numpy(), data[offset : offset + length])
@@ -123,7 +127,7 @@ def test_a_failed_read_is_raised_and_no_thread_is_left(small_slabs):
 def test_a_truncated_file_is_an_error(tmp_path, small_slabs):
     path = tmp_path / "data"
     path.write_bytes(bytes(1 << 18))
-    source, device = open_source(path, engine="pread"), StandIn()
+    source, device = open_source(path, backend="pread"), StandIn()
     os.truncate(path, 1 << 16)
     with pytest.raises(TruncatedError):
         stage(source, [(0, 1 << 18)], device)
@@ -133,9 +137,9 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-@pytest.mark.parametrize("backend", ENGINES)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_file_is_loaded_through_arenas(tmp_path, monkeypatch, small_slabs, backend):
-    """The adapter's part: arenas, tensors cut out of them, misaligned ones copied."""
+    """The adapter's part: buffer_pool, tensors cut out of them, misaligned ones copied."""
     tensors = {
         "a": torch.randn(300, 7),
         "b": torch.arange(1000, dtype=torch.int64),
@@ -348,7 +352,7 @@ def test_copies_are_on_a_stream_of_their_own_in_every_thread(tmp_path, streams, 
         jobs = [
             Job(
                 Batch(
-                    open_source(path, engine="pread"),
+                    open_source(path, backend="pread"),
                     0,
                     [("x", TensorInfo("U8", (n,), at, at + n))],
                 )

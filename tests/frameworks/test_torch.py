@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,9 @@ import torch
 import safeweights
 import safeweights.torch as ours
 from safeweights.errors import LayoutError, NoDataError, SafetensorError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Tied(torch.nn.Module):

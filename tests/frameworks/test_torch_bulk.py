@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,9 +14,12 @@ from hypothesis import strategies as st
 
 import safeweights.torch as ours
 from safeweights.errors import SafetensorError
-from safeweights.frameworks import torch as adapter
-from safeweights.frameworks.torch import ADAPTER, HostTensor
-from safeweights.frameworks.torch_sharing import are_disjoint, overlapping_tensors
+from safeweights.frameworks.torch import adapter
+from safeweights.frameworks.torch.adapter import ADAPTER, HostTensor
+from safeweights.frameworks.torch.sharing import are_disjoint, overlapping_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 BASE = torch.arange(64, dtype=torch.float32)
 

@@ -14,8 +14,10 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["safeweights"]):
-    from safeweights import checkpoint, chunks, entries, header, rules
+    from safeweights import checkpoint
     from safeweights.errors import FormatError, SafetensorError
+    from safeweights.format import bulk as chunks
+    from safeweights.format import entries, header, rules
 
 VECTORS = Path(__file__).parents[2] / "conformance"
 LARGEST = 20_000  # vectors above this slow the fuzzer down and teach it nothing

@@ -13,10 +13,10 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["safeweights"]):
-    from safeweights.convert import Limits, open, scan
-    from safeweights.convert.foreign import ALL_CONSTRUCTORS
-    from safeweights.convert.pickle_machine import read_pickle
-    from safeweights.convert.rebuilding import rebuild
+    from safeweights.conversion import Limits, open, scan
+    from safeweights.conversion.foreign import ALL_CONSTRUCTORS
+    from safeweights.conversion.pickles.machine import read_pickle
+    from safeweights.conversion.rebuilding import rebuild
     from safeweights.errors import SafetensorError
     from safeweights.storage import BytesSource
 

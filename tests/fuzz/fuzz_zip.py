@@ -17,12 +17,12 @@ import zlib
 import atheris
 
 with atheris.instrument_imports(include=["safeweights"]):
-    from safeweights.convert import Limits, open
-    from safeweights.convert.source import read_bytes
-    from safeweights.convert.tar_reader import TarArchive
-    from safeweights.convert.zip_reader import ZipArchive
+    from safeweights.conversion import Limits, open
+    from safeweights.conversion.archives.tar_reader import TarArchive
+    from safeweights.conversion.archives.zip_reader import ZipArchive
     from safeweights.errors import SafetensorError
     from safeweights.storage import BytesSource
+    from safeweights.storage.windows import read_bytes
 
 LIMITS = Limits(members=1000, inflation_floor_bytes=1 << 20, inflated_bytes=1 << 22, opcodes=20_000)
 

@@ -9,15 +9,17 @@ import inspect
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 import safeweights
 import safeweights.torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 VERSION = importlib.metadata.version("safetensors")
 if not VERSION.startswith("0.9"):

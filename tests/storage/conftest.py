@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 CALLS = (
     "open", "stat", "fstat", "fchown", "fchmod", "writev", "pwritev", "write", "fsync", "link", "close",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safeweights.indexing import Runs
+from safeweights.format.indexing import Runs
 from safeweights.storage import gather, gather_mapped, gathering
 
 DATA = random.Random(2).randbytes(400_000)

@@ -117,7 +117,7 @@ def test_killed_at_every_system_call(tmp_path: Path) -> None:
 def test_the_scripts_notice_a_torn_file(tmp_path: Path) -> None:
     """The tests above can fail: a save that writes in place does not survive them."""
     in_place = (
-        "from safeweights import checkpoint\n"
+        "from safeweights.checkpoint import saving as checkpoint\n"
         "def write(path, buffers, **_):\n"
         "    with open(path, 'wb') as file:\n"
         "        for buffer in buffers:\n"

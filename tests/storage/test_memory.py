@@ -9,15 +9,18 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from safeweights.storage import allocate, made_ahead, placement
-from safeweights.storage.memory import blank_bytes, copied, in_parallel, joined, thread_count
+from safeweights.storage import allocate, read_ahead, syscalls
+from safeweights.storage.memory import blank_bytes, copied, joined
+from safeweights.storage.parallel import in_parallel, thread_count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, (1 << 20) - 1, 1 << 20, (9 << 20) + 1])
@@ -124,7 +127,7 @@ def test_work_is_done_without_threads(monkeypatch: pytest.MonkeyPatch, available
     in_parallel(lambda begin, end: done.extend(range(begin, end)), 100, chunk=10, threads=4)
     assert sorted(done) == list(range(100))
     assert len(started) == available
-    assert list(made_ahead(iter([b"a", b"b"]))) == [b"a", b"b"]
+    assert list(read_ahead(iter([b"a", b"b"]))) == [b"a", b"b"]
 
 
 def test_an_index_error_of_the_work_is_raised() -> None:
@@ -155,21 +158,21 @@ def descriptor(tmp_path: Path) -> Iterator[int]:
 
 @pytest.fixture
 def fresh_libc() -> Iterator[None]:
-    placement._libc.cache_clear()
+    syscalls._libc.cache_clear()
     yield
-    placement._libc.cache_clear()
+    syscalls._libc.cache_clear()
 
 
 def test_residency(descriptor: int) -> None:
-    share = placement.resident_share(descriptor, 0, 100_000)
+    share = syscalls.resident_share(descriptor, 0, 100_000)
     assert share in {None, 1.0}  # None before Linux 6.5
-    assert placement.resident_share(descriptor, 0, 0) is None
-    assert placement.resident_share(-1, 0, 100) is None
+    assert syscalls.resident_share(descriptor, 0, 0) is None
+    assert syscalls.resident_share(-1, 0, 100) is None
 
 
 def test_remote(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert placement.is_remote(descriptor) in {False, True}
-    assert placement.is_remote(-1) is None
+    assert syscalls.is_remote(descriptor) in {False, True}
+    assert syscalls.is_remote(-1) is None
 
     class Network:
         @staticmethod
@@ -177,8 +180,8 @@ def test_remote(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
             status._obj[0] = 0x6969  # NFS
             return 0
 
-    monkeypatch.setattr(placement, "_libc", Network)
-    assert placement.is_remote(descriptor) is True
+    monkeypatch.setattr(syscalls, "_libc", Network)
+    assert syscalls.is_remote(descriptor) is True
 
 
 def test_elsewhere_nothing_is_known(
@@ -186,8 +189,8 @@ def test_elsewhere_nothing_is_known(
 ) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(ctypes, "CDLL", None)
-    assert placement.resident_share(descriptor, 0, 10) is None
-    assert placement.is_remote(descriptor) is None
+    assert syscalls.resident_share(descriptor, 0, 10) is None
+    assert syscalls.is_remote(descriptor) is None
 
 
 def test_kernels_without_cachestat(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,23 +199,23 @@ def test_kernels_without_cachestat(descriptor: int, monkeypatch: pytest.MonkeyPa
         def syscall(*_: Any) -> int:
             return -1
 
-    monkeypatch.setattr(placement, "_libc", Old)
-    assert placement.resident_share(descriptor, 0, 10) is None
+    monkeypatch.setattr(syscalls, "_libc", Old)
+    assert syscalls.resident_share(descriptor, 0, 10) is None
 
 
 def test_space_is_set_aside_without_changing_the_size(descriptor: int, tmp_path: Path) -> None:
     size = os.fstat(descriptor).st_size
     with open(tmp_path / "new", "wb") as file:
-        if placement.reserve(file.fileno(), 1 << 20):  # not every filesystem can
+        if syscalls.reserve(file.fileno(), 1 << 20):  # not every filesystem can
             assert os.fstat(file.fileno()).st_blocks * 512 >= 1 << 20
         assert os.fstat(file.fileno()).st_size == 0
-    assert placement.reserve(descriptor, 1 << 20) is False  # open for reading only
+    assert syscalls.reserve(descriptor, 1 << 20) is False  # open for reading only
     assert os.fstat(descriptor).st_size == size
 
 
 def test_where_nothing_can_be_set_aside(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "_libc", lambda: None)
-    assert placement.reserve(descriptor, 1 << 20) is False
+    monkeypatch.setattr(syscalls, "_libc", lambda: None)
+    assert syscalls.reserve(descriptor, 1 << 20) is False
 
 
 # ---- joined
@@ -233,14 +236,14 @@ def test_joining_never_shows_memory_that_was_not_filled(wrong: int) -> None:
 
 def test_joining_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = [bytes([number]) * (1 << 20) for number in range(17)]
-    monkeypatch.setattr(placement, "_libc", lambda: None)  # no huge pages to be had
+    monkeypatch.setattr(syscalls, "_libc", lambda: None)  # no huge pages to be had
     assert joined(pieces, 17 << 20) == b"".join(pieces)
     monkeypatch.setattr(sys, "implementation", type(sys.implementation)(name="pypy"))
     assert joined(pieces, 17 << 20) == b"".join(pieces)
 
 
 def test_a_hint_about_less_than_a_page_is_none() -> None:
-    placement.prefer_huge_pages(4097, 100)
+    syscalls.prefer_huge_pages(4097, 100)
 
 
 def test_residency_counts_the_pages_of_the_system(
@@ -254,7 +257,7 @@ def test_residency_counts_the_pages_of_the_system(
             arguments[3]._obj.cached = 2
             return 0
 
-    monkeypatch.setattr(placement, "_libc", Large)
-    monkeypatch.setattr(placement, "_PAGE", 1 << 16)
-    assert placement.resident_share(descriptor, 0, 100_000) == 1.0
-    assert placement.resident_share(descriptor, 65_000, 135_000) == 0.5
+    monkeypatch.setattr(syscalls, "_libc", Large)
+    monkeypatch.setattr(syscalls, "_PAGE", 1 << 16)
+    assert syscalls.resident_share(descriptor, 0, 100_000) == 1.0
+    assert syscalls.resident_share(descriptor, 65_000, 135_000) == 0.5

@@ -12,14 +12,16 @@ import socket
 import stat
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from safeweights.errors import UnsupportedError
 from safeweights.storage import PartialOverwriteError, sink, write_file, write_stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 OLD = b"old contents " * 50
 PIECES = [bytes([number]) * 700 for number in range(1, 6)]

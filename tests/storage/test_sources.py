@@ -15,9 +15,8 @@ import sys
 import tempfile
 import threading
 from array import array
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -26,18 +25,21 @@ from hypothesis import strategies as st
 
 from safeweights.errors import ClosedError, SafetensorError, UnsupportedError
 from safeweights.storage import (
-    ENGINES,
+    BACKENDS,
     BytesSource,
     DescriptorSource,
     FileObjectSource,
     Source,
     TruncatedError,
+    file_objects,
     flat,
     open_source,
-    placement,
+    syscalls,
     write_file,
 )
-from safeweights.storage import source as source_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 DATA = random.Random(1).randbytes(300_000)
 
@@ -119,9 +121,9 @@ def mapping() -> mmap.mmap:
 OPENERS: dict[str, Callable[[Path], Source]] = {
     "mmap": open_source,
     "mmap, str": lambda path: open_source(str(path)),
-    "pread": lambda path: open_source(path, engine="pread"),
-    "direct": lambda path: open_source(path, engine="direct"),
-    "auto": lambda path: open_source(path, engine="auto"),
+    "pread": lambda path: open_source(path, backend="pread"),
+    "direct": lambda path: open_source(path, backend="direct"),
+    "auto": lambda path: open_source(path, backend="auto"),
     "file": lambda path: open_source(open(path, "rb")),  # noqa: SIM115
     "unbuffered file": lambda path: open_source(open(path, "rb", buffering=0)),  # noqa: SIM115
     "BytesIO": lambda _: open_source(io.BytesIO(DATA)),
@@ -186,7 +188,7 @@ def test_in_memory_says_whether_views_share(source: Source) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 299_999), st.integers(0, 5000)), max_size=8))
 def test_engines_agree(path: Path, places: list[tuple[int, int]]) -> None:
-    sources = [*(open_source(path, engine=engine) for engine in ENGINES), BytesSource(DATA)]
+    sources = [*(open_source(path, backend=backend) for backend in BACKENDS), BytesSource(DATA)]
     for offset, length in places:
         length = min(length, len(DATA) - offset)
         views = [bytes(source.view(offset, length)) for source in sources]
@@ -248,8 +250,8 @@ def test_mapping_is_never_required(
 
 def test_empty_files(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
-    for engine in ("mmap", "pread"):
-        source = open_source(tmp_path / "empty", engine=engine)
+    for backend in ("mmap", "pread"):
+        source = open_source(tmp_path / "empty", backend=backend)
         assert (source.size, bytes(source.view(0, 0))) == (0, b"")
         assert not source.in_memory
 
@@ -257,13 +259,13 @@ def test_empty_files(tmp_path: Path) -> None:
 # ---- files that change
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", [len(DATA), 40 << 20], ids=["small", "large"])
-def test_truncated_while_open(tmp_path: Path, engine: str, size: int) -> None:
+def test_truncated_while_open(tmp_path: Path, backend: str, size: int) -> None:
     """A mapping is only touched by `view`; what is large is read by several threads."""
     with open(tmp_path / "a", "wb") as file:
         file.truncate(size)
-    source = open_source(tmp_path / "a", engine=engine)
+    source = open_source(tmp_path / "a", backend=backend)
     end = size // 2 + 5
     os.truncate(tmp_path / "a", end)
     before = set(threading.enumerate())
@@ -286,16 +288,16 @@ def memory_like(size: int) -> memoryview:
     return array[-array.ctypes.data % 4096 :].data
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("offset", [0, 1, 4095, 4096, 5000])
-def test_large_files_by_every_engine(tmp_path: Path, engine: str, offset: int) -> None:
+def test_large_files_by_every_engine(tmp_path: Path, backend: str, offset: int) -> None:
     """Large enough for several threads and for direct reads, which come in blocks."""
     data = random.Random(3).randbytes((17 << 20) + 77)
     (tmp_path / "a").write_bytes(data)
     with open(tmp_path / "a", "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that auto may go direct
-    source = open_source(tmp_path / "a", engine=engine).for_all()
+    source = open_source(tmp_path / "a", backend=backend).for_all()
     assert source.view(offset, len(data) - offset) == data[offset:]
     assert source.view(offset, 9 << 20) == data[offset : offset + (9 << 20)]
     memory = memory_like(1 << 20)
@@ -327,13 +329,13 @@ def test_direct_reads_are_never_required(
         monkeypatch.setattr(os, "open", opens)
     else:
         monkeypatch.setattr(os, "preadv", reads)
-    source = open_source(tmp_path / "a", engine="direct")
+    source = open_source(tmp_path / "a", backend="direct")
     assert source.view(5, len(data) - 5) == data[5:]
 
 
 def test_errors_of_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(bytes(9 << 20))
-    source = open_source(tmp_path / "a", engine="direct")
+    source = open_source(tmp_path / "a", backend="direct")
 
     def fail(*_: Any) -> int:
         raise OSError(errno.EIO, "bad sector")
@@ -346,7 +348,7 @@ def test_errors_of_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_replaced_while_open(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(DATA)
-    sources = [open_source(tmp_path / "a", engine=engine) for engine in ("mmap", "pread")]
+    sources = [open_source(tmp_path / "a", backend=backend) for backend in ("mmap", "pread")]
     (tmp_path / "b").write_bytes(bytes(len(DATA)))
     os.replace(tmp_path / "b", tmp_path / "a")
     for source in sources:
@@ -388,7 +390,7 @@ def test_other_errors_of_a_file_object_are_its_own() -> None:
 def test_what_a_child_does_with_locks() -> None:
     source = open_source(io.BytesIO(DATA))
     with source._lock:
-        source_module._unlock_all()
+        file_objects._unlock_all()
         assert source.view(5, 3) == DATA[5:8]
 
 
@@ -421,7 +423,7 @@ def test_errors_of_reading_name_the_file(path: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: Any) -> int:
         raise OSError(errno.EIO, "bad sector")
 
-    source = open_source(path, engine="pread")
+    source = open_source(path, backend="pread")
     monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(OSError, match="bad sector") as caught:
         source.view(0, 10)
@@ -433,7 +435,7 @@ def test_short_reads_of_the_system(path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         os, "preadv", lambda fd, buffers, offset: real(fd, [buffers[0][:777]], offset)
     )
-    assert open_source(path, engine="pread").view(0, len(DATA)) == DATA
+    assert open_source(path, backend="pread").view(0, len(DATA)) == DATA
 
 
 # ---- what is refused
@@ -486,7 +488,7 @@ def test_text_is_refused(path: Path, tmp_path: Path) -> None:
 
 def test_no_such_engine(path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"'mmaps'.*mmap, pread, direct, auto"):
-        open_source(path, engine="mmaps")
+        open_source(path, backend="mmaps")
 
 
 def test_memory_that_is_not_contiguous() -> None:
@@ -508,9 +510,9 @@ def test_flat_takes_any_shape(shape: tuple[int, ...]) -> None:
 
 
 def test_a_file_is_opened_once(path: Path, system_calls: Any) -> None:
-    for engine in ("mmap", "pread"):
+    for backend in ("mmap", "pread"):
         system_calls.watch()
-        source = open_source(path, engine=engine)
+        source = open_source(path, backend=backend)
         source.view(0, 100)
         source.read(100, 100)
         source.view(200, 100_000)
@@ -519,7 +521,7 @@ def test_a_file_is_opened_once(path: Path, system_calls: Any) -> None:
 
 def test_descriptors_close_with_the_last_user(path: Path, descriptors: Callable[[], int]) -> None:
     before = descriptors()
-    mapped, read = open_source(path), open_source(path, engine="pread")
+    mapped, read = open_source(path), open_source(path, backend="pread")
     views = [mapped.view(0, 10), read.view(0, 10)]
     assert descriptors() > before
     del mapped, read
@@ -564,7 +566,7 @@ def test_windows_lacks_these_calls(path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delattr(os, name)
     for name in ("MAP_PRIVATE", "PROT_READ", "PROT_WRITE"):
         monkeypatch.delattr(mmap, name)
-    mapped, read = open_source(path), open_source(path, engine="direct")
+    mapped, read = open_source(path), open_source(path, backend="direct")
     view = mapped.view(0, 100)
     view[:50] = bytes(50)
     assert view[50:] == DATA[50:100]
@@ -639,8 +641,8 @@ def test_where_pages_cannot_be_fetched_they_come_by_themselves(
 ) -> None:
     (tmp_path / "a").write_bytes(bytes(range(200)))
     reading = open_source(tmp_path / "a").reading(7, 100)
-    for libc in (placement._libc(), None):
-        monkeypatch.setattr(placement, "_libc", lambda libc=libc: libc)
+    for libc in (syscalls._libc(), None):
+        monkeypatch.setattr(syscalls, "_libc", lambda libc=libc: libc)
         reading.fill(0, reading.extent)
         reading.fill(0, 0)
         assert reading.data == bytes(range(7, 107))
@@ -650,7 +652,7 @@ def test_a_mapping_holds_no_descriptor(tmp_path: Path, descriptors: Callable[[],
     """A process may have few of them, and tensors hold their mapping."""
     (tmp_path / "a").write_bytes(DATA)
     before = descriptors()
-    views = [open_source(tmp_path / "a", engine="mmap").view(0, len(DATA)) for _ in range(20)]
+    views = [open_source(tmp_path / "a", backend="mmap").view(0, len(DATA)) for _ in range(20)]
     assert descriptors() == before
     views[0][0] ^= 1
     assert views[1] == DATA == (tmp_path / "a").read_bytes()
@@ -664,8 +666,8 @@ def test_a_mapping_holds_no_descriptor(tmp_path: Path, descriptors: Callable[[],
 
 def test_a_mapping_by_python_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(DATA)
-    monkeypatch.setattr(placement, "_libc", lambda: None)
-    assert open_source(tmp_path / "a", engine="mmap").view(0, len(DATA)) == DATA
+    monkeypatch.setattr(syscalls, "_libc", lambda: None)
+    assert open_source(tmp_path / "a", backend="mmap").view(0, len(DATA)) == DATA
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python itself can since 3.13")
@@ -676,7 +678,7 @@ def test_a_large_mapping_begins_where_a_huge_page_may(tmp_path: Path, size: int)
         file.truncate(size)
         file.seek(size - 1)
         file.write(b"z")
-    view = open_source(tmp_path / "a", engine="mmap").view(0, size)
+    view = open_source(tmp_path / "a", backend="mmap").view(0, size)
     assert (len(view), view[0], view[-1]) == (size, 0, ord("z"))
     address = np.frombuffer(view, np.uint8).ctypes.data
     assert address % (1 << 21 if size >= 1 << 21 else 4096) == 0
@@ -697,17 +699,17 @@ def test_a_mapping_that_cannot_be_put_in_place(
 
     def map_some(*arguments: Any) -> object:
         calls.append(arguments)
-        return placement._FAILED if len(calls) == failing else libc.mmap(*arguments)
+        return syscalls._FAILED if len(calls) == failing else libc.mmap(*arguments)
 
-    libc = placement._libc()
-    monkeypatch.setattr(placement, "_libc", Libc)
-    monkeypatch.setattr(placement, "_mappable", set())
-    abandoned = len(placement._abandoned)
-    source = open_source(tmp_path / "a", engine="mmap")
+    libc = syscalls._libc()
+    monkeypatch.setattr(syscalls, "_libc", Libc)
+    monkeypatch.setattr(syscalls, "_mappable", set())
+    abandoned = len(syscalls._abandoned)
+    source = open_source(tmp_path / "a", backend="mmap")
     assert source.in_memory
     assert source.view(0, len(DATA)) == DATA
     assert len(calls) == failing
-    assert len(placement._abandoned) - abandoned == failing - 1
+    assert len(syscalls._abandoned) - abandoned == failing - 1
 
 
 @pytest.mark.parametrize("path", ["a\0b", Path("/tmp/a\0b")])

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from safeweights.trust.certificates import CertificateTrust
-from safeweights.trust.keys import FileSigner, load_private_key
+from safeweights.trust.signatures.certificates import CertificateTrust
+from safeweights.trust.signatures.keys import FileSigner, load_private_key
 
 NOW = dt.datetime.now(dt.timezone.utc)
 DAY = dt.timedelta(days=1)

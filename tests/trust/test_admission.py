@@ -18,27 +18,28 @@ import pytest
 import safeweights.numpy
 from safeweights import trust as api
 from safeweights.checkpoint import SafetensorsFile
-from safeweights.storage.source import open_source
-from safeweights.trust import signing
-from safeweights.trust.admission import Warrant, admit
-from safeweights.trust.audit import AuditLog, verify_log
-from safeweights.trust.contents import examine
-from safeweights.trust.enforcing import Gate, UnverifiedWarning, as_gate
+from safeweights.reports.bom import bill_of_materials
+from safeweights.storage.opening import open_source
 from safeweights.trust.errors import (
     DocumentError,
     PolicyViolationError,
     TrustError,
     VerificationError,
 )
-from safeweights.trust.keyless import KeylessTrust
-from safeweights.trust.lockfile import LockFile
-from safeweights.trust.policy import LockEntry, Policy, Rule
+from safeweights.trust.policies.admission import Warrant, admit
+from safeweights.trust.policies.audit import AuditLog, verify_log
+from safeweights.trust.policies.enforcing import PolicyVerifier, UnverifiedWarning, as_verifier
+from safeweights.trust.policies.examination import examine
+from safeweights.trust.policies.lockfile import LockFile
+from safeweights.trust.policies.policy import LockEntry, Policy, Rule
+from safeweights.trust.signatures import signing
+from safeweights.trust.signatures.keyless import KeylessTrust
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from safeweights.storage.source import Source
-    from safeweights.trust.keys import FileSigner
+    from safeweights.trust.signatures.keys import FileSigner
 
 WEIGHTS = "model.safetensors"
 FIRST = Policy((Rule("*", level="known", first_use=True),))
@@ -109,8 +110,10 @@ class TestAdmission:
             (blobs / str(number)).write_bytes(path.read_bytes())
             target.symlink_to(blobs / str(number))
         warrant = admit(str(snapshot), policy).require()
-        assert read_all(warrant, snapshot / WEIGHTS) == read_all(Gate(policy), signed / WEIGHTS)
-        assert read_all(Gate(policy), snapshot / "vae/weights.safetensors")
+        assert read_all(warrant, snapshot / WEIGHTS) == read_all(
+            PolicyVerifier(policy), signed / WEIGHTS
+        )
+        assert read_all(PolicyVerifier(policy), snapshot / "vae/weights.safetensors")
 
     def test_a_warrant_travels_as_json(self, signed: Path, policy: Policy, tmp_path: Path) -> None:
         warrant = admit(str(signed), policy).require()
@@ -300,7 +303,7 @@ class TestHistory:
         assert LockFile(lock.path).get("m") == lock.get("m")
 
     def test_first_use_without_a_memory_is_refused(self, model: Path, tmp_path: Path) -> None:
-        for use in (lambda: admit(str(model), FIRST), lambda: Gate(FIRST)):
+        for use in (lambda: admit(str(model), FIRST), lambda: PolicyVerifier(FIRST)):
             with pytest.raises(DocumentError, match="needs a lock file"):
                 use()
         own = dataclasses.replace(FIRST, lock=str(tmp_path / "own.json"))
@@ -346,7 +349,7 @@ class TestHistory:
 
 class TestGate:
     def test_reads_are_verified(self, signed: Path, policy: Policy) -> None:
-        gate = Gate(policy)
+        gate = PolicyVerifier(policy)
         expected = read_all(lambda s, _: s, signed / WEIGHTS)
         assert read_all(gate, signed / WEIGHTS) == expected
         assert read_all(gate, signed / "vae/weights.safetensors")
@@ -370,10 +373,10 @@ class TestGate:
         )
         warrant = admit(str(model), policy).require()
         for trust in (policy, str(tmp_path / "p.toml"), tmp_path / "p.toml", signer.public_key,
-                      Gate(policy), warrant):  # fmt: skip
-            assert len(read_all(as_gate(trust), model / WEIGHTS)) == 2
+                      PolicyVerifier(policy), warrant):  # fmt: skip
+            assert len(read_all(as_verifier(trust), model / WEIGHTS)) == 2
         with pytest.raises(TypeError, match="takes a policy"):
-            as_gate(5)
+            as_verifier(5)
 
     def test_a_path_is_what_its_content_says(
         self, model: Path, signer: FileSigner, stranger: FileSigner, policy: Policy, tmp_path: Path
@@ -389,14 +392,14 @@ class TestGate:
         for name, data in files.items():
             path = tmp_path / name
             path.write_bytes(data)
-            assert len(read_all(as_gate(path), model / WEIGHTS)) == 2
-            assert len(read_all(as_gate(str(path)), model / WEIGHTS)) == 2
+            assert len(read_all(as_verifier(path), model / WEIGHTS)) == 2
+            assert len(read_all(as_verifier(str(path)), model / WEIGHTS)) == 2
         (tmp_path / "stranger.pub").write_bytes(stranger.public_key.pem)
         with pytest.raises(PolicyViolationError):
-            read_all(as_gate(tmp_path / "stranger.pub"), model / WEIGHTS)
+            read_all(as_verifier(tmp_path / "stranger.pub"), model / WEIGHTS)
         (model / "other.safetensors").write_bytes((model / WEIGHTS).read_bytes())
         with pytest.raises(VerificationError, match="does not name this file"):
-            read_all(as_gate(tmp_path / "warrant.pub"), model / "other.safetensors")
+            read_all(as_verifier(tmp_path / "warrant.pub"), model / "other.safetensors")
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -418,14 +421,14 @@ class TestGate:
     ) -> None:
         (tmp_path / "x").write_bytes(content)
         with pytest.raises(DocumentError) as caught:
-            as_gate(tmp_path / "x")
+            as_verifier(tmp_path / "x")
         assert message in str(caught.value)
         assert str(tmp_path / "x") in str(caught.value)
 
     def test_a_fault_within_a_policy_is_told_as_such(self, tmp_path: Path) -> None:
         (tmp_path / "x").write_text('[[rules]]\npattern = "*"\nlevle = "none"\n')
         with pytest.raises(DocumentError, match=r"levle: unknown field") as caught:
-            as_gate(tmp_path / "x")
+            as_verifier(tmp_path / "x")
         assert "trust=" not in str(caught.value)
 
     @pytest.mark.parametrize("trees", [True, False])
@@ -434,42 +437,42 @@ class TestGate:
     ) -> None:
         signing.sign(str(model), signer, trees=trees)
         with pytest.raises(PolicyViolationError) as caught:
-            read_all(as_gate(stranger.public_key), model / WEIGHTS)
+            read_all(as_verifier(stranger.public_key), model / WEIGHTS)
         assert caught.value.reason == "signature-refused"
         (model / "extra.safetensors").write_bytes((model / WEIGHTS).read_bytes())
         with pytest.raises(PolicyViolationError):
-            read_all(as_gate(signer.public_key), model / "extra.safetensors")
+            read_all(as_verifier(signer.public_key), model / "extra.safetensors")
         data = (model / WEIGHTS).read_bytes()
         (model / WEIGHTS).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         with pytest.raises(VerificationError):
-            read_all(as_gate(signer.public_key), model / WEIGHTS)
+            read_all(as_verifier(signer.public_key), model / WEIGHTS)
         (model / WEIGHTS).write_bytes(data + b"!")
         with pytest.raises(VerificationError):
-            read_all(as_gate(signer.public_key), model / WEIGHTS)
+            read_all(as_verifier(signer.public_key), model / WEIGHTS)
         (model / "model.sig").unlink()
         with pytest.raises(PolicyViolationError) as caught:
-            read_all(as_gate(signer.public_key), model / WEIGHTS)
+            read_all(as_verifier(signer.public_key), model / WEIGHTS)
         assert caught.value.reason == "signature-missing"
 
     def test_warn(self, signed: Path, signer: FileSigner) -> None:
         policy = Policy((Rule("*", ("us",)),), {"us": signer.public_key}, mode="warn")
-        read_all(Gate(policy), signed / WEIGHTS)
+        read_all(PolicyVerifier(policy), signed / WEIGHTS)
         data = bytearray((signed / WEIGHTS).read_bytes())
         data[-1] ^= 1
         (signed / WEIGHTS).write_bytes(data)
         with pytest.warns(UnverifiedWarning, match="not what was signed"):
-            assert read_all(Gate(policy), signed / WEIGHTS)["b"][-1] == data[-1]
+            assert read_all(PolicyVerifier(policy), signed / WEIGHTS)["b"][-1] == data[-1]
         (signed / "model.sig").unlink()
         with pytest.warns(UnverifiedWarning, match="there is none"):
-            read_all(Gate(policy), signed / WEIGHTS)
+            read_all(PolicyVerifier(policy), signed / WEIGHTS)
 
     def test_off(self, model: Path) -> None:
         source = open_source(model / WEIGHTS)
-        assert Gate(Policy((), mode="off"))(source, "x") is source
+        assert PolicyVerifier(Policy((), mode="off"))(source, "x") is source
 
     def test_first_use_and_log(self, model: Path, tmp_path: Path) -> None:
         lock, log = LockFile(str(tmp_path / "lock")), AuditLog(str(tmp_path / "log"))
-        gate = Gate(FIRST, name="m", lock=lock, log=log)
+        gate = PolicyVerifier(FIRST, name="m", lock=lock, log=log)
         read_all(gate, model / WEIGHTS)
         read_all(gate, model / "vae/weights.safetensors")
         (model / WEIGHTS).write_bytes((model / "vae/weights.safetensors").read_bytes())
@@ -522,7 +525,7 @@ class TestAudit:
 
         log, lock = AuditLog(str(tmp_path / "log")), LockFile(str(tmp_path / "lock"))
         with monkeypatch.context() as patch:
-            patch.setattr("safeweights.trust.audit.os.write", full)
+            patch.setattr("safeweights.trust.policies.audit.os.write", full)
             with pytest.raises(OSError, match="the audit log cannot be written") as caught:
                 admit(str(signed), policy, log=log, lock=lock)
         assert caught.value.filename == log.path
@@ -561,7 +564,7 @@ def test_a_path_may_be_any_kind_of_path(tmp_path: Path) -> None:
     assert admit(model, policy, log=log, lock=LockFile(tmp_path / "lock")).warrant
     assert verify_log(tmp_path / "log") == 1
     assert api.hash_file(model / WEIGHTS) == api.hash_file(str(model / WEIGHTS))
-    assert api.bill_of_materials(model)["metadata"]["component"]["name"] == "model"
+    assert bill_of_materials(model)["metadata"]["component"]["name"] == "model"
     (tmp_path / "broken").write_text("{")
     for load in (
         api.load_policy,

@@ -11,15 +11,15 @@ import pytest
 
 from safeweights import __version__, agents
 from safeweights.errors import SafetensorError
-from safeweights.trust import signing
-from safeweights.trust.audit import AuditLog, verify_log
-from safeweights.trust.policy import Policy, Rule
+from safeweights.trust.policies.audit import AuditLog, verify_log
+from safeweights.trust.policies.policy import Policy, Rule
+from safeweights.trust.signatures import signing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from safeweights.trust.keys import FileSigner
+    from safeweights.trust.signatures.keys import FileSigner
 
 
 @pytest.fixture

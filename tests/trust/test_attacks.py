@@ -12,19 +12,19 @@ import dataclasses
 import json
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from safeweights.trust import bundle as bundles
-from safeweights.trust import signing, verifying
 from safeweights.trust.errors import TrustError, VerificationError
+from safeweights.trust.signatures import bundle as bundles
+from safeweights.trust.signatures import signing, verifying
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-    from safeweights.trust.keys import FileSigner
+    from safeweights.trust.signatures.keys import FileSigner
 
 WEIGHTS = "model.safetensors"
 

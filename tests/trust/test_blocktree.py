@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeweights.trust import blocktree
-from safeweights.trust.blocktree import BlockTree, TreeBuilder
+from safeweights.trust.content import blocktree
+from safeweights.trust.content.blocktree import BlockTree, TreeBuilder
 from safeweights.trust.errors import DocumentError, TrustError, VerificationError
 
 SMALL = 4096

@@ -12,10 +12,10 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from safeweights.trust.bom import Foreign, bill_of_materials
-from safeweights.trust.digests import hash_file
+from safeweights.reports.bom import Foreign, bill_of_materials
+from safeweights.trust.content.digests import hash_file
 from safeweights.trust.errors import VerificationError
-from safeweights.trust.verifying import SignedBy
+from safeweights.trust.signatures.verifying import SignedBy
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safeweights.trust import bundle as bundles
 from safeweights.trust.documents import Field, parse_json
 from safeweights.trust.errors import DocumentError, TrustError
+from safeweights.trust.signatures import bundle as bundles
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeweights.trust import digests
-from safeweights.trust.digests import FileDigest
+from safeweights.trust.content import digests
+from safeweights.trust.content.digests import FileDigest
 from safeweights.trust.errors import DocumentError, VerificationError
 
 if TYPE_CHECKING:

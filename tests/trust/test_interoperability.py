@@ -16,14 +16,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from model_signing import hashing
 
-from safeweights.trust import bundle as bundles
-from safeweights.trust import keys, signing, verifying
-from safeweights.trust.certificates import CertificateTrust
 from safeweights.trust.errors import DocumentError, TrustError, VerificationError
-from safeweights.trust.keyless import KeylessTrust
+from safeweights.trust.signatures import bundle as bundles
+from safeweights.trust.signatures import keys, signing, verifying
+from safeweights.trust.signatures.certificates import CertificateTrust
+from safeweights.trust.signatures.keyless import KeylessTrust
 
 if TYPE_CHECKING:
-    from safeweights.trust.keys import FileSigner, PublicKey
+    from safeweights.trust.signatures.keys import FileSigner, PublicKey
 
 CURVES = {"p256": ec.SECP256R1, "p384": ec.SECP384R1, "p521": ec.SECP521R1}
 

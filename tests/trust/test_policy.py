@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeweights.trust import policy as policies
-from safeweights.trust import policy_file
-from safeweights.trust.certificates import CertificateTrust
-from safeweights.trust.contents import Finding
 from safeweights.trust.errors import DocumentError, PolicyViolationError
-from safeweights.trust.keyless import KeylessTrust
-from safeweights.trust.policy import Evidence, FileFact, LockEntry, Policy, Rule, decide
-from safeweights.trust.verifying import SignedBy
+from safeweights.trust.policies import policy as policies
+from safeweights.trust.policies import policy_file
+from safeweights.trust.policies.examination import Finding
+from safeweights.trust.policies.policy import Evidence, FileFact, LockEntry, Policy, Rule, decide
+from safeweights.trust.signatures.certificates import CertificateTrust
+from safeweights.trust.signatures.keyless import KeylessTrust
+from safeweights.trust.signatures.verifying import SignedBy
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from safeweights.trust.keys import FileSigner
+    from safeweights.trust.signatures.keys import FileSigner
 
 A, B = "a" * 64, "b" * 64
 KEY = SignedBy("key", key_hint=A)

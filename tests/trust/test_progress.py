@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from safeweights.trust import admit, bill_of_materials, digests, sign, threads, verify
-from safeweights.trust.policy import Policy, Rule
+from safeweights.reports.bom import bill_of_materials
+from safeweights.storage import parallel as threads
+from safeweights.trust import admit, sign, verify
+from safeweights.trust.content import digests
+from safeweights.trust.policies.policy import Policy, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from safeweights.trust.keys import FileSigner
+    from safeweights.trust.signatures.keys import FileSigner
 
 WEIGHTS = "model.safetensors"
 

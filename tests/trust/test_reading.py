@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safeweights.storage.memory import CHUNK as RUN
-from safeweights.storage.source import BytesSource, Source, TruncatedError, open_source
-from safeweights.trust.blocktree import BlockTree, TreeBuilder
-from safeweights.trust.bundle import Part, Resource
+from safeweights.storage.opening import open_source
+from safeweights.storage.parallel import CHUNK as RUN
+from safeweights.storage.source import BytesSource, Source, TruncatedError
+from safeweights.trust.content.blocktree import BlockTree, TreeBuilder
+from safeweights.trust.content.reading import VerifiedCopy, VerifiedSource
+from safeweights.trust.content.resources import Part, Resource
 from safeweights.trust.errors import VerificationError
-from safeweights.trust.reading import VerifiedCopy, VerifiedSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +100,7 @@ def test_a_changed_block_is_refused_and_the_others_are_not(at: int) -> None:
 def test_what_was_handed_out_is_private(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(CONTENT)
-    source = VerifiedSource(open_source(path, engine="mmap"), TREE)
+    source = VerifiedSource(open_source(path, backend="mmap"), TREE)
     view = source.view(0, 100)
     with open(path, "r+b") as file:
         file.write(b"\xff" * len(CONTENT))
@@ -185,10 +186,10 @@ def truncate(path: Path, turn: int) -> None:
         path.write_bytes(CONTENT)
 
 
-@pytest.mark.parametrize("engine", ["mmap", "pread"])
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
 @pytest.mark.parametrize("attack", [swap, rewrite, relink, hardlink, truncate],
                          ids=lambda attack: attack.__name__)  # fmt: skip
-def test_race(tmp_path: Path, attack: Callable[[Path, int], None], engine: str) -> None:
+def test_race(tmp_path: Path, attack: Callable[[Path, int], None], backend: str) -> None:
     path = tmp_path / "weights"
     (tmp_path / "good").write_bytes(CONTENT)
     (tmp_path / "evil").write_bytes(EVIL)
@@ -217,7 +218,7 @@ def test_race(tmp_path: Path, attack: Callable[[Path, int], None], engine: str) 
             while accepted + refused < 1000 or not (accepted and refused):
                 assert accepted + refused < 100_000, (accepted, refused)
                 try:
-                    source: Source = VerifiedSource(open_source(path, engine=engine), TREE)
+                    source: Source = VerifiedSource(open_source(path, backend=backend), TREE)
                     begin = chance.randrange(len(CONTENT))
                     length = chance.randrange(len(CONTENT) - begin) + 1
                     view = source.view(begin, length)

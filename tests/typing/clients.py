@@ -6,9 +6,7 @@ installed its types are Any, and the statement holds of that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +16,10 @@ import safeweights
 import safeweights.numpy
 import safeweights.torch
 from safeweights import PrefetchLoader, SafetensorError, TensorMeta, TensorSpec, safe_open, stream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -7,7 +7,7 @@ share: exit codes, errors, Ctrl-C and closed pipes. `records` defines what ``--j
 - Whatever comes from a file is escaped before it is printed (`output.escape`).
 - Tables, trees and progress are for terminals, and `rich` is imported only there; a pipe gets
   lines of tab-separated fields.
-- Files are read through the pread engine: a file that shrinks meanwhile is an error, not a crash.
+- Files are read through the pread backend: a file that shrinks meanwhile is an error, not a crash.
 - No command decides anything about the format: the layers below do.
 """
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .. import __version__
-from .failures import COULD_NOT_LOOK, INTERRUPTED, PIPE_CLOSED, USAGE, YES, report
+from ..reports.problems import COULD_NOT_LOOK, INTERRUPTED, PIPE_CLOSED, USAGE, YES
+from .failures import report
 from .output import Output
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Program(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f".{cmd_name}", __package__).command
+        command: click.Command = import_module(f".commands.{cmd_name}", __package__).command
         return command
 
     def resolve_command(

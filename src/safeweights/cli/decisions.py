@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from .output import Output, escape, plural, printable
+from ..text import escape, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..reports.documents import DecisionRecord, ReasonRecord
     from ..trust import Decision
-    from .records import DecisionRecord, ReasonRecord
+    from .output import Output
 
 __all__ = ["print_decision", "record"]
 

@@ -7,44 +7,17 @@ whoever read standard output left, as shells report these.
 
 from __future__ import annotations
 
-import errno
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import (
-    FormatError,
-    MissingDependencyError,
-    SafetensorError,
-    SelectionError,
-    TensorNotFoundError,
-    UnsupportedError,
-)
-from .output import escape, printable
+from ..reports.problems import explain
 
 if TYPE_CHECKING:
+    from ..reports.documents import ErrorDocument
     from .output import Output
-    from .records import ErrorDocument, ErrorRecord
 
-__all__ = ["COULD_NOT_LOOK", "INTERRUPTED", "NO", "USAGE", "YES", "explain", "report"]
-
-YES: Final = 0
-NO: Final = 1
-USAGE: Final = 2
-COULD_NOT_LOOK: Final = 3
-INTERRUPTED: Final = 130
-PIPE_CLOSED: Final = 141
-
-_US: Final = "safeweights"
-
-_KINDS: Final = (
-    (FormatError, "format"),
-    (TensorNotFoundError, "not-found"),
-    (SelectionError, "selection"),
-    (UnsupportedError, "unsupported"),
-    (MissingDependencyError, "dependency"),
-    (EOFError, "truncated"),
-)
+__all__ = ["report"]
 
 
 def report(out: Output, error: Exception) -> int:
@@ -62,65 +35,3 @@ def report(out: Output, error: Exception) -> int:
         }
         out.document(document)
     return status
-
-
-def explain(error: Exception) -> tuple[int, ErrorRecord]:
-    """The exit status for an exception, and its description."""
-    if isinstance(error, SafetensorError):
-        return _explain_ours(error)
-    if isinstance(error, click.ClickException):
-        return error.exit_code, _record("usage", error.format_message())
-    if isinstance(error, OSError):
-        return COULD_NOT_LOOK, _explain_system(error)
-    if isinstance(error, MemoryError):
-        return COULD_NOT_LOOK, _record("memory", "not enough memory for this")
-    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith(_US):
-        name = error.name.partition(".")[0]
-        text = f"this needs the package {name}, which is not installed: pip install {name}"
-        return COULD_NOT_LOOK, _record("dependency", text)
-    return COULD_NOT_LOOK, _record("internal", _locate(error))
-
-
-def _locate(error: Exception) -> str:
-    """What to report of an error that nobody expected."""
-    import traceback
-
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"internal error, please report it: {type(error).__name__}: {error} "
-        f"(at {place.name}, {place.filename}:{place.lineno})"
-    )
-
-
-def _explain_ours(error: SafetensorError) -> tuple[int, ErrorRecord]:
-    kind = next((name for family, name in _KINDS if isinstance(error, family)), "refused")
-    default = COULD_NOT_LOOK if isinstance(error, MissingDependencyError) else NO
-    record = _record(kind, str(error))
-    # Errors of trust say themselves whether they mean "no" or "could not look", and why.
-    record["rule"] = getattr(error, "rule", None) or getattr(error, "reason", None)
-    record["path"], record["tensor"], record["offset"] = error.path, error.tensor, error.offset
-    return int(getattr(error, "exit_code", default)), record
-
-
-def _explain_system(error: OSError) -> ErrorRecord:
-    names = [name for name in (error.filename, error.filename2) if name is not None]
-    path = str(names[0]) if names else None
-    what = error.strerror or str(error) or type(error).__name__
-    if error.errno == errno.ENXIO or what.startswith("Not a regular file"):
-        what = "not a regular file, but a device, a pipe or a socket; - reads standard input"
-    if path == "":
-        what = f"the path is empty ({what})"
-    record = _record("os", f"{escape(path)}: {what}" if path else what)
-    record["path"] = path
-    return record
-
-
-def _record(kind: str, message: str) -> ErrorRecord:
-    return {
-        "kind": kind,
-        "rule": None,
-        "message": printable(message),
-        "path": None,
-        "tensor": None,
-        "offset": None,
-    }

@@ -17,87 +17,16 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from ..text import printable
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from .terminal import Terminal
 
-__all__ = [
-    "Output",
-    "can_draw",
-    "count",
-    "escape",
-    "human_bytes",
-    "human_count",
-    "plural",
-    "printable",
-]
+__all__ = ["Output", "can_draw"]
 
 _BATCH: Final = 1000
-_UNITS: Final = ("kB", "MB", "GB", "TB", "PB", "EB")
-_MAGNITUDES: Final = ("K", "M", "B", "T")
-
-
-def escape(text: str) -> str:
-    r"""`text` as one printable, unambiguous field.
-
-    >>> print(escape("a\x1b[2J\tb\\"))
-    a\x1b[2J\tb\\
-    """
-    if text.isprintable() and "\\" not in text:
-        return text
-    return "".join(
-        c if c.isprintable() and c != "\\" else "\\\\" if c == "\\" else ascii(c)[1:-1]
-        for c in text
-    )
-
-
-def printable(text: str) -> str:
-    """A sentence without anything that a terminal would act on."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def human_bytes(size: int) -> str:
-    """Bytes in decimal units.
-
-    >>> human_bytes(999), human_bytes(90_868_376), human_bytes(999_999)
-    ('999 B', '90.9 MB', '1.0 MB')
-    """
-    return f"{size} B" if size < 1000 else " ".join(_scaled(size, _UNITS))
-
-
-def human_count(number: int) -> str:
-    """A number of parameters as people say it.
-
-    >>> human_count(384), human_count(22_713_728), human_count(6_738_415_616)
-    ('384', '22.7M', '6.7B')
-    """
-    return str(number) if number < 1000 else "".join(_scaled(number, _MAGNITUDES))
-
-
-def _scaled(number: int, units: Sequence[str]) -> tuple[str, str]:
-    value = number / 1000
-    for unit in units[:-1]:
-        if round(value, 1) < 1000:
-            return f"{value:.1f}", unit
-        value /= 1000
-    return f"{value:,.1f}", units[-1]
-
-
-def count(number: int) -> str:
-    """A number with separators."""
-    return f"{number:,}"
-
-
-def plural(number: int, noun: str) -> str:
-    """A number of things.
-
-    >>> plural(1, "tensor"), plural(1200, "tensor")
-    ('1 tensor', '1,200 tensors')
-    """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 @dataclass(frozen=True)

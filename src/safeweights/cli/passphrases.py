@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from ..storage.pipes import STDIN
 from .app import FILE
-from .opening import STDIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,8 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from .output import can_draw, human_bytes
+from ..text import human_bytes
+from .output import can_draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

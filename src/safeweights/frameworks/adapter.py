@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from ..checkpoint import Tensor
-    from ..header import TensorInfo
+    from ..format.header import TensorInfo
     from .plans import Landing
 
 __all__ = ["FRAMEWORKS", "Adapter", "adapter_for", "is_default"]
@@ -25,7 +25,9 @@ FRAMEWORKS: Final = {
     "mlx": "mlx",
     "paddle": "paddle",
 }  # fmt: skip
-"""What callers say -> the framework (and its module here)."""
+"""What callers say -> the framework, whose adapter is the module or package of that name here."""
+
+_PACKAGES: Final = frozenset({"jax", "torch"})
 
 
 class Adapter(ABC):
@@ -146,7 +148,9 @@ def adapter_for(framework: object) -> Adapter:
         known = ", ".join(FRAMEWORKS)
         raise SafetensorError(f"framework {quote(framework)[1:-1]} is invalid (known: {known})")
     try:
-        found = import_module(f".{module}", __package__)
+        found = import_module(
+            f".{module}.adapter" if module in _PACKAGES else f".{module}", __package__
+        )
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"framework {framework} needs the package {error.name}: pip install 'safeweights[{module}]'"

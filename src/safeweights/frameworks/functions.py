@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from .. import checkpoint
 from ..errors import UnsupportedError
-from ..gcpause import gc_paused
+from ..format.gcpause import gc_paused
 from ..storage.memory import copied
 from ..storage.source import flat
 from .adapter import adapter_for
 from .handle import prefixed, safe_open
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping
+
     from ..checkpoint import Tensor
 
 __all__ = ["load", "load_file", "save", "save_file"]

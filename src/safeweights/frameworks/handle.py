@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from .. import checkpoint
 from ..checkpoint import SafetensorsFile
 from ..errors import ClosedError, FormatError, SafetensorError, UnsupportedError
-from ..opening import verifier
-from ..storage import ENGINES, Verify
+from ..storage import BACKENDS, Verifier
+from ..trust.verifier import verifier
 from .adapter import adapter_for
 from .loading import Progress, load_all
 from .prefetch import THREADS, PrefetchLoader, PrefetchPlan, TensorMeta
 from .slices import Slice
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import jax
     import mlx.core
     import numpy as np
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..checkpoint import Checkpoint
-    from ..header import TensorInfo
+    from ..format.header import TensorInfo
 
 __all__ = ["PySafeSlice", "_safe_open_handle", "opened", "prefixed", "safe_open"]
 
@@ -59,7 +60,7 @@ def opened(target: Any, backend: str, trust: object = None) -> SafetensorsFile:
 
     Args:
         target: One of these.
-        backend: One of `safeweights.storage.ENGINES`.
+        backend: One of `safeweights.storage.BACKENDS`.
         trust: See `safe_open`.
 
     Raises:
@@ -69,7 +70,7 @@ def opened(target: Any, backend: str, trust: object = None) -> SafetensorsFile:
         SafetensorError: No such backend.
     """
     with _opening(backend, trust) as verify:
-        return SafetensorsFile.open(target, engine=backend, verify=verify)
+        return SafetensorsFile.open(target, backend=backend, verify=verify)
 
 
 def opened_checkpoint(target: Any, backend: str, trust: object = None) -> Checkpoint:
@@ -79,9 +80,9 @@ def opened_checkpoint(target: Any, backend: str, trust: object = None) -> Checkp
 
 
 @contextmanager
-def _opening(backend: str, trust: object) -> Iterator[Verify | None]:
-    if not isinstance(backend, str) or backend not in ENGINES:
-        known = ", ".join(f'"{name}"' for name in ENGINES)
+def _opening(backend: str, trust: object) -> Iterator[Verifier | None]:
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        known = ", ".join(f'"{name}"' for name in BACKENDS)
         raise SafetensorError(f'backend "{backend}" is invalid (expected one of: {known})')
     verify = verifier(trust)
     try:
@@ -104,8 +105,8 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         backend: ``"mmap"``: tensors share a private mapping of the file; reading is left to the
             first use. ``"pread"``: every tensor is read into memory of its own, ``"direct"``: so too, past
             the page cache. ``"auto"`` maps local files and reads remote ones.
-        trust: A policy, a public key, a warrant, or the path of one (`safeweights.trust.as_gate`). Every
-            byte is then checked before it is handed out, from memory that nobody else can change;
+        trust: A policy, a public key, a warrant, or the path of one (`safeweights.trust.as_verifier`).
+            Every byte is then checked before it is handed out, from memory that nobody else can change;
             of a file signed with a block tree only the blocks that are read.
 
     Raises:

@@ -17,7 +17,7 @@ from threading import Condition, Lock, Thread, current_thread
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ClosedError, UnsupportedError
-from ..storage.memory import CHUNK, thread_count
+from ..storage.parallel import CHUNK, thread_count
 from .plans import Batch, Landing, Scattered, Transfer, batches
 from .slices import Part, read_part
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import mlx.core as mx
 import numpy as np
 
-from ..dtypes import DTYPES
 from ..errors import UnsupportedError, quote
+from ..format.dtypes import DTYPES
 from .adapter import Adapter
 from .numpy import carried, encode_array, tensor_of
 

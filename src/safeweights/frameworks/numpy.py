@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..checkpoint import MemoryTensor, Tensor
-from ..dtypes import DTYPES
 from ..errors import MissingDependencyError, UnsupportedError, quote
+from ..format.dtypes import DTYPES
 from .adapter import Adapter
 
 if TYPE_CHECKING:

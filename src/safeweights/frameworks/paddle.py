@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import paddle
 
-from ..dtypes import DTYPES
 from ..errors import LayoutError, SafetensorError, UnsupportedError, quote
+from ..format.dtypes import DTYPES
 from .adapter import Adapter, is_default
 from .numpy import carried, encode_array, tensor_of
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from .. import indexing
 from ..checkpoint import FileTensor, SafetensorsFile, not_found
-from ..header import TensorInfo
+from ..format import indexing
+from ..format.header import TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

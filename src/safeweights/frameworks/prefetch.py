@@ -16,10 +16,11 @@ from typing import (
     overload,
 )
 
-from .. import opening
+from .. import checkpoint
 from ..checkpoint import not_found
 from ..errors import ClosedError, SafetensorError, UnsupportedError, quote
-from ..gcpause import gc_paused
+from ..format.gcpause import gc_paused
+from ..trust.verifier import verifier
 from .adapter import adapter_for
 from .loading import CLOSED, Job, Pipeline, Progress, landing_of, reader_count
 from .plans import batches
@@ -305,5 +306,5 @@ def stream(
     """
     adapter = adapter_for(framework)
     found = adapter.check_device(device)
-    files = opening.open(target, backend=backend, trust=trust).files
+    files = checkpoint.open(target, backend=backend, verify=verifier(trust)).files
     return PrefetchLoader(files, adapter, found, plan=plan, threads=threads, progress=progress)

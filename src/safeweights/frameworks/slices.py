@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, Typ
 
 import numpy as np
 
-from .. import indexing
-from ..dtypes import BITS
 from ..errors import SelectionError, UnsupportedError, quote
+from ..format import indexing
+from ..format.dtypes import BITS
 
 if TYPE_CHECKING:
     from ..checkpoint import FileTensor

@@ -5,12 +5,14 @@ Scattered ones are brought together by `gathering`. Nothing here knows of tensor
 
 from __future__ import annotations
 
-from .ahead import made_ahead
-from .arenas import release_idle
+from .buffer_pool import release_idle
+from .file_objects import FileObjectSource
+from .files import DescriptorSource
 from .gathering import gather, gather_mapped
 from .memory import allocate, joined
+from .opening import BACKENDS, open_source
+from .readahead import read_ahead
 from .sink import (
-    Buffer,
     PartialOverwriteError,
     copy_over,
     rename,
@@ -19,21 +21,10 @@ from .sink import (
     write_file,
     write_stream,
 )
-from .source import (
-    ENGINES,
-    BytesSource,
-    DescriptorSource,
-    FileObjectSource,
-    Reading,
-    Source,
-    TruncatedError,
-    Verify,
-    flat,
-    open_source,
-)
+from .source import Buffer, BytesSource, Reading, Source, TruncatedError, Verifier, flat
 
 __all__ = [
-    "ENGINES",
+    "BACKENDS",
     "Buffer",
     "BytesSource",
     "DescriptorSource",
@@ -42,15 +33,15 @@ __all__ = [
     "Reading",
     "Source",
     "TruncatedError",
-    "Verify",
+    "Verifier",
     "allocate",
     "copy_over",
     "flat",
     "gather",
     "gather_mapped",
     "joined",
-    "made_ahead",
     "open_source",
+    "read_ahead",
     "release_idle",
     "rename",
     "staging_name",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from ..indexing import Runs
+from ..format.indexing import Runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

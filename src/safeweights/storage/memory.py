@@ -1,31 +1,27 @@
 """Memory for what is read, and the work of filling it shared among threads.
 
-First touch, page by page, is what makes owned loads slow: large pieces are in huge pages, and are used
-again when nobody sees them any more (`arenas`). System calls and large copies release the GIL, so that a
-few threads fill a piece together; on two cores that is worth a factor of two, on cold disks and
-networks more.
+First touch, page by page, is what makes owned loads slow: large buffers are in huge pages, and are reused
+once no array refers to them any more (`buffer_pool`). System calls and large copies release the GIL, so a
+few threads fill one buffer together (`parallel`): twice as fast on two cores, more on cold disks and
+networks.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
-from collections import deque
 from functools import cache
-from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Final
 
-from . import arenas
-from .placement import prefer_huge_pages
+from . import buffer_pool
+from .parallel import CHUNK, in_parallel
+from .syscalls import prefer_huge_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["CHUNK", "PAGE", "allocate", "blank_bytes", "copied", "in_parallel", "joined"]
+__all__ = ["PAGE", "allocate", "blank_bytes", "copied", "joined"]
 
-CHUNK: Final = 1 << 23
-"""Bytes that one thread handles at a time: Python's share of the work is lost in it."""
 
 _LARGE: Final = 1 << 20
 _PARALLEL: Final = 1 << 24
@@ -40,7 +36,7 @@ def allocate(nbytes: int) -> memoryview:
     """
     if nbytes < _LARGE:
         return memoryview(bytearray(nbytes))
-    recycled = arenas.borrow(nbytes)
+    recycled = buffer_pool.borrow(nbytes)
     if recycled is not None:
         return recycled
     import numpy as np  # whoever reads a megabyte has the time
@@ -123,82 +119,3 @@ def _bytes_of_the_c_api() -> tuple[Callable[..., bytes], Callable[[bytes], int]]
     make = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)
     address_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object)
     return make(("PyBytes_FromStringAndSize", api)), address_of(("PyBytes_AsString", api))
-
-
-def in_parallel(
-    work: Callable[[int, int], object], total: int, *, chunk: int = CHUNK, threads: int = 0
-) -> None:
-    """Call ``work(begin, end)`` for chunks that cover 0 to `total`, in ascending order of begin.
-
-    With `threads` as many share the work, else `thread_count()`; the calling thread is one of them, and
-    the only one for up to two chunks, and where the system has no more: at the interpreter's end, or in
-    a full container.
-
-    The first exception is raised after the chunks that are under way have ended, so that no thread
-    touches the memory afterwards; chunks not begun are not begun any more. The same holds for an
-    interrupt (Ctrl-C); another one meanwhile ends the waiting, since a dead mount may never answer.
-    """
-    starts = deque(range(0, total, chunk))
-    if len(starts) <= 2:
-        work(0, total)
-        return
-    failures: list[BaseException] = []
-    locks: list[Lock] = []  # each held by a thread as long as it works
-    others: list[Thread] = []
-
-    def share(working: Lock) -> None:
-        with working:
-            try:
-                while (begin := _next_of(starts)) is not None:
-                    work(begin, min(begin + chunk, total))
-            except BaseException as error:  # noqa: BLE001 - raised below
-                starts.clear()
-                failures.append(error)
-
-    try:
-        for _ in range(min(len(starts), threads or thread_count()) - 1):
-            locks.append(Lock())
-            thread = Thread(target=share, args=locks[-1:], name="safeweights-share")
-            try:
-                thread.start()
-            except RuntimeError:
-                break
-            others.append(thread)
-        share(Lock())
-    finally:
-        # A thread that begins only now, as one may whose start was interrupted, finds nothing to do.
-        starts.clear()
-        interrupts = [error for lock in locks if (error := _wait_for(lock))]
-        for thread in others:
-            thread.join()
-    for error in (*failures, *interrupts):
-        raise error
-
-
-def _wait_for(lock: Lock) -> BaseException | None:
-    """Return when nobody holds `lock`; one interrupt meanwhile is the result, the next one is raised."""
-    interrupt = None
-    while True:
-        try:
-            with lock:
-                return interrupt
-        except BaseException as error:  # noqa: PERF203 - the first is raised by the caller
-            if interrupt is not None:
-                raise
-            interrupt = error
-
-
-def _next_of(starts: deque[int]) -> int | None:
-    try:
-        return starts.popleft()
-    except IndexError:
-        return None
-
-
-def thread_count() -> int:
-    """Threads that share a transfer: as many as processors this process may use, from 2 to 16."""
-    try:
-        processors = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        processors = os.cpu_count() or 1
-    return max(2, min(16, processors))

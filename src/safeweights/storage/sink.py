@@ -28,14 +28,14 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..errors import UnsupportedError
-from .placement import reserve
-from .source import decoded, flat
+from .files import decoded
+from .source import Buffer, flat
+from .syscalls import reserve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
-    "Buffer",
     "PartialOverwriteError",
     "copy_over",
     "rename",
@@ -45,7 +45,6 @@ __all__ = [
     "write_stream",
 ]
 
-Buffer = bytes | bytearray | memoryview
 """What is written: contiguous memory."""
 
 _Progress: TypeAlias = "Callable[[int], object]"

@@ -34,26 +34,37 @@ Needs the extra ``trust`` for anything with a signature in it.
 extra-file - `evil.py` is not part of what was signed
 """
 
-from .admission import Admission, Warrant, admit
-from .audit import AuditLog, verify_log
-from .bom import bill_of_materials
-from .certificates import CertificateTrust, load_certificates
-from .digests import check, format_check_file, hash_file, hash_paths, hash_tensors
-from .enforcing import Gate, UnverifiedWarning, as_gate
-from .errors import (
-    DocumentError,
-    PolicyViolationError,
-    RefusedDocumentError,
-    TrustError,
-    VerificationError,
-)
-from .keyless import KeylessTrust
-from .keys import CallableSigner, PublicKey, generate_key, load_private_key, load_public_key
-from .lockfile import LockFile
-from .policy import Decision, Policy, Rule, decide
-from .policy_file import load_policy, parse_policy
-from .signing import Signed, sign, signature_path
-from .verifying import SignedBy, Verification, verify
+from __future__ import annotations
+
+from ..lazy import lazy_names
+
+TYPE_CHECKING = False  # typing itself costs more to import than this module
+if TYPE_CHECKING:
+    from .content.digests import check, format_check_file, hash_file, hash_paths, hash_tensors
+    from .errors import (
+        DocumentError,
+        PolicyViolationError,
+        RefusedDocumentError,
+        TrustError,
+        VerificationError,
+    )
+    from .policies.admission import Admission, Warrant, admit
+    from .policies.audit import AuditLog, verify_log
+    from .policies.enforcing import PolicyVerifier, UnverifiedWarning, as_verifier
+    from .policies.lockfile import LockFile
+    from .policies.policy import Decision, Policy, Rule, decide
+    from .policies.policy_file import load_policy, parse_policy
+    from .signatures.certificates import CertificateTrust, load_certificates
+    from .signatures.keyless import KeylessTrust
+    from .signatures.keys import (
+        CallableSigner,
+        PublicKey,
+        generate_key,
+        load_private_key,
+        load_public_key,
+    )
+    from .signatures.signing import Signed, sign, signature_path
+    from .signatures.verifying import SignedBy, Verification, verify
 
 __all__ = [
     "Admission",
@@ -62,10 +73,10 @@ __all__ = [
     "CertificateTrust",
     "Decision",
     "DocumentError",
-    "Gate",
     "KeylessTrust",
     "LockFile",
     "Policy",
+    "PolicyVerifier",
     "PolicyViolationError",
     "PublicKey",
     "RefusedDocumentError",
@@ -78,8 +89,7 @@ __all__ = [
     "VerificationError",
     "Warrant",
     "admit",
-    "as_gate",
-    "bill_of_materials",
+    "as_verifier",
     "check",
     "decide",
     "format_check_file",
@@ -97,3 +107,48 @@ __all__ = [
     "verify",
     "verify_log",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Admission": "policies.admission",
+        "AuditLog": "policies.audit",
+        "CallableSigner": "signatures.keys",
+        "CertificateTrust": "signatures.certificates",
+        "Decision": "policies.policy",
+        "DocumentError": "errors",
+        "KeylessTrust": "signatures.keyless",
+        "LockFile": "policies.lockfile",
+        "Policy": "policies.policy",
+        "PolicyVerifier": "policies.enforcing",
+        "PolicyViolationError": "errors",
+        "PublicKey": "signatures.keys",
+        "RefusedDocumentError": "errors",
+        "Rule": "policies.policy",
+        "Signed": "signatures.signing",
+        "SignedBy": "signatures.verifying",
+        "TrustError": "errors",
+        "UnverifiedWarning": "policies.enforcing",
+        "Verification": "signatures.verifying",
+        "VerificationError": "errors",
+        "Warrant": "policies.admission",
+        "admit": "policies.admission",
+        "as_verifier": "policies.enforcing",
+        "check": "content.digests",
+        "decide": "policies.policy",
+        "format_check_file": "content.digests",
+        "generate_key": "signatures.keys",
+        "hash_file": "content.digests",
+        "hash_paths": "content.digests",
+        "hash_tensors": "content.digests",
+        "load_certificates": "signatures.certificates",
+        "load_policy": "policies.policy_file",
+        "load_private_key": "signatures.keys",
+        "load_public_key": "signatures.keys",
+        "parse_policy": "policies.policy_file",
+        "sign": "signatures.signing",
+        "signature_path": "signatures.signing",
+        "verify": "signatures.verifying",
+        "verify_log": "policies.audit",
+    },
+)

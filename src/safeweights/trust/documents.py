@@ -3,7 +3,7 @@
 Every getter says what it expects and, when that is not what is there, raises one `DocumentError`
 that names the file and the field (``predicate.resources[2].digest``). Values are never put into a
 message unescaped, and values of unknown length never unbounded. JSON must be strict: no duplicate
-keys, no NaN, bounded depth (`safeweights.strictjson`).
+keys, no NaN, bounded depth (`safeweights.format.strictjson`).
 
 This module knows nothing of what the documents mean.
 """
@@ -18,9 +18,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from safeweights.errors import MissingDependencyError, quote
-from safeweights.strictjson import JSONError, Reader
-
+from ..errors import MissingDependencyError, quote
+from ..format.strictjson import JSONError, Reader
 from .errors import DocumentError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from safeweights.errors import SafetensorError
+from ..errors import SafetensorError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +88,7 @@ class PolicyViolationError(TrustError):
     """The policy does not admit this.
 
     Attributes:
-        decision: The `safeweights.trust.policy.Decision` that explains it, when there is one.
+        decision: The `safeweights.trust.policies.policy.Decision` that explains it, when there is one.
     """
 
     def __init__(self, message: str, *, decision: Any = None, **where: Any) -> None:

@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from safeweights.errors import quote
-
+from ..errors import quote
 from .errors import DocumentError, TrustError, VerificationError
 
 try:

@@ -1,0 +1,78 @@
+"""One opened safetensors file: a source and its validated header."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import FormatError, TensorNotFoundError, quote
+from ..format.header import PREFIX, Header, header_length, parse
+from ..format.sniffing import HEAD, identify
+from ..storage import Source, Verifier, open_source
+from .tensor import FileTensor
+
+__all__ = ["SafetensorsFile", "not_found"]
+
+
+class SafetensorsFile:
+    """One opened safetensors file: its source and its header.
+
+    Attributes:
+        name: Path, or what else to call it.
+        header: The validated header.
+        source: Where the bytes are.
+    """
+
+    __slots__ = ("header", "name", "source")
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.name = source.name
+        self.header = _read_header(source)
+
+    @classmethod
+    def open(
+        cls, target: Any, *, backend: str = "mmap", verify: Verifier | None = None
+    ) -> SafetensorsFile:
+        """Open a path, a readable file object, or memory that holds a file.
+
+        Args:
+            target: One of these.
+            backend: How a path is read; see `safeweights.storage.open_source`.
+            verify: Given the source of a path and the path, the source to read from instead.
+
+        Raises:
+            FormatError: The file breaks a rule of the format, or is of another format.
+            UnsupportedError: `target` is none of these.
+            OSError: It cannot be opened or read.
+        """
+        return cls(open_source(target, backend=backend, verify=verify))
+
+    def tensor(self, name: str) -> FileTensor:
+        """The tensor called `name`, unread."""
+        info = self.header.tensors.get(name) if isinstance(name, str) else None
+        if info is None:
+            raise not_found(name, self.name)
+        return FileTensor(name, info, self.source, self.header.data_start)
+
+
+def not_found(name: object, path: str | None) -> TensorNotFoundError:
+    """The error for a name that a checkpoint does not have; the reference's words."""
+    where = name if isinstance(name, str) else None
+    shown = repr(name) if where is None else quote(where)[1:-1]
+    return TensorNotFoundError(
+        f"File does not contain tensor {shown}", path=path or None, tensor=where
+    )
+
+
+def _read_header(source: Source) -> Header:
+    name = source.name or None
+    # Not viewed: the first touch of a mapping takes longer than reading.
+    head = source.read(0, min(PREFIX, source.size))
+    try:
+        length = header_length(head, source.size, path=name)
+        return parse(source.read(PREFIX, length), source.size - PREFIX - length, path=name)
+    except FormatError as error:
+        found = identify(bytes(source.view(0, min(HEAD, source.size))))
+        if found is not None:
+            error.message += f"; this looks like {found}"
+        raise

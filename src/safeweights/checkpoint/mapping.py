@@ -1,0 +1,211 @@
+"""A checkpoint: a mapping from a name to a tensor that has not been read yet.
+
+Everything above this module produces or consumes that mapping: one file, a folder of shards, a
+checkpoint of another format being converted. Filtering, renaming and merging are mapping -> mapping.
+Frameworks appear only above: here a tensor is its type, its shape and its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ClosedError, FormatError, SafetensorError, quote
+from .file import SafetensorsFile, not_found
+from .shardindex import INDEX_SUFFIX, SUFFIX, read_index
+from .tensor import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ..format.header import TensorInfo
+
+
+__all__ = ["INDEX_SUFFIX", "SUFFIX", "Checkpoint", "read_index"]
+
+
+class _Unread(Mapping[str, Tensor]):
+    """The tensors of files, each made when it is asked for: few who open 100,000 want them all.
+
+    Args:
+        owners: Name -> where `file_of` finds its file; only its keys and order are used here.
+        file_of: The file that has a tensor.
+    """
+
+    def __init__(
+        self, owners: Mapping[str, Any], file_of: Callable[[str], SafetensorsFile]
+    ) -> None:
+        self._owners = owners
+        self._file_of = file_of
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file_of(name).tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._owners)
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._owners
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """A mapping from names to unread tensors, with what else a file says.
+
+    Iteration follows the order of the data, so that reading one after another reads the disk in
+    order. Closing is optional: files are closed when nobody uses them any more.
+
+    Attributes:
+        name: Path of the file or folder, for messages.
+        files: The safetensors files behind it, in order; empty for other formats and views of them.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str] | None = None,
+        *,
+        name: str = "",
+        files: Iterable[SafetensorsFile] = (),
+    ) -> None:
+        self._tensors: Mapping[str, Tensor] | None = tensors
+        self._metadata = None if metadata is None else dict(metadata)
+        self.name = name
+        self.files = tuple(files)
+
+    @classmethod
+    def from_files(cls, files: Iterable[SafetensorsFile], name: str) -> Checkpoint:
+        """The union of files.
+
+        Metadata is that of all files together; a key on whose value they disagree is left out.
+
+        Raises:
+            FormatError: Two files have a tensor of the same name.
+        """
+        files = tuple(files)
+        if len(files) == 1:  # nothing to unite: the header's own table serves
+            (only,) = files
+            unread = _Unread(only.header.tensors, lambda _: only)
+            return cls(unread, only.header.metadata, name=name, files=files)
+        owners: dict[str, SafetensorsFile] = {}
+        for file in files:
+            tensors = file.header.tensors
+            if not owners.keys().isdisjoint(tensors):
+                twice = next(key for key in tensors if key in owners)
+                raise FormatError(
+                    f"tensor {quote(twice)} is in two files: {quote(owners[twice].name)} and "
+                    f"{quote(file.name)}; if they are two models, open one of them by its name",
+                    rule="duplicate-key", path=name, tensor=twice,
+                )  # fmt: skip
+            owners.update(dict.fromkeys(tensors, file))
+        return cls(
+            _Unread(owners, owners.__getitem__), _common_metadata(files), name=name, files=files
+        )
+
+    @property
+    def metadata(self) -> dict[str, str] | None:
+        """A copy of the file's metadata, or None where it has none."""
+        return None if self._metadata is None else dict(self._metadata)
+
+    def _open_tensors(self) -> Mapping[str, Tensor]:
+        if self._tensors is None:
+            raise ClosedError(path=self.name or None)
+        return self._tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            return self._open_tensors()[name]
+        except (KeyError, TypeError):
+            raise not_found(name, self.name or None) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._open_tensors())
+
+    def __len__(self) -> int:
+        return len(self._open_tensors())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._open_tensors()
+
+    # Two are the same if they are one: comparing unread tensors would say nothing of their values.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        state = "closed" if self._tensors is None else f"{len(self._tensors)} tensors"
+        return f"<Checkpoint {quote(self.name)}: {state}>"
+
+    def info(self, name: str) -> TensorInfo:
+        """Type, shape and place of a tensor; the place counts from the beginning of its file's data."""
+        return self[name].info
+
+    def filter(
+        self, *, only: str | Iterable[str] = (), skip: str | Iterable[str] = ()
+    ) -> Checkpoint:
+        """A view of the tensors that match one of `only` (all, if empty) and none of `skip`.
+
+        Args:
+            only: Shell pattern or patterns, case-sensitive: ``*`` matches anything, dots and slashes
+                too.
+            skip: The same.
+        """
+        wanted, unwanted = _patterns(only), _patterns(skip)
+        return self._with(
+            {
+                name: tensor
+                for name, tensor in self._open_tensors().items()
+                if (not wanted or any(fnmatchcase(name, pattern) for pattern in wanted))
+                and not any(fnmatchcase(name, pattern) for pattern in unwanted)
+            }
+        )
+
+    def rename(self, new_name: Callable[[str], str]) -> Checkpoint:
+        """A view in which each tensor is called what `new_name` makes of its name.
+
+        Raises:
+            SafetensorError: Two tensors would get the same name.
+        """
+        renamed: dict[str, Tensor] = {}
+        for name, tensor in self._open_tensors().items():
+            target = new_name(name)
+            if target in renamed:
+                raise SafetensorError(
+                    f"{quote(name)} and {quote(renamed[target].name)} would both be called "
+                    f"{quote(target)}",
+                    path=self.name or None,
+                    tensor=name,
+                )
+            renamed[target] = tensor
+        return self._with(renamed)
+
+    def _with(self, tensors: Mapping[str, Tensor]) -> Checkpoint:
+        return Checkpoint(tensors, self._metadata, name=self.name)
+
+    def close(self) -> None:
+        """Let go of the files; tensors already handed out stay usable."""
+        self._tensors = None
+        self.files = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _patterns(given: str | Iterable[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _common_metadata(files: Iterable[SafetensorsFile]) -> dict[str, str] | None:
+    found = [file.header.metadata for file in files if file.header.metadata is not None]
+    merged: dict[str, str] = {}
+    disputed: set[str] = set()
+    for metadata in found:
+        for key, value in metadata.items():
+            if merged.setdefault(key, value) != value:
+                disputed.add(key)
+    return {key: merged[key] for key in merged if key not in disputed} if found else None

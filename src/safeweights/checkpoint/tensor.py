@@ -1,0 +1,168 @@
+"""A tensor that has not been read yet: its type, its shape, and where its bytes are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..errors import SafetensorError, UnsupportedError, quote
+from ..format import indexing
+from ..format.header import TensorInfo
+from ..storage import Buffer, Source, allocate, flat, gather, gather_mapped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ..format.indexing import Selection
+
+__all__ = ["FileTensor", "MemoryTensor", "Tensor"]
+
+
+class Tensor(ABC):
+    """A tensor that has not been read yet.
+
+    Bytes are in the order of the format: little-endian, C order, sub-byte types packed. For values, as
+    arrays of some framework, there are `safeweights.stream`, `safe_open` and ``load_file``.
+
+    Attributes:
+        name: What its file calls it; for messages (a renamed view keeps it).
+        dtype: Code of the element type, e.g. ``"BF16"``.
+        shape: Elements along each axis.
+        nbytes: Bytes it takes.
+        in_memory: Whether `view` gives memory that is there already, mapped too, instead of reading.
+    """
+
+    __slots__ = ("dtype", "name", "nbytes", "shape")
+    in_memory = False
+
+    def __init__(self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> None:
+        self.name = name
+        self.dtype = dtype
+        self.shape = shape
+        self.nbytes = nbytes
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {quote(self.name)} {self.dtype} {list(self.shape)}>"
+
+    @abstractmethod
+    def read_into(self, buffer: Any, offset: int = 0) -> None:
+        """Fill a writable buffer with the tensor's bytes from `offset` on.
+
+        Raises:
+            SafetensorError: The bytes are not there (truncated file, closed file).
+            OSError: Reading failed.
+        """
+
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        # Without it NumPy would make an array of one object.
+        raise UnsupportedError(
+            f"tensor {quote(self.name)} has not been read: values come from "
+            '`safeweights.stream(path, "np")`, `safe_open` or `safeweights.numpy.load_file`',
+            tensor=self.name,
+        )
+
+    @property
+    def info(self) -> TensorInfo:
+        """Type, shape and place; the place counts from the beginning of its file's data, if any."""
+        return TensorInfo(self.dtype, self.shape, 0, self.nbytes)
+
+    def view(self) -> memoryview:
+        """All its bytes: the memory itself where they are in memory or mapped, else a fresh copy."""
+        return self._read_range(0, self.nbytes)
+
+    def chunks(self, size: int = 1 << 24) -> Iterator[Buffer]:
+        """Its bytes in order, at most `size` at a time; memory for one chunk at a time."""
+        for begin in range(0, self.nbytes, size):
+            yield self._read_copy(begin, min(size, self.nbytes - begin))
+
+    def read_selection(self, selection: Selection) -> memoryview:
+        """The bytes of the selected elements, ascending along each axis, in C order.
+
+        Cost: reads the runs of the selection, or where they lie close together what is between them
+        too (never more than 4 KiB a run); memory for the result and at most 8 MiB.
+
+        Raises:
+            SelectionError: Elements of a sub-byte type that do not fill whole bytes.
+        """
+        runs = indexing.runs(selection, self.shape, self.dtype)
+        if runs.run_count == 1:
+            return self._read_range(runs.offset, runs.nbytes)
+        out = allocate(runs.nbytes)
+        if self.in_memory:
+            gather_mapped(runs, self.view(), out)
+        else:
+            gather(runs, self.read_into, out)
+        return out
+
+    def _read_range(self, offset: int, length: int) -> memoryview:
+        return self._read_copy(offset, length)
+
+    def _read_copy(self, offset: int, length: int) -> memoryview:
+        buffer = allocate(length)
+        self.read_into(buffer, offset)
+        return buffer
+
+    def _within(self, buffer: Any, offset: int) -> memoryview:
+        """The bytes of a buffer that is to be filled from `offset` on."""
+        view = flat(buffer)
+        if not 0 <= offset <= self.nbytes - len(view):
+            raise SafetensorError(
+                f"bytes {offset} to {offset + len(view)} asked of tensor {quote(self.name)}, which has "
+                f"{self.nbytes}",
+                tensor=self.name,
+            )
+        return view
+
+
+class FileTensor(Tensor):
+    """A tensor whose bytes stand in one piece in a source."""
+
+    __slots__ = ("_info", "_offset", "_source", "in_memory")
+
+    def __init__(self, name: str, info: TensorInfo, source: Source, data_start: int) -> None:
+        super().__init__(name, info.dtype, info.shape, info.nbytes)
+        self.in_memory = source.in_memory
+        self._info = info
+        self._source = source
+        self._offset = data_start + info.begin
+
+    @property
+    def info(self) -> TensorInfo:
+        return self._info
+
+    def read_into(self, buffer: Any, offset: int = 0) -> None:
+        self._source.read_into(self._offset + offset, self._within(buffer, offset))
+
+    def _read_range(self, offset: int, length: int) -> memoryview:
+        return self._source.view(self._offset + offset, length)
+
+
+class MemoryTensor(Tensor):
+    """A tensor whose bytes are in memory.
+
+    Args:
+        name: For messages.
+        dtype: Code of the element type.
+        shape: Elements along each axis.
+        data: Its bytes: any contiguous buffer, shared and not copied.
+
+    Raises:
+        UnsupportedError: `data` is no contiguous buffer.
+    """
+
+    __slots__ = ("_data",)
+    in_memory = True
+
+    def __init__(self, name: str, dtype: str, shape: Iterable[int], data: Any) -> None:
+        self._data = flat(data)
+        super().__init__(name, dtype, tuple(shape), len(self._data))
+
+    def read_into(self, buffer: Any, offset: int = 0) -> None:
+        view = self._within(buffer, offset)
+        view[:] = self._data[offset : offset + len(view)]
+
+    def chunks(self, size: int = 1 << 24) -> Iterator[memoryview]:  # noqa: ARG002 - no copy to bound
+        yield self._data
+
+    def _read_range(self, offset: int, length: int) -> memoryview:
+        return self._data[offset : offset + length]

@@ -1,0 +1,115 @@
+"""`safeweights bom`: a model's bill of materials."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from ...errors import SafetensorError, quote
+from ...text import escape, printable
+from ..app import FILE, json_option
+from ..watching import watched_files
+from ..writing import STDOUT, check_replaceable
+
+if TYPE_CHECKING:
+    from ...reports.bom import Foreign
+    from ..output import Output
+
+__all__ = ["command"]
+
+
+@click.command("bom")
+@click.argument("path", metavar="PATH", type=FILE)
+@click.option(
+    "-o", "--output", metavar="FILE", type=FILE, help="Write it to FILE; - for standard output."
+)
+@click.option("--force", is_flag=True, help="Let -o replace a file that is no bill.")
+@click.option("--name", help="What the model is called, instead of the last part of PATH.")
+@click.option("--version", help="The model's version.")
+@json_option
+@click.pass_obj
+def command(
+    out: Output,
+    /,
+    path: str,
+    *,
+    output: str | None,
+    force: bool,
+    name: str | None,
+    version: str | None,
+) -> None:
+    """Write a model's bill of materials (CycloneDX).
+
+    The document is JSON of CycloneDX 1.6, with or without --json: every file with its SHA-256, the
+    tensors by type, and what the model card states of licence, data sets and base model. What runs
+    code, or can, is marked; so are links, and what has no bytes to take a digest of.
+
+    PATH is a file, an index.json or a folder. Of a folder that holds the same weights in several
+    formats, the parameters are those of the safetensors.
+
+    \b
+    Examples:
+      safeweights bom model/ -o model.cdx.json
+      safeweights bom model/ --version 2.1 | jq '.components[].name'
+    """
+    from ...reports.bom import bill_of_materials
+    from ...trust.files import check_model
+
+    check_model(path)
+    if output == STDOUT:
+        output = None
+    if output is not None:
+        check_replaceable(output, _check_bill, "a bill of materials", force=force)
+    with watched_files("reading", [path]) as progress:
+        document = bill_of_materials(
+            path, name=name, version=version, look=_look, progress=progress
+        )
+    if output is not None:
+        from ...storage import write_file
+
+        write_file(output, [json.dumps(document, indent=2).encode() + b"\n"])
+    if output is None or out.json:
+        out.document(document)
+    elif out.terminal:
+        out.pretty().text(("wrote", "green"), "  ", (escape(output), "bold"))
+
+
+def _check_bill(data: bytes) -> None:
+    from ...trust.documents import parse_json
+
+    parse_json(data).member("bomFormat").equals("CycloneDX")
+
+
+def _look(path: str) -> Foreign | None:
+    """What a file of another format holds, and calls; nothing of it is executed."""
+    from ...conversion import DEFAULT_LIMITS, FORMATS, scan
+    from ...conversion.foreign import OpenOptions
+    from ...conversion.formats import identify_format
+    from ...conversion.grading import Grade
+    from ...reports.bom import Foreign
+    from ...reports.inventory import rows
+    from ...storage import open_source
+
+    source = open_source(path, backend="pread")
+    name = identify_format(source, DEFAULT_LIMITS)
+    if name is None:
+        return None
+    report = scan(source)
+    calls = list(
+        dict.fromkeys(
+            f"{quote(call.target)} ({call.grade.label})"
+            for call in report.findings
+            if call.grade > Grade.TENSORS
+        )
+    )
+    unread = [printable(part.reason) for part in report.unread]
+    try:
+        found = list(rows(FORMATS[name](source, OpenOptions())))
+    except SafetensorError:
+        return Foreign(name, calls=calls, unread=unread)
+    parameters: dict[str, int] = {}
+    for row in found:
+        parameters[row.dtype] = parameters.get(row.dtype, 0) + row.parameters
+    return Foreign(name, len(found), parameters, calls, unread)

@@ -1,0 +1,279 @@
+"""`safeweights get`: one tensor, or a part of one."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ...conversion.opening import open_checkpoint
+from ...storage.pipes import STDIN
+from ...text import count, escape, plural
+from ..app import checkpoint_path, json_option
+from ..selectors import Choice, split
+from ..watching import watched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ...checkpoint import Checkpoint, Tensor
+    from ...format.indexing import Selection
+    from ...reports.documents import GetDocument, StatisticsRecord
+    from ..output import Output
+
+__all__ = ["command"]
+
+_NAMES_MAX: Final = 20_000
+"""Names among which a similar one is looked for."""
+
+
+def _complete_name(
+    context: click.Context,
+    parameter: click.Parameter,  # noqa: ARG001 - click's signature
+    incomplete: str,
+) -> list[str]:
+    """The names of tensors that begin with what was typed; a shell has no way to show an error."""
+    path = context.params.get("path")
+    try:
+        names = open_checkpoint(path) if path and path != STDIN else ()
+    except Exception:  # noqa: BLE001
+        return []
+    return [name for name in names if name.startswith(incomplete) and name.isprintable()][:200]
+
+
+@click.command("get")
+@checkpoint_path()
+@click.argument("tensor", metavar="TENSOR[SLICE]", shell_complete=_complete_name)
+@click.option("--stats", is_flag=True, help="Print statistics of the values instead of values.")
+@click.option(
+    "-o", "--output", type=click.Path(allow_dash=True, readable=False, path_type=str),
+    help="Write a .npy file; - for standard output.",
+)  # fmt: skip
+@click.option(
+    "--limit", type=click.IntRange(0), default=1000, show_default=True,
+    help="Most values to print; 0 prints all.",
+)  # fmt: skip
+@json_option
+@click.pass_obj
+def command(
+    out: Output, path: str, tensor: str, *, stats: bool, output: str | None, limit: int
+) -> None:
+    """Print, describe or export one tensor, or a part of one.
+
+    SLICE is NumPy's basic indexing: integers, START:STOP:STEP, ... and None. Only what is selected
+    is read. A text that is the name of a tensor is that tensor, brackets and all.
+
+    On a terminal, of more than --limit values those at the corners are shown. Piped, the values are
+    printed in rows of the last axis, separated by tabs, and end at --limit; each with the digits
+    that it takes to be read as the same number again.
+
+    With --stats, min, max, mean and std are those of the finite values; std is that of the
+    population. With -o, BF16, F8 and F4 become float32, which holds them exactly.
+
+    \b
+    Examples:
+      safeweights get model.safetensors lm_head.weight
+      safeweights get model.safetensors 'layers.0.weight[0, :, ::2]'
+      safeweights get model/ lm_head.weight --stats
+      safeweights get model/ 'lm_head.weight[:100]' -o head.npy
+    """
+    if stats and output is not None:
+        raise click.UsageError("--stats and -o exclude each other")
+    if output == STDIN and (out.json or sys.stdout.isatty()):
+        raise click.UsageError("-o - needs standard output for itself, and no terminal")
+    checkpoint = open_checkpoint(path)
+    choice = split(tensor, checkpoint)
+    found = _lookup(checkpoint, choice)
+    selection = _select(choice, found, path)
+    document = _document(path, choice, found, selection)
+    if output is not None:
+        _write(out, checkpoint, found, selection, output)
+        document["output"] = output
+    elif stats:
+        document["statistics"] = _statistics(found, selection)
+    elif out.json:
+        document["values"], document["truncated"] = _listed(found, selection, limit)
+    if out.json:
+        out.document(document)
+    elif stats:
+        _print_statistics(out, document)
+    elif output is None:
+        _print_values(out, document, found, selection, limit or sys.maxsize)
+
+
+def _lookup(checkpoint: Checkpoint, choice: Choice) -> Tensor:
+    """The tensor; where there is none, the error names those with similar names."""
+    from ...errors import TensorNotFoundError, quote
+
+    try:
+        return checkpoint[choice.name]
+    except TensorNotFoundError as error:
+        if len(checkpoint) <= _NAMES_MAX and len(choice.name) < 200:
+            from difflib import get_close_matches
+
+            names = [name for name in checkpoint if len(name) < 200]
+            close = get_close_matches(choice.name, names)
+            close = close or [name for name in names if choice.name in name][:3]
+            if close and choice.name:
+                error.message += f"; there is {', '.join(map(quote, close))}"
+        raise
+
+
+def _select(choice: Choice, tensor: Tensor, path: str) -> Selection:
+    from ...errors import SelectionError
+    from ...format.indexing import select
+
+    try:
+        return select(choice.expression, tensor.shape, clamp=True)
+    except SelectionError as error:
+        error.path, error.tensor = path, choice.name
+        raise
+
+
+def _document(path: str, choice: Choice, tensor: Tensor, selection: Selection) -> GetDocument:
+    return {
+        "schema": "safeweights.get/1",
+        "path": path,
+        "tensor": choice.name,
+        "dtype": tensor.dtype,
+        "tensor_shape": list(tensor.shape),
+        "selection": choice.selection,
+        "shape": list(selection.shape),
+        "values": None,
+        "truncated": False,
+        "statistics": None,
+        "output": None,
+    }
+
+
+def _listed(tensor: Tensor, selection: Selection, limit: int) -> tuple[list[Any], bool]:
+    from ...reports.values import first_values, widen
+
+    total = math.prod(selection.counts)
+    found = first_values(tensor, selection, limit or total)
+    if found.dtype.kind not in "biuc":
+        found = widen(found)
+    return [_plain(value) for value in found.tolist()], len(found) < total
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, complex):
+        return [_plain(value.real), _plain(value.imag)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _statistics(tensor: Tensor, selection: Selection) -> StatisticsRecord:
+    from ...reports.statistics import describe
+    from ...reports.values import blocks
+
+    elements = math.prod(selection.counts)
+    size = tensor.nbytes * elements // (math.prod(tensor.shape) or 1)
+    with watched("reading", size, elements) as progress:
+
+        def told() -> Iterator[Any]:
+            done = 0
+            for block in blocks(tensor, selection):
+                yield block
+                done += len(block)
+                progress(done)
+
+        return describe(told())
+
+
+def _write(
+    out: Output, checkpoint: Checkpoint, tensor: Tensor, selection: Selection, target: str
+) -> None:
+    from ...reports.values import npy, npy_dtype
+    from ...storage import write_file, write_stream
+
+    contents = npy(tensor, selection)
+    if target == STDIN:
+        out.flush()
+        write_stream(sys.stdout.buffer, contents)
+        return
+    if any(_same_file(target, file.name) for file in checkpoint.files):
+        raise click.UsageError(f"{escape(target)} is the file that is read")
+    size = math.prod(selection.counts) * npy_dtype(tensor).itemsize
+    with watched("writing", size) as progress:
+        write_file(target, contents, progress=progress)
+
+
+def _same_file(first: str, second: str) -> bool:
+    try:
+        return os.path.samefile(first, second)
+    except OSError:
+        return False
+
+
+def _print_statistics(out: Output, document: GetDocument) -> None:
+    found: Mapping[str, Any] | None = document["statistics"]
+    assert found is not None
+    shown = {
+        "dtype": document["dtype"],
+        "shape": str(document["shape"]) if out.terminal else _dense(document["shape"]),
+        "elements": math.prod(document["shape"]),
+        **found,
+    }
+    items = [(name, _shown(value)) for name, value in shown.items()]
+    if not out.terminal:
+        out.lines(items)
+        return
+    screen = out.pretty()
+    screen.text((escape(document["tensor"] + (document["selection"] or "")), "bold"))
+    screen.pairs(items)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{value[0]!r}{value[1]:+}j"
+    return "-" if value is None else str(value)
+
+
+def _dense(shape: list[int]) -> str:
+    return str(shape).replace(" ", "")
+
+
+def _print_values(
+    out: Output, document: GetDocument, tensor: Tensor, selection: Selection, limit: int
+) -> None:
+    if out.terminal:
+        from ...reports.values import render
+
+        screen = out.pretty()
+        name = escape(document["tensor"] + (document["selection"] or ""))
+        about = f"  {tensor.dtype} {list(selection.shape)}"
+        screen.text((name, "bold"), (about, "dim"))
+        screen.raw(render(tensor, selection, limit=limit, width=screen.width))
+        return
+    out.lines(_rows(tensor, selection, limit))
+    total = math.prod(selection.counts)
+    if total > limit:
+        out.message(
+            f"{plural(limit, 'value')} of {count(total)} printed; --limit 0 prints all, -o writes them"
+        )
+
+
+def _rows(tensor: Tensor, selection: Selection, limit: int) -> Iterator[list[str]]:
+    """The first values in rows of the last axis."""
+    from ...reports.values import blocks, spelt
+
+    width = selection.shape[-1] if selection.shape else 1
+    row: list[str] = []
+    left = limit
+    for block in blocks(tensor, selection, max(8, min(limit, 1 << 16))):
+        for value in spelt(block[:left]):
+            row.append(value)
+            if len(row) == width:
+                yield row
+                row = []
+        left -= len(block)
+        if left <= 0:
+            break
+    if row:
+        yield row

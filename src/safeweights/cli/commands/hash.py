@@ -1,0 +1,243 @@
+"""`safeweights hash`: SHA-256 of files and of tensors, and whether they are still what they were."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from ...checkpoint.shardindex import INDEX_SUFFIX, SUFFIX
+from ...conversion.opening import open_checkpoint
+from ...errors import SafetensorError, quote
+from ...reports.problems import COULD_NOT_LOOK, NO, YES, explain
+from ...storage.pipes import STDIN
+from ...text import escape
+from ..app import FILE, json_option
+from ..watching import watched_files
+from ..writing import STDOUT, check_replaceable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ...reports.documents import FailedFileRecord, HashDocument
+    from ...trust.content.digests import CheckResult, FileDigest, TensorDigest
+    from ..output import Output
+
+__all__ = ["command"]
+
+
+@click.command("hash")
+@click.argument("paths", metavar="[PATH]...", nargs=-1, type=FILE)
+@click.option("--tensors", is_flag=True, help="One digest for each tensor instead of each file.")
+@click.option("--check", "against", metavar="FILE", type=FILE, help="Check the digests in FILE.")
+@click.option(
+    "-o", "--output", metavar="FILE", type=FILE,
+    help="Write a file for --check and sha256sum -c; - for standard output.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Let -o replace a file that is not of its kind.")
+@json_option
+@click.pass_obj
+def command(
+    out: Output,
+    /,
+    paths: tuple[str, ...],
+    *,
+    tensors: bool,
+    against: str | None,
+    output: str | None,
+    force: bool,
+) -> int:
+    """Print or check the SHA-256 of files and tensors.
+
+    Of a folder, all files in it are hashed, several at a time. Lines are those of sha256sum; only that
+    a name with characters that a terminal might act on is escaped as in Python, and its line begins
+    with a backslash. -o writes names as they are, and leaves its own file out. What cannot be read
+    does not hide the rest, and makes the exit status 3.
+
+    With --tensors, each line is SHA-256, FILE, TENSOR, DTYPE and SHAPE, separated by tabs. The digest
+    is that of type, shape and bytes: equal tensors have equal ones in all files, also in those of
+    other formats that `convert` reads. Of a folder, its safetensors files are read.
+
+    With --check, names are relative to the current folder, each line is ok, mismatch, missing or
+    unreadable and the name. The exit status is 1 if a file is not what it was, and 3 if none is known
+    to be that but one could not be read.
+
+    \b
+    Examples:
+      safeweights hash model/ -o SHA256SUMS
+      safeweights hash --check SHA256SUMS
+      safeweights hash --tensors old.pt new.safetensors
+    """
+    if (against is None) != bool(paths):
+        raise click.UsageError("give either PATHs or --check FILE")
+    if against is not None:
+        if tensors or output is not None:
+            raise click.UsageError("--check goes with neither --tensors nor -o")
+        return _check(out, against)
+    if tensors and output is not None:
+        raise click.UsageError("-o writes digests of files, not of --tensors")
+    if output == STDOUT and out.json:
+        raise click.UsageError("-o - needs standard output for itself")
+    failed = _Failures(out)
+    number = (
+        _hash_tensors(out, paths, failed) if tensors else _hash(out, paths, output, failed, force)
+    )
+    if failed.records or number:
+        return failed.status
+    what = "tensor" if tensors else "file"
+    out.message(f"there is no {what} in {' '.join(map(escape, paths))}")
+    return NO
+
+
+class _Failures:
+    """What could not be hashed: said at once, and counted."""
+
+    def __init__(self, out: Output) -> None:
+        self.records: list[FailedFileRecord] = []
+        self.status = YES
+        self._out = out
+
+    def add(self, path: str, error: Exception, status: int = COULD_NOT_LOOK) -> None:
+        message = explain(error)[1]["message"]
+        self._out.message(f"error: {message}")
+        self.records.append({"path": path, "message": message})
+        self.status = NO if NO in (status, self.status) else status
+
+
+def _hash(
+    out: Output, paths: Sequence[str], output: str | None, failed: _Failures, force: bool
+) -> int:
+    """Hash files; how many there were."""
+    from ...trust.content.digests import format_check_file, hash_paths, parse_check_file
+
+    file = None if output == STDOUT else output
+    if file is not None:
+        check_replaceable(file, parse_check_file, "a file of digests", force=force)
+    with watched_files("hashing", paths) as progress:
+        found = hash_paths(paths, leave_out=file, failed=failed.add, progress=progress)
+    if found and output is not None and not (output == STDOUT and out.terminal):
+        from ...storage import write_file, write_stream
+
+        data = os.fsencode(format_check_file(found))
+        if file is not None:
+            write_file(file, [data])
+        else:
+            out.flush()
+            write_stream(sys.stdout.buffer, [data])
+    elif not out.json:
+        out.lines(_lines(found))
+    if out.json:
+        files = [{"path": f.name, "bytes": f.size, "sha256": f.sha256} for f in found]
+        document = {**_EMPTY, "files": files, "failed": failed.records}
+        out.document({**document, "ok": bool(found) and not failed.records})
+    return len(found)
+
+
+_EMPTY: HashDocument = {
+    "schema": "safeweights.hash/1",
+    "ok": True,
+    "files": None,
+    "tensors": None,
+    "checked": None,
+    "failed": None,
+}
+
+
+def _lines(found: Sequence[FileDigest]) -> Iterator[tuple[str]]:
+    for file in found:
+        name = escape(file.name)
+        yield (f"{'' if name == file.name else chr(92)}{file.sha256}  {name}",)
+
+
+def _hash_tensors(out: Output, paths: Sequence[str], failed: _Failures) -> int:
+    """Hash tensors; how many there were."""
+    found: list[TensorDigest] = []
+    before = 0
+    files = [file for path in paths for file in _weights(path, failed)]
+    with watched_files("hashing", files) as progress:
+        for file in files:
+            try:
+                found += _digests(file, failed, _after(before, progress))
+                before += os.stat(file).st_size if file != STDIN else 0
+            except (SafetensorError, OSError) as error:  # noqa: PERF203 - files are large
+                failed.add(file, error, explain(error)[0])
+    if out.json:
+        tensors = [
+            {
+                "file": digest.file,
+                "name": digest.name,
+                "dtype": digest.dtype,
+                "shape": list(digest.shape),
+                "sha256": digest.sha256,
+            }
+            for digest in found
+        ]
+        document = {**_EMPTY, "tensors": tensors, "failed": failed.records}
+        out.document({**document, "ok": bool(found) and not failed.records})
+    else:
+        out.lines(
+            (
+                digest.sha256,
+                escape(digest.file),
+                escape(digest.name),
+                digest.dtype,
+                str(list(digest.shape)).replace(" ", ""),
+            )
+            for digest in found
+        )
+    return len(found)
+
+
+def _after(before: int, progress: Callable[[int], object]) -> Callable[[int], object]:
+    return lambda done: progress(before + done)
+
+
+def _digests(path: str, failed: _Failures, progress: Callable[[int], object]) -> list[TensorDigest]:
+    """The digests of a file's tensors; those that cannot be given are failures."""
+    from ...trust.content.digests import hash_mapping
+
+    checkpoint = open_checkpoint(path)
+    # Tensors of other formats are read one at a time, as `convert` does.
+    workers = None if checkpoint.files else 1
+    found = hash_mapping(checkpoint, path, workers=workers, progress=progress)
+    for name, reason in getattr(checkpoint, "refused", {}).items():
+        message = f"tensor {quote(name)} cannot be given: {reason}"
+        failed.add(path, SafetensorError(message, path=path))
+    return found
+
+
+def _weights(path: str, failed: _Failures) -> list[str]:
+    """The file, the files of an index, or the safetensors files of a folder."""
+    from ...checkpoint.shardindex import read_index
+    from ...trust.files import list_folder
+
+    try:
+        if os.path.isdir(path):
+            names = [entry.name for entry in list_folder(path) if entry.name.endswith(SUFFIX)]
+            return [os.path.join(path, name) for name in names]
+        if path.endswith(INDEX_SUFFIX):
+            shards = sorted(set(read_index(path).values()))
+            return [os.path.join(os.path.dirname(path), shard) for shard in shards]
+    except (SafetensorError, OSError) as error:
+        failed.add(path, error, explain(error)[0])
+        return []
+    return [path]
+
+
+def _check(out: Output, against: str) -> int:
+    from ...trust.content.digests import check_lines, parse_check_file
+    from ...trust.files import read_document
+
+    lines = parse_check_file(read_document(against), path=against)
+    with watched_files("hashing", [name for name, _ in lines]) as progress:
+        found: list[CheckResult] = check_lines(lines, progress=progress)
+    statuses = {each.status for each in found}
+    ok = statuses == {"ok"}
+    if out.json:
+        checked = [{"path": each.name, "status": each.status} for each in found]
+        out.document({**_EMPTY, "ok": ok, "checked": checked})
+    else:
+        out.lines((each.status, escape(each.name)) for each in found)
+    return YES if ok else COULD_NOT_LOOK if statuses <= {"ok", "unreadable"} else NO

@@ -1,0 +1,192 @@
+"""`safeweights ls`: the tensors of a checkpoint."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import click
+
+from ...conversion.opening import open_checkpoint
+from ...reports.inventory import branches, natural, rows, total
+from ...reports.problems import NO, YES
+from ...text import count, escape, human_bytes, human_count, plural
+from ..app import checkpoint_path, json_option
+from ..calls import calls_of, say_calls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from ...reports.documents import LsDocument, TotalRecord
+    from ...reports.inventory import Branch, Row
+    from ..output import Output
+
+__all__ = ["command"]
+
+
+@click.command("ls")
+@checkpoint_path()
+@click.argument("globs", metavar="[GLOB]...", nargs=-1)
+@click.option("--tree", is_flag=True, help="Group by the dots of the names, with totals.")
+@click.option("--depth", type=click.IntRange(1), help="With --tree: levels to show.")
+@click.option(
+    "--sort",
+    type=click.Choice(["file", "name", "size"]),
+    default="file",
+    help="Order of the file (default), by name, or the largest first.",
+)
+@json_option
+@click.pass_obj
+def command(
+    out: Output, path: str, globs: tuple[str, ...], *, tree: bool, depth: int | None, sort: str
+) -> int:
+    """List tensors with their type, shape and size.
+
+    GLOB is a pattern like *.weight or layers.[0-3].*; * matches dots too. With several, tensors that
+    match any of them are listed. Where none matches, the exit status is 1.
+
+    Piped, each line is NAME, DTYPE, SHAPE and BYTES, separated by tabs; with --tree also TENSORS and
+    PARAMETERS, and a group is a line whose name ends with a dot.
+
+    \b
+    Examples:
+      safeweights ls model.safetensors
+      safeweights ls model/ '*attn*' --sort size
+      safeweights ls model/ --tree --depth 2
+      safeweights ls model.safetensors | awk -F'\\t' '$2 == "F32"'
+    """
+    if depth is not None and not tree:
+        raise click.UsageError("--depth needs --tree")
+    checkpoint = open_checkpoint(path, headers_only=True)
+    calls = calls_of(checkpoint)
+    found = _sorted([row for row in rows(checkpoint) if _matches(row.name, globs)], sort)
+    if out.json:
+        out.document(_document(path, found, calls, tree=tree, depth=depth))
+    elif tree:
+        _print_tree(out, found, depth)
+    else:
+        _print_rows(out, found)
+    say_calls(out, path, calls)
+    if found or not globs:
+        return YES
+    out.message(f"no tensor matches {' '.join(map(escape, globs))}")
+    return NO
+
+
+def _matches(name: str, globs: Sequence[str]) -> bool:
+    return not globs or name in globs or any(fnmatchcase(name, glob) for glob in globs)
+
+
+def _sorted(found: list[Row], order: str) -> list[Row]:
+    if order == "name":
+        found.sort(key=lambda row: natural(row.name))
+    elif order == "size":
+        found.sort(key=lambda row: -row.nbytes)
+    return found
+
+
+def _document(
+    path: str, found: list[Row], calls: list[str], *, tree: bool, depth: int | None
+) -> LsDocument:
+    return {
+        "schema": "safeweights.ls/1",
+        "path": path,
+        "total": total(found),
+        "tensors": [row.record() for row in found],
+        "groups": [
+            {"path": branch.path, "depth": len(branch.lasts) - 1, **branch.total}
+            for branch in branches(found, depth)
+            if branch.row is None
+        ]
+        if tree
+        else None,
+        "calls": calls,
+    }
+
+
+def _print_rows(out: Output, found: list[Row]) -> None:
+    if not out.terminal:
+        out.lines(
+            (escape(name), dtype, str(list(shape)).replace(" ", ""), str(nbytes))
+            for name, dtype, shape, _, nbytes, _, _ in found
+        )
+        return
+    from ..terminal import Column
+
+    out.pretty().table(
+        (
+            Column("name"),
+            Column("dtype", style="cyan"),
+            Column("shape"),
+            Column("size", right=True, style="green"),
+        ),
+        (
+            (_shown(row.name), row.dtype, str(list(row.shape)), human_bytes(row.nbytes))
+            for row in found
+        ),
+    )
+    _print_total(out, total(found))
+
+
+def _print_tree(out: Output, found: list[Row], depth: int | None) -> None:
+    if not out.terminal:
+        out.lines(map(_plain_branch, branches(found, depth)))
+        return
+    from ..terminal import Column
+
+    out.pretty().table(
+        (
+            Column("name"),
+            Column("dtype", style="cyan"),
+            Column("shape or tensors"),
+            Column("params", right=True),
+            Column("size", right=True, style="green"),
+        ),
+        _drawn(branches(found, depth)),
+    )
+    _print_total(out, total(found))
+
+
+def _plain_branch(branch: Branch) -> Sequence[str]:
+    row, sums = branch.row, branch.total
+    kind = ("-", "-") if row is None else (row.dtype, str(list(row.shape)).replace(" ", ""))
+    return (
+        escape(branch.path),
+        *kind,
+        str(sums["bytes"]),
+        str(sums["tensors"]),
+        str(sums["parameters"]),
+    )
+
+
+def _drawn(tree: Iterable[Branch]) -> Iterator[Sequence[str]]:
+    for branch in tree:
+        row, sums = branch.row, branch.total
+        yield (
+            _guides(branch.lasts) + _shown(branch.label),
+            "" if row is None else row.dtype,
+            plural(sums["tensors"], "tensor") if row is None else str(list(row.shape)),
+            human_count(sums["parameters"]),
+            human_bytes(sums["bytes"]),
+        )
+
+
+def _shown(name: str) -> str:
+    return escape(name) or "(empty)"
+
+
+def _guides(lasts: tuple[bool, ...]) -> str:
+    if len(lasts) == 1:
+        return ""
+    *around, last = lasts[1:]
+    return "".join("  " if over else "│ " for over in around) + ("└ " if last else "├ ")
+
+
+def _print_total(out: Output, sums: TotalRecord) -> None:
+    what = plural(sums["tensors"], "tensor")
+    out.pretty().text(
+        (
+            f"{what}, {count(sums['parameters'])} parameters, {human_bytes(sums['bytes'])}",
+            "bold",
+        )
+    )

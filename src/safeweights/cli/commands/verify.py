@@ -1,0 +1,259 @@
+"""`safeweights verify`: is a model what somebody signed, or a log of decisions as it was written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ...reports.problems import NO, YES
+from ...text import escape, plural
+from ..app import FILE, json_option
+from ..decisions import print_decision, record
+from ..watching import watched_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...reports.documents import SignerRecord, VerifyDocument, VerifyLogDocument
+    from ...trust import Decision, SignedBy
+    from ...trust.policies.policy import Evidence
+    from ...trust.signatures.verifying import Trust
+    from ..output import Output
+
+__all__ = ["command"]
+
+_SHOWN: Final = 20
+"""Files without a signature that are shown on a terminal."""
+
+_BELONGS: Final = {
+    "subject": ("certificate",),
+    "alternative_name": ("certificate",),
+    "fingerprint": ("certificate",),
+    "issuer": ("certificate", "identity"),
+    "trusted_root": ("identity",),
+    "name": ("policy",),
+    "explain": ("policy",),
+    "ignore_unsigned": ("key", "certificate", "identity"),
+    "allow_symlinks": ("key", "certificate", "identity"),
+    "signature": ("key", "certificate", "identity", "policy"),
+    "head": ("log",),
+}
+"""Option -> the ways to say what must be true that it goes with."""
+
+
+def _signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say who must have signed."""
+    options = (
+        click.option("--key", metavar="PUBLIC", type=FILE, help="The owner of this public key."),
+        click.option(
+            "--certificate", metavar="ROOTS", type=FILE, multiple=True,
+            help="The owner of a certificate that leads to one of these roots, in PEM.",
+        ),
+        click.option("--subject", metavar="NAME", help="... with this subject (CN=...,O=...)."),
+        click.option("--alternative-name", metavar="NAME", help="... with this address or URI."),
+        click.option("--fingerprint", metavar="SHA256", help="... with this SHA-256."),
+        click.option("--identity", metavar="ID", help="This Sigstore identity: address or URI."),
+        click.option("--issuer", metavar="NAME", help="Who issued the certificate or identity."),
+        click.option(
+            "--trusted-root", metavar="FILE", type=FILE, help="Of another Sigstore than the public."
+        ),
+        click.option("--policy", metavar="FILE", type=FILE, help="Whom this policy names, in TOML."),
+        click.option("--log", is_flag=True, help="Nobody: PATH is an audit log of admit."),
+        click.option("--head", metavar="SHA256", help="The hash that the log must end with."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command("verify")
+@click.argument("path", metavar="PATH", type=FILE)
+@click.option("--signature", metavar="FILE", type=FILE, help="Not PATH/model.sig or PATH.sig.")
+@_signer_options
+@click.option("--name", help="What the policy's rules call the model, instead of its path.")
+@click.option("--explain", is_flag=True, help="Also print what the policy finds for the model.")
+@click.option("--ignore-unsigned", is_flag=True, help="Allow files that were not signed.")
+@click.option("--allow-symlinks", is_flag=True, help="Follow links to files that were signed.")
+@json_option
+@click.pass_obj
+def command(out: Output, /, path: str, **given: Any) -> int:
+    """Find out whether a model is what somebody signed.
+
+    Say who: with --key; with --certificate and --subject, --alternative-name or --fingerprint; with
+    --identity and --issuer; or with --policy. Every file is read. A file that was not signed, is
+    missing or was changed is a no, as is a certificate that has expired or is somebody else's.
+
+    With --policy nothing is remembered or logged, as it is by admit.
+
+    With --log, every line of an audit log must follow from the one before, so that a line changed,
+    removed or put in is a no. That the end was cut off shows only with --head, the hash that admit
+    printed last.
+
+    Piped, lines are ok, PATH, the method and who signed; and unsigned and NAME for files that the
+    signature leaves out; separated by tabs. With --policy they are those of admit; with --log it is
+    one, ok, PATH, the number of lines and the log's head.
+
+    \b
+    Examples:
+      safeweights verify model/ --key models.pub
+      safeweights verify model/ --certificate ca.pem --subject CN=models
+      safeweights verify model/ --identity me@example.org \\
+        --issuer https://accounts.google.com
+      safeweights verify model/ --policy policy.toml --explain
+      safeweights verify --log audit.jsonl --head 9f86d081...
+    """
+    way = _way(given)
+    if way == "log":
+        return _check_log(out, path, given["head"])
+    from ...trust import verify
+    from ...trust.files import check_model
+
+    check_model(path)
+    if way == "policy":
+        return _judge(out, path, given)
+
+    with watched_files("verifying", [path]) as progress:
+        found = verify(
+            path, _trust(way, given), signature=given["signature"], progress=progress,
+            ignore_unsigned=given["ignore_unsigned"], allow_symlinks=given["allow_symlinks"],
+        )  # fmt: skip
+    document: VerifyDocument = {
+        "schema": "safeweights.verify/1",
+        "ok": True,
+        "path": path,
+        "signature": found.signature,
+        "signed_by": _signer(found.signed_by),
+        "files": [
+            {"path": file.name, "bytes": file.size, "sha256": file.sha256}
+            for file in found.files.values()
+        ],
+        "unsigned": list(found.unsigned),
+        "decision": None,
+    }
+    if out.json:
+        out.document(document)
+    else:
+        _print(out, document, found.signed_by)
+    return YES
+
+
+def _way(given: dict[str, Any]) -> str:
+    """The one way in which it was said who must have signed, or that it is a log."""
+    ways = [way for way in ("key", "certificate", "identity", "policy", "log") if given[way]]
+    if len(ways) != 1:
+        raise click.UsageError("give one of --key, --certificate, --identity, --policy and --log")
+    for option, allowed in _BELONGS.items():
+        if given[option] and ways[0] not in allowed:
+            shown = " or ".join(f"--{name}" for name in allowed)
+            raise click.UsageError(f"--{option.replace('_', '-')} goes with {shown}")
+    return ways[0]
+
+
+def _check_log(out: Output, path: str, head: str | None) -> int:
+    from ...trust.policies.audit import read_log
+
+    lines, found = read_log(path, head=head and head.lower())
+    document: VerifyLogDocument = {
+        "schema": "safeweights.verify-log/1", "ok": lines > 0, "path": path, "lines": lines,
+        "head": found,
+    }  # fmt: skip
+    if out.json:
+        out.document(document)
+    if not lines:
+        out.message(f"there is no line in {escape(path)}: a log is made with its first")
+        return NO
+    if out.terminal and not out.json:
+        about = f"  {plural(lines, 'line')}, each follows from the one before"
+        out.pretty().text(("ok", "green"), "  ", (escape(path), "bold"), about)
+        out.pretty().pairs([("head", found)])
+    elif not out.json:
+        out.line("ok", escape(path), str(lines), found)
+    return YES
+
+
+def _trust(way: str, given: dict[str, Any]) -> Trust:
+    from ...trust import CertificateTrust, KeylessTrust, load_certificates, load_public_key
+
+    if way == "key":
+        return load_public_key(given["key"])
+    if way == "identity":
+        if not given["issuer"]:
+            raise click.UsageError("--identity needs --issuer: anybody can vouch for a name")
+        return KeylessTrust(given["identity"], given["issuer"], given["trusted_root"])
+    if not (given["subject"] or given["alternative_name"] or given["fingerprint"]):
+        raise click.UsageError(
+            "--certificate needs --subject, --alternative-name or --fingerprint: a root alone says "
+            "nothing about who signed"
+        )
+    roots = tuple(der for file in given["certificate"] for der in load_certificates(file))
+    return CertificateTrust(
+        roots, subject=given["subject"], issuer=given["issuer"], name=given["alternative_name"],
+        sha256=given["fingerprint"],
+    )  # fmt: skip
+
+
+def _signer(found: SignedBy) -> SignerRecord:
+    return {
+        "method": found.method,  # type: ignore[typeddict-item]
+        "key_hint": found.key_hint,
+        "subject": found.subject,
+        "issuer": found.issuer,
+        "certificate_sha256": found.certificate_sha256,
+        "identity": found.identity,
+        "oidc_issuer": found.oidc_issuer,
+        "recorded": found.recorded,
+    }
+
+
+def _print(out: Output, document: VerifyDocument, signed_by: SignedBy) -> None:
+    who = signed_by.fingerprint().partition(":")[2]
+    unsigned = document["unsigned"]
+    if not out.terminal:
+        out.line("ok", escape(document["path"]), signed_by.method, escape(who))
+        out.lines(("unsigned", escape(name)) for name in unsigned)
+        return
+    screen = out.pretty()
+    about = f"  {plural(len(document['files']), 'file')} as signed"
+    screen.text(("ok", "green"), "  ", (escape(document["path"]), "bold"), about)
+    screen.text(f"  signed by {signed_by.method} ", (escape(who), "cyan"))
+    for name in unsigned[:_SHOWN]:
+        screen.text(("unsigned", "yellow"), "  ", escape(name), indent=2)
+    if len(unsigned) > _SHOWN:
+        screen.text((f"and {len(unsigned) - _SHOWN} more: see --json", "dim"), indent=2)
+
+
+def _judge(out: Output, path: str, given: dict[str, Any]) -> int:
+    """Decide as `admit` does, and leave no trace."""
+    from ...trust import decide, load_policy
+    from ...trust.policies.evidence import gather
+    from ...trust.policies.lockfile import lock_of
+    from ...trust.signatures.verifying import find_signature
+
+    policy, signature = load_policy(given["policy"]), given["signature"]
+    lock = lock_of(policy, None)
+    with watched_files("verifying", [path]) as progress:
+        gathered = gather(path, policy, name=given["name"], signature=signature, progress=progress)
+    evidence = gathered.evidence
+    decision = decide(policy, evidence, lock.get(evidence.subject) if lock else None)
+    if out.json:
+        out.document(_judged(path, signature or find_signature(path), evidence, decision))
+    else:
+        print_decision(out, record(decision), explain=given["explain"])
+    return NO if decision.verdict == "refuse" else YES
+
+
+def _judged(path: str, signature: str, evidence: Evidence, decision: Decision) -> VerifyDocument:
+    return {
+        "schema": "safeweights.verify/1",
+        "ok": decision.verdict != "refuse",
+        "path": path,
+        "signature": signature,
+        "signed_by": _signer(evidence.signed_by) if evidence.signed_by else None,
+        "files": [
+            {"path": name, "bytes": fact.size or 0, "sha256": fact.sha256}
+            for name, fact in evidence.files.items()
+        ],
+        "unsigned": [name for name, fact in evidence.files.items() if not fact.signed],
+        "decision": record(decision),
+    }

@@ -1,0 +1,52 @@
+"""Other people's checkpoints as safetensors, without executing anything in them.
+
+`open` gives the tensors of a PyTorch, NumPy, joblib, Paddle, Flax, TensorFlow, Keras or GGUF file as
+the mapping that the rest of the package works on; `convert` writes them as safetensors. Files that
+are pickles are executed symbolically: no name in them is imported, no call made.
+"""
+
+from __future__ import annotations
+
+from ..lazy import lazy_names
+
+TYPE_CHECKING = False  # typing itself takes longer to import than this module
+if TYPE_CHECKING:
+    from ..storage.limits import DEFAULT_LIMITS, Limits
+    from .converting import Options, convert
+    from .foreign import ForeignCheckpoint
+    from .formats import FORMATS, open
+    from .record import Conversion
+    from .scanning import Finding, Report, scan, scan_folder
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "FORMATS",
+    "Conversion",
+    "Finding",
+    "ForeignCheckpoint",
+    "Limits",
+    "Options",
+    "Report",
+    "convert",
+    "open",
+    "scan",
+    "scan_folder",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "DEFAULT_LIMITS": ".storage.limits",
+        "Limits": ".storage.limits",
+        "Conversion": "record",
+        "FORMATS": "formats",
+        "Finding": "scanning",
+        "ForeignCheckpoint": "foreign",
+        "Options": "converting",
+        "Report": "scanning",
+        "convert": "converting",
+        "open": "formats",
+        "scan": "scanning",
+        "scan_folder": "scanning",
+    },
+)

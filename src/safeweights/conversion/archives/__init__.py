@@ -1,0 +1,1 @@
+"""Zip and tar archives, read strictly: two readers that would disagree about a file refuse it."""

@@ -1,0 +1,1 @@
+"""Pickles executed symbolically: nothing that a stream names is imported or called."""

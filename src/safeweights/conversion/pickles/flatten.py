@@ -1,0 +1,350 @@
+"""A tree of plain data as named tensors, and a list of all that is not one.
+
+Names are the keys on the way to a tensor joined by dots, list positions included, so what is
+written can be found again. Rules: two tensors that would get one name are an error; a tensor that
+some unresolved call would have transformed is refused, never guessed; everything else that is not a
+tensor is listed. Pickled `torch.nn.Module` objects give the names of their `state_dict()`.
+
+No recursion: cycles, memo graphs that double at each level and deep nesting end at a limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from ...errors import FormatError, quote
+from ...format.header import MAX_HEADER
+from ...storage.limits import DEFAULT_LIMITS, Limits, exceeded
+from .nodes import Blob, Call, DictNode, Global, SetNode, Value
+from .numpy_nodes import ArrayNode, RefusedNode
+from .torch_nodes import CastNode, MetaNode, QuantisedNode, SparseNode, StorageNode, TensorNode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["ROOT_NAME", "Flat", "Other", "flatten", "key_text", "summary"]
+
+ROOT_NAME: Final = "tensor"
+"""The name of a tensor that is the whole file and so has no key."""
+
+TENSOR_NODES: Final = (
+    TensorNode, ArrayNode, SparseNode, QuantisedNode, MetaNode, CastNode, StorageNode,
+    RefusedNode,
+)  # fmt: skip
+_KEPT_OTHERS: Final = 100_000
+_LONG: Final = 1000
+_MODULE_DETAILS: Final = frozenset(
+    {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training",
+     "_is_full_backward_hook", "_backend", "T_destination", "call_super_init", "dump_patches"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Other:
+    """Something that is not a tensor.
+
+    Attributes:
+        name: Its flattened name.
+        value: The node or atom.
+        reason: Why it is not carried over, where that is not obvious.
+    """
+
+    name: str
+    value: Value
+    reason: str = ""
+
+
+@dataclass
+class Flat:
+    """What a tree holds.
+
+    Attributes:
+        tensors: Name -> the node that describes the tensor, in the tree's order.
+        refused: Name -> why what is there may be a tensor but cannot be given.
+        others: What is not a tensor, the first 100,000.
+        others_count: How many there are.
+    """
+
+    tensors: dict[str, Value] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    others: list[Other] = field(default_factory=list)
+    others_count: int = 0
+
+    def add_other(self, name: str, value: Value, reason: str = "") -> None:
+        """List something that is not carried over."""
+        self.others_count += 1
+        if len(self.others) < _KEPT_OTHERS:
+            self.others.append(Other(name, value, reason))
+
+
+def key_text(key: Value) -> str | None:
+    """A dictionary key as part of a name; None for a key that has no text.
+
+    >>> key_text("weight"), key_text(3), key_text(("a", 1))
+    ('weight', '3', 'a,1')
+    """
+    if isinstance(key, tuple) and len(key) <= 64:
+        parts = [None if isinstance(part, tuple) else key_text(part) for part in key]
+        return None if None in parts else ",".join(part for part in parts if part is not None)
+    if isinstance(key, bytes):
+        return key.decode("latin-1")
+    if key is None or isinstance(key, (str, bool, int, float)):
+        return str(key)
+    return None
+
+
+class _Walk:
+    """The state of one depth-first traversal."""
+
+    def __init__(self, path: str | None, limits: Limits) -> None:
+        self.flat = Flat()
+        self._path = path
+        self._limits = limits
+        self._open: set[int] = set()
+        self._seen: dict[int, str] = {}
+        self._visits = 0
+        self._name_bytes = 0
+
+    def run(self, root: Value) -> Flat:
+        # A frame is (node, name, depth), or (node, None, 0) to leave a node.
+        stack: list[tuple[Value, str | None, int]] = [(root, "", 0)]
+        while stack:
+            node, name, depth = stack.pop()
+            if name is None:
+                self._open.discard(id(node))
+                continue
+            self._visits += 1
+            if self._visits > self._limits.visits:
+                raise exceeded("visits", self._limits.visits, self._path)
+            children = self._enter(node, name)
+            if not children:
+                continue
+            if depth >= self._limits.depth:
+                raise exceeded("depth", self._limits.depth, self._path)
+            self._open.add(id(node))
+            stack.append((node, None, 0))
+            for key, child in reversed(children):
+                stack.append((child, f"{name}.{key}" if depth else key, depth + 1))
+        return self.flat
+
+    def _enter(self, node: Value, name: str) -> list[tuple[str, Value]]:
+        """Take note of `node`; its children, if it is to be descended into."""
+        if isinstance(node, ArrayNode) and node.dtype.is_data:
+            if not isinstance(node.data, list):
+                self.flat.add_other(name, node, "an array of text, times or objects")
+                return []
+            # An object saved with numpy.save is an array of no dimensions around it.
+            node = node.data[0] if not node.shape and len(node.data) == 1 else node.data
+        if isinstance(node, TENSOR_NODES):
+            self._add(name, node)
+            return []
+        if id(node) in self._open:
+            self.flat.add_other(name, node, "refers back to an object it is part of")
+            return []
+        if isinstance(node, Call):
+            return self._enter_call(node, name)
+        children = [] if _is_table(node) else list(self._children(node, name))
+        if not children:
+            self.flat.add_other(name, node)
+        return children
+
+    def _children(self, node: Value, name: str) -> Iterator[tuple[str, Value]]:
+        if isinstance(node, DictNode):
+            yield from self._entries(node, name)
+            for state in node.state:
+                yield from self._attributes(state, name)
+        elif isinstance(node, SetNode):
+            yield from self._positions(node.items)
+        elif isinstance(node, (list, tuple)):
+            yield from self._positions(node)
+
+    def _positions(self, items: list[Value] | tuple[Value, ...]) -> Iterator[tuple[str, Value]]:
+        self._charge(len(items))
+        return ((str(position), item) for position, item in enumerate(items))
+
+    def _charge(self, count: int) -> None:
+        """Bound the frames that one node puts on the stack, before it does."""
+        if self._visits + count > self._limits.visits:
+            raise exceeded("visits", self._limits.visits, self._path)
+
+    def _entries(self, node: DictNode, name: str) -> Iterator[tuple[str, Value]]:
+        """Keys and values, the last of equal keys winning as it does in a dict."""
+        self._charge(len(node.pairs))
+        entries: dict[Value, tuple[str, Value]] = {}
+        for key, value in node.pairs:
+            text = key_text(key)
+            if text is None:
+                if self._has_tensor((value,)):
+                    shown = quote(name or "the root")
+                    self.flat.refused[f"{name}.?"] = f"a key in {shown} has no text to name it by"
+                else:
+                    self.flat.add_other(name, value, "its key has no text")
+            else:
+                entries[("tuple", text) if isinstance(key, tuple) else key] = text, value
+        yield from entries.values()
+
+    def _enter_call(self, call: Call, name: str) -> list[tuple[str, Value]]:
+        module = self._module_state(call)
+        if module is not None:
+            return list(self._module_children(module, name))
+        if id(call) in self._seen:
+            first = self._seen[id(call)]
+            self.flat.add_other(name, call, f"the same object as {quote(first)}")
+            return []
+        self._seen[id(call)] = name
+        if self._has_tensor((call.arguments, call.keywords)):
+            self.flat.refused[name] = (
+                f"it is the result of {call.opcode} of {quote(call.path)} at byte {call.offset}, "
+                "which nothing here can know without executing it"
+            )
+            return []
+        self.flat.add_other(name, call, "the object itself is not rebuilt")
+        children = [pair for state in call.state for pair in self._attributes(state, name)]
+        children += list(self._positions(call.items))
+        return children + list(self._entries(DictNode(call.pairs), name))
+
+    def _attributes(self, state: Value, name: str) -> Iterator[tuple[str, Value]]:
+        """What BUILD sets: a dictionary, or (dictionary, dictionary of slots), or anything."""
+        parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
+        for part in parts:
+            if isinstance(part, DictNode):
+                yield from self._entries(part, name)
+            elif part is not None:
+                yield "state", part
+
+    def _module_state(self, call: Call) -> DictNode | None:
+        state = call.state[-1] if call.state else None
+        if not isinstance(state, DictNode) or len(call.state) != 1:
+            return None
+        parts = (state.get("_parameters"), state.get("_modules"))
+        return state if all(isinstance(part, DictNode) for part in parts) else None
+
+    def _module_children(self, state: DictNode, name: str) -> Iterator[tuple[str, Value]]:
+        transient = state.get("_non_persistent_buffers_set")
+        hidden = {n for n in _items(transient) if isinstance(n, str)}
+        for part in ("_parameters", "_buffers", "_modules"):
+            node = state.get(part)
+            if not isinstance(node, DictNode):
+                continue
+            for key, value in self._entries(node, name):
+                if part == "_buffers" and key in hidden:
+                    self.flat.add_other(f"{name}.{key}", value, "a buffer that is not persistent")
+                elif value is not None:
+                    yield key, value
+        for key, value in self._entries(state, name):
+            if key not in _MODULE_DETAILS and not _is_empty(value):
+                self.flat.add_other(f"{name}.{key}" if name else key, value, "a module's attribute")
+
+    def _has_tensor(self, root: Value) -> bool:
+        stack = [root]
+        seen: set[int] = set()
+        while stack:
+            node = stack.pop()
+            if isinstance(node, TENSOR_NODES):
+                return True
+            if isinstance(node, (str, bytes, int, float)) or node is None or id(node) in seen:
+                continue
+            seen.add(id(node))
+            self._visits += 1
+            self._charge(0)
+            stack.extend(_parts(node))
+        return False
+
+    def _add(self, name: str, node: Value) -> None:
+        name = name or ROOT_NAME
+        if name in self.flat.tensors:
+            raise FormatError(
+                f"two tensors would both be called {quote(name)}; rename one before converting",
+                rule="name-collision",
+                path=self._path,
+                tensor=name,
+            )
+        self._name_bytes += len(name)
+        if self._name_bytes > MAX_HEADER:
+            raise FormatError(
+                "the tensors' names do not fit into a header", rule="names", path=self._path
+            )
+        self.flat.tensors[name] = node
+        if len(self.flat.tensors) > self._limits.tensors:
+            raise exceeded("tensors", self._limits.tensors, self._path)
+
+
+def _is_table(node: Value) -> bool:
+    """Whether `node` is a long run of plain values, such as a vocabulary: one thing, not many."""
+    entries = node.pairs if isinstance(node, DictNode) else _items(node)
+    if len(entries) <= _LONG:
+        return False
+    values = (entry[1] for entry in entries) if isinstance(node, DictNode) else iter(entries)
+    return all(isinstance(value, (str, bytes, int, float, Blob, type(None))) for value in values)
+
+
+def _items(node: Value) -> list[Value] | tuple[Value, ...]:
+    if isinstance(node, SetNode):
+        return node.items
+    return node if isinstance(node, (list, tuple)) else ()
+
+
+def _parts(node: Value) -> list[Value]:
+    """The nodes directly inside `node`."""
+    if isinstance(node, (list, tuple)):
+        return list(node)
+    if isinstance(node, SetNode):
+        return node.items
+    if isinstance(node, DictNode):
+        return [part for pair in node.pairs for part in pair] + node.state
+    if isinstance(node, Call):
+        pairs = [part for pair in node.pairs for part in pair]
+        return [*node.arguments, node.keywords, *node.state, *node.items, *pairs]
+    return []
+
+
+def _is_empty(value: Value) -> bool:
+    """Whether an attribute is the empty hook table or None that every module carries."""
+    if isinstance(value, DictNode):
+        return not value.pairs
+    return value is None or (isinstance(value, (list, tuple)) and not value)
+
+
+def flatten(root: Value, path: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Flat:
+    """The tensors of the tree `root` by name, and everything else it holds.
+
+    Cost: one visit to each node for each way that leads to it, at most `Limits.visits`.
+
+    Raises:
+        FormatError: Two tensors share a name, or a limit is exceeded.
+
+    >>> flatten(DictNode([("a", [1, 2])])).others
+    [Other(name='a.0', value=1, reason=''), Other(name='a.1', value=2, reason='')]
+    """
+    return _Walk(path, limits).run(root)
+
+
+def summary(value: Value, limit: int = 80) -> str:
+    """A few words on what a node or atom is; it never descends deeper than two levels."""
+    return _summary(value, 2)[:limit]
+
+
+def _summary(value: Value, depth: int) -> str:
+    if isinstance(value, str):
+        return repr(value[:60])
+    if isinstance(value, (bool, int, float, complex)) or value is None:
+        return repr(value)
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if isinstance(value, Blob):
+        return f"{value.length} bytes of {'text' if value.encoding else 'data'}"
+    if isinstance(value, Global):
+        return f"<{value.path}>"
+    if isinstance(value, Call):
+        return f"<{value.path}(...)>"
+    if isinstance(value, DictNode):
+        return f"{value.type_name} of {len(value.pairs)}"
+    if isinstance(value, SetNode):
+        return f"{value.type_name} of {len(value.items)}"
+    if isinstance(value, (list, tuple)):
+        if not depth or len(value) > 8:
+            return f"{type(value).__name__} of {len(value)}"
+        inner = ", ".join(_summary(item, depth - 1) for item in value)
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    return f"<{type(value).__name__.removesuffix('Node').lower()}>"

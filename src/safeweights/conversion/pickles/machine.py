@@ -1,0 +1,524 @@
+"""A pickle machine that only describes.
+
+It executes every opcode of protocols 0 to 5 on symbols: a name stays a `Global`, a call stays a
+`Call`, and neither is ever imported, looked up or called. What a caller can describe better (a
+tensor, a NumPy array, an OrderedDict) it hands in as `Constructors`, functions of this package that
+turn a `Call` into a node; the machine itself knows no framework.
+
+Rules: one loop, no recursion; what is created is counted against the limits; what CPython's unpickler
+would refuse is an error with a byte offset, so that no two readers of one file see different things.
+
+How opcodes and their arguments are written is `pickle_opcodes`' matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from ...errors import FormatError, quote
+from ...storage.limits import DEFAULT_LIMITS, Limits, exceeded
+from ...storage.windows import ByteReader, truncated
+from .nodes import Blob, Call, DictNode, Effect, Global, PersistentId, SetNode, Value
+from .opcodes import OPCODES, Arguments
+
+if TYPE_CHECKING:
+    from ...storage import Source
+
+__all__ = ["Constructors", "Pickle", "PickleMachine", "read_pickle"]
+
+Constructors = Mapping[tuple[str, str], Callable[[Call], Value]]
+"""(module, name) -> a function that describes the result of calling it.
+
+It returns NotImplemented to leave the call unresolved, and raises FormatError where the arguments
+cannot be what the name promises."""
+
+_MISSING: Final = object()
+_HIGHEST_PROTOCOL: Final = 5
+
+
+@dataclass
+class Pickle:
+    """One pickle, read to its STOP.
+
+    Attributes:
+        value: The tree.
+        start, end: Its bytes in the source; `end` is the byte behind STOP.
+        protocol: The highest PROTO seen, 0 without one.
+        globals: Every name it would import, in order.
+        calls: Every call it would make, in order.
+        effects: Every opcode that would run code of an object that is not plain data.
+        persistent: Every persistent id that nothing resolved.
+    """
+
+    start: int
+    end: int = 0
+    value: Value = None
+    protocol: int = 0
+    globals: list[Global] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    effects: list[Effect] = field(default_factory=list)
+    persistent: list[PersistentId] = field(default_factory=list)
+
+
+class PickleMachine:
+    """Reads one pickle.
+
+    Args:
+        source: Where the pickle is.
+        offset: Its first byte.
+        end: Where the data ends that it may use; by default the source's end.
+        constructors: How to describe calls that the caller knows.
+        persistent: Describes a persistent id; without it, or where it returns NotImplemented, a
+            `PersistentId` node stands for it.
+        on_build: Called after BUILD with the machine and the object; what it returns replaces the
+            object on the stack. Formats that interleave raw arrays with opcodes need it.
+        limits: See `Limits`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        offset: int = 0,
+        end: int | None = None,
+        constructors: Constructors | None = None,
+        persistent: Callable[[Value], Value] | None = None,
+        on_build: Callable[[PickleMachine, Value], Value] | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self.source = source
+        self.limits = limits
+        self.reader = ByteReader(source, offset, source.size if end is None else end)
+        self._arguments = Arguments(source, self.reader, limits)
+        self.result = Pickle(start=offset)
+        self._constructors = constructors or {}
+        self._persistent = persistent
+        self._on_build = on_build
+        self._stack: list[Value] = []
+        self._marks: list[list[Value]] = []
+        self._memo: dict[int, Value] = {}
+        self._objects = 0
+        self._stopped = False
+
+    def run(self) -> Pickle:
+        """Execute until STOP.
+
+        Cost: about half a microsecond an opcode; memory bounded by `Limits`.
+
+        Raises:
+            FormatError: The bytes are no pickle, end early, or exceed a limit.
+        """
+        table = [self._handler(chr(code)) for code in range(256)]
+        reader, arguments = self.reader, self._arguments
+        for _ in range(self.limits.opcodes):
+            arguments.at = reader.offset
+            entry = table[reader.take(1)[0]]
+            if entry is None:
+                raise self._fault("no pickle opcode has this value")
+            read, act = entry
+            if read is None:
+                act()
+            else:
+                act(read())
+            if self._stopped:
+                self.result.end = reader.offset
+                return self.result
+        raise exceeded("opcodes", self.limits.opcodes, self.source.name, arguments.at)
+
+    def _handler(self, code: str) -> tuple[Callable[[], Any] | None, Callable[..., None]] | None:
+        """How to read the argument of an opcode, and what to do with it."""
+        if code not in OPCODES:
+            return None
+        name, argument = OPCODES[code]
+        act: Callable[..., None] = getattr(self, _SAME.get(name, f"_op_{name}"))
+        return getattr(self._arguments, argument) if argument else None, act
+
+    # -- errors and accounting
+
+    def _fault(self, message: str) -> FormatError:
+        return self._arguments.fault(message)
+
+    def _exceeded(self, name: str) -> FormatError:
+        return self._arguments.exceeded(name)
+
+    def _count(self, objects: int = 1) -> None:
+        self._objects += objects
+        if self._objects > self.limits.objects:
+            raise self._exceeded("objects")
+
+    # -- stack
+
+    def _pop(self) -> Value:
+        if not self._stack:
+            raise self._fault("the stack is empty")
+        return self._stack.pop()
+
+    def _top(self) -> Value:
+        if not self._stack:
+            raise self._fault("the stack is empty")
+        return self._stack[-1]
+
+    def _push_object(self, value: Value) -> None:
+        self._count()
+        self._stack.append(value)
+
+    def _pop_mark(self) -> list[Value]:
+        if not self._marks:
+            raise self._fault("there is no MARK")
+        items = self._stack
+        self._stack = self._marks.pop()
+        return items
+
+    def _mark(self) -> None:
+        if len(self._marks) >= self.limits.marks:
+            raise self._exceeded("marks")
+        self._marks.append(self._stack)
+        self._stack = []
+
+    def _op_pop(self) -> None:
+        if self._stack:
+            self._stack.pop()
+        else:
+            self._pop_mark()
+
+    def _op_dup(self) -> None:
+        self._stack.append(self._top())
+
+    def _op_stop(self) -> None:
+        self.result.value = self._pop()
+        self._stopped = True
+
+    # -- framing
+
+    def _op_proto(self, version: int) -> None:
+        if version > _HIGHEST_PROTOCOL:
+            raise self._fault(f"protocol {version} does not exist")
+        self.result.protocol = max(self.result.protocol, version)
+
+    def _op_frame(self, length: int) -> None:
+        if length > self.reader.left:
+            raise truncated(self.source, self.reader.offset, length)
+
+    # -- atoms
+
+    def _op_none(self) -> None:
+        self._stack.append(None)
+
+    def _op_newtrue(self) -> None:
+        self._stack.append(True)
+
+    def _op_newfalse(self) -> None:
+        self._stack.append(False)
+
+    def _push(self, value: Value) -> None:
+        self._stack.append(value)
+
+    def _push_string(self, value: Value) -> None:
+        if isinstance(value, Blob):
+            self._count()
+        self._stack.append(value)
+
+    def _op_next_buffer(self) -> None:
+        self._unresolved_reference("out-of-band buffer")
+
+    def _op_readonly_buffer(self) -> None:
+        self._top()
+
+    # -- containers
+
+    def _op_empty_tuple(self) -> None:
+        self._push_object(())
+
+    def _op_tuple(self) -> None:
+        items = self._pop_mark()
+        self._push_object(tuple(items))
+
+    def _op_tuple1(self) -> None:
+        self._short_tuple(1)
+
+    def _op_tuple2(self) -> None:
+        self._short_tuple(2)
+
+    def _op_tuple3(self) -> None:
+        self._short_tuple(3)
+
+    def _short_tuple(self, count: int) -> None:
+        if len(self._stack) < count:
+            raise self._fault("the stack is empty")
+        self._count()
+        self._stack[-count:] = [tuple(self._stack[-count:])]
+
+    def _op_empty_list(self) -> None:
+        self._push_object([])
+
+    def _op_list(self) -> None:
+        items = self._pop_mark()
+        self._push_object(items)
+
+    def _op_empty_dict(self) -> None:
+        self._push_object(DictNode())
+
+    def _op_dict(self) -> None:
+        pairs = self._pairs(self._pop_mark())
+        self._push_object(DictNode(pairs))
+
+    def _op_empty_set(self) -> None:
+        self._push_object(SetNode())
+
+    def _op_frozenset(self) -> None:
+        items = self._pop_mark()
+        self._push_object(SetNode(items, "frozenset"))
+
+    def _pairs(self, items: list[Value]) -> list[tuple[Value, Value]]:
+        if len(items) % 2:
+            raise self._fault("a key has no value")
+        return list(zip(items[::2], items[1::2], strict=True))
+
+    def _op_append(self) -> None:
+        value = self._pop()
+        self._extend("APPEND", [value])
+
+    def _op_appends(self) -> None:
+        self._extend("APPENDS", self._pop_mark())
+
+    def _extend(self, opcode: str, items: list[Value]) -> None:
+        target = self._top()
+        if isinstance(target, list):
+            target.extend(items)
+        elif isinstance(target, Call):
+            target.items.extend(items)
+            self._effect(opcode, target, items)
+        else:
+            self._foreign_effect(opcode, target, items)
+
+    def _op_additems(self) -> None:
+        items = self._pop_mark()
+        target = self._top()
+        if isinstance(target, SetNode):
+            target.items.extend(items)
+        elif isinstance(target, Call):
+            target.items.extend(items)
+            self._effect("ADDITEMS", target, items)
+        else:
+            self._foreign_effect("ADDITEMS", target, items)
+
+    def _op_setitem(self) -> None:
+        value, key = self._pop(), self._pop()
+        self._set_items("SETITEM", [(key, value)])
+
+    def _op_setitems(self) -> None:
+        self._set_items("SETITEMS", self._pairs(self._pop_mark()))
+
+    def _set_items(self, opcode: str, pairs: list[tuple[Value, Value]]) -> None:
+        target = self._top()
+        if isinstance(target, DictNode):
+            target.pairs.extend(pairs)
+        elif isinstance(target, Call):
+            target.pairs.extend(pairs)
+            self._effect(opcode, target, pairs)
+        else:
+            self._foreign_effect(opcode, target, pairs)
+
+    def _effect(self, opcode: str, target: Value, value: Value) -> None:
+        self._count()
+        self.result.effects.append(Effect(opcode, target, value, self._arguments.at))
+
+    def _foreign_effect(self, opcode: str, target: Value, value: Value) -> None:
+        """An effect on something that is no container: real only on what code could have made."""
+        if isinstance(target, (Global, PersistentId)):
+            self._effect(opcode, target, value)
+            return
+        raise self._fault(f"{opcode} does not apply to {describe(target)}")
+
+    # -- memo
+
+    def _remember(self, key: int) -> None:
+        self._memo[key] = self._top()
+        if len(self._memo) > self.limits.memo:
+            raise self._exceeded("memo")
+
+    def _recall(self, key: int) -> None:
+        value = self._memo.get(key, _MISSING)
+        if value is _MISSING:
+            raise self._fault(f"memo entry {key} was never stored")
+        self._stack.append(value)
+
+    def _op_put(self, key: int) -> None:
+        if key < 0:
+            raise self._fault("a memo key is negative")
+        self._remember(key)
+
+    def _op_memoize(self) -> None:
+        self._remember(len(self._memo))
+
+    # -- names, calls and what they would do
+
+    def _global(self, module: str | None, name: str | None, opcode: str) -> Global:
+        self._count()
+        node = Global(module, name, self._arguments.at, opcode)
+        self.result.globals.append(node)
+        return node
+
+    def _op_global(self, names: tuple[str, str]) -> None:
+        self._stack.append(self._global(*names, "GLOBAL"))
+
+    def _op_stack_global(self) -> None:
+        name, module = self._pop(), self._pop()
+        # Anything but text was computed by a call, or is longer than a name can be.
+        self._stack.append(
+            self._global(
+                module if isinstance(module, str) else None,
+                name if isinstance(name, str) else None,
+                "STACK_GLOBAL",
+            )
+        )
+
+    def _extension(self, code: int) -> None:
+        if code <= 0:
+            raise self._fault("an extension code must be positive")
+        # The registry is the importing process's own (copyreg.add_extension): unknowable from here.
+        self._stack.append(self._global(None, f"extension {code}", "EXT"))
+
+    def _op_binpersid(self) -> None:
+        self._reference(self._pop())
+
+    def _reference(self, value: Value) -> None:
+        if self._persistent is not None:
+            found = self._persistent(value)
+            if found is not NotImplemented:
+                self._push_object(found)
+                return
+        self._unresolved_reference(value)
+
+    def _unresolved_reference(self, value: Value) -> None:
+        node = PersistentId(value, self._arguments.at)
+        self.result.persistent.append(node)
+        self._push_object(node)
+
+    def _op_reduce(self) -> None:
+        arguments, function = self._pop(), self._pop()
+        self._call(function, arguments, "REDUCE")
+
+    def _op_newobj(self) -> None:
+        arguments, function = self._pop(), self._pop()
+        self._call(function, arguments, "NEWOBJ")
+
+    def _op_newobj_ex(self) -> None:
+        keywords, arguments, function = self._pop(), self._pop(), self._pop()
+        self._call(function, arguments, "NEWOBJ_EX", keywords)
+
+    def _op_obj(self) -> None:
+        items = self._pop_mark()
+        if not items:
+            raise self._fault("OBJ has no class")
+        self._call(items[0], tuple(items[1:]), "OBJ")
+
+    def _op_inst(self, names: tuple[str, str]) -> None:
+        function = self._global(*names, "INST")
+        self._call(function, tuple(self._pop_mark()), "INST")
+
+    def _call(self, function: Value, arguments: Value, opcode: str, keywords: Value = None) -> None:
+        if not isinstance(arguments, tuple):
+            # The argument tuple itself may be computed: keep it as the one thing known of it.
+            arguments = (arguments,)
+        self._count()
+        call = Call(function, arguments, opcode, self._arguments.at, keywords)
+        self.result.calls.append(call)
+        self._stack.append(self._described(call))
+
+    def _described(self, call: Call) -> Value:
+        function = call.function
+        if call.keywords is not None or not isinstance(function, Global):
+            return call
+        constructor = self._constructors.get((function.module or "", function.name or ""))
+        if constructor is None:
+            return call
+        try:
+            value = constructor(call)
+        except FormatError as error:
+            if error.path is None:
+                error.path, error.offset = self.source.name, call.offset
+            raise
+        return call if value is NotImplemented else value
+
+    def _op_build(self) -> None:
+        state = self._pop()
+        target = self._top()
+        self._build(target, state)
+        if self._on_build is not None:
+            self._stack[-1] = self._on_build(self, target)
+
+    def _build(self, target: Value, state: Value) -> None:
+        if isinstance(target, (Call, DictNode)):
+            target.state.append(state)
+            if isinstance(target, Call):
+                self._effect("BUILD", target, state)
+            return
+        set_state = getattr(type(target), "set_state", None)  # a node of some constructor
+        if set_state is None:
+            self._foreign_effect("BUILD", target, state)
+            return
+        try:
+            set_state(target, state)
+        except FormatError as error:
+            if error.path is None:
+                error.path, error.offset = self.source.name, self._arguments.at
+            raise
+
+
+def describe(value: Value) -> str:
+    """A word or two for what `value` is, for messages."""
+    if isinstance(value, (Global, Call)):
+        return quote(value.path)
+    if isinstance(value, DictNode):
+        return quote(value.type_name)
+    if value is None or isinstance(value, (bool, int, float, str, bytes, list, tuple)):
+        return quote(type(value).__name__)
+    return quote(type(value).__name__.removesuffix("Node").lower())
+
+
+_SAME: Final = {
+    name: method
+    for method, names in {
+        "_mark": "mark",
+        "_pop_mark": "pop_mark",
+        "_push": "int binint binint1 binint2 long long1 long4 float binfloat",
+        "_push_string": "string binstring short_binstring unicode binunicode short_binunicode "
+        "binunicode8 binbytes short_binbytes binbytes8 bytearray8",
+        "_remember": "binput long_binput",
+        "_recall": "get binget long_binget",
+        "_extension": "ext1 ext2 ext4",
+        "_reference": "persid",
+    }.items()
+    for name in names.split()
+}
+"""Name of an opcode -> the method that it shares, or that serves others; the rest have their own."""
+
+
+def read_pickle(
+    source: Source,
+    *,
+    offset: int = 0,
+    end: int | None = None,
+    constructors: Constructors | None = None,
+    persistent: Callable[[Value], Value] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Pickle:
+    """The pickle that starts at `offset`, described; see `PickleMachine` for the arguments.
+
+    >>> import pickle
+    >>> from safeweights.storage import BytesSource
+    >>> found = read_pickle(BytesSource(pickle.dumps({"a": [1, 2]})))
+    >>> found.value.pairs
+    [('a', [1, 2])]
+    """
+    return PickleMachine(
+        source,
+        offset=offset,
+        end=end,
+        constructors=constructors,
+        persistent=persistent,
+        limits=limits,
+    ).run()

@@ -1,0 +1,249 @@
+"""From the nodes that describe tensors to tensors that can be read.
+
+A container says where a storage's bytes are (`Storages`); this module checks each tensor's geometry
+against them, bounds what views add, and notes which names show the same bytes. What the format
+cannot hold is refused by name with the option that would allow it, never dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ...derived.casting import CastTensor, cast, numpy_type
+from ...derived.dense import dequantised, from_sparse, read_array
+from ...derived.element_types import FOREIGN, item_size
+from ...derived.strided import Strided, StridedTensor, contiguous_strides
+from ...errors import FormatError, UnsupportedError, quote
+from ...format.dtypes import BITS
+from ...storage.limits import Limits, exceeded
+from .numpy_nodes import ArrayNode, RefusedNode
+from .torch_nodes import CastNode, MetaNode, QuantisedNode, SparseNode, StorageNode, TensorNode
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+    from ...checkpoint import Tensor
+    from ...storage import Source
+    from .flatten import Flat
+    from .nodes import Value
+
+__all__ = ["Materialized", "Storages", "StoredBytes", "materialize"]
+
+
+@dataclass(frozen=True)
+class StoredBytes:
+    """Where the bytes of a storage are.
+
+    Attributes:
+        source: The bytes, exactly the storage's.
+        swapped: They are big-endian.
+    """
+
+    source: Source
+    swapped: bool = False
+
+
+class Storages(Protocol):
+    """What a container of PyTorch storages offers."""
+
+    def find(self, storage: StorageNode) -> StoredBytes:
+        """The storage's bytes; FormatError where the container does not hold them."""
+
+
+@dataclass
+class Materialized:
+    """Tensors by name, and what could not become one.
+
+    Attributes:
+        tensors: Name -> tensor, in the file's order.
+        refused: Name -> why it was refused and which option allows it.
+        aliases: Name -> the first name that shows the same bytes in the same way.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+
+
+class _Refused(Exception):
+    """Why one tensor is not given."""
+
+
+@dataclass
+class _Builder:
+    label: str
+    storages: Storages | None
+    limits: Limits
+    densify: bool
+    casts: Mapping[str, str]
+    sources: dict[Hashable, Strided] = field(default_factory=dict)
+    added_bytes: int = 0
+
+    def strided(self, node: Value, name: str) -> Strided:
+        if isinstance(node, ArrayNode):
+            array = self._numpy(node, name)
+        elif isinstance(node, StorageNode):
+            code = node.dtype or "U8"
+            view = TensorNode(node, code, 0, (node.elements,), (1,))
+            array = self._torch(view, name)
+        elif isinstance(node, TensorNode):
+            array = self._torch(node, name)
+        else:
+            raise _Refused(f"a part of it is no tensor but {quote(type(node).__name__)}")
+        array.check(name, self.limits)
+        self._charge(array.nbytes - min(array.span, array.nbytes), array.source.name)
+        return array
+
+    def _charge(self, count: int, path: str) -> None:
+        self.added_bytes += count
+        if self.added_bytes > self.limits.view_bytes:
+            raise exceeded("view_bytes", self.limits.view_bytes, path)
+
+    def _numpy(self, node: ArrayNode, name: str) -> Strided:
+        array = node.strided(f"{self.label}!{name}")
+        if array is None:
+            raise _Refused(f"its NumPy type {quote(node.dtype.kind)} has no counterpart")
+        return replace(array, storage=id(node))
+
+    def _torch(self, node: TensorNode, name: str) -> Strided:
+        if self.storages is None:
+            raise FormatError(
+                f"tensor {quote(name)} refers to a storage, but this container has none",
+                rule="storage",
+                path=self.label,
+                tensor=name,
+            )
+        stored = self.storages.find(node.storage)
+        width = item_size(node.storage.dtype or "U8")
+        start = node.storage.first * width + node.offset * item_size(node.dtype)
+        array = Strided(
+            stored.source, start, node.dtype, node.shape, node.strides,
+            stored.swapped, node.conjugate, node.negative, node.storage.key,
+        )  # fmt: skip
+        limit = (node.storage.first + node.storage.elements) * width
+        if array.elements and not 0 <= start <= start + array.span <= limit:
+            raise FormatError(
+                f"tensor {quote(name)} reaches outside its storage {quote(node.storage.key)}",
+                rule="tensor-geometry",
+                path=stored.source.name,
+                tensor=name,
+            )
+        return array
+
+    def tensor(self, node: Value, name: str) -> Tensor:
+        """The tensor that `node` describes, of a type that the format has."""
+        tensor = cast(self.original(node, name), self.casts, self.label)
+        if tensor.dtype in FOREIGN:
+            raise _Refused(
+                f"its type is {FOREIGN[tensor.dtype][1]}, which the format lacks"
+                + ("; dtype (--dtype) C128=C64 converts it" if tensor.dtype == "C128" else "")
+            )
+        return tensor
+
+    def original(self, node: Value, name: str) -> Tensor:
+        if isinstance(node, MetaNode):
+            raise _Refused("it is a meta tensor: the file holds its shape but no values")
+        if isinstance(node, RefusedNode):
+            raise _Refused(node.reason)
+        if isinstance(node, CastNode):
+            return self._cast(self.original(node.value, name), node.dtype)
+        if isinstance(node, SparseNode):
+            return self._sparse(node, name)
+        if isinstance(node, QuantisedNode):
+            return self._quantised(node, name)
+        array = self.strided(node, name)
+        if array.dtype.startswith("Q"):
+            raise _Refused("it is quantised; densify (--densify) writes real numbers")
+        if array.dtype in BITS and BITS[array.dtype] < 8 and not array.contiguous:
+            raise _Refused(f"it is a strided view of the packed type {array.dtype}")
+        return StridedTensor(name, array)
+
+    def _cast(self, tensor: Tensor, dtype: str) -> Tensor:
+        """What PyTorch's device tensors ask for: data of one type, a tensor of another."""
+        if tensor.dtype.startswith("C") != dtype.startswith("C"):
+            raise _Refused(f"it asks for {tensor.dtype} to be converted to {dtype}")
+        return CastTensor(tensor, dtype, self.label)
+
+    def identity(self, tensor: Tensor, node: Value) -> Hashable:
+        """Equal for two tensors that show the same bytes in the same way."""
+        original = tensor.original if isinstance(tensor, CastTensor) else tensor
+        if isinstance(original, StridedTensor):
+            return tensor.dtype, original.array.identity
+        return id(node)
+
+    def _sparse(self, node: SparseNode, name: str) -> Tensor:
+        if not self.densify:
+            raise _Refused("it is sparse; densify (--densify) writes it dense")
+        parts = [self.strided(part, name) for part in node.parts]
+        if parts[-1].dtype not in BITS and parts[-1].dtype not in FOREIGN:
+            raise _Refused("its values have no counterpart in the format")
+        if len(node.shape) > min(self.limits.tensor_rank, 32) or min(node.shape, default=0) < 0:
+            raise FormatError(f"tensor {quote(name)} has an impossible shape", rule="sparse-tensor")
+        dense = math.prod(node.shape) * item_size(parts[-1].dtype)
+        self._charge(max(dense - parts[-1].nbytes, 0), self.label)
+        return from_sparse(name, node.layout, parts, node.shape)
+
+    def _quantised(self, node: QuantisedNode, name: str) -> Tensor:
+        if not self.densify:
+            raise _Refused("it is quantised; densify (--densify) writes real numbers")
+        array = self.strided(node.tensor, name)
+        scale, zero = (self._numbers(part, name) for part in (node.scale, node.zero_point))
+        return dequantised(name, array, scale, zero, node.axis)
+
+    def _numbers(self, part: Value, name: str) -> np.ndarray:
+        if isinstance(part, TensorNode):
+            array = self.strided(part, name)
+            return read_array(array).view(numpy_type(array.dtype))
+        return np.asarray(part)
+
+
+def materialize(
+    flat: Flat,
+    label: str,
+    storages: Storages | None,
+    limits: Limits,
+    *,
+    densify: bool = False,
+    casts: Mapping[str, str] | None = None,
+) -> Materialized:
+    """The tensors that `flat` describes.
+
+    Cost: a few microseconds a tensor; no element is read, except scales of quantised tensors.
+
+    Args:
+        flat: Names and nodes.
+        label: What to call the file in messages.
+        storages: Where storages are, if the container has any.
+        limits: See `Limits`.
+        densify: Make sparse and quantised tensors dense instead of refusing them.
+        casts: Element type -> the type to convert its tensors to.
+
+    Raises:
+        FormatError: A tensor's geometry contradicts its storage.
+    """
+    builder = _Builder(label, storages, limits, densify, casts or {})
+    result = Materialized(refused=dict(flat.refused))
+    first: dict[Hashable, str] = {}
+    for name, node in flat.tensors.items():
+        try:
+            tensor = builder.tensor(node, name)
+        except (_Refused, UnsupportedError) as reason:
+            result.refused[name] = str(reason)
+            continue
+        result.tensors[name] = tensor
+        key = builder.identity(tensor, node)
+        original = first.setdefault(key, name)
+        if original != name and tensor.nbytes:
+            result.aliases[name] = original
+    return result
+
+
+def packed(
+    source: Source, start: int, dtype: str, shape: tuple[int, ...], *, swapped: bool = False
+) -> Strided:
+    """A packed array in C order at byte `start` of `source`."""
+    return Strided(source, start, dtype, shape, contiguous_strides(shape), swapped)

@@ -1,0 +1,300 @@
+"""The bytes of a pickle -> opcodes and their arguments.
+
+Which opcodes there are, what follows each, and how it is read: numbers, lines, text, byte strings.
+Every length is checked against the bytes that are there before anything is allocated, and against
+the limits; long strings stay in the file, as a `Blob`. What CPython's unpickler would refuse is an
+error with the offset of the opcode.
+
+Knows nothing of what opcodes do: that is `pickle_machine`'s.
+
+Source: CPython's Lib/pickletools.py and PEPs 307, 3154 and 574.
+"""
+
+from __future__ import annotations
+
+import codecs
+from struct import Struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ...errors import FormatError
+from ...storage.limits import Limits, exceeded
+from .nodes import Blob
+
+if TYPE_CHECKING:
+    from ...storage import Source
+    from ...storage.windows import ByteReader
+
+__all__ = ["OPCODES", "Arguments", "Opcode"]
+
+_INTEGER_MAX: Final = 1700
+"""Bytes of an integer, whatever the limit says: CPython shows none of more than 4,300 digits."""
+
+_UINT2: Final = Struct("<H").unpack
+_INT4: Final = Struct("<i").unpack
+_UINT4: Final = Struct("<I").unpack
+_UINT8: Final = Struct("<Q").unpack
+_FLOAT8: Final = Struct(">d").unpack
+
+
+class Opcode(NamedTuple):
+    """What a byte stands for.
+
+    Attributes:
+        name: As pickletools has it, in lower case.
+        argument: The method of `Arguments` that reads what follows; empty where nothing does.
+    """
+
+    name: str
+    argument: str = ""
+
+
+OPCODES: Final = {
+    # structure
+    "\x80": Opcode("proto", "uint1"), "\x95": Opcode("frame", "uint8"), ".": Opcode("stop"),
+    "(": Opcode("mark"), "0": Opcode("pop"), "1": Opcode("pop_mark"), "2": Opcode("dup"),
+    # numbers and constants
+    "N": Opcode("none"), "\x88": Opcode("newtrue"), "\x89": Opcode("newfalse"),
+    "I": Opcode("int", "bool_or_int_line"), "J": Opcode("binint", "int4"), "K": Opcode("binint1", "uint1"),
+    "M": Opcode("binint2", "uint2"), "L": Opcode("long", "long_line"),
+    "\x8a": Opcode("long1", "long1"), "\x8b": Opcode("long4", "long4"),
+    "F": Opcode("float", "float_line"), "G": Opcode("binfloat", "float8"),
+    # text and bytes
+    "S": Opcode("string", "quoted_line"), "T": Opcode("binstring", "string4"),
+    "U": Opcode("short_binstring", "string1"), "V": Opcode("unicode", "text_line"),
+    "X": Opcode("binunicode", "text4"), "\x8c": Opcode("short_binunicode", "text1"),
+    "\x8d": Opcode("binunicode8", "text8"), "B": Opcode("binbytes", "bytes4"),
+    "C": Opcode("short_binbytes", "bytes1"), "\x8e": Opcode("binbytes8", "bytes8"),
+    "\x96": Opcode("bytearray8", "bytes8"), "\x97": Opcode("next_buffer"),
+    "\x98": Opcode("readonly_buffer"),
+    # containers
+    ")": Opcode("empty_tuple"), "t": Opcode("tuple"), "\x85": Opcode("tuple1"),
+    "\x86": Opcode("tuple2"), "\x87": Opcode("tuple3"), "]": Opcode("empty_list"),
+    "l": Opcode("list"), "a": Opcode("append"), "e": Opcode("appends"), "}": Opcode("empty_dict"),
+    "d": Opcode("dict"), "s": Opcode("setitem"), "u": Opcode("setitems"),
+    "\x8f": Opcode("empty_set"), "\x90": Opcode("additems"), "\x91": Opcode("frozenset"),
+    # memo
+    "p": Opcode("put", "int_line"), "q": Opcode("binput", "uint1"),
+    "r": Opcode("long_binput", "uint4"), "\x94": Opcode("memoize"), "g": Opcode("get", "int_line"),
+    "h": Opcode("binget", "uint1"), "j": Opcode("long_binget", "uint4"),
+    # names, references and calls
+    "c": Opcode("global", "two_names"), "\x93": Opcode("stack_global"),
+    "\x82": Opcode("ext1", "uint1"), "\x83": Opcode("ext2", "uint2"), "\x84": Opcode("ext4", "int4"),
+    "P": Opcode("persid", "name"), "Q": Opcode("binpersid"), "R": Opcode("reduce"),
+    "b": Opcode("build"), "i": Opcode("inst", "two_names"), "o": Opcode("obj"),
+    "\x81": Opcode("newobj"), "\x92": Opcode("newobj_ex"),
+}  # fmt: skip
+"""The character of every opcode of protocols 0 to 5."""
+
+
+class Arguments:
+    """Reads what follows an opcode.
+
+    Attributes:
+        reader: Where the pickle is read.
+        at: Offset of the opcode that is being read; whoever reads opcodes keeps it.
+    """
+
+    def __init__(self, source: Source, reader: ByteReader, limits: Limits) -> None:
+        self.reader = reader
+        self.at = reader.offset
+        self._source = source
+        self._limits = limits
+        self._inline = 0
+
+    def fault(self, message: str) -> FormatError:
+        """The error for what no pickle can have at the present opcode."""
+        return FormatError(
+            f"the pickle is malformed: {message}",
+            rule="pickle",
+            path=self._source.name,
+            offset=self.at,
+        )
+
+    def exceeded(self, name: str) -> FormatError:
+        """The error for what goes past a limit at the present opcode."""
+        return exceeded(name, getattr(self._limits, name), self._source.name, self.at)
+
+    # -- numbers
+
+    def uint1(self) -> int:
+        """A byte."""
+        return self.reader.take(1)[0]
+
+    def uint2(self) -> int:
+        """Two bytes, little-endian, as are the following."""
+        number: int = _UINT2(self.reader.take(2))[0]
+        return number
+
+    def int4(self) -> int:
+        """Four bytes, signed."""
+        number: int = _INT4(self.reader.take(4))[0]
+        return number
+
+    def uint4(self) -> int:
+        """Four bytes."""
+        number: int = _UINT4(self.reader.take(4))[0]
+        return number
+
+    def uint8(self) -> int:
+        """Eight bytes."""
+        number: int = _UINT8(self.reader.take(8))[0]
+        return number
+
+    def float8(self) -> float:
+        """Eight bytes, big-endian."""
+        number: float = _FLOAT8(self.reader.take(8))[0]
+        return number
+
+    def long1(self) -> int:
+        """A signed integer behind its length in a byte."""
+        return self._long(self.uint1())
+
+    def long4(self) -> int:
+        """A signed integer behind its length in four bytes."""
+        length = self.int4()
+        if length < 0:
+            raise self.fault("an integer has a negative length")
+        return self._long(length)
+
+    def _long(self, length: int) -> int:
+        if length > min(self._limits.integer_bytes, _INTEGER_MAX):
+            raise self.exceeded("integer_bytes")
+        return int.from_bytes(self.reader.take(length), "little", signed=True)
+
+    def int_line(self) -> int:
+        """A line with an integer."""
+        return self._integer(self._short_line())
+
+    def bool_or_int_line(self) -> int:
+        """A line with an integer, or with a boolean as protocol 0 writes it."""
+        line = self._short_line()
+        return line == b"01" if line in (b"00", b"01") else self._integer(line)
+
+    def long_line(self) -> int:
+        """A line with an integer that may end in L."""
+        line = self._short_line()
+        return self._integer(line[:-1] if line.endswith(b"L") else line)
+
+    def _integer(self, line: bytes) -> int:
+        if len(line) > 2 * min(self._limits.integer_bytes, _INTEGER_MAX):
+            raise self.exceeded("integer_bytes")
+        try:
+            return int(line, 0)
+        except ValueError as error:
+            raise self.fault("this is no integer") from error
+
+    def float_line(self) -> float:
+        """A line with a number."""
+        try:
+            return float(self._short_line())
+        except ValueError as error:
+            raise self.fault("this is no number") from error
+
+    # -- names
+
+    def _short_line(self) -> bytes:
+        return self.reader.line(max(4096, self._limits.name_bytes))
+
+    def name(self) -> str:
+        """A line with a name."""
+        line = self._short_line()
+        if len(line) > self._limits.name_bytes:
+            raise self.exceeded("name_bytes")
+        try:
+            return line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.fault("a name is not UTF-8") from error
+
+    def two_names(self) -> tuple[str, str]:
+        """Two lines: a module and a name in it."""
+        return self.name(), self.name()
+
+    # -- text and bytes
+
+    def _hold(self, count: int) -> None:
+        self._inline += count
+        if self._inline > self._limits.inline_bytes:
+            raise self.exceeded("inline_bytes")
+
+    def _blob(self, length: int, encoding: str | None) -> Blob:
+        return Blob(self._source, self.reader.skip(length), length, encoding)
+
+    def quoted_line(self) -> str | bytes:
+        """A line with a string of Python 2 in quotes, with escapes."""
+        line = self.reader.line(self._limits.inline_bytes).strip(b" \t\r")
+        if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
+            raise self.fault("the string is not quoted")
+        try:
+            data = codecs.escape_decode(line[1:-1])[0]
+        except ValueError as error:
+            raise self.fault("the string has an invalid escape") from error
+        return self._old_string(data)
+
+    def _old_string(self, data: bytes) -> str | bytes:
+        """Python 2's str: text if it is ASCII, else bytes (which is what arrays stored so are)."""
+        self._hold(len(data))
+        return data.decode("ascii") if data.isascii() else data
+
+    def string1(self) -> str | bytes | Blob:
+        """A string of Python 2 behind its length in a byte."""
+        return self._counted_string(self.uint1())
+
+    def string4(self) -> str | bytes | Blob:
+        """A string of Python 2 behind its length in four bytes."""
+        length = self.int4()
+        if length < 0:
+            raise self.fault("a string has a negative length")
+        return self._counted_string(length)
+
+    def _counted_string(self, length: int) -> str | bytes | Blob:
+        if length > self._limits.inline_value_bytes:
+            return self._blob(length, "ascii")
+        return self._old_string(self.reader.take(length))
+
+    def text_line(self) -> str:
+        """A line of text with escapes."""
+        line = self.reader.line(self._limits.inline_bytes)
+        self._hold(len(line))
+        try:
+            return codecs.raw_unicode_escape_decode(line)[0]
+        except UnicodeDecodeError as error:
+            raise self.fault("the text has an invalid escape") from error
+
+    def text1(self) -> str | Blob:
+        """UTF-8 behind its length in a byte."""
+        return self._text(self.uint1())
+
+    def text4(self) -> str | Blob:
+        """UTF-8 behind its length in four bytes."""
+        return self._text(self.uint4())
+
+    def text8(self) -> str | Blob:
+        """UTF-8 behind its length in eight bytes."""
+        return self._text(self.uint8())
+
+    def _text(self, length: int) -> str | Blob:
+        if length > self._limits.inline_value_bytes:
+            return self._blob(length, "utf-8")
+        self._hold(length)
+        try:
+            return self.reader.take(length).decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise self.fault("the text is not UTF-8") from error
+
+    def bytes1(self) -> bytes | Blob:
+        """Bytes behind their number in a byte."""
+        return self._bytes(self.uint1())
+
+    def bytes4(self) -> bytes | Blob:
+        """Bytes behind their number in four bytes."""
+        return self._bytes(self.uint4())
+
+    def bytes8(self) -> bytes | Blob:
+        """Bytes behind their number in eight bytes."""
+        return self._bytes(self.uint8())
+
+    def _bytes(self, length: int) -> bytes | Blob:
+        if length > self._limits.inline_value_bytes:
+            return self._blob(length, None)
+        self._hold(length)
+        return self.reader.take(length)

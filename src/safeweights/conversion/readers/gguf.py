@@ -1,0 +1,174 @@
+"""GGUF files: the tensors that are not quantised.
+
+A quantised tensor is named and refused; its blocks mean nothing outside of GGML. Keys and values of
+the header are listed as what is no tensor. Source: the GGUF specification (ggml/docs/gguf.md).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import TYPE_CHECKING, Final
+
+from ...derived.element_types import item_size
+from ...derived.strided import contiguous_strides
+from ...errors import FormatError, quote
+from ...storage.limits import Limits, exceeded
+from ...storage.windows import ByteReader, Window
+from ..foreign import ForeignCheckpoint, OpenOptions, from_tree
+from ..pickles.nodes import Blob, DictNode, Value
+from ..pickles.numpy_nodes import ArrayNode, DtypeNode, RefusedNode
+
+if TYPE_CHECKING:
+    from ...storage import Source
+
+__all__ = ["GGUF_MAGIC", "read_gguf"]
+
+GGUF_MAGIC: Final = b"GGUF"
+
+_TYPES: Final = {
+    0: "f4", 1: "f2", 24: "i1", 25: "i2", 26: "i4", 27: "i8", 28: "f8", 30: "ml:bfloat16",
+}  # fmt: skip
+"""GGML's number of each type that is not quantised -> array type."""
+
+_SCALARS: Final = "BbHhIif?__QqD"
+"""struct codes of value types 0 to 12; 8 is text, 9 an array."""
+_TEXT: Final = 8
+_ARRAY: Final = 9
+
+
+class _Header:
+    """Reads the header forward, in the file's byte order."""
+
+    def __init__(self, source: Source, limits: Limits) -> None:
+        self.source = source
+        self.limits = limits
+        self.bytes = ByteReader(source, len(GGUF_MAGIC))
+        version = self._version()
+        self.swapped = version >> 16 != 0
+        if self.swapped:
+            version = int.from_bytes(version.to_bytes(4, "little"), "big")
+        if version not in (2, 3):
+            raise self.fault(f"version {version} is not read, only 2 and 3")
+        self._order = ">" if self.swapped else "<"
+        self._values = 0
+
+    def _version(self) -> int:
+        return int.from_bytes(self.bytes.take(4), "little")
+
+    def fault(self, message: str) -> FormatError:
+        return FormatError(
+            f"the GGUF header is malformed: {message}",
+            rule="gguf",
+            path=self.source.name,
+            offset=self.bytes.offset,
+        )
+
+    def number(self, code: str) -> Value:
+        layout = self._order + code
+        return struct.unpack(layout, self.bytes.take(struct.calcsize(layout)))[0]
+
+    def count(self, at_least: int, what: str) -> int:
+        """A number of items that take `at_least` bytes each."""
+        value: int = self.number("Q")
+        if value * at_least > self.bytes.left:
+            raise self.fault(f"{value} {what} are announced, {self.bytes.left} bytes are left")
+        return value
+
+    def text(self) -> Value:
+        length = self.count(1, "bytes of text")
+        if length > self.limits.inline_value_bytes:
+            return Blob(self.source, self.bytes.skip(length), length, "utf-8")
+        try:
+            return self.bytes.take(length).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.fault("text is not UTF-8") from error
+
+    def name(self) -> str:
+        name = self.text()
+        if not isinstance(name, str):
+            raise exceeded("inline_value_bytes", self.limits.inline_value_bytes, self.source.name)
+        return name
+
+    def value(self, kind: int) -> Value:
+        if kind != _ARRAY:
+            return self._scalar(kind)
+        item = self.number("I")
+        if item == _ARRAY:
+            raise self.fault("an array of arrays")
+        count = self.count(1, "values")
+        return [self._scalar(item) for _ in range(count)]
+
+    def _scalar(self, kind: int) -> Value:
+        self._values += 1
+        if self._values > self.limits.objects:
+            raise exceeded("objects", self.limits.objects, self.source.name)
+        if kind == _TEXT:
+            return self.text()
+        if kind >= len(_SCALARS) or kind == _ARRAY:
+            raise self.fault(f"value type {kind} does not exist")
+        code = _SCALARS[kind]
+        return self.number("d" if code == "D" else code)
+
+
+def read_gguf(source: Source, options: OpenOptions) -> ForeignCheckpoint:
+    """A GGUF file of version 2 or 3, of either byte order.
+
+    Raises:
+        FormatError: The header is malformed, or a tensor lies outside the file.
+    """
+    header = _Header(source, options.limits)
+    tensors = header.count(24, "tensors")
+    if tensors > options.limits.tensors:
+        raise exceeded("tensors", options.limits.tensors, source.name)
+    entries: dict[str, Value] = {}
+    for _ in range(header.count(13, "keys")):
+        key = header.name()
+        if key in entries:
+            raise header.fault(f"key {quote(key)} occurs twice")
+        entries[key] = header.value(header.number("I"))
+    infos = [_tensor_info(header) for _ in range(tensors)]
+    alignment = entries.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
+        raise header.fault("the alignment is no power of two")
+    start = -(-header.bytes.offset // alignment) * alignment
+    pairs: list[tuple[Value, Value]] = [
+        (name, _array(header, start, alignment, info)) for name, info in infos
+    ]
+    metadata = {key: value for key, value in entries.items() if isinstance(value, str)}
+    pairs.append(("gguf", DictNode(list(entries.items()))))
+    return from_tree("gguf", source.name, DictNode(_distinct(header, pairs)), options,
+                     metadata={f"gguf.{key}": value for key, value in metadata.items()})  # fmt: skip
+
+
+def _distinct(header: _Header, pairs: list[tuple[Value, Value]]) -> list[tuple[Value, Value]]:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise header.fault(f"tensor {quote(name)} occurs twice")
+        seen.add(name)
+    return pairs
+
+
+def _tensor_info(header: _Header) -> tuple[str, tuple[tuple[int, ...], int, int]]:
+    name = header.name()
+    rank = header.number("I")
+    if rank > header.limits.tensor_rank:
+        raise header.fault(f"tensor {quote(name)} has {rank} dimensions")
+    # GGML counts dimensions from the fastest.
+    shape = tuple(header.number("Q") for _ in range(rank))[::-1]
+    return name, (shape, header.number("I"), header.number("Q"))
+
+
+def _array(
+    header: _Header, start: int, alignment: int, info: tuple[tuple[int, ...], int, int]
+) -> Value:
+    shape, kind, offset = info
+    if kind not in _TYPES:
+        return RefusedNode(f"it is of GGML's quantised type {kind}, which only GGML can read")
+    dtype = DtypeNode(_TYPES[kind], header.swapped)
+    size = math.prod(shape) * item_size(dtype.code or "U8")
+    if offset % alignment:
+        raise header.fault(f"a tensor at {offset} is not aligned to {alignment}")
+    data = Window(header.source, start + offset, size)
+    return ArrayNode(start + offset, dtype, shape, contiguous_strides(shape), data)

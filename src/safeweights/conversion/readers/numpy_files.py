@@ -1,0 +1,371 @@
+"""NumPy's containers: .npy, .npz, and the pickles of joblib, of Paddle, and of plain Python.
+
+A .npy header is a Python literal; it is taken apart with one regular expression and never
+evaluated. Arrays of Python objects are pickles and go through the symbolic machine. joblib writes
+an array's bytes between the opcodes of its pickle, right behind the object that describes it.
+Source of the layouts: NumPy's numpy/lib/format.py, joblib's numpy_pickle.py, Paddle's
+python/paddle/framework/io.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+from ...derived.element_types import item_size
+from ...derived.strided import contiguous_strides
+from ...errors import FormatError, quote
+from ...format.sniffing import HEAD, identify
+from ...storage.inflating import inflated_head, spooled
+from ...storage.windows import Window, read_bytes
+from ..archives.zip_reader import ZipArchive
+from ..foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions, from_tree
+from ..pickles.machine import Pickle, PickleMachine
+from ..pickles.nodes import Call, DictNode, Global, Value
+from ..pickles.numpy_nodes import ArrayNode, DtypeNode, int_tuple
+from ..pickles.object_nodes import is_int
+from .torch_files import NestedStorages, is_legacy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ...storage import Source
+    from ...storage.limits import Limits
+
+__all__ = [
+    "COMPRESSED",
+    "NPY_MAGIC",
+    "JoblibArrays",
+    "compressed_kind",
+    "holds_pickle",
+    "is_npz",
+    "numpy_pickle",
+    "object_start",
+    "read_npy",
+    "read_npz",
+    "read_object_pickle",
+]
+
+NPY_MAGIC: Final = b"\x93NUMPY"
+
+COMPRESSED: Final = (
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bz2"),
+    (b"\xfd7zXZ\x00", "lzma"),
+    (b"\x5d\x00\x00", "lzma"),
+    (b"\x78\x01", "zlib"),
+    (b"\x78\x5e", "zlib"),
+    (b"\x78\x9c", "zlib"),
+    (b"\x78\xda", "zlib"),
+)
+"""First bytes of a compressed stream -> codec."""
+
+_HEADER_MAX: Final = 1 << 16
+_ENTRY: Final = re.compile(
+    r"\s*(?:'(?P<key>\w+)'|\"(?P<key2>\w+)\")\s*:\s*"
+    r"(?:'(?P<text>[^'\\]*)'|\"(?P<text2>[^\"\\]*)\"|(?P<flag>True|False)|\((?P<shape>[0-9L,\s]*)\)|(?P<other>\[.*\]))"
+    r"\s*(?:,|(?=\}))",
+    re.DOTALL,
+)
+
+
+# -- .npy ---------------------------------------------------------------------------------------
+
+
+def _npy_fault(source: Source, message: str) -> FormatError:
+    return FormatError(f"the .npy header {message}", rule="npy", path=source.name, offset=0)
+
+
+def npy_array(source: Source, limits: Limits) -> tuple[ArrayNode | Value, tuple[Pickle, ...]]:
+    """The array in a .npy file, and the pickle it is made of where it holds Python objects.
+
+    Raises:
+        FormatError: The header is malformed, or the data is not as long as it says.
+    """
+    text, start = _npy_header(source)
+    fields = _npy_fields(source, text)
+    shape = tuple(int(part.rstrip("L")) for part in re.findall(r"\d+L?", fields["shape"]))
+    if len(shape) > limits.tensor_rank:
+        raise _npy_fault(source, f"has {len(shape)} dimensions")
+    descr = fields.get("text")
+    if descr is None:  # a structured type
+        dtype = DtypeNode("V", fields=True)
+    else:
+        dtype = DtypeNode(descr.lstrip("<>=|"), descr.startswith(">"))
+    if dtype.is_object:
+        pickle = numpy_pickle(source, start, limits)
+        return pickle.value, (pickle,)
+    rest = Window(source, start, source.size - start)
+    strides = contiguous_strides(shape, fortran=fields["flag"] == "True")
+    node = ArrayNode(start, dtype, shape, strides, rest)
+    if dtype.code is not None and math.prod(shape) * item_size(dtype.code) != rest.size:
+        raise _npy_fault(source, f"says {fields['shape']} of {descr}; {rest.size} bytes follow")
+    return node, ()
+
+
+def _npy_header(source: Source) -> tuple[str, int]:
+    head = read_bytes(source, 0, min(12, source.size))
+    layouts = {1: ("<H", 8), 2: ("<I", 8), 3: ("<I", 8)}
+    if not head.startswith(NPY_MAGIC) or len(head) < 12 or head[6] not in layouts or head[7]:
+        raise _npy_fault(source, "does not start with NumPy's magic bytes and a known version")
+    layout, at = layouts[head[6]]
+    (length,) = struct.unpack_from(layout, head, at)
+    if length > _HEADER_MAX:
+        raise _npy_fault(source, f"is {length} bytes long")
+    start = at + struct.calcsize(layout)
+    encoding = "utf-8" if head[6] == 3 else "latin-1"
+    try:
+        return read_bytes(source, start, length).decode(encoding), start + length
+    except UnicodeDecodeError as error:
+        raise _npy_fault(source, "is not text") from error
+
+
+def _npy_fields(source: Source, text: str) -> dict[str, str]:
+    """The three entries of the header's dictionary, whatever their order."""
+    body = text.strip()
+    if not body.startswith("{") or not body.endswith("}"):
+        raise _npy_fault(source, "is no dictionary")
+    kinds = {"descr": ("text", "other"), "fortran_order": ("flag",), "shape": ("shape",)}
+    fields: dict[str, str] = {}
+    position = 1
+    while body[position:].strip() != "}":
+        match = _ENTRY.match(body, position)
+        key = (match["key"] or match["key2"]) if match else ""
+        if match is None or key not in kinds:
+            raise _npy_fault(source, f"has an entry that NumPy does not write: {quote(body)}")
+        found = {name: value for name, value in match.groupdict().items() if value is not None}
+        kind = next(name for name in ("text", "text2", "flag", "shape", "other") if name in found)
+        if kind.rstrip("2") not in kinds.pop(key):
+            raise _npy_fault(source, f"has a malformed {quote(key)}")
+        fields[kind.rstrip("2")] = found[kind]
+        position = match.end()
+    if kinds:
+        raise _npy_fault(source, f"lacks {quote(min(kinds))}")
+    return fields
+
+
+def object_start(source: Source) -> int | None:
+    """Where the pickle of a .npy file of Python objects begins; None for one of numbers."""
+    text, start = _npy_header(source)
+    descr = _npy_fields(source, text).get("text", "V")
+    return start if DtypeNode(descr.lstrip("<>=|")).is_object else None
+
+
+def read_npy(source: Source, options: OpenOptions) -> ForeignCheckpoint:
+    """A .npy file: one array, called ``tensor``, or the tensors of the objects it holds."""
+    node, pickles = npy_array(source, options.limits)
+    return from_tree("npy", source.name, node, options, pickles=pickles)
+
+
+def is_npz(archive: ZipArchive) -> bool:
+    """Whether all members of the archive are arrays."""
+    names = [name for name, member in archive.members.items() if not member.is_folder]
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def read_npz(source: Source, options: OpenOptions) -> ForeignCheckpoint:
+    """A .npz file: its arrays by the names of its members without ``.npy``."""
+    archive = ZipArchive(source, options.limits)
+    pairs: list[tuple[Value, Value]] = []
+    pickles: list[Pickle] = []
+    for name in archive.members:
+        node, found = npy_array(archive.open(name), options.limits)
+        pairs.append((name.removesuffix(".npy"), node))
+        pickles += found
+    return from_tree("npz", source.name, DictNode(pairs), options, pickles=tuple(pickles))
+
+
+# -- pickles with arrays -------------------------------------------------------------------------
+
+_JOBLIB: Final = frozenset({"joblib.numpy_pickle", "sklearn.externals.joblib.numpy_pickle"})
+
+
+class JoblibArrays:
+    """Replaces joblib's array wrappers with the arrays whose bytes follow them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self.inner: list[Pickle] = []
+
+    def __call__(self, machine: PickleMachine, target: Value) -> Value:
+        function = target.function if isinstance(target, Call) else None
+        if not isinstance(function, Global) or function.module not in _JOBLIB:
+            return target
+        if function.name == "NDArrayWrapper":
+            raise FormatError(
+                "joblib before 0.10 kept arrays in files beside the pickle; "
+                "load and dump it with a newer joblib first",
+                rule="joblib",
+                path=machine.source.name,
+                offset=machine.reader.offset,
+            )
+        if function.name != "NumpyArrayWrapper":
+            return target
+        return self._array(machine, target.state[-1])
+
+    def _array(self, machine: PickleMachine, state: Value) -> Value:
+        shape = int_tuple(state.get("shape")) if isinstance(state, DictNode) else None
+        dtype = state.get("dtype") if shape is not None else None
+        at = machine.reader.offset
+        if shape is None or not isinstance(dtype, DtypeNode) or any(n < 0 for n in shape):
+            raise self._fault(machine, "an array's description is malformed")
+        if dtype.is_object:
+            found = numpy_pickle(machine.source, at, self._limits, trailing=True)
+            self.inner.append(found)
+            machine.reader.seek(found.end)
+            return found.value
+        if dtype.width is None:
+            raise self._fault(machine, f"the size of type {quote(dtype.kind)} is unknown")
+        if is_int(state.get("numpy_array_alignment_bytes")):
+            at += 1 + read_bytes(machine.source, at, 1)[0]
+        size = math.prod(shape) * dtype.width
+        data = Window(machine.source, at, size)
+        machine.reader.seek(at + size)
+        strides = contiguous_strides(shape, fortran=state.get("order") == "F")
+        return ArrayNode(at, dtype, shape, strides, data)
+
+    def _fault(self, machine: PickleMachine, message: str) -> FormatError:
+        return FormatError(
+            message, rule="joblib", path=machine.source.name, offset=machine.reader.offset
+        )
+
+
+def numpy_pickle(
+    source: Source,
+    offset: int,
+    limits: Limits,
+    *,
+    trailing: bool = False,
+    nested: NestedStorages | None = None,
+) -> Pickle:
+    """The pickle at `offset`, joblib's interleaved arrays included.
+
+    Args:
+        source: Where it is.
+        offset: Its first byte.
+        limits: See `Limits`.
+        trailing: Allow bytes behind it.
+        nested: Takes in the tensors that plain pickles carry as files in byte strings.
+
+    Raises:
+        FormatError: It is malformed, or bytes follow it.
+    """
+    arrays = JoblibArrays(limits)
+    constructors = dict(ALL_CONSTRUCTORS)
+    if nested is not None:
+        constructors["torch.storage", "_load_from_bytes"] = nested.load
+    machine = PickleMachine(
+        source, offset=offset, constructors=constructors, on_build=arrays, limits=limits
+    )
+    found = machine.run()
+    for inner in (*arrays.inner, *(nested.pickles if nested is not None else ())):
+        found.calls += inner.calls
+        found.globals += inner.globals
+        found.effects += inner.effects
+    if not trailing and found.end != source.size:
+        raise FormatError(
+            f"{source.size - found.end} bytes follow the pickle",
+            rule="pickle-trailing",
+            path=source.name,
+            offset=found.end,
+        )
+    return found
+
+
+def inflated(source: Source, limits: Limits) -> Source:
+    """`source` itself, or, if it is a compressed stream, what it inflates to."""
+    head = read_bytes(source, 0, min(8, source.size))
+    for magic, codec in COMPRESSED:
+        if head.startswith(magic):
+            return spooled(source, codec, f"{source.name}!{codec}", limits)
+    return source
+
+
+_PICKLE: Final = re.compile(rb"\x80[\x02-\x05]|[\]})][q.]|\([dl]p\d|\(?c[\w.]+\n[\w.]+\n").match
+"""How pickles of protocol 2 to 5 begin, and of 1 and 0 such as hold anything."""
+
+
+def compressed_kind(source: Source) -> str | None:
+    """What to say of a compressed stream, such as "gzip-compressed: decompress it first"."""
+    found = _compressed(source)
+    if found is None:
+        return None
+    known = identify(read_bytes(source, 0, min(HEAD, source.size)))
+    return known or f"{found[0]}-compressed: decompress it first"
+
+
+def holds_pickle(source: Source) -> bool:
+    """Whether a compressed stream is what joblib writes: a pickle, and not another format."""
+    found = _compressed(source)
+    return found is not None and bool(_PICKLE(found[1])) and not is_legacy(found[1])
+
+
+def _compressed(source: Source) -> tuple[str, bytes] | None:
+    """The codec, and how that begins which is compressed."""
+    head = read_bytes(source, 0, min(8, source.size))
+    for magic, codec in COMPRESSED:
+        if head.startswith(magic) and (inner := inflated_head(source, codec, HEAD)) is not None:
+            return codec, inner
+    return None
+
+
+def read_object_pickle(source: Source, options: OpenOptions) -> ForeignCheckpoint:
+    """A pickle of dictionaries, lists and NumPy arrays, as joblib, Paddle and others write it.
+
+    A compressed one is inflated into a temporary file. With `OpenOptions.paddle`, the pairs
+    (name, array) that Paddle writes for its tensors are their arrays.
+
+    Raises:
+        FormatError: It is malformed, or refers to what lies outside of it.
+    """
+    body = inflated(source, options.limits)
+    nested = NestedStorages(options.limits)
+    found = numpy_pickle(body, 0, options.limits, nested=nested)
+    tree = found.value
+    if options.paddle:
+        tree = _paddle_tree(tree, options.limits)
+    kind = "paddle" if options.paddle else "pickle"
+    if any(call.path.startswith("joblib.") for call in found.calls) or body is not source:
+        kind = "joblib"
+    return from_tree(kind, source.name, tree, options, pickles=(found,), storages=nested)
+
+
+# -- Paddle ----------------------------------------------------------------------------------------
+
+_SPLIT: Final = "UnpackBigParamInfor@@"
+
+
+def _paddle_tree(root: Value, limits: Limits) -> Value:
+    """The tree with Paddle's tensors in place of what stands for them."""
+    if isinstance(root, DictNode) and root.get(_SPLIT) is not None:
+        raise FormatError(
+            "Paddle split an array of more than 2^30 elements; save it with protocol 4 first",
+            rule="paddle",
+        )
+    for node in _dictionaries(root, limits):
+        node.pairs[:] = [(key, _paddle_value(value)) for key, value in node.pairs]
+    return root
+
+
+def _dictionaries(root: Value, limits: Limits) -> Iterator[DictNode]:
+    pending: list[Any] = [root]
+    seen: set[int] = set()
+    while pending and len(seen) < limits.objects:
+        node = pending.pop()
+        if isinstance(node, DictNode) and id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            pending.extend(value for _, value in node.pairs)
+
+
+def _paddle_value(value: Value) -> Value:
+    array = value
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        array = value[1]
+    if not isinstance(array, ArrayNode):
+        return value
+    if array.dtype.code == "U16":
+        array.dtype = DtypeNode("ml:bfloat16", array.dtype.swapped)
+    return array

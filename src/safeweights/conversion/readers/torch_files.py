@@ -1,0 +1,380 @@
+"""PyTorch's containers: the zip file, TorchScript, the legacy stream.
+
+What they share is a pickle that names storages by key. They differ in where the storages are:
+members of the archive, or raw bytes behind the pickles. The oldest container, a tar file, is in
+`torch_tar`. Source of the layouts: torch/serialization.py, caffe2/serialize/inline_container.cc,
+torch/csrc/jit/serialization/export_module.cpp.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from ...derived.element_types import item_size
+from ...errors import FormatError, quote
+from ...storage.limits import Limits  # noqa: TC001 - get_type_hints must work
+from ...storage.windows import Window, read_bytes
+from ..archives.zip_reader import ZipArchive, looks_like_zip
+from ..foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions, from_tree
+from ..pickles.machine import Pickle, read_pickle
+from ..pickles.materialize import Storages, StoredBytes
+from ..pickles.nodes import Call, DictNode, Value
+from ..pickles.numpy_nodes import blob_source
+from ..pickles.object_nodes import as_bytes, is_int
+from ..pickles.torch_nodes import StorageNode, storage_type
+
+if TYPE_CHECKING:
+    from ...storage import Source
+
+__all__ = [
+    "MAGIC",
+    "NestedStorages",
+    "is_legacy",
+    "read_legacy",
+    "read_zip",
+    "reference",
+    "torch_root",
+]
+
+MAGIC: Final = 0x1950A86A20F9469CFC6C
+"""The first pickle of a legacy file."""
+
+_PROTOCOL: Final = 1001
+_MAGIC_WITHIN: Final = 32  # protocol 4 and 5 put a frame in front
+
+
+def reference(value: Value, prefix: str = "") -> Value:
+    """The node that a persistent id of a zip or legacy file stands for.
+
+    ``("storage", class, key, location, elements[, (view key, first, elements)])``, or
+    ``("module", class, file, source)``, which stands for the class.
+
+    Raises:
+        FormatError: It is neither.
+    """
+    if isinstance(value, tuple) and len(value) == 4 and value[0] == "module":
+        return value[1]
+    if not isinstance(value, tuple) or len(value) not in (5, 6) or value[0] != "storage":
+        raise FormatError("a persistent id is none that PyTorch writes", rule="torch-storage")
+    kind, key, elements = storage_type(value[1]), value[2], value[4]
+    view = value[5] if len(value) == 6 else None
+    if kind is None or not isinstance(key, str) or not is_int(elements) or elements < 0:
+        raise FormatError("a storage reference is malformed", rule="torch-storage")
+    if view is None:
+        return StorageNode(prefix + key, kind[0], elements)
+    if not isinstance(view, tuple) or len(view) != 3 or not all(map(is_int, view[1:])):
+        raise FormatError("a view of a storage is malformed", rule="torch-storage")
+    _, first, count = view
+    if first < 0 or count < 0 or first + count > elements:
+        raise FormatError("a view reaches outside its storage", rule="torch-storage")
+    return StorageNode(prefix + key, kind[0], count, first)
+
+
+@dataclass(frozen=True)
+class TorchContents:
+    """What a file of `torch.save` holds: a tree, the pickles it came from, and the storages."""
+
+    tree: Value
+    pickles: tuple[Pickle, ...]
+    storages: Storages
+
+
+def _checkpoint(
+    kind: str, source: Source, contents: TorchContents, options: OpenOptions
+) -> ForeignCheckpoint:
+    return from_tree(
+        kind,
+        source.name,
+        contents.tree,
+        options,
+        pickles=contents.pickles,
+        storages=contents.storages,
+    )
+
+
+class NestedStorages:
+    """Storages that a plain pickle carries as whole files of `torch.save` in byte strings.
+
+    That is how tensors pickle outside of `torch.save`: as a call of ``_load_from_bytes``.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._places: dict[str, tuple[Storages, StorageNode]] = {}
+        self.pickles: list[Pickle] = []
+
+    def load(self, call: Call) -> Value:
+        """Describe ``torch.storage._load_from_bytes(bytes)``: the storage in them."""
+        data = as_bytes(call.arguments[0]) if len(call.arguments) == 1 else None
+        if data is None:
+            return NotImplemented
+        source = blob_source(data, f"bytes@{call.offset}")
+        if looks_like_zip(read_bytes(source, 0, min(4, source.size))):
+            _, contents = _zip_contents(source, self._limits)
+        else:
+            contents = _legacy_contents(source, self._limits)
+        self.pickles += contents.pickles
+        node = contents.tree
+        if not isinstance(node, StorageNode):
+            return NotImplemented
+        key = f"{call.offset}/{node.key}"
+        self._places[key] = contents.storages, node
+        return replace(node, key=key)
+
+    def find(self, storage: StorageNode) -> StoredBytes:
+        """The bytes of a storage that `load` described."""
+        found = self._places.get(storage.key)
+        if found is None:
+            raise FormatError("a storage is in none of the byte strings", rule="torch-storage")
+        storages, node = found
+        return storages.find(replace(storage, key=node.key))
+
+
+# -- zip
+
+
+def torch_root(archive: ZipArchive) -> str | None:
+    """The folder that all members of a PyTorch archive are in, or None."""
+    roots = {name.split("/", 1)[0] for name in archive.members}
+    root = next(iter(roots)) if len(roots) == 1 else None
+    return root if root is not None and f"{root}/data.pkl" in archive.members else None
+
+
+class _ZipStorages:
+    """Storages that are members of an archive; keys carry their folder, ``data/0``."""
+
+    def __init__(self, archive: ZipArchive, root: str) -> None:
+        self._archive = archive
+        self._root = root
+        self._found: dict[str, Source] = {}
+        self._swapped = self._byte_order() == "big"
+
+    def _byte_order(self) -> str:
+        name = f"{self._root}/byteorder"
+        member = self._archive.members.get(name)
+        if member is None:
+            return "little"
+        source = self._archive.open(name)
+        order = read_bytes(source, 0, min(source.size, 16)).decode("latin-1")
+        if order not in ("little", "big"):
+            raise FormatError(
+                f"the byte order {quote(order)} is neither `little` nor `big`",
+                rule="torch-byteorder",
+                path=source.name,
+            )
+        return order
+
+    def find(self, storage: StorageNode) -> StoredBytes:
+        """The member of the storage's key, whose size must be what the pickle says."""
+        source = self._found.get(storage.key)
+        if source is None:
+            source = self._found[storage.key] = self._open(storage.key)
+        width = item_size(storage.dtype or "U8")
+        need = (storage.first + storage.elements) * width
+        if need > source.size or (not storage.first and source.size - need >= max(width, 1)):
+            raise FormatError(
+                f"the pickle says this storage has {need} bytes, but the member has {source.size}",
+                rule="torch-storage",
+                path=source.name,
+            )
+        return StoredBytes(source, self._swapped)
+
+    def _open(self, key: str) -> Source:
+        name = f"{self._root}/{key}"
+        if name not in self._archive.members:
+            raise FormatError(
+                f"the pickle refers to storage {quote(key)}, which the archive does not hold",
+                rule="torch-storage",
+                path=self._archive.source.name,
+            )
+        return self._archive.open(name)
+
+
+def read_zip(source: Source, options: OpenOptions) -> ForeignCheckpoint:
+    """A file of `torch.save` since 1.6, or of `torch.jit.save`.
+
+    Raises:
+        FormatError: The archive or its pickle breaks a rule.
+    """
+    kind, contents = _zip_contents(source, options.limits)
+    return _checkpoint(kind, source, contents, options)
+
+
+def _zip_contents(source: Source, limits: Limits) -> tuple[str, TorchContents]:
+    archive = ZipArchive(source, limits)
+    root = torch_root(archive)
+    if root is None:
+        raise FormatError(
+            "this zip archive is not one of PyTorch's: it has no data.pkl in its one folder",
+            rule="torch-zip",
+            path=source.name,
+        )
+    pickles = [_member_pickle(archive, f"{root}/data.pkl", "data/", limits)]
+    tree = pickles[0].value
+    kind = "torch-zip"
+    if f"{root}/constants.pkl" in archive.members:
+        kind = "torchscript"
+        constants = _member_pickle(archive, f"{root}/constants.pkl", "constants/", limits)
+        pickles.append(constants)
+        tree = _with_constants(tree, constants.value)
+    return kind, TorchContents(tree, tuple(pickles), _ZipStorages(archive, root))
+
+
+def _with_constants(tree: Value, constants: Value) -> Value:
+    """The module's tree with the constants of its code beside its attributes."""
+    if not constants:
+        return tree
+    beside = DictNode([("constants", constants)])
+    state = getattr(tree, "state", None)
+    if state is None:
+        return DictNode([("data", tree), *beside.pairs])
+    state.append(beside)
+    return tree
+
+
+def _member_pickle(archive: ZipArchive, name: str, prefix: str, limits: Limits) -> Pickle:
+    archive.verify(name)
+    source = archive.open(name)
+    pickle = read_pickle(
+        source,
+        constructors=ALL_CONSTRUCTORS,
+        persistent=lambda value: reference(value, prefix),
+        limits=limits,
+    )
+    # PyTorch 1.6 to 2.x write nothing behind STOP; anything there is a second pickle or worse.
+    if pickle.end != source.size:
+        raise FormatError(
+            f"{source.size - pickle.end} bytes follow the pickle",
+            rule="pickle-trailing",
+            path=source.name,
+            offset=pickle.end,
+        )
+    return pickle
+
+
+# -- legacy
+
+
+def is_legacy(head: bytes) -> bool:
+    """Whether a file that starts with `head` starts with the legacy magic number's pickle."""
+    return MAGIC.to_bytes(10, "little") in head[:_MAGIC_WITHIN]
+
+
+class LegacyStorages:
+    """Storages at known places in one source."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, Source] = {}
+
+    def add(self, key: str, source: Source, start: int, size: int) -> None:
+        """Note that storage `key` is the `size` bytes at `start`."""
+        self._places[key] = Window(source, start, size, f"{source.name}!storage {key}")
+
+    def find(self, storage: StorageNode) -> StoredBytes:
+        """The bytes noted for the storage's key."""
+        place = self._places.get(storage.key)
+        if place is None:
+            raise FormatError(
+                f"the pickle refers to storage {quote(storage.key)}, which the file does not hold",
+                rule="torch-storage",
+            )
+        return StoredBytes(place)
+
+
+def read_legacy(source: Source, options: OpenOptions) -> ForeignCheckpoint:
+    """A file of `torch.save` before 1.6: five pickles, then the storages.
+
+    Raises:
+        FormatError: The stream breaks a rule.
+    """
+    return _checkpoint("torch-legacy", source, _legacy_contents(source, options.limits), options)
+
+
+def _legacy_contents(source: Source, limits: Limits) -> TorchContents:
+    offset = 0
+    for what, expected in (("magic number", MAGIC), ("protocol version", _PROTOCOL)):
+        pickle = read_pickle(source, offset=offset, limits=limits)
+        if pickle.value != expected or not is_int(pickle.value):
+            raise FormatError(
+                f"the {what} of a legacy PyTorch file is wrong",
+                rule="torch-legacy",
+                path=source.name,
+                offset=offset,
+            )
+        offset = pickle.end
+    offset = read_pickle(source, offset=offset, limits=limits).end  # system information
+    storages: dict[str, StorageNode] = {}
+    pickle = read_pickle(
+        source,
+        offset=offset,
+        constructors=ALL_CONSTRUCTORS,
+        persistent=lambda value: _noted(reference(value), storages),
+        limits=limits,
+    )
+    keys = read_pickle(source, offset=pickle.end, limits=limits)
+    places = _place_storages(source, keys, storages)
+    return TorchContents(pickle.value, (pickle,), places)
+
+
+def _noted(node: Value, storages: dict[str, StorageNode]) -> Value:
+    """`node`, noted by its key; typed the same way each time it is referred to."""
+    if isinstance(node, StorageNode):
+        known = storages.setdefault(node.key, node)
+        if item_size(known.dtype or "U8") != item_size(node.dtype or "U8"):
+            raise FormatError(
+                f"storage {quote(node.key)} is referred to with two element sizes",
+                rule="torch-storage",
+            )
+    return node
+
+
+def _place_storages(
+    source: Source, keys: Pickle, storages: dict[str, StorageNode]
+) -> LegacyStorages:
+    """Where each storage is: behind the key list, each with its number of elements in front."""
+    if not isinstance(keys.value, list):
+        raise FormatError(
+            "the list of storages is malformed",
+            rule="torch-legacy",
+            path=source.name,
+            offset=keys.start,
+        )
+    places = LegacyStorages()
+    offset = keys.end
+    for key in keys.value:
+        node = storages.get(key) if isinstance(key, str) else None
+        if node is None:
+            raise FormatError(
+                "the list of storages names one that no tensor refers to",
+                rule="torch-legacy",
+                path=source.name,
+                offset=keys.start,
+            )
+        del storages[key]  # a key that is listed twice is not found again
+        offset = place_storage(places, source, offset, node)
+    if offset != source.size:
+        raise FormatError(
+            f"{source.size - offset} bytes follow the last storage",
+            rule="torch-legacy",
+            path=source.name,
+            offset=offset,
+        )
+    return places
+
+
+def place_storage(places: LegacyStorages, source: Source, offset: int, node: StorageNode) -> int:
+    """Note the storage whose element count is at `offset`; the offset behind its bytes."""
+    elements: int = struct.unpack("<q", read_bytes(source, offset, 8))[0]
+    if elements < 0 or elements < node.first + node.elements:
+        raise FormatError(
+            f"storage {quote(node.key)} has {elements} elements, "
+            f"but the pickle says {node.first + node.elements}",
+            rule="torch-storage",
+            path=source.name,
+            offset=offset,
+        )
+    size = elements * item_size(node.dtype or "U8")
+    places.add(node.key, source, offset + 8, size)
+    return offset + 8 + size

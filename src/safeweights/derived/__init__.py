@@ -1,0 +1,1 @@
+"""Mappings with new values: casting, strided views, dense forms of sparse and quantised tensors."""

@@ -1,0 +1,231 @@
+"""Element types as NumPy computes with them, and tensors converted from one to another.
+
+Types that NumPy lacks come from ml_dtypes, an optional package, asked for only when a value of such
+a type has to be computed rather than copied.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ..checkpoint import Tensor
+from ..errors import MissingDependencyError, UnsupportedError, quote
+from ..format.dtypes import BITS, DTYPES, byte_count
+from .element_types import FLOATS, FOREIGN, item_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["CastTensor", "cast", "numpy_type", "parse_casts"]
+
+Array = np.ndarray[Any, Any]
+
+_BLOCK_ELEMENTS: Final = 1 << 20
+
+
+def numpy_type(code: str) -> np.dtype[Any]:
+    """The NumPy type, little-endian, that computes with elements of `code`.
+
+    Raises:
+        MissingDependencyError: ml_dtypes is needed.
+        UnsupportedError: The type is packed or NumPy cannot compute with it.
+    """
+    if code == "C128":
+        return np.dtype("<c16")
+    row = DTYPES.get(code)
+    if row is None or row.bits < 8:
+        raise UnsupportedError(f"values of type {quote(code)} cannot be converted")
+    if not row.ml_dtypes:
+        return np.dtype(row.numpy).newbyteorder("<")
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"values of type {code} are computed with ml_dtypes: "
+            "pip install 'safeweights[ml-dtypes]'"
+        ) from error
+    kind: np.dtype[Any] = np.dtype(getattr(ml_dtypes, row.numpy))
+    return kind
+
+
+def parse_casts(text: str) -> dict[str, str]:
+    """The conversions that a request such as ``"BF16"`` or ``"F64=F32,C128=C64"`` stands for.
+
+    One type alone converts all real floating-point types; ``FROM=TO`` converts that type only.
+    128-bit complex, which the format lacks, is converted only by naming it.
+
+    Raises:
+        UnsupportedError: A name is no element type, or a conversion would change the kind of value.
+
+    >>> parse_casts("C128=C64")
+    {'C128': 'C64'}
+    """
+    casts: dict[str, str] = {}
+    for part in text.upper().split(","):
+        source, _, target = part.strip().rpartition("=")
+        _check_cast(source, target)
+        sources = [source] if source else [c for c in FLOATS if BITS[c] >= 8 and c != target]
+        casts.update(dict.fromkeys(sources, target))
+    return casts
+
+
+def _check_cast(source: str, target: str) -> None:
+    for code in (source, target):
+        if code and code not in BITS and code not in FOREIGN:
+            raise UnsupportedError(f"{quote(code)} is no element type")
+    if target not in BITS or BITS[target] < 8:
+        raise UnsupportedError(f"values cannot be converted to {quote(target)}")
+    from_complex, to_complex = source in ("C64", "C128"), target == "C64"
+    if from_complex != to_complex or (not source and target not in FLOATS):
+        raise UnsupportedError(
+            f"converting {quote(source or 'floating-point types')} to {quote(target)} "
+            "would lose part of each value"
+        )
+
+
+def cast(tensor: Tensor, casts: Mapping[str, str], path: str | None = None) -> Tensor:
+    """`tensor`, converted if `casts` has a type for its own; `path` is its file, for messages."""
+    target = casts.get(tensor.dtype, tensor.dtype)
+    return tensor if target == tensor.dtype else CastTensor(tensor, target, path)
+
+
+class CastTensor(Tensor):
+    """`tensor` converted to another element type, every value of which is checked.
+
+    A float becomes the nearest value of a narrower float (ties to even, as NumPy and ml_dtypes do
+    it), which may be zero; an infinity and a NaN stay one, a NaN of whatever payload. Everything
+    else must stay the number that it was. Cost: a block of a million elements at a time.
+    """
+
+    def __init__(self, tensor: Tensor, dtype: str, path: str | None = None) -> None:
+        super().__init__(
+            tensor.name, dtype, tensor.shape, byte_count(dtype, math.prod(tensor.shape))
+        )
+        self.original = tensor
+        self._path = path
+        self._from, self._to = numpy_type(tensor.dtype), numpy_type(dtype)
+        self._range = _safe_range(tensor.dtype, dtype)
+
+    def read_into(self, buffer: Any, offset: int = 0) -> None:
+        """Fill `buffer` with the converted tensor's bytes from `offset` on.
+
+        Raises:
+            UnsupportedError: A finite value would become infinite or NaN, an infinity NaN; or a
+                number that goes to or comes from integers or booleans would not stay what it is.
+        """
+        target = memoryview(buffer).cast("B")
+        width = self._to.itemsize
+        position = 0
+        while position < len(target):
+            first, skip = divmod(offset + position, width)
+            end = min(-(-(offset + len(target)) // width), first + _BLOCK_ELEMENTS)
+            data = self._elements(first, end - first)[skip:]
+            count = min(len(data), len(target) - position)
+            target[position : position + count] = data[:count]
+            position += count
+
+    def _elements(self, first: int, count: int) -> memoryview:
+        width = item_size(self.original.dtype)
+        data = bytearray(count * width)
+        self.original.read_into(memoryview(data), first * width)
+        values = np.frombuffer(data, self._from)
+        with np.errstate(over="ignore", invalid="ignore"):
+            # ml_dtypes has no cast from E8M0 to other F8 nor back; all of them widen without loss.
+            known = np.can_cast(self._from, self._to, "unsafe")
+            converted = (values if known else _parts(values)).astype(self._to)
+            if not self._surely_kept(values):
+                lost = np.flatnonzero(_lost(values, converted))
+                if lost.size:
+                    raise self._loss(first, values, converted, lost)
+        return memoryview(converted.tobytes())
+
+    def _surely_kept(self, values: Array) -> bool:
+        """Whether smallest and largest value alone tell that none is lost; a NaN leaves it open."""
+        if self._range is None or not values.size:
+            return True
+        low, high = self._range
+        parts = _parts(values)
+        return bool(low <= parts.min().item() and parts.max().item() <= high)
+
+    def _loss(self, first: int, values: Array, converted: Array, lost: Array) -> UnsupportedError:
+        """The error for a block that begins at element `first`, of which those at `lost` are lost."""
+        at = int(lost[0])
+        index = [int(part) for part in np.unravel_index(first + at, self.shape)]
+        least = "" if len(values) == math.prod(self.shape) else "at least "
+        were = "value would" if len(lost) == 1 else "values would"
+        return UnsupportedError(
+            f"tensor {quote(self.name)} cannot be converted from {self.original.dtype} to "
+            f"{self.dtype}: {least}{len(lost):,} {were} be lost, the first at {index}: {values[at]} "
+            f"would become {converted[at]}. Choose a wider type for {self.original.dtype}, or leave "
+            "it as it is: dtype (--dtype) can be FROM=TO",
+            path=self._path,
+            tensor=self.name,
+        )
+
+
+def _safe_range(source: str, target: str) -> tuple[float, float] | None:
+    """Values of type `source` in this range stay what they are, but for rounding between floats.
+
+    It may be empty, where only a look at each value tells; None where no value can be lost.
+    """
+    kind = numpy_type(target)
+    if target == "BOOL" or kind.kind in "iu":
+        if source in FLOATS:
+            return 1, 0  # one of them may not be whole
+        return (0, 1) if target == "BOOL" else (int(np.iinfo(kind).min), int(np.iinfo(kind).max))
+    limits = _finfo(target)
+    low, high = float(limits.min), float(limits.max)  # E8M0 has neither a sign nor a zero: low > 0
+    if source in FLOATS or target == "C64":
+        wider = low <= float(_finfo(source).min) and float(_finfo(source).max) <= high
+        infinite = np.isinf(_parts(np.array([np.inf]).astype(kind))).any()
+        return None if wider and infinite else (low, high)
+    exact = 2 ** (limits.nmant + 1)  # integers up to the precision of a float are values of it
+    return max(low, -exact), min(high, exact)
+
+
+def _finfo(code: str) -> Any:
+    if code not in DTYPES or not DTYPES[code].ml_dtypes:
+        return np.finfo(numpy_type(code))
+    import ml_dtypes
+
+    finfo: Any = ml_dtypes.finfo
+    return finfo(numpy_type(code))
+
+
+def _parts(values: Array) -> Array:
+    """`values` as NumPy computes with them fast: complex ones as pairs, short floats as F32."""
+    if values.dtype.kind == "c":
+        return values.view(values.real.dtype)
+    short = values.itemsize < 4 and values.dtype.kind not in "biu"
+    return values.astype("<f4") if short else values
+
+
+def _lost(values: Array, converted: Array) -> Array:
+    """Which of `values` are not, but for rounding between floats, what they were converted to."""
+    old, new = _parts(values), _parts(converted)
+    if old.dtype.kind == new.dtype.kind == "f":
+        parts = (np.isfinite(old) != np.isfinite(new)) | (np.isnan(old) != np.isnan(new))
+        lost: Array = parts.reshape(len(values), -1).any(axis=1)
+        return lost
+    if new.dtype.kind == "f":
+        return ~_is_whole(new, old)
+    if old.dtype.kind == "f":
+        return ~_is_whole(old, new)
+    # Integers wrap around, and so does the way back; but then not both have the same sign.
+    wrapped: Array = (new.astype(old.dtype) != old) | ((new < 0) != (old < 0))
+    return wrapped
+
+
+def _is_whole(floats: Array, integers: Array) -> Array:
+    """Where each of `floats` is the very number in `integers`; what is out of their range is not."""
+    bits = 1 if integers.dtype.kind == "b" else integers.dtype.itemsize * 8
+    signed = integers.dtype.kind == "i"
+    # Both bounds are powers of two, which every float type that gets here holds; a NaN is in no range.
+    low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1)) if signed else (0.0, 2.0**bits)
+    inside = (floats >= low) & (floats < high)
+    there: Array = np.where(inside, floats, 0).astype(integers.dtype) == integers
+    back: Array = integers.astype(floats.dtype) == floats
+    return inside & there & back

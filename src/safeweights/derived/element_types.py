@@ -1,0 +1,94 @@
+"""Element types that foreign files use, beyond the 22 of the format.
+
+A foreign type is either one of the format's codes or one of the few here, which a checkpoint may
+show but the writer refuses until the caller says what to turn it into. Also here: the names that
+PyTorch and NumPy give to types inside files. Pure data.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..format.dtypes import BITS, DTYPES
+
+__all__ = ["FLOATS", "FOREIGN", "NUMPY_CODES", "TORCH_DTYPES", "TORCH_STORAGES", "item_size"]
+
+FOREIGN: Final = {
+    "C128": (16, "complex128"),
+    "C32": (4, "complex of two float16"),
+    "QI8": (1, "quantised int8"),
+    "QU8": (1, "quantised uint8"),
+    "QI32": (4, "quantised int32"),
+}
+"""Code -> bytes an element, and what it is: types that the format does not have."""
+
+FLOATS: Final = frozenset(code for code in BITS if code.startswith(("F", "BF")))
+"""Codes of real floating-point types."""
+
+TORCH_DTYPES: Final = {
+    **{row.torch: row.code for row in DTYPES.values() if row.torch},
+    "complex128": "C128",
+    "complex32": "C32",
+    "qint8": "QI8",
+    "quint8": "QU8",
+    "qint32": "QI32",
+    # aliases that old files and hand-written code use
+    "float": "F32",
+    "double": "F64",
+    "half": "F16",
+    "long": "I64",
+    "int": "I32",
+    "short": "I16",
+    "cfloat": "C64",
+    "cdouble": "C128",
+    "chalf": "C32",
+}
+"""Attribute of the torch module -> code."""
+
+TORCH_STORAGES: Final = {
+    "FloatStorage": "F32",
+    "DoubleStorage": "F64",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+    "ComplexFloatStorage": "C64",
+    "ComplexDoubleStorage": "C128",
+    "QInt8Storage": "QI8",
+    "QUInt8Storage": "QU8",
+    "QInt32Storage": "QI32",
+}
+"""Name of a typed storage class -> code."""
+
+NUMPY_CODES: Final = {
+    "b1": "BOOL",
+    "u1": "U8",
+    "i1": "I8",
+    "u2": "U16",
+    "i2": "I16",
+    "f2": "F16",
+    "u4": "U32",
+    "i4": "I32",
+    "f4": "F32",
+    "u8": "U64",
+    "i8": "I64",
+    "f8": "F64",
+    "c8": "C64",
+    "c16": "C128",
+}
+"""Array-protocol type string without its byte order -> code."""
+
+
+def item_size(code: str) -> int:
+    """Whole bytes that one element takes in memory; packed types count their byte once.
+
+    >>> item_size("BF16"), item_size("C128"), item_size("F4")
+    (2, 16, 1)
+    """
+    if code in FOREIGN:
+        return FOREIGN[code][0]
+    return max(BITS[code] // 8, 1)

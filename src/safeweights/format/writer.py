@@ -1,0 +1,169 @@
+"""Writing a header: the reference writer's bytes for the same tensors and metadata."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from json.encoder import encode_basestring as _json_string
+from operator import index as as_index
+from operator import itemgetter
+from typing import TYPE_CHECKING, TypeAlias
+
+from ..errors import FormatError, UnsupportedError, quote
+from .dtypes import BITS, DTYPES, ORDER
+from .header import Header
+from .rules import (
+    MAX_HEADER,
+    MAX_METADATA,
+    MAX_RANK,
+    METADATA_KEY,
+    PREFIX,
+    TensorInfo,
+    byte_count,
+    overflows,
+)
+from .strictjson import MAX_UINT, has_surrogates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["layout"]
+
+
+def layout(
+    tensors: Iterable[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str] | None = None
+) -> tuple[Header, bytes]:
+    """Place tensors as the reference's writer does, and write the header.
+
+    Tensors are sorted by type (the widest first, in the order of `dtypes.ORDER` from its end) and
+    then by name, packed without gaps; the text is padded with spaces to a multiple of 8.
+
+    Args:
+        tensors: (name, dtype, shape) of each tensor.
+        metadata: Strings to strings; written sorted by key, so that the same input gives the same
+            bytes. None writes no `__metadata__`.
+
+    Returns:
+        The header, and the bytes with which the file begins (length field, text, padding).
+
+    Raises:
+        FormatError: A name, dtype, shape or metadata that the format cannot hold (same rules as
+            for reading).
+
+    >>> layout([("a", "U8", (3,))])[1][8:]
+    b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}   '
+    """
+    # Two stable sorts by one key each cost half of one sort by pairs.
+    ordered = sorted(tensors, key=itemgetter(0))
+    if len({dtype for _, dtype, _ in ordered}) > 1:
+        ordered.sort(key=lambda tensor: -ORDER.get(tensor[1], 0))
+    infos: dict[str, TensorInfo] = {}
+    parts = [] if metadata is None else [_metadata_text(metadata)]
+    kinds: dict[tuple[str, tuple[int, ...]], _Kind] = {}
+    new, cls = tuple.__new__, TensorInfo  # TensorInfo(...) costs three times this
+    begin, written = 0, "0"
+    last: tuple[object, object] = None, None
+    for name, dtype, dims in ordered:
+        if dims is not last[0] or dtype is not last[1]:
+            last = dims, dtype
+            key = dtype, tuple(dims)
+            kind = kinds.get(key)
+            if kind is None:
+                kind = kinds[key] = _kind(name, dtype, dims)
+            shape, size, between = kind
+        end = begin + size
+        infos[name] = new(cls, (dtype, shape, begin, end))
+        ending = str(end)  # once: it is the next one's begin
+        parts.append(f"{_json_string(name)}{between}{written},{ending}]}}")
+        begin, written = end, ending
+    if begin > MAX_UINT:
+        raise FormatError(f"the tensors take {begin} bytes, over 2^64", rule="overflow")
+    if len(infos) != len(ordered):
+        twice = next(a[0] for a, b in pairwise(sorted(ordered)) if a[0] == b[0])
+        message = f"two tensors are called {quote(twice)}"
+        raise FormatError(message, rule="duplicate-key", tensor=twice)
+    text = _encode(parts, infos)
+    header = Header(infos, None if metadata is None else dict(metadata), len(text))
+    return header, len(text).to_bytes(PREFIX, "little") + text
+
+
+_Kind: TypeAlias = tuple[tuple[int, ...], int, str]
+"""Shape, bytes, and the text between name and offsets of tensors that are alike."""
+
+
+def _kind(name: str, dtype: str, dims: Sequence[int]) -> _Kind:
+    shape = tuple(map(as_index, dims))  # NumPy's integers print differently
+    size = _checked_size(name, dtype, shape)
+    listed = ",".join(map(str, shape))
+    return shape, size, f':{{"dtype":"{dtype}","shape":[{listed}],"data_offsets":['
+
+
+def _checked_size(name: str, dtype: str, shape: tuple[int, ...]) -> int:
+    if dtype not in DTYPES:
+        raise FormatError(
+            f"unknown dtype {quote(dtype)} of tensor {quote(name)}", rule="dtype", tensor=name
+        )
+    if len(shape) > MAX_RANK:
+        message = (
+            f"tensor {quote(name)} has {len(shape)} dimensions, at most {MAX_RANK} can be written"
+        )
+        raise FormatError(message, rule="rank", tensor=name)
+    if any(dim < 0 for dim in shape):
+        message = f"tensor {quote(name)} has a negative dimension: {list(shape)}"
+        raise FormatError(message, rule="integer", tensor=name)
+    size = byte_count(dtype, shape)
+    if size is None:
+        boundary = math.prod(shape) * BITS[dtype] <= MAX_UINT and not overflows(shape)
+        what = "does not end up at a byte boundary" if boundary else "overflows 64 bits"
+        message = f"the size of tensor {quote(name)}, {dtype} of shape {list(shape)}, {what}"
+        raise FormatError(message, rule="byte-boundary" if boundary else "overflow", tensor=name)
+    if any(dim > MAX_UINT for dim in shape):  # behind a 0, which makes it no matter of size
+        message = f"a dimension of tensor {quote(name)} exceeds 2^64-1"
+        raise FormatError(message, rule="integer", tensor=name)
+    return size
+
+
+def _encode(parts: Iterable[str], tensors: Mapping[str, TensorInfo]) -> bytes:
+    """The JSON text whose members are `parts`, padded."""
+    if METADATA_KEY in tensors:
+        message = f"a tensor cannot be called `{METADATA_KEY}`: rename it"
+        raise FormatError(message, rule="metadata", tensor=METADATA_KEY)
+    try:
+        text = ("{" + ",".join(parts) + "}").encode()
+    except UnicodeEncodeError as error:
+        wrong = next((name for name in tensors if has_surrogates(name)), None)
+        where = "the metadata" if wrong is None else f"the name {quote(wrong)}"
+        message = f"{where} has a lone surrogate, which cannot be written as UTF-8: {error.reason}"
+        raise FormatError(message, rule="utf-8", tensor=wrong) from error
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        message = (
+            f"header too large: {len(text)} bytes for {len(tensors)} tensors, at most {MAX_HEADER}"
+        )
+        raise FormatError(message, rule="header-too-large")
+    return text
+
+
+def _metadata_text(metadata: Mapping[str, str]) -> str:
+    keys = _sorted_keys(metadata)
+    pairs = ",".join(f"{_json_string(key)}:{_json_string(metadata[key])}" for key in keys)
+    return f'"{METADATA_KEY}":{{{pairs}}}'
+
+
+def _sorted_keys(metadata: Mapping[str, str]) -> list[str]:
+    if not isinstance(metadata, Mapping):
+        kind = type(metadata).__name__
+        raise UnsupportedError(f"argument 'metadata': '{kind}' object is not an instance of 'dict'")
+    for pair in metadata.items():
+        for item in pair:
+            if not isinstance(item, str):
+                kind = type(item).__name__
+                raise UnsupportedError(
+                    f"argument 'metadata': '{kind}' object is not an instance of 'str' "
+                    f"(at key {quote(str(pair[0]))}): convert it"
+                )
+    if len(metadata) > MAX_METADATA:
+        message = f"metadata of {len(metadata)} keys, at most {MAX_METADATA} can be written"
+        raise FormatError(message, rule="metadata-limit")
+    return sorted(metadata)

@@ -1,0 +1,312 @@
+"""A bill of materials for a model: CycloneDX 1.6 (ECMA-424), as JSON.
+
+What is in it was read from the files themselves: every file with its SHA-256, the tensors of the
+weights by type, architecture and family from ``config.json``, and licence, data sets and base model
+as far as the model card's front matter states them. What a file claims is passed on as a claim;
+digests are measured.
+
+Nothing in the folder is left out but what git keeps for itself: a link is listed as what it leads to,
+and says so; what is neither a file nor a link to one is listed without a digest; what runs code, or
+can, is marked.
+
+Two runs over the same files give the same document, but for the time, which the caller may fix.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final
+
+from ..checkpoint import SafetensorsFile
+from ..checkpoint.shardindex import INDEX_SUFFIX, SUFFIX, read_index
+from ..errors import FormatError, quote
+from ..trust.content.digests import FileDigest, hash_files
+from ..trust.documents import parse_json
+from ..trust.errors import TrustError, VerificationError
+from ..trust.files import check_model, list_folder, read_document
+from ..trust.policies.examination import examine_file
+from ..trust.signatures.bundle import DEFAULT_IGNORED, covers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from ..trust.signatures.verifying import SignedBy
+
+__all__ = ["Foreign", "bill_of_materials"]
+
+_NAMESPACE: Final = uuid.UUID("6f1d1f6e-4f0b-5c6f-9d53-0a3a0f6d2c11")
+_MAX_TEXT: Final = 4 << 20
+_FRONT_MATTER = re.compile(r"---\r?\n(.*?)\r?\n---\s", re.DOTALL)
+_SCALAR = re.compile(r"([A-Za-z_]+):\s*(.*)")
+
+
+_OURS: Final = "safetensors"
+_SHOWN: Final = 100
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What is known of a file in another format than safetensors.
+
+    Attributes:
+        format: Its name.
+        tensors: How many; None where that cannot be read.
+        parameters: Element type -> elements.
+        calls: What loading it would call beyond what builds tensors.
+        unread: Why not all of it could be read: who knows what the rest calls.
+    """
+
+    format: str
+    tensors: int | None = None
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    calls: Sequence[str] = ()
+    unread: Sequence[str] = ()
+
+
+def bill_of_materials(
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    version: str | None = None,
+    signed_by: SignedBy | None = None,
+    when: datetime | None = None,
+    look: Callable[[str], Foreign | None] = lambda _: None,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, Any]:
+    """The bill of materials of the model at `path`; ready for `json.dumps`.
+
+    Cost: every file is read once.
+
+    Args:
+        path: A file, a folder, or the index of a model in several files.
+        name: What it is called; the last part of the path unless told.
+        version: Of the model.
+        signed_by: Who signed it, where that was verified.
+        when: The time to state; now unless told.
+        look: What reads files of other formats; without it only safetensors are counted.
+        workers: Files read at a time; the number of cores unless told.
+        progress: Called with the bytes read so far, from the calling thread.
+
+    Raises:
+        VerificationError: ``empty-resources``: there is no file.
+        FormatError: An index that is none.
+        OSError: As the operating system has it.
+    """
+    path = os.path.abspath(path)
+    check_model(path)
+    base = path if os.path.isdir(path) else os.path.dirname(path)
+    names = _names(path)
+    found = [each for each in names if os.path.isfile(os.path.join(base, each))]
+    digests = {
+        digest.name: digest
+        for digest in hash_files(
+            [(each, os.path.join(base, each)) for each in found], workers=workers, progress=progress
+        )
+    }
+    count = _Count()
+    files = [
+        _file(base, digests[each], count, look) if each in digests else _special(base, each)
+        for each in names
+    ]
+    model = _model(base, found, name or os.path.basename(path), version)
+    model["properties"] = _properties(count.weights(), signed_by)
+    moment = (when or datetime.now(timezone.utc)).astimezone(timezone.utc)
+    document = {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {
+            "timestamp": moment.isoformat(timespec="seconds"),
+            "tools": {"components": [_tool()]},
+            "component": model,
+        },
+        "components": files,
+        "dependencies": [
+            {"ref": "model", "dependsOn": [file["bom-ref"] for file in files]},
+            *({"ref": file["bom-ref"]} for file in files),
+        ],
+    }
+    content = json.dumps([model, files], sort_keys=True)
+    return {**document, "serialNumber": f"urn:uuid:{uuid.uuid5(_NAMESPACE, content)}"}
+
+
+def _names(path: str) -> list[str]:
+    if path.endswith(INDEX_SUFFIX) and os.path.isfile(path):
+        return [os.path.basename(path), *sorted(set(read_index(path).values()))]
+    if not os.path.isdir(path):
+        return [os.path.basename(path)]
+    found = [entry.name for entry in list_folder(path) if not covers(DEFAULT_IGNORED, entry.name)]
+    if not found:
+        raise VerificationError("there is no file to list", reason="empty-resources", path=path)
+    return found
+
+
+class _Count:
+    """Parameters by type, of each format for itself: a folder may hold the same weights in several."""
+
+    def __init__(self) -> None:
+        self._formats: dict[str, Counter[str]] = {}
+        self._seen: set[str] = set()
+
+    def add(self, path: str, format_name: str, parameters: Mapping[str, int]) -> None:
+        """Count the file at `path`, once under however many names."""
+        if (real := os.path.realpath(path)) not in self._seen:
+            self._seen.add(real)
+            self._formats.setdefault(format_name, Counter()).update(parameters)
+
+    def weights(self) -> Counter[str]:
+        """Of the safetensors where there are any, or else of the format that has the most."""
+        if _OURS in self._formats:
+            return self._formats[_OURS]
+        return max(self._formats.values(), key=Counter.total, default=Counter())
+
+
+def _tool() -> dict[str, Any]:
+    tool: dict[str, Any] = {"type": "application", "name": "safeweights"}
+    try:
+        return {**tool, "version": metadata.version("safeweights")}
+    except metadata.PackageNotFoundError:
+        return tool
+
+
+def _file(
+    base: str, digest: FileDigest, count: _Count, look: Callable[[str], Foreign | None]
+) -> dict[str, Any]:
+    facts = [("size", str(digest.size)), *_contents(base, digest.name, count, look)]
+    return {
+        "type": "file",
+        "bom-ref": f"file:{digest.sha256}:{digest.name}",
+        "name": digest.name,
+        "hashes": [{"alg": "SHA-256", "content": digest.sha256}],
+        "properties": _named([*_link(base, digest.name), *facts]),
+    }
+
+
+def _special(base: str, name: str) -> dict[str, Any]:
+    """What has no bytes to take a digest of."""
+    link = _link(base, name)
+    what = "a link to something that is not a file" if link else "not a regular file"
+    return {
+        "type": "file",
+        "bom-ref": f"special:{name}",
+        "name": name,
+        "properties": _named([*link, ("special", what)]),
+    }
+
+
+def _link(base: str, name: str) -> list[tuple[str, str]]:
+    path = os.path.join(base, name)
+    return [("link", quote(os.readlink(path), 4096)[1:-1])] if os.path.islink(path) else []
+
+
+def _contents(
+    base: str, name: str, count: _Count, look: Callable[[str], Foreign | None]
+) -> Iterator[tuple[str, str]]:
+    """What is in a file: its tensors, and what runs code."""
+    path = os.path.join(base, name)
+    findings = list(examine_file(path, name))
+    valid = False
+    if name.endswith(SUFFIX):
+        try:
+            tensors = SafetensorsFile.open(path, backend="pread").header.tensors
+        except FormatError as error:
+            yield "invalid", error.rule
+        else:
+            valid = True
+            parameters: Counter[str] = Counter()
+            for info in tensors.values():
+                parameters[info.dtype] += info.elements
+            count.add(path, _OURS, parameters)
+            yield "tensors", str(len(tensors))
+    foreign = None if valid else look(path)
+    # Text may begin like a pickle; what is one looks like it otherwise, too.
+    if foreign and (foreign.tensors is not None or any(f.kind == "pickle" for f in findings)):
+        yield "format", foreign.format
+        if foreign.tensors is not None:
+            count.add(path, foreign.format, foreign.parameters)
+            yield "tensors", str(foreign.tensors)
+        for call in foreign.calls[:_SHOWN]:
+            yield "loading-calls", call
+        for reason in foreign.unread[:_SHOWN]:
+            yield "unread", reason
+    for finding in findings:
+        yield f"finding:{finding.kind}", finding.detail
+
+
+def _named(facts: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"name": f"safeweights:{name}", "value": value} for name, value in facts]
+
+
+def _properties(weights: Counter[str], signed_by: SignedBy | None) -> list[dict[str, str]]:
+    facts = [("parameters", str(weights.total()))]
+    facts += [(f"parameters:{dtype}", str(count)) for dtype, count in sorted(weights.items())]
+    if signed_by:
+        facts.append(("signed-by", signed_by.fingerprint()))
+    return _named(facts)
+
+
+def _model(base: str, names: list[str], name: str, version: str | None) -> dict[str, Any]:
+    model: dict[str, Any] = {"type": "machine-learning-model", "bom-ref": "model", "name": name}
+    if version:
+        model["version"] = version
+    card = _front_matter(base) if "README.md" in names else {}
+    if licences := card.get("license"):
+        model["licenses"] = [{"license": {"name": licence}} for licence in licences]
+    if ancestors := card.get("base_model"):
+        model["pedigree"] = {
+            "ancestors": [{"type": "machine-learning-model", "name": each} for each in ancestors]
+        }
+    parameters: dict[str, Any] = {}
+    if "config.json" in names:
+        parameters.update(_architecture(os.path.join(base, "config.json")))
+    if sets := card.get("datasets"):
+        parameters["datasets"] = [{"type": "dataset", "name": each} for each in sets]
+    if task := card.get("pipeline_tag"):
+        parameters["task"] = task[0]
+    if parameters:
+        model["modelCard"] = {"modelParameters": parameters}
+    return model
+
+
+def _architecture(path: str) -> dict[str, str]:
+    """What a config states, as far as it is JSON and states it in the usual places."""
+    found: dict[str, str] = {}
+    try:
+        config = parse_json(read_document(path, limit=_MAX_TEXT), path=path)
+        if family := config.get("model_type"):
+            found["architectureFamily"] = family.text(limit=200)
+        if (names := config.get("architectures")) and (first := names.strings()):
+            found["modelArchitecture"] = first[0][:200]
+    except TrustError:
+        pass  # not a config in the usual form: nothing is stated
+    return found
+
+
+def _front_matter(base: str) -> dict[str, list[str]]:
+    """Plain values and lists of plain values at the top of a model card; other YAML is skipped."""
+    try:
+        text = read_document(os.path.join(base, "README.md"), limit=_MAX_TEXT).decode()
+    except (TrustError, UnicodeDecodeError):
+        return {}
+    found: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in match[1].splitlines() if (match := _FRONT_MATTER.match(text)) else ():
+        if scalar := _SCALAR.fullmatch(line):
+            current = found[scalar[1]] = [_plain(scalar[2])] if scalar[2].strip() else []
+        elif line.lstrip().startswith("- "):
+            current.append(_plain(line.lstrip()[2:]))
+    return {key: values for key, values in found.items() if all(values)}
+
+
+def _plain(text: str) -> str:
+    value = text.strip().strip("\"'")
+    return value[:200] if value.isprintable() else ""

@@ -1,0 +1,420 @@
+"""Everything that is wrong at a path: the checks behind `safeweights check`.
+
+An error breaks the format, or makes `safeweights.open` refuse the path; a warning is allowed but
+suspicious, and fails with `--strict`; a note is worth knowing. Checking reads headers only, through
+the pread backend.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from .. import checkpoint
+from ..checkpoint import SafetensorsFile
+from ..checkpoint.shardindex import INDEX_SUFFIX, SUFFIX, read_index
+from ..conversion.opening import SAFETENSORS, foreign_format, is_known
+from ..errors import FormatError, SafetensorError, quote
+from ..format import header
+from ..format.dtypes import BITS
+from ..format.strictjson import JSONError, Reader
+from ..storage import open_source
+from ..storage.pipes import STDIN, stdin_source
+from ..text import plural, printable
+from .inventory import rows, total
+from .problems import explain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..conversion import Finding as Call
+    from ..conversion import Report
+    from ..storage import Source
+    from .documents import CheckResult, FindingRecord, Level, Status, TotalRecord
+    from .inventory import Row
+
+__all__ = ["check_path"]
+
+MAX_FINDINGS: Final = 1000
+"""Most findings listed for one path."""
+
+LONG_NAME: Final = 512
+"""Characters from which on a name is reported; the longest in use have under 200."""
+
+_OTHER_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Names by which programs take a file for a pickle."""
+
+_BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]").search
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]").match
+
+
+class _Full(Exception):
+    """Enough was found."""
+
+
+@dataclass
+class _Findings:
+    """Collects what is found at one path."""
+
+    path: str
+    strict: bool
+    found: list[FindingRecord] = field(default_factory=list)
+    files: list[SafetensorsFile] = field(default_factory=list)
+    formats: set[str] = field(default_factory=set)
+    unreadable: bool = False
+    full: bool = False
+
+    def add(
+        self,
+        level: Level,
+        rule: str,
+        message: str,
+        file: str,
+        *,
+        tensor: str | None = None,
+        offset: int | None = None,
+    ) -> None:
+        """Take down one finding.
+
+        Raises:
+            _Full: There are too many.
+        """
+        if len(self.found) >= MAX_FINDINGS:
+            self.full = True
+            raise _Full
+        self.found.append(
+            {
+                "level": level,
+                "rule": rule,
+                "message": message,
+                "file": file,
+                "tensor": tensor,
+                "offset": offset,
+            }
+        )
+
+    def add_error(self, error: Exception, file: str) -> None:
+        """Take down what an exception says of `file`."""
+        if isinstance(error, OSError) and not isinstance(error, SafetensorError):
+            self.unreadable = True
+        _, record = explain(error)
+        # The path stands beside the message; the sentence alone is enough.
+        message = error.message if isinstance(error, SafetensorError) else record["message"]
+        rule = record["rule"] or record["kind"]
+        level: Level = "warning" if rule.startswith("strict-") else "error"
+        self.add(level, rule, message, file, tensor=record["tensor"], offset=record["offset"])
+
+    @property
+    def bad(self) -> bool:
+        return any(
+            finding["level"] == "error" or (self.strict and finding["level"] == "warning")
+            for finding in self.found
+        )
+
+    def result(self) -> CheckResult:
+        sums: TotalRecord | None = None
+        if self.files:
+            sums = total(row for file in self.files for row in _rows(file))
+        # What is known to be bad stays bad, whatever could not be read besides.
+        certain = any(f["level"] == "error" and f["rule"] != "os" for f in self.found)
+        status: Status = (
+            "unreadable" if self.unreadable and not certain else "bad" if self.bad else "ok"
+        )
+        return {
+            "path": self.path,
+            "status": status,
+            "formats": sorted(self.formats),
+            "total": sums,
+            "findings": self.found,
+            "truncated": self.full,
+        }
+
+
+def check_path(path: str, *, strict: bool) -> CheckResult:
+    """What is wrong with a file, an index.json, a folder, or standard input.
+
+    Never raises an error of the content or of the system: those are findings.
+
+    Args:
+        path: The path as it was given; ``-`` is standard input.
+        strict: Also look for what the format allows and no good writer writes; warnings count.
+    """
+    out = _Findings(path, strict)
+    with suppress(_Full):
+        _check(out, path)
+    return out.result()
+
+
+def _check(out: _Findings, path: str) -> None:
+    try:
+        if path == STDIN:
+            _check_source(out, stdin_source(is_known, headers_only=True))
+        elif os.path.isdir(path):
+            _check_folder(out, path)
+        elif path.endswith(".json"):
+            _check_index(out, path)
+        else:
+            _check_file(out, path)
+    except (SafetensorError, OSError) as error:
+        out.add_error(error, path)
+
+
+def _check_file(out: _Findings, path: str) -> SafetensorsFile | None:
+    try:
+        return _check_source(out, open_source(path, backend="pread"))
+    except (SafetensorError, OSError) as error:
+        out.add_error(error, path)
+        return None
+
+
+def _check_source(out: _Findings, source: Source) -> SafetensorsFile | None:
+    """Check one file; None if it is none."""
+    refused: FormatError | None = None
+    file: SafetensorsFile | None = None
+    try:
+        file = SafetensorsFile(source)
+    except FormatError as error:
+        refused = error
+    if refused is not None and (foreign := _foreign(source, refused)) is not None:
+        _check_foreign(out, source, foreign)
+        return None
+    if refused is not None or out.strict:
+        for problem in _problems(source, refused, strict=out.strict):
+            out.add_error(problem, source.name)
+    if file is not None:
+        out.formats.add(SAFETENSORS)
+        out.files.append(file)
+        if source.name.endswith(_OTHER_SUFFIXES):
+            message = f"this is a safetensors file; loaders that go by the name look for {SUFFIX}"
+            out.add("note", "other-suffix", message, source.name)
+        for row in _rows(file):
+            _check_tensor(out, row)
+        _check_metadata(out, file)
+    return file
+
+
+def _foreign(source: Source, refused: FormatError) -> str | None:
+    """The format of a file that is not safetensors, where something can be said of what it holds."""
+    found = foreign_format(source, refused)
+    if found is None and refused.rule.startswith("header-"):
+        from ..conversion.readers.numpy_files import compressed_kind
+
+        found = "compressed" if compressed_kind(source) is not None else None
+    return found
+
+
+def _check_foreign(out: _Findings, source: Source, name: str) -> None:
+    """Report what loading a file of another format would execute; nothing of it is executed here."""
+    from ..conversion import scan
+
+    if source.name.endswith(SUFFIX):
+        message = f"this file is called {SUFFIX}, and is in the format {name}"
+        out.add("error", "wrong-name", message, source.name)
+    _report_calls(out, scan(source), name)
+
+
+def _report_calls(out: _Findings, report: Report, name: str | None) -> None:
+    from ..conversion.grading import Grade
+
+    if name is not None:
+        out.formats.add(name)
+    for call in report.findings:
+        if call.grade > Grade.TENSORS:
+            rule = "dangerous-call" if call.grade == Grade.DANGEROUS else "unknown-call"
+            reason = f": {call.reason}" if call.reason else ""
+            message = (
+                f"loading it calls {quote(call.target)} {printable(call.arguments)} "
+                f"({call.grade.label}{printable(reason)})"
+            )
+            out.add("error", rule, message, call.path, offset=call.offset)
+    for target, calls in _harmless(report).items():
+        times = f"{plural(len(calls), 'time')}" if len(calls) > 1 else "once"
+        message = f"loading it uses {quote(target)} {times} (builds tensors only)"
+        out.add("note", "tensor-call", message, calls[0].path, offset=calls[0].offset)
+    for part in report.unread:
+        message = f"not read to the end, so nothing can be said of the rest: {part.reason}"
+        out.add("error", "unread", printable(message), part.path, offset=part.offset)
+    if report.clean:
+        message = f"{name}, which builds tensors only; `safeweights convert` makes it safetensors"
+        out.add("note", "foreign-format", message, report.path)
+
+
+def _harmless(report: Report) -> dict[str, list[Call]]:
+    """What a file calls that builds tensors only, by name: a checkpoint calls it for every tensor."""
+    found: dict[str, list[Call]] = {}
+    for call in report.findings:
+        if not call.grade:
+            found.setdefault(call.target, []).append(call)
+    return found
+
+
+def _problems(
+    source: Source, refused: FormatError | None, *, strict: bool
+) -> Iterator[FormatError]:
+    """Everything wrong with a header; `refused` is the first of it, which says more."""
+    if refused is not None and refused.rule.startswith("header-"):
+        yield refused  # no header to look into
+        return
+    length = int.from_bytes(source.read(0, header.PREFIX), "little")
+    text = source.read(header.PREFIX, length)
+    found = header.problems(
+        text, source.size - header.PREFIX - length, path=source.name, strict=strict
+    )
+    for problem in found:
+        if refused is not None and problem.rule == refused.rule:
+            yield refused
+            refused = None
+        else:
+            yield problem
+
+
+def _rows(file: SafetensorsFile) -> Iterator[Row]:
+    return rows(checkpoint.Checkpoint({}, files=[file]))
+
+
+def _check_tensor(out: _Findings, row: Row) -> None:
+    assert row.file is not None
+    for rule, what in _suspicions(row.name):
+        message = f"the name of tensor {quote(row.name)} {what}"
+        out.add("warning", rule, message, row.file, tensor=row.name, offset=row.offset)
+    width = BITS[row.dtype] // 8
+    if out.strict and width > 1 and row.nbytes and row.offset is not None and row.offset % width:
+        message = (
+            f"the data of tensor {quote(row.name)} begins at byte {row.offset}, which is no multiple "
+            f"of the {width} bytes of {row.dtype}: readers have to copy it"
+        )
+        out.add("note", "misaligned", message, row.file, tensor=row.name, offset=row.offset)
+
+
+def _suspicions(name: str) -> Iterator[tuple[str, str]]:
+    """(rule, what is odd) for a name that the format allows and nobody needs."""
+    if not name:
+        yield "name-empty", "is empty"
+    if len(name) > LONG_NAME:
+        yield "name-long", f"has {len(name):,} characters"
+    if not name.isprintable():
+        if _BIDI(name):
+            yield "name-bidi", "has characters that reverse the direction of text"
+        if any(c < " " or "\x7f" <= c <= "\x9f" for c in name):
+            yield "name-control", "has control characters"
+        elif not _BIDI(name):
+            yield "name-invisible", "has characters that cannot be seen"
+    if (
+        name.startswith(("/", "\\", "~/"))
+        or _DRIVE(name)
+        or ".." in name.replace("\\", "/").split("/")
+    ):
+        yield "name-path", "looks like a path that leads out of a folder"
+
+
+def _check_metadata(out: _Findings, file: SafetensorsFile) -> None:
+    for key, value in (file.header.metadata or {}).items():
+        # Line breaks and tabs are common in descriptions; nothing else below a space is.
+        text = f"{key}{value}".translate({9: None, 10: None, 13: None})
+        if text.isprintable():
+            continue
+        if _BIDI(text) or any(c < " " or "\x7f" <= c <= "\x9f" for c in text):
+            message = f"metadata {quote(key)} has control or direction characters"
+            out.add("warning", "metadata-control", message, file.name)
+
+
+def _check_folder(out: _Findings, path: str) -> None:
+    names = sorted(name for name in os.listdir(path) if not name.startswith("."))
+    indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
+    listed: set[str] = set()
+    for name in indexes:
+        listed.update(_check_index(out, os.path.join(path, name)))
+    others = [name for name in names if name.endswith(SUFFIX) and name not in listed]
+    for name in others:
+        if indexes:
+            message = "no index of the folder lists this file; it is not part of what is loaded"
+            out.add("note", "unlisted-file", message, os.path.join(path, name))
+        _check_file(out, os.path.join(path, name))
+    scanned = _scan_others(out, path)
+    if not indexes and (others or not scanned) and not out.bad and not out.unreadable:
+        # What concerns all files together (missing shards, tensors in two files, no file at all) is
+        # for `open` to say; its errors become findings of the folder.
+        checkpoint.open(path, backend="pread")
+
+
+def _scan_others(out: _Findings, path: str) -> bool:
+    """Report what the pickles below a folder would execute; whether there are any."""
+    from ..conversion import scan_folder
+
+    found = False
+    for report in scan_folder(path):
+        if report.path.endswith(SUFFIX):
+            continue  # those are checked as what they are called
+        found = True
+        if report.format == SAFETENSORS:
+            _check_file(out, report.path)
+        else:
+            _report_calls(out, report, report.format)
+    return found
+
+
+def _check_index(out: _Findings, path: str) -> set[str]:
+    """Check an index and its shards; the names of the shards."""
+    try:
+        weight_map = read_index(path)
+    except (SafetensorError, OSError) as error:
+        out.add_error(error, path)
+        return set()
+    folder = os.path.dirname(path)
+    shards = sorted(set(weight_map.values()))
+    opened: dict[str, SafetensorsFile] = {}
+    for shard in shards:
+        target = os.path.join(folder, shard)
+        if not os.path.lexists(target):
+            out.add("error", "missing-shard", f"the index needs {quote(shard)}", target)
+        elif (file := _check_file(out, target)) is not None:
+            opened[shard] = file
+    _check_places(out, path, weight_map, opened)
+    if len(opened) == len(shards):
+        _check_total_size(out, path, sum(file.header.data_size for file in opened.values()))
+    return set(shards)
+
+
+def _check_places(
+    out: _Findings, path: str, weight_map: dict[str, str], opened: dict[str, SafetensorsFile]
+) -> None:
+    """Index and shards have to agree on where every tensor is."""
+    for tensor, shard in weight_map.items():
+        if shard in opened and tensor not in opened[shard].header.tensors:
+            message = f"the index places tensor {quote(tensor)} in {quote(shard)}, which lacks it"
+            out.add("error", "index-tensor-missing", message, path, tensor=tensor)
+    for shard, file in opened.items():
+        for tensor in file.header.tensors:
+            if weight_map.get(tensor) != shard:
+                message = f"{quote(shard)} has tensor {quote(tensor)}, which the index does not place there"
+                out.add("error", "index-tensor-unlisted", message, path, tensor=tensor)
+
+
+def _check_total_size(out: _Findings, path: str, actual: int) -> None:
+    """The index says how many bytes its tensors take; programs plan memory by it."""
+    try:
+        announced = _total_size(path)
+    except JSONError as error:
+        message = f"`metadata` of the index has no usable total_size: {error}"
+        out.add("warning", "index-total-size", message, path, offset=error.position)
+        return
+    if announced is not None and announced != actual:
+        message = f"the index announces {plural(announced, 'byte')}, the tensors take {actual:,}"
+        out.add("warning", "index-total-size", message, path)
+
+
+def _total_size(path: str) -> int | None:
+    source = open_source(path, backend="pread")
+    reader = Reader(source.read(0, source.size))
+    for key, _ in reader.members():
+        if key != "metadata":
+            reader.skip(1)
+            continue
+        for inner, _ in reader.members():
+            if inner == "total_size":
+                return reader.integer("an integer")
+            reader.skip(2)
+    return None

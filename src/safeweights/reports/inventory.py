@@ -1,0 +1,130 @@
+"""What a checkpoint holds, counted: rows of tensors, sums, and groups by the dots of their names."""
+
+from __future__ import annotations
+
+import math
+import re
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ..checkpoint import Checkpoint
+    from .documents import TensorRecord, TotalRecord
+
+__all__ = ["Branch", "Row", "branches", "natural", "rows", "total"]
+
+MAX_DEPTH: Final = 64
+"""Groups around a tensor; names may consist of millions of dots."""
+
+_NUMBERS = re.compile(r"([0-9]+)").split
+
+
+class Row(NamedTuple):
+    """One tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    parameters: int
+    nbytes: int
+    file: str | None
+    offset: int | None
+
+    def record(self) -> TensorRecord:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "parameters": self.parameters,
+            "bytes": self.nbytes,
+            "file": self.file,
+            "offset": self.offset,
+        }
+
+
+def rows(checkpoint: Checkpoint) -> Iterator[Row]:
+    """The tensors of a checkpoint, in the order of the data; nothing of them is read."""
+    if not checkpoint.files:
+        for name, tensor in checkpoint.items():
+            dtype, shape = tensor.dtype, tensor.shape
+            yield Row(name, dtype, shape, math.prod(shape), tensor.nbytes, None, None)
+        return
+    for file in checkpoint.files:
+        start, path = file.header.data_start, file.name
+        for name, (dtype, shape, begin, end) in file.header.tensors.items():
+            yield Row(name, dtype, shape, math.prod(shape), end - begin, path, start + begin)
+
+
+def total(found: Iterable[Row]) -> TotalRecord:
+    """Sums over tensors."""
+    tensors = parameters = size = 0
+    for row in found:
+        tensors += 1
+        parameters += row.parameters
+        size += row.nbytes
+    return {"tensors": tensors, "parameters": parameters, "bytes": size}
+
+
+def natural(name: str) -> list[Any]:
+    """A sort key by which ``layers.2`` comes before ``layers.10``."""
+    parts: list[Any] = _NUMBERS(name)
+    for index in range(1, len(parts), 2):
+        digits = parts[index].lstrip("0")
+        # Longer is larger; converting a number of a million digits would take minutes.
+        parts[index] = (len(digits), digits)
+    return parts
+
+
+class Branch(NamedTuple):
+    """A line of the tree: a group of tensors, or (with `row`) one tensor.
+
+    Attributes:
+        path: What all names of the group begin with, the final dot included; a tensor's name.
+        label: The part of it that the group around it does not have.
+        lasts: For each group around it and for itself: is it the last one there?
+        total: Sums over the group.
+        row: The tensor, for a leaf.
+    """
+
+    path: str
+    label: str
+    lasts: tuple[bool, ...]
+    total: TotalRecord
+    row: Row | None
+
+
+def branches(found: Iterable[Row], depth: int | None = None) -> Iterator[Branch]:
+    """The tree of tensors by the dots of their names, every group before what is in it.
+
+    A group that holds nothing but one tensor or one group is shown as one with it.
+
+    Args:
+        found: The tensors.
+        depth: Leave out what has more groups around it.
+    """
+    yield from _walk(list(found), 0, (), MAX_DEPTH if depth is None else depth - 1)
+
+
+def _walk(found: list[Row], start: int, lasts: tuple[bool, ...], depth: int) -> Iterator[Branch]:
+    """The branches of tensors whose names have their first `start` characters in common."""
+    groups: dict[str, list[Row]] = {}
+    for row in found:
+        name = row.name
+        dot = name.find(".", start) if len(lasts) < MAX_DEPTH else -1
+        groups.setdefault(name[start : dot + 1] if dot >= 0 else name[start:], []).append(row)
+    ordered = sorted(groups, key=natural)
+    for key in ordered:
+        members, mine = groups[key], (*lasts, key is ordered[-1])
+        first = members[0]
+        if len(members) == 1:
+            yield Branch(first.name, first.name[start:], mine, total(members), first)
+            continue
+        names = [row.name for row in members]
+        shared = commonprefix([min(names), max(names)])  # noqa: RUF071 - character by character
+        end = shared.rindex(".") + 1
+        yield Branch(shared[:end], shared[start:end], mine, total(members), None)
+        if len(lasts) < depth:
+            yield from _walk(members, end, mine, depth)

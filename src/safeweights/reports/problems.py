@@ -1,0 +1,116 @@
+"""Exceptions as records: what went wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from ..errors import (
+    FormatError,
+    MissingDependencyError,
+    SafetensorError,
+    SelectionError,
+    TensorNotFoundError,
+    UnsupportedError,
+)
+from ..text import escape, printable
+
+if TYPE_CHECKING:
+    from .documents import ErrorRecord
+
+__all__ = ["COULD_NOT_LOOK", "INTERRUPTED", "NO", "PIPE_CLOSED", "USAGE", "YES", "explain"]
+
+
+YES: Final = 0
+
+
+NO: Final = 1
+
+
+USAGE: Final = 2
+
+
+COULD_NOT_LOOK: Final = 3
+
+
+INTERRUPTED: Final = 130
+
+
+PIPE_CLOSED: Final = 141
+
+
+_US: Final = "safeweights"
+
+
+_KINDS: Final = (
+    (FormatError, "format"),
+    (TensorNotFoundError, "not-found"),
+    (SelectionError, "selection"),
+    (UnsupportedError, "unsupported"),
+    (MissingDependencyError, "dependency"),
+    (EOFError, "truncated"),
+)
+
+
+def explain(error: Exception) -> tuple[int, ErrorRecord]:
+    """The exit status for an exception, and its description."""
+    if isinstance(error, SafetensorError):
+        return _explain_ours(error)
+    if isinstance(error, click.ClickException):
+        return error.exit_code, _record("usage", error.format_message())
+    if isinstance(error, OSError):
+        return COULD_NOT_LOOK, _explain_system(error)
+    if isinstance(error, MemoryError):
+        return COULD_NOT_LOOK, _record("memory", "not enough memory for this")
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith(_US):
+        name = error.name.partition(".")[0]
+        text = f"this needs the package {name}, which is not installed: pip install {name}"
+        return COULD_NOT_LOOK, _record("dependency", text)
+    return COULD_NOT_LOOK, _record("internal", _locate(error))
+
+
+def _locate(error: Exception) -> str:
+    """What to report of an error that nobody expected."""
+    import traceback
+
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"internal error, please report it: {type(error).__name__}: {error} "
+        f"(at {place.name}, {place.filename}:{place.lineno})"
+    )
+
+
+def _explain_ours(error: SafetensorError) -> tuple[int, ErrorRecord]:
+    kind = next((name for family, name in _KINDS if isinstance(error, family)), "refused")
+    default = COULD_NOT_LOOK if isinstance(error, MissingDependencyError) else NO
+    record = _record(kind, str(error))
+    # Errors of trust say themselves whether they mean "no" or "could not look", and why.
+    record["rule"] = getattr(error, "rule", None) or getattr(error, "reason", None)
+    record["path"], record["tensor"], record["offset"] = error.path, error.tensor, error.offset
+    return int(getattr(error, "exit_code", default)), record
+
+
+def _explain_system(error: OSError) -> ErrorRecord:
+    names = [name for name in (error.filename, error.filename2) if name is not None]
+    path = str(names[0]) if names else None
+    what = error.strerror or str(error) or type(error).__name__
+    if error.errno == errno.ENXIO or what.startswith("Not a regular file"):
+        what = "not a regular file, but a device, a pipe or a socket; - reads standard input"
+    if path == "":
+        what = f"the path is empty ({what})"
+    record = _record("os", f"{escape(path)}: {what}" if path else what)
+    record["path"] = path
+    return record
+
+
+def _record(kind: str, message: str) -> ErrorRecord:
+    return {
+        "kind": kind,
+        "rule": None,
+        "message": printable(message),
+        "path": None,
+        "tensor": None,
+        "offset": None,
+    }

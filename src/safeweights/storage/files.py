@@ -1,0 +1,255 @@
+"""Regular files as sources: mapped, read, or read past the page cache."""
+
+from __future__ import annotations
+
+import errno
+import io
+import mmap
+import os
+import stat
+import sys
+import threading
+import weakref
+from functools import partial
+from typing import Any, Final
+
+from .memory import PAGE, allocate, blank_bytes
+from .parallel import CHUNK, in_parallel
+from .source import Reading, Source
+from .syscalls import is_remote, map_untracked, populate, resident_share
+
+__all__ = ["DescriptorSource", "decoded"]
+
+
+_DIRECT_READS: Final = 4
+"""Direct reads under way at once: a disk's queue, not the processors, sets the pace."""
+
+
+_LARGE: Final = 1 << 22
+"""Bytes from which on huge pages pay, and threads."""
+
+
+_WARM: Final = 0.5
+"""Share of a file in the page cache from which on mapping it beats reading the disk directly."""
+
+
+# A private mapping counts as memory that all its pages may need, so that a file larger than the
+# memory could not be mapped (proc_sys_vm(5), overcommit_memory), unless the mapping waives that.
+# The mmap module has the name since Python 3.13; the number is that of these two processors.
+_NORESERVE: Final[int] = getattr(
+    mmap,
+    "MAP_NORESERVE",
+    0x4000 if sys.platform == "linux" and os.uname().machine in {"x86_64", "aarch64"} else 0,
+)
+
+
+_UNTRACKED: Final[dict[str, Any]] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+"""Has a mapping hold no descriptor, where Python can. Tensors hold their mapping: a program would have a
+descriptor open for every file it ever loaded."""
+
+
+class DescriptorSource(Source):
+    """A regular file, by its descriptor; mapped if asked and possible.
+
+    Args:
+        descriptor: Open for reading. The source closes it when the last user is gone.
+        name: For messages.
+        mapped: Serve `view` from a private mapping. Where the system cannot map the file, `view`
+            reads instead.
+        direct: Large reads go from the disk to their place, past the page cache (open(2), O_DIRECT),
+            where the filesystem can.
+        choose: `for_all` chooses by where the bytes are.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        name: str,
+        *,
+        mapped: bool = True,
+        direct: bool = False,
+        choose: bool = False,
+    ) -> None:
+        self._finalizer = weakref.finalize(self, os.close, descriptor)
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self.name = name
+        status = os.fstat(descriptor)
+        self.size = status.st_size
+        self._map = _map(descriptor, status) if mapped and self.size else None
+        self.in_memory = self._map is not None
+        if self._map is not None:
+            self.size = len(self._map)
+        self._direct = _reopen_direct(descriptor) if direct else None
+        if self._direct is not None:
+            weakref.finalize(self, os.close, self._direct)
+            self.threads = _DIRECT_READS
+        self._choose = choose
+
+    def fileno(self) -> int:
+        """The descriptor; it stays the source's."""
+        return self._descriptor
+
+    def for_all(self) -> Source:
+        if not self._choose or (resident_share(self._descriptor, 0, self.size) or 0) >= _WARM:
+            return self
+        return DescriptorSource(os.dup(self._descriptor), self.name, mapped=False, direct=True)
+
+    def read(self, offset: int, length: int) -> bytes:
+        blank = blank_bytes(length) if _LARGE <= length <= self.size - offset else None
+        if blank is not None:  # by several threads, into huge pages: five times as fast
+            data, memory = blank
+            self.read_into(offset, memory)
+            return data
+        # In one piece, without the copy of the general way; which is taken where that is not all, too.
+        try:
+            data = os.pread(self._descriptor, length, offset) if hasattr(os, "pread") else b""
+        except OSError:
+            data = b""
+        return data if len(data) == length else super().read(offset, length)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        in_parallel(lambda begin, end: self._read(offset + begin, buffer[begin:end]), len(buffer))
+
+    def _read(self, offset: int, buffer: memoryview) -> None:
+        position, rest = offset, buffer
+        while rest:
+            try:
+                count = self._read_some(position, rest)
+            except OSError as error:
+                error.filename = self.name  # the system knows the descriptor only
+                raise
+            if count == 0:
+                # It may end long before the place where the reading began.
+                size = os.fstat(self._descriptor).st_size
+                raise self._truncated(offset, len(buffer), min(position, size))
+            position += count
+            rest = rest[count:]
+
+    def _read_some(self, offset: int, buffer: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._descriptor, [buffer], offset)
+        # Windows: the position is the descriptor's, so nobody else may move it meanwhile.
+        with self._lock, io.FileIO(self._descriptor, closefd=False) as file:
+            file.seek(offset)
+            return file.readinto(buffer)
+
+    def view(self, offset: int, length: int) -> memoryview:
+        if self._map is None:
+            return super().view(offset, length)
+        if offset + length > self.size:
+            raise self._truncated(offset, length, self.size)
+        return self._map[offset : offset + length]
+
+    def reading(self, offset: int, length: int) -> Reading:
+        if self._map is not None:
+            return Reading(self.view(offset, length), length, partial(self._populate, offset))
+        if self._direct is None or length < CHUNK:
+            return super().reading(offset, length)
+        if offset + length > self.size:
+            raise self._truncated(offset, length, self.size)
+        # Whole blocks into memory placed like them, so that the disk writes where the bytes stay;
+        # the last block may end behind the last byte.
+        shift = offset % PAGE
+        memory = allocate(shift + length + PAGE)
+        fill = partial(self._read_blocks, offset - shift, memory)
+        return Reading(memory[shift : shift + length], shift + length, fill)
+
+    def _populate(self, offset: int, begin: int, end: int) -> None:
+        assert self._map is not None
+        if populate(self._map[offset + begin : offset + end]):
+            return
+        size = os.fstat(self._descriptor).st_size
+        if size >= offset + end:  # the disk failed, or the network
+            raise OSError(errno.EIO, os.strerror(errno.EIO), self.name)
+        raise self._truncated(offset + begin, end - begin, size)
+
+    def fill(self, offset: int, length: int, memory: memoryview) -> int:
+        if self._direct is None:
+            return super().fill(offset, length, memory)
+        shift = offset % PAGE
+        self._read_blocks(offset - shift, memory, 0, shift + length)
+        return shift
+
+    def _read_blocks(self, base: int, memory: memoryview, begin: int, end: int) -> None:
+        """Fill `memory` from `begin` (at a block) to `end`; it stands for the file from `base` on."""
+        assert self._direct is not None
+        blocks = memory[begin : end + -end % PAGE]
+        try:
+            done = os.preadv(self._direct, [blocks], base + begin)
+        except OSError as error:
+            # EINVAL: the disk has larger blocks, or the filesystem cannot after all.
+            if error.errno != errno.EINVAL:
+                error.filename = self.name
+                raise
+            done = 0
+        # The end of the file, or an interrupted read: the rest through the page cache.
+        if begin + done < end:
+            self._read(base + begin + done, memory[begin + done : end])
+
+
+def _reopen_direct(descriptor: int) -> int | None:
+    """A second descriptor of the same open file, for direct I/O; None where there is no such thing."""
+    if not hasattr(os, "O_DIRECT"):
+        return None
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT)
+    except OSError:
+        return None
+
+
+def _map(descriptor: int, status: os.stat_result) -> memoryview | None:
+    """A private mapping of the whole file: writable, never written back; None where there is none."""
+    try:
+        if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+            return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
+        flags, prot = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        untracked = (
+            None if _UNTRACKED else map_untracked(descriptor, status, protection=prot, flags=flags)
+        )
+        return untracked or memoryview(
+            mmap.mmap(descriptor, 0, flags=flags, prot=prot, **_UNTRACKED)
+        )
+    except (OSError, ValueError, OverflowError):
+        return None  # a filesystem that cannot (FUSE), or no address space left
+
+
+def decoded(path: str | os.PathLike[str]) -> str:
+    """A path as text.
+
+    Raises:
+        FileNotFoundError: It has a null character, which no file's name has.
+    """
+    name = os.fsdecode(path)
+    if "\0" in name:
+        raise FileNotFoundError(errno.ENOENT, "No file has a null character in its name", name)
+    return name
+
+
+def _open_path(path: str | os.PathLike[str], backend: str) -> Source:
+    name = decoded(path)
+    # O_NONBLOCK: opening a FIFO must not wait for somebody to write to it. O_NOCTTY: nor must a
+    # terminal that somebody names become ours.
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    descriptor = os.open(path, flags)
+    try:
+        _require_regular(os.fstat(descriptor).st_mode, name)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    mapped = backend == "mmap" or (backend == "auto" and not is_remote(descriptor))
+    return DescriptorSource(
+        descriptor,
+        name,
+        mapped=mapped,
+        direct=backend == "direct",
+        choose=backend == "auto" and mapped,
+    )
+
+
+def _require_regular(mode: int, name: str) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.ENODEV, "Not a regular file (No such device)", name)

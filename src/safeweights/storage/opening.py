@@ -1,0 +1,55 @@
+"""Opening a path, a file object or memory as a source."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Any, Final
+
+from ..errors import UnsupportedError
+from .file_objects import _open_object
+from .files import _open_path
+from .source import BytesSource, Source, Verifier
+
+__all__ = ["BACKENDS", "open_source"]
+
+
+BACKENDS: Final = ("mmap", "pread", "direct", "auto")
+"""How files are read; see `open_source`."""
+
+
+def open_source(target: Any, *, backend: str = "mmap", verify: Verifier | None = None) -> Source:
+    """Open a file by name, or wrap an open file object or memory.
+
+    Args:
+        target: A path (str or PathLike), an object with `read`, or bytes-like memory. An object that
+            cannot seek is read to its end at once.
+        backend: For paths. ``"mmap"`` serves views from a private mapping; ``"pread"`` reads every view
+            into fresh memory; ``"direct"`` does so past the page cache; ``"auto"`` maps local files,
+            reads remote ones, and reads cold ones directly when all of them is wanted.
+        verify: Called with the source and its path; what it returns is read instead.
+
+    Raises:
+        OSError: Opening failed, with the system's class and errno; a directory is an
+            IsADirectoryError, a device, FIFO or socket an OSError with ENODEV or ENXIO.
+        UnsupportedError: None of these, a file object in text mode, no such backend, or something
+            other than a path is to be verified.
+    """
+    if backend not in BACKENDS:
+        raise UnsupportedError(f"no such backend: {backend!r}; there are {', '.join(BACKENDS)}")
+    if isinstance(target, str | os.PathLike):
+        source = _open_path(target, backend)
+        return source if verify is None else verify(source, source.name)
+    if verify is not None:
+        kind = type(target).__name__
+        raise UnsupportedError(f"only what is opened by its path can be verified, not {kind}")
+    if hasattr(target, "read") and not isinstance(target, mmap.mmap):
+        return _open_object(target)
+    try:
+        memoryview(target).release()
+    except TypeError:
+        kind = type(target).__name__
+        raise UnsupportedError(
+            f"expected a path, a readable file object or bytes, found {kind}"
+        ) from None
+    return BytesSource(target)

@@ -1,0 +1,170 @@
+"""Standard input that cannot seek: as much of it as a command needs, and never more than that.
+
+A pipe may be endless. What its first bytes can be decides: of a safetensors file the header says how
+long the rest is; of other formats, whose directories are at their ends, everything is kept, within
+a bound; anything else is refused by its beginning. What is kept on disk is a file without a name,
+which is gone with the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Final
+
+from ..errors import UnsupportedError
+from ..format.entries import Entries
+from ..format.header import MAX_HEADER, PREFIX
+from ..format.rules import Report, Stop
+from ..text import human_bytes
+from . import BytesSource, DescriptorSource, FileObjectSource, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import IO
+
+__all__ = ["NAME", "STDIN", "piped", "stdin_source"]
+
+NAME: Final = "<stdin>"
+
+_HEAD: Final = 1024
+"""Bytes by which formats are told apart; see `safeweights.conversion.formats`."""
+
+_BLOCK: Final = 1 << 20
+
+_SPARE: Final = 1 << 20
+"""Bytes that are looked for behind the end that a header announces, to say how many there are."""
+
+_MOST: Final = 1 << 36
+"""Bytes that are kept on disk, at most; and never more than half of what is free there."""
+
+
+def piped(
+    stream: IO[bytes], is_known: Callable[[bytes], bool], *, headers_only: bool = False
+) -> Source:
+    """What comes out of a pipe, as a source.
+
+    Args:
+        stream: The pipe.
+        is_known: Whether a file that begins like this, and is not safetensors, can be read.
+        headers_only: No tensor of a safetensors file will be read: its data are counted, not kept.
+
+    Raises:
+        OSError: It is longer than what can be kept, or reading or writing failed.
+    """
+    head = stream.read(_HEAD)
+    length = int.from_bytes(head[:PREFIX], "little")
+    if length <= MAX_HEADER:
+        head += stream.read(max(0, PREFIX + length - len(head)))
+        return _by_header(stream, head, length, headers_only)
+    return _kept(stream, head) if is_known(head) else BytesSource(head, NAME)
+
+
+def _by_header(stream: IO[bytes], head: bytes, length: int, headers_only: bool) -> Source:
+    """A safetensors file, up to the end that its header announces and a little further."""
+    end = PREFIX + length + _announced(head[PREFIX : PREFIX + length])
+    if headers_only:
+        return _Counted(head, len(head) + _count(stream, end + _SPARE - len(head)))
+    return _kept(stream, head, end)
+
+
+def _announced(text: bytes) -> int:
+    """Bytes of data that a header speaks of; 0 if it cannot be understood."""
+    try:
+        entries = Entries(text, Report(None, collect=True))
+    except Stop:
+        return 0
+    return max((info.end for info in entries.tensors.values()), default=0)
+
+
+class _Counted(BytesSource):
+    """The beginning of a stream whose rest was not kept."""
+
+    def __init__(self, head: bytes, size: int) -> None:
+        super().__init__(head, NAME)
+        self.size = size
+        self._kept = len(head)
+
+    def view(self, offset: int, length: int) -> memoryview:
+        if offset + length > self._kept:
+            raise UnsupportedError("of standard input only the header was kept", path=NAME)
+        return super().view(offset, length)
+
+
+def _count(stream: IO[bytes], most: int) -> int:
+    """How many bytes follow, up to `most`; they are thrown away."""
+    left = most
+    while left > 0 and (block := stream.read(min(_BLOCK, left))):
+        left -= len(block)
+    return most - left if most > 0 else 0
+
+
+def _kept(stream: IO[bytes], head: bytes, end: int | None = None) -> Source:
+    """`head` and what follows it in a temporary file: a little more than `end` bytes, if that is given.
+
+    Raises:
+        OSError: There are more than may be kept.
+    """
+    folder = tempfile.gettempdir()
+    most = min(_MOST, shutil.disk_usage(folder).free // 2)
+    if (end or len(head)) > most:
+        raise _too_long(most)
+    size = most + 1 if end is None else end + _SPARE
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(head)
+            while file.tell() < size and (block := stream.read(min(_BLOCK, size - file.tell()))):
+                file.write(block)
+            file.flush()
+            if end is None and file.tell() == size:
+                raise _too_long(most)
+            return DescriptorSource(os.dup(file.fileno()), NAME, mapped=False)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            error.filename = folder
+        raise
+
+
+def _too_long(most: int) -> OSError:
+    message = (
+        f"more than {human_bytes(most)}, which is what may be kept of a pipe here; "
+        "save it as a file and give its name"
+    )
+    return OSError(errno.EFBIG, message, "standard input")
+
+
+STDIN: Final = "-"
+
+
+def stdin_source(is_known: Callable[[bytes], bool], *, headers_only: bool = False) -> Source:
+    """Standard input, at any place: as it is if it is a file, else as much of it as is needed.
+
+    Args:
+        is_known: See `piped`.
+        headers_only: No tensor of a safetensors file will be read.
+
+    Raises:
+        OSError: It is closed, cannot be read, or is longer than what may be kept of a pipe.
+    """
+    if sys.stdin is None:
+        raise OSError(0, "standard input is closed")
+    stream: IO[bytes] = sys.stdin.buffer
+    if not stream.seekable() or _is_device(stream):
+        from ..storage.pipes import piped
+
+        return piped(stream, is_known, headers_only=headers_only)
+    source = FileObjectSource(stream)
+    source.name = "<stdin>"
+    return source
+
+
+def _is_device(stream: IO[bytes]) -> bool:
+    """Whether it is one without an end, such as /dev/zero, where seeking succeeds and does nothing."""
+    try:
+        return stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
+    except OSError:
+        return False  # not a real file: a test's

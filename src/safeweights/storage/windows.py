@@ -1,0 +1,176 @@
+"""Parts of sources as sources: windows, concatenations, and a forward reader."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
+
+from ..errors import FormatError
+from . import Source
+from .limits import exceeded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["ByteReader", "Joined", "Window", "read_bytes", "truncated"]
+
+
+_READ_BLOCK: Final = 1 << 16
+
+
+def truncated(source: Source, offset: int, count: int) -> FormatError:
+    """The error for a read of `count` bytes at `offset` that `source` cannot satisfy."""
+    return FormatError(
+        f"{count} bytes are expected here, but the data ends at byte {source.size}",
+        rule="truncated",
+        path=source.name,
+        offset=offset,
+    )
+
+
+def _check(source: Source, offset: int, count: int) -> None:
+    if offset < 0 or count < 0 or offset + count > source.size:
+        raise truncated(source, offset, count)
+
+
+def read_bytes(source: Source, offset: int, count: int) -> bytes:
+    """The `count` bytes of `source` from `offset` on.
+
+    Raises:
+        FormatError: They are not all inside the source.
+
+    >>> read_bytes(BytesSource(b"abcdef"), 2, 3)
+    b'cde'
+    """
+    _check(source, offset, count)
+    return bytes(source.view(offset, count))
+
+
+class Window(Source):
+    """The `size` bytes of `parent` from `start` on.
+
+    >>> read_bytes(Window(BytesSource(b"abcdef"), 1, 4, "part"), 1, 2)
+    b'cd'
+    """
+
+    def __init__(self, parent: Source, start: int, size: int, name: str | None = None) -> None:
+        _check(parent, start, size)
+        self.name = name or parent.name
+        self.size = size
+        self.parent: Source = parent
+        self.start = start
+        if isinstance(parent, Window):  # chains of windows would cost a call a level
+            self.parent, self.start = parent.parent, start + parent.start
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        _check(self, offset, len(buffer))
+        self.parent.read_into(self.start + offset, buffer)
+
+    def view(self, offset: int, length: int) -> memoryview:
+        _check(self, offset, length)
+        return self.parent.view(self.start + offset, length)
+
+
+class Joined(Source):
+    """Sources one behind the other.
+
+    >>> read_bytes(Joined([BytesSource(b"abc"), BytesSource(b"def")], "both"), 2, 3)
+    b'cde'
+    """
+
+    def __init__(self, parts: Iterable[Source], name: str) -> None:
+        self.name = name
+        self._parts = list(parts)
+        self._starts = [0, *accumulate(part.size for part in self._parts)]
+        self.size = self._starts[-1]
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        _check(self, offset, len(buffer))
+        index = bisect_right(self._starts, offset) - 1
+        done = 0
+        while done < len(buffer):
+            part, skip = self._parts[index], offset + done - self._starts[index]
+            count = min(part.size - skip, len(buffer) - done)
+            part.read_into(skip, buffer[done : done + count])
+            done += count
+            index += 1
+
+
+class ByteReader:
+    """Reads a source forward, with one block of buffer.
+
+    Attributes:
+        offset: Of the next byte.
+        left: Bytes up to the end.
+    """
+
+    __slots__ = ("_base", "_buffer", "_end", "_position", "_source")
+
+    def __init__(self, source: Source, offset: int = 0, end: int | None = None) -> None:
+        self._source = source
+        self._end = source.size if end is None else end
+        self.seek(offset)
+
+    @property
+    def offset(self) -> int:
+        """Offset of the next byte."""
+        return self._base + self._position
+
+    @property
+    def left(self) -> int:
+        """Bytes up to the end."""
+        return self._end - self.offset
+
+    def seek(self, offset: int) -> None:
+        """Go on at `offset`."""
+        self._base = offset
+        self._buffer = b""
+        self._position = 0
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes; FormatError where the source ends before."""
+        start = self._position
+        stop = start + count
+        if stop > len(self._buffer):
+            self._fill(count)
+            start, stop = 0, count
+        self._position = stop
+        return self._buffer[start:stop]
+
+    def skip(self, count: int) -> int:
+        """Pass over `count` bytes; returns the offset of the first."""
+        start = self.offset
+        if count > self._end - start:
+            raise truncated(self._source, start, count)
+        if self._position + count <= len(self._buffer):
+            self._position += count
+        else:
+            self.seek(start + count)
+        return start
+
+    def line(self, limit: int) -> bytes:
+        """The bytes before the next newline, which is passed over."""
+        searched = 0
+        while True:
+            found = self._buffer.find(b"\n", self._position + searched)
+            if found >= 0:
+                line = self._buffer[self._position : found]
+                self._position = found + 1
+                return line
+            searched = len(self._buffer) - self._position
+            if searched > limit:
+                raise exceeded("inline_bytes", limit, self._source.name, self.offset)
+            # Double what is held, so that a line of n bytes costs O(n), not O(n**2 / block).
+            more = min(max(searched, _READ_BLOCK), self._end - self.offset - searched)
+            self._fill(searched + max(more, 1))
+
+    def _fill(self, count: int) -> None:
+        """Hold at least `count` bytes from the present offset on."""
+        start = self.offset
+        left = self._end - start
+        if count > left:
+            raise truncated(self._source, start, count)
+        self._buffer = read_bytes(self._source, start, min(max(count, _READ_BLOCK), left))
+        self._base = start
+        self._position = 0

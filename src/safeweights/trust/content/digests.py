@@ -1,0 +1,399 @@
+"""SHA-256 of files, of tensors and of blocks, at the speed of the machine's cores.
+
+`hashlib` releases the GIL, so files are hashed side by side in threads; a file's digest and its
+block tree come from one pass over the same bytes, so they cannot belong to different versions of
+it. Check files are those of coreutils' ``sha256sum``.
+
+Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Final, Literal
+
+from ...checkpoint import Checkpoint, SafetensorsFile
+from ...errors import quote
+from ...storage.parallel import in_threads
+from ..errors import DocumentError, VerificationError
+from ..files import list_folder, open_regular, read_document
+from .blocktree import BlockTree, TreeBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from ...checkpoint import Tensor
+
+__all__ = [
+    "CheckResult",
+    "FileDigest",
+    "TensorDigest",
+    "check",
+    "check_lines",
+    "format_check_file",
+    "hash_file",
+    "hash_files",
+    "hash_mapping",
+    "hash_paths",
+    "hash_tensors",
+    "parse_check_file",
+]
+
+CHUNK: Final = 4 << 20
+_TENSOR_COST: Final = 1 << 13
+"""Bytes that could be hashed in the time that a tensor costs before its first."""
+
+_CHECK_LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """What was read of one file.
+
+    Attributes:
+        name: The name under which it was asked for or found.
+        size: Bytes.
+        sha256: Lower-case hexadecimal.
+        tree: The digests of its blocks, where asked for.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    tree: BlockTree | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class TensorDigest:
+    """One tensor's identity: its type, shape and bytes, wherever in a file they are."""
+
+    file: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One line of a check file against the disk."""
+
+    name: str
+    status: Literal["ok", "mismatch", "missing", "unreadable"]
+
+
+def hash_file(
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    tree: bool = False,
+    follow: bool = True,
+    also: Callable[[memoryview], None] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> FileDigest:
+    """The SHA-256 of a file and, with `tree`, its block tree, from one pass.
+
+    Cost: one read of the file, one buffer of 4 MiB; the blocks are hashed in a second thread, where
+    `also` is given the same bytes. `progress` is called with the bytes hashed so far.
+
+    Raises:
+        VerificationError: Not a regular file, or it changed its size meanwhile.
+        OSError: As the operating system has it.
+    """
+    path = os.fspath(path)
+    state = hashlib.sha256()
+    builder = TreeBuilder() if tree else None
+    sinks = [sink for sink in (builder and builder.update, also) if sink]
+    total = 0
+    # A thread of the pool starts with the first job, so small files cost none.
+    with open_regular(path, follow=follow) as (descriptor, size), ThreadPoolExecutor(1) as helper:
+        for chunk in _chunks(descriptor, min(CHUNK, size + 1)):
+            total += len(chunk)
+            if total > size:
+                break
+            jobs = [helper.submit(sink, chunk) for sink in sinks]
+            state.update(chunk)
+            for job in jobs:
+                job.result()
+            if progress is not None:
+                progress(total)
+        if total != size or os.fstat(descriptor).st_size != size:
+            raise VerificationError(
+                "the file changed its size while it was read", reason="changed", path=path
+            )
+    built = builder.finish() if builder else None
+    return FileDigest(path if name is None else name, size, state.hexdigest(), built)
+
+
+def _chunks(descriptor: int, length: int) -> Iterator[memoryview]:
+    """The bytes of a descriptor in full chunks; each is valid until the next is asked for."""
+    view = memoryview(bytearray(length))
+    with open(descriptor, "rb", buffering=0, closefd=False) as file:
+        while True:
+            filled = 0
+            while filled < length and (count := file.readinto(view[filled:])):
+                filled += count
+            if filled:
+                yield view[:filled]
+            if filled < length:
+                return
+
+
+def hash_files(
+    paths: Iterable[tuple[str, str]],
+    *,
+    tree: Callable[[str], bool] = lambda _: False,
+    follow: bool = True,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[FileDigest]:
+    """`hash_file` over (name, path) pairs, in threads, in the order given.
+
+    Args:
+        paths: Names to report and the files to read.
+        tree: Which names get a block tree.
+        follow: Whether a symbolic link may stand for a file.
+        workers: Files read at a time; the number of cores unless told.
+        progress: Called with the bytes read so far, from the calling thread.
+    """
+
+    def one(item: tuple[str, str], tell: Callable[[int], object]) -> FileDigest:
+        name, path = item
+        return hash_file(path, name=name, tree=tree(name), follow=follow, progress=tell)
+
+    return in_threads(one, paths, workers=workers, progress=progress)
+
+
+def hash_paths(
+    paths: Iterable[str],
+    *,
+    leave_out: str | None = None,
+    failed: Callable[[str, OSError | VerificationError], object] | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[FileDigest]:
+    """The SHA-256 of files, and of every file below folders; names are paths as one would type.
+
+    Args:
+        paths: Files and folders.
+        leave_out: A file that is passed over wherever it is found: where the digests are written to.
+        failed: Told of what cannot be read, and why, which then does not keep the rest from being
+            read; without it, that is raised.
+        workers: Files read at a time; the number of cores unless told.
+        progress: Called with the bytes read so far, from the calling thread.
+
+    Raises:
+        VerificationError: A special file in a folder.
+        OSError: As the operating system has it.
+    """
+
+    def one(path: str, tell: Callable[[int], object]) -> FileDigest | _Failure:
+        try:
+            return hash_file(path, progress=tell)
+        except (OSError, VerificationError) as error:
+            if failed is None:
+                raise
+            return _Failure(path, error)
+
+    found: list[FileDigest] = []
+    for each in in_threads(
+        one, _each(paths, leave_out, failed), workers=workers, progress=progress
+    ):
+        if isinstance(each, FileDigest):
+            found.append(each)
+        elif failed is not None:
+            failed(each.path, each.error)
+    return found
+
+
+@dataclass(frozen=True)
+class _Failure:
+    path: str
+    error: OSError | VerificationError
+
+
+def _each(
+    paths: Iterable[str],
+    leave_out: str | None,
+    failed: Callable[[str, OSError | VerificationError], object] | None,
+) -> list[str]:
+    """Every file that is named, or below a folder that is."""
+    found: list[str] = []
+    for path in paths:
+        if not os.path.isdir(path):
+            found.append(path)
+            continue
+        try:
+            inside = [os.path.join(path, entry.name) for entry in list_folder(path)]
+        except (OSError, VerificationError) as error:
+            if failed is None:
+                raise
+            failed(path, error)
+        else:
+            found += [each for each in inside if not os.path.isdir(each)]
+    if leave_out is not None:
+        left_out = os.path.realpath(leave_out)
+        found = [each for each in found if os.path.realpath(each) != left_out]
+    return found
+
+
+def hash_tensors(
+    path: str,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[TensorDigest]:
+    """One digest a tensor of a safetensors file, in name order.
+
+    The digest covers dtype, shape and bytes (``dtype NUL shape NUL data``), not the name or the
+    place: equal tensors have equal digests in every file. `workers` and `progress` are those of
+    `hash_files`.
+
+    Raises:
+        FormatError: Not a valid safetensors file.
+    """
+    file = SafetensorsFile.open(path, backend="pread")
+    tensors = Checkpoint.from_files([file], path)
+    return hash_mapping(tensors, path, workers=workers, progress=progress)
+
+
+def hash_mapping(
+    tensors: Mapping[str, Tensor],
+    path: str,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[TensorDigest]:
+    """The same for any mapping, which was opened from `path`."""
+
+    def some(names: Sequence[str], tell: Callable[[int], object]) -> list[TensorDigest]:
+        done = 0
+        found = []
+        for name in names:
+            tensor = tensors[name]
+            kind = f"{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0"
+            state = hashlib.sha256(kind.encode())
+            for chunk in tensor.chunks(CHUNK):
+                state.update(chunk)
+                done += len(chunk)
+                if len(chunk) == CHUNK:  # of a large tensor, more often than of many small ones
+                    tell(done)
+            found.append(TensorDigest(path, name, tensor.dtype, tensor.shape, state.hexdigest()))
+        tell(done)
+        return found
+
+    return list(chain(*in_threads(some, _batches(tensors), workers=workers, progress=progress)))
+
+
+def _batches(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """The names in order; together what is too small to be a thread's work of its own."""
+    batch: list[str] = []
+    size = 0
+    for name in sorted(tensors):
+        batch.append(name)
+        size += tensors[name].nbytes + _TENSOR_COST
+        if size >= CHUNK:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def format_check_file(digests: Iterable[FileDigest]) -> str:
+    r"""A check file that ``sha256sum --check`` reads.
+
+    A name with a newline, carriage return or backslash is escaped, and its line begins with a
+    backslash, as coreutils does since 8.25.
+    """
+    lines = []
+    for digest in digests:
+        name = digest.name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+        lines.append(f"{'' if name == digest.name else chr(92)}{digest.sha256}  {name}\n")
+    return "".join(lines)
+
+
+def parse_check_file(data: bytes, *, path: str | None = None) -> list[tuple[str, str]]:
+    """(name, digest) of every line; empty lines and lines that start with ``#`` are skipped.
+
+    Raises:
+        DocumentError: A line that is something else, a name given twice, or no line at all.
+    """
+    try:
+        lines = data.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise DocumentError("not UTF-8", path=path, offset=error.start) from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _CHECK_LINE.fullmatch(line.removesuffix("\r"))
+        if match is None:
+            raise DocumentError(
+                "expected 64 hexadecimal digits, two spaces and a name",
+                field=f"line {number}",
+                path=path,
+            )
+        name = _unescape(match[3]) if match[1] else match[3]
+        if name in found:
+            raise DocumentError(
+                f"the name {quote(name)} is given twice", field=f"line {number}", path=path
+            )
+        found[name] = match[2].lower()
+    if not found:
+        raise DocumentError("the check file names no file", path=path)
+    return list(found.items())
+
+
+def _unescape(name: str) -> str:
+    escapes = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
+    return re.sub(r"\\[\\nr]", lambda match: escapes[match[0]], name)
+
+
+def check(
+    path: str,
+    *,
+    base: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[CheckResult]:
+    """Every line of the check file `path` against the disk.
+
+    Args:
+        path: The check file.
+        base: The folder its names are relative to; the current one unless told, as sha256sum.
+        workers: Files read at a time; the number of cores unless told.
+        progress: Called with the bytes read so far, from the calling thread.
+
+    Raises:
+        DocumentError: It is no check file.
+        OSError: It cannot be read.
+    """
+    lines = parse_check_file(read_document(path), path=path)
+    return check_lines(lines, base=base, workers=workers, progress=progress)
+
+
+def check_lines(
+    lines: Iterable[tuple[str, str]],
+    *,
+    base: str | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[CheckResult]:
+    """The same for the (name, digest) pairs of `parse_check_file`."""
+
+    def one(line: tuple[str, str], tell: Callable[[int], object]) -> CheckResult:
+        name, expected = line
+        try:
+            found = hash_file(os.path.join(base or "", name), progress=tell).sha256
+        except FileNotFoundError:
+            return CheckResult(name, "missing")
+        except (OSError, VerificationError):  # no permission, a folder, changed meanwhile
+            return CheckResult(name, "unreadable")
+        return CheckResult(name, "ok" if found == expected else "mismatch")
+
+    return in_threads(one, lines, workers=workers, progress=progress)

@@ -1,0 +1,119 @@
+"""One signed file: what a statement says about its content."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from ..errors import VerificationError
+
+__all__ = ["Part", "PartHasher", "Resource", "TreeReference", "changed"]
+
+
+@dataclass(frozen=True)
+class TreeReference:
+    """Where a file's block tree is, and the root it must have."""
+
+    root: bytes
+    sidecar: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """The digest of the bytes from `begin` to `end` (None: of the whole file)."""
+
+    begin: int
+    end: int | None
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Resource:
+    """What a statement says about one file.
+
+    Attributes:
+        name: Relative to the folder; ``"."`` for a single file signed by the reference tool.
+        algorithm: ``"sha256"`` or ``"blake2b"``.
+        parts: One for the whole file, or its shards in order.
+        tree: The block tree, where the signer made one.
+        bound_name: The name of a single file, where the signer recorded one.
+        release: The release number, where the signer recorded one.
+    """
+
+    name: str
+    algorithm: str
+    parts: tuple[Part, ...]
+    tree: TreeReference | None = None
+    bound_name: str | None = None
+    release: int | None = None
+
+    @property
+    def sha256(self) -> str | None:
+        """The SHA-256 of the whole file, where the statement has it."""
+        whole = len(self.parts) == 1 and self.parts[0].end is None and self.algorithm == "sha256"
+        return self.parts[0].digest.hex() if whole else None
+
+    @property
+    def size(self) -> int | None:
+        """The file's size, where the statement tells (shards do)."""
+        return self.parts[-1].end
+
+
+def changed(path: str, found: str, resource: Resource) -> VerificationError:
+    """The error for a file whose digest is not the signed one."""
+    return VerificationError(
+        f"the content was changed: SHA-256 is {found}, signed was {resource.sha256}",
+        reason="digest-mismatch",
+        path=path,
+    )
+
+
+class PartHasher:
+    """Compares a stream of bytes with a resource's parts (shards, or one digest of another kind).
+
+    Raises:
+        VerificationError: In `finish`: ``digest-mismatch`` or ``size-mismatch``.
+    """
+
+    def __init__(self, resource: Resource) -> None:
+        self._parts = resource.parts
+        self._algorithm = resource.algorithm
+        self._state = hashlib.new(resource.algorithm)
+        self._index = self._position = 0
+        self._bad: list[int] = []
+
+    def update(self, data: memoryview) -> None:
+        """The next bytes."""
+        while len(data) and self._index < len(self._parts):
+            end = self._parts[self._index].end
+            take = data if end is None else data[: end - self._position]
+            self._state.update(take)
+            self._position += len(take)
+            data = data[len(take) :]
+            if self._position == end:
+                self._close()
+        self._position += len(data)
+
+    def _close(self) -> None:
+        part = self._parts[self._index]
+        if self._state.digest() != part.digest:
+            self._bad.append(part.begin)
+        self._state = hashlib.new(self._algorithm)
+        self._index += 1
+
+    def finish(self, size: int, path: str) -> None:
+        """All bytes were given; there were `size` of them."""
+        expected = self._parts[-1].end
+        if expected is not None and expected != size:
+            raise VerificationError(
+                f"the file has {size} bytes, signed were {expected}",
+                reason="size-mismatch",
+                path=path,
+            )
+        if expected is None:
+            self._close()
+        if self._bad:
+            raise VerificationError(
+                "the content was changed", reason="digest-mismatch", path=path,
+                offset=self._bad[0],
+            )  # fmt: skip

@@ -1,0 +1,224 @@
+"""One verdict for a whole model, and the warrant that a later load takes for it.
+
+`admit` looks at weights, configuration, templates and code together, under one policy, and names
+every file by its digest. The warrant it gives is what was admitted, not where: a load under it is
+verified against those digests block by block, so it does not matter what happens to the folder in
+the meantime. A file that the warrant does not name cannot be loaded under it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from ...errors import quote
+from ..content.reading import VerifiedCopy, VerifiedSource
+from ..content.resources import Part, Resource
+from ..content.sidecars import read_sidecar
+from ..documents import canonical_json, parse_json
+from ..errors import VerificationError
+from ..files import check_name
+from .evidence import gather
+from .lockfile import LockFile, lock_of
+from .policy import decide
+from .policy_file import load_policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...storage.source import Source
+    from ..content.blocktree import BlockTree
+    from .audit import AuditLog
+    from .policy import Decision, Policy
+
+__all__ = ["Admission", "Warrant", "WarrantedFile", "admit"]
+
+_SCHEMA: Final = "safeweights-warrant/1"
+
+
+@dataclass(frozen=True)
+class WarrantedFile:
+    """One admitted file."""
+
+    sha256: str
+    size: int
+    tree_root: str | None = None
+
+
+@dataclass(frozen=True)
+class Warrant:
+    """What was admitted: the files of a model by their digests.
+
+    A warrant is as trustworthy as the way it came: keep it in memory, or where only the policy's
+    owner can write.
+
+    Attributes:
+        subject: The model's name.
+        root: The folder, or the folder of the file.
+        files: By name, relative to `root`.
+    """
+
+    subject: str
+    root: str
+    files: dict[str, WarrantedFile]
+    _trees: dict[str, BlockTree] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def id(self) -> str:
+        """SHA-256 over names, sizes and digests: equal for equal contents, wherever they are."""
+        return hashlib.sha256(canonical_json(self._files())).hexdigest()
+
+    def __call__(self, source: Source, path: str) -> Source:
+        """`source`, opened from `path`, as something that only gives admitted bytes.
+
+        Cost: none until read, where a block tree is at hand; otherwise the file is read whole.
+
+        Raises:
+            VerificationError: ``not-admitted``; ``size-mismatch``, ``digest-mismatch``.
+        """
+        # Folders may be reached through links; the last part is the name that was admitted.
+        folder, base = os.path.split(os.path.abspath(path))
+        inside = os.path.relpath(os.path.realpath(folder), os.path.realpath(self.root))
+        name = os.path.normpath(os.path.join(inside, base)).replace(os.sep, "/")
+        admitted = self.files.get(name)
+        if admitted is None:
+            raise VerificationError(
+                f"the warrant for {quote(self.subject, 300)} does not name this file",
+                reason="not-admitted", path=path,
+            )  # fmt: skip
+        if admitted.tree_root is not None:
+            tree = self._trees.get(name)
+            if tree is None:
+                tree = read_sidecar(path, bytes.fromhex(admitted.tree_root))
+            if tree is not None:
+                return VerifiedSource(source, tree)
+        part = Part(0, None, bytes.fromhex(admitted.sha256))
+        return VerifiedCopy(source, Resource(name, "sha256", (part,)))
+
+    def to_json(self) -> str:
+        """The warrant as JSON, for another process; it then relies on sidecars for partial reads."""
+        document = {
+            "schema": _SCHEMA, "subject": self.subject, "root": self.root, "files": self._files(),
+        }  # fmt: skip
+        return json.dumps(document, indent=2)
+
+    def _files(self) -> dict[str, Any]:
+        return {
+            name: {"sha256": file.sha256, "size": file.size, "tree_root": file.tree_root}
+            for name, file in sorted(self.files.items())
+        }
+
+    @classmethod
+    def from_json(cls, data: bytes, *, root: str | None = None, path: str | None = None) -> Warrant:
+        """The warrant in `data`; for a copy of the model elsewhere, give its `root`.
+
+        Raises:
+            DocumentError: Malformed; names the field.
+        """
+        document = parse_json(data, path=path).only("schema", "subject", "root", "files")
+        document.member("schema").equals(_SCHEMA)
+        files = {}
+        for name, entry in document.member("files").members():
+            if problem := check_name(name):
+                raise entry.error(f"the name {problem}")
+            entry.only("sha256", "size", "tree_root")
+            tree = entry.get("tree_root")
+            files[name] = WarrantedFile(
+                entry.member("sha256").hex(32).hex(),
+                entry.member("size").integer(),
+                tree.hex(32).hex() if tree else None,
+            )
+        return cls(document.member("subject").text(), root or document.member("root").text(), files)
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A decision and, unless it is a refusal, the warrant.
+
+    Attributes:
+        decision: Verdict, reasons, digests.
+        warrant: For loads; None where the model was refused.
+        log_head: The head of the audit log after this admission, where there is a log.
+    """
+
+    decision: Decision
+    warrant: Warrant | None
+    log_head: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 where the model was admitted, 1 where not."""
+        return self.decision.exit_code
+
+    def require(self) -> Warrant:
+        """The warrant.
+
+        Raises:
+            PolicyViolationError: The model was refused.
+        """
+        self.decision.require()
+        assert self.warrant is not None
+        return self.warrant
+
+
+def admit(
+    path: str | os.PathLike[str],
+    policy: Policy | str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    signature: str | os.PathLike[str] | None = None,
+    lock: LockFile | None = None,
+    log: AuditLog | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Admission:
+    """Decide about the file or folder at `path`, reading all of it.
+
+    Args:
+        path: A model.
+        policy: A policy, or the path of one.
+        name: What the policy's rules call the model; its absolute path unless told.
+        signature: The signature file; found by convention unless told.
+        lock: What was accepted before, updated where the model is admitted; the policy's own unless
+            given.
+        log: Where the decision is recorded, before it is returned.
+        workers: Files read at a time; the number of cores unless told.
+        progress: Called with the bytes read so far, from the calling thread.
+
+    Raises:
+        DocumentError: The policy or the lock file is malformed, or the log cannot be appended to.
+        OSError: As the operating system has it.
+    """
+    policy = load_policy(policy) if isinstance(policy, str | os.PathLike) else policy
+    signature = None if signature is None else os.fspath(signature)
+    lock = lock_of(policy, lock)
+    if log:
+        log.check()
+    path = os.path.abspath(path)
+    gathered = gather(
+        path, policy, name=name, signature=signature, workers=workers, progress=progress
+    )
+    evidence = gathered.evidence
+    decision = decide(policy, evidence, lock.get(evidence.subject) if lock else None)
+    warrant = None
+    if decision.verdict != "refuse":
+        root = path if os.path.isdir(path) else os.path.dirname(path)
+        files = {
+            each: WarrantedFile(fact.sha256, fact.size or 0, _root(gathered.trees.get(each)))
+            for each, fact in evidence.files.items()
+        }
+        warrant = Warrant(evidence.subject, root, files, gathered.trees)
+    head = None
+    if log:
+        record = {**decision.to_dict(), "warrant": warrant.id if warrant else None}
+        head = log.append("admit", record)
+    if warrant and lock and decision.lock:  # nothing counts that could not be logged
+        lock.remember(evidence.subject, decision.lock)
+    return Admission(decision, warrant, head)
+
+
+def _root(tree: BlockTree | None) -> str | None:
+    return tree.root.hex() if tree else None

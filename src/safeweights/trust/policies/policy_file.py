@@ -1,0 +1,190 @@
+"""Policies as people write them: TOML.
+
+    mode = "enforce"                       # off | warn | enforce
+    lock = "models.lock.json"              # what was accepted before; rules with first_use need it
+
+    [signers.releases]
+    public_key = "keys/releases.pub"       # a file beside the policy, or the PEM text itself
+
+    [signers.vendor]
+    roots = "vendor-ca.pem"
+    certificate_subject = "CN=Models,O=Vendor"
+
+    [signers.pipeline]
+    identity = "https://github.com/o/r/.github/workflows/release.yml@refs/heads/main"
+    issuer = "https://token.actions.githubusercontent.com"
+
+    [[rules]]
+    pattern = "vendor/*"
+    signers = ["vendor", "pipeline"]
+
+    [[rules]]
+    pattern = "*"
+    level = "known"
+    first_use = true
+
+    [deny]
+    python = true                          # the default for everything that can run code
+
+Every setting is checked and an unknown one refused: a misspelt rule must not be a rule less. Files
+are named relative to the policy's own folder.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Final
+
+from ...errors import quote
+from ..documents import Field, parse_toml
+from ..errors import DocumentError
+from ..files import read_document
+from ..signatures.certificates import CertificateTrust, load_certificates
+from ..signatures.keyless import KeylessTrust
+from ..signatures.keys import load_public_key
+from .policy import DENIABLE, LEVELS, Mode, Policy, Rule
+
+if TYPE_CHECKING:
+    from ..signatures.verifying import Trust
+
+__all__ = ["load_policy", "parse_policy"]
+
+MAX_POLICY: Final = 1 << 20
+
+
+def load_policy(path: str | os.PathLike[str]) -> Policy:
+    """The policy in a TOML file; files that it names are relative to it.
+
+    Raises:
+        DocumentError: Malformed, an unknown setting, or a key that cannot be read; names the field.
+        OSError: The file, or one it names, cannot be read.
+    """
+    path = os.fspath(path)
+    return parse_policy(read_document(path, limit=MAX_POLICY), path=path)
+
+
+def parse_policy(data: bytes, *, path: str | None = None) -> Policy:
+    """The policy in TOML text; see `load_policy`."""
+    if len(data) > MAX_POLICY:
+        raise DocumentError(f"longer than {MAX_POLICY} bytes", path=path)
+    if data.lstrip().startswith(b"-----BEGIN "):
+        raise DocumentError(
+            "this is PEM; a policy is TOML, in which a signer's `public_key` names such a file",
+            path=path,
+        )
+    document = parse_toml(data, path=path).only(
+        "mode", "signers", "rules", "deny", "minimum_level", "lock"
+    )
+    base = os.path.dirname(path) if path else ""
+    signers: dict[str, Trust] = {}
+    if table := document.get("signers"):
+        signers = {name: _signer(entry, base) for name, entry in table.members()}
+    mode: Mode = "enforce"
+    if found := document.get("mode"):
+        mode = found.choice("off", "warn", "enforce")  # type: ignore[assignment]
+    least = found.choice(*LEVELS) if (found := document.get("minimum_level")) else None
+    rules = document.get("rules")
+    if rules is None and mode != "off":
+        raise document.error("the policy has no [[rules]]; without rules it refuses everything")
+    read = tuple(_rule(entry, signers, least) for entry in rules.items()) if rules else ()
+    lock = document.get("lock")
+    if lock is None and any(rule.first_use for rule in read):
+        raise document.error("`first_use` needs a `lock` file: what is not remembered is not known")
+    return Policy(
+        read, signers, mode, _deny(document.get("deny")),
+        os.path.join(base, lock.text(limit=4096)) if lock else None, path,
+    )  # fmt: skip
+
+
+def _rule(entry: Field, signers: dict[str, Trust], least: str | None) -> Rule:
+    entry.only("pattern", "signers", "level", "digests", "templates", "first_use")
+    level = found.choice(*LEVELS) if (found := entry.get("level")) else least or "signed"
+    if least and LEVELS.index(level) < LEVELS.index(least):
+        raise entry.member("level").error(f"is below the policy's minimum_level {least}")
+    names = found.strings() if (found := entry.get("signers")) else ()
+    for name in names:
+        if name not in signers:
+            raise entry.member("signers").error(f"{quote(name)} is not one of [signers]")
+    if LEVELS.index(level) >= LEVELS.index("signed") and not names:
+        raise entry.error(f"level {level} needs `signers`: nobody could ever fulfil this rule")
+    digests = {}
+    if table := entry.get("digests"):
+        digests = {name: _digest(value) for name, value in table.members()}
+    templates = entry.get("templates")
+    return Rule(
+        entry.member("pattern").text(limit=4096), names, level, digests,
+        tuple(_digest(item) for item in templates.items()) if templates else (),
+        found.boolean() if (found := entry.get("first_use")) else False,
+    )  # fmt: skip
+
+
+def _digest(value: Field) -> str:
+    text = value.text()
+    return Field(text.removeprefix("sha256:"), value.path, value.place).hex(32).hex()
+
+
+def _deny(table: Field | None) -> frozenset[str]:
+    denied = set(DENIABLE)
+    for name, value in table.only(*DENIABLE).members() if table else ():
+        if not value.boolean():
+            denied.discard(name)
+    return frozenset(denied)
+
+
+def _signer(entry: Field, base: str) -> Trust:
+    kinds = {"public_key": _key, "roots": _certificate, "identity": _keyless}
+    present = [kind for kind in kinds if entry.get(kind)]
+    if len(present) != 1:
+        raise entry.error(f"give exactly one of {', '.join(kinds)}")
+    return kinds[present[0]](entry, base)
+
+
+def _key(entry: Field, base: str) -> Trust:
+    entry.only("public_key", "key_hint")
+    key = load_public_key(_text_or_file(entry.member("public_key"), base), path=entry.path)
+    if (hint := entry.get("key_hint")) and hint.text() != key.hint:
+        raise hint.error(f"the public key has the hint {key.hint}", reason="wrong-key")
+    return key
+
+
+def _certificate(entry: Field, base: str) -> Trust:
+    entry.only(
+        "roots", "certificate_subject", "certificate_issuer", "certificate_name",
+        "certificate_sha256", "signed_at",
+    )  # fmt: skip
+    found = entry.member("roots")
+    paths = [found] if isinstance(found.value, str) else found.items()
+    texts = {
+        name: given.text() if (given := entry.get(f"certificate_{name}")) else None
+        for name in ("subject", "issuer", "name", "sha256")
+    }
+    if not (texts["subject"] or texts["name"] or texts["sha256"]):
+        raise entry.error(
+            "a root alone is no identity: give certificate_subject, certificate_name or "
+            "certificate_sha256"
+        )
+    roots = [der for p in paths for der in load_certificates(_text_or_file(p, base), path=p.path)]
+    return CertificateTrust(tuple(roots), at=_moment(entry.get("signed_at")), **texts)
+
+
+def _moment(value: Field | None) -> datetime | None:
+    if value is None:
+        return None
+    if not isinstance(value.value, datetime) or value.value.tzinfo is None:
+        raise value.error("expected a date and time with an offset, as 2026-01-31T12:00:00Z")
+    return value.value.astimezone(timezone.utc)
+
+
+def _keyless(entry: Field, base: str) -> Trust:
+    entry.only("identity", "issuer", "trusted_root")
+    root = entry.get("trusted_root")
+    return KeylessTrust(
+        entry.member("identity").text(), entry.member("issuer").text(),
+        os.path.join(base, root.text()) if root else None,
+    )  # fmt: skip
+
+
+def _text_or_file(value: Field, base: str) -> str | bytes:
+    text = value.text(limit=1 << 20)
+    return text.encode() if text.startswith("-----BEGIN ") else os.path.join(base, text)

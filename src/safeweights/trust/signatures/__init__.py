@@ -1,0 +1,1 @@
+"""Who signed what: keys, certificates, bundles."""

@@ -1,0 +1,108 @@
+"""What scans say of honest files, and how reports are shown."""
+
+from __future__ import annotations
+
+import io
+import pickle
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from builders import (
+    archive,
+    call,
+    evil,
+    name,
+    tar,
+    text,
+    torch_tar,
+    whole,
+)
+
+from safeweights.conversion import Limits, scan, scan_folder
+from safeweights.conversion.grading import DANGEROUS_MODULES, TENSOR_NAMES, Grade, grade_global
+from safeweights.conversion.pickles.nodes import Global
+
+
+def saved(value: object, **options: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file, **options)
+    return file.getvalue()
+
+
+STATE = {"w": torch.arange(4.0), "p": torch.nn.Parameter(torch.ones(2)), "lr": 0.1}
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_state_dicts_are_clean(new) -> None:
+    report = scan(saved(STATE, _use_new_zipfile_serialization=new))
+    assert report.clean
+    assert report.verdict == "clean"
+    assert report.pickles == (1 if new else 5)
+    assert {finding.grade for finding in report.findings} == {Grade.TENSORS}
+
+
+def test_arrays_are_clean(tmp_path) -> None:
+    array = {"a": np.arange(3.0), "o": np.array([1, None], dtype=object)}
+    joblib.dump(array, tmp_path / "plain.joblib")
+    joblib.dump(array, tmp_path / "packed.joblib", compress=3)
+    np.savez(tmp_path / "a.npz", **array)
+    for path in tmp_path.iterdir():
+        assert scan(str(path)).verdict == "clean", path.name
+    assert scan(pickle.dumps(array)).verdict == "clean"
+    assert scan(torch_tar()).verdict == "clean"
+
+
+def test_whole_modules_are_unknown_and_name_their_classes() -> None:
+    report = scan(saved(torch.nn.Linear(2, 3)))
+    assert report.verdict == "unknown"
+    unknown = [finding for finding in report.findings if finding.grade == Grade.UNKNOWN]
+    assert [finding.target for finding in unknown] == ["torch.nn.modules.linear.Linear"]
+
+
+def test_safetensors_are_clean_and_damaged_ones_are_not() -> None:
+    import safetensors.torch
+
+    data = safetensors.torch.save({"w": torch.ones(2)})
+    assert scan(data).verdict == "clean"
+    assert scan(data[:-1]).verdict == "incomplete"
+    polyglot = data + archive({"__main__.py": b"print('run')"})
+    assert scan(polyglot).verdict == "incomplete"
+
+
+def test_what_was_found_before_the_damage_is_reported() -> None:
+    body = call(name("os", "system"), text("echo")) + b"0" + b"\xff"
+    report = scan(whole(body))
+    assert report.verdict == "dangerous"
+    assert not report.complete
+    assert report.unread[0].offset == len(whole(body)) - 2
+
+
+def test_members_and_offsets_are_named() -> None:
+    data = tar([("inner.zip", archive({"x/y.pkl": evil()}))])
+    (finding,) = scan(data).findings
+    assert finding.path == "<bytes>!inner.zip!x/y.pkl"
+    assert evil()[finding.offset : finding.offset + 1] == b"R"
+    assert finding.arguments == "('echo executed')"
+
+
+def test_every_name_that_can_be_described_is_graded_harmless() -> None:
+    for module, attribute in TENSOR_NAMES:
+        assert grade_global(Global(module, attribute, 0))[0] == Grade.TENSORS
+        assert module.split(".")[0] not in DANGEROUS_MODULES
+
+
+def test_a_scan_of_a_folder(tmp_path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.bin").write_bytes(evil())
+    (tmp_path / "b.txt").write_text("text")
+    (tmp_path / "hidden").write_bytes(saved(STATE))
+    reports = {report.path.rsplit("/", 1)[1]: report.verdict for report in scan_folder(tmp_path)}
+    assert reports == {"a.bin": "dangerous", "hidden": "clean"}
+
+
+def test_limits_end_a_scan_as_incomplete() -> None:
+    assert (
+        scan(b"\x80\x02" + b"N0" * 100 + b"N.", limits=Limits(opcodes=50)).verdict == "incomplete"
+    )
