@@ -1,18 +1,30 @@
-# The only commands anybody needs. Each sets up what it needs, in virtual environments below this folder.
+# Every command of this project. Each installs what it needs, in virtual environments below this folder.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := $(VENV)/$(SCRIPTS)
 DEMO := .venv-demo
 WORKERS ?= 2
 FUZZ_SECONDS ?= 20
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec # a crash before a pipe is a failure
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Linux wheels of torch from the public index carry CUDA (gigabytes). TORCH_INDEX=URL names PyTorch's index
+# of CPU wheels, whose version 2.13.0+cpu satisfies the pinned torch==2.13.0 and is preferred to it.
+ifdef TORCH_INDEX
+export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX)
+endif
 
-.PHONY: help demo test lint fuzz test-pythons test-frameworks test-clients bench conformance clean
+# The areas that can be tested alone: `make test-format` ...
+AREAS := format storage checkpoint numpy-torch conversion trust cli compat bench
+TESTS_numpy-torch := tests/frameworks
 
-help: ## What there is
+.PHONY: help demo test lint fuzz test-pythons test-frameworks test-clients bench conformance clean \
+	$(AREAS:%=test-%)
+
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+	@echo '$(AREAS:%=test-%)' | fold -s -w 78 | sed 's/^/  /'
 
 $(VENV)/.installed: requirements/test.txt requirements/lint.txt requirements/trust.txt requirements/convert.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -23,11 +35,11 @@ $(VENV)/.installed: requirements/test.txt requirements/lint.txt requirements/tru
 
 $(DEMO)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)
-	$(DEMO)/bin/python -m pip install -q -e '.[hdf5,trust]'
+	$(DEMO)/$(SCRIPTS)/python -m pip install -q -e '.[hdf5,trust]'
 	touch $@
 
-demo: $(DEMO)/.installed ## Use everything once, on a real model's weights
-	$(DEMO)/bin/python scripts/demo.py
+demo: $(DEMO)/.installed ## Use every capability once, on a real model's weights
+	$(DEMO)/$(SCRIPTS)/python scripts/demo.py
 
 test: $(VENV)/.installed ## All tests of the core and of NumPy and PyTorch, with coverage
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= tests --ignore=tests/clients --ignore=tests/next
@@ -36,6 +48,9 @@ test: $(VENV)/.installed ## All tests of the core and of NumPy and PyTorch, with
 	$(BIN)/python scripts/check_coverage.py
 	$(MAKE) --no-print-directory fuzz
 	$(MAKE) --no-print-directory test-pythons
+
+$(AREAS:%=test-%): test-%: $(VENV)/.installed
+	$(BIN)/python -m pytest -n $(WORKERS) $(or $(TESTS_$*),tests/$*)
 
 lint: $(VENV)/.installed ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -49,7 +64,7 @@ fuzz: $(VENV)/.installed ## Coverage-guided fuzzing of every reader, FUZZ_SECOND
 		$(BIN)/python $$target -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -close_fd_mask=0 2>&1 | tail -n 3; \
 	done
 
-test-pythons: ## The core's tests on every Python from 3.10 to 3.13 that is installed
+test-pythons: ## The core's tests on every Python from 3.10 to 3.14 that is installed
 	$(PYTHON) scripts/test_pythons.py
 
 test-frameworks: ## jax, tensorflow, mlx and paddle, each in its own environment

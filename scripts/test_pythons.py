@@ -1,7 +1,7 @@
-"""Run the core's tests on every Python from 3.10 to 3.13 on this machine, without torch.
+"""Run the core's tests on every Python from 3.10 to 3.14 on this machine, without torch.
 
 Each version gets an environment of its own, .venv-3.X, made once. Versions that are not installed are
-named and left out; the one that runs `make test` is tested there.
+named and skipped; the one that runs `make test` is tested there.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VERSIONS = ((3, 10), (3, 11), (3, 12), (3, 13))
-FOLDERS = ("core", "storage", "checkpoint", "cli")
+VERSIONS = ((3, 10), (3, 11), (3, 12), (3, 13), (3, 14))
+FOLDERS = ("format", "storage", "checkpoint", "cli")
 NOT_CORE = ("cli/test_convert.py", "cli/test_trust.py")  # torch, and the extra `trust`
 
 
@@ -60,7 +60,7 @@ def main() -> int:
             continue
         python = interpreter(version)
         if python is None:
-            print(f"Python {'.'.join(map(str, version))}: not installed, left out")
+            print(f"Python {'.'.join(map(str, version))}: not installed, skipped")
         elif test(version, python):
             failed.append(version)
     return 1 if failed else 0

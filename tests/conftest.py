@@ -8,9 +8,14 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# A property has to hold on a busy machine too: no example has a time limit.
+settings.register_profile("safeweights", deadline=None)
+settings.load_profile("safeweights")
 
 # Started in the background of a script, this process ignores Ctrl-C, and so would those that tests
 # start to interrupt them.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .frameworks.handle import PySafeSlice, _safe_open_handle, safe_open
     from .frameworks.prefetch import PrefetchLoader, PrefetchPlan, TensorMeta, stream
     from .serialization import TensorSpec, deserialize, serialize, serialize_file
+    from .storage.buffer_pool import release_idle
     from .trust import admit
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "deserialize",
     "guard",
     "open",
+    "release_idle",
     "safe_open",
     "save",
     "scan",
@@ -76,6 +78,7 @@ __getattr__, __dir__ = lazy_names(
         "convert": "conversion",
         "deserialize": "serialization",
         "open": "conversion.opening",
+        "release_idle": "storage.buffer_pool",
         "safe_open": "frameworks.handle",
         "save": "checkpoint",
         "scan": "conversion",

@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 sys.path.insert(0, str(Path(__file__).parent))
-
-settings.register_profile("no wall time", deadline=None)
-settings.load_profile("no wall time")
 
 WATCHED = (
     "import", "pickle.find_class", "exec", "compile", "marshal.loads", "os.system", "os.exec",
