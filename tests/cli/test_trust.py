@@ -241,6 +241,16 @@ def test_no_signature_is_replaced_but_the_keys_own(run, signed, pair, certificat
     assert weights.read_bytes() == before
 
 
+def test_no_block_tree_replaces_other_files(run, folder, pair):
+    sidecar = folder / "w.safetensors.swtree"
+    sidecar.write_text("notes")
+    refused = run("sign", "model/w.safetensors", "--key", pair)
+    assert (refused.exit_code, sidecar.read_text()) == (3, "notes")
+    assert "not a block tree" in refused.stderr
+    assert not (folder / "w.safetensors.sig").exists()
+    assert run("sign", "model/w.safetensors", "--key", pair, "--force").exit_code == 0
+
+
 def test_a_warrant_replaces_warrants_only(run, signed, policy):
     options = ["--policy", policy, "--warrant"]
     weights = (signed / "w.safetensors").read_bytes()

@@ -103,6 +103,36 @@ def test_progress_counts_bytes(tmp_path: Path, small_batches: None) -> None:
 
 
 @unnamed_files
+@pytest.mark.parametrize("renames", [True, False])
+def test_a_link_that_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool, renames: bool
+) -> None:
+    if not unnamed:
+        without_unnamed(monkeypatch)
+    (tmp_path / "old").write_bytes(OLD)
+    (tmp_path / "link").symlink_to("old")
+    (tmp_path / "folder").symlink_to(".")
+    with pytest.raises(OSError, match="regular file"):
+        write_file(tmp_path / "link", PIECES, follow=False)
+
+    def link_late() -> Iterator[bytes]:
+        yield NEW
+        (tmp_path / "late").symlink_to("old")
+
+    if renames:
+        write_file(tmp_path / "late", link_late(), follow=False)
+        assert (tmp_path / "late").read_bytes() == NEW
+        assert not (tmp_path / "late").is_symlink()
+    else:
+        monkeypatch.setattr(sink, "rename", lambda *_: False)
+        with pytest.raises(OSError):  # ELOOP on Linux, EMLINK on FreeBSD
+            write_file(tmp_path / "late", link_late(), follow=False)
+    assert (tmp_path / "old").read_bytes() == OLD
+    write_file(tmp_path / "folder" / "new", PIECES, follow=False)
+    assert (tmp_path / "new").read_bytes() == NEW
+
+
+@unnamed_files
 def test_bytes_that_fail_to_be_made_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leak: None, unnamed: bool
 ) -> None:

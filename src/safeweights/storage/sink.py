@@ -91,6 +91,7 @@ def write_file(
     *,
     size: int = 0,
     durable: bool = False,
+    follow: bool = True,
     progress: _Progress | None = None,
 ) -> None:
     """Make `buffers`, one after another, the contents of the file at `path`.
@@ -99,11 +100,12 @@ def write_file(
     old contents and the new take up space.
 
     Args:
-        path: Where; links are followed.
+        path: Where.
         buffers: The contents. An iterator is read as bytes are written, so it may make them.
         size: Number of bytes there will be, where it is known: for a large file the space is set aside
             first, and a durable one goes to the disk as it is written instead of filling the page cache.
         durable: Return only when file and name would survive a loss of power.
+        follow: Whether to replace the target of a symbolic link at `path`; if not, a link is refused.
         progress: Called with the number of bytes written so far.
 
     Raises:
@@ -113,7 +115,8 @@ def write_file(
         PartialOverwriteError: The filesystem cannot rename, so that the contents had to be copied
             over the old file, and that failed half-way.
     """
-    new = _NewFile(os.path.realpath(decoded(path)), size=size, durable=durable)
+    target = _target(decoded(path), follow=follow)
+    new = _NewFile(target, _stat_replaceable(target, follow=follow), size=size, durable=durable)
     with sync_directory(new.directory, durable=durable):
         try:
             new.create(buffers, progress)
@@ -124,7 +127,7 @@ def write_file(
             _discard(new.path)
             raise
         if not renamed:
-            copy_over(new.path, new.target, durable=durable)
+            copy_over(new.path, new.target, durable=durable, follow=follow)
 
 
 def write_stream(
@@ -179,10 +182,18 @@ def sync_directory(directory: str, *, durable: bool) -> Iterator[None]:
             _allowed(os.fsync, descriptor)
 
 
-def _stat_replaceable(target: str) -> os.stat_result | None:
+def _target(path: str, *, follow: bool) -> str:
+    """The real path of the file to replace; its last part stays as it is unless `follow`."""
+    if follow:
+        return os.path.realpath(path)
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def _stat_replaceable(target: str, *, follow: bool) -> os.stat_result | None:
     """The status of the regular file at `target`; None where there is nothing."""
     try:
-        status = os.stat(target)
+        status = os.stat(target, follow_symlinks=follow)
     except FileNotFoundError:
         return None
     if stat.S_ISDIR(status.st_mode):
@@ -200,13 +211,15 @@ def staging_name() -> str:
 class _NewFile:
     """The file that is to replace what is at `target`, under the name `path` in its directory."""
 
-    def __init__(self, target: str, *, size: int, durable: bool) -> None:
+    def __init__(
+        self, target: str, replaced: os.stat_result | None, *, size: int, durable: bool
+    ) -> None:
         self.target = target
         self._size = size
         self.directory = os.path.dirname(target)
         self.path = os.path.join(self.directory, staging_name())
         self._durable = durable
-        self._replaced = replaced = _stat_replaceable(target)
+        self._replaced = replaced
         # Contents meant for few are nobody else's until they have the old owner, group and mode.
         self._mode = 0o666 if replaced is None else stat.S_IMODE(replaced.st_mode) & 0o700
 
@@ -440,7 +453,7 @@ def _after(batch: list[memoryview], count: int) -> list[memoryview]:
     return []
 
 
-def copy_over(source: str, target: str, *, durable: bool) -> None:
+def copy_over(source: str, target: str, *, durable: bool, follow: bool = True) -> None:
     """Where there is no `rename`: move the contents of `source` into the file at `target`.
 
     Raises:
@@ -448,7 +461,9 @@ def copy_over(source: str, target: str, *, durable: bool) -> None:
         PartialOverwriteError: Copying failed half-way; `source` is kept, as after an interrupt.
     """
     try:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, 0o666)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS
+        flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(target, flags, 0o666)
     except BaseException:
         _discard(source)
         raise

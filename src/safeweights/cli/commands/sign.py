@@ -90,7 +90,7 @@ def command(
     with watched_files("signing", [path]) as progress:
         done = sign(
             path, signer, signature=signature, certificates=chain, ignore=ignore, trees=not no_trees,
-            release=release, progress=progress,
+            release=release, force=force, progress=progress,
         )  # fmt: skip
     document = _document(path, done, certified=bool(chain))
     if out.json:

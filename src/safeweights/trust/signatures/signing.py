@@ -7,6 +7,7 @@ belong to. The signature file is the last thing written.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from dataclasses import dataclass
@@ -14,12 +15,21 @@ from typing import TYPE_CHECKING, Final
 
 from ...errors import quote
 from ...storage.sink import write_file
+from ..content.blocktree import MAGIC
 from ..content.digests import FileDigest, hash_files
 from ..content.resources import Part, Resource, TreeReference
 from ..content.sidecars import SIDECAR
 from ..errors import DocumentError, VerificationError
-from ..files import check_name, check_writable, list_folder
-from .bundle import DEFAULT_IGNORED, SINGLE_FILE, build_bundle, build_statement, covers, pae
+from ..files import check_name, check_writable, list_folder, open_regular, read_document
+from .bundle import (
+    DEFAULT_IGNORED,
+    SINGLE_FILE,
+    build_bundle,
+    build_statement,
+    covers,
+    pae,
+    parse_bundle,
+)
 from .keys import need_cryptography, wrap_public_key
 
 if TYPE_CHECKING:
@@ -65,6 +75,7 @@ def sign(
     ignore: Iterable[str] = (),
     trees: bool = True,
     release: int | None = None,
+    force: bool = False,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Signed:
@@ -80,12 +91,15 @@ def sign(
         trees: Write a block tree beside every ``.safetensors`` file, for verified partial reads.
         release: A number that grows with every release; a policy with a lock file refuses an
             older one.
+        force: Replace any regular file at the place of the signature or a sidecar. By default, only
+            an empty file, a signature and a block tree are replaced. A symbolic link never is.
         workers: Files hashed at a time; the number of cores unless told.
         progress: Called with the bytes read so far, from the calling thread.
 
     Raises:
         VerificationError: A link or special file in the folder, a file that changes meanwhile.
         DocumentError: A certificate that is not the signer's; a path that cannot be left out.
+        FileExistsError: A file that is not replaced is in the way; nothing was written.
         OSError: As the operating system has it.
     """
     chain = _chain(certificates, signer)
@@ -95,8 +109,10 @@ def sign(
     ignored = [] if alone else _ignored(path, signature, ignore)
     found = [(os.path.basename(path), path)] if alone else _list(path, ignored, trees=trees)
     base = os.path.dirname(path) if alone else path
-    for target in (signature, *((os.path.join(base, SIDECAR),) if trees else ())):
-        check_writable(target)
+    _check_replaceable(signature, "a signature", _is_signature, force=force)
+    planned = [f"{name}{SIDECAR}" for name, _ in found if trees and name.endswith(WEIGHTS)]
+    for name in planned:
+        _check_replaceable(os.path.join(base, name), "a block tree", _is_sidecar, force=force)
     files = hash_files(
         found, tree=lambda name: trees and name.endswith(WEIGHTS), follow=alone, workers=workers,
         progress=progress,
@@ -113,9 +129,38 @@ def sign(
         payload, signer.sign(pae(payload)), hint=None if chain else hint, certificates=chain
     )
     for name, data in sidecars.items():
-        write_file(os.path.join(base, name), [data], durable=True)
-    write_file(signature, [bundle], durable=True)
+        write_file(os.path.join(base, name), [data], durable=True, follow=False)
+    write_file(signature, [bundle], durable=True, follow=False)
     return Signed(signature, os.path.basename(path), tuple(files), tuple(sidecars), hint)
+
+
+def _check_replaceable(path: str, what: str, own: Callable[[str], bool], *, force: bool) -> None:
+    """Find out before any file is hashed that writing to `path` loses nothing.
+
+    Raises:
+        FileExistsError: There is a symbolic link, or a file that is not `own`.
+        OSError: No file can be written there.
+    """
+    if os.path.islink(path):
+        message = "is a symbolic link, through which no signature is written; remove it first"
+        raise FileExistsError(errno.EEXIST, message, path)
+    check_writable(path)
+    if not force and os.path.exists(path) and os.path.getsize(path) and not own(path):
+        message = f"exists and is not {what}; move it away or use force"
+        raise FileExistsError(errno.EEXIST, message, path)
+
+
+def _is_signature(path: str) -> bool:
+    try:
+        parse_bundle(read_document(path))
+    except DocumentError:
+        return False
+    return True
+
+
+def _is_sidecar(path: str) -> bool:
+    with open_regular(path) as (descriptor, _):
+        return os.read(descriptor, len(MAGIC)) == MAGIC
 
 
 def _chain(certificates: Sequence[bytes], signer: Signer) -> list[bytes]:
