@@ -61,6 +61,23 @@ def test_what_an_index_does_not_name_is_left_alone(sharded: Path) -> None:
     assert len(open(sharded)) == 3
 
 
+def test_a_file_and_an_index_of_the_same_name(
+    sharded: Path, file_of: Callable[..., bytes], write_index: Callable[..., Path]
+) -> None:
+    """Shards that a later save of one file left behind, or the other way round: which is current?"""
+    whole = sharded / "model.safetensors"
+    whole.write_bytes(file_of(None, a=b"new"))
+    with pytest.raises(FormatError, match=f"`model.safetensors` and also `{INDEX}`") as caught:
+        open(sharded)
+    assert (caught.value.rule, caught.value.path) == ("index-twin", str(sharded))
+    assert open(whole)["a"].view() == b"new"
+    assert open(sharded / INDEX)["a"].view() == b"aaa"
+    for shard in (sharded / FIRST, sharded / SECOND):
+        shard.unlink()
+    write_index(sharded, {"a": "model.safetensors"})
+    assert open(sharded)["a"].view() == b"new"
+
+
 def test_an_index_in_other_folders(
     tmp_path: Path, file_of: Callable[..., bytes], write_index: Callable[..., Path]
 ) -> None:
@@ -177,6 +194,7 @@ def test_an_index_that_disagrees_with_its_shards(
         open(sharded)
     assert caught.value.tensor == tensor
     assert caught.value.path == str(sharded / INDEX)
+    assert caught.value.rule in {"index-tensor-missing", "index-tensor-unlisted"}
 
 
 def test_a_tensor_in_two_shards_of_an_index(sharded: Path, file_of: Callable[..., bytes]) -> None:
@@ -242,6 +260,8 @@ def test_safe_shards_stay_below_their_folder(stem: str) -> None:
         ('{"weight_map": {"a": 1}}', "expected a file name, found a number"),
         ('{"weight_map": {"a": {}}}', "expected a file name, found an object"),
         ('{"weight_map": {}, "weight_map": {}}', "duplicate key `weight_map`"),
+        ('{"metadata": {}, "weight_map": {}, "metadata": {}}', "duplicate key `metadata`"),
+        ('{"x": 1, "weight_map": {}, "x": 1}', "duplicate key `x`"),
         ('{"weight_map": {}} x', "trailing characters"),
         ('{"weight_map": {"a": "x.safetensors", "a": "x.safetensors"}}', "duplicate key `a`"),
         ('{"weight_map": {"a": "x.safetensors", "\\u0061": "x.safetensors"}}', "duplicate key `a`"),
@@ -273,6 +293,39 @@ def test_any_bytes_as_an_index(tmp_path_factory: pytest.TempPathFactory, data: b
         assert read_index(str(path)) is not None
 
 
+@pytest.mark.parametrize(
+    ("metadata", "announced", "problem"),
+    [
+        ('{"x": [{}], "total_size": 7}', 7, None),
+        ('{"x": 1}', None, None),
+        ('{"total_size": "7"}', None, "expected an integer, found a string"),
+        ("null", None, "expected an object, found null"),
+    ],
+)
+def test_the_size_that_an_index_announces(
+    tmp_path: Path, metadata: str, announced: int | None, problem: str | None
+) -> None:
+    """A wrong one does not stop anything from being read; `check` reports it."""
+    (tmp_path / "i.json").write_text(f'{{"metadata": {metadata}, "weight_map": {{}}, "x": 1}}')
+    found = read_index(str(tmp_path / "i.json"))
+    assert found.total_size == announced
+    assert (found.total_size_error and str(found.total_size_error)) == problem
+
+
+def test_shards_of_other_formats_are_named_only_to_readers_of_them(
+    tmp_path: Path, write_index: Callable[..., Path]
+) -> None:
+    path = str(write_index(tmp_path, {"a": "sub/x.bin"}))
+    with pytest.raises(FormatError, match=r"not the name of a \.safetensors file below the index"):
+        read_index(path)
+    assert read_index(path, suffix="").shards == ["sub/x.bin"]
+    write_index(tmp_path, {"a": "../x.bin"})
+    with pytest.raises(
+        FormatError, match=r"`\.\./x\.bin` is not the name of a file below the index"
+    ):
+        read_index(path, suffix="")
+
+
 def test_an_index_that_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(OSError, match="Not a regular file"):
@@ -285,7 +338,7 @@ def test_huge_indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text('{"metadata": "' + "x" * (16 << 20) + '", "weight_map": {}}')
     tracemalloc.start()
     try:
-        assert read_index(str(path)) == {}
+        assert read_index(str(path)).weight_map == {}
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -305,7 +358,7 @@ def test_an_index_of_100_mb(tmp_path: Path) -> None:
     names = {f"{'layer' * 10}.{number}.weight": shards[number % 100] for number in range(count)}
     path.write_text(json.dumps({"weight_map": names}))
     assert path.stat().st_size > 90 << 20
-    assert read_index(str(path)) == names
+    assert read_index(str(path)).weight_map == names
 
 
 def test_a_folder_of_many_files_is_opened_file_by_file_once(

@@ -255,6 +255,12 @@ class TestShards:
         assert "coverage" in rules(result)
 
 
+def test_a_file_of_the_name_of_an_index_that_does_not_list_it_is_an_error(run, sharded, write):
+    write(Path(sharded, "model.safetensors"), [("a", "U8", ())])
+    assert rules(run("check", sharded, "--json")) == ["index-twin"]
+    assert run("ls", sharded, "--json").document["error"]["rule"] == "index-twin"
+
+
 def test_a_file_that_no_index_lists_is_noted(run, sharded, write):
     write(Path(sharded, "other.safetensors"), [("a", "U8", ())])
     write(Path(sharded, "._hidden.safetensors"), [("a", "U8", ())])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import threading
 import time
 import tracemalloc
@@ -324,6 +325,39 @@ def test_an_index_that_disagrees_is_refused(tmp_path, change, words) -> None:
     with pytest.raises(FormatError, match=words):
         convert(tmp_path / "old", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_shards_in_folders_below_their_index(tmp_path) -> None:
+    old = tmp_path / "old"
+    make_folder(old)
+    (old / "sub").mkdir()
+    os.rename(old / "pytorch_model-00001-of-00002.bin", old / "sub" / "first.bin")
+    path = old / "pytorch_model.bin.index.json"
+    path.write_text(path.read_text().replace("pytorch_model-00001-of-00002.bin", "sub/first.bin"))
+    convert(path, tmp_path / "new")
+    assert sorted(safeweights.open(tmp_path / "new")) == ["a", "b", "c"]
+    path.write_text(path.read_text().replace('"b": "sub/first.bin"', '"d": "sub/first.bin"'))
+    with pytest.raises(FormatError, match=r"tensor `d` in `sub/first.bin`, which does not have it"):
+        convert(path, tmp_path / "other")
+
+
+def test_a_folder_whose_index_leaves_out_the_file_of_its_name(tmp_path) -> None:
+    old = tmp_path / "old"
+    make_folder(old)
+    torch.save({"a": torch.ones(1)}, old / "pytorch_model.bin")
+    with pytest.raises(FormatError, match="two versions of one model") as caught:
+        convert(old, tmp_path / "new")
+    assert caught.value.rule == "index-twin"
+
+
+def test_a_folder_without_an_index_and_without_a_shard(tmp_path) -> None:
+    old = tmp_path / "old"
+    make_folder(old)
+    (old / "pytorch_model.bin.index.json").unlink()
+    (old / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(FormatError, match="1 of 2 shards are missing") as caught:
+        convert(old, tmp_path / "new")
+    assert caught.value.rule == "missing-shard"
 
 
 def test_a_folder_without_an_index(tmp_path) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ClosedError, FormatError, SafetensorError, quote
 from .file import SafetensorsFile, not_found
-from .shardindex import INDEX_SUFFIX, SUFFIX, read_index
 from .tensor import Tensor
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from ..format.header import TensorInfo
 
 
-__all__ = ["INDEX_SUFFIX", "SUFFIX", "Checkpoint", "read_index"]
+__all__ = ["Checkpoint"]
 
 
 class _Unread(Mapping[str, Tensor]):

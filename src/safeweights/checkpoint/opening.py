@@ -6,10 +6,19 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FormatError, quote
+from ..errors import FormatError
 from .file import SafetensorsFile
 from .mapping import Checkpoint
-from .shardindex import INDEX_SUFFIX, SUFFIX, check_complete, read_index
+from .shardindex import (
+    SUFFIX,
+    ShardIndex,
+    check_complete,
+    check_present,
+    check_twin,
+    disagreements,
+    find_shards,
+    read_index,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,62 +60,34 @@ def open(target: Any, *, backend: str = "mmap", verify: Verifier | None = None) 
     if os.path.isdir(path):
         return _open_folder(path, read, verify)
     if path.endswith(".json"):
-        return _open_index(path, read, verify)
+        return _open_shards(path, read_index(path, verify=verify), read, name=path)
     return Checkpoint.from_files([read(path)], path)
 
 
 def _open_folder(
     path: str, read: Callable[[str], SafetensorsFile], verify: Verifier | None
 ) -> Checkpoint:
-    # Hidden ones are an editor's, a file manager's ("._model.safetensors") or a save's under way.
-    names = sorted(name for name in os.listdir(path) if not name.startswith("."))
-    indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
-    if len(indexes) == 1:
-        return _open_index(os.path.join(path, indexes[0]), read, verify, name=path)
-    if indexes:
-        listed = ", ".join(map(quote, indexes))
-        raise FormatError(f"the folder has several indexes, name one of them: {listed}", path=path)
-    shards = [name for name in names if name.endswith(SUFFIX)]
-    if not shards:
-        raise FormatError(f"the folder has no {SUFFIX} file and no index", path=path)
-    check_complete(shards, path)
-    files = [read(os.path.join(path, name)) for name in shards]
-    return Checkpoint.from_files(files, path)
+    names = os.listdir(path)
+    index, files = find_shards(names, path)
+    if index is not None:
+        found = read_index(os.path.join(path, index), verify=verify)
+        check_twin(index, found.shards, names, path)
+        return _open_shards(os.path.join(path, index), found, read, name=path)
+    if not files:
+        raise FormatError(f"the folder has no {SUFFIX} file and no index", rule="folder", path=path)
+    check_complete(files, path)
+    return Checkpoint.from_files([read(os.path.join(path, file)) for file in files], path)
 
 
-def _open_index(
-    path: str,
-    read: Callable[[str], SafetensorsFile],
-    verify: Verifier | None,
-    *,
-    name: str | None = None,
+def _open_shards(
+    path: str, index: ShardIndex, read: Callable[[str], SafetensorsFile], *, name: str
 ) -> Checkpoint:
-    weight_map = read_index(path, verify=verify)
-    folder = os.path.dirname(path)
-    shards = sorted(set(weight_map.values()))
-    _check_present(shards, folder, path)
-    files = {shard: read(os.path.join(folder, shard)) for shard in shards}
-    for tensor, shard in weight_map.items():
-        if tensor not in files[shard].header.tensors:
-            raise FormatError(
-                f"the index places tensor {quote(tensor)} in {quote(shard)}, which does not have it",
-                rule="index", path=path, tensor=tensor,
-            )  # fmt: skip
-    for shard, file in files.items():
-        for tensor in file.header.tensors:
-            if weight_map.get(tensor) != shard:
-                raise FormatError(
-                    f"{quote(shard)} has tensor {quote(tensor)}, which the index does not place there",
-                    rule="index", path=path, tensor=tensor,
-                )  # fmt: skip
-    return Checkpoint.from_files(files.values(), name or path)
-
-
-def _check_present(shards: list[str], folder: str, path: str) -> None:
+    """The shards of the index at `path`."""
+    folder, shards = os.path.dirname(path), index.shards
     missing = [shard for shard in shards if not os.path.lexists(os.path.join(folder, shard))]
-    if missing:
-        raise FormatError(
-            f"{len(missing)} of {len(shards)} shards that the index names are missing, the first is "
-            f"{quote(missing[0])}",
-            rule="index", path=path,
-        )  # fmt: skip
+    check_present(shards, missing, path)
+    files = {shard: read(os.path.join(folder, shard)) for shard in shards}
+    tensors = {shard: file.header.tensors for shard, file in files.items()}
+    for error in disagreements(index.weight_map, tensors, path):
+        raise error
+    return Checkpoint.from_files(files.values(), name)

@@ -19,6 +19,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
 from ..checkpoint import Tensor, save
+from ..checkpoint.shardindex import ANY_INDEX, disagreements, read_index
 from ..checkpoint.sharding import parse_size, split
 from ..derived.casting import CastTensor, parse_casts
 from ..errors import FormatError, UnsupportedError, quote
@@ -26,7 +27,7 @@ from ..storage import Source, Verifier, open_source, write_file
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..trust.verifier import verifier
 from . import formats
-from .folders import INDEX_SUFFIX, check_index, find_checkpoints, output_name, read_weight_map
+from .folders import find_checkpoints, output_name
 from .foreign import ForeignCheckpoint, OpenOptions
 from .plan import Plan, Selection, make_plan, parse_renames
 from .record import Conversion, FileRecord, dropped_records, others_as_json, sha256
@@ -154,11 +155,13 @@ def convert(
             for path, file, checkpoint in zip(paths, files, opened, strict=True)
         ]
         if index is not None:
+            found = read_index(index, suffix="", verify=verify)
             shards = {
-                os.path.basename(each.path): {*each.checkpoint, *each.checkpoint.refused}
-                for each in inputs
+                shard: {*each.checkpoint, *each.checkpoint.refused}
+                for shard, each in zip(found.shards, inputs, strict=True)
             }
-            check_index(read_weight_map(index, verify), shards, index)
+            for error in disagreements(found.weight_map, shards, index):
+                raise error
         return job.run(inputs, index)
 
 
@@ -192,9 +195,9 @@ def _resolve(
     if os.path.isdir(path):
         names, found = find_checkpoints(path, verify)
         index = os.path.join(path, found) if found else None
-    elif path.endswith(INDEX_SUFFIX):
+    elif path.endswith(ANY_INDEX):
         index, path = path, os.path.dirname(path)
-        names = sorted(set(read_weight_map(index, verify).values()))
+        names = read_index(index, suffix="", verify=verify).shards
     else:
         return paths, None, False
     return [os.path.join(path, name) for name in names], index, True
@@ -391,11 +394,11 @@ class _Job:
     def _index_path(self, index: str | None) -> str:
         target = self.target.path
         if index is not None:
-            name = os.path.basename(index).removesuffix(INDEX_SUFFIX)
-            return os.path.join(target, output_name(name) + INDEX_SUFFIX)
+            name = os.path.basename(index).removesuffix(ANY_INDEX)
+            return os.path.join(target, output_name(name) + ANY_INDEX)
         if self.target.folder:
-            return os.path.join(target, "model.safetensors" + INDEX_SUFFIX)
-        return target.removesuffix(".safetensors") + ".safetensors" + INDEX_SUFFIX
+            return os.path.join(target, "model.safetensors" + ANY_INDEX)
+        return target.removesuffix(".safetensors") + ".safetensors" + ANY_INDEX
 
     def _record_path(self) -> str:
         if self.target.folder:

@@ -13,35 +13,35 @@ from typing import TYPE_CHECKING, Final
 
 from .. import checkpoint
 from ..checkpoint import SUFFIX, Checkpoint
+from ..checkpoint.shardindex import (
+    check_complete,
+    check_twin,
+    disagreements,
+    find_shards,
+    read_index,
+)
 from ..errors import FormatError, quote
-from ..format.strictjson import JSONError, Reader
 from ..storage import Source, Verifier, open_source
-from ..storage.windows import read_bytes
 from .foreign import OpenOptions
 from .formats import read
 from .grading import Grade
 from .scanning import scan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from ..checkpoint import Tensor
     from .foreign import ForeignCheckpoint
 
 __all__ = [
-    "INDEX_SUFFIX",
     "Foreign",
-    "check_index",
     "find_checkpoints",
     "open_folder",
     "open_foreign",
     "open_index",
     "output_name",
-    "read_weight_map",
 ]
 
-INDEX_SUFFIX: Final = ".index.json"
-_INDEX_MAX: Final = 1 << 28
 _SUFFIXES: Final = (
     ".bin", ".pt", ".pth", ".ckpt", ".npz", ".npy", ".pdparams", ".msgpack", ".h5", ".keras",
 )  # fmt: skip
@@ -67,103 +67,22 @@ def find_checkpoints(folder: str, verify: Verifier | None = None) -> tuple[list[
     frameworks keep beside the weights (optimizer states, arguments).
 
     Raises:
-        FormatError: There is none, or there are several indexes.
+        FormatError: There is none, there are several indexes, or shards are missing.
     """
-    names = sorted(os.listdir(folder))
-    indexes = [name for name in names if name.endswith(tuple(s + INDEX_SUFFIX for s in _SUFFIXES))]
-    if len(indexes) > 1:
-        raise FormatError(
-            f"the folder has several indexes: {', '.join(map(quote, indexes))}; convert one at a time",
-            rule="index",
-            path=folder,
-        )
-    if indexes:
-        weight_map = read_weight_map(os.path.join(folder, indexes[0]), verify)
-        return sorted(set(weight_map.values())), indexes[0]
-    found = [n for n in names if n.endswith(_SUFFIXES) and not _NOT_WEIGHTS.fullmatch(n)]
+    names = os.listdir(folder)
+    index, files = find_shards(names, folder, _SUFFIXES)
+    if index is not None:
+        shards = read_index(os.path.join(folder, index), suffix="", verify=verify).shards
+        check_twin(index, shards, names, folder)
+        return shards, index
+    found = [name for name in files if not _NOT_WEIGHTS.fullmatch(name)]
     if not found:
         raise FormatError(
             f"the folder holds no checkpoint to convert: no file that ends in {', '.join(_SUFFIXES)}, "
             "and no index of such files", rule="folder", path=folder,
         )  # fmt: skip
+    check_complete(found, folder)
     return found, None
-
-
-def read_weight_map(path: str, verify: Verifier | None = None) -> dict[str, str]:
-    """Tensor -> file, from an index of shards of any suffix.
-
-    Args:
-        path: The index.
-        verify: See `safeweights.storage.open_source`.
-
-    Raises:
-        FormatError: It is not JSON, has no ``weight_map``, or names a file outside its folder.
-    """
-    source = open_source(path, backend="pread", verify=verify)
-    if source.size > _INDEX_MAX:
-        raise FormatError(f"an index of {source.size} bytes is too large", rule="index", path=path)
-    reader = Reader(read_bytes(source, 0, source.size))
-    weight_map: dict[str, str] = {}
-    seen: set[str] = set()
-    try:
-        for key, at in reader.members("an object"):
-            if key in seen:
-                raise JSONError(f"duplicate key {quote(key)}", at)
-            seen.add(key)
-            if key == "weight_map":
-                weight_map = _members(reader)
-            else:
-                reader.skip(1)
-        reader.end()
-    except JSONError as error:
-        message = f"invalid index: {error}"
-        raise FormatError(message, rule="json", path=path, offset=error.position) from error
-    if not weight_map:
-        raise FormatError("the index has no `weight_map`", rule="index", path=path)
-    return weight_map
-
-
-def _members(reader: Reader) -> dict[str, str]:
-    weight_map: dict[str, str] = {}
-    for tensor, at in reader.members("an object as `weight_map`"):
-        if tensor in weight_map:
-            raise JSONError(f"duplicate key {quote(tensor)} in `weight_map`", at)
-        shard = reader.string("a file name")
-        plain = shard.isprintable() and shard not in ("", ".", "..")
-        if not plain or any(character in shard for character in "/\\:"):
-            raise JSONError(f"{quote(shard)} is not the name of a file beside the index", at)
-        weight_map[tensor] = shard
-    return weight_map
-
-
-def check_index(weight_map: Mapping[str, str], shards: Mapping[str, set[str]], path: str) -> None:
-    """Refuse an index that disagrees with its shards.
-
-    Args:
-        weight_map: Tensor -> shard.
-        shards: Shard -> the names of the tensors it holds.
-        path: The index, for messages.
-
-    Raises:
-        FormatError: Naming the first tensor on which they disagree.
-    """
-    for tensor, shard in weight_map.items():
-        if tensor not in shards[shard]:
-            raise FormatError(
-                f"the index places tensor {quote(tensor)} in {quote(shard)}, which does not have it",
-                rule="index",
-                path=path,
-                tensor=tensor,
-            )
-    for shard, names in shards.items():
-        for tensor in names:
-            if weight_map.get(tensor) != shard:
-                raise FormatError(
-                    f"{quote(shard)} has tensor {quote(tensor)}, which the index does not place there",
-                    rule="index",
-                    path=path,
-                    tensor=tensor,
-                )
 
 
 _PICKLES: Final = frozenset({"torch-zip", "torch-legacy", "torch-tar", "pickle", "paddle"})
@@ -207,9 +126,9 @@ class Foreign(Checkpoint):
                 return part[name]  # raises, and says why
         return super().__getitem__(name)
 
-    def names(self) -> dict[str, set[str]]:
-        """File -> its tensors, those that cannot be given too."""
-        return {os.path.basename(part.name): {*part, *part.refused} for part in self._parts}
+    def names(self) -> list[set[str]]:
+        """The tensors of each file, those that cannot be given too."""
+        return [{*part, *part.refused} for part in self._parts]
 
 
 def _calls(source: Source, part: ForeignCheckpoint) -> Iterable[str]:
@@ -258,12 +177,14 @@ def open_index(path: str, name: str | None = None) -> Checkpoint:
         FormatError: The index or a shard is damaged, or they disagree.
         OSError: Something cannot be read.
     """
-    weight_map = read_weight_map(path)
-    shards = sorted(set(weight_map.values()))
+    index = read_index(path, suffix="")
+    shards = index.shards
     if all(shard.endswith(SUFFIX) for shard in shards):
         return checkpoint.open(path, backend="pread")
     found = _open_files(name or path, os.path.dirname(path), shards)
-    check_index(weight_map, found.names(), path)
+    tensors = dict(zip(shards, found.names(), strict=True))
+    for error in disagreements(index.weight_map, tensors, path):
+        raise error
     return found
 
 

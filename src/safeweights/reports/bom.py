@@ -141,7 +141,7 @@ def bill_of_materials(
 
 def _names(path: str) -> list[str]:
     if path.endswith(INDEX_SUFFIX) and os.path.isfile(path):
-        return [os.path.basename(path), *sorted(set(read_index(path).values()))]
+        return [os.path.basename(path), *read_index(path).shards]
     if not os.path.isdir(path):
         return [os.path.basename(path)]
     found = [entry.name for entry in list_folder(path) if not covers(DEFAULT_IGNORED, entry.name)]

@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING, Final
 
 from .. import checkpoint
 from ..checkpoint import SafetensorsFile
-from ..checkpoint.shardindex import INDEX_SUFFIX, SUFFIX, read_index
+from ..checkpoint.shardindex import (
+    INDEX_SUFFIX,
+    SUFFIX,
+    ShardIndex,
+    check_twin,
+    disagreements,
+    read_index,
+)
 from ..conversion.opening import SAFETENSORS, foreign_format, is_known
 from ..errors import FormatError, SafetensorError, quote
 from ..format import header
 from ..format.dtypes import BITS
-from ..format.strictjson import JSONError, Reader
 from ..storage import open_source
 from ..storage.pipes import STDIN, stdin_source
 from ..text import plural, printable
@@ -326,7 +332,14 @@ def _check_folder(out: _Findings, path: str) -> None:
     indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
     listed: set[str] = set()
     for name in indexes:
-        listed.update(_check_index(out, os.path.join(path, name)))
+        shards = _check_index(out, os.path.join(path, name))
+        if shards is None:
+            continue
+        listed.update(shards)
+        try:
+            check_twin(name, shards, names, path)
+        except FormatError as error:
+            out.add_error(error, path)
     others = [name for name in names if name.endswith(SUFFIX) and name not in listed]
     for name in others:
         if indexes:
@@ -356,65 +369,35 @@ def _scan_others(out: _Findings, path: str) -> bool:
     return found
 
 
-def _check_index(out: _Findings, path: str) -> set[str]:
-    """Check an index and its shards; the names of the shards."""
+def _check_index(out: _Findings, path: str) -> list[str] | None:
+    """Check an index and its shards; the names of the shards, or None if it cannot be read."""
     try:
-        weight_map = read_index(path)
+        index = read_index(path)
     except (SafetensorError, OSError) as error:
         out.add_error(error, path)
-        return set()
+        return None
     folder = os.path.dirname(path)
-    shards = sorted(set(weight_map.values()))
     opened: dict[str, SafetensorsFile] = {}
-    for shard in shards:
+    for shard in index.shards:
         target = os.path.join(folder, shard)
         if not os.path.lexists(target):
             out.add("error", "missing-shard", f"the index needs {quote(shard)}", target)
         elif (file := _check_file(out, target)) is not None:
             opened[shard] = file
-    _check_places(out, path, weight_map, opened)
-    if len(opened) == len(shards):
-        _check_total_size(out, path, sum(file.header.data_size for file in opened.values()))
-    return set(shards)
+    tensors = {shard: file.header.tensors for shard, file in opened.items()}
+    for problem in disagreements(index.weight_map, tensors, path):
+        out.add_error(problem, path)
+    if len(opened) == len(index.shards):
+        _check_total_size(out, path, index, sum(f.header.data_size for f in opened.values()))
+    return index.shards
 
 
-def _check_places(
-    out: _Findings, path: str, weight_map: dict[str, str], opened: dict[str, SafetensorsFile]
-) -> None:
-    """Index and shards have to agree on where every tensor is."""
-    for tensor, shard in weight_map.items():
-        if shard in opened and tensor not in opened[shard].header.tensors:
-            message = f"the index places tensor {quote(tensor)} in {quote(shard)}, which lacks it"
-            out.add("error", "index-tensor-missing", message, path, tensor=tensor)
-    for shard, file in opened.items():
-        for tensor in file.header.tensors:
-            if weight_map.get(tensor) != shard:
-                message = f"{quote(shard)} has tensor {quote(tensor)}, which the index does not place there"
-                out.add("error", "index-tensor-unlisted", message, path, tensor=tensor)
-
-
-def _check_total_size(out: _Findings, path: str, actual: int) -> None:
-    """The index says how many bytes its tensors take; programs plan memory by it."""
-    try:
-        announced = _total_size(path)
-    except JSONError as error:
+def _check_total_size(out: _Findings, path: str, index: ShardIndex, actual: int) -> None:
+    """The index announces how many bytes its tensors take; programs plan memory by it."""
+    announced, error = index.total_size, index.total_size_error
+    if error is not None:
         message = f"`metadata` of the index has no usable total_size: {error}"
         out.add("warning", "index-total-size", message, path, offset=error.position)
-        return
-    if announced is not None and announced != actual:
+    elif announced is not None and announced != actual:
         message = f"the index announces {plural(announced, 'byte')}, the tensors take {actual:,}"
         out.add("warning", "index-total-size", message, path)
-
-
-def _total_size(path: str) -> int | None:
-    source = open_source(path, backend="pread")
-    reader = Reader(source.read(0, source.size))
-    for key, _ in reader.members():
-        if key != "metadata":
-            reader.skip(1)
-            continue
-        for inner, _ in reader.members():
-            if inner == "total_size":
-                return reader.integer("an integer")
-            reader.skip(2)
-    return None

@@ -218,7 +218,7 @@ def _weights(path: str, failed: _Failures) -> list[str]:
             names = [entry.name for entry in list_folder(path) if entry.name.endswith(SUFFIX)]
             return [os.path.join(path, name) for name in names]
         if path.endswith(INDEX_SUFFIX):
-            shards = sorted(set(read_index(path).values()))
+            shards = read_index(path).shards
             return [os.path.join(os.path.dirname(path), shard) for shard in shards]
     except (SafetensorError, OSError) as error:
         failed.add(path, error, explain(error)[0])
