@@ -1,0 +1,11 @@
+"""What a file is and what loading it can do, for every kind of file that people receive with a model.
+
+`recognize` names the kind from the first and last bytes; `examine` reads what it takes to say whether
+loading the file only builds data. Nothing in a file is executed or imported, and no kind is assumed
+harmless: a file is data only if its kind is known and everything in it that could act was read.
+"""
+
+from .catalog import KINDS, Kind, recognize
+from .examining import Concern, Examination, examine
+
+__all__ = ["KINDS", "Concern", "Examination", "Kind", "examine", "recognize"]

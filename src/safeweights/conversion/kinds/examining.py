@@ -1,0 +1,227 @@
+"""One file, judged: what kind it is, and everything in it that is not known to be data.
+
+Rules:
+- The bytes decide, then the name: a program may go by either, so what either says is held against the file.
+- A file is data only if its kind is known, a reader for the kind read all that could act, and no other
+  reader would take it for something else. What was not read is a concern, never silence.
+- Pickles, wherever they hide, are judged by `scanning`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from ...errors import SafetensorError, quote
+from ...storage.limits import DEFAULT_LIMITS, Limits
+from ...storage.windows import read_bytes
+from ...text import printable
+from ..archives.tar_reader import TarArchive
+from ..archives.zip_reader import ZipArchive
+from ..grading import Grade
+from ..scanning import scan
+from .catalog import HEAD, KINDS, TAIL, Kind, by_name, recognize
+from .concerns import Concern, Power
+from .graphs import is_onnx, is_saved_model, onnx_concerns, saved_model_concerns
+from .settings import MAX_TEXT, json_concerns, yaml_concerns
+from .templates import template_concerns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator
+
+    from ...storage import Source
+
+__all__ = ["Concern", "Examination", "examine"]
+
+_CONCERNS_MAX: Final = 100
+_SCANNED: Final = frozenset(
+    {"safetensors", "gguf", "npy", "hdf5", "pickle", "torch-zip", "torchscript", "keras", "zip", "tar",
+     "gzip", "bzip2", "xz", "zlib"}
+)  # fmt: skip
+"""Kinds whose every byte `scan` accounts for."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What is known of one file.
+
+    Attributes:
+        name: What the file is called.
+        kind: Its kind; None where it is not known.
+        concerns: What is not known to be data, worst first; at most 100.
+    """
+
+    name: str
+    kind: Kind | None
+    concerns: tuple[Concern, ...] = field(default=())
+
+    @property
+    def verdict(self) -> str:
+        """``data``, ``acts``, ``unread`` or ``unknown``: the worst that is certain."""
+        powers = {concern.power for concern in self.concerns}
+        return next((each for each in ("acts", "unread", "unknown") if each in powers), "data")
+
+
+def examine(source: Source, name: str, *, limits: Limits = DEFAULT_LIMITS) -> Examination:
+    """What kind of file `source` is, and what loading it could do.
+
+    Cost: the first and last 64 KiB of any file; all of a configuration, a template, a pickle; of other
+    formats what can act.
+
+    Args:
+        source: The file.
+        name: What it is called, relative to the model's folder.
+        limits: What the file may cost.
+
+    Raises:
+        OSError: Reading failed. What is wrong with its contents is a concern.
+
+    >>> from safeweights.storage import BytesSource
+    >>> examine(BytesSource(b"# A model"), "README.md").verdict
+    'data'
+    """
+    head = read_bytes(source, 0, min(HEAD, source.size))
+    kind = _kind(source, head, name, limits)
+    concerns = list(_concerns(source, name, kind, limits))
+    order = ("acts", "unread", "unknown")
+    concerns.sort(key=lambda concern: order.index(concern.power))
+    return Examination(name, kind, tuple(concerns[:_CONCERNS_MAX]))
+
+
+def _kind(source: Source, head: bytes, name: str, limits: Limits) -> Kind | None:
+    kind = recognize(head, source.size, name)
+    if kind is not None and kind.id == "zip":
+        return KINDS[_zip_kind(source, limits)]
+    if kind is not None and kind.id == "tar":
+        return KINDS["nemo" if _holds(source, limits, "model_config.yaml") else "tar"]
+    if kind is None or kind.id in {"onnx", "saved-model", "coreml"}:
+        # Protocol Buffers have no signature: all fields have to be those of the kind.
+        if is_onnx(source):
+            return KINDS["onnx"]
+        if is_saved_model(source):
+            return KINDS["saved-model"]
+    return kind
+
+
+def _holds(source: Source, limits: Limits, member: str) -> bool:
+    try:
+        names: Collection[str] = TarArchive(source, limits).members
+    except SafetensorError:
+        return False
+    return any(name.rpartition("/")[2] == member for name in names)
+
+
+def _zip_kind(source: Source, limits: Limits) -> str:
+    """The kind of a zip archive, by the names in its directory."""
+    try:
+        names = set(ZipArchive(source, limits).members)
+    except SafetensorError:
+        return "zip"
+    inner = {name.partition("/")[2] for name in names}
+    if "MAR-INF/MANIFEST.json" in names:
+        return "mar"
+    if "META-INF/MANIFEST.MF" in names:
+        return "java"
+    if ".data/extern_modules" in inner | names:
+        return "torch-package"
+    if "archive_format" in inner | names or "serialized_exported_program.json" in names:
+        return "torch-export"
+    if "model.weights.h5" in names:
+        return "keras"
+    if "schema.json" in names:
+        return "skops"
+    if "data.pkl" in inner:
+        return "torchscript" if "constants.pkl" in inner else "torch-zip"
+    return "zip"
+
+
+def _concerns(source: Source, name: str, kind: Kind | None, limits: Limits) -> Iterator[Concern]:
+    if kind is None:
+        yield Concern("unread", "unknown-kind", "the kind of this file is not known")
+    elif kind.power == "acts":
+        yield Concern("acts", f"kind-{kind.id}", f"this is {kind.name}: it can {kind.can}")
+    elif kind.power == "unknown" and kind.id not in _SCANNED:
+        advice = f"; {kind.advice}" if kind.advice else ""
+        message = f"this is {kind.name}: it can {kind.can}; it is not read here{advice}"
+        yield Concern("unread", f"kind-{kind.id}", message)
+    else:
+        yield from _of_kind(source, name, kind, limits)
+    named = by_name(name)
+    if named is not None and named.power == "acts" and (kind is None or kind.power != "acts"):
+        yield Concern("acts", f"name-{named.id}", f"it goes by the name of {named.name}")
+    archive = source.size >= 4 and read_bytes(source, 0, 4) == b"PK\x03\x04"
+    if not archive and (kind is None or kind.id not in _SCANNED) and _ends_in_archive(source):
+        yield Concern("acts", "polyglot", "it ends in a zip archive, which Python would run")
+
+
+def _of_kind(source: Source, name: str, kind: Kind, limits: Limits) -> Iterator[Concern]:
+    if kind.id in _SCANNED:
+        yield from _scanned(source, limits)
+        return
+    reader = _READERS.get(kind.id)
+    try:
+        if reader is not None:
+            yield from reader(source)
+        elif kind.id in _TEXTS:
+            yield from _text(source, name, kind)
+        if kind.power == "data" or kind.id in _TEXTS:
+            yield from _text_pickle(source, limits)
+    except SafetensorError as error:
+        yield Concern("unread", f"kind-{kind.id}", error.message, error.offset)
+
+
+def _text(source: Source, name: str, kind: Kind) -> Iterable[Concern]:
+    if source.size > MAX_TEXT:
+        message = f"{source.size:,} bytes of text are more than the {MAX_TEXT:,} that are read"
+        return [Concern("unread", "text-size", message)]
+    data = read_bytes(source, 0, source.size)
+    if kind.id == "jinja":
+        return template_concerns(data.decode("utf-8", "replace"), name)
+    return (json_concerns if kind.id == "json" else yaml_concerns)(data, name)
+
+
+_TEXTS: Final = frozenset({"json", "yaml", "jinja", "mlflow"})
+_READERS: Final[dict[str, Callable[[Source], Iterator[Concern]]]] = {
+    "onnx": onnx_concerns,
+    "saved-model": saved_model_concerns,
+}
+
+
+def _scanned(source: Source, limits: Limits) -> Iterator[Concern]:
+    """What `scan` says, as concerns."""
+    report = scan(source, limits=limits)
+    for call in report.findings:
+        if call.grade > Grade.TENSORS:
+            power: Power = "acts" if call.grade == Grade.DANGEROUS else "unknown"
+            reason = f": {call.reason}" if call.reason else ""
+            message = f"loading it calls {quote(call.target)}{printable(reason)}"
+            yield Concern(power, f"{power}-call", message, call.offset)
+    for part in report.unread:
+        yield Concern("unread", "unread", printable(part.reason), part.offset)
+
+
+def _text_pickle(source: Source, limits: Limits) -> Iterator[Concern]:
+    """What a pickle that reads like text would call: protocol 0 has no signature."""
+    report = scan(source, limits=limits)
+    for call in report.findings:
+        if call.grade > Grade.TENSORS:
+            message = f"`pickle.load` of it calls {quote(call.target)}"
+            yield Concern("acts", "text-pickle", message, call.offset)
+
+
+def _ends_in_archive(source: Source) -> bool:
+    """Whether Python's zip readers would find an archive at the end.
+
+    They take the last end record and look for the directory just before it. Weights hold the four bytes
+    of an end record by chance once in 65,000 files; those of a directory in the right place too, never.
+    """
+    size = min(source.size, TAIL)
+    tail = read_bytes(source, source.size - size, size)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) < at + 22:
+        return False
+    length = int.from_bytes(tail[at + 12 : at + 16], "little")
+    begin = source.size - size + at - length
+    if length in {0, 0xFFFFFFFF} or begin < 0:  # an empty archive, or a zip64 directory elsewhere
+        return length == 0xFFFFFFFF
+    return read_bytes(source, begin, 4) == b"PK\x01\x02"

@@ -1,0 +1,194 @@
+"""ONNX models and TensorFlow graphs: what the operators and the references in them can reach.
+
+Only the fields that can reach code or files are read (onnx.proto of ONNX 1.19; saved_model.proto,
+meta_graph.proto, graph.proto and function.proto of TensorFlow 2.21). Weights are skipped where they lie.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import TYPE_CHECKING, Final
+
+from ...errors import quote
+from .concerns import Concern
+from .vocabulary import TENSORFLOW_OPERATORS
+from .wire import Budget, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ...storage import Source
+
+__all__ = ["is_onnx", "is_saved_model", "onnx_concerns", "saved_model_concerns"]
+
+_ONNX_TOP: Final = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
+_ONNX_DOMAINS: Final = frozenset(
+    {
+        "", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview", "ai.onnx.preview.training",
+        "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc", "org.pytorch.aten",
+        "pkg.onnxscript.torch_lib", "pkg.onnxscript.torch_lib.common", "pkg.torch",
+    }
+)  # fmt: skip
+"""Domains whose operators ONNX, ONNX Runtime and PyTorch's exporter define themselves."""
+
+_TF_ACTS: Final = frozenset(
+    {
+        "PyFunc", "EagerPyFunc", "PyFuncStateless", "ReadFile", "WriteFile", "MatchingFiles",
+        "FixedLengthRecordReader", "FixedLengthRecordReaderV2", "TextLineReader", "TextLineReaderV2",
+        "TFRecordReader", "TFRecordReaderV2", "WholeFileReader", "WholeFileReaderV2", "LMDBReader",
+        "FixedLengthRecordDataset", "FixedLengthRecordDatasetV2", "TextLineDataset", "TFRecordDataset",
+        "TFRecordDatasetV2", "LoadDataset", "SaveDataset", "SaveDatasetV2", "SqlDataset", "PrintV2",
+        "DebugIdentityV2", "DebugNumericSummaryV2", "Bigtable", "DecodeProtoV2", "RpcCall", "Send",
+        "Recv", "_Send", "_Recv", "_HostSend", "_HostRecv", "TPUCompile", "GeneratorDataset",
+        "CreateSummaryFileWriter", "CreateSummaryDbWriter", "DataServiceDataset",
+        "DataServiceDatasetV2", "DataServiceDatasetV3", "DataServiceDatasetV4",
+    }
+)  # fmt: skip
+"""Operators that call Python, or read, write or send what the graph names."""
+
+
+def is_onnx(source: Source) -> bool:
+    """Whether all of a file is an ONNX ModelProto: every top field known, with a graph (field 7)."""
+    numbers = _top(source, _ONNX_TOP)
+    return 7 in numbers and bool(numbers & {1, 8})
+
+
+def is_saved_model(source: Source) -> bool:
+    """Whether all of a file is a SavedModel: a schema version (1) and graphs (2), nothing else."""
+    return _top(source, frozenset({1, 2})) == {1, 2}
+
+
+def _top(source: Source, allowed: frozenset[int]) -> set[int]:
+    """The numbers of a message's fields; empty where another than `allowed` is among them."""
+    from ...errors import FormatError
+
+    found: set[int] = set()
+    try:
+        for field in Message(source, 0, source.size, Budget(100_000)).fields():
+            if field.number not in allowed:
+                return set()
+            found.add(field.number)
+    except FormatError:
+        return set()
+    return found
+
+
+def onnx_concerns(source: Source) -> Iterator[Concern]:
+    """What an ONNX model reaches: operators of other domains, files of external data.
+
+    Raises:
+        FormatError: The file is no ONNX model, or is damaged.
+    """
+    model = Message(source, 0, source.size, Budget())
+    domains: dict[str, int] = {}
+    files: dict[str, int] = {}
+    for field in model.fields():
+        if field.number == 7:
+            _graph(model.inner(field), domains, files)
+        elif (
+            field.number == 25
+        ):  # a function of the model itself: its nodes are read like a graph's
+            _nodes(model.inner(field), 7, domains, files)
+    own = {
+        message.text(field)
+        for function in model.messages(25)
+        for message, field in ((function, field) for field in function.fields())
+        if field.number == 10
+    }
+    for domain, offset in sorted(domains.items()):
+        if domain not in _ONNX_DOMAINS | own:
+            yield Concern(
+                "unknown", "onnx-custom-operator",
+                f"operators of the domain {quote(domain, 100)}, which a custom library provides", offset,
+            )  # fmt: skip
+    for name, offset in sorted(files.items()):
+        if _leaves(name):
+            yield Concern(
+                "acts", "onnx-external-data",
+                f"external data {quote(name, 200)}, which is outside the model's folder", offset,
+            )  # fmt: skip
+
+
+def _leaves(name: str) -> bool:
+    """Whether a path may lead out of the folder: absolute, a drive, a scheme, or `..`."""
+    plain = name.replace("\\", "/")
+    return (
+        plain.startswith(("/", "~"))
+        or ":" in plain
+        or ".." in posixpath.normpath(plain).split("/")
+        or "\0" in plain
+    )
+
+
+def _graph(graph: Message, domains: dict[str, int], files: dict[str, int]) -> None:
+    for field in graph.fields():
+        if field.number == 1:
+            _node(graph.inner(field), domains, files)
+        elif field.number == 5:
+            _tensor(graph.inner(field), files)
+        elif field.number == 15:  # sparse initializers: values (1) and indices (2)
+            sparse = graph.inner(field)
+            for part in sparse.fields():
+                if part.number in {1, 2}:
+                    _tensor(sparse.inner(part), files)
+
+
+def _nodes(function: Message, number: int, domains: dict[str, int], files: dict[str, int]) -> None:
+    for node in function.messages(number):
+        _node(node, domains, files)
+
+
+def _node(node: Message, domains: dict[str, int], files: dict[str, int]) -> None:
+    for field in node.fields():
+        if field.number == 7:
+            domains.setdefault(node.text(field), field.offset)
+        elif field.number == 5:
+            attribute = node.inner(field)
+            for part in attribute.fields():
+                if part.number in {6, 11}:  # a graph, several graphs
+                    _graph(attribute.inner(part), domains, files)
+                elif part.number in {5, 10}:  # a tensor, several tensors
+                    _tensor(attribute.inner(part), files)
+
+
+def _tensor(tensor: Message, files: dict[str, int]) -> None:
+    for field in tensor.fields():
+        if field.number == 13:
+            entry = tensor.inner(field)
+            found = {part.number: entry.text(part) for part in entry.fields() if part.number < 3}
+            if found.get(1) == "location":
+                files.setdefault(found.get(2, ""), field.offset)
+
+
+def saved_model_concerns(source: Source) -> Iterator[Concern]:
+    """What the operators of a SavedModel reach.
+
+    Raises:
+        FormatError: The file is no SavedModel, or is damaged.
+    """
+    model = Message(source, 0, source.size, Budget())
+    operators: dict[str, int] = {}
+    for meta_graph in model.messages(2):
+        for graph in meta_graph.messages(2):
+            for field in graph.fields():
+                if field.number == 1:
+                    _operator(graph.inner(field), operators)
+                elif field.number == 2:
+                    for function in graph.inner(field).messages(1):
+                        for node in function.messages(3):
+                            _operator(node, operators)
+    for name, offset in sorted(operators.items()):
+        if name in _TF_ACTS or "PyFunc" in name:
+            message = (
+                f"the operator {quote(name, 100)} calls Python, or reaches files or the network"
+            )
+            yield Concern("acts", "tensorflow-operator", message, offset)
+        elif name not in TENSORFLOW_OPERATORS:
+            message = f"the operator {quote(name, 100)} is not known to be harmless"
+            yield Concern("unknown", "tensorflow-operator", message, offset)
+
+
+def _operator(node: Message, operators: dict[str, int]) -> None:
+    for field in node.fields():
+        if field.number == 2:
+            operators.setdefault(node.text(field), field.offset)

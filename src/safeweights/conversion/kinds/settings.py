@@ -1,0 +1,191 @@
+"""Configuration files: settings that make a loader import, build or download code.
+
+JSON is read with the standard library, YAML lexically: a full YAML parser would build what a hostile file
+asks for, and the settings looked for are plain words. Both may warn of a setting that no program reads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from ...errors import quote
+from .concerns import Concern
+from .templates import template_concerns
+from .vocabulary import KERAS_CLASSES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["MAX_TEXT", "json_concerns", "keras_concerns", "yaml_concerns"]
+
+MAX_TEXT: Final = 64 << 20
+"""Bytes of a configuration that are read; the largest tokenizers in use have 35 MB."""
+
+_PIPELINES: Final = frozenset(
+    {"diffusers", "transformers", "onnxruntime", "k_diffusion", "flax", "optimum", "null", "None"}
+)
+_SENTENCE_MODULES: Final = "sentence_transformers."
+
+
+def json_concerns(data: bytes, name: str) -> Iterator[Concern]:
+    """The settings of a JSON file that load code; of ``.jsonl``, those of every line.
+
+    Args:
+        data: All of the file.
+        name: The file's name, which says whose settings these are.
+    """
+    base = name.replace("\\", "/").rpartition("/")[2].lower()
+    try:
+        if base.endswith((".jsonl", ".ndjson")):
+            document: Any = [json.loads(line) for line in data.splitlines() if line.strip()]
+        else:
+            document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        message = f"it is not JSON: {type(error).__name__}"
+        yield Concern("unread", "json", message)
+        return
+    if base == "model_index.json" and isinstance(document, dict):
+        yield from _pipeline(document)
+    for key, value in _pairs(document):
+        yield from _setting(key, value, base)
+
+
+def _setting(key: str, value: Any, base: str) -> Iterator[Concern]:
+    where = quote(key, 60)
+    if key == "auto_map" and value:
+        yield Concern("acts", "auto-map", f"{where} names Python code to load: {_shown(value)}")
+    elif key == "auto_mapping" and value:
+        yield Concern("acts", "auto-map", f"{where} names a module to import: {_shown(value)}")
+    elif key in {"trust_remote_code", "use_kernels"} and value:
+        yield Concern("acts", key.replace("_", "-"), f"{where} is set: code is downloaded and run")
+    elif key in {"custom_pipeline", "custom_pipelines", "loader_module", "code_revision"} and value:
+        yield Concern("acts", "custom-code", f"{where} names code to load: {_shown(value)}")
+    elif key.lstrip("_").startswith("attn_implementation") and "/" in str(value):
+        yield Concern(
+            "acts", "remote-kernel", f"{where} names a kernel to download: {_shown(value)}"
+        )
+    elif key == "_target_":
+        yield Concern("acts", "target", f"{where} names a class to build: {_shown(value)}")
+    elif key == "_class_name" and isinstance(value, list):
+        yield Concern("acts", "custom-code", f"{where} names a module of its own: {_shown(value)}")
+    elif key == "type" and base == "modules.json" and not str(value).startswith(_SENTENCE_MODULES):
+        yield Concern("acts", "custom-code", f"a module of another package: {_shown(value)}")
+    elif key in {"chat_template", "default_chat_template"}:
+        yield from _templates(value, f"{base}#{key}")
+
+
+def _templates(value: Any, place: str) -> Iterator[Concern]:
+    """A template, or a list of named ones."""
+    if isinstance(value, str):
+        yield from template_concerns(value, place)
+    elif isinstance(value, (list, dict)):
+        for _, text in _pairs(value):
+            if isinstance(text, str):
+                yield from template_concerns(text, place)
+
+
+def _pipeline(document: dict[str, Any]) -> Iterator[Concern]:
+    """The parts of a diffusers pipeline: [library, class], or a module of the folder itself."""
+    for part, value in document.items():
+        if part.startswith("_") or not (isinstance(value, list) and len(value) == 2):
+            continue
+        library = value[0]
+        if library is not None and str(library).partition(".")[0] not in _PIPELINES:
+            message = f"the part {quote(part, 60)} is loaded by the module {_shown(library)}"
+            yield Concern("acts", "custom-code", message)
+
+
+def keras_concerns(data: bytes, name: str) -> Iterator[Concern]:
+    """The classes that a Keras configuration builds.
+
+    Args:
+        data: The configuration, JSON.
+        name: What to call it.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        yield Concern("unread", "json", f"{quote(name, 200)} is not JSON: {type(error).__name__}")
+        return
+    seen: set[str] = set()
+    for node in _objects(document):
+        class_name, module = node.get("class_name"), node.get("module")
+        if not isinstance(class_name, str) or class_name in seen:
+            continue
+        seen.add(class_name)
+        shown = quote(class_name, 60)
+        if class_name in {"Lambda", "__lambda__"} or module == "builtins":
+            yield Concern("acts", "keras-lambda", f"{shown} holds Python code or names a built-in")
+        elif class_name == "function" or (
+            class_name not in KERAS_CLASSES and not class_name.startswith("__")
+        ):
+            yield Concern("unknown", "keras-class", f"the class {shown} is not one of Keras's own")
+        elif module is not None and not str(module).startswith(("keras.", "tensorflow.keras.")):
+            message = f"{shown} comes from the module {_shown(module)}"
+            yield Concern("unknown", "keras-class", message)
+
+
+_YAML_TAGS = re.compile(r"!!?(?:python/|apply:|new:|name:|module:|include:|ref:|tuple)\S*|!<[^>]*>")
+_YAML_KEYS = re.compile(
+    r"""['"]?(_target_|loader_module|trust_remote_code|custom_pipeline|code_paths?|auto_map)['"]?\s*:\s*(\S[^\n]*)"""
+)
+_ESCAPE = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})")
+_HARMLESS: Final = frozenset({"false", "null", "~", "no", "off", "''", '""'})
+
+
+def yaml_concerns(data: bytes, name: str) -> Iterator[Concern]:
+    """The tags and settings of a YAML file that build or load code.
+
+    Args:
+        data: All of the file.
+        name: What to call it.
+    """
+    text = data.decode("utf-8", "replace")
+    plain = _ESCAPE.sub(_escaped, text)
+    for match in _YAML_TAGS.finditer(plain):
+        message = f"{quote(name, 200)} has the tag {quote(match[0], 60)}, which builds an object"
+        yield Concern("acts", "yaml-tag", message)
+        break
+    for match in _YAML_KEYS.finditer(plain):
+        value = match[2].strip().rstrip(",}").lower()
+        own = match[1] == "loader_module" and value.startswith(
+            "mlflow."
+        )  # a loader of MLflow itself
+        if value not in _HARMLESS and not own:
+            message = f"{quote(match[1], 60)} names code to load: {quote(match[2], 100)}"
+            yield Concern("acts", "target" if match[1] == "_target_" else "custom-code", message)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = match[0][2:]
+    return chr(int(code, 16) % 0x110000)
+
+
+def _pairs(document: Any) -> Iterator[tuple[str, Any]]:
+    """Every key and value at any depth; without recursion."""
+    pending = [document]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+
+
+def _objects(document: Any) -> Iterator[dict[str, Any]]:
+    """Every object at any depth; without recursion."""
+    pending = [document]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            yield value
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+
+
+def _shown(value: Any) -> str:
+    return quote(json.dumps(value, ensure_ascii=True), 100)

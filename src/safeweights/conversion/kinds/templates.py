@@ -1,0 +1,106 @@
+"""Chat templates: Jinja programs that come with tokenizers, read without being run.
+
+Most loaders run them in Jinja's sandbox. Outside of it a template reaches every object of the process
+through attributes such as ``__class__`` (Jinja's documentation, "Sandbox"; CVE-2024-34359). A template is
+harmless here if it uses no name with two underscores, builds no name from pieces, loads no other template
+and asks for none of the objects that web frameworks put beside templates.
+
+Purely lexical: it may warn of what would never run, and it does not follow values through variables.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from typing import TYPE_CHECKING, Final
+
+from ...errors import quote
+from .concerns import Concern
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["template_concerns"]
+
+_MAX: Final = 4 << 20
+_CODE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|^\s*#.*$", re.DOTALL | re.MULTILINE)
+_WORD = re.compile(
+    r"""(?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|(?P<name>[^\W\d]\w*)|(?P<other>[^\s\w])""",
+    re.DOTALL,
+)
+_LOADS: Final = frozenset({"import", "include", "extends", "from"})
+_OBJECTS: Final = frozenset(
+    {
+        "self", "lipsum", "cycler", "joiner", "request", "config", "url_for", "get_flashed_messages", "g",
+        "os", "sys", "subprocess", "builtins", "eval", "exec", "open", "getattr", "globals", "import",
+    }
+)  # fmt: skip
+_BUILDERS: Final = frozenset(
+    {"join", "format", "replace", "reverse", "attr", "map", "decode", "chr"}
+)
+
+
+def template_concerns(text: str, place: str) -> Iterator[Concern]:
+    """What a template does that a chat template has no need of.
+
+    Args:
+        text: The template.
+        place: What to call it, e.g. ``"tokenizer_config.json#chat_template"``.
+
+    >>> [c.rule for c in template_concerns("{{ ''.__class__ }}", "t")]
+    ['template-dunder']
+    """
+    if len(text) > _MAX:
+        message = f"the template {quote(place, 200)} has {len(text):,} characters: not read"
+        yield Concern("unread", "template-size", message)
+        return
+    seen: set[str] = set()
+    for block in _CODE.finditer(text):
+        for power, rule, what in _block(block[0]):
+            if rule not in seen:
+                seen.add(rule)
+                message = f"the template {quote(place, 200)} {what}"
+                yield Concern("acts" if power else "unknown", rule, message)
+
+
+def _block(code: str) -> Iterator[tuple[bool, str, str]]:
+    """(whether it acts, rule, what it does) for one block of code."""
+    words = [(match.lastgroup or "", match[0]) for match in _WORD.finditer(code)]
+    before = ""
+    for index, (kind, written) in enumerate(words):
+        word = _unescaped(written) if kind == "string" else written  # what Jinja sees
+        if kind != "other" and "__" in word:
+            yield True, "template-dunder", f"uses the name {quote(word, 60)}"
+        if kind == "name":
+            statement = index and words[0][1] == "{" and words[1][1] == "%"
+            first = statement and index <= 3 and before in {"%", "-", "+"}
+            if first and word in _LOADS:
+                yield True, "template-loads", f"loads another template ({word})"
+            elif word in _OBJECTS and before not in {".", "|"} and not (first and word == "import"):
+                yield False, "template-object", f"asks for the object {quote(word, 60)}"
+            elif word == "attr" and before == "|":
+                yield False, "template-attr", "reads an attribute whose name it computes (attr)"
+        if word == "[" and _builds_name(words, index):
+            yield False, "template-built-name", "puts a name together from pieces of text"
+        before = word
+
+
+def _unescaped(word: str) -> str:
+    """The value of a string literal: Jinja decodes escapes as Python does."""
+    try:
+        return codecs.decode(word[1:-1].encode("latin-1", "backslashreplace"), "unicode_escape")
+    except UnicodeDecodeError:
+        return word
+
+
+def _builds_name(words: list[tuple[str, str]], start: int) -> bool:
+    """Whether a subscript joins pieces of text: its result may be any attribute's name."""
+    depth = 0
+    strings = joins = 0
+    for kind, word in words[start : start + 200]:
+        depth += (word == "[") - (word == "]")
+        if not depth:
+            break
+        strings += kind == "string"
+        joins += word in {"~", "%"} or (kind == "name" and word in _BUILDERS)
+    return bool(joins and strings)
