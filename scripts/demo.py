@@ -23,6 +23,7 @@ import fetch_model
 import numpy as np
 
 import safeweights
+import safeweights.conversion
 import safeweights.numpy
 from safeweights import trust
 
