@@ -382,22 +382,34 @@ def test_damage_to_a_tensorflow_index_is_found(tmp_path_factory, data: st.DataOb
 # -- GGUF ------------------------------------------------------------------------------------------
 
 
-def gguf(tensors: list[tuple[str, tuple[int, ...], int, bytes]], order: str = "<") -> bytes:
+def gguf(
+    tensors: list[tuple[str, tuple[int, ...], int, bytes]],
+    order: str = "<",
+    *,
+    alignment: int | None = None,
+    shift: int = 0,
+) -> bytes:
+    """A GGUF file; `alignment` is declared in its header, `shift` is added to every tensor's offset."""
+
     def words(text: str) -> bytes:
         return struct.pack(f"{order}Q", len(text)) + text.encode()
 
     keys = words("general.name") + struct.pack(f"{order}I", 8) + words("tiny")
     keys += words("list") + struct.pack(f"{order}IIQ3i", 9, 5, 3, 1, 2, 3)
+    if alignment is not None:
+        keys += words("general.alignment") + struct.pack(f"{order}II", 4, alignment)
+    step = alignment or 32
     infos, data = b"", b""
     for name, shape, kind, raw in tensors:
-        data += bytes(-len(data) % 32)
+        data += bytes(-len(data) % step)
         dims = shape[::-1]
         infos += words(name) + struct.pack(
-            f"{order}I{len(dims)}QIQ", len(dims), *dims, kind, len(data)
+            f"{order}I{len(dims)}QIQ", len(dims), *dims, kind, len(data) + shift
         )
         data += raw
-    head = b"GGUF" + struct.pack(f"{order}IQQ", 3, len(tensors), 2) + keys + infos
-    return head + bytes(-len(head) % 32) + data
+    count = 2 + (alignment is not None)
+    head = b"GGUF" + struct.pack(f"{order}IQQ", 3, len(tensors), count) + keys + infos
+    return head + bytes(-len(head) % step) + data
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -416,6 +428,26 @@ def test_gguf(order) -> None:
     assert found.metadata == {"gguf.general.name": "tiny"}
     with pytest.raises(UnsupportedError, match="quantised"):
         found["q"]
+
+
+@pytest.mark.parametrize("alignment", [None, 8, 16, 64, 4096])
+def test_gguf_tensors_begin_at_multiples_of_the_alignment(alignment: int | None) -> None:
+    """The first begins after the header, padded to the alignment; offsets count from there."""
+    values = [np.full(3, number, "f4") for number in range(3)]
+    tensors = [(f"t{at}", (3,), 0, array.tobytes()) for at, array in enumerate(values)]
+    found = open(gguf(tensors, alignment=alignment))
+    for at, array in enumerate(values):
+        assert bytes(found[f"t{at}"].view()) == array.tobytes()
+    for shift in (4, (alignment or 32) // 2):
+        with pytest.raises(FormatError, match=f"multiple of the alignment, {alignment or 32}"):
+            open(gguf(tensors, alignment=alignment, shift=shift) + bytes(shift))
+
+
+@pytest.mark.parametrize("alignment", [0, 1, 4, 7, 24, 33])
+def test_a_gguf_alignment_is_a_power_of_two(alignment: int) -> None:
+    content = gguf([("w", (2,), 0, bytes(8))], alignment=alignment)
+    with pytest.raises(FormatError, match=f"general.alignment is `{alignment}`, .*power of two"):
+        open(content + bytes(64))
 
 
 @given(st.data())

@@ -265,9 +265,9 @@ def test_the_fast_ways_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 def scanned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The positions from which text was scanned by the regular expression."""
     positions: list[int] = []
-    scan = chunks.Chunks._scan
+    scan = chunks.BulkReader._scan
     monkeypatch.setattr(
-        chunks.Chunks,
+        chunks.BulkReader,
         "_scan",
         lambda self, position: positions.append(position) or scan(self, position),
     )
@@ -325,7 +325,7 @@ def test_entries_refused_together_leave_nothing_behind() -> None:
     before = dict(found.tensors)
     for names in (["x", "n3", "y"], ["x", "y", "x"], ["x", "__metadata__"]):
         kinds = chunks.Kinds(["U8"] * 3, [(7,)] * 3, [7] * 3)
-        batch = chunks.Batch(names, kinds, [20, 27, 34], [27, 34, 41], placed=True)
+        batch = chunks.Columns(names, kinds, [20, 27, 34], [27, 34, 41], placed=True)
         assert not found._add(batch)
         assert list(found.tensors.items()) == list(before.items())
         assert found.end == 20

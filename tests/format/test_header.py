@@ -88,10 +88,17 @@ def test_messages_name_sizes_and_names() -> None:
         "incomplete metadata, file not fully covered: the tensors end at byte "
         "79, the file at byte 73 (6 bytes are missing) (in `x.safetensors`)"
     )
+    (error,) = header.problems(text(a=entry("U8", (4,), 4, 8)), 8)
+    assert str(error) == (
+        "invalid offset for tensor `a`: data_offsets are [4, 8], but the tensor must begin at 0, "
+        "the end of the previous one (at byte 9)"
+    )
+    error = header.problems(text(a=entry("U8", (1,), 0, 1), b=entry("U8", (1,), 1, 0)), 1)[0]
+    assert "data_offsets are [1, 0], but the tensor must not end before it begins" in str(error)
     (error,) = header.problems(b"{}", 3)
     assert "3 bytes are left over" in str(error)
     (error,) = header.problems(text(**{"\u202e": entry("U8", (2,))}), 1)
-    assert "tensor `\\u202e`: U8 of shape [2] takes 2 bytes" in str(error)
+    assert "tensor `\\u202e`: U8 of shape [2] needs 2 bytes, but data_offsets span 1" in str(error)
     assert "\u202e" not in str(error)
 
 

@@ -33,21 +33,21 @@ class Work:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps = 0
-        peek, take = Reader.peek, chunks.Chunks.take
+        peek, take = Reader.peek, chunks.BulkReader.take
 
         def counting_peek(reader: Reader) -> bytes:
             self.steps += 1
             return peek(reader)
 
         def counting_take(
-            taker: chunks.Chunks, position: int, expected: int
-        ) -> chunks.Batch | None:
+            taker: chunks.BulkReader, position: int, expected: int
+        ) -> chunks.Columns | None:
             batch = take(taker, position, expected)
             self.steps += len(batch.names) if batch else 1
             return batch
 
         monkeypatch.setattr(Reader, "peek", counting_peek)
-        monkeypatch.setattr(chunks.Chunks, "take", counting_take)
+        monkeypatch.setattr(chunks.BulkReader, "take", counting_take)
 
 
 @pytest.fixture

@@ -140,13 +140,23 @@ def test_tensors_of_torch_as_indices() -> None:
         (slice(0, 4), r"\[0:4\] .*: index 3 out of bounds for tensor dimension #0 of size 3"),
         (slice(4, None), r"\[4:\] .*: index 4 out of bounds"),
         ((slice(None, None, 0), ...), r"\[::0, ...\] .*: slice step cannot be zero"),
-        (slice("a", None), "slice bounds are integers or None"),
-        (slice(0, 1.5), "slice bounds are integers or None"),
+        (slice("a", None), "slice bounds must be integers or None"),
+        (slice(0, 1.5), "slice bounds must be integers or None"),
     ],
 )
 def test_errors_in_the_reference_s_words(expression: Any, message: str) -> None:
     with pytest.raises(SelectionError, match=message):
         select(expression, (3, 2))
+
+
+def test_a_result_has_at_most_64_dimensions() -> None:
+    """New axes and those of the tensor count together; an axis indexed by an integer does not."""
+    shape = (3, 2)
+    assert len(select((None,) * 62, shape).shape) == 64
+    assert len(select((0,) + (None,) * 63, shape).shape) == 64
+    for expression in ((None,) * 63, (0,) + (None,) * 64):
+        with pytest.raises(SelectionError, match="would have 65 dimensions, at most 64"):
+            select(expression, shape)
 
 
 def test_an_empty_list_selects_nothing() -> None:

@@ -123,3 +123,19 @@ def test_steps_may_be_numpy_integers(backend: str, tmp_path: Path) -> None:
             with pytest.raises(safeweights.SafetensorError):
                 file.get_slice("a")[::wrong]  # type: ignore[misc]
     assert torch.equal(part, torch.tensor([5.0, 3.0, 1.0]))
+
+
+@pytest.mark.parametrize("bounds", [slice(9, None, -1), slice(9, 1, -2), slice(-9, 9, 1)], ids=str)
+def test_bounds_beyond_the_axis_with_a_negative_step(bounds: slice, tmp_path: Path) -> None:
+    """A mapped torch tensor clamps them, as torch and NumPy do; others refuse them, as the reference."""
+    pytest.importorskip("torch", reason="the framework that indexes mapped tensors itself")
+    numbers = np.arange(6, dtype="f4")
+    safeweights.numpy.save_file({"a": numbers}, tmp_path / "a")
+    with safeweights.safe_open(tmp_path / "a", "pt", backend="mmap") as file:
+        assert file.get_slice("a")[bounds].tolist() == numbers[bounds].tolist()
+    for framework, backend in (("pt", "pread"), ("np", "mmap"), ("np", "pread")):
+        with (
+            safeweights.safe_open(tmp_path / "a", framework, backend=backend) as file,
+            pytest.raises(safeweights.SafetensorError, match="out of bounds"),
+        ):
+            file.get_slice("a")[bounds]

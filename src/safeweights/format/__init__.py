@@ -1,1 +1,1 @@
-"""The safetensors format, without I/O: its rules, its headers read and written, its index expressions."""
+"""The safetensors format, without I/O: rules, reading and writing of headers, index expressions."""

@@ -1,11 +1,12 @@
 """The element types of the format, in one table.
 
-Each of the 22 types has a code (what the header says), a width in bits, and a place in the order by
-which the reference writer sorts tensors: from the last row of this table to the first, then by name.
-Names that frameworks use for a type are here too, so that no other module carries a second table.
-Which of them a given framework really has is found out by asking the framework, never assumed.
+Each of the 22 types has a code (its name in the header), a width in bits, and a rank. The reference
+writer sorts tensors by descending rank (last row of the table first), then by name. The table also holds
+the names that frameworks use, so that no other module needs a table. Whether the installed version of a
+framework has a type must be asked of the framework.
 
-Pure data: this module imports no framework and knows nothing of files.
+Pure data: this module imports no framework and knows nothing of files. Source: the `Dtype` enumeration
+of safetensors 0.8.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ class DType(NamedTuple):
     """One element type.
 
     Attributes:
-        code: What a header says, e.g. ``"BF16"``.
+        code: Name in a header, e.g. ``"BF16"``.
         bits: Width of one element.
-        numpy: Name of the NumPy (or, where `ml_dtypes` provides it, ml_dtypes) scalar type.
-        torch: Attribute of the `torch` module, or None where torch has no such type.
-        packed: Elements that share one byte in memory; 1 for all types of whole bytes.
+        numpy: Name of the scalar type in NumPy, or in ml_dtypes if `ml_dtypes` is True.
+        torch: Attribute of the `torch` module; None if torch has no such type.
+        ml_dtypes: NumPy lacks the type, ml_dtypes has it.
+        packed: Elements per byte in torch's memory; 1 if each element has bytes of its own.
     """
 
     code: str
@@ -66,14 +68,14 @@ CODES: Final = tuple(DTYPES)
 """All 22 codes, in the order of the format."""
 
 BITS: Final = {row.code: row.bits for row in _TABLE}
-"""Code -> bits an element takes in the file."""
+"""Code -> bits per element in the file."""
 
 ORDER: Final = {row.code: rank for rank, row in enumerate(_TABLE)}
 """Code -> rank; the writer sorts by descending rank, then by name."""
 
 
 def byte_count(code: str, elements: int) -> int:
-    """Bytes that `elements` values of type `code` take in a file.
+    """Size in bytes of `elements` values of type `code` in a file.
 
     Raises:
         ValueError: The values do not fill a whole number of bytes.

@@ -1,10 +1,11 @@
-"""The JSON text of a header -> its entries, not yet checked against each other.
+"""The JSON text of a header -> its entries. `header` then checks the entries against each other.
 
-Entries in their usual form are read many at a time by `chunks`. Every other one is read here, value by
-value through `strictjson`: all that the rules allow is accepted, and words are found for what they do
-not. Both ways give the same result for every input (tests/core/test_entries.py compares them), and
-hold no more than a chunk beside it. How much may need the exact way is bounded, because that way is
-slow: the rules metadata-limit and extra-limit.
+There are two readers. `bulk` reads many entries at a time, if they are written as programs write them
+(0.5 us per entry). This module reads the others value by value through `strictjson` (13 us per entry):
+it accepts everything that the rules allow and reports everything else with its position. Both give the
+same result for every input (tests/format/test_entries.py compares them), and need memory for one chunk
+besides the result. Because the second reader is slow, the text that needs it is limited: rules
+metadata-limit and extra-limit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from operator import sub
 from typing import TYPE_CHECKING
 
 from ..errors import quote
-from .bulk import CHUNK, Chunks
+from .bulk import CHUNK, BulkReader
 from .dtypes import DTYPES
 from .rules import (
     MAX_EXTRA,
@@ -34,7 +35,7 @@ from .strictjson import JSONError, Reader
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from .bulk import Batch
+    from .bulk import Columns
 
 __all__ = ["Entries"]
 
@@ -44,17 +45,21 @@ class Entries:
 
     Attributes:
         tensors: Name -> `TensorInfo` in the order of the text.
-        metadata: The metadata, or None.
-        sized: The data_offsets of every tensor span exactly what its dtype and shape need.
-        in_order: Each tensor begins where the one before it in the text ends, the first at 0.
-        end: Where the last one in the text ends.
-        whole: No tensor had to be left out because its entry could not be understood.
+        metadata: The value of `__metadata__`, or None.
+        sized: The data_offsets of every tensor span exactly the bytes that its dtype and shape need.
+        in_order: The first tensor in the text begins at 0, each other one at the end of the previous one.
+        end: End of the last tensor in the text.
+        whole: Every entry could be read; False if `tensors` lacks some.
         text: The text.
 
     Args:
         text: The JSON text of the header.
-        report: Receives what is wrong.
+        report: Receives the problems.
         bulk: False reads every value through `strictjson`.
+
+    Raises:
+        FormatError: The first problem, unless `report` collects them.
+        Stop: The rest of the text cannot be read, and `report` collects problems.
     """
 
     def __init__(self, text: bytes, report: Report, *, bulk: bool = True) -> None:
@@ -67,12 +72,13 @@ class Entries:
         self.text = text
         self._report = report
         self._reader = Reader(text)
-        self._chunks = Chunks(text) if bulk else None
+        self._bulk = BulkReader(text) if bulk else None
         self._extra = 0
         self._extra_fields = 0
         self._seen_metadata = False
-        self._refused: set[str] = set()  # names of entries that could not be understood
-        # (number of tensors before it, position) of an entry in each chunk of text.
+        self._refused: set[str] = set()  # names of entries that could not be read
+        # One entry per chunk of text: (number of tensors before it, its position). With these, `positions`
+        # finds an entry without keeping a position for each of a million tensors.
         self._marks: list[tuple[int, int]] = []
         self._next_mark = 0
         try:
@@ -83,16 +89,16 @@ class Entries:
             raise Stop from error
 
     def positions(self, names: Collection[str]) -> dict[str, int]:
-        """Where in the text the entries of some tensors begin.
+        """Name -> position of the tensor's entry in the text, for error messages.
 
-        Cost: a pass over all names, and exact reading of the chunks that the entries are in.
+        Cost: one pass over all names, and reading the chunks with these entries value by value.
         """
         ordinals = [number for number, name in enumerate(self.tensors) if name in names]
         size = len(self.text)
         marks = [*self._marks, (0, size)]
         found: dict[str, int] = {}
         for index in sorted({bisect_right(self._marks, (n, size)) for n in ordinals}):
-            reader = Reader(self.text, marks[index - 1][1], unique=False)  # that was reported
+            reader = Reader(self.text, marks[index - 1][1], unique=False)  # checked before
             for name, at in reader.more_members():
                 if at >= marks[index][1]:
                     break
@@ -104,7 +110,7 @@ class Entries:
     def _read(self) -> None:
         reader, report = self._reader, self._report
         if report.strict and not self.text.startswith(b"{"):
-            report("strict-space", "the header does not begin with `{`", at=0)
+            report("strict-space", "white space precedes the `{` of the header", at=0)
         for name, at in reader.members("an object of tensors"):
             if name == METADATA_KEY:
                 self._read_metadata(at)
@@ -112,33 +118,34 @@ class Entries:
             else:
                 self._mark(at)
                 self._read_tensor(name, at)
-            if self._chunks is not None:
-                self._read_chunks(self._chunks)
+            if self._bulk is not None:
+                self._read_bulk(self._bulk)
         begin = reader.position
         reader.end()
         if report.strict and self.text[begin:].strip(b" "):
-            report("strict-space", "the header is padded with other than spaces", at=begin)
+            report("strict-space", "the header is not padded with spaces only", at=begin)
 
     def _mark(self, position: int) -> None:
         if position >= self._next_mark:
             self._marks.append((len(self.tensors), position))
             self._next_mark = position + CHUNK
 
-    def _read_chunks(self, chunks: Chunks) -> None:
-        """Behind an entry, read what can be read many at a time."""
+    def _read_bulk(self, bulk: BulkReader) -> None:
+        """After an entry, read as many of the next ones as possible in bulk."""
         reader = self._reader
-        while reader.peek() == b"," and (batch := chunks.take(reader.position, self.end)):
-            self._mark(chunks.first)
-            if not self._add(batch):
-                chunks.reject()
+        while reader.peek() == b"," and (columns := bulk.take(reader.position, self.end)):
+            self._mark(bulk.first)
+            if not self._add(columns):
+                bulk.reject()
                 return
-            reader.position = chunks.position
+            reader.position = bulk.position
 
-    def _add(self, batch: Batch) -> bool:
-        """Add entries, unless there is a name among them that must not be there."""
-        names, (dtypes, shapes, sizes), begins, ends, placed = batch
+    def _add(self, columns: Columns) -> bool:
+        """Add entries; False, without effect, if a name is a duplicate or `__metadata__`."""
+        names, (dtypes, shapes, sizes), begins, ends, placed = columns
         tensors, before = self.tensors, len(self.tensors)
-        # TensorInfo(...) in a loop costs three times this. What is there already stays as it is.
+        # tuple.__new__ and setdefault through map() take a third of the time of TensorInfo(...) in a loop.
+        # setdefault keeps an existing entry: a length that is too small shows a duplicate.
         fields = zip(dtypes, shapes, begins, ends)  # noqa: B905
         infos = map(tuple.__new__, repeat(TensorInfo), fields)
         deque(map(tensors.setdefault, names, infos), maxlen=0)
@@ -160,8 +167,8 @@ class Entries:
             report("duplicate-key", f"duplicate key {quote(name)} in header", tensor=name, at=at)
         if reader.peek() != b"{":
             message = (
-                f"tensor {quote(name)} should be an object of dtype, shape and data_offsets, found "
-                f"{reader.kind()}"
+                f"the entry of tensor {quote(name)} must be an object with dtype, shape and "
+                f"data_offsets, found {reader.kind()}"
             )
             self._refuse("entry", message, name, 1)
             self.whole = False
@@ -213,7 +220,7 @@ class Entries:
     def _read_dtype(self, name: str) -> str | None:
         reader = self._reader
         if reader.peek() != b'"':
-            self._wrong_type(name, "dtype should be a string")
+            self._wrong_type(name, "dtype", "a string")
             return None
         at = reader.position
         code = reader.string()
@@ -227,10 +234,10 @@ class Entries:
         return None
 
     def _read_integers(self, name: str, field: str, most: int, rule: str) -> list[int] | None:
-        """The array of `field`, of at most `most` integers; exactly two for data_offsets."""
+        """The array of `field`: at most `most` integers for shape, exactly as many for data_offsets."""
         reader = self._reader
         if reader.peek() != b"[":
-            self._wrong_type(name, f"{field} should be an array")
+            self._wrong_type(name, field, "an array")
             return None
         begin = reader.position
         values: list[int] = []
@@ -251,14 +258,14 @@ class Entries:
         self._refuse(rule, f"{field} of tensor {quote(name)}: {problem}", name, 2, at)
         return None
 
-    def _wrong_type(self, name: str, expected: str) -> None:
-        message = f"of tensor {quote(name)}, {expected}, found {self._reader.kind()}"
+    def _wrong_type(self, name: str, field: str, expected: str) -> None:
+        message = f"{field} of tensor {quote(name)} must be {expected}, found {self._reader.kind()}"
         self._refuse("entry", message, name, 2)
 
     def _refuse(
         self, rule: str, message: str, tensor: str | None, depth: int, at: int | None = None
     ) -> None:
-        """Drop the value that comes next, and report it; if it is not JSON, that outranks the rule."""
+        """Skip the next value and report it under `rule`; if it is not JSON, report that instead."""
         reader = self._reader
         reader.peek()
         at = reader.position if at is None else at
@@ -282,7 +289,7 @@ class Entries:
         self._skip_extra(2)
 
     def _skip_extra(self, depth: int) -> None:
-        """Check and drop a value nobody asked for, within the bound on all of them together."""
+        """Check and skip a value that no rule needs; all such values together are limited."""
         reader = self._reader
         reader.peek()
         begin = reader.position
@@ -290,10 +297,10 @@ class Entries:
         self._charge(begin)
 
     def _charge(self, begin: int) -> None:
-        """Count the text from `begin` on among what no program would write."""
+        """Add the text since `begin` to the total that MAX_EXTRA limits."""
         self._extra += self._reader.position - begin
         if self._extra > MAX_EXTRA:
-            message = f"unknown and escaped fields take more than {MAX_EXTRA} bytes"
+            message = f"unknown fields, and fields with escapes, exceed {MAX_EXTRA} bytes"
             raise JSONError(message, begin, kind="limit")
 
     def _read_metadata(self, at: int) -> None:
@@ -307,7 +314,7 @@ class Entries:
             if (kind := reader.kind()) == "null":
                 self._skip_extra(1)
             else:
-                message = f"`{METADATA_KEY}` should be an object of strings, found {kind}"
+                message = f"`{METADATA_KEY}` must be an object of strings, found {kind}"
                 self._refuse("metadata", message, None, 1)
             return
         metadata: dict[str, str] = {}
@@ -318,14 +325,17 @@ class Entries:
                 )
             if len(metadata) >= MAX_METADATA:
                 report(
-                    "metadata-limit", f"`{METADATA_KEY}` has over {MAX_METADATA} keys", at=key_at
+                    "metadata-limit",
+                    f"`{METADATA_KEY}` has more than {MAX_METADATA} keys",
+                    at=key_at,
                 )
                 raise Stop
             if reader.peek() == b'"':
                 metadata[key] = reader.string()
                 continue
             message = (
-                f"`{METADATA_KEY}` maps strings to strings, found {reader.kind()} for {quote(key)}"
+                f"`{METADATA_KEY}` must map strings to strings, found {reader.kind()} for "
+                f"{quote(key)}"
             )
             self._refuse("metadata", message, None, 2)
         self.metadata = metadata

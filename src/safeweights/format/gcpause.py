@@ -1,9 +1,14 @@
-"""Pause the cyclic garbage collector while very many objects are made.
+"""Pause the cyclic garbage collector while many objects are created.
 
-None of what a header or a load builds is garbage, yet each 700 new containers start a collection
-that looks at them all: a third of the time of parsing a large header, and more the more there are.
-The collection that is due when the pause ends would do so once more; hence many new objects pass as old
-ones, which a full collection looks at and no other.
+Parsing a header and loading tensors create no garbage, but every 700 new containers start a collection,
+which visits them all: a third of the time of parsing a header of 100,000 tensors.
+
+Python 3.10 and 3.11 would also visit all new objects right after the pause, and again in the next two
+generations. `_promote` moves them to the oldest generation. Measured on 3.11, a process that loads 100,000
+torch tensors three times and goes on allocating: 3.3 s of CPU time instead of 3.7 s (ratio 0.82 to 0.96
+in five pairs of runs; NumPy arrays: no difference). The price: younger objects of the program move too,
+so a reference cycle among them is freed by the next full collection and not before. Later versions are
+left alone: they start with frozen objects, which `_promote` must not thaw.
 """
 
 from __future__ import annotations
@@ -20,11 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["gc_paused"]
 
 _MANY: Final = 10_000
-"""New containers from which on they are passed as old."""
+"""Number of new containers above which they are promoted."""
 
 _CAN_PROMOTE: Final = hasattr(gc, "freeze")  # not PyPy
 
-# Re-entrant: a signal handler may load or save while this thread is in here.
+# Re-entrant: a signal handler that loads or saves may interrupt this thread inside these functions.
 _lock = RLock()
 _depth = 0
 _was_enabled = False
@@ -32,14 +37,15 @@ _was_enabled = False
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Within the block no automatic collection runs; afterwards all is as it was.
+    """Disable automatic collection within the block, then restore its previous state.
 
-    Blocks may nest and overlap across threads: the last to leave restores the state that the first
-    found. A forked child, in which the other threads are not, begins outside of all blocks.
+    Blocks may nest and overlap across threads: the last one to end restores the state that the first one
+    found. In a forked child, which lacks the parent's other threads, no block is open.
     """
     global _depth, _was_enabled  # noqa: PLW0603 - the collector is one per process, so is its state
     with _lock:
-        # Counted first here and last below, so that a signal handler between two lines nests.
+        # The depth rises first here and falls last below, so that a signal handler that runs between two
+        # lines finds a consistent state.
         _depth += 1
         if _depth == 1:
             _was_enabled = gc.isenabled()
@@ -55,7 +61,7 @@ def gc_paused() -> Iterator[None]:
 
 
 def _leave_all() -> None:
-    """In a forked child: nobody else will leave the blocks that were open."""
+    """Close all blocks in a forked child: the threads that opened them do not exist there."""
     global _lock, _depth  # noqa: PLW0603 - see above
     _lock = RLock()
     if _depth and _was_enabled:
@@ -68,10 +74,8 @@ with suppress(AttributeError):  # not on Windows
 
 
 def _promote() -> None:
-    """Pass many new objects as old; whoever froze some for a fork keeps them frozen.
-
-    Python 3.12 itself does so when it starts; nothing is passed there.
-    """
+    """Move many new objects to the oldest generation, unless the program uses `gc.freeze` itself."""
     if _CAN_PROMOTE and gc.get_count()[0] > _MANY and gc.get_freeze_count() == 0:
-        gc.freeze()  # all to the permanent generation, and from there to the oldest: two lists joined
+        # All objects to the permanent generation, then to the oldest: joins lists, visits no object.
+        gc.freeze()
         gc.unfreeze()

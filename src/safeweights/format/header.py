@@ -1,11 +1,11 @@
 """The header of a safetensors file: bytes <-> `Header`.
 
-A file is the length N of the header (8 bytes, little-endian), N bytes of JSON, and the data. The
-header maps each tensor's name to its type, shape and place in the data, which the tensors cover
-completely and without overlap. The rules stand in `rules`, the reading of the JSON in `entries`;
-here entries are checked against each other and against the size of the file, and headers written.
+A file consists of the length N of the header (8 bytes, unsigned, little-endian), N bytes of JSON, and the
+data. The header maps each tensor's name to its type, shape and position in the data. The tensors cover the
+data completely, without overlap (README of safetensors, section "Format"). `rules` lists the rules,
+`entries` reads the JSON; this module checks entries against each other and against the size of the file.
 
-No input or output happens here.
+No I/O happens here.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Header(NamedTuple):
 
     Attributes:
         tensors: Name -> `TensorInfo`, in the order of the data.
-        metadata: The `__metadata__` of the file, or None where it has none.
-        size: Bytes of the JSON text, padding included; the N of the first 8 bytes.
+        metadata: The `__metadata__` of the file, or None.
+        size: Bytes of the JSON text, padding included: the N in the first 8 bytes of the file.
     """
 
     tensors: dict[str, TensorInfo]
@@ -65,7 +65,7 @@ class Header(NamedTuple):
 
     @property
     def data_start(self) -> int:
-        """Position of the data in the file."""
+        """Byte offset of the data in the file."""
         return PREFIX + self.size
 
     @property
@@ -75,36 +75,46 @@ class Header(NamedTuple):
 
 
 def header_length(prefix: bytes, file_size: int, *, path: str | None = None) -> int:
-    """The length of the header, from the first 8 bytes of a file of `file_size` bytes.
+    """The length of the header in bytes, read from the first 8 bytes of a file.
+
+    Args:
+        prefix: The first 8 bytes; more are ignored.
+        file_size: Size of the file in bytes.
+        path: Name of the file, for the messages.
 
     Raises:
         FormatError: Rules header-too-small, header-too-large, header-length.
     """
     if len(prefix) < PREFIX or file_size < PREFIX:
         raise FormatError(
-            f"header too small: a safetensors file has at least {PREFIX} bytes, this one {file_size}",
+            f"header too small: the file has {file_size} bytes, a safetensors file at least {PREFIX}",
             rule="header-too-small", path=path,
         )  # fmt: skip
     length = int.from_bytes(prefix[:PREFIX], "little")
     if length > MAX_HEADER:
         raise FormatError(
-            f"header too large: {length} bytes announced, at most {MAX_HEADER} allowed",
+            f"header too large: its length is {length} bytes, at most {MAX_HEADER} are allowed",
             rule="header-too-large", path=path, offset=0,
         )  # fmt: skip
     if PREFIX + length > file_size:
         raise FormatError(
-            f"invalid header length: the header should end at byte {PREFIX + length}, "
-            f"the file ends at byte {file_size}",
+            f"invalid header length: the header ends at byte {PREFIX + length}, "
+            f"but the file ends at byte {file_size}",
             rule="header-length", path=path, offset=0,
         )  # fmt: skip
     return length
 
 
 def parse(text: bytes, data_size: int, *, path: str | None = None) -> Header:
-    """The header whose JSON is `text`, of a file with `data_size` bytes of data.
+    """Parse and check a header.
 
-    Cost: about one microsecond a tensor, and no memory but the result's and a chunk's (128 KiB of
-    text); refused text is refused within that too.
+    Cost: about one microsecond per tensor; memory for the result and for one chunk of text (128 KiB). An
+    invalid header costs no more.
+
+    Args:
+        text: The JSON text, N bytes.
+        data_size: Bytes of data that follow it in the file.
+        path: Name of the file, for the messages.
 
     Raises:
         FormatError: The first of `problems(text, data_size)`.
@@ -117,7 +127,7 @@ def parse(text: bytes, data_size: int, *, path: str | None = None) -> Header:
         try:
             entries = Entries(text, report)
         except FormatError:
-            # The exact reader meets bad UTF-8 where it stands; the rule comes before all of JSON.
+            # The reference checks UTF-8 first: an error there takes precedence over one in the JSON.
             _check_utf8(text, report)
             raise
         tensors = entries.tensors
@@ -131,15 +141,16 @@ def parse(text: bytes, data_size: int, *, path: str | None = None) -> Header:
 def problems(
     text: bytes, data_size: int, *, path: str | None = None, strict: bool = False
 ) -> list[FormatError]:
-    """Everything that is wrong with a header, in the order in which it is checked.
+    """All problems of a header, in the order of the checks.
 
-    Text that is not JSON ends the search at that place; after 1,000 problems it ends too.
+    The search ends at text that is not JSON, and after 1,000 problems.
 
     Args:
         text: The JSON text.
         data_size: Bytes of data that follow it in the file.
         path: Name of the file, for the messages.
-        strict: Also report what is allowed but no good writer writes (rules ``strict-...``).
+        strict: Also report what the format allows but the reference's writer never writes (rules
+            ``strict-...``).
     """
     report = Report(path, collect=True, strict=strict)
     try:
@@ -164,15 +175,15 @@ def _check_utf8(text: bytes, report: Report) -> None:
 
 
 def _sorted(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """In the order of the data: by begin, then by end."""
-    # Two stable sorts by a number each take half the time of one by pairs.
+    """`tensors` in the order of the data: by begin, then by end."""
+    # Two stable sorts by one number take half the time of one sort by pairs.
     items = sorted(tensors.items(), key=lambda item: item[1].end)
     items.sort(key=lambda item: item[1].begin)
     return dict(items)
 
 
 def _end_of(infos: Iterable[TensorInfo]) -> int | None:
-    """Where tensors that follow one another from 0 end; None where they do not."""
+    """End of the last tensor; None if the tensors, in this order, are not contiguous from 0."""
     position = 0
     for _, _, begin, end in infos:
         if begin != position:
@@ -184,9 +195,9 @@ def _end_of(infos: Iterable[TensorInfo]) -> int | None:
 def _check_layout(
     entries: Entries, tensors: Mapping[str, TensorInfo], data_size: int, report: Report
 ) -> None:
-    """Report every rule of layout that `tensors`, the entries sorted by offset, break."""
+    """Report every wrong position and size. `tensors` are those of `entries`, sorted by offset."""
     found = _layout_faults(tensors)
-    if not entries.whole:  # where a tensor is unknown, holes mean nothing
+    if not entries.whole:  # a hole may belong to a tensor whose entry could not be read
         found = (fault for fault in found if fault[0] != "offsets")
     faults = list(islice(found, MAX_PROBLEMS if report.collect else 1))
     positions = entries.positions({name for _, name, _ in faults})
@@ -205,14 +216,15 @@ def _check_layout(
 
 
 def _layout_faults(tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, str, str]]:
-    """(rule, name, message) for all that is wrong with the place or size of a tensor."""
+    """(rule, name, message) of each tensor's wrong position or size."""
     position = 0
     for name, info in tensors.items():
         if info.begin != position or info.end < info.begin:
-            message = (
-                f"invalid offset for tensor {quote(name)}: it spans {info.begin} to {info.end}, and "
-                f"should begin at {position}, where the one before it ends"
-            )
+            what = "the tensor must not end before it begins"
+            if info.begin != position:
+                what = f"the tensor must begin at {position}, the end of the previous one"
+            offsets = f"data_offsets are [{info.begin}, {info.end}]"
+            message = f"invalid offset for tensor {quote(name)}: {offsets}, but {what}"
             yield "offsets", name, message
         position = info.end
         if byte_count(info.dtype, info.shape) != info.nbytes:
@@ -224,8 +236,8 @@ def _size_fault(name: str, info: TensorInfo) -> tuple[str, str, str]:
     size = byte_count(info.dtype, info.shape)
     if size is not None:
         message = (
-            f"invalid shape, data type, or offset for tensor {quote(name)}: {what} takes {size} "
-            f"bytes, data_offsets span {info.nbytes}"
+            f"invalid shape, data type, or offset for tensor {quote(name)}: {what} needs {size} "
+            f"bytes, but data_offsets span {info.nbytes}"
         )
         return "size", name, message
     bits = math.prod(info.shape) * BITS[info.dtype]

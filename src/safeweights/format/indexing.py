@@ -1,10 +1,11 @@
-"""Index expression + shape -> which bytes to read. NumPy's basic indexing, without reading anything.
+"""Index expression + shape -> the bytes to read. NumPy's basic indexing, without I/O.
 
-A `Selection` says what an expression means for a shape; `runs` says where its elements stand in the
-tensor's bytes: equal runs of contiguous bytes, repeated at regular distances. A column of a large
-matrix is millions of runs, so they are described by a few numbers, never listed.
+`select` turns an expression into a `Selection`: start, count and step along each axis. `runs` turns that
+into byte ranges of the tensor: runs of equal length, repeated at regular distances. A column of a large
+matrix has millions of runs, so `Runs` describes them by loops (count, distance) instead of a list.
 
-Arrays and masks are not basic indexing; whoever offers them reads first and indexes afterwards.
+Index arrays and masks are not basic indexing. Callers that accept them read the whole tensor first.
+Source: "Basic indexing" in the documentation of NumPy; error texts and bounds as in safetensors 0.8.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ class Selection(NamedTuple):
     """What an index expression selects.
 
     Attributes:
-        starts: First element read along each axis of the tensor.
-        counts: Elements read along each axis.
-        steps: Distance between them, at least 1: elements are read in ascending order.
-        reversed: Axes whose elements come in descending order in the result.
-        shape: Shape of the result; axes indexed by an integer are gone, new axes are 1.
+        starts: First element to read along each axis of the tensor.
+        counts: Number of elements to read along each axis.
+        steps: Distance between elements along each axis, at least 1: reading is always ascending.
+        reversed: Axes that must be reversed after reading, because their step is negative.
+        shape: Shape of the result, without axes indexed by an integer, with 1 for each None.
     """
 
     starts: tuple[int, ...]
@@ -42,13 +43,12 @@ class Selection(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """Where selected bytes stand: runs of `length` bytes, the first at `offset`.
+    """Byte ranges of a tensor: runs of `length` bytes, the first at `offset`.
 
     Attributes:
         offset: Byte offset of the first run in the tensor.
         length: Bytes of each run.
-        loops: (repetitions, distance in bytes), outermost first; their product is the number of
-            runs.
+        loops: (repetitions, distance in bytes) of nested loops over the runs, outermost first.
     """
 
     offset: int
@@ -57,35 +57,39 @@ class Runs(NamedTuple):
 
     @property
     def run_count(self) -> int:
-        """Number of runs."""
+        """Number of runs: the product of all repetitions."""
         return math.prod(repetitions for repetitions, _ in self.loops)
 
     @property
     def nbytes(self) -> int:
-        """Bytes selected."""
+        """Number of selected bytes."""
         return self.length * self.run_count
 
     @property
     def span(self) -> int:
-        """Bytes from the first selected to one past the last."""
+        """Number of bytes from the first selected byte to the last, inclusive."""
         if self.nbytes == 0:
             return 0
         return self.length + sum((repetitions - 1) * stride for repetitions, stride in self.loops)
 
     def offsets(self) -> Iterator[int]:
-        """The offset of each run, ascending."""
+        """The byte offset of each run, ascending."""
         return _offsets(self.offset, self.loops)
 
 
 def select(expression: Any, shape: Sequence[int], *, clamp: bool = False) -> Selection:
-    """What ``tensor[expression]`` means for a tensor of `shape`.
+    """Resolve ``tensor[expression]`` for a tensor of `shape`.
 
-    Integers, slices with any step, one ``...`` and None, as in NumPy (basic indexing), except
-    that a slice whose bounds lie beyond the axis is an error unless `clamp` is set: the reference
-    refuses it, and so is a typing mistake found.
+    Args:
+        expression: Integers, slices with any step other than 0, at most one ``...``, and None, as in
+            NumPy's basic indexing.
+        shape: Elements along each axis of the tensor.
+        clamp: Clamp slice bounds to the axis, as NumPy does. By default a bound beyond the end of the
+            axis is an error, as in the reference.
 
     Raises:
-        SelectionError: The expression does not fit the shape; the texts are the reference's.
+        SelectionError: The expression does not fit the shape, or the result would have more than
+            `MAX_RANK` dimensions.
 
     >>> select((slice(None), -1), (4, 3))
     Selection(starts=(0, 2), counts=(4, 1), steps=(1, 1), reversed=(), shape=(4,))
@@ -103,7 +107,7 @@ def select(expression: Any, shape: Sequence[int], *, clamp: bool = False) -> Sel
             if places.step < 0:
                 places = places[::-1]
                 flipped.append(axis)
-            # len() of a range ends at 2^63, a dimension beside a zero need not.
+            # Not len(): it fails above 2^63, which a dimension may exceed if another one is 0.
             count = (places[-1] - places[0]) // places.step + 1 if places else 0
             result.append(count)
             starts.append(places.start if places else 0)
@@ -116,23 +120,27 @@ def select(expression: Any, shape: Sequence[int], *, clamp: bool = False) -> Sel
         axis += 1
     if len(result) > MAX_RANK:
         raise SelectionError(
-            f"the selection would have {len(result)} dimensions, there can be {MAX_RANK}"
+            f"the result would have {len(result)} dimensions, at most {MAX_RANK} are possible"
         )
     return Selection(tuple(starts), tuple(counts), tuple(steps), tuple(flipped), tuple(result))
 
 
 def runs(selection: Selection, shape: Sequence[int], dtype: str) -> Runs:
-    """Where the elements of `selection` stand in a tensor of `shape` and `dtype`, in C order.
+    """The byte ranges of `selection` in a tensor of `shape` and `dtype`, in C order.
+
+    Adjacent ranges are joined: a selection of whole rows is one run.
 
     Raises:
-        SelectionError: Elements of a sub-byte type that do not begin and end at byte boundaries.
+        SelectionError: A run of a sub-byte type does not begin or end at a byte boundary.
 
     >>> runs(select((slice(None), 1), (4, 3)), (4, 3), "F32")
     Runs(offset=4, length=4, loops=((4, 12),))
     """
     if 0 in selection.counts:
         return Runs(0, 0, ())
-    stride = BITS[dtype]  # in bits, of the axis at hand
+    stride = BITS[
+        dtype
+    ]  # distance in bits between neighbours along the current axis, the last one first
     offset, length = 0, stride
     loops: list[tuple[int, int]] = []
     for start, count, step, size in zip(
@@ -144,11 +152,13 @@ def runs(selection: Selection, shape: Sequence[int], dtype: str) -> Runs:
     ):
         offset += start * stride
         if length == stride and not loops and (step == 1 or count == 1):
-            length = count * stride  # all that is inside this axis is read: the run grows
+            length = (
+                count * stride
+            )  # the inner axes are read completely, so the run extends over this one
         elif count > 1:
             distance = step * stride
             if loops and loops[-1][0] * loops[-1][1] == distance:
-                loops[-1] = (loops[-1][0] * count, loops[-1][1])  # the runs go on at the same pace
+                loops[-1] = (loops[-1][0] * count, loops[-1][1])  # same distance: one longer loop
             else:
                 loops.append((count, distance))
         stride *= size
@@ -162,13 +172,15 @@ def runs(selection: Selection, shape: Sequence[int], dtype: str) -> Runs:
 
 
 def require_reversible(selection: Selection, dtype: str) -> None:
-    """Refuse bytes as the answer where elements that share them are wanted in descending order.
+    """Check that `selection` can be reversed by moving whole bytes.
 
     Raises:
-        UnsupportedError: They are.
+        UnsupportedError: It reverses the last axis of a sub-byte type, whose elements share bytes.
     """
     if BITS[dtype] < 8 and len(selection.counts) - 1 in selection.reversed:
-        raise UnsupportedError(f"{dtype} elements share bytes: their axis cannot be reversed")
+        raise UnsupportedError(
+            f"a negative step along the last axis is not supported for {dtype}: elements share bytes"
+        )
 
 
 def _offsets(first: int, loops: Sequence[tuple[int, int]]) -> Iterator[int]:
@@ -185,7 +197,7 @@ def _offsets(first: int, loops: Sequence[tuple[int, int]]) -> Iterator[int]:
 
 
 def _expand(expression: Any, shape: Sequence[int]) -> list[Any]:
-    """The items of an expression, one for each axis, and None for each new one."""
+    """The items of an expression: one per axis of the tensor, and None for each new axis."""
     if isinstance(expression, list):
         if expression:
             raise SelectionError("Non empty lists are not implemented")
@@ -206,10 +218,10 @@ def _expand(expression: Any, shape: Sequence[int]) -> list[Any]:
 
 
 def _basic(item: Any, position: int) -> Any:
-    """A slice, None, ``...`` or int."""
+    """`item` if it is a slice, None or ``...``, else as an int."""
     if item is None or item is Ellipsis or isinstance(item, slice):
         return item
-    # A truth value or array of one element has __index__ too, but means something else.
+    # A bool and an array with one element have __index__ too, but NumPy gives them another meaning.
     truth = isinstance(item, bool) or str(getattr(item, "dtype", "")).endswith("bool")
     try:
         place = None if truth or getattr(item, "ndim", None) else as_index(item)
@@ -239,7 +251,7 @@ def _places(
     except ValueError as error:
         raise _error(expression, shape, "slice step cannot be zero") from error
     except TypeError as error:
-        raise _error(expression, shape, f"slice bounds are integers or None: {error}") from error
+        raise _error(expression, shape, "slice bounds must be integers or None") from error
     start, stop = (None if bound is None else as_index(bound) for bound in (item.start, item.stop))
     if not clamp and start is not None and start > size:
         raise _out_of_bounds(start, size, axis, expression, shape)

@@ -1,7 +1,8 @@
-"""What the format requires: the rules, the limits, and one tensor's record.
+"""Rules and limits of the format, and `TensorInfo`, the record of one tensor.
 
-`entries` and `header` check these rules; `RULES` names them for messages, documentation and the
-conformance vectors.
+`entries` and `header` check the rules. `RULES` gives each an identifier, which error messages, the
+documentation and the conformance vectors use. Source: README of safetensors, section "Format"; what it
+leaves open follows the reference's parser (safetensors 0.8). Limits marked "ours" are stricter.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PREFIX: Final = 8
-"""Bytes of the length field that begins every file."""
+"""Bytes of the length field at the beginning of every file."""
 
 MAX_HEADER: Final = 100_000_000
-"""Most bytes of a header; the format's own limit."""
+"""Maximum size of a header in bytes; the format's own limit."""
 
 MAX_RANK: Final = 64
-"""Most dimensions of a tensor. The format has no limit; NumPy and PyTorch end at 64."""
+"""Maximum number of dimensions. Ours: the format has no limit, NumPy and PyTorch have this one."""
 
 MAX_METADATA: Final = 100_000
-"""Most keys of `__metadata__`. Ours: real files have under a hundred."""
+"""Maximum number of keys in `__metadata__`. Ours: real files have fewer than a hundred."""
 
 MAX_EXTRA: Final = 1 << 20
-"""Most bytes that unknown fields, and entries with escapes, may take in one header. Ours."""
+"""Maximum total bytes of unknown fields and of entries with escapes in one header. Ours."""
 
 MAX_EXTRA_FIELDS: Final = 100_000
-"""Most unknown fields in one header. Ours."""
+"""Maximum number of unknown fields in one header. Ours."""
 
 MAX_PROBLEMS: Final = 1000
 """`problems` stops after this many."""
@@ -41,38 +42,39 @@ METADATA_KEY: Final = "__metadata__"
 
 RULES: Final[dict[str, str]] = {
     "header-too-small": "a file begins with 8 bytes that give the length of its header",
-    "header-too-large": "a header takes at most 100,000,000 bytes",
+    "header-too-large": "a header has at most 100,000,000 bytes",
     "header-length": "the header ends within the file",
     "utf-8": "the header is UTF-8",
     "json": "the header is one JSON object (RFC 8259), followed by nothing but white space",
     "duplicate-key": "no key occurs twice in one object",
-    "entry": "a tensor is an object of dtype, shape and data_offsets",
+    "entry": "a tensor's entry is an object with dtype, shape and data_offsets",
     "dtype": "dtype is one of the format's 22 codes",
-    "integer": "dimensions and offsets are integers of 0 to 2^64-1, without sign, point or exponent",
+    "integer": "dimensions and offsets are integers from 0 to 2^64-1, without sign, point or exponent",
     "rank": f"a tensor has at most {MAX_RANK} dimensions",
     "metadata": "__metadata__ maps strings to strings",
     "metadata-limit": f"__metadata__ has at most {MAX_METADATA:,} keys",
-    "extra-limit": f"unknown and escaped fields take at most {MAX_EXTRA:,} bytes, are at most "
-    f"{MAX_EXTRA_FIELDS:,}, and nest at most 125 deep",
-    "offsets": "tensors, sorted by offset, follow one another without hole or overlap",
+    "extra-limit": "a header has at most "
+    f"{MAX_EXTRA_FIELDS:,} unknown fields, nested at most 125 deep; they and fields with escapes have at "
+    f"most {MAX_EXTRA:,} bytes",
+    "offsets": "tensors, sorted by offset, are contiguous from 0, without hole or overlap",
     "overflow": "a tensor's size in bits is below 2^64",
     "byte-boundary": "a tensor of a sub-byte type fills whole bytes",
     "size": "data_offsets span exactly the bytes that dtype and shape need",
     "coverage": "the tensors cover the data to the end of the file",
     "strict-space": "(strict) the header begins with `{` and is padded with spaces only",
-    "strict-extra": "(strict) a tensor has no fields but dtype, shape and data_offsets",
+    "strict-extra": "(strict) a tensor's entry has no fields but dtype, shape and data_offsets",
 }
-"""Identifier -> the rule in one sentence. Those called strict are not the format's, but good habit."""
+"""Identifier -> the rule in one sentence. The format does not require the rules marked (strict)."""
 
 
 class TensorInfo(NamedTuple):
-    """What a header says of one tensor.
+    """The entry of one tensor in a header.
 
     Attributes:
         dtype: Code of the element type, e.g. ``"BF16"``.
         shape: Number of elements along each axis; ``()`` for a scalar.
-        begin: First byte, counted from the beginning of the data.
-        end: One past the last byte.
+        begin: Offset of the first byte from the beginning of the data.
+        end: Offset of one past the last byte.
     """
 
     dtype: str
@@ -82,7 +84,7 @@ class TensorInfo(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes the tensor takes."""
+        """Size of the tensor in bytes."""
         return self.end - self.begin
 
     @property
@@ -92,11 +94,20 @@ class TensorInfo(NamedTuple):
 
 
 class Stop(Exception):
-    """Nothing more can be found."""
+    """Ends a search for problems: the rest cannot be read, or there are too many."""
 
 
 class Report:
-    """Where findings go: the first is raised, or all are collected."""
+    """Receives problems: raises the first, or collects them.
+
+    Attributes:
+        found: The problems collected, at most `MAX_PROBLEMS`.
+
+    Args:
+        path: Name of the file, for the messages.
+        collect: Collect problems instead of raising the first; after `MAX_PROBLEMS`, raise `Stop`.
+        strict: Check the rules marked (strict) too.
+    """
 
     def __init__(self, path: str | None, *, collect: bool = False, strict: bool = False) -> None:
         self.path = path
@@ -117,16 +128,16 @@ class Report:
 
 
 def byte_count(dtype: str, shape: Sequence[int]) -> int | None:
-    """Bytes of a tensor; None where that overflows 64 bits or is no whole number of bytes."""
+    """Size of a tensor in bytes; None if it overflows 64 bits or is not a whole number of bytes."""
     bits = math.prod(shape) * BITS[dtype]
-    # The reference multiplies in order with overflow checks: a late zero does not heal.
+    # The reference multiplies the dimensions in order and checks each product: [2^40, 2^40, 0] overflows.
     if bits > MAX_UINT or (bits == 0 and overflows(shape)):
         return None
     return None if bits & 7 else bits >> 3
 
 
 def overflows(shape: Sequence[int]) -> bool:
-    """Whether the number of elements exceeds 64 bits on the way, though a later 0 may undo it."""
+    """Whether a product of the first dimensions exceeds 64 bits, even if a later dimension is 0."""
     count = 1
     for dim in shape:
         count *= dim

@@ -1,4 +1,4 @@
-"""What a file that is not safetensors really is, from its first bytes. For messages only."""
+"""Recognise by its first bytes what a file is that is not safetensors. For error messages only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 __all__ = ["HEAD", "identify"]
 
 HEAD: Final = 512
-"""Bytes of the beginning that `identify` looks at."""
+"""Number of bytes that `identify` needs."""
 
 _SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
     (
         b"version https://git-lfs",
-        "a git-lfs pointer, not the file it points to: run `git lfs pull`",
+        "a git-lfs pointer, not the file that it points to: run `git lfs pull`",
     ),
     (
         b"PK\x03\x04",
@@ -34,25 +34,25 @@ _SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
     (b"-----BEGIN ", "PEM text: a key or a certificate"),
     (b"{", "JSON text, perhaps an index or a configuration"),
 )
-# What S3 and its relatives answer, some of them with a byte order mark before it.
+# The error message of S3 and compatible services; some begin it with a byte order mark.
 _STORAGE_ERROR = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<Error[\s>]").match
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml)", re.IGNORECASE).match
 _TEXT = re.compile(rb"[\t\n\r -~]{16,}").fullmatch
-# A pickle of protocol 2 to 5 begins with PROTO; legacy PyTorch files with that and a LONG1.
+# A pickle of protocol 2 to 5 begins with the opcode PROTO, and so does a legacy PyTorch file.
 _PICKLE = re.compile(rb"\x80[\x02-\x05]").match
 _TAR = re.compile(rb".{257}ustar[ \0]", re.DOTALL).match
-# The length of a header below 4 GiB and the header's first character.
+# The length of a header of less than 4 GiB, and the header's first character.
 _SAFETENSORS = re.compile(rb".{4}\0{4}\{", re.DOTALL).match
 
 
 def identify(head: bytes) -> str | None:
-    """Name the format that a file beginning with `head` is in; None for what is not recognised.
+    """Name the format of a file whose first bytes are `head`; None if it is not recognised.
 
-    Safetensors files themselves are not recognised, whatever damage they have: their first bytes are
-    a number, which may be that of a pickle or of gzip.
+    The result is None for safetensors files too, even damaged ones: their first bytes are a number, which
+    may happen to equal the signature of a pickle or of gzip.
 
     >>> identify(b"version https://git-lfs.github.com/spec/v1")
-    'a git-lfs pointer, not the file it points to: run `git lfs pull`'
+    'a git-lfs pointer, not the file that it points to: run `git lfs pull`'
     """
     if not head.strip(b"\0"):
         return "nothing but zero bytes" if head else "an empty file"

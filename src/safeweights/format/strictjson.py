@@ -1,10 +1,10 @@
-"""A strict JSON reader (RFC 8259) over bytes, for input that may be hostile.
+"""A strict JSON reader (RFC 8259) for bytes that may be hostile.
 
-Why not `json`: it accepts NaN, duplicate keys, lone surrogates, a byte order mark and UTF-16, turns
-`true` into an `int`, recurses, builds everything before anything can be checked, and cannot say at
-which byte a value began. This reader is a cursor: the caller asks for what must come next, nothing
-is built that was not asked for, nesting is counted instead of recursed into, and every error
-carries its position.
+Why not `json`: it accepts NaN, duplicate keys, lone surrogates, a byte order mark and UTF-16; its `true`
+is an `int`; it recurses; it builds the whole result before the caller can check anything; and it does not
+tell at which byte a value begins. This reader is a cursor: the caller asks for the next value by its type,
+values that it skips are checked but not built, nesting is counted without recursion, and every error
+has a position. Text is strict UTF-8 (RFC 3629), which excludes surrogates.
 
 It knows nothing of tensors.
 """
@@ -23,31 +23,31 @@ if TYPE_CHECKING:
 __all__ = ["MAX_DEPTH", "JSONError", "Reader"]
 
 MAX_DEPTH: Final = 127
-"""Deepest nesting; the value of serde_json, by which the reference parses."""
+"""Maximum nesting; the limit of serde_json, the reference's parser."""
 
 MAX_NUMBER: Final = 4096
-"""Most characters of a number that is skipped."""
+"""Maximum length in bytes of a number that is skipped."""
 
 MAX_UINT: Final = 2**64 - 1
 
 _STEP: Final = 4096
-"""Bytes of white space, or of a string, from which on whole blocks are looked at: expressions take a
-nanosecond a byte, five times as long."""
+"""Length in bytes above which white space and strings are scanned block by block: a regular expression
+takes 1 ns per byte, methods of bytes on whole blocks take 0.2 ns."""
 
 _BLOCK: Final = 1 << 15
-"""What is looked at many times over: it stays in the processor's nearest cache."""
+"""Bytes of such a block. Each is scanned several times, so it should fit the level 1 cache."""
 
 _SPACE = re.compile(rb"[ \t\n\r]{0,%d}" % _STEP).match
 # 2^64 has 20 digits; one more is enough to see that a number has more.
 _UINT = re.compile(rb"(?:0|[1-9][0-9]{0,19})(?![0-9.eE])|[1-9][0-9]{20}").match
 _DIGITS = rb"[0-9]{1,%d}" % (MAX_NUMBER + 1)
 _NUMBER = re.compile(rb"-?(?:0|(?=[1-9])%b)(?:\.%b)?(?:[eE][+-]?%b)?" % ((_DIGITS,) * 3)).match
-# sre keeps a record for each turn of a repeated group (about 120 bytes): a string of 50 million
-# escapes must be scanned in bounded steps.
+# The re module keeps about 120 bytes per repetition of a group: a string of 50 million escapes must be
+# scanned in bounded steps.
 _RUN = rb'[^"\\\x00-\x1f]{0,%d}' % _STEP
 _STRING_PART = re.compile(rb"%b(?:\\.%b){0,1000}" % (_RUN, _RUN), re.DOTALL).match
 _PLAIN = re.compile(rb'"%b"' % _RUN).match
-# What programs write, in one step; the rest is for what they do not.
+# Keys and arrays as programs write them are matched in one step, other spellings by several methods.
 _PLAIN_KEY = re.compile(rb'[ \t\n\r]{0,8}"([^"\\\x00-\x1f\x80-\xff]{0,200})"[ \t\n\r]{0,8}:').match
 _PLAIN_UINT = rb"(?:0|[1-9][0-9]{0,18})"
 _PLAIN_UINTS = re.compile(
@@ -55,7 +55,7 @@ _PLAIN_UINTS = re.compile(
 ).match
 _CONTROLS: Final = tuple(range(32))
 _PIECE: Final = 1 << 18
-# Before an escape, though not one that may be the second half of a surrogate pair.
+# Ends before an escape other than \u, which might be the second half of a surrogate pair.
 _CUT = re.compile(rb"[^\\](?=\\[^u])").search
 _SURROGATE = re.compile("[\ud800-\udfff]").search
 _LITERAL = re.compile(rb"true|false|null").match
@@ -84,7 +84,10 @@ def has_surrogates(text: str) -> bool:
 
 
 def _skip_blocks(text: bytes, position: int, last: int, alike: Callable[[bytes], int]) -> int:
-    """Behind the blocks from `position` on of which `alike` takes something; none begins behind `last`."""
+    """The position after all blocks, from `position`, of which `alike` accepts at least one byte.
+
+    No block begins after `last`. `alike` returns how many bytes of a block it accepts.
+    """
     while position <= last:
         block = text[position : position + _BLOCK]
         taken = alike(block) if len(block) == _BLOCK else 0
@@ -95,22 +98,22 @@ def _skip_blocks(text: bytes, position: int, last: int, alike: Callable[[bytes],
 
 
 def _space_in(block: bytes) -> int:
-    """The length of a block of white space; 0 where it is none."""
+    """The length of `block` if it is all white space, else 0."""
     return len(block) if block.isspace() and b"\v" not in block and b"\f" not in block else 0
 
 
 def _string_in(block: bytes) -> int:
-    """How much of a block is whole characters and escapes within a string; 0 where a string ends in it."""
+    """How many bytes of `block` are the inside of a string; 0 if the string ends in it or has an error."""
     if True in map(block.__contains__, _CONTROLS):
         return 0
     if b'"' in block and b'"' in block.replace(b"\\\\", b"").replace(b'\\"', b""):
         return 0
-    # Of backslashes in a row every second is escaped by the one before it.
+    # An odd number of backslashes at the end begins an escape that the next block completes.
     return len(block) - (len(block) - len(block.rstrip(b"\\"))) % 2
 
 
 def _pieces(text: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """The contents of a string in pieces that can be decoded by themselves: at once needs more memory."""
+    """Spans of a string's contents that can be decoded separately, which needs less memory."""
     while end - begin > _PIECE and (cut := _CUT(text, begin + _PIECE, end)):
         yield begin, cut.end()
         begin = cut.end()
@@ -118,12 +121,12 @@ def _pieces(text: bytes, begin: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 class JSONError(ValueError):
-    """Text that is not the JSON asked for.
+    """The text is not JSON, or its next value is not of the expected type.
 
     Attributes:
-        position: Byte position in the text.
-        kind: ``"syntax"``; or ``"limit"`` where the text may be JSON but exceeds a bound of this
-            reader, ``"duplicate-key"`` where it repeats a key.
+        position: Byte offset in the text.
+        kind: ``"syntax"``; ``"limit"`` if a limit of this reader is exceeded; ``"duplicate-key"`` if a
+            key is repeated.
     """
 
     def __init__(self, message: str, position: int, *, kind: Kind = "syntax") -> None:
@@ -135,13 +138,13 @@ class JSONError(ValueError):
 class Reader:
     """A cursor over JSON text.
 
-    Every method skips white space first, consumes what it returns, and raises `JSONError` where
-    the text has something else. Memory is that of the values returned.
+    Every method skips white space, consumes the value that it returns, and raises `JSONError` if the text
+    has something else. Only the returned values take memory.
 
     Args:
-        text: UTF-8; a byte order mark is not JSON.
-        position: Where to begin.
-        unique: Whether `skip` refuses keys that repeat within one object.
+        text: UTF-8, without a byte order mark.
+        position: Byte offset to begin at.
+        unique: Whether `skip` refuses keys that are repeated within one object.
 
     >>> reader = Reader(b'{"a": [1, 2]}')
     >>> {key: list(reader.integers()) for key, _ in reader.members()}
@@ -156,7 +159,7 @@ class Reader:
         self.unique = unique
 
     def peek(self) -> bytes:
-        """The next significant byte, unconsumed; empty at the end."""
+        """The next byte that is not white space, without consuming it; empty at the end of the text."""
         found = self.text[self.position : self.position + 1]
         if found > b" ":
             return found
@@ -173,31 +176,31 @@ class Reader:
             self.position = _skip_blocks(self.text, self.position, len(self.text), _space_in)
 
     def kind(self) -> str:
-        """What comes next, in words for a message."""
+        """The type of the next value, in words for a message."""
         found = self.peek()
         return _KINDS.get(found, f"byte 0x{found.hex()}")
 
     def fail(self, expected: str) -> JSONError:
-        """The error for a text that has something other than `expected` here."""
+        """The error for text that continues with something other than `expected`."""
         return JSONError(f"expected {expected}, found {self.kind()}", self.position)
 
     def take(self, char: bytes) -> None:
-        """Consume the one byte `char`."""
+        """Consume the byte `char`."""
         if self.peek() != char:
             raise self.fail(f"`{char.decode()}`")
         self.position += 1
 
     def end(self) -> None:
-        """Only white space may follow."""
+        """Check that only white space follows."""
         if self.peek():
             raise JSONError(f"trailing characters: {self.kind()}", self.position)
 
     def string(self, expected: str = "a string", *, limit: int | None = None) -> str:
-        """One string, decoded; RFC 8259 section 7, and no lone surrogates (section 8.2).
+        """Read a string and decode it (RFC 8259 section 7); lone surrogates are an error (section 8.2).
 
         Args:
-            expected: What the caller asked for, in words.
-            limit: Most bytes it may take in the text.
+            expected: What the caller expects, in words for the message.
+            limit: Maximum length in bytes within the text.
         """
         if self.peek() != b'"':
             raise self.fail(expected)
@@ -206,7 +209,7 @@ class Reader:
             raise JSONError(f"value longer than {limit} bytes", begin, kind="limit")
         escaped = self.text.find(b"\\", begin, end) >= 0
         try:
-            # A copy of a long one would take as long as the rest.
+            # A memoryview avoids copying a long string, which takes as long as decoding it.
             source = self.text if end - begin < _STEP else memoryview(self.text)
             if escaped:
                 places = _pieces(self.text, begin + 1, end - 1)
@@ -224,7 +227,7 @@ class Reader:
         return text
 
     def _string_end(self, limit: int | None) -> int:
-        """Where the string ends that begins here, closing quote included; or some place above `limit`."""
+        """One past the closing quote of the string at the cursor; any position past `limit` if too long."""
         text, begin = self.text, self.position
         if plain := _PLAIN(text, begin):
             return plain.end()
@@ -244,21 +247,21 @@ class Reader:
         return position
 
     def integer(self, expected: str = "an unsigned integer") -> int:
-        """One integer of 0 to 2^64-1, written without sign, fraction or exponent."""
+        """Read an integer from 0 to 2^64-1 without sign, fraction or exponent."""
         self.peek()
         match = _UINT(self.text, self.position)
         if match is None:
             raise self.fail(expected)
-        # 2^64 has 20 digits; int() of a long text is quadratic.
+        # 2^64 has 20 digits. Longer text must not reach int(), whose time is quadratic in its length.
         if match.end() - self.position > 20 or (value := int(match[0])) > MAX_UINT:
             raise JSONError("integer exceeds 2^64-1", self.position)
         self.position = match.end()
         return value
 
     def members(self, expected: str = "an object") -> Iterator[tuple[str, int]]:
-        """The members of an object: (key, position of the key), each before its value.
+        """Iterate over the members of an object: (key, position of the key).
 
-        The caller consumes the value before it asks for the next member.
+        The caller must consume the value of each member before it asks for the next member.
         """
         if self.peek() != b"{":
             raise self.fail(expected)
@@ -269,7 +272,7 @@ class Reader:
         yield from self.more_members()
 
     def more_members(self) -> Iterator[tuple[str, int]]:
-        """The members of an object from within it, where a key stands."""
+        """The remaining members of an object, if the cursor is at a key."""
         while True:
             if plain := _PLAIN_KEY(self.text, self.position):
                 key, at = plain[1].decode(), plain.start(1) - 1
@@ -284,7 +287,7 @@ class Reader:
                 return
 
     def integers(self, expected: str = "an array of unsigned integers") -> Iterator[int]:
-        """The elements of an array of unsigned integers, one at a time."""
+        """Iterate over an array of unsigned integers."""
         if plain := _PLAIN_UINTS(self.text, self.position):
             self.position = plain.end()
             yield from map(int, plain[1].split(b","))
@@ -308,15 +311,15 @@ class Reader:
         return found == closing
 
     def skip(self, depth: int = 0, limit: int | None = None) -> None:
-        """Check one value of any kind and drop it.
+        """Check one value of any type without building it.
 
         Args:
-            depth: Levels already open around the value.
-            limit: Most bytes the value may take.
+            depth: Number of objects and arrays that enclose the value.
+            limit: Maximum length of the value in bytes.
 
         Raises:
-            JSONError: Not JSON, a key repeated within one object, deeper than `MAX_DEPTH`, or
-                longer than `limit` (these with another `JSONError.kind`).
+            JSONError: It is not JSON; with kind ``"duplicate-key"``, an object repeats a key; with kind
+                ``"limit"``, it is nested deeper than `MAX_DEPTH` or longer than `limit`.
         """
         begin = self.position
         stack: list[set[str] | None] = []  # the keys of each open object, None for an array
@@ -334,7 +337,7 @@ class Reader:
             self._skip_key(stack[-1], limit)
 
     def _skip_start(self, stack: list[set[str] | None], limit: int | None) -> bool:
-        """Consume a scalar, an empty container, or the opening of a container (True)."""
+        """Consume a scalar, an empty container, or the opening of another container; True for the last."""
         found = self.peek()
         if found == b'"':
             self.string(limit=limit)
@@ -351,7 +354,8 @@ class Reader:
             self.position = match.end()
         elif (match := _NUMBER(self.text, self.position)) is not None:
             if match.end() - self.position > MAX_NUMBER:
-                raise JSONError(f"number of over {MAX_NUMBER} digits", self.position, kind="limit")
+                what = f"number longer than {MAX_NUMBER} digits"
+                raise JSONError(what, self.position, kind="limit")
             if abs(float(match[0])) == float("inf"):
                 raise JSONError("number out of range", self.position)
             self.position = match.end()

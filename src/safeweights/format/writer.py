@@ -1,4 +1,4 @@
-"""Writing a header: the reference writer's bytes for the same tensors and metadata."""
+"""Write a header: the same bytes as the reference's writer for the same tensors and metadata."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ __all__ = ["layout"]
 def layout(
     tensors: Iterable[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str] | None = None
 ) -> tuple[Header, bytes]:
-    """Place tensors as the reference's writer does, and write the header.
+    """Assign positions to tensors as the reference's writer does, and write the header.
 
-    Tensors are sorted by type (the widest first, in the order of `dtypes.ORDER` from its end) and
-    then by name, packed without gaps; the text is padded with spaces to a multiple of 8.
+    Tensors are sorted by descending `dtypes.ORDER` (widest type first), then by name, and packed without
+    gaps. The JSON is padded with spaces to a multiple of 8 bytes. Cost: about 1 microsecond per tensor.
 
     Args:
         tensors: (name, dtype, shape) of each tensor.
-        metadata: Strings to strings; written sorted by key, so that the same input gives the same
-            bytes. None writes no `__metadata__`.
+        metadata: Strings to strings, written sorted by key, so that equal input gives equal bytes. None
+            writes no `__metadata__`.
 
     Returns:
-        The header, and the bytes with which the file begins (length field, text, padding).
+        The header, and the first bytes of the file: length field, JSON, padding.
 
     Raises:
-        FormatError: A name, dtype, shape or metadata that the format cannot hold (same rules as
-            for reading).
+        FormatError: The format cannot hold a name, dtype, shape or the metadata (`rules.RULES`).
+        UnsupportedError: Metadata that is not a mapping of strings to strings.
 
     >>> layout([("a", "U8", (3,))])[1][8:]
     b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}   '
     """
-    # Two stable sorts by one key each cost half of one sort by pairs.
+    # Two stable sorts by one key take half the time of one sort by pairs.
     ordered = sorted(tensors, key=itemgetter(0))
     if len({dtype for _, dtype, _ in ordered}) > 1:
         ordered.sort(key=lambda tensor: -ORDER.get(tensor[1], 0))
     infos: dict[str, TensorInfo] = {}
     parts = [] if metadata is None else [_metadata_text(metadata)]
     kinds: dict[tuple[str, tuple[int, ...]], _Kind] = {}
-    new, cls = tuple.__new__, TensorInfo  # TensorInfo(...) costs three times this
+    new, cls = tuple.__new__, TensorInfo  # TensorInfo(...) takes three times as long
     begin, written = 0, "0"
     last: tuple[object, object] = None, None
     for name, dtype, dims in ordered:
@@ -74,14 +74,14 @@ def layout(
             shape, size, between = kind
         end = begin + size
         infos[name] = new(cls, (dtype, shape, begin, end))
-        ending = str(end)  # once: it is the next one's begin
+        ending = str(end)  # also the next tensor's begin: converted once
         parts.append(f"{_json_string(name)}{between}{written},{ending}]}}")
         begin, written = end, ending
     if begin > MAX_UINT:
-        raise FormatError(f"the tensors take {begin} bytes, over 2^64", rule="overflow")
+        raise FormatError(f"the tensors need {begin} bytes, more than 2^64-1", rule="overflow")
     if len(infos) != len(ordered):
         twice = next(a[0] for a, b in pairwise(sorted(ordered)) if a[0] == b[0])
-        message = f"two tensors are called {quote(twice)}"
+        message = f"two tensors have the name {quote(twice)}"
         raise FormatError(message, rule="duplicate-key", tensor=twice)
     text = _encode(parts, infos)
     header = Header(infos, None if metadata is None else dict(metadata), len(text))
@@ -89,11 +89,11 @@ def layout(
 
 
 _Kind: TypeAlias = tuple[tuple[int, ...], int, str]
-"""Shape, bytes, and the text between name and offsets of tensors that are alike."""
+"""Shape, size in bytes, and the JSON text between name and offsets: equal for equal dtype and shape."""
 
 
 def _kind(name: str, dtype: str, dims: Sequence[int]) -> _Kind:
-    shape = tuple(map(as_index, dims))  # NumPy's integers print differently
+    shape = tuple(map(as_index, dims))  # NumPy's integers would be written as `np.int64(3)`
     size = _checked_size(name, dtype, shape)
     listed = ",".join(map(str, shape))
     return shape, size, f':{{"dtype":"{dtype}","shape":[{listed}],"data_offsets":['
@@ -106,7 +106,7 @@ def _checked_size(name: str, dtype: str, shape: tuple[int, ...]) -> int:
         )
     if len(shape) > MAX_RANK:
         message = (
-            f"tensor {quote(name)} has {len(shape)} dimensions, at most {MAX_RANK} can be written"
+            f"tensor {quote(name)} has {len(shape)} dimensions, at most {MAX_RANK} are allowed"
         )
         raise FormatError(message, rule="rank", tensor=name)
     if any(dim < 0 for dim in shape):
@@ -118,16 +118,16 @@ def _checked_size(name: str, dtype: str, shape: tuple[int, ...]) -> int:
         what = "does not end up at a byte boundary" if boundary else "overflows 64 bits"
         message = f"the size of tensor {quote(name)}, {dtype} of shape {list(shape)}, {what}"
         raise FormatError(message, rule="byte-boundary" if boundary else "overflow", tensor=name)
-    if any(dim > MAX_UINT for dim in shape):  # behind a 0, which makes it no matter of size
+    if any(dim > MAX_UINT for dim in shape):  # possible without overflow if another dimension is 0
         message = f"a dimension of tensor {quote(name)} exceeds 2^64-1"
         raise FormatError(message, rule="integer", tensor=name)
     return size
 
 
 def _encode(parts: Iterable[str], tensors: Mapping[str, TensorInfo]) -> bytes:
-    """The JSON text whose members are `parts`, padded."""
+    """The padded JSON object with the members `parts`."""
     if METADATA_KEY in tensors:
-        message = f"a tensor cannot be called `{METADATA_KEY}`: rename it"
+        message = f"a tensor cannot have the name `{METADATA_KEY}`: rename it"
         raise FormatError(message, rule="metadata", tensor=METADATA_KEY)
     try:
         text = ("{" + ",".join(parts) + "}").encode()
@@ -139,7 +139,8 @@ def _encode(parts: Iterable[str], tensors: Mapping[str, TensorInfo]) -> bytes:
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
         message = (
-            f"header too large: {len(text)} bytes for {len(tensors)} tensors, at most {MAX_HEADER}"
+            f"header too large: {len(text)} bytes for {len(tensors)} tensors, at most {MAX_HEADER} "
+            "are allowed"
         )
         raise FormatError(message, rule="header-too-large")
     return text
@@ -164,6 +165,6 @@ def _sorted_keys(metadata: Mapping[str, str]) -> list[str]:
                     f"(at key {quote(str(pair[0]))}): convert it"
                 )
     if len(metadata) > MAX_METADATA:
-        message = f"metadata of {len(metadata)} keys, at most {MAX_METADATA} can be written"
+        message = f"metadata has {len(metadata)} keys, at most {MAX_METADATA} are allowed"
         raise FormatError(message, rule="metadata-limit")
     return sorted(metadata)

@@ -130,7 +130,8 @@ def read_gguf(source: Source, options: OpenOptions) -> ForeignCheckpoint:
     infos = [_tensor_info(header) for _ in range(tensors)]
     alignment = entries.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
-        raise header.fault("the alignment is no power of two")
+        what = quote(str(alignment))
+        raise header.fault(f"general.alignment is {what}, but must be a power of two, 8 or more")
     start = -(-header.bytes.offset // alignment) * alignment
     pairs: list[tuple[Value, Value]] = [
         (name, _array(header, start, alignment, info)) for name, info in infos
@@ -169,6 +170,8 @@ def _array(
     dtype = DtypeNode(_TYPES[kind], header.swapped)
     size = math.prod(shape) * item_size(dtype.code or "U8")
     if offset % alignment:
-        raise header.fault(f"a tensor at {offset} is not aligned to {alignment}")
+        raise header.fault(
+            f"tensor offset {offset} is not a multiple of the alignment, {alignment}"
+        )
     data = Window(header.source, start + offset, size)
     return ArrayNode(start + offset, dtype, shape, contiguous_strides(shape), data)
