@@ -113,22 +113,22 @@ def test_a_link_that_is_not_followed(
     (tmp_path / "link").symlink_to("old")
     (tmp_path / "folder").symlink_to(".")
     with pytest.raises(OSError, match="regular file"):
-        write_file(tmp_path / "link", PIECES, follow=False)
+        write_file(tmp_path / "link", PIECES, links="refuse")
 
     def link_late() -> Iterator[bytes]:
         yield NEW
         (tmp_path / "late").symlink_to("old")
 
     if renames:
-        write_file(tmp_path / "late", link_late(), follow=False)
+        write_file(tmp_path / "late", link_late(), links="refuse")
         assert (tmp_path / "late").read_bytes() == NEW
         assert not (tmp_path / "late").is_symlink()
     else:
         monkeypatch.setattr(sink, "rename", lambda *_: False)
         with pytest.raises(OSError):  # ELOOP on Linux, EMLINK on FreeBSD
-            write_file(tmp_path / "late", link_late(), follow=False)
+            write_file(tmp_path / "late", link_late(), links="refuse")
     assert (tmp_path / "old").read_bytes() == OLD
-    write_file(tmp_path / "folder" / "new", PIECES, follow=False)
+    write_file(tmp_path / "folder" / "new", PIECES, links="refuse")
     assert (tmp_path / "new").read_bytes() == NEW
 
 

@@ -9,6 +9,7 @@ from .buffer_pool import release_idle
 from .file_objects import FileObjectSource
 from .files import DescriptorSource
 from .gathering import gather, gather_mapped
+from .local_store import LocalStore
 from .memory import allocate, joined
 from .opening import BACKENDS, open_source
 from .readahead import read_ahead
@@ -22,19 +23,27 @@ from .sink import (
     write_stream,
 )
 from .source import Buffer, BytesSource, Reading, Source, TruncatedError, Verifier, flat
+from .store import ChangedError, Commit, Entry, MemoryStore, Store, check_name
 
 __all__ = [
     "BACKENDS",
     "Buffer",
     "BytesSource",
+    "ChangedError",
+    "Commit",
     "DescriptorSource",
+    "Entry",
     "FileObjectSource",
+    "LocalStore",
+    "MemoryStore",
     "PartialOverwriteError",
     "Reading",
     "Source",
+    "Store",
     "TruncatedError",
     "Verifier",
     "allocate",
+    "check_name",
     "copy_over",
     "flat",
     "gather",

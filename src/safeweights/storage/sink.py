@@ -25,7 +25,7 @@ import stat
 import sys
 from functools import partial
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ..errors import UnsupportedError
 from .files import decoded
@@ -37,9 +37,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PartialOverwriteError",
+    "check_absent",
     "copy_over",
     "rename",
+    "stage_file",
     "staging_name",
+    "stat_replaceable",
     "sync_directory",
     "write_file",
     "write_stream",
@@ -64,6 +67,8 @@ _UNSUPPORTED: Final = frozenset(
 
 _CANNOT_RENAME: Final = _UNSUPPORTED | {errno.EXDEV, errno.EBUSY}
 """EBUSY: the target is a mount point itself, as files are that are mounted into containers."""
+
+_CANNOT_LINK: Final = _CANNOT_RENAME | {errno.EMLINK}
 
 
 class PartialOverwriteError(OSError):
@@ -91,43 +96,91 @@ def write_file(
     *,
     size: int = 0,
     durable: bool = False,
-    follow: bool = True,
+    create_only: bool = False,
+    links: Literal["follow", "refuse", "replace"] = "follow",
     progress: _Progress | None = None,
 ) -> None:
-    """Make `buffers`, one after another, the contents of the file at `path`.
+    """Replace the file at `path` by one whose contents are `buffers`, concatenated.
 
     Cost: nothing is copied; up to 1,024 buffers or 8 MiB go into one system call. While it runs, the
     old contents and the new take up space.
 
     Args:
-        path: Where.
+        path: The file.
         buffers: The contents. An iterator is read as bytes are written, so it may make them.
-        size: Number of bytes there will be, where it is known: for a large file the space is set aside
+        size: Number of bytes there will be, where it is known: the space for a large file is reserved
             first, and a durable one goes to the disk as it is written instead of filling the page cache.
-        durable: Return only when file and name would survive a loss of power.
-        follow: Whether to replace the target of a symbolic link at `path`; if not, a link is refused.
+        durable: Return only when the file and its name would survive a loss of power.
+        create_only: Never replace anything: fail if `path` exists, also if another process creates it
+            in the meantime.
+        links: What happens to a symbolic link at `path`: its target is replaced, or it is refused
+            (ENODEV, like every other special file), or the link itself is replaced.
         progress: Called with the number of bytes written so far.
 
     Raises:
+        FileExistsError: `create_only`, and there is something at `path`.
         OSError: With the system's class and errno; the file at `path` is what it was, and nothing is
             left beside it. (If syncing the directory of a durable file fails, which comes last, the
             new file is in its place.)
         PartialOverwriteError: The filesystem cannot rename, so that the contents had to be copied
             over the old file, and that failed half-way.
     """
-    target = _target(decoded(path), follow=follow)
-    new = _NewFile(target, _stat_replaceable(target, follow=follow), size=size, durable=durable)
-    with sync_directory(new.directory, durable=durable):
+    name = decoded(path)
+    if create_only:
+        check_absent(name)
+    target = os.path.realpath(name) if links == "follow" else _resolve_parent(name)
+    directory = os.path.dirname(target)
+    staged = os.path.join(directory, staging_name())
+    replaced = stat_replaceable(target, follow=links != "refuse")
+    new = _NewFile(staged, target, replaced, size=size, durable=durable)
+    with sync_directory(directory, durable=durable):
         try:
             new.create(buffers, progress)
-            renamed = rename(new.path, new.target)
+            renamed = rename(staged, target, create_only=create_only)
         except BaseException as error:
-            if isinstance(error, OSError) and error.filename == new.path:
-                error.filename = new.target  # what the caller asked for
-            _discard(new.path)
+            if isinstance(error, OSError) and error.filename == staged:
+                error.filename = target  # what the caller asked for
+            _discard(staged)
             raise
         if not renamed:
-            copy_over(new.path, new.target, durable=durable, follow=follow)
+            copy_over(staged, target, durable=durable, follow=links == "follow")
+
+
+def stage_file(
+    path: str,
+    target: str,
+    buffers: Iterable[Buffer],
+    *,
+    size: int = 0,
+    durable: bool = False,
+    progress: _Progress | None = None,
+) -> None:
+    """Write a new file at `path`, to be renamed to `target` later: it gets that one's owner and mode.
+
+    The other arguments are those of `write_file`.
+
+    Raises:
+        OSError: About `target`; there is nothing at `path`.
+    """
+    new = _NewFile(path, target, stat_replaceable(target), size=size, durable=durable)
+    try:
+        new.create(buffers, progress)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == path:
+            error.filename = target
+        _discard(path)
+        raise
+
+
+def check_absent(path: str) -> None:
+    """Raise FileExistsError if there is anything at `path`, a dangling link too."""
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+
+
+def _resolve_parent(path: str) -> str:
+    folder, name = os.path.split(os.path.abspath(path))
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def write_stream(
@@ -158,15 +211,45 @@ def write_stream(
             progress(written)
 
 
-def rename(source: str, target: str) -> bool:
-    """Rename a file over another; False where that cannot be done (and nothing was)."""
+def rename(source: str, target: str, *, create_only: bool = False) -> bool:
+    """Rename a file, over another if there is one; False where that cannot be done (and nothing was).
+
+    Args:
+        source: The file.
+        target: Its new name, in the same filesystem.
+        create_only: Raise FileExistsError if there is something at `target`.
+    """
     try:
-        os.replace(source, target)
+        if create_only:
+            _rename_new(source, target)
+        else:
+            os.replace(source, target)
     except OSError as error:
         if error.errno not in _CANNOT_RENAME:
             raise
         return False
     return True
+
+
+def _rename_new(source: str, target: str) -> None:
+    # rename(2) replaces what is there, link(2) does not; but some filesystems have no hard links.
+    try:
+        os.link(source, target)
+    except FileExistsError as error:
+        raise FileExistsError(error.errno, error.strerror, target) from None
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+    else:
+        _discard(source)
+        return
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS))  # reserves the name
+    try:
+        os.replace(source, target)
+    except BaseException as error:
+        if not (isinstance(error, OSError) and error.errno in _CANNOT_RENAME):
+            _discard(target)
+        raise
 
 
 @contextlib.contextmanager
@@ -182,16 +265,16 @@ def sync_directory(directory: str, *, durable: bool) -> Iterator[None]:
             _allowed(os.fsync, descriptor)
 
 
-def _target(path: str, *, follow: bool) -> str:
-    """The real path of the file to replace; its last part stays as it is unless `follow`."""
-    if follow:
-        return os.path.realpath(path)
-    folder, name = os.path.split(os.path.abspath(path))
-    return os.path.join(os.path.realpath(folder), name)
+def stat_replaceable(target: str, *, follow: bool = True) -> os.stat_result | None:
+    """The status of the regular file at `target`; None where there is nothing.
 
+    Args:
+        target: A path.
+        follow: Whether a symbolic link counts as the file that it leads to.
 
-def _stat_replaceable(target: str, *, follow: bool) -> os.stat_result | None:
-    """The status of the regular file at `target`; None where there is nothing."""
+    Raises:
+        OSError: It is a directory, a device or another thing that a file never replaces.
+    """
     try:
         status = os.stat(target, follow_symlinks=follow)
     except FileNotFoundError:
@@ -204,54 +287,59 @@ def _stat_replaceable(target: str, *, follow: bool) -> os.stat_result | None:
 
 
 def staging_name() -> str:
-    """A name that nobody else uses, for what is not finished yet."""
+    """A hidden name that nothing else has, for a file or folder that is not complete yet."""
     return f".safeweights-{os.urandom(8).hex()}.tmp"
 
 
 class _NewFile:
-    """The file that is to replace what is at `target`, under the name `path` in its directory."""
+    """A file that is written at `path` and replaces the one at `target`, whose status is `replaced`."""
 
     def __init__(
-        self, target: str, replaced: os.stat_result | None, *, size: int, durable: bool
+        self,
+        path: str,
+        target: str,
+        replaced: os.stat_result | None,
+        *,
+        size: int,
+        durable: bool,
     ) -> None:
-        self.target = target
-        self._size = size
-        self.directory = os.path.dirname(target)
-        self.path = os.path.join(self.directory, staging_name())
-        self._durable = durable
+        self._path = path
+        self._target = target
         self._replaced = replaced
-        # Contents meant for few are nobody else's until they have the old owner, group and mode.
+        self._size = size
+        self._durable = durable
+        # Until the file has the old owner, group and mode, only this process's user may read it.
         self._mode = 0o666 if replaced is None else stat.S_IMODE(replaced.st_mode) & 0o700
 
     def create(self, buffers: Iterable[Buffer], progress: _Progress | None) -> None:
-        """Write it; it gets its name as late as can be."""
-        unnamed = _open_unnamed(self.directory, self._mode)
+        """Write it. Where the system can, it has no name until it is complete."""
+        unnamed = _open_unnamed(os.path.dirname(self._path), self._mode)
         if unnamed is None:
             self._create_named(buffers, progress)
             return
-        with _closing(unnamed, self.target):
+        with _closing(unnamed, self._target):
             self._fill(unnamed, buffers, progress)
-            if _name(unnamed, self.path):
-                _sync(unnamed, self.target, durable=self._durable)
+            if _name(unnamed, self._path):
+                _sync(unnamed, self._target, durable=self._durable)
             else:
                 self._create_named(_contents(unnamed), None)
 
     def _create_named(self, buffers: Iterable[Buffer], progress: _Progress | None) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS | getattr(os, "O_NOFOLLOW", 0)
-        with _closing(os.open(self.path, flags, self._mode), self.target) as descriptor:
+        with _closing(os.open(self._path, flags, self._mode), self._target) as descriptor:
             self._fill(descriptor, buffers, progress)
 
     def _fill(self, descriptor: int, buffers: Iterable[Buffer], progress: _Progress | None) -> None:
         large = self._size >= _LARGE
         if large:
-            with _about(self.target):
+            with _about(self._target):
                 reserve(descriptor, self._size)
         uncached = large and self._durable
-        _write_all(descriptor, self.target, buffers, progress, uncached=uncached)
+        _write_all(descriptor, self._target, buffers, progress, uncached=uncached)
         if self._replaced is not None:  # last: writing takes the set-ID bits away
-            with _about(self.target):
+            with _about(self._target):
                 _adopt(descriptor, self._replaced)
-        _sync(descriptor, self.target, durable=self._durable)
+        _sync(descriptor, self._target, durable=self._durable)
 
 
 def _open_unnamed(directory: str, mode: int) -> int | None:
@@ -453,11 +541,20 @@ def _after(batch: list[memoryview], count: int) -> list[memoryview]:
     return []
 
 
-def copy_over(source: str, target: str, *, durable: bool, follow: bool = True) -> None:
+def copy_over(
+    source: str, target: str, *, durable: bool, follow: bool = True, keep: bool = False
+) -> None:
     """Where there is no `rename`: move the contents of `source` into the file at `target`.
 
+    Args:
+        source: The file.
+        target: Where its contents go; made if it does not exist.
+        durable: As for `write_file`.
+        follow: Whether a symbolic link at `target` is followed; otherwise it is an error.
+        keep: Keep `source` also if `target` cannot be opened.
+
     Raises:
-        OSError: `target` cannot be opened and is what it was; `source` is gone.
+        OSError: `target` cannot be opened and is what it was; `source` is gone, unless `keep`.
         PartialOverwriteError: Copying failed half-way; `source` is kept, as after an interrupt.
     """
     try:
@@ -465,7 +562,8 @@ def copy_over(source: str, target: str, *, durable: bool, follow: bool = True) -
         flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
         descriptor = os.open(target, flags, 0o666)
     except BaseException:
-        _discard(source)
+        if not keep:
+            _discard(source)
         raise
     # From here on `source` is all there is, so that nothing may remove it but success.
     try:

@@ -75,12 +75,14 @@ class Source(ABC):
         size: Number of bytes when it was opened.
         in_memory: Whether `view` gives memory that is there already, mapped too, instead of reading.
         threads: How many it is best read with; 0 for as many as there are processors.
+        version: Names exactly these bytes in their store, such as an entity tag; None if there is none.
     """
 
     name: str
     size: int
     in_memory: bool = False
     threads: int = 0
+    version: str | None = None
 
     @abstractmethod
     def read_into(self, offset: int, buffer: memoryview) -> None:

@@ -129,8 +129,8 @@ def sign(
         payload, signer.sign(pae(payload)), hint=None if chain else hint, certificates=chain
     )
     for name, data in sidecars.items():
-        write_file(os.path.join(base, name), [data], durable=True, follow=False)
-    write_file(signature, [bundle], durable=True, follow=False)
+        write_file(os.path.join(base, name), [data], durable=True, links="refuse")
+    write_file(signature, [bundle], durable=True, links="refuse")
     return Signed(signature, os.path.basename(path), tuple(files), tuple(sidecars), hint)
 
 

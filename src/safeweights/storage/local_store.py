@@ -1,0 +1,330 @@
+"""A local folder as a store.
+
+How a commit works: new files are written into a hidden folder beside the old ones
+(``.safeweights-*.tmp/new``). When all are complete, the old files are renamed into its ``old``, and the
+new ones to their places. If a rename fails, those already made are undone. Commits of the same folder
+exchange their files one after another (flock(2), where the filesystem has it).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Final, Literal
+
+from ..errors import UnsupportedError, quote
+from .files import DescriptorSource, decoded
+from .opening import open_source
+from .sink import (
+    PartialOverwriteError,
+    check_absent,
+    copy_over,
+    rename,
+    stage_file,
+    staging_name,
+    stat_replaceable,
+    sync_directory,
+    write_file,
+)
+from .store import Commit, Entry, Store, changed, check_inside, check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from .source import Buffer, Source
+    from .store import Kind
+
+__all__ = ["LocalStore"]
+
+_POSIX: Final = os.sep == "/"
+_NOTHING: Final = (FileNotFoundError, NotADirectoryError)
+
+
+class LocalStore(Store):
+    """The files below a folder. The folder need not exist before the first file is written.
+
+    Args:
+        folder: Its path; the current folder if it is empty.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.location = decoded(folder)
+
+    def list(self, folder: str = "", *, recursive: bool = True) -> Iterator[Entry]:
+        prefix = f"{_checked(folder)}/" if folder else ""
+        return self._walk(prefix, recursive=recursive)
+
+    def _walk(self, prefix: str, *, recursive: bool) -> Iterator[Entry]:
+        try:
+            pending = [self._scan(prefix)]
+        except _NOTHING:
+            if prefix:
+                return
+            raise
+        while pending:
+            entry = next(pending[-1], None)
+            if entry is None:
+                pending.pop()
+            elif entry.kind == "folder" and recursive:
+                pending.append(self._scan(f"{entry.name}/"))
+            else:
+                yield entry
+
+    def _scan(self, prefix: str) -> Iterator[Entry]:
+        """What is directly in one folder, in the order of the full names of what is below it."""
+        with os.scandir(self.locate(prefix) or ".") as found:
+            entries = [Entry(prefix + each.name, _kind_of(each)) for each in found]
+        return iter(sorted(entries, key=_full_name))
+
+    def kind(self, name: str) -> Kind | None:
+        try:
+            mode = os.lstat(self.locate(_checked(name))).st_mode
+        except _NOTHING:
+            return None
+        if stat.S_ISLNK(mode):
+            return "link"
+        if stat.S_ISDIR(mode):
+            return "folder"
+        return "file" if stat.S_ISREG(mode) else "special"
+
+    def open(self, name: str, *, backend: str = "mmap", version: str | None = None) -> Source:
+        source = open_source(self.locate(_checked(name)), backend=backend)
+        assert isinstance(source, DescriptorSource)
+        source.version = _version(source.fileno())
+        if version not in (None, source.version):
+            raise changed(source.name)
+        return source
+
+    def write(
+        self,
+        name: str,
+        buffers: Iterable[Buffer],
+        *,
+        size: int = 0,
+        durable: bool = False,
+        create_only: bool = False,
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        if problem := check_name(name):
+            raise UnsupportedError(f"the file name {quote(name)} {problem}")
+        path = self.locate(name)
+        made: list[str] = []
+        try:
+            _make_folder(os.path.dirname(path), made)
+            write_file(
+                path,
+                buffers,
+                size=size,
+                durable=durable,
+                create_only=create_only,
+                links="replace",
+                progress=progress,
+            )
+        except BaseException:
+            _remove_empty(made)
+            raise
+
+    def delete(self, name: str) -> None:
+        path = self.locate(_checked(name))
+        if stat.S_ISDIR(os.lstat(path).st_mode):  # unlink(2) of a folder is EPERM on some systems
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        os.unlink(path)
+
+    def commit(self, *, durable: bool = False) -> Commit:
+        return _LocalCommit(self, durable=durable)
+
+    def locate(self, name: str) -> str:
+        return os.path.join(self.location, *name.split("/"))
+
+
+class _LocalCommit(Commit):
+    def __init__(self, store: LocalStore, *, durable: bool) -> None:
+        super().__init__()
+        self._store = store
+        self._durable = durable
+        self._staging = store.locate(staging_name())
+        self._made: list[str] = []
+        self._state: Literal["staging", "overwriting", "exchanged"] = "staging"
+
+    def open(self, name: str) -> Source:
+        source = open_source(self._new(name), backend="pread")
+        source.name = self._store.locate(name)
+        return source
+
+    def _new(self, name: str) -> str:
+        return os.path.join(self._staging, "new", *name.split("/"))
+
+    def _old(self, name: str) -> str:
+        return os.path.join(self._staging, "old", *name.split("/"))
+
+    def _stage(
+        self,
+        name: str,
+        buffers: Iterable[Buffer],
+        size: int,
+        *,
+        create_only: bool,
+        progress: Callable[[int], object] | None,
+    ) -> None:
+        target, path = self._store.locate(name), self._new(name)
+        if create_only:
+            check_absent(target)
+        _make_folder(self._store.location, self._made)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        stage_file(path, target, buffers, size=size, durable=self._durable, progress=progress)
+
+    def _publish(self) -> None:
+        arriving = [(self._new(name), self._store.locate(name)) for name in self._arriving()]
+        for _, target in arriving:
+            _make_folder(os.path.dirname(target), self._made)
+        root = self._store.location or "."
+        if not os.path.isdir(root):  # nothing arrives, and there is nothing that could leave
+            return
+        with ExitStack() as stack:
+            for folder in self._folders():
+                stack.enter_context(sync_directory(folder, durable=self._durable))
+            stack.enter_context(_locked(root))
+            leaving = self._found()
+            if not self._exchange(leaving, arriving):
+                self._overwrite(leaving, arriving)
+            self._state = "exchanged"
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+    def _folders(self) -> list[str]:
+        """The folders in which names change."""
+        named = {os.path.dirname(self._store.locate(name)) or "." for name in self._written}
+        return sorted(filter(os.path.isdir, {*named, self._store.location or "."}))
+
+    def _found(self) -> list[tuple[str, str]]:
+        """(from, to) of the old files that leave."""
+        leaving = []
+        for name in self._leaving(self._store):
+            path, kind = self._store.locate(name), self._store.kind(name)
+            if kind is None:
+                continue
+            if kind != "link":
+                stat_replaceable(path)  # raises if it is a folder or a device
+            leaving.append((path, self._old(name)))
+        return leaving
+
+    def _exchange(self, leaving: list[tuple[str, str]], arriving: list[tuple[str, str]]) -> bool:
+        """Make all the moves, or none: False if the filesystem cannot rename."""
+        create_only = {self._store.locate(name) for name in self._create_only}
+        begun: list[tuple[str, str]] = []
+        try:
+            for _, target in leaving:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+            for source, target in leaving + arriving:
+                begun.append((source, target))  # first: an interrupt may come once it is done
+                if not rename(source, target, create_only=target in create_only):
+                    begun.pop()
+                    break
+            else:
+                return True
+        except BaseException:
+            _undo(begun)
+            raise
+        _undo(begun)
+        return False
+
+    def _overwrite(self, leaving: list[tuple[str, str]], arriving: list[tuple[str, str]]) -> None:
+        """The same by copying. Until it has succeeded, the staged files are the only whole ones."""
+        self._state = "overwriting"
+        for source, _ in leaving:
+            os.unlink(source)
+        for source, target in arriving:
+            copy_over(source, target, durable=self._durable, follow=False, keep=True)
+
+    def _discard(self, error: BaseException) -> None:
+        """Remove what was staged, unless it is all there is: old files that could not be brought back."""
+        kept = self._state == "overwriting" or (
+            self._state == "staging" and _has_files(os.path.join(self._staging, "old"))
+        )
+        if not kept:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            _remove_empty(self._made)
+        elif isinstance(error, OSError) and not isinstance(error, PartialOverwriteError):
+            where = self._store.location
+            raise PartialOverwriteError(where, self._staging, error) from error
+
+
+def _undo(begun: list[tuple[str, str]]) -> None:
+    for source, target in reversed(begun):
+        if not os.path.lexists(source):
+            with suppress(FileNotFoundError):  # the last one may not have been made
+                os.replace(target, source)
+        elif os.path.lexists(target) and os.path.samefile(source, target):
+            os.unlink(target)  # linked already, and interrupted before the old name was removed
+
+
+def _has_files(folder: str) -> bool:
+    return any(names for _, _, names in os.walk(folder))
+
+
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Hold the folder's lock, so that two commits exchange their files one after another."""
+    descriptor = None
+    if hasattr(os, "O_DIRECTORY"):  # on Windows, folders have no locks
+        import fcntl
+
+        # Network filesystems may refuse to lock a folder: commits work there, but are not ordered.
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _make_folder(folder: str, made: list[str]) -> None:
+    """Make a folder and its missing parents; those made are put in front of `made`, deepest first."""
+    missing = []
+    path = folder
+    while path and not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    made[:0] = missing
+    if path and not os.path.isdir(path):
+        message = "a folder is needed here, but there is a file"
+        raise NotADirectoryError(errno.ENOTDIR, message, path)
+    if missing:
+        os.makedirs(folder, exist_ok=True)
+
+
+def _remove_empty(folders: Iterable[str]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # another process uses it, or removed it
+            os.rmdir(folder)
+
+
+def _kind_of(entry: os.DirEntry[str]) -> Kind:
+    if entry.is_symlink():
+        return "link"
+    if entry.is_dir(follow_symlinks=False):
+        return "folder"
+    return "file" if entry.is_file(follow_symlinks=False) else "special"
+
+
+def _full_name(entry: Entry) -> str:
+    """Sorts a folder as the names below it would be: `a-b` comes before `a/b`, and `a.b` too."""
+    return f"{entry.name}/" if entry.kind == "folder" else entry.name
+
+
+def _version(descriptor: int) -> str:
+    # Inode, time and size, as in object_store and web servers: a file replaced by renaming has a new
+    # inode, one that was written in place a new time.
+    status = os.fstat(descriptor)
+    return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def _checked(name: str) -> str:
+    # Files with names that `write` refuses can be read where the system can hold them.
+    if problem := check_inside(name) if _POSIX else check_name(name):
+        raise UnsupportedError(f"the file name {quote(name)} {problem}")
+    return name
