@@ -1,8 +1,12 @@
-"""The one family of exceptions.
+"""The family of exceptions.
 
-Every failure that is about the *content* of a file or the *meaning* of a request is a
-`SafetensorError`; a failure of the operating system stays the `OSError` it was. Subclasses mix in
-the builtin that a caller would expect, so ``except KeyError`` around a lookup keeps working.
+Rules:
+- A fault in the content of a file or in the meaning of a request is a `SafetensorError`. A failure of
+  the operating system keeps its `OSError` class and errno, a framework's own error passes unchanged.
+- Subclasses also inherit the builtin that callers of the reference catch (``except KeyError``).
+- ``args`` is one string, equal to ``str(error)``: programs search ``error.args[0]``.
+- ``type(error).__name__`` is ``"SafetensorError"`` where the reference raises its only class, because
+  programs compare it; ``__qualname__``, which tracebacks and pickles use, tells the classes apart.
 
 This module imports nothing of the package.
 """
@@ -17,24 +21,29 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClosedError",
+    "DTypeError",
+    "DeviceError",
     "FormatError",
     "LayoutError",
     "MissingDependencyError",
+    "MissingPluginError",
+    "NameTypeError",
     "NoDataError",
     "SafetensorError",
     "SelectionError",
     "SharedMemoryError",
     "StateDictError",
+    "StepError",
     "TensorNotFoundError",
     "UnsupportedError",
 ]
 
 
 def quote(text: str, limit: int = 120) -> str:
-    r"""`text` as it may be shown to a person: escaped, bounded, in backquotes.
+    r"""Escape and shorten `text` for a message, in backquotes.
 
-    Names come from files nobody looked at; control characters, bidirectional overrides and lone
-    surrogates must not reach a terminal or a log (CWE-150), and a name of 1 MB must not fill one.
+    Names come from untrusted files: control characters, bidirectional overrides and lone surrogates
+    must not reach a terminal or a log (CWE-150), and a name of 1 MB must not fill one.
 
     >>> quote("a\x1b[2Jb")
     '`a\\x1b[2Jb`'
@@ -46,41 +55,94 @@ def quote(text: str, limit: int = 120) -> str:
 
 
 class SafetensorError(Exception):
-    """What is wrong, where it is, and what to do about it.
+    """A fault in a file or a request: what is wrong, where, and what to do about it.
+
+    Args:
+        values: The message; other values are kept as `Exception` keeps them.
+        path: The file concerned.
+        tensor: Name of the tensor concerned.
+        offset: Byte offset in the file.
 
     Attributes:
-        message: The sentence without its location.
-        path: The file, when there is one.
-        tensor: The tensor's name, when the fault belongs to one.
-        offset: Byte offset in the file at which the fault was seen.
+        message: The message without the location. Setting it, `path` or `offset` updates ``args``.
+        path: See above.
+        tensor: See above.
+        offset: See above.
     """
 
     def __init__(
         self,
-        message: str = "",
-        *,
-        path: str | None = None,
+        *values: object,
+        path: str | os.PathLike[str] | None = None,
         tensor: str | None = None,
         offset: int | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.path = None if path is None else os.fsdecode(path)
+        super().__init__(*values)
+        self._message = Exception.__str__(self)
+        self._path = None if path is None else os.fsdecode(path)
+        self._offset = offset
         self.tensor = tensor
-        self.offset = offset
+        if path is not None or offset is not None:
+            self._describe()
+
+    def _text(self) -> str:
+        """What ``str`` gives."""
+        where = []
+        if self._path is not None:
+            where.append(f"in {quote(self._path, 400)}")
+        if self._offset is not None:
+            where.append(f"at byte {self._offset}")
+        return f"{self._message} ({' '.join(where)})" if where else self._message
+
+    def _describe(self) -> None:
+        self.args = (self._text(),)
+
+    @property
+    def message(self) -> str:
+        """The message without the location."""
+        return self._message
+
+    @message.setter
+    def message(self, message: str) -> None:
+        self._message = message
+        self._describe()
+
+    @property
+    def path(self) -> str | None:
+        """The file concerned."""
+        return self._path
+
+    @path.setter
+    def path(self, path: str | None) -> None:
+        self._path = path
+        self._describe()
+
+    @property
+    def offset(self) -> int | None:
+        """Byte offset in the file."""
+        return self._offset
+
+    @offset.setter
+    def offset(self, offset: int | None) -> None:
+        self._offset = offset
+        self._describe()
 
     def __str__(self) -> str:
-        where = []
-        if self.path is not None:
-            where.append(f"in {quote(self.path, 400)}")
-        if self.offset is not None:
-            where.append(f"at byte {self.offset}")
-        return f"{self.message} ({' '.join(where)})" if where else self.message
+        # Not the mixed-in builtin's: that of KeyError is a repr.
+        return Exception.__str__(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions cross process pools; the default would drop the keyword-only fields. An
-        # ImportError keeps its path outside its dictionary.
-        return type(self), (self.message,), {**self.__dict__, "path": self.path}
+        # Exceptions cross process pools; by default their keyword-only fields would be lost.
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(
+    kind: type[SafetensorError], args: tuple[object, ...], state: dict[str, Any]
+) -> SafetensorError:
+    error = kind.__new__(kind)
+    super(SafetensorError, error).__init__(*args)
+    error.__dict__.update(state)
+    return error
 
 
 class FormatError(SafetensorError, ValueError):
@@ -106,15 +168,31 @@ class FormatError(SafetensorError, ValueError):
 
 
 class TensorNotFoundError(SafetensorError, KeyError):
-    """No tensor of that name."""
+    """The file has no tensor of that name."""
+
+
+class NameTypeError(TensorNotFoundError, TypeError):
+    """The name of a tensor is not a string."""
 
 
 class SelectionError(SafetensorError, IndexError):
     """An index expression that the tensor's shape does not allow."""
 
 
+class StepError(SelectionError, ValueError):
+    """A slice whose step is zero."""
+
+
 class UnsupportedError(SafetensorError, TypeError):
-    """A type, layout or device that cannot be expressed in the format or in the framework."""
+    """An argument, type or layout that the format or the framework cannot express."""
+
+
+class DTypeError(UnsupportedError, KeyError):
+    """An element type that the format or the framework does not have."""
+
+
+class DeviceError(SafetensorError, RuntimeError):
+    """A device that does not exist, or on which a tensor cannot be placed."""
 
 
 class LayoutError(SafetensorError, ValueError):
@@ -142,3 +220,83 @@ class ClosedError(SafetensorError, ValueError):
 
 class MissingDependencyError(SafetensorError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""
+
+
+class MissingPluginError(DeviceError, MissingDependencyError):
+    """A device that another package adds to the framework; the message names the package."""
+
+
+for _kind in (
+    FormatError, TensorNotFoundError, SelectionError, StepError, UnsupportedError, DTypeError,
+    DeviceError, ClosedError,
+):  # fmt: skip
+    _kind.__name__ = SafetensorError.__name__  # see the rules above
+del _kind
+
+
+def described(error: OSError, message: str, *, in_family: bool = False) -> OSError:
+    """A copy of a system error whose ``args`` is one string, as clients of the reference expect.
+
+    Args:
+        error: As the operating system raised it.
+        message: What ``str`` of the result gives.
+        in_family: Make the result a `SafetensorError` too.
+
+    Returns:
+        An instance of a subclass of ``type(error)`` with its errno and file names. It can be pickled.
+        An error of a class that others construct in their own way is returned as it is.
+    """
+    if "__new__" in vars(type(error)) and type(error).__module__ != OSError.__module__:
+        return error
+    fields = (error.errno, error.strerror, error.filename, error.filename2)
+    kind = type(error)
+    if isinstance(error, _Described):
+        kind, in_family = error.kind, in_family or isinstance(error, SafetensorError)
+    return _restored(kind, in_family, message, fields, error.__dict__)
+
+
+class _Described:
+    """Makes ``str`` of an OSError the string in its ``args``.
+
+    Attributes:
+        kind: The class of the system error.
+    """
+
+    kind: type[OSError]
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # type: ignore[arg-type]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        assert isinstance(self, OSError)
+        fields = (self.errno, self.strerror, self.filename, self.filename2)
+        in_family = isinstance(self, SafetensorError)
+        return _restored, (self.kind, in_family, self.args[0], fields, self.__dict__)
+
+
+_DESCRIBED: dict[tuple[type[OSError], bool], Any] = {}
+"""(class of a system error, whether in the family) -> the subclass that `described` makes of it."""
+
+
+def _restored(
+    kind: type[OSError],
+    in_family: bool,
+    message: str,
+    fields: tuple[Any, ...],
+    state: dict[str, Any],
+) -> OSError:
+    made_of = _DESCRIBED.get((kind, in_family))
+    if made_of is None:
+        family = (SafetensorError,) if in_family else ()
+        name, module = (family or (kind,))[0].__name__, (family or (kind,))[0].__module__
+        namespace = {"kind": kind, "__module__": module}
+        made_of = type(name, (_Described, *family, kind), namespace)
+        _DESCRIBED[kind, in_family] = made_of
+    error: OSError = made_of.__new__(made_of)
+    error.__dict__.update(state)
+    error.errno, error.strerror, error.filename, error.filename2 = fields
+    if isinstance(error, SafetensorError):
+        error._path = error._offset = error.tensor = None  # noqa: SLF001
+        error.message = message
+    error.args = (message,)
+    return error

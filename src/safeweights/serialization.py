@@ -12,7 +12,7 @@ from . import checkpoint
 from .checkpoint import MemoryTensor, SafetensorsFile, Tensor
 from .errors import SafetensorError, UnsupportedError, quote
 from .format.dtypes import DTYPES
-from .frameworks.handle import prefixed
+from .frameworks.wording import prefixed, saving
 from .storage.source import flat
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def serialize(tensor_dict: Mapping[str, Any], metadata: Mapping[str, str] | None
     b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}   hi'
     """
     tensors = _tensors(tensor_dict)
-    with prefixed("Error while serializing: "):
+    with saving():
         return checkpoint.to_bytes(tensors, metadata)
 
 
@@ -175,7 +175,7 @@ def serialize_file(
 ) -> None:
     """Write what `serialize` gives to a file, without holding it all in memory."""
     tensors = _tensors(tensor_dict)
-    with prefixed("Error while serializing: "):
+    with saving():
         checkpoint.save(tensors, filename, metadata, durable=durable)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from pathlib import PurePosixPath
 
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safeweights import errors
-from safeweights.errors import FormatError, SafetensorError, quote
+from safeweights.errors import FormatError, SafetensorError, described, quote
+from safeweights.storage import PartialOverwriteError
 
 FAMILY = [getattr(errors, name) for name in errors.__all__]
 
@@ -19,9 +21,9 @@ FAMILY = [getattr(errors, name) for name in errors.__all__]
 def test_one_family_that_pickles(kind: type[SafetensorError]) -> None:
     error = kind("what", path="p", tensor="t", offset=7)
     assert isinstance(error, SafetensorError)
-    copy = pickle.loads(pickle.dumps(error))
-    assert type(copy) is kind
-    assert (str(copy), vars(copy)) == (str(error), vars(error))
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert (str(again), vars(again)) == (str(error), vars(error))
     assert str(error) == "what (in `p` at byte 7)"
 
 
@@ -34,6 +36,15 @@ def test_one_family_that_pickles(kind: type[SafetensorError]) -> None:
         (errors.UnsupportedError, TypeError),
         (errors.ClosedError, ValueError),
         (errors.MissingDependencyError, ImportError),
+        (errors.NameTypeError, KeyError),
+        (errors.NameTypeError, TypeError),
+        (errors.StepError, IndexError),
+        (errors.StepError, ValueError),
+        (errors.DTypeError, TypeError),
+        (errors.DTypeError, KeyError),
+        (errors.DeviceError, RuntimeError),
+        (errors.MissingPluginError, RuntimeError),
+        (errors.MissingPluginError, ImportError),
     ],
 )
 def test_each_is_the_builtin_that_callers_catch(
@@ -41,6 +52,77 @@ def test_each_is_the_builtin_that_callers_catch(
 ) -> None:
     with pytest.raises(builtin):
         raise kind("x")
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_args_is_the_text(kind: type[SafetensorError]) -> None:
+    error = kind("what", path="p", offset=7)
+    assert error.args == (str(error),) == ("what (in `p` at byte 7)",)
+    error.message += " more"
+    assert error.args == (str(error),) == ("what more (in `p` at byte 7)",)
+    error.path, error.offset = "q", None
+    assert error.args == (str(error),) == ("what more (in `q`)",)
+    assert (error.message, error.path, error.offset) == ("what more", "q", None)
+    assert pickle.loads(pickle.dumps(error)).args == error.args
+    assert copy.copy(error).args == error.args
+
+
+@pytest.mark.parametrize("values", [(), ("x",), ("x", 2), ({},), (None,), (1.5, [2], "z")])
+def test_values_of_any_kind_are_kept_as_by_exception(values: tuple[object, ...]) -> None:
+    error, usual = SafetensorError(*values), Exception(*values)
+    assert (str(error), error.args) == (str(usual), usual.args)
+    assert repr(error) == repr(usual).replace("Exception", "SafetensorError")
+    assert pickle.loads(pickle.dumps(error)).args == values
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        errors.FormatError, errors.TensorNotFoundError, errors.SelectionError, errors.StepError,
+        errors.UnsupportedError, errors.DTypeError, errors.DeviceError, errors.ClosedError,
+    ],
+)  # fmt: skip
+def test_the_name_of_the_class_is_the_reference_s(kind: type[SafetensorError]) -> None:
+    assert kind.__name__ == "SafetensorError"
+    assert kind.__qualname__ != "SafetensorError"  # what a traceback shows
+    assert getattr(errors, kind.__qualname__) is kind
+
+
+@pytest.mark.parametrize("in_family", [False, True])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(28, "No space left on device", "p"), OSError),
+        (OSError(2, "No such file or directory", "p"), FileNotFoundError),
+        (OSError(13, "Permission denied", "p", None, "q"), PermissionError),
+        (PartialOverwriteError("p", "k", OSError(5, "Input/output error")), PartialOverwriteError),
+    ],
+)
+def test_a_system_error_in_other_words(
+    error: OSError, kind: type[OSError], in_family: bool
+) -> None:
+    made = described(error, "what", in_family=in_family)
+    twice = described(made, "what else")
+    for found in (made, pickle.loads(pickle.dumps(made)), copy.copy(made)):
+        assert isinstance(found, kind)
+        assert isinstance(found, SafetensorError) == in_family
+        assert found.args == ("what",)
+        assert str(found) == "what"
+        for field in ("errno", "strerror", "filename", "filename2"):
+            assert getattr(found, field) == getattr(error, field)
+    assert getattr(made, "kept", None) == getattr(error, "kept", None)
+    assert isinstance(twice, SafetensorError) == in_family
+    assert (str(twice), twice.errno) == ("what else", error.errno)
+    assert type(twice) is type(made)
+
+
+def test_a_system_error_that_is_made_in_its_own_way_stays() -> None:
+    class Own(OSError):
+        def __new__(cls, what: object) -> Own:  # noqa: PYI034
+            return super().__new__(cls, 5, what)
+
+    error = Own("x")
+    assert described(error, "what") is error
 
 
 def test_the_location_is_shown_where_there_is_one() -> None:
@@ -53,8 +135,8 @@ def test_the_location_is_shown_where_there_is_one() -> None:
 
 def test_the_rule_is_kept() -> None:
     error = FormatError("what", rule="size", path="p", tensor="t", offset=3)
-    copy = pickle.loads(pickle.dumps(error))
-    assert (copy.rule, copy.path, copy.tensor, copy.offset) == ("size", "p", "t", 3)
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.rule, again.path, again.tensor, again.offset) == ("size", "p", "t", 3)
     assert FormatError("what").rule == "format"
 
 

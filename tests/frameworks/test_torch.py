@@ -12,6 +12,7 @@ import pytest
 import safetensors
 import safetensors.torch as reference
 import torch
+from kits import file_of
 
 import safeweights
 import safeweights.torch as ours
@@ -663,3 +664,70 @@ def test_deep_copies_and_pickles_of_errors() -> None:
     ):
         for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
             assert (type(again), again.args, str(again)) == (type(error), error.args, str(error))
+
+
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+@pytest.mark.parametrize(
+    "kind", [torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)]
+)
+def test_errors_of_an_accelerator_pass_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, kind: type[RuntimeError]
+) -> None:
+    path = tmp_path / "x.safetensors"
+    ours.save_file({"a": torch.ones(4, 4)}, path)
+    failure = kind("out of memory")
+
+    def full(*_: object, **__: object) -> torch.Tensor:
+        raise failure
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    handle = safeweights.safe_open(path, "pt", device="cuda", backend=backend)
+    for call in (
+        lambda: handle.get_tensor("a"),
+        lambda: handle.get_slice("a")[:],
+        lambda: handle.get_slice("a")[::-1, 1:2],
+        lambda: handle.get_slice("a")[[0, 2],],
+        lambda: ours.load_file(path, device="cuda", backend=backend),
+        lambda: dict(safeweights.stream(path, "pt", device="cuda", backend=backend)),
+        lambda: dict(handle.prefetch({"a": (slice(None), 1)})),
+    ):
+        with pytest.raises(kind) as caught:
+            call()
+        assert caught.value is failure
+
+
+@pytest.mark.parametrize(
+    ("device", "package"), [("hpu", "habana_frameworks"), ("privateuseone", "vendor")]
+)
+def test_the_package_that_provides_a_device_is_named(
+    tmp_path: Path, device: str, package: str
+) -> None:
+    path = tmp_path / "x.safetensors"
+    ours.save_file({"a": torch.ones(4, 4)}, path)
+    for kind in (RuntimeError, ImportError, SafetensorError):
+        with pytest.raises(kind, match=package):
+            ours.load_file(path, device=device)
+    with pytest.raises(RuntimeError, match="install and import torch_npu"):
+        ours.load_file(path, device="npu:0")
+
+
+def test_a_type_that_torch_or_the_format_lacks_is_a_key_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match=r"torch\.complex128"):
+        ours.save({"a": torch.ones(1, dtype=torch.complex128)})
+    data = file_of({"a": ("F6_E2M3", (4,), bytes(3))})
+    with pytest.raises(KeyError, match="no type for F6_E2M3"):
+        ours.load(data)
+
+
+class WithExtraState(torch.nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, _: object) -> None: ...
+
+
+@pytest.mark.parametrize("force_contiguous", [True, False])
+def test_extra_state_that_is_no_tensor(tmp_path: Path, force_contiguous: bool) -> None:
+    with pytest.raises(ValueError, match="get_extra_state") as caught:
+        ours.save_model(WithExtraState(1, 1), tmp_path / "x", force_contiguous=force_contiguous)
+    assert "force_contiguous" not in str(caught.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import FormatError, TensorNotFoundError, quote
+from ..errors import FormatError, NameTypeError, TensorNotFoundError, quote
 from ..format.header import PREFIX, Header, header_length, parse
 from ..format.sniffing import HEAD, identify
 from ..storage import Source, Verifier, open_source
@@ -59,9 +59,8 @@ def not_found(name: object, path: str | None) -> TensorNotFoundError:
     """The error for a name that a checkpoint does not have; the reference's words."""
     where = name if isinstance(name, str) else None
     shown = repr(name) if where is None else quote(where)[1:-1]
-    return TensorNotFoundError(
-        f"File does not contain tensor {shown}", path=path or None, tensor=where
-    )
+    kind = NameTypeError if where is None else TensorNotFoundError
+    return kind(f"File does not contain tensor {shown}", path=path or None, tensor=where)
 
 
 def _read_header(source: Source) -> Header:

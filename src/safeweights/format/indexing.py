@@ -14,7 +14,7 @@ import math
 from operator import index as as_index
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import SelectionError, UnsupportedError
+from ..errors import SelectionError, StepError, UnsupportedError
 from .dtypes import BITS
 from .rules import MAX_RANK
 
@@ -249,7 +249,8 @@ def _places(
     try:
         places = range(size)[item]
     except ValueError as error:
-        raise _error(expression, shape, "slice step cannot be zero") from error
+        message = str(_error(expression, shape, "slice step cannot be zero"))
+        raise StepError(message) from error
     except TypeError as error:
         raise _error(expression, shape, "slice bounds must be integers or None") from error
     start, stop = (None if bound is None else as_index(bound) for bound in (item.start, item.stop))

@@ -6,7 +6,14 @@ from abc import ABC, abstractmethod
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from ..errors import MissingDependencyError, SafetensorError, UnsupportedError, quote
+from ..errors import (
+    DeviceError,
+    MissingDependencyError,
+    SafetensorError,
+    UnsupportedError,
+    quote,
+)
+from ..format.dtypes import DTYPES, byte_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -48,7 +55,7 @@ class Adapter(ABC):
         """The tensor whose bytes are `data`; it shares that memory where the framework can.
 
         Args:
-            data: Exactly the bytes of the tensor, flat; writable memory that nobody else changes.
+            data: Exactly the bytes of the tensor, flat; writable memory that nothing else changes.
             dtype: Code of the element type.
             shape: Elements along each axis, as in the header.
             device: What `check_device` returned.
@@ -57,6 +64,7 @@ class Adapter(ABC):
         Raises:
             UnsupportedError: The framework has no such type, or cannot have such a shape: one with a
                 0 may have other dimensions beyond every framework's limits.
+            Exception: The framework's own error, such as out of memory, unchanged.
         """
         try:
             return self.make(data, dtype, shape, device)
@@ -64,13 +72,31 @@ class Adapter(ABC):
             if name and error.tensor is None:
                 error.tensor, error.message = name, f"tensor {quote(name)}: {error.message}"
             raise
-        except (ValueError, TypeError, OverflowError, RuntimeError, OSError) as error:
+        except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+            if self._can_have(data, dtype, shape):
+                raise  # out of memory, a broken device: not a matter of type or shape
             which = f"tensor {quote(name)}: " if name else ""
             raise UnsupportedError(
                 f"{which}{self.name} cannot have {dtype} elements of shape {list(shape)}: {error}; "
                 "read the raw bytes with `get_bytes`",
                 tensor=name or None,
             ) from error
+
+    def _can_have(self, data: memoryview, dtype: str, shape: tuple[int, ...]) -> bool:
+        """Whether the framework can make the smallest tensor of that type and number of axes.
+
+        Asked only after an error. Empty tensors are not asked for: they take no memory, so an error is
+        about their shape.
+        """
+        if not len(data):
+            return False
+        least = DTYPES[dtype].packed
+        least_shape = (1,) * (len(shape) - 1) + (least,) if shape else ()
+        try:
+            self.make(memoryview(bytearray(byte_count(dtype, least))), dtype, least_shape, None)
+        except Exception:  # noqa: BLE001 - whatever a framework raises, it is an answer
+            return False
+        return True
 
     @abstractmethod
     def make(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
@@ -90,7 +116,7 @@ class Adapter(ABC):
             return None
         gpu = device if type(device) is int else 0 if str(device) == "cuda" else None
         shown = quote(str(device))[1:-1] if gpu is None else f"cuda:{gpu}"
-        raise SafetensorError(f"Device {shown} is not supported for framework {self.name}")
+        raise DeviceError(f"Device {shown} is not supported for framework {self.name}")
 
     def place(self, tensor: Any, device: Any) -> Any:
         """A tensor that `decode` made without a device, on `device`; for native indexing."""

@@ -10,7 +10,8 @@ from ..format.gcpause import gc_paused
 from ..storage.memory import copied
 from ..storage.source import flat
 from .adapter import adapter_for
-from .handle import prefixed, safe_open
+from .handle import safe_open
+from .wording import saving
 
 if TYPE_CHECKING:
     import os
@@ -54,7 +55,7 @@ def save(
 ) -> bytes:
     """The contents of a file that holds `tensors`."""
     encoded = _encode(framework, tensors)
-    with prefixed("Error while serializing: "):
+    with saving():
         return checkpoint.to_bytes(encoded, metadata)
 
 
@@ -69,7 +70,7 @@ def save_file(
 ) -> None:
     """Write `tensors` to the file at `filename`."""
     encoded = _encode(framework, tensors)
-    with prefixed("Error while serializing: "):
+    with saving():
         checkpoint.save(encoded, filename, metadata, durable=durable, progress=progress)
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from .. import checkpoint
 from ..checkpoint import SafetensorsFile
-from ..errors import ClosedError, FormatError, SafetensorError, UnsupportedError
+from ..errors import ClosedError, SafetensorError, UnsupportedError
 from ..storage import BACKENDS, Verifier
 from ..trust.verifier import verifier
 from .adapter import adapter_for
 from .loading import Progress, load_all
 from .prefetch import THREADS, PrefetchLoader, PrefetchPlan, TensorMeta
 from .slices import Slice
+from .wording import opening, prefixed, reading, worded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,28 +31,11 @@ if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
     from ..format.header import TensorInfo
 
-__all__ = ["PySafeSlice", "_safe_open_handle", "opened", "prefixed", "safe_open"]
+__all__ = ["PySafeSlice", "_safe_open_handle", "opened", "safe_open"]
 
 T = TypeVar("T")
 Target = str | os.PathLike[str] | IO[bytes]
 PySafeSlice = Slice
-
-
-@contextmanager
-def prefixed(words: str) -> Iterator[None]:
-    """Errors of format begin with the reference's words for what was being done."""
-    try:
-        yield
-    except FormatError as error:
-        error.message = f"{words}{error.message}"
-        raise
-
-
-class MissingFileError(FileNotFoundError):
-    """FileNotFoundError with the reference's words."""
-
-    def __str__(self) -> str:
-        return f"No such file or directory: {self.filename}"
 
 
 def opened(target: Any, backend: str, trust: object = None) -> SafetensorsFile:
@@ -81,15 +64,15 @@ def opened_checkpoint(target: Any, backend: str, trust: object = None) -> Checkp
 
 @contextmanager
 def _opening(backend: str, trust: object) -> Iterator[Verifier | None]:
-    if not isinstance(backend, str) or backend not in BACKENDS:
+    if not isinstance(backend, str):
+        kind = type(backend).__name__
+        raise UnsupportedError(f"argument 'backend': '{kind}' object is not an instance of 'str'")
+    if backend not in BACKENDS:
         known = ", ".join(f'"{name}"' for name in BACKENDS)
         raise SafetensorError(f'backend "{backend}" is invalid (expected one of: {known})')
     verify = verifier(trust)
-    try:
-        with prefixed("Error while deserializing header: "):
-            yield verify
-    except FileNotFoundError as error:
-        raise MissingFileError(errno.ENOENT, error.strerror, error.filename) from error
+    with opening():
+        yield verify
 
 
 class safe_open(Generic[T]):  # noqa: N801 - the reference's name
@@ -261,9 +244,11 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
             UnsupportedError: The framework has no such element type.
         """
         tensor = self._opened().tensor(name)
-        decoded: T = self._adapter.decode(
-            tensor.view(), tensor.dtype, tensor.shape, self._device, name=name
-        )
+        try:
+            data = tensor.view()
+        except OSError as error:
+            raise worded(error) from error
+        decoded: T = self._adapter.decode(data, tensor.dtype, tensor.shape, self._device, name=name)
         return decoded
 
     def get_bytes(self, name: str) -> memoryview:
@@ -277,7 +262,8 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
             progress: Called with the number of bytes that were read so far, in this thread. Of a
                 mapped file nothing is read here: it is called once, with all.
         """
-        return load_all(self._opened(), self._adapter, self._device, progress)
+        with reading():
+            return load_all(self._opened(), self._adapter, self._device, progress)
 
     def get_slice(self, name: str) -> Slice[T]:
         """A tensor to take parts of, by indexing; only what is selected is read."""

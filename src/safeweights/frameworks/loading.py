@@ -20,6 +20,7 @@ from ..errors import ClosedError, UnsupportedError
 from ..storage.parallel import CHUNK, thread_count
 from .plans import Batch, Landing, Scattered, Transfer, batches
 from .slices import Part, read_part
+from .wording import worded
 
 if TYPE_CHECKING:
     from ..checkpoint import SafetensorsFile
@@ -297,7 +298,7 @@ class Pipeline:
                 self._changed.notify_all()
 
     def _fail(self, error: BaseException) -> None:
-        self._failure = self._failure or error
+        self._failure = self._failure or worded(error)
         self._give_up()
 
     def _give_up(self) -> None:

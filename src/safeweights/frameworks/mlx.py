@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import mlx.core as mx
 import numpy as np
 
-from ..errors import UnsupportedError, quote
+from ..errors import DTypeError, UnsupportedError, quote
 from ..format.dtypes import DTYPES
 from .adapter import Adapter
 from .numpy import carried, encode_array, tensor_of
@@ -37,9 +37,7 @@ class MLXAdapter(Adapter):
         del device  # memory is one; streams choose the processor
         found = TYPES.get(dtype)
         if found is None:
-            raise UnsupportedError(
-                f"MLX has no type for {dtype}; read the raw bytes with `get_bytes`"
-            )
+            raise DTypeError(f"MLX has no type for {dtype}; read the raw bytes with `get_bytes`")
         array = carried(data, dtype, shape)
         if DTYPES[dtype].ml_dtypes:
             return mx.array(array).view(found)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..checkpoint import MemoryTensor, Tensor
-from ..errors import MissingDependencyError, UnsupportedError, quote
+from ..errors import DTypeError, MissingDependencyError, UnsupportedError, quote
 from ..format.dtypes import DTYPES
 from .adapter import Adapter
 
@@ -31,7 +31,7 @@ def numpy_dtype(code: str) -> np.dtype[Any]:
     """
     row = DTYPES[code]
     if row.bits == 6:
-        raise UnsupportedError(
+        raise DTypeError(
             f"{code} elements cannot become an array: the format does not define how 6-bit values are "
             "packed; read the raw bytes with `get_bytes`"
         )
@@ -123,7 +123,7 @@ def encode_array(name: str, array: Any) -> Tensor:
     code = code_of(array.dtype)
     if code is None:
         known = ", ".join(_CODES)
-        raise UnsupportedError(
+        raise DTypeError(
             f'Unknown dtype "{array.dtype.name}" of tensor {quote(name)}. Supported dtypes: {known}',
             tensor=name,
         )

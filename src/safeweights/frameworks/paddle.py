@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import paddle
 
-from ..errors import LayoutError, SafetensorError, UnsupportedError, quote
+from ..errors import DeviceError, DTypeError, LayoutError, quote
 from ..format.dtypes import DTYPES
 from .adapter import Adapter, is_default
 from .numpy import carried, encode_array, tensor_of
@@ -42,7 +42,7 @@ class PaddleAdapter(Adapter):
         wanted = f"gpu:{device}" if type(device) is int else str(device).replace("cuda", "gpu")
         known = paddle.device.get_available_device()
         if wanted not in known and f"{wanted}:0" not in known:
-            raise SafetensorError(
+            raise DeviceError(
                 f"Device {quote(str(device))[1:-1]} is not supported for framework {self.name}: there "
                 f"are {', '.join(known)}"
             )
@@ -51,7 +51,7 @@ class PaddleAdapter(Adapter):
     def make(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
         found = TYPES.get(dtype)
         if found is None:
-            raise UnsupportedError(
+            raise DTypeError(
                 f"paddle {paddle.__version__} has no type for {dtype}; read the raw bytes with "
                 "`get_bytes`"
             )
@@ -79,7 +79,7 @@ def _encode(name: str, tensor: Any) -> Tensor:
         )
     code = CODES.get(tensor.dtype)
     if code is None:
-        raise UnsupportedError(
+        raise DTypeError(
             f"{tensor.dtype} of tensor {quote(name)} is no type of the format: convert it first",
             tensor=name,
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, Typ
 
 import numpy as np
 
-from ..errors import SelectionError, UnsupportedError, quote
+from ..errors import SelectionError, StepError, UnsupportedError, quote
 from ..format import indexing
 from ..format.dtypes import BITS
 
@@ -20,7 +20,7 @@ __all__ = ["Part", "Slice", "read_part"]
 
 T = TypeVar("T")
 
-_INDEX_ERRORS: Final = (IndexError, TypeError, ValueError, RuntimeError, OverflowError)
+_INDEX_ERRORS: Final = (IndexError, TypeError, ValueError, OverflowError)
 
 
 class Part(NamedTuple):
@@ -98,8 +98,11 @@ class Slice(Generic[T]):
         whole = adapter.decode(tensor.view(), tensor.dtype, tensor.shape, None, name=tensor.name)
         try:
             part = whole[expression]
-        except _INDEX_ERRORS as error:
-            raise SelectionError(str(error), tensor=tensor.name) from error
+        except (*_INDEX_ERRORS, RuntimeError) as error:
+            if "allocate" in str(error):
+                raise  # torch has no class of its own for having run out of host memory
+            kind = StepError if isinstance(error, ValueError) else SelectionError
+            raise kind(str(error), tensor=tensor.name) from error
         placed: T = adapter.place(part, self._device)
         return placed
 

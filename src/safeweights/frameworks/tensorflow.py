@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import tensorflow as tf
 
-from ..errors import SafetensorError, UnsupportedError, quote
+from ..errors import DeviceError, DTypeError, UnsupportedError, quote
 from .adapter import Adapter, is_default
 from .numpy import decode_array, encode_array
 
@@ -35,11 +35,9 @@ class TensorFlowAdapter(Adapter):
             place = f"{kind.device_type}:{kind.device_index}"
             known = [logical.name for logical in tf.config.list_logical_devices()]
         except (ValueError, TypeError) as error:
-            raise SafetensorError(
-                f"device {quote(str(device))[1:-1]} is invalid: {error}"
-            ) from error
+            raise DeviceError(f"device {quote(str(device))[1:-1]} is invalid: {error}") from error
         if not any(name.endswith(place) for name in known):
-            raise SafetensorError(
+            raise DeviceError(
                 f"Device {device} is not supported for framework {self.name}: there are "
                 f"{', '.join(known)}"
             )
@@ -51,7 +49,7 @@ class TensorFlowAdapter(Adapter):
             with tf.device(device) if device else contextlib.nullcontext():
                 return tf.convert_to_tensor(array)
         except (ValueError, TypeError) as error:
-            raise UnsupportedError(
+            raise DTypeError(
                 f"tensorflow {tf.__version__} has no type for {dtype} ({error}); read the raw bytes with "
                 "`get_bytes`"
             ) from error

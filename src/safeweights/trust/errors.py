@@ -37,9 +37,6 @@ class TrustError(SafetensorError):
         super().__init__(message, **where)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, self.__dict__)
-
 
 class DocumentError(TrustError, ValueError):
     """A bundle, sidecar, policy, lock, log or key that is not what it has to be.
@@ -55,10 +52,11 @@ class DocumentError(TrustError, ValueError):
     ) -> None:
         super().__init__(message, reason=reason, **where)
         self.field = field
+        self._describe()
 
-    def __str__(self) -> str:
-        text = super().__str__()
-        return f"{self.field}: {text}" if self.field else text
+    def _text(self) -> str:
+        field: str = self.__dict__.get("field", "")
+        return f"{field}: {super()._text()}" if field else super()._text()
 
 
 class VerificationError(TrustError):
@@ -94,11 +92,3 @@ class PolicyViolationError(TrustError):
     def __init__(self, message: str, *, decision: Any = None, **where: Any) -> None:
         super().__init__(message, **where)
         self.decision = decision
-
-
-def _rebuild(kind: type[TrustError], message: str, state: dict[str, Any]) -> TrustError:
-    # Exceptions cross process pools; the keyword-only fields travel as state.
-    error = kind.__new__(kind)
-    error.args = (message,)
-    error.__dict__.update(state)
-    return error

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...errors import SafetensorError, UnsupportedError, quote
+from ...errors import DeviceError, DTypeError, UnsupportedError, quote
 from ...format.dtypes import DTYPES
 from ..adapter import Adapter, is_default
 from ..numpy import decode_array, encode_array
@@ -46,7 +46,7 @@ class JaxAdapter(Adapter):
             return jax.devices(match[1])[int(match[2] or 0)]
         except (RuntimeError, ValueError, IndexError) as error:
             message = f"Device {device} is not supported for framework {self.name}: {error}"
-            raise SafetensorError(message) from error
+            raise DeviceError(message) from error
 
     def make(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
         row = DTYPES[dtype]
@@ -56,12 +56,9 @@ class JaxAdapter(Adapter):
                 'jax.config.update("jax_enable_x64", True) before loading'
             )
         array = decode_array(data, dtype, shape)
-        try:
-            found = jnp.asarray(array) if device is None else jax.device_put(array, device)
-        except (TypeError, ValueError) as error:
-            raise UnsupportedError(f"JAX takes no {dtype} array: {error}") from error
+        found = jnp.asarray(array) if device is None else jax.device_put(array, device)
         if found.dtype != array.dtype:
-            raise UnsupportedError(f"JAX would turn {dtype} into {found.dtype}")
+            raise DTypeError(f"JAX would turn {dtype} into {found.dtype}")
         return found
 
     def encode(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:

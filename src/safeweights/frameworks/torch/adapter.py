@@ -12,9 +12,11 @@ import torch
 
 from ...checkpoint import MemoryTensor, Tensor
 from ...errors import (
+    DeviceError,
+    DTypeError,
     LayoutError,
+    MissingPluginError,
     NoDataError,
-    SafetensorError,
     SharedMemoryError,
     UnsupportedError,
     quote,
@@ -40,8 +42,6 @@ TYPES: Final[dict[str, torch.dtype]] = {
     if row.torch is not None and hasattr(torch, row.torch)
 }
 """Code -> torch type, for the types this torch has."""
-
-_OUT_OF_MEMORY: Final = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 CODES: Final[dict[torch.dtype, str]] = {dtype: code for code, dtype in TYPES.items()}
 
@@ -82,7 +82,8 @@ class TorchAdapter(Adapter):
             found = torch.device(device)
         except (RuntimeError, TypeError, ValueError) as error:
             message = f"device {quote(str(device))[1:-1]} is invalid: {str(error).splitlines()[0]}"
-            raise SafetensorError(message) from error
+            kind = device.partition(":")[0] if isinstance(device, str) else ""
+            raise DeviceError(message + _plugin_hint(kind)) from error
         return None if found == torch.device("cpu") else found
 
     def make(
@@ -142,7 +143,7 @@ class TorchAdapter(Adapter):
     def _carrier(code: str) -> _Carrier:
         carrier = _CARRIERS.get(code)
         if carrier is None:
-            raise UnsupportedError(
+            raise DTypeError(
                 f"torch {torch.__version__} has no type for {code}; read the raw bytes with `get_bytes`"
             )
         return carrier
@@ -196,11 +197,31 @@ def logical_shape(code: str, shape: Iterable[int]) -> tuple[int, ...]:
 def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     try:
         return tensor.to(device)
-    except _OUT_OF_MEMORY:
-        raise  # whoever frees some and tries again looks for this
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+    except ImportError as error:  # torch looks for the device's module only when it is first used
+        raise MissingPluginError(
+            f"device {device} needs a package that provides it: {error}{_plugin_hint(device.type)}"
+        ) from error
+    except (RuntimeError, AssertionError, TypeError) as error:
+        if type(error).__module__ != "builtins":
+            raise  # torch's own, above all OutOfMemoryError, which callers catch to free memory
         message = f"cannot move a tensor of {tensor.dtype} to device {device}: {error}"
-        raise SafetensorError(message) from error
+        raise DeviceError(message) from error
+
+
+_PLUGINS: Final = {
+    "hpu": "habana_frameworks.torch (Intel Gaudi)",
+    "npu": "torch_npu (Huawei Ascend)",
+    "mlu": "torch_mlu (Cambricon)",
+    "musa": "torch_musa (Moore Threads)",
+    "xla": "torch_xla (TPU)",
+    "privateuseone": "the package of the device's vendor, which gives it a name of its own",
+}
+"""Device types that torch has only once another package is imported."""
+
+
+def _plugin_hint(kind: str) -> str:
+    package = _PLUGINS.get(kind)
+    return f"; install and import {package} first" if package else ""
 
 
 def _encode_usual(tensors: Mapping[str, Any]) -> dict[str, Tensor] | None:
@@ -246,7 +267,8 @@ def _check_savable(tensors: Mapping[str, Any]) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             raise LayoutError(
-                f"Key `{name}` is invalid, expected torch.Tensor but received {type(tensor)}"
+                f"Key `{name}` is invalid, expected torch.Tensor but received {type(tensor)}",
+                tensor=name if isinstance(name, str) else None,
             )
         if tensor.layout != torch.strided:
             sparse.append(name)
@@ -271,7 +293,7 @@ def _check_savable(tensors: Mapping[str, Any]) -> None:
 def _encode(name: str, tensor: torch.Tensor) -> Tensor:
     code = CODES.get(tensor.dtype)
     if code is None:
-        raise UnsupportedError(
+        raise DTypeError(
             f"{tensor.dtype} of tensor {quote(name)} is no type of the format: convert it first",
             tensor=name,
         )

@@ -46,9 +46,13 @@ def save_model(
     try:
         functions.save_file("pt", state, filename, noted)
     except LayoutError as error:
-        error.message += (
-            " Or use save_model(..., force_contiguous=True), read the docs for potential caveats."
-        )
+        if error.tensor in state and isinstance(state[error.tensor], torch.Tensor):
+            error.message += " Or use save_model(..., force_contiguous=True), read the docs for potential caveats."
+        elif error.tensor is not None and error.tensor.endswith("_extra_state"):
+            error.message += (
+                ": what a module's `get_extra_state` returns can be saved if it is a tensor; encode it as "
+                "one, or save `model.state_dict()` without it"
+            )
         raise
 
 

@@ -1,0 +1,69 @@
+"""Errors in the words of the reference, which programs match, and with its ``args``."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ..errors import FormatError, described
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["opening", "prefixed", "reading", "saving", "worded"]
+
+
+@contextmanager
+def prefixed(words: str) -> Iterator[None]:
+    """Begin the message of a `FormatError` with the reference's words for what was being done."""
+    try:
+        yield
+    except FormatError as error:
+        error.message = f"{words}{error.message}"
+        raise
+
+
+def worded(error: BaseException) -> BaseException:
+    """`error` itself; of a system error, a copy whose ``args`` is one string."""
+    text = str(error)
+    if not isinstance(error, OSError) or error.args == (text,):
+        return error
+    copy = described(error, text)
+    copy.__cause__ = error
+    return copy
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Give system errors one string as their ``args``; class, errno and file name stay."""
+    try:
+        yield
+    except OSError as error:
+        raise worded(error) from error
+
+
+@contextmanager
+def opening() -> Iterator[None]:
+    """Reword the errors of opening a file."""
+    try:
+        with prefixed("Error while deserializing header: "), reading():
+            yield
+    except FileNotFoundError as error:
+        if error.errno is None:
+            raise
+        raise described(error, f"No such file or directory: {error.filename}") from error
+
+
+@contextmanager
+def saving() -> Iterator[None]:
+    """Reword the errors of saving; a system error becomes a `SafetensorError` too, as in the reference."""
+    words = "Error while serializing: "
+    try:
+        with prefixed(words):
+            yield
+    except OSError as error:
+        what = str(error)
+        if error.errno is not None:
+            where = "" if error.filename is None else f' at path "{error.filename}"'
+            what = f"I/O error: {error.strerror} (os error {error.errno}){where}"
+        raise described(error, words + what, in_family=True) from error
