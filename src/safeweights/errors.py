@@ -285,7 +285,7 @@ def _restored(
     fields: tuple[Any, ...],
     state: dict[str, Any],
 ) -> OSError:
-    made_of = _DESCRIBED.get((kind, in_family))
+    made_of: Any = _DESCRIBED.get((kind, in_family))
     if made_of is None:
         family = (SafetensorError,) if in_family else ()
         name, module = (family or (kind,))[0].__name__, (family or (kind,))[0].__module__

@@ -719,7 +719,7 @@ def test_a_type_that_torch_or_the_format_lacks_is_a_key_error(tmp_path: Path) ->
         ours.load(data)
 
 
-class WithExtraState(torch.nn.Linear):
+class DictAsExtraState(torch.nn.Linear):
     def get_extra_state(self) -> dict[str, int]:
         return {"version": 1}
 
@@ -729,5 +729,5 @@ class WithExtraState(torch.nn.Linear):
 @pytest.mark.parametrize("force_contiguous", [True, False])
 def test_extra_state_that_is_no_tensor(tmp_path: Path, force_contiguous: bool) -> None:
     with pytest.raises(ValueError, match="get_extra_state") as caught:
-        ours.save_model(WithExtraState(1, 1), tmp_path / "x", force_contiguous=force_contiguous)
+        ours.save_model(DictAsExtraState(1, 1), tmp_path / "x", force_contiguous=force_contiguous)
     assert "force_contiguous" not in str(caught.value)

@@ -47,7 +47,10 @@ def save_model(
         functions.save_file("pt", state, filename, noted)
     except LayoutError as error:
         if error.tensor in state and isinstance(state[error.tensor], torch.Tensor):
-            error.message += " Or use save_model(..., force_contiguous=True), read the docs for potential caveats."
+            error.message += (
+                " Or use save_model(..., force_contiguous=True), read the docs for potential "
+                "caveats."
+            )
         elif error.tensor is not None and error.tensor.endswith("_extra_state"):
             error.message += (
                 ": what a module's `get_extra_state` returns can be saved if it is a tensor; encode it as "
