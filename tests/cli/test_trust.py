@@ -882,7 +882,7 @@ def test_one_file_of_a_signed_folder(run, signed, pair, policy):
     for arguments in (["--key", f"{pair}.pub"], ["--policy", policy]):
         result = run("verify", "model/other", *arguments)
         assert result.exit_code == 1
-        assert "does not list it" in result.stdout + result.stderr
+        assert "does not list the file `other`" in result.stdout + result.stderr
     spoil(signed / "w.safetensors")
     assert run("verify", weights, "--key", f"{pair}.pub").exit_code == 1
     assert run("admit", weights, "--policy", policy).exit_code == 1

@@ -577,7 +577,7 @@ def test_a_path_may_be_any_kind_of_path(tmp_path: Path) -> None:
         assert caught.value.path == str(tmp_path / "broken")
 
 
-def test_a_path_is_nobody_who_can_have_signed(tmp_path: Path) -> None:
+def test_a_path_is_no_trust(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a")
     api.generate_key(tmp_path / "me")
     api.sign(tmp_path / "a", api.load_private_key(tmp_path / "me"))

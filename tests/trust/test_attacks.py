@@ -339,7 +339,7 @@ class TestForged:
             (lambda p: p["predicate"]["resources"][0].update(name="a\0b"), "malformed"),
             (lambda p: p["predicate"]["resources"][0].update(name="\ud800"), "malformed"),
             (lambda p: p["predicate"]["resources"][0].update(algorithm="md5"), "malformed"),
-            (lambda p: p["predicate"]["serialization"].update(hash_type="blake3"),
+            (lambda p: p["predicate"]["serialization"].update(hash_type="md5"),
              "unsupported-algorithm"),
             (lambda p: p["predicate"].pop("serialization"), "malformed"),
             (lambda p: p.update(_type="https://in-toto.io/Statement/v0.1"), "malformed"),

@@ -115,6 +115,160 @@ def test_a_statement_reads_back() -> None:
     assert set(found.ignored) == {*bundles.DEFAULT_IGNORED, "model.sig"}
 
 
+class TestSpellings:
+    """What the specifications of the container allow beside the usual spelling."""
+
+    @pytest.mark.parametrize("kind", bundles.MEDIA_TYPES)
+    @pytest.mark.parametrize("keyid", ["", None, "key-1", "x" * 4096])
+    def test_accepted(self, kind: str, keyid: str | None) -> None:
+        document = json.loads(json.dumps(BUNDLE))
+        document["mediaType"] = kind
+        document["dsseEnvelope"]["signatures"][0]["keyid"] = keyid
+        assert bundles.parse_bundle(json.dumps(document).encode()).signature == b"sig"
+
+    @pytest.mark.parametrize("kind", ["application/vnd.dev.sigstore.bundle+json;version=0.4", ""])
+    def test_other_versions(self, kind: str) -> None:
+        with pytest.raises(DocumentError) as caught:
+            bundles.parse_bundle(json.dumps({**BUNDLE, "mediaType": kind}).encode())
+        assert caught.value.field == "mediaType"
+
+    @pytest.mark.parametrize("padded", [True, False])
+    @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+    def test_both_alphabets_of_base64(self, encode: Any, padded: bool) -> None:
+        payload = b"\xfb\xff\xfe?>~{}"
+        text = encode(payload).decode()
+        document = json.loads(json.dumps(BUNDLE))
+        document["dsseEnvelope"]["payload"] = text if padded else text.rstrip("=")
+        assert bundles.parse_bundle(json.dumps(document).encode()).payload == payload
+
+    @pytest.mark.parametrize("text", ["-+AA", "AA=", "A", "AA\n==", "AAA=A", "=AAA", "AA==="])
+    def test_what_is_not_base64(self, text: str) -> None:
+        document = json.loads(json.dumps(BUNDLE))
+        document["dsseEnvelope"]["payload"] = text
+        with pytest.raises(DocumentError) as caught:
+            bundles.parse_bundle(json.dumps(document).encode())
+        assert caught.value.field == "dsseEnvelope.payload"
+
+
+class TestBounds:
+    """An unsigned file costs nothing to refuse, however large."""
+
+    @pytest.mark.parametrize(
+        "filler",
+        [b"[],", b'{"a":1},', b'"",', b'"\\u0041",', b"[" * 100 + b"]" * 100 + b","],
+        ids=["arrays", "objects", "strings", "escapes", "depth"],
+    )
+    def test_many_values(self, filler: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = json.dumps(BUNDLE).encode()[:-1] + b',"x":[' + filler * 20_000 + b"1]}"
+        monkeypatch.setattr(bundles, "parse_json", pytest.fail)
+        with pytest.raises(DocumentError) as caught:
+            bundles.parse_bundle(data)
+        assert caught.value.reason == "too-large"
+
+    def test_many_bytes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bundles, "MAX_BUNDLE", 1000)
+        monkeypatch.setattr(bundles, "parse_json", pytest.fail)
+        with pytest.raises(DocumentError) as caught:
+            bundles.parse_bundle(json.dumps(BUNDLE).encode() + b" " * 1000)
+        assert caught.value.reason == "too-large"
+
+    def test_a_large_payload_is_read(self) -> None:
+        payload = bytes(range(256)) * 20_000
+        assert (
+            bundles.parse_bundle(bundles.build_bundle(payload, b"sig", hint="0")).payload == payload
+        )
+
+    def test_many_certificates_and_timestamps(self) -> None:
+        for name, data in (
+            ("certificates", bundles.build_bundle(b"{}", b"s", certificates=[b"x"] * 11)),
+            (
+                "rfc3161Timestamps",
+                bundles.build_bundle(b"{}", b"s", hint="0", timestamps=[b""] * 33),
+            ),
+        ):
+            with pytest.raises(DocumentError) as caught:
+                bundles.parse_bundle(data)
+            assert caught.value.field.endswith(name)
+
+
+def statement(names: list[str], **serialization: Any) -> bytes:
+    """A consistent statement that lists `names` in that order."""
+    document = json.loads(json.dumps(STATEMENT))
+    digests = [bytes([number]) * 32 for number in range(len(names))]
+    document["predicate"]["resources"] = [
+        {"name": name, "digest": digest.hex(), "algorithm": "sha256"}
+        for name, digest in zip(names, digests, strict=True)
+    ]
+    document["predicate"]["serialization"].update(serialization)
+    document["subject"][0]["digest"]["sha256"] = bundles.root_digest(digests)
+    return json.dumps(document).encode()
+
+
+class TestOrder:
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["a", "b"],
+            ["vae.txt", "vae/x"],  # by code point, as OMS section 5.2.1 says
+            ["vae/x", "vae.txt"],  # by the parts of the path, as the reference implementation does
+            ["\uffff", "😀"],
+        ],
+    )
+    def test_sorted(self, names: list[str]) -> None:
+        assert list(bundles.parse_statement(statement(names)).resources) == names
+
+    @pytest.mark.parametrize(
+        "names", [["b", "a"], ["a", "c", "b"], ["a/x", "a.x", "a/y"], ["😀", "\uffff"]]
+    )
+    def test_unsorted(self, names: list[str]) -> None:
+        with pytest.raises(DocumentError) as caught:
+            bundles.parse_statement(statement(names))
+        assert (caught.value.reason, caught.value.field) == (
+            "unsorted-resources", "predicate.resources",
+        )  # fmt: skip
+
+    def test_shards(self) -> None:
+        size = {"method": "shards", "shard_size": 5}
+        numeric = ["a:0:5", "a:5:10", "a:10:15", "a:15:20", "b:0:5"]
+        for names in (numeric, sorted(numeric)):
+            found = bundles.parse_statement(statement(names, **size)).resources["a"]
+            assert [part.begin for part in found.parts] == [0, 5, 10, 15]
+        for names in (["a:5:10", "a:0:5"], ["b:0:5", "a:0:5"]):
+            with pytest.raises(DocumentError) as caught:
+                bundles.parse_statement(statement(names, **size))
+            assert caught.value.reason == "unsorted-resources"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda d: d["subject"][0].update(name=""), "subject[0].name"),
+        (lambda d: d["subject"].clear(), "subject"),
+        (lambda d: d["predicate"]["serialization"].update(shard_size=1000),
+         "predicate.serialization.shard_size"),
+        (lambda d: d["predicate"]["resources"][0].update(algorithm="sha256-sharded-None"),
+         "predicate.resources[0].algorithm"),
+    ],
+)  # fmt: skip
+def test_statements_that_the_specification_forbids(
+    change: Callable[[dict[str, Any]], None], field: str
+) -> None:
+    document = json.loads(json.dumps(STATEMENT))
+    change(document)
+    with pytest.raises(DocumentError) as caught:
+        bundles.parse_statement(json.dumps(document).encode())
+    assert caught.value.field == field
+
+
+def test_ids_of_two_models_in_one_statement() -> None:
+    resources = [
+        bundles.Resource(name, "sha256", RESOURCE.parts, model_id=name) for name in ("a", "b")
+    ]
+    with pytest.raises(DocumentError, match="different ids"):
+        bundles.parse_statement(bundles.build_statement("m", resources))
+    assert bundles.parse_statement(bundles.build_statement("m", resources[:1])).model_id == "a"
+
+
 class TestFields:
     """The getters that every document is read with."""
 
@@ -169,3 +323,20 @@ class TestFields:
         assert document.member("b").base64() == b"x"
         assert document.get("n") is None
         assert "x" not in repr(document.member("b"))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '{"a": "\\ud83d\\ude00"}',
+            "[" * 127 + "]" * 127,
+            '{"a": {"a": 1}}',
+            "  1e300 ",
+            '"\\\\ud800"',
+        ],
+    )
+    def test_strict_json(self, text: str) -> None:
+        assert parse_json(text.encode()).value == json.loads(text)
+
+    def test_depth(self) -> None:
+        with pytest.raises(DocumentError):
+            parse_json(b"[" * 128 + b"]" * 128)

@@ -7,6 +7,7 @@ signatures that earlier versions and the Go implementation published.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from model_signing import hashing
 
+from safeweights.errors import MissingDependencyError
 from safeweights.trust.errors import DocumentError, TrustError, VerificationError
 from safeweights.trust.signatures import bundle as bundles
 from safeweights.trust.signatures import keys, signing, verifying
@@ -101,21 +103,60 @@ def test_what_the_reference_signs_with_a_key(
     assert caught.value.offset == (600_000 if method == "shards" else None)
 
 
+@pytest.mark.parametrize("algorithm", ["blake2", "blake3"])
 @pytest.mark.parametrize("method", ["files", "shards"])
-def test_blake2b(model: Path, pair: tuple[str, FileSigner], method: str) -> None:
+def test_other_digests(
+    model: Path, pair: tuple[str, FileSigner], method: str, algorithm: Any
+) -> None:
     path, signer = pair
     config = hashing.Config()
     if method == "files":
-        config = config.use_file_serialization(hashing_algorithm="blake2")
+        config = config.use_file_serialization(hashing_algorithm=algorithm)
     else:
-        config = config.use_shard_serialization(hashing_algorithm="blake2", shard_size=99_999)
+        config = config.use_shard_serialization(hashing_algorithm=algorithm, shard_size=99_999)
     model_signing.signing.Config().use_elliptic_key_signer(private_key=path).set_hashing_config(
         config
     ).sign(model, model / "model.sig")
     verifying.verify(str(model), signer.public_key)
     (model / "config.json").write_text("{}")
-    with pytest.raises(VerificationError):
+    with pytest.raises(VerificationError) as caught:
         verifying.verify(str(model), signer.public_key)
+    assert caught.value.reason == ("size-mismatch" if method == "shards" else "digest-mismatch")
+
+
+def test_blake3_without_its_package(
+    model: Path, pair: tuple[str, FileSigner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, signer = pair
+    config = hashing.Config().use_file_serialization(hashing_algorithm="blake3")
+    model_signing.signing.Config().use_elliptic_key_signer(private_key=path).set_hashing_config(
+        config
+    ).sign(model, model / "model.sig")
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    with pytest.raises(MissingDependencyError, match=r"safeweights\[blake3\]"):
+        verifying.verify(str(model), signer.public_key)
+
+
+def test_the_reference_accepts_links_and_ids(model: Path, pair: tuple[str, FileSigner]) -> None:
+    path, signer = pair
+    (model / "link").symlink_to("config.json")
+    signed = signing.sign(model, signer, allow_symlinks=True, model_id="org/name")
+    verifier = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=path + ".pub")
+    verifier.set_hashing_config(
+        hashing.Config().set_allow_symlinks(True).set_ignored_paths(paths=["model.sig"])
+    ).verify(model, Path(signed.signature))
+
+
+def test_the_reference_orders_by_the_parts_of_a_path(
+    model: Path, pair: tuple[str, FileSigner]
+) -> None:
+    path, signer = pair
+    model_signing.signing.Config().use_elliptic_key_signer(private_key=path).sign(
+        model, model / "model.sig"
+    )
+    found = verifying.verify(str(model), signer.public_key)
+    names = list(found.statement.resources)
+    assert names.index("vae/weights.safetensors") < names.index("vae.txt")
 
 
 def test_links_that_the_signer_followed(model: Path, pair: tuple[str, FileSigner]) -> None:

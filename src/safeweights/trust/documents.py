@@ -13,13 +13,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingDependencyError, quote
-from ..format.strictjson import JSONError, Reader
+from ..format.strictjson import MAX_DEPTH, JSONError, Reader
 from .errors import DocumentError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Field", "canonical_json", "parse_json", "parse_toml"]
 
 _HEX = re.compile(r"[0-9a-f]+")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_STANDARD_ALPHABET = str.maketrans("-_", "+/")
 
 
 class Field:
@@ -38,12 +41,26 @@ class Field:
     'x'
     """
 
-    __slots__ = ("path", "place", "value")
+    __slots__ = ("_outer", "_step", "path", "value")
 
-    def __init__(self, value: Any, path: str | None, place: str = "") -> None:
+    def __init__(
+        self, value: Any, path: str | None, place: str = "", outer: Field | None = None
+    ) -> None:
         self.value = value
         self.path = path
-        self.place = place
+        self._step: str | int = place
+        self._outer = outer
+
+    @property
+    def place(self) -> str:
+        """Where in the document, made when asked for: only errors need it."""
+        if self._outer is None:
+            return str(self._step)
+        before = self._outer.place
+        if isinstance(self._step, int):
+            return f"{before}[{self._step}]"
+        step = _step(self._step)
+        return f"{before}.{step}" if before else step
 
     def __repr__(self) -> str:
         return f"<Field {self.place or 'document'}>"
@@ -52,9 +69,10 @@ class Field:
         """The error for this field."""
         return DocumentError(message, field=self.place, reason=reason, path=self.path)
 
-    def _inside(self, value: Any, step: str) -> Field:
-        dot = "." if self.place and not step.startswith("[") else ""
-        return Field(value, self.path, f"{self.place}{dot}{step}")
+    def _inside(self, value: Any, step: str | int) -> Field:
+        inner = Field(value, self.path, "", self)
+        inner._step = step
+        return inner
 
     def table(self) -> dict[str, Any]:
         """The value as a mapping."""
@@ -65,19 +83,19 @@ class Field:
     def get(self, name: str) -> Field | None:
         """The member `name`, or None where it is absent or null."""
         value = self.table().get(name)
-        return None if value is None else self._inside(value, _step(name))
+        return None if value is None else self._inside(value, name)
 
     def member(self, name: str) -> Field:
         """The member `name`, which must be there."""
         found = self.get(name)
         if found is None:
-            raise self._inside(None, _step(name)).error("this field is missing")
+            raise self._inside(None, name).error("this field is missing")
         return found
 
     def members(self) -> Iterator[tuple[str, Field]]:
         """All members in the order of the document."""
         for name, value in self.table().items():
-            yield name, self._inside(value, _step(name))
+            yield name, self._inside(value, name)
 
     def only(self, *known: str) -> Field:
         """Refuse members that are not `known`: a misspelt setting must not be ignored."""
@@ -90,7 +108,7 @@ class Field:
         """The elements of an array."""
         if not isinstance(self.value, list):
             raise self.error(f"expected an array, found {_kind(self.value)}")
-        return [self._inside(value, f"[{index}]") for index, value in enumerate(self.value)]
+        return [self._inside(value, index) for index, value in enumerate(self.value)]
 
     def text(self, *, limit: int = 65536) -> str:
         """The value as a string of at most `limit` characters, without NUL."""
@@ -142,9 +160,19 @@ class Field:
         return bytes.fromhex(found)
 
     def base64(self, *, limit: int = 64 << 20) -> bytes:
-        """Bytes in base64 (RFC 4648 section 4), padded, nothing else in between."""
+        """Bytes in base64 (RFC 4648 section 4) or base64url (section 5), nothing else in between.
+
+        Padding may be left out, as the JSON form of protobuf allows.
+        """
+        text = self.text(limit=limit)
+        if "-" in text or "_" in text:
+            if "+" in text or "/" in text:
+                raise self.error("mixes the alphabets of base64 and base64url")
+            text = text.translate(_STANDARD_ALPHABET)
+        if "=" not in text:
+            text += "=" * (-len(text) % 4)
         try:
-            return base64.b64decode(self.text(limit=limit), validate=True)
+            return base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError) as error:
             raise self.error("not valid base64") from error
 
@@ -152,9 +180,17 @@ class Field:
 def parse_json(data: bytes, *, path: str | None = None) -> Field:
     """A strict JSON document (RFC 8259).
 
+    Cost: linear in the length of `data`; about 50 MB/s, and 2 MB/s for what is refused.
+
     Raises:
         DocumentError: Not JSON, a key given twice, NaN, or nested too deeply.
     """
+    # The C parser of the standard library is 25 times as fast as `Reader`, which is needed only to
+    # say where a document that is refused goes wrong.
+    try:
+        return Field(_load_strictly(data.decode()), path)
+    except (ValueError, RecursionError):
+        pass
     reader = Reader(data)
     try:
         reader.skip()
@@ -166,6 +202,41 @@ def parse_json(data: bytes, *, path: str | None = None) -> Field:
         ) from None
     except (ValueError, RecursionError) as error:
         raise DocumentError(f"not a JSON document: {type(error).__name__}", path=path) from None
+
+
+def _load_strictly(text: str) -> Any:
+    """`json.loads` without its leniency; a `ValueError` where `Reader` has to decide."""
+    if _SURROGATE_ESCAPE.search(text):
+        raise ValueError("may express a lone surrogate")
+    value = json.loads(
+        text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+    )
+    outer, depth = [value], 0
+    while outer := [each for each in outer if isinstance(each, dict | list)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise ValueError("nested too deeply")
+        outer = [
+            inner for each in outer for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError("the number is too large")
+    return value
 
 
 def parse_toml(data: bytes, *, path: str | None = None) -> Field:

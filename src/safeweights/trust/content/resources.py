@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
+from ...errors import MissingDependencyError
 from ..errors import VerificationError
 
 __all__ = ["Part", "PartHasher", "Resource", "TreeReference", "changed"]
@@ -33,11 +36,12 @@ class Resource:
 
     Attributes:
         name: Relative to the folder; ``"."`` for a single file signed by the reference tool.
-        algorithm: ``"sha256"`` or ``"blake2b"``.
+        algorithm: ``"sha256"``, ``"blake2b"`` or ``"blake3"``.
         parts: One for the whole file, or its shards in order.
         tree: The block tree, where the signer made one.
         bound_name: The name of a single file, where the signer recorded one.
         release: The release number, where the signer recorded one.
+        model_id: What the signer calls the model, where recorded.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Resource:
     tree: TreeReference | None = None
     bound_name: str | None = None
     release: int | None = None
+    model_id: str | None = None
 
     @property
     def sha256(self) -> str | None:
@@ -62,10 +67,22 @@ class Resource:
 def changed(path: str, found: str, resource: Resource) -> VerificationError:
     """The error for a file whose digest is not the signed one."""
     return VerificationError(
-        f"the content was changed: SHA-256 is {found}, signed was {resource.sha256}",
+        f"the content was changed: its SHA-256 is {found}, but {resource.sha256} was signed",
         reason="digest-mismatch",
         path=path,
     )
+
+
+def _hasher(algorithm: str) -> Any:
+    """A new hash object of one of the algorithms of OMS."""
+    if algorithm != "blake3":
+        return hashlib.new(algorithm)
+    try:
+        return import_module("blake3").blake3()
+    except ImportError as error:
+        raise MissingDependencyError(
+            "BLAKE3 digests need the `blake3` package: pip install 'safeweights[blake3]'"
+        ) from error
 
 
 class PartHasher:
@@ -78,7 +95,7 @@ class PartHasher:
     def __init__(self, resource: Resource) -> None:
         self._parts = resource.parts
         self._algorithm = resource.algorithm
-        self._state = hashlib.new(resource.algorithm)
+        self._state = _hasher(resource.algorithm)
         self._index = self._position = 0
         self._bad: list[int] = []
 
@@ -98,7 +115,7 @@ class PartHasher:
         part = self._parts[self._index]
         if self._state.digest() != part.digest:
             self._bad.append(part.begin)
-        self._state = hashlib.new(self._algorithm)
+        self._state = _hasher(self._algorithm)
         self._index += 1
 
     def finish(self, size: int, path: str) -> None:
@@ -106,7 +123,7 @@ class PartHasher:
         expected = self._parts[-1].end
         if expected is not None and expected != size:
             raise VerificationError(
-                f"the file has {size} bytes, signed were {expected}",
+                f"file size is {size} bytes, but {expected} bytes were signed",
                 reason="size-mismatch",
                 path=path,
             )

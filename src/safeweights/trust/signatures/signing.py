@@ -1,8 +1,8 @@
 """Signing a model: list, hash, describe, sign, write.
 
-One pass over every file gives both its digest and its block tree; the trees go into sidecars, which
-are listed like every other file of a folder, with the root in the annotations of the file they
-belong to. The signature file is the last thing written.
+One pass over every file gives both its digest and its block tree; the trees are written to sidecars,
+which are listed like every other file of a folder, with the root in the annotations of the file they
+belong to. The signature file is written last.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ...errors import quote
@@ -23,58 +23,117 @@ from ..errors import DocumentError, VerificationError
 from ..files import check_name, check_writable, list_folder, open_regular, read_document
 from .bundle import (
     DEFAULT_IGNORED,
+    MAX_BUNDLE,
+    MAX_ID,
     SINGLE_FILE,
     build_bundle,
     build_statement,
     covers,
     pae,
     parse_bundle,
+    root_digest,
 )
 from .keys import need_cryptography, wrap_public_key
+from .linked import is_blob_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from .keys import Signer
 
-__all__ = ["Signed", "sign", "signature_path"]
+__all__ = ["Described", "Signed", "digest", "sign", "signature_path"]
 
 WEIGHTS: Final = ".safetensors"
 
 
+SIGNATURE: Final = "model.sig"
+"""The name of a folder's signature, unless another is given."""
+
+
 @dataclass(frozen=True)
-class Signed:
+class Described:
+    """What a signature over a model lists.
+
+    Attributes:
+        subject: The model's name: the last part of its path.
+        root: The digest over all digests (OMS section 6.5.1), which identifies the contents.
+        files: Every listed file.
+    """
+
+    subject: str
+    root: str
+    files: tuple[FileDigest, ...]
+
+
+@dataclass(frozen=True)
+class Signed(Described):
     """What was signed and written.
 
     Attributes:
         signature: The signature file.
-        subject: The model's name in the statement.
-        files: Every listed file.
         sidecars: The block trees written.
         key_hint: SHA-256 of the public key's PEM.
     """
 
     signature: str
-    subject: str
-    files: tuple[FileDigest, ...]
     sidecars: tuple[str, ...]
     key_hint: str
 
 
+@dataclass(frozen=True)
+class _Manifest:
+    """A hashed model, ready to be signed."""
+
+    files: list[FileDigest]
+    resources: list[Resource]
+    sidecars: dict[str, bytes]
+    linked: bool
+
+    @property
+    def root(self) -> str:
+        ordered = sorted(self.resources, key=lambda resource: resource.name)
+        return root_digest(resource.parts[0].digest for resource in ordered)
+
+
 def signature_path(path: str) -> str:
-    """Where the signature of a folder or file is by default: ``model.sig`` in it, or FILE.sig."""
-    return os.path.join(path, "model.sig") if os.path.isdir(path) else f"{path}.sig"
+    """The default place of a signature: ``model.sig`` in a folder, or FILE.sig."""
+    return os.path.join(path, SIGNATURE) if os.path.isdir(path) else f"{path}.sig"
+
+
+def digest(
+    path: str | os.PathLike[str],
+    *,
+    signature: str | os.PathLike[str] | None = None,
+    ignore: Iterable[str] = (),
+    trees: bool = True,
+    allow_symlinks: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Described:
+    """The root digest of a model: what `sign` with the same arguments would record.
+
+    Nothing is written. The arguments are those of `sign`; every file is read.
+
+    Raises:
+        VerificationError, DocumentError, OSError: As `sign` does.
+    """
+    path, signature, ignored = _places(path, signature, ignore)
+    found, linked = _list(path, ignored, trees=trees, allow_symlinks=allow_symlinks)
+    made = _hash(path, found, trees=trees, linked=linked, workers=workers, progress=progress)
+    return Described(os.path.basename(path), made.root, tuple(made.files))
 
 
 def sign(
     path: str | os.PathLike[str],
     signer: Signer,
     *,
-    signature: str | None = None,
+    signature: str | os.PathLike[str] | None = None,
     certificates: Sequence[bytes] = (),
     ignore: Iterable[str] = (),
     trees: bool = True,
     release: int | None = None,
+    model_id: str | None = None,
+    allow_symlinks: bool = False,
     force: bool = False,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
@@ -84,54 +143,84 @@ def sign(
     Args:
         path: A file, or a folder, of which every file is listed.
         signer: The key.
-        signature: The file to write; `signature_path` unless told.
+        signature: The file to write; by default, `signature_path`.
         certificates: The chain in DER, leaf first, for the ``certificate`` method; the leaf must be
-            that of `signer`. Without one, the ``key`` method.
+            that of `signer`. Without one, the method is ``key``.
         ignore: Paths in the folder that are left out, and recorded as such.
         trees: Write a block tree beside every ``.safetensors`` file, for verified partial reads.
         release: A number that grows with every release; a policy with a lock file refuses an
             older one.
+        model_id: The model's id, such as ``org/name``; a policy can require it, so that another model
+            of the same signer does not pass.
+        allow_symlinks: Follow links to files, and record that. Links of the Hub's cache into its blobs
+            are followed in any case.
         force: Replace any regular file at the place of the signature or a sidecar. By default, only
             an empty file, a signature and a block tree are replaced. A symbolic link never is.
-        workers: Files hashed at a time; the number of cores unless told.
+        workers: Files hashed at a time; by default, the number of cores.
         progress: Called with the bytes read so far, from the calling thread.
 
     Raises:
-        VerificationError: A link or special file in the folder, a file that changes meanwhile.
-        DocumentError: A certificate that is not the signer's; a path that cannot be left out.
+        VerificationError: A link or special file in the folder, or a file that changes meanwhile.
+        DocumentError: A certificate that is not the signer's; a path that cannot be left out; an id
+            that is empty or too long.
         FileExistsError: A file that is not replaced is in the way; nothing was written.
-        OSError: As the operating system has it.
+        OSError: A file cannot be read or written.
     """
     chain = _chain(certificates, signer)
-    path = os.path.abspath(path)
-    signature = os.path.abspath(signature or signature_path(path))
-    alone = not os.path.isdir(path)
-    ignored = [] if alone else _ignored(path, signature, ignore)
-    found = [(os.path.basename(path), path)] if alone else _list(path, ignored, trees=trees)
-    base = os.path.dirname(path) if alone else path
+    if model_id is not None and not 1 <= len(model_id) <= MAX_ID:
+        raise DocumentError(f"must have 1 to {MAX_ID} characters", field="model_id")
+    path, signature, ignored = _places(path, signature, ignore)
+    found, linked = _list(path, ignored, trees=trees, allow_symlinks=allow_symlinks)
+    base = path if os.path.isdir(path) else os.path.dirname(path)
     _check_replaceable(signature, "a signature", _is_signature, force=force)
-    planned = [f"{name}{SIDECAR}" for name, _ in found if trees and name.endswith(WEIGHTS)]
-    for name in planned:
+    for name in (f"{name}{SIDECAR}" for name, _ in found if trees and name.endswith(WEIGHTS)):
         _check_replaceable(os.path.join(base, name), "a block tree", _is_sidecar, force=force)
-    files = hash_files(
-        found, tree=lambda name: trees and name.endswith(WEIGHTS), follow=alone, workers=workers,
-        progress=progress,
-    )  # fmt: skip
-    sidecars = {f"{file.name}{SIDECAR}": file.tree.encode() for file in files if file.tree}
-    if alone:
-        resources = [_resource(files[0], SINGLE_FILE, release, bound=files[0].name)]
-    else:
-        files += [_digest(name, data) for name, data in sidecars.items()]
-        resources = [_resource(file, file.name, release) for file in files]
-    payload = build_statement(os.path.basename(path), resources, ignored)
+    made = _hash(path, found, trees=trees, linked=linked, workers=workers, progress=progress)
+    resources = [replace(each, release=release, model_id=model_id) for each in made.resources]
+    subject = os.path.basename(path)
+    payload = build_statement(subject, resources, ignored, allow_symlinks=made.linked)
     hint = signer.public_key.hint
     bundle = build_bundle(
         payload, signer.sign(pae(payload)), hint=None if chain else hint, certificates=chain
     )
-    for name, data in sidecars.items():
+    for name, data in made.sidecars.items():
         write_file(os.path.join(base, name), [data], durable=True, links="refuse")
     write_file(signature, [bundle], durable=True, links="refuse")
-    return Signed(signature, os.path.basename(path), tuple(files), tuple(sidecars), hint)
+    return Signed(subject, made.root, tuple(made.files), signature, tuple(made.sidecars), hint)
+
+
+def _places(
+    path: str | os.PathLike[str],
+    signature: str | os.PathLike[str] | None,
+    ignore: Iterable[str],
+) -> tuple[str, str, list[str]]:
+    """(the model, its signature, the paths left out)."""
+    path = os.path.abspath(path)
+    signature = os.path.abspath(signature or signature_path(path))
+    return path, signature, _ignored(path, signature, ignore) if os.path.isdir(path) else []
+
+
+def _hash(
+    path: str,
+    found: list[tuple[str, str]],
+    *,
+    trees: bool,
+    linked: bool,
+    workers: int | None,
+    progress: Callable[[int], object] | None,
+) -> _Manifest:
+    alone = not os.path.isdir(path)
+    files = hash_files(
+        found, tree=lambda name: trees and name.endswith(WEIGHTS), follow=alone or linked,
+        workers=workers, progress=progress,
+    )  # fmt: skip
+    sidecars = {f"{file.name}{SIDECAR}": file.tree.encode() for file in files if file.tree}
+    if alone:
+        resources = [_resource(files[0], SINGLE_FILE, bound=files[0].name)]
+    else:
+        files += [_digest(name, data) for name, data in sidecars.items()]
+        resources = [_resource(file, file.name) for file in files]
+    return _Manifest(files, resources, sidecars, linked)
 
 
 def _check_replaceable(path: str, what: str, own: Callable[[str], bool], *, force: bool) -> None:
@@ -152,7 +241,7 @@ def _check_replaceable(path: str, what: str, own: Callable[[str], bool], *, forc
 
 def _is_signature(path: str) -> bool:
     try:
-        parse_bundle(read_document(path))
+        parse_bundle(read_document(path, limit=MAX_BUNDLE))
     except DocumentError:
         return False
     return True
@@ -179,7 +268,7 @@ def _chain(certificates: Sequence[bytes], signer: Signer) -> list[bytes]:
 
 
 def _ignored(root: str, signature: str, ignore: Iterable[str]) -> list[str]:
-    """What is left out of a folder: what the caller names, and the signature."""
+    """The paths left out of a folder: those that the caller names, and the signature."""
     ignored = [name.rstrip("/") for name in ignore]
     for name in ignored:
         if problem := check_name(name):
@@ -189,33 +278,55 @@ def _ignored(root: str, signature: str, ignore: Iterable[str]) -> list[str]:
     return ignored if inside.startswith("../") else [*ignored, inside]
 
 
-def _list(root: str, ignored: list[str], *, trees: bool) -> list[tuple[str, str]]:
-    """Every file to hash, as (name, path); not the sidecars that are about to be written."""
-    entries = [e for e in list_folder(root) if not covers((*DEFAULT_IGNORED, *ignored), e.name)]
+def _list(
+    path: str, ignored: list[str], *, trees: bool, allow_symlinks: bool
+) -> tuple[list[tuple[str, str]], bool]:
+    """(every file to hash as (name, path), whether one is a link).
+
+    The sidecars that are about to be written are left out.
+    """
+    if not os.path.isdir(path):
+        return [(os.path.basename(path), path)], False
+    entries = [e for e in list_folder(path) if not covers((*DEFAULT_IGNORED, *ignored), e.name)]
     names = {entry.name for entry in entries}
-    found = []
+    found, linked = [], False
     for entry in entries:
-        if entry.kind != "file":
+        file = os.path.join(path, entry.name)
+        if entry.kind == "link":
+            linked = _check_link(entry.name, file, allow_symlinks=allow_symlinks) or linked
+        elif entry.kind != "file":
             raise VerificationError(
-                f"{quote(entry.name)} is a {'symbolic link' if entry.kind == 'link' else 'special file'}"
-                "; a signature covers regular files only: replace or leave it out",
-                reason="symlink" if entry.kind == "link" else "not-a-file", path=root,
+                f"{quote(entry.name)} is a special file; a signature covers regular files only: "
+                "replace it or leave it out", reason="not-a-file", path=path,
             )  # fmt: skip
         weights = entry.name.removesuffix(SIDECAR)
         if not (trees and weights != entry.name and weights in names and weights.endswith(WEIGHTS)):
-            found.append((entry.name, os.path.join(root, entry.name)))
+            found.append((entry.name, file))
     if not found:
-        raise VerificationError("there is no file to sign", reason="empty-resources", path=root)
-    return found
+        raise VerificationError("there is no file to sign", reason="empty-resources", path=path)
+    return found, linked
+
+
+def _check_link(name: str, path: str, *, allow_symlinks: bool) -> bool:
+    """True for a link that may be followed.
+
+    Raises:
+        VerificationError: ``symlink``.
+    """
+    if is_blob_link(path) or (allow_symlinks and os.path.isfile(path)):
+        return True
+    problem = "does not lead to a file" if allow_symlinks else "is not followed by default"
+    raise VerificationError(
+        f"{quote(name)} is a symbolic link, which {problem}; replace it, leave it out, or allow "
+        "symbolic links to files", reason="symlink", path=path,
+    )  # fmt: skip
 
 
 def _digest(name: str, data: bytes) -> FileDigest:
     return FileDigest(name, len(data), hashlib.sha256(data).hexdigest())
 
 
-def _resource(
-    file: FileDigest, name: str, release: int | None, *, bound: str | None = None
-) -> Resource:
+def _resource(file: FileDigest, name: str, *, bound: str | None = None) -> Resource:
     tree = TreeReference(file.tree.root, f"{file.name}{SIDECAR}") if file.tree else None
     part = Part(0, None, bytes.fromhex(file.sha256))
-    return Resource(name, "sha256", (part,), tree, bound, release)
+    return Resource(name, "sha256", (part,), tree, bound)

@@ -1,26 +1,28 @@
-"""Is this what was signed, and by whom: bundle, signature, and every file of the model.
+"""Verification: the bundle, its signature, and every file of the model.
 
-Stricter than the specification asks and than its reference implementation is: certificates must be
-valid now and belong to a named identity, a folder holds nothing that is not listed or declared
-ignored, links are refused unless the signer followed them, and what was ignored is reported, so
-that nobody takes it for signed. Every problem of a folder is found before the refusal, which names
-the first in its `reason`.
+Verification is stricter than OMS v1.0 and its reference implementation: a certificate must be valid
+at the time of the signature and belong to a named identity; a folder may hold only files that are
+listed or declared ignored; links are refused unless the signer followed them (or they are those of
+the Hub's cache, see `linked`); and unsigned files are reported. All problems of a folder are found
+before it is refused; `reason` names the first.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ...errors import quote
 from ...storage.parallel import in_threads
 from ..content.digests import FileDigest, hash_file
 from ..content.resources import PartHasher, Resource, changed
-from ..errors import DocumentError, VerificationError, refusing
+from ..errors import DocumentError, TrustError, VerificationError, refusing
 from ..files import Entry, list_folder, read_document
 from .bundle import (
     DEFAULT_IGNORED,
+    MAX_BUNDLE,
     SINGLE_FILE,
     Bundle,
     Statement,
@@ -32,7 +34,8 @@ from .bundle import (
 from .certificates import CertificateTrust, certified_key, verify_chain
 from .keyless import KeylessTrust, verify_keyless
 from .keys import PublicKey, load_public_key
-from .signing import signature_path
+from .linked import is_blob_link
+from .signing import SIGNATURE, signature_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,10 +53,13 @@ __all__ = [
 ]
 
 Trust = PublicKey | CertificateTrust | KeylessTrust
-"""Who must have signed."""
+"""The signers that can be required."""
 
 _PARENTS = 4
-"""How many folders upwards the signature of a folder is looked for, from one file in it."""
+"""How many folders above a file are searched for the signature of a folder."""
+
+_CACHED = 1 << 22
+"""Largest signature file in bytes whose parsed form is kept; it takes about three times as much."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +68,13 @@ class SignedBy:
 
     Attributes:
         method: ``"key"``, ``"certificate"`` or ``"keyless"``.
-        key_hint: SHA-256 of the public key's PEM, but for keyless.
+        key_hint: SHA-256 of the public key's PEM; None for keyless.
         subject: Of the certificate.
         issuer: Of the certificate.
         certificate_sha256: The certificate's fingerprint.
         identity: The keyless identity.
-        oidc_issuer: Who vouched for it.
-        recorded: When the transparency log recorded it (RFC 3339).
+        oidc_issuer: The OpenID Connect provider that vouched for the identity.
+        recorded: When the transparency log recorded the signature (RFC 3339).
     """
 
     method: str
@@ -81,7 +87,7 @@ class SignedBy:
     recorded: str | None = None
 
     def fingerprint(self) -> str:
-        """One line that stays the same as long as the same party signs."""
+        """One line that stays the same as long as the same signer signs."""
         if self.method == "key":
             return f"key:{self.key_hint}"
         if self.method == "certificate":
@@ -89,21 +95,21 @@ class SignedBy:
         return f"keyless:{self.oidc_issuer}/{self.identity}"
 
     def to_dict(self) -> dict[str, Any]:
-        """What is known, for JSON."""
+        """The fields that are not None, for JSON."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Verification:
-    """A model whose every listed file is what was signed.
+    """A model of which every listed file is as signed.
 
     Attributes:
         path: The file or folder.
         signature: The signature file.
-        signed_by: Who signed.
-        statement: What was signed.
-        files: What was read, by name; ``sha256`` is of the bytes that were compared.
-        unsigned: Files that are there but not covered: ignored by the signer, or by the caller.
+        signed_by: The verified signer.
+        statement: The signed list of files.
+        files: The files that were read, by name; ``sha256`` is of the bytes that were compared.
+        unsigned: Files that are present but not covered: ignored by the signer, or by the caller.
     """
 
     path: str
@@ -115,14 +121,18 @@ class Verification:
 
 
 def read_bundle(path: str) -> Bundle:
-    """The signature file at `path`, parsed but not verified.
+    """Parse the signature file at `path`; nothing is verified.
+
+    Cost: the file is read each time, and parsed again only where its bytes are other ones: loading
+    the shards of a model reads one signature many times.
 
     Raises:
         VerificationError: ``signature-missing``, or ``not-a-file``.
         DocumentError: Not a bundle.
     """
     try:
-        return parse_bundle(read_document(path), path=path)
+        data = read_document(path, limit=MAX_BUNDLE)
+        return _parsed(data, path) if len(data) <= _CACHED else parse_bundle(data, path=path)
     except FileNotFoundError:
         raise VerificationError(
             "there is no signature file", reason="signature-missing", path=path
@@ -131,28 +141,33 @@ def read_bundle(path: str) -> Bundle:
         if error.reason != "not-a-file":
             raise
         raise VerificationError(
-            "there is no signature file, but something else in its place",
+            "the signature is not a regular file",
             reason=error.reason, path=path,
         ) from None  # fmt: skip
 
 
+@lru_cache(maxsize=4)
+def _parsed(data: bytes, path: str) -> Bundle:
+    return parse_bundle(data, path=path)
+
+
 def check_signature(bundle: Bundle, trust: Trust) -> SignedBy:
-    """Who signed `bundle`, once that is known to be who was asked for.
+    """Verify that the signer required by `trust` signed `bundle`; nothing of the payload is parsed.
 
     Raises:
+        TypeError: `trust` is none of the three kinds.
         VerificationError: ``wrong-method``, ``wrong-key``, ``bad-signature``, or what
             `certificates` and `keyless` refuse.
     """
     wanted = {PublicKey: "key", CertificateTrust: "certificate", KeylessTrust: "keyless"}
     if type(trust) not in wanted:
-        kind = type(trust).__name__
         raise TypeError(
-            f"a {kind} is nobody who can have signed; give a public key (`load_public_key`), a "
-            "CertificateTrust or a KeylessTrust"
+            "trust must be a PublicKey, CertificateTrust or KeylessTrust, "
+            f"not {type(trust).__name__}; load_public_key reads the first from a file"
         )
     if bundle.method != wanted[type(trust)]:
         raise VerificationError(
-            f"signed by the {bundle.method} method, expected {wanted[type(trust)]}",
+            f"the signing method is {bundle.method}, but {wanted[type(trust)]} is required",
             reason="wrong-method", path=bundle.path,
         )  # fmt: skip
     if isinstance(trust, KeylessTrust):
@@ -173,7 +188,7 @@ def check_signature(bundle: Bundle, trust: Trust) -> SignedBy:
 
 
 def key_hints(bundle: Bundle) -> set[str]:
-    """The hints of the keys that `bundle` says it was made with; nothing of that is verified.
+    """The hints of the keys that `bundle` claims to be signed with; nothing is verified.
 
     Raises:
         DocumentError: A key or certificate that cannot be read.
@@ -191,17 +206,16 @@ def _check_hint(bundle: Bundle, key: PublicKey) -> None:
     if named != {key.hint}:
         shown = ", ".join(sorted(quote(hint, 70) for hint in named))
         raise VerificationError(
-            f"signed with the key {shown}, expected {quote(key.hint)}", reason="wrong-key",
+            f"signed with the key {shown}, but {quote(key.hint)} is required", reason="wrong-key",
             path=bundle.path,
         )  # fmt: skip
 
 
 def find_signature(path: str) -> str:
-    """The signature that covers `path`, by convention: `signature_path`, or model.sig above a file.
+    """Find the signature that covers `path`: `signature_path`, or model.sig in a folder above a file.
 
-    Where there is none, the path at which there should be one. Which one is found decides nothing: a
-    file that an attacker puts nearer must still be signed by whom the caller trusts, and list the
-    file.
+    Where there is none, the result is the path at which one is expected. A signature that an attacker
+    puts nearer to the file gains nothing: it must still be by the required signer, and list the file.
     """
     path = os.path.abspath(path)
     own = signature_path(path)
@@ -220,6 +234,7 @@ def verify(
     trust: Trust,
     *,
     signature: str | os.PathLike[str] | None = None,
+    base: str | os.PathLike[str] | None = None,
     ignore_unsigned: bool = False,
     allow_symlinks: bool = False,
     trees: bool = False,
@@ -230,20 +245,22 @@ def verify(
 
     Args:
         path: A file or a folder.
-        trust: Who must have signed.
-        signature: The signature file; found by convention unless told.
+        trust: The signer that is required.
+        signature: The signature file; by default, the one that `find_signature` finds.
+        base: For one file of a signed folder, that folder, where the signature is kept elsewhere; by
+            default, the folder of the signature.
         ignore_unsigned: Allow files that are not listed; they are reported as `unsigned`.
-        allow_symlinks: Follow links to files also where the signer did not; their content must
-            be what was signed all the same.
-        trees: Build block trees of the weights on the way, for later partial reads.
-        workers: Files read at a time; the number of cores unless told.
+        allow_symlinks: Follow links to files even if the signer did not; their content must be as
+            signed all the same.
+        trees: Also build block trees of the weights, for later partial reads.
+        workers: Files read at a time; by default, the number of cores.
         progress: Called with the bytes read so far, from the calling thread.
 
     Raises:
-        VerificationError: Not signed by them, or not what they signed.
+        VerificationError: Not signed by the required signer, or changed since.
         RefusedDocumentError: The signature file is malformed; it is a `VerificationError` too.
-        DocumentError: A certificate or root to trust is.
-        OSError: As the operating system has it.
+        DocumentError: A certificate or root in `trust` is malformed.
+        OSError: A file cannot be read.
     """
     path = os.path.abspath(path)
     signature = os.path.abspath(signature or find_signature(path))
@@ -252,17 +269,17 @@ def verify(
         signed_by = check_signature(bundle, trust)
         statement = parse_statement(bundle.payload, path=signature)
     if os.path.isdir(path):
-        follow = allow_symlinks or statement.allow_symlinks
+        root, follow = path, allow_symlinks or statement.allow_symlinks
         wanted, unsigned = _match_folder(path, signature, statement, ignore_unsigned)
     else:
-        resource = resource_of(statement, path, signature)
-        wanted, follow, unsigned = {os.path.basename(path): resource}, True, ()
-    base = path if os.path.isdir(path) else os.path.dirname(path)
+        root, follow = os.path.dirname(path), True
+        resource = resource_of(statement, path, signature, base=base)
+        wanted, unsigned = {os.path.basename(path): resource}, ()
 
     def one(item: tuple[str, Resource], tell: Callable[[int], object]) -> FileDigest:
-        return hash_resource(
-            os.path.join(base, item[0]), *item, tree=trees, follow=follow, progress=tell
-        )
+        file = os.path.join(root, item[0])
+        linked = follow or is_blob_link(file)
+        return hash_resource(file, *item, tree=trees, follow=linked, progress=tell)
 
     found = in_threads(one, wanted.items(), workers=workers, progress=progress)
     files = {file.name: file for file in found}
@@ -272,7 +289,11 @@ def verify(
 def _match_folder(
     root: str, signature: str, statement: Statement, ignore_unsigned: bool
 ) -> tuple[dict[str, Resource], tuple[str, ...]]:
-    """Every file of the folder is listed or left out, and every listed one is there."""
+    """Match the folder's files with the statement: (the files to hash, the unsigned ones).
+
+    Raises:
+        VerificationError: ``extra-file``, ``missing-file``, or ``wrong-model``.
+    """
     problems: list[tuple[str, str]] = []
     unsigned: list[str] = []
     present = set()
@@ -281,15 +302,18 @@ def _match_folder(
             "the signature is that of a single file, not of a folder", reason="wrong-model",
             path=signature,
         )  # fmt: skip
+    left_out = (*DEFAULT_IGNORED, *statement.ignored)
     for entry in list_folder(root):
-        if os.path.join(root, entry.name) == signature:
-            continue
         if entry.name in statement.resources:
             present.add(entry.name)
-        elif covers((*DEFAULT_IGNORED, *statement.ignored), entry.name) or ignore_unsigned:
+        elif _same_file(os.path.join(root, entry.name), signature):
+            continue
+        elif covers(left_out, entry.name) or ignore_unsigned:
             unsigned.append(entry.name)
         elif statement.sharded and _is_empty(root, entry):
-            unsigned.append(entry.name)  # shards cannot list a file without bytes
+            unsigned.append(entry.name)  # shards cannot list an empty file
+        elif entry.name == SIGNATURE and _is_signature(root, entry):
+            unsigned.append(entry.name)  # another signer's, beside the detached one in use
         else:
             problems.append(("extra-file", f"{quote(entry.name)} is not part of what was signed"))
     missing = sorted(statement.resources.keys() - present)
@@ -301,35 +325,80 @@ def _match_folder(
     return dict(statement.resources), tuple(unsigned)
 
 
+def _same_file(path: str, signature: str) -> bool:
+    """Whether both names are of the signature file itself, which no manifest lists (OMS 6.2).
+
+    The folder may be given by another spelling, or through a link.
+    """
+    if os.path.basename(path) != os.path.basename(signature) or os.path.islink(path):
+        return False
+    return os.path.realpath(path) == os.path.realpath(signature)
+
+
+def _is_signature(root: str, entry: Entry) -> bool:
+    if entry.kind != "file":
+        return False
+    try:
+        read_bundle(os.path.join(root, entry.name))
+    except TrustError:
+        return False
+    return True
+
+
 def _is_empty(root: str, entry: Entry) -> bool:
     path = os.path.join(root, entry.name)
     return entry.kind == "file" and os.stat(path, follow_symlinks=False).st_size == 0
 
 
-def resource_of(statement: Statement, path: str, signature: str) -> Resource:
-    """What `statement`, read from `signature`, says about the file at `path`.
+def resource_of(
+    statement: Statement,
+    path: str,
+    signature: str,
+    *,
+    base: str | os.PathLike[str] | None = None,
+) -> Resource:
+    """Find what `statement`, read from `signature`, lists for the file at `path`.
+
+    Args:
+        statement: A verified statement.
+        path: The file.
+        signature: The signature file.
+        base: The folder that the statement's names are relative to; by default, the signature's.
 
     Raises:
         VerificationError: ``not-listed``, or ``renamed``: signed as a file of another name.
     """
-    base = os.path.basename(path)
+    name = os.path.basename(path)
     if single := statement.resources.get(SINGLE_FILE):
-        if single.bound_name not in {None, base}:
+        if single.bound_name not in {None, name}:
             raise VerificationError(
-                f"the file was signed under the name {quote(str(single.bound_name))}", reason="renamed",
-                path=path,
+                f"the file was signed under the name {quote(str(single.bound_name))}",
+                reason="renamed", path=path,
             )  # fmt: skip
         return single
-    inside = os.path.relpath(path, os.path.dirname(signature)).replace(os.sep, "/")
+    inside = _relative(path, os.fspath(base) if base else os.path.dirname(signature))
     found = statement.resources.get(inside)
-    if found is None and len(statement.resources) == 1:
-        found = statement.resources.get(base)  # the signature of one file, kept elsewhere
+    if found is None and base is None and len(statement.resources) == 1:
+        found = statement.resources.get(name)  # the signature of one file, kept elsewhere
     if found is None:
         raise VerificationError(
-            f"the signature {quote(signature, 300)} does not list it", reason="not-listed",
-            path=path,
+            f"the signature {quote(signature, 300)} does not list the file {quote(inside, 300)}",
+            reason="not-listed", path=path,
         )  # fmt: skip
     return found
+
+
+def _relative(path: str, base: str) -> str:
+    """`path` relative to `base`, both of which may be reached through links.
+
+    The last part is the name that was signed, also where it is a link to the content.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    try:
+        inside = os.path.relpath(os.path.realpath(folder), os.path.realpath(base))
+    except ValueError:  # another drive of Windows
+        return name
+    return os.path.normpath(os.path.join(inside, name)).replace(os.sep, "/")
 
 
 def hash_resource(
@@ -341,11 +410,11 @@ def hash_resource(
     follow: bool = True,
     progress: Callable[[int], object] | None = None,
 ) -> FileDigest:
-    """Read a file once; it must be what `resource` says. The options are those of `hash_file`.
+    """Read a file once and compare it with `resource`. The options are those of `hash_file`.
 
     Raises:
-        VerificationError: ``digest-mismatch`` or ``size-mismatch``.
-        OSError: As the operating system has it.
+        VerificationError: ``digest-mismatch``, ``size-mismatch`` or ``tree-mismatch``.
+        OSError: The file cannot be read.
     """
     parts = None if resource.sha256 else PartHasher(resource)
     wants = tree and name.endswith(".safetensors")
@@ -359,7 +428,7 @@ def hash_resource(
         raise changed(path, file.sha256, resource)
     if resource.tree and file.tree and file.tree.root != resource.tree.root:
         raise VerificationError(
-            "the signed block tree is not that of the signed content", reason="tree-mismatch",
+            "the signed block tree does not match the signed content", reason="tree-mismatch",
             path=path,
         )  # fmt: skip
     return file
