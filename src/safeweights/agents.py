@@ -80,7 +80,12 @@ class ModelTools:
         full = self._inside(path)
         opened = self._open(full)
         listed = [
-            {"name": _shown(name), "dtype": tensor.dtype, "shape": list(tensor.shape)}
+            {
+                "name": _shown(name),
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                **({"unreadable": _shown(tensor.unreadable)} if tensor.unreadable else {}),
+            }
             for name, tensor in islice(opened.items(), max(offset, 0), max(offset, 0) + _LISTED)
         ]
         metadata = opened.metadata or {}
@@ -124,6 +129,8 @@ class ModelTools:
             raise SafetensorError("`name` must be a plain file name that ends in .safetensors")
         target = os.path.join(self.output, name)
         opened = formats.open(full)
+        refused = opened.refused
+        readable = {name: opened[name] for name in opened if name not in refused}
         try:
             create_document(target, b"")  # takes the name, or fails
         except FileExistsError:
@@ -131,7 +138,7 @@ class ModelTools:
                 f"there is a file called {quote(name)} already; choose another name"
             ) from None
         try:
-            checkpoint.save(opened, target, {"format": "pt"})
+            checkpoint.save(readable, target, {"format": "pt"})
         except BaseException:
             os.unlink(target)
             raise
@@ -140,8 +147,8 @@ class ModelTools:
             "file": name,
             "sha256": digest.sha256,
             "bytes": digest.size,
-            "tensors": len(opened),
-            "refused": {_shown(k): _shown(v) for k, v in islice(opened.refused.items(), _LISTED)},
+            "tensors": len(readable),
+            "refused": {_shown(k): _shown(v) for k, v in islice(refused.items(), _LISTED)},
             "left_out": [_shown(other.name) for other in opened.others[:_LISTED]],
         }
         if self.log:

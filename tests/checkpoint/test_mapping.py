@@ -19,6 +19,7 @@ from safeweights.checkpoint import (
     MemoryTensor,
     SafetensorsFile,
     Tensor,
+    UnreadableTensor,
     file,
     open,
     save,
@@ -32,6 +33,7 @@ from safeweights.errors import (
     UnsupportedError,
 )
 from safeweights.format.header import TensorInfo
+from safeweights.format.indexing import select
 from safeweights.storage import TruncatedError
 
 CONTENTS = {"x.weight": b"wwww", "x.bias": b"bb", "y.weight": b"", "Z": b"zzz"}
@@ -98,6 +100,56 @@ def test_names_that_are_not_there(opened: Checkpoint, path: Path, name: Any, sho
         opened.info(name)
     with pytest.raises(TensorNotFoundError):
         opened.files[0].tensor("w")
+
+
+class Refusing(Mapping[str, Tensor]):
+    """A mapping that has a tensor, and cannot give it."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getitem__(self, name: str) -> Tensor:
+        raise self.error
+
+    def __iter__(self) -> Any:
+        return iter(["a"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("kind", [UnsupportedError, FormatError, ClosedError])
+def test_errors_of_the_mapping_below_stay_what_they_are(kind: type[SafetensorError]) -> None:
+    error = kind("the reason")
+    with pytest.raises(kind) as caught:
+        Checkpoint(Refusing(error), name="path")["a"]
+    assert caught.value is error
+    for missing in (KeyError("a"), TypeError("unhashable"), TensorNotFoundError("below")):
+        with pytest.raises(TensorNotFoundError, match="does not contain tensor a") as none:
+            Checkpoint(Refusing(missing), name="path")["a"]
+        assert none.value.path == "path"
+
+
+def test_tensors_whose_values_cannot_be_given(file_of: Callable[..., bytes]) -> None:
+    """They are listed like any other, and say why when they are read, in whatever way that is."""
+    odd = UnreadableTensor("q", "Q4_0", (32,), 18, reason="it is quantised", path="m.gguf")
+    mixed = Checkpoint({"q": odd, "a": MemoryTensor("a", "U8", (1,), b"x")}, name="m.gguf")
+    assert (odd.dtype, odd.shape, odd.nbytes, odd.info.nbytes) == ("Q4_0", (32,), 18, 18)
+    assert mixed.refused == mixed.rename(str).refused == {"q": "it is quantised"}
+    assert mixed.filter(skip="q").refused == open(file_of(a=b"x")).refused == {}
+    mixed["a"].check_readable()
+    for read in (
+        odd.check_readable,
+        odd.view,
+        odd.chunks,
+        lambda: odd.read_into(bytearray(18)),
+        lambda: odd.read_selection(select(..., (32,))),
+        lambda: to_bytes(mixed),
+        lambda: save(mixed, io.BytesIO()),
+    ):
+        with pytest.raises(UnsupportedError, match="`q` cannot be given: it is quantised") as no:
+            read()
+        assert (no.value.path, no.value.tensor) == ("m.gguf", "q")
 
 
 def test_metadata_is_a_copy(opened: Checkpoint, file_of: Callable[..., bytes]) -> None:

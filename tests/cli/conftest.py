@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,27 @@ def sharded(tmp_path, write):
     folder_path.index = lambda change: path.write_text(json.dumps(change(index) or index))
     folder_path.index_path = str(path)
     return folder_path
+
+
+@pytest.fixture
+def quantised(tmp_path):
+    """A GGUF file of two quantised tensors and a plain one."""
+
+    def text(value):
+        return struct.pack("<Q", len(value)) + value
+
+    infos, data = b"", b""
+    for name, shape, kind, size in (
+        (b"blk.0.weight", (64, 4), 8, 272), (b"blk.1.weight", (64, 2), 8, 136),
+        (b"norm", (32,), 2, 18), (b"scale", (8, 8), 0, 256),
+    ):  # fmt: skip
+        infos += text(name) + struct.pack("<I", len(shape))
+        infos += struct.pack(f"<{len(shape)}QIQ", *shape, kind, len(data))
+        data += bytes(size) + bytes(-size % 32)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 4, 0) + infos
+    path = tmp_path / "model.gguf"
+    path.write_bytes(head + bytes(-len(head) % 32) + data)
+    return str(path)
 
 
 @pytest.fixture

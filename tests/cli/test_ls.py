@@ -150,3 +150,43 @@ def test_a_numpy_archive_is_listed_as_tensors(run, tmp_path):
     assert (record["name"], record["dtype"], record["shape"]) == ("a", "F32", [2, 3])
     assert record["file"] is None
     assert record["offset"] is None
+
+
+def test_tensors_that_cannot_be_given_are_listed_with_the_reason(run, quantised, terminal, plain):
+    document = run("ls", quantised, "--json").document
+    assert document["total"] == {"tensors": 4, "parameters": 64 * 6 + 32 + 64, "bytes": 682}
+    kinds = {row["name"]: (row["dtype"], row["unreadable"] is None) for row in document["tensors"]}
+    assert kinds == {
+        "blk.0.weight": ("Q8_0", False), "blk.1.weight": ("Q8_0", False),
+        "norm": ("Q4_0", False), "scale": ("F32", True),
+    }  # fmt: skip
+    first, *_, last = run("ls", quantised).rows
+    assert first == [
+        "blk.0.weight",
+        "Q8_0",
+        "[4,64]",
+        "272",
+        "it is quantised as Q8_0, which only GGML reads",
+    ]
+    assert last == ["scale", "F32", "[8,8]", "256"]
+    tree = run("ls", quantised, "--tree").rows
+    assert [len(row) for row in tree] == [6, 7, 7, 7, 6]
+    for options in ([], ["--tree"]):
+        shown = " ".join(plain(terminal("ls", quantised, *options)[0]).split())
+        assert "blk.0.weight and 1 tensor more: it is quantised as Q8_0" in shown
+        assert "norm: it is quantised as Q4_0" in shown
+
+
+def test_what_a_file_does_not_tell_is_not_counted(run, tmp_path):
+    torch = pytest.importorskip("torch")
+
+    class Odd:
+        def __reduce__(self):
+            return print, (torch.ones(3),)
+
+    torch.save({"w": torch.ones(2), "odd": Odd()}, tmp_path / "m.pt")
+    document = run("ls", os.fspath(tmp_path / "m.pt"), "--json").document
+    assert document["total"] == {"tensors": 2, "parameters": 2, "bytes": 8}
+    (odd,) = [row for row in document["tensors"] if row["unreadable"]]
+    assert (odd["name"], odd["dtype"], odd["shape"]) == ("odd", "?", [])
+    assert "in__.print`" in odd["unreadable"]

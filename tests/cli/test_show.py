@@ -174,6 +174,34 @@ class _Made:
 def test_a_tensor_that_cannot_be_given_says_why(run, tmp_path):
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps({"x": _Made(), "y": np.zeros(1, "f4")}))
-    assert run("ls", str(path)).rows == [["y", "F32", "[1]", "4"]]
+    given, refused = run("ls", str(path)).rows
+    assert given == ["y", "F32", "[1]", "4"]
+    assert refused[:4] == ["x", "?", "[]", "0"]
+    assert refused[4].startswith("it is the result of REDUCE of `builtins.repr`")
     result = run("get", str(path), "x")
     assert (result.exit_code, "`x` cannot be given" in result.stderr) == (1, True)
+
+
+def test_tensors_that_cannot_be_given_are_counted_by_the_reason(run, quantised, terminal, plain):
+    document = run("show", quantised, "--json").document
+    assert document["total"]["tensors"] == 4
+    assert {kind["dtype"]: kind["tensors"] for kind in document["dtypes"]} == {
+        "Q8_0": 2, "F32": 1, "Q4_0": 1,
+    }  # fmt: skip
+    assert [(some["first"], some["tensors"]) for some in document["unreadable"]] == [
+        ("blk.0.weight", 2),
+        ("norm", 1),
+    ]
+    reason = "it is quantised as Q8_0, which only GGML reads"
+    assert ["unreadable", reason, "2", "384", "408"] in run("show", quantised).rows
+    assert f"blk.0.weight and 1 tensor more: {reason}" in " ".join(
+        plain(terminal("show", quantised)[0]).split()
+    )
+
+
+def test_values_that_cannot_be_given_are_not_printed(run, quantised, tmp_path):
+    for options in ([], ["--stats"], ["-o", str(tmp_path / "x.npy")], ["--json"]):
+        result = run("get", quantised, "norm", *options)
+        assert result.exit_code == 1
+        assert "tensor `norm` cannot be given: it is quantised as Q4_0" in result.stderr
+    assert not (tmp_path / "x.npy").exists()

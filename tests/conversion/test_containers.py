@@ -108,8 +108,9 @@ def test_arrays_that_are_not_numbers_are_listed_and_structured_ones_refused() ->
         bfloat=np.ones(2, ml_dtypes.bfloat16),
     )
     found = open(file.getvalue())
-    assert list(found) == ["objects.2"]
+    assert list(found) == ["objects.2", "structured", "bfloat"]
     assert set(found.refused) == {"structured", "bfloat"}
+    assert (found["bfloat"].dtype, found["bfloat"].shape) == ("V2", (2,))
     assert {other.name for other in found.others} >= {"text", "times", "objects.0", "objects.1"}
 
 
@@ -347,9 +348,10 @@ def test_tensorflow_of_other_types_and_byte_orders(tmp_path) -> None:
         b"w": (1, np.ones(2, ">f4")),
     }
     found = open(write_bundle(tmp_path, variables, 1))
-    assert list(found) == ["w"]
+    assert set(found) == {"handle", "w"}
     assert bytes(found["w"].view()) == np.ones(2, "<f4").tobytes()
     assert set(found.refused) == {"handle"}
+    assert (found["handle"].dtype, found["handle"].nbytes) == ("DT_20", 1)
 
 
 def test_a_tensorflow_index_that_lies_is_refused(tmp_path) -> None:
@@ -424,10 +426,33 @@ def test_gguf(order) -> None:
     assert bytes(found["w"].view()) == kernel.tobytes()
     assert found["w"].shape == (2, 3)
     assert bytes(found["b"].view()) == np.ones(3, ml_dtypes.bfloat16).tobytes()
-    assert "quantised" in found.refused["q"]
+    assert found.refused == {"q": "it is quantised as Q4_0, which only GGML reads"}
+    assert (found["q"].dtype, found["q"].shape, found["q"].nbytes) == ("Q4_0", (32,), 18)
     assert found.metadata == {"gguf.general.name": "tiny"}
-    with pytest.raises(UnsupportedError, match="quantised"):
-        found["q"]
+    with pytest.raises(UnsupportedError, match="tensor `q` cannot be given: it is quantised") as no:
+        found["q"].view()
+    assert (no.value.tensor, no.value.path) == ("q", "<bytes>")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind", "data", "words"),
+    [
+        ("short", (64,), 8, bytes(67), "tensor `short` ends at byte"),
+        ("short", (3,), 0, bytes(11), "tensor `short` ends at byte"),
+        ("row", (2, 48), 8, bytes(102), "a row of tensor `row` is not made of blocks of Q8_0"),
+        ("scalar", (), 2, bytes(18), "a row of tensor `scalar` is not made of blocks"),
+    ],
+)
+def test_a_gguf_tensor_whose_data_cannot_be_there(name, shape, kind, data, words) -> None:
+    with pytest.raises(FormatError, match=words) as caught:
+        open(gguf([(name, shape, kind, data)]))
+    assert caught.value.rule == "gguf"
+
+
+def test_gguf_types_that_nobody_has_described_yet() -> None:
+    found = open(gguf([("w", (4,), 77, bytes(4))]))
+    assert "GGML's type 77" in found.refused["w"]
+    assert (found["w"].dtype, found["w"].shape, found["w"].nbytes) == ("?", (), 0)
 
 
 @pytest.mark.parametrize("alignment", [None, 8, 16, 64, 4096])

@@ -144,8 +144,10 @@ def test_conjugate_and_negative_bits_are_applied(new: bool) -> None:
 
 def test_complex128_is_refused_by_name_and_converted_on_request() -> None:
     data = saved({"w": torch.tensor([1 + 2j], dtype=torch.complex128)})
+    refused = open(data)["w"]
+    assert (refused.dtype, refused.shape, refused.nbytes) == ("C128", (1,), 16)
     with pytest.raises(UnsupportedError, match="C128=C64"):
-        open(data)["w"]
+        refused.view()
     found = open(data, casts={"C128": "C64"})["w"]
     assert bytes(found.view()) == struct.pack("<2f", 1, 2)
 
@@ -166,6 +168,9 @@ def test_sparse_tensors_are_made_dense_on_request_only() -> None:
     }
     data = saved({**coordinates, **compressed})
     assert set(open(data).refused) == {*coordinates, *compressed}
+    for key, found in open(data).items():
+        expected = {**coordinates, **compressed}[key]
+        assert (found.dtype, found.shape) == ("F32", tuple(expected.shape))
     same(open(data, densify=True), {**coordinates, **compressed})
 
 
@@ -183,6 +188,9 @@ def test_quantised_tensors_are_made_dense_on_request_only() -> None:
     }
     data = saved(kinds)
     assert set(open(data).refused) == set(kinds)
+    assert {(t.dtype, t.shape) for t in open(data).values()} == {
+        ("QI8", (4, 6)), ("QU8", (4, 6)), ("QI32", (4, 6)), ("QI8", (6, 4)),
+    }  # fmt: skip
     same(open(data, densify=True), kinds)
 
 
@@ -261,15 +269,17 @@ def test_tied_weights_are_known_and_lookalikes_are_not() -> None:
 
 def test_meta_tensors_are_refused_by_name() -> None:
     found = open(saved({"m": torch.empty(2, device="meta"), "w": torch.ones(2)}))
-    assert list(found) == ["w"]
+    assert list(found) == ["m", "w"]
     assert "meta" in found.refused["m"]
+    assert (found["m"].dtype, found["m"].shape, found["m"].nbytes) == ("F32", (2,), 0)
 
 
 def test_a_call_that_would_transform_a_tensor_is_refused_not_guessed() -> None:
     body = mapping(w=call(name("my_package", "transform"), tensor()), v=tensor())
     found = open(torch_zip(body))
-    assert list(found) == ["v"]
+    assert list(found) == ["v", "w"]
     assert "my_package.transform" in found.refused["w"]
+    assert (found["w"].dtype, found["w"].shape) == ("?", ())
 
 
 def test_views_of_a_slice_larger_than_a_block_are_gathered_in_blocks(monkeypatch) -> None:

@@ -16,9 +16,9 @@ from .mapping import Checkpoint
 from .opening import open
 from .saving import save, to_bytes
 from .shardindex import INDEX_SUFFIX, SUFFIX, read_index
-from .tensor import FileTensor, MemoryTensor, Tensor
+from .tensor import FileTensor, MemoryTensor, Tensor, UnreadableTensor
 
 __all__ = [
     "INDEX_SUFFIX", "SUFFIX", "Checkpoint", "FileTensor", "MemoryTensor", "SafetensorsFile", "Tensor",
-    "not_found", "open", "read_index", "save", "to_bytes",
+    "UnreadableTensor", "not_found", "open", "read_index", "save", "to_bytes",
 ]  # fmt: skip

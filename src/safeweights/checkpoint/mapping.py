@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ClosedError, FormatError, SafetensorError, quote
+from ..errors import ClosedError, FormatError, SafetensorError, TensorNotFoundError, quote
 from .file import SafetensorsFile, not_found
 from .tensor import Tensor
 
@@ -117,8 +117,19 @@ class Checkpoint(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         try:
             return self._open_tensors()[name]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError) as error:
+            # Ours are of these classes too; only one of them says that there is no such tensor.
+            if isinstance(error, SafetensorError) and not isinstance(error, TensorNotFoundError):
+                raise
             raise not_found(name, self.name or None) from None
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Name -> why the file's values of that tensor cannot be given (`Tensor.unreadable`)."""
+        if self.files:  # every tensor of a safetensors file can be read
+            return {}
+        reasons = {name: tensor.unreadable for name, tensor in self._open_tensors().items()}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._open_tensors())

@@ -42,6 +42,7 @@ def save(
 
     Raises:
         FormatError: What the format cannot hold; nothing is written then.
+        UnsupportedError: A tensor whose values cannot be given, or no mapping of tensors.
         OSError: Writing failed; the old file is untouched.
     """
     size, buffers = _plan(tensors, metadata, _written)
@@ -86,6 +87,9 @@ def _unread(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 "values are saved by `save_file` of `safeweights.numpy`, `safeweights.torch` ...",
                 tensor=name,
             )
+    for tensor in found.values():
+        if tensor.unreadable is not None:
+            tensor.check_readable()
     return found
 
 

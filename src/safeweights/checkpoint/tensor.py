@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from ..errors import SafetensorError, UnsupportedError, quote
 from ..format import indexing
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from ..format.indexing import Selection
 
-__all__ = ["FileTensor", "MemoryTensor", "Tensor"]
+__all__ = ["UNKNOWN", "FileTensor", "MemoryTensor", "Tensor", "UnreadableTensor"]
+
+UNKNOWN: Final = "?"
+"""The `Tensor.dtype` of a tensor whose file does not tell its type and shape."""
 
 
 class Tensor(ABC):
@@ -30,10 +33,12 @@ class Tensor(ABC):
         shape: Elements along each axis.
         nbytes: Bytes it takes.
         in_memory: Whether `view` gives memory that is there already, mapped too, instead of reading.
+        unreadable: Why its values cannot be given; None for a tensor that can be read.
     """
 
     __slots__ = ("dtype", "name", "nbytes", "shape")
     in_memory = False
+    unreadable: str | None = None
 
     def __init__(self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> None:
         self.name = name
@@ -51,6 +56,13 @@ class Tensor(ABC):
         Raises:
             SafetensorError: The bytes are not there (truncated file, closed file).
             OSError: Reading failed.
+        """
+
+    def check_readable(self) -> None:  # noqa: B027 - most tensors have nothing to check
+        """Do nothing for a tensor that can be read.
+
+        Raises:
+            UnsupportedError: The file describes the tensor, but its values cannot be given.
         """
 
     def __array__(self, *_: object, **__: object) -> NoReturn:
@@ -166,3 +178,52 @@ class MemoryTensor(Tensor):
 
     def _read_range(self, offset: int, length: int) -> memoryview:
         return self._data[offset : offset + length]
+
+
+class UnreadableTensor(Tensor):
+    """A tensor that its file describes, but whose values cannot be given: reading it says why.
+
+    Args:
+        name: What its file calls it.
+        dtype: The element type as its own format calls it, such as ``"Q4_K"``; `UNKNOWN` where the
+            file does not tell it.
+        shape: Elements along each axis; empty where the type is unknown.
+        nbytes: Bytes that its data take in the file, as far as that is known.
+        reason: Why it cannot be given, and what would allow it.
+        path: The file, for messages.
+    """
+
+    __slots__ = ("_path", "unreadable")
+
+    def __init__(
+        self,
+        name: str,
+        dtype: str,
+        shape: tuple[int, ...],
+        nbytes: int,
+        *,
+        reason: str,
+        path: str | None = None,
+    ) -> None:
+        super().__init__(name, dtype, shape, nbytes)
+        self.unreadable = reason
+        self._path = path
+
+    def check_readable(self) -> NoReturn:
+        raise UnsupportedError(
+            f"tensor {quote(self.name)} cannot be given: {self.unreadable}",
+            path=self._path or None,
+            tensor=self.name,
+        )
+
+    def read_into(self, buffer: Any, offset: int = 0) -> NoReturn:  # noqa: ARG002
+        self.check_readable()
+
+    def chunks(self, size: int = 1 << 24) -> NoReturn:  # noqa: ARG002
+        self.check_readable()
+
+    def read_selection(self, selection: Selection) -> NoReturn:  # noqa: ARG002
+        self.check_readable()
+
+    def _read_range(self, offset: int, length: int) -> NoReturn:  # noqa: ARG002
+        self.check_readable()

@@ -1,19 +1,21 @@
-"""Calls that loading a checkpoint with its own library would make, as a warning."""
+"""What there is to say of a file of another format: what loading it runs, what cannot be read of it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from ..errors import quote
-from ..text import escape
+from ..text import escape, plural, printable
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
+    from ..reports.documents import UnreadableRecord
     from .output import Output
 
-__all__ = ["calls_of", "say_calls"]
+__all__ = ["calls_of", "draw_unreadable", "say_calls"]
 
 _CALLS_SHOWN: Final = 3
+_REASONS_SHOWN: Final = 5
 
 
 def calls_of(checkpoint: Checkpoint) -> list[str]:
@@ -31,3 +33,16 @@ def say_calls(out: Output, path: str, calls: list[str]) -> None:
             f"warning: loading this with its own library runs code ({shown}); "
             f"see safeweights check {escape(path)}"
         )
+
+
+def draw_unreadable(out: Output, found: list[UnreadableRecord]) -> None:
+    """Say on a terminal which of the listed tensors have no values here, and why."""
+    for some in found[:_REASONS_SHOWN]:
+        what = f"{escape(some['first'])}" + (
+            f" and {plural(some['tensors'] - 1, 'tensor')} more" if some["tensors"] > 1 else ""
+        )
+        out.pretty().text(
+            ("values cannot be read", "yellow"), f"  {what}: {printable(some['reason'])}"
+        )
+    if len(found) > _REASONS_SHOWN:
+        out.pretty().text((f"  and {len(found) - _REASONS_SHOWN} more reasons: see --json", "dim"))

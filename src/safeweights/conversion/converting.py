@@ -157,7 +157,7 @@ def convert(
         if index is not None:
             found = read_index(index, suffix="", verify=verify)
             shards = {
-                shard: {*each.checkpoint, *each.checkpoint.refused}
+                shard: each.checkpoint.keys()
                 for shard, each in zip(found.shards, inputs, strict=True)
             }
             for error in disagreements(found.weight_map, shards, index):
@@ -347,9 +347,7 @@ class _Job:
 
     def _plan(self, path: str, checkpoint: ForeignCheckpoint) -> Plan:
         options, report = self.options, self.report
-        plan = make_plan(
-            checkpoint, checkpoint.aliases, checkpoint.refused, options.selection, path
-        )
+        plan = make_plan(checkpoint, checkpoint.aliases, options.selection, path)
         report.tensors += len(plan.tensors)
         report.nbytes += plan.nbytes
         report.ties.update(plan.ties)

@@ -120,15 +120,9 @@ class Foreign(Checkpoint):
         self.calls = list(calls)[:_CALLS_MAX]
         self.format = ", ".join(sorted({part.format for part in self._parts}))
 
-    def __getitem__(self, name: str) -> Tensor:
-        for part in self._parts:
-            if name in part.refused:
-                return part[name]  # raises, and says why
-        return super().__getitem__(name)
-
     def names(self) -> list[set[str]]:
-        """The tensors of each file, those that cannot be given too."""
-        return [{*part, *part.refused} for part in self._parts]
+        """The tensors of each file."""
+        return [set(part) for part in self._parts]
 
 
 def _calls(source: Source, part: ForeignCheckpoint) -> Iterable[str]:

@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ..checkpoint import Checkpoint
-from ..errors import UnsupportedError, quote
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from .pickles.flatten import Flat, Other, flatten
 from .pickles.materialize import Materialized, Storages, materialize
@@ -23,7 +22,6 @@ from .pickles.torch_nodes import TORCH_CONSTRUCTORS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ..checkpoint import Tensor
     from ..storage import Verifier
     from .pickles.machine import Pickle
     from .pickles.nodes import Call, Value
@@ -58,7 +56,6 @@ class ForeignCheckpoint(Checkpoint):
 
     Attributes:
         format: What it is, e.g. ``"torch-zip"``.
-        refused: Name -> why a tensor is not in the mapping and what would allow it.
         aliases: Name -> the first name that shows the same bytes (tied weights).
         others: What is not a tensor, the first 100,000 of `others_count`.
         calls: The calls that the format's own loader would have made, in order.
@@ -82,20 +79,10 @@ class ForeignCheckpoint(Checkpoint):
     ) -> None:
         super().__init__(found.tensors, metadata, name=name)
         self.format = format_name
-        self.refused = found.refused
         self.aliases = found.aliases
         self.others = list(others)
         self.others_count = others_count
         self.calls = list(calls)
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name in self.refused:
-            raise UnsupportedError(
-                f"tensor {quote(name)} cannot be given: {self.refused[name]}",
-                path=self.name,
-                tensor=name,
-            )
-        return super().__getitem__(name)
 
 
 def from_tree(
@@ -117,8 +104,9 @@ def from_tree(
     found: Materialized = materialize(
         flat, path, storages, options.limits, densify=options.densify, casts=options.casts
     )
-    for name, reason in found.refused.items():
-        flat.add_other(name, flat.tensors.get(name), reason)
+    for name, tensor in found.tensors.items():
+        if tensor.unreadable is not None:
+            flat.add_other(name, flat.tensors.get(name), tensor.unreadable)
     checkpoint = ForeignCheckpoint(
         path,
         format_name,

@@ -104,7 +104,6 @@ class Plan:
 def make_plan(
     tensors: Mapping[str, Tensor],
     aliases: Mapping[str, str],
-    refused: Mapping[str, str],
     selection: Selection,
     path: str,
 ) -> Plan:
@@ -113,7 +112,6 @@ def make_plan(
     Args:
         tensors: Name -> tensor.
         aliases: Name -> the first name that shows the same bytes.
-        refused: Name -> why a tensor cannot be given.
         selection: What is wanted.
         path: The source, for messages.
 
@@ -121,10 +119,14 @@ def make_plan(
         UnsupportedError: A wanted tensor cannot be given.
         FormatError: Two tensors would get one name.
     """
-    wanted_but_refused = [name for name in refused if selection.wants(name)]
-    if wanted_but_refused:
-        raise _refusal(wanted_but_refused, refused, path)
-    plan = Plan(skipped=[name for name in refused if not selection.wants(name)])
+    refused = {
+        name: tensor.unreadable
+        for name, tensor in tensors.items()
+        if tensor.unreadable is not None and selection.wants(name)
+    }
+    if refused:
+        raise _refusal(refused, path)
+    plan = Plan()
     written: dict[str, str] = {}  # the first name of each tied group that is wanted
     origin: dict[str, str] = {}
     for name, tensor in tensors.items():
@@ -150,7 +152,8 @@ def make_plan(
     return plan
 
 
-def _refusal(names: list[str], refused: Mapping[str, str], path: str) -> UnsupportedError:
+def _refusal(refused: Mapping[str, str], path: str) -> UnsupportedError:
+    names = list(refused)
     shown = "; ".join(f"{quote(name)}: {refused[name]}" for name in names[:5])
     more = f"; and {len(names) - 5} more" if len(names) > 5 else ""
     return UnsupportedError(

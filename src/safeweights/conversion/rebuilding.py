@@ -159,7 +159,7 @@ class _Rebuilder:
             return _NOTHING
 
     def _tensor(self, name: str) -> Any:
-        if name not in self._checkpoint:  # it was refused
+        if self._checkpoint[name].unreadable is not None:
             self.changed.append(name)
             return _NOTHING
         kept = self._checkpoint.aliases.get(name, name)

@@ -42,6 +42,7 @@ __all__ = [
     "Status",
     "TensorRecord",
     "TotalRecord",
+    "UnreadableRecord",
     "VerifyDocument",
 ]
 
@@ -96,6 +97,16 @@ class FileRecord(TypedDict):
     tensors: Annotated[int, "Number of tensors in it."]
 
 
+class UnreadableRecord(TypedDict):
+    """Tensors whose values cannot be given, all for one reason."""
+
+    reason: Annotated[str, "Why, and what would allow it."]
+    first: Annotated[str, "The name of the first of them."]
+    tensors: Annotated[int, "Number of tensors."]
+    parameters: Annotated[int, "Number of elements of all of them, as far as known."]
+    bytes: Annotated[int, "Bytes of their data, as far as known."]
+
+
 class ShowDocument(TypedDict):
     """`safeweights show`: what a model is."""
 
@@ -107,6 +118,9 @@ class ShowDocument(TypedDict):
     dtypes: Annotated[list[DTypeRecord], "By element type, the most parameters first."]
     files: Annotated[list[FileRecord], "The safetensors files read; empty for other formats."]
     metadata: Annotated[dict[str, str] | None, "The `__metadata__`; null where there is none."]
+    unreadable: Annotated[
+        list[UnreadableRecord], "Tensors of the total whose values cannot be given, by the reason."
+    ]
     calls: Annotated[list[str], "What loading it calls but to build tensors; see `check`."]
 
 
@@ -114,12 +128,15 @@ class TensorRecord(TypedDict):
     """One tensor."""
 
     name: str
-    dtype: Annotated[str, "Code of the element type, e.g. `BF16`."]
-    shape: Annotated[list[int], "Elements along each axis; empty for a scalar."]
-    parameters: Annotated[int, "Number of elements."]
+    dtype: Annotated[
+        str, "Code of the element type, e.g. `BF16`; `?` if the file does not tell it."
+    ]
+    shape: Annotated[list[int], "Elements along each axis; empty for a scalar, and with `?`."]
+    parameters: Annotated[int, "Number of elements; 0 if unknown."]
     bytes: Annotated[int, "Bytes of its data."]
     file: Annotated[str | None, "The safetensors file it is in; null for other formats."]
     offset: Annotated[int | None, "Position of its first byte in that file."]
+    unreadable: Annotated[str | None, "Why its values cannot be given; null if they can."]
 
 
 class GroupRecord(TypedDict):

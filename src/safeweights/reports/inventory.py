@@ -7,13 +7,15 @@ import re
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from ..checkpoint.tensor import UNKNOWN
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ..checkpoint import Checkpoint
-    from .documents import TensorRecord, TotalRecord
+    from .documents import TensorRecord, TotalRecord, UnreadableRecord
 
-__all__ = ["Branch", "Row", "branches", "natural", "rows", "total"]
+__all__ = ["Branch", "Row", "branches", "natural", "rows", "total", "unreadable"]
 
 MAX_DEPTH: Final = 64
 """Groups around a tensor; names may consist of millions of dots."""
@@ -22,7 +24,18 @@ _NUMBERS = re.compile(r"([0-9]+)").split
 
 
 class Row(NamedTuple):
-    """One tensor."""
+    """One tensor.
+
+    Attributes:
+        name: What it is called.
+        dtype: Its element type; `safeweights.checkpoint.tensor.UNKNOWN` if the file does not tell it.
+        shape: Elements along each axis.
+        parameters: Number of elements; 0 if the shape is unknown.
+        nbytes: Bytes of its data.
+        file: The safetensors file it is in.
+        offset: Position of its first byte in that file.
+        unreadable: Why its values cannot be given; None for a tensor that can be read.
+    """
 
     name: str
     dtype: str
@@ -31,6 +44,7 @@ class Row(NamedTuple):
     nbytes: int
     file: str | None
     offset: int | None
+    unreadable: str | None = None
 
     def record(self) -> TensorRecord:
         """For JSON."""
@@ -42,6 +56,7 @@ class Row(NamedTuple):
             "bytes": self.nbytes,
             "file": self.file,
             "offset": self.offset,
+            "unreadable": self.unreadable,
         }
 
 
@@ -50,7 +65,8 @@ def rows(checkpoint: Checkpoint) -> Iterator[Row]:
     if not checkpoint.files:
         for name, tensor in checkpoint.items():
             dtype, shape = tensor.dtype, tensor.shape
-            yield Row(name, dtype, shape, math.prod(shape), tensor.nbytes, None, None)
+            count = 0 if dtype == UNKNOWN else math.prod(shape)
+            yield Row(name, dtype, shape, count, tensor.nbytes, None, None, tensor.unreadable)
         return
     for file in checkpoint.files:
         start, path = file.header.data_start, file.name
@@ -66,6 +82,18 @@ def total(found: Iterable[Row]) -> TotalRecord:
         parameters += row.parameters
         size += row.nbytes
     return {"tensors": tensors, "parameters": parameters, "bytes": size}
+
+
+def unreadable(found: Iterable[Row]) -> list[UnreadableRecord]:
+    """The tensors whose values cannot be given, by the reason, the most bytes first."""
+    groups: dict[str, list[Row]] = {}
+    for row in found:
+        if row.unreadable is not None:
+            groups.setdefault(row.unreadable, []).append(row)
+    records: list[UnreadableRecord] = [
+        {"reason": reason, "first": some[0].name, **total(some)} for reason, some in groups.items()
+    ]
+    return sorted(records, key=lambda record: -record["bytes"])
 
 
 def natural(name: str) -> list[Any]:

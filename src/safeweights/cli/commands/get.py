@@ -87,6 +87,7 @@ def command(
     checkpoint = open_checkpoint(path)
     choice = split(tensor, checkpoint)
     found = _lookup(checkpoint, choice)
+    found.check_readable()
     selection = _select(choice, found, path)
     document = _document(path, choice, found, selection)
     if output is not None:

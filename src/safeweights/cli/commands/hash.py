@@ -201,8 +201,10 @@ def _digests(path: str, failed: _Failures, progress: Callable[[int], object]) ->
     checkpoint = open_checkpoint(path)
     # Tensors of other formats are read one at a time, as `convert` does.
     workers = None if checkpoint.files else 1
-    found = hash_mapping(checkpoint, path, workers=workers, progress=progress)
-    for name, reason in getattr(checkpoint, "refused", {}).items():
+    refused = checkpoint.refused
+    readable = {name: checkpoint[name] for name in checkpoint if name not in refused}
+    found = hash_mapping(readable, path, workers=workers, progress=progress)
+    for name, reason in refused.items():
         message = f"tensor {quote(name)} cannot be given: {reason}"
         failed.add(path, SafetensorError(message, path=path))
     return found

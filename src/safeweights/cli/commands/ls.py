@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import click
 
 from ...conversion.opening import open_checkpoint
-from ...reports.inventory import branches, natural, rows, total
+from ...reports.inventory import branches, natural, rows, total, unreadable
 from ...reports.problems import NO, YES
-from ...text import count, escape, human_bytes, human_count, plural
+from ...text import count, escape, human_bytes, human_count, plural, printable
 from ..app import checkpoint_path, json_option
-from ..calls import calls_of, say_calls
+from ..calls import calls_of, draw_unreadable, say_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from ...reports.documents import LsDocument, TotalRecord
+    from ...reports.documents import LsDocument
     from ...reports.inventory import Branch, Row
     from ..output import Output
 
@@ -46,7 +46,8 @@ def command(
     match any of them are listed. Where none matches, the exit status is 1.
 
     Piped, each line is NAME, DTYPE, SHAPE and BYTES, separated by tabs; with --tree also TENSORS and
-    PARAMETERS, and a group is a line whose name ends with a dot.
+    PARAMETERS, and a group is a line whose name ends with a dot. A tensor that is in the file, but
+    whose values cannot be given (quantised, sparse ...), has one field more, which says why.
 
     \b
     Examples:
@@ -107,8 +108,14 @@ def _document(
 def _print_rows(out: Output, found: list[Row]) -> None:
     if not out.terminal:
         out.lines(
-            (escape(name), dtype, str(list(shape)).replace(" ", ""), str(nbytes))
-            for name, dtype, shape, _, nbytes, _, _ in found
+            (
+                escape(row.name),
+                row.dtype,
+                str(list(row.shape)).replace(" ", ""),
+                str(row.nbytes),
+                *_why(row),
+            )
+            for row in found
         )
         return
     from ..terminal import Column
@@ -125,7 +132,11 @@ def _print_rows(out: Output, found: list[Row]) -> None:
             for row in found
         ),
     )
-    _print_total(out, total(found))
+    _print_total(out, found)
+
+
+def _why(row: Row) -> tuple[str, ...]:
+    return () if row.unreadable is None else (printable(row.unreadable),)
 
 
 def _print_tree(out: Output, found: list[Row], depth: int | None) -> None:
@@ -144,7 +155,7 @@ def _print_tree(out: Output, found: list[Row], depth: int | None) -> None:
         ),
         _drawn(branches(found, depth)),
     )
-    _print_total(out, total(found))
+    _print_total(out, found)
 
 
 def _plain_branch(branch: Branch) -> Sequence[str]:
@@ -156,6 +167,7 @@ def _plain_branch(branch: Branch) -> Sequence[str]:
         str(sums["bytes"]),
         str(sums["tensors"]),
         str(sums["parameters"]),
+        *(() if row is None else _why(row)),
     )
 
 
@@ -182,7 +194,8 @@ def _guides(lasts: tuple[bool, ...]) -> str:
     return "".join("  " if over else "│ " for over in around) + ("└ " if last else "├ ")
 
 
-def _print_total(out: Output, sums: TotalRecord) -> None:
+def _print_total(out: Output, found: list[Row]) -> None:
+    sums = total(found)
     what = plural(sums["tensors"], "tensor")
     out.pretty().text(
         (
@@ -190,3 +203,4 @@ def _print_total(out: Output, sums: TotalRecord) -> None:
             "bold",
         )
     )
+    draw_unreadable(out, unreadable(found))

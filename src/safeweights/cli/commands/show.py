@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ...conversion.opening import kind_of, open_checkpoint
-from ...reports.inventory import rows, total
-from ...text import count, escape, human_bytes, human_count, plural
+from ...reports.inventory import rows, total, unreadable
+from ...text import count, escape, human_bytes, human_count, plural, printable
 from ..app import checkpoint_path, json_option
-from ..calls import calls_of, say_calls
+from ..calls import calls_of, draw_unreadable, say_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -63,6 +63,7 @@ def _document(path: str, checkpoint: Checkpoint) -> ShowDocument:
         "dtypes": _by_dtype(found),
         "files": [_file(file) for file in checkpoint.files],
         "metadata": checkpoint.metadata,
+        "unreadable": unreadable(found),
         "calls": calls_of(checkpoint),
     }
 
@@ -98,6 +99,9 @@ def _plain(found: ShowDocument) -> Iterator[tuple[str, ...]]:
     for file in found["files"]:
         sizes = (file["bytes"], file["header_bytes"], file["tensors"])
         yield "file", escape(file["path"]), *map(str, sizes)
+    for some in found["unreadable"]:
+        numbers = (some["tensors"], some["parameters"], some["bytes"])
+        yield "unreadable", printable(some["reason"]), *map(str, numbers)
     for key, value in (found["metadata"] or {}).items():
         yield "metadata", escape(key), escape(value)
 
@@ -124,6 +128,7 @@ def _draw(out: Output, found: ShowDocument) -> None:
     _draw_dtypes(out, found)
     if len(files) > 1:
         _draw_files(out, files)
+    draw_unreadable(out, found["unreadable"])
     _draw_metadata(out, found["metadata"])
 
 

@@ -8,11 +8,13 @@ cannot hold is refused by name with the option that would allow it, never droppe
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from ...checkpoint.tensor import UNKNOWN, UnreadableTensor
 from ...derived.casting import CastTensor, cast, numpy_type
 from ...derived.dense import dequantised, from_sparse, read_array
 from ...derived.element_types import FOREIGN, item_size
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from .nodes import Value
 
 __all__ = ["Materialized", "Storages", "StoredBytes", "materialize"]
+
+
+_is_type_name = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}").fullmatch
+_ELEMENTS_MAX: Final = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -56,16 +62,15 @@ class Storages(Protocol):
 
 @dataclass
 class Materialized:
-    """Tensors by name, and what could not become one.
+    """Tensors by name.
 
     Attributes:
-        tensors: Name -> tensor, in the file's order.
-        refused: Name -> why it was refused and which option allows it.
+        tensors: Name -> tensor, in the file's order. One that cannot be given is an `UnreadableTensor`,
+            which says why, and which option allows it.
         aliases: Name -> the first name that shows the same bytes in the same way.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
 
 
@@ -226,20 +231,55 @@ def materialize(
         FormatError: A tensor's geometry contradicts its storage.
     """
     builder = _Builder(label, storages, limits, densify, casts or {})
-    result = Materialized(refused=dict(flat.refused))
+    result = Materialized()
     first: dict[Hashable, str] = {}
     for name, node in flat.tensors.items():
         try:
             tensor = builder.tensor(node, name)
         except (_Refused, UnsupportedError) as reason:
-            result.refused[name] = str(reason)
+            result.tensors[name] = _unreadable(node, name, str(reason), label)
             continue
         result.tensors[name] = tensor
         key = builder.identity(tensor, node)
         original = first.setdefault(key, name)
         if original != name and tensor.nbytes:
             result.aliases[name] = original
+    for name, text in flat.refused.items():
+        unknown = UnreadableTensor(name, UNKNOWN, (), 0, reason=text, path=label)
+        result.tensors.setdefault(name, unknown)
     return result
+
+
+def _unreadable(node: Value, name: str, reason: str, path: str) -> UnreadableTensor:
+    """What is known of a tensor that is not given."""
+    dtype, shape, nbytes = _description(node)
+    if not _is_type_name(dtype) or min(shape, default=0) < 0 or math.prod(shape) >= _ELEMENTS_MAX:
+        dtype, shape = UNKNOWN, ()  # what a file says of itself need not make sense
+    return UnreadableTensor(name, dtype, shape, nbytes, reason=reason, path=path)
+
+
+def _description(node: Value) -> tuple[str, tuple[int, ...], int]:
+    """Element type, shape and stored bytes of the tensor that `node` describes."""
+    if isinstance(node, RefusedNode):
+        return node.dtype, node.shape, node.nbytes
+    if isinstance(node, ArrayNode):
+        name = node.dtype.code or node.dtype.kind.removeprefix("ml:")
+        return name, node.shape, math.prod(node.shape) * (node.dtype.width or 0)
+    if isinstance(node, StorageNode):
+        dtype = node.dtype or "U8"
+        return dtype, (node.elements,), node.elements * item_size(dtype)
+    if isinstance(node, TensorNode):
+        return node.dtype, node.shape, math.prod(node.shape) * item_size(node.dtype)
+    if isinstance(node, QuantisedNode):
+        return _description(node.tensor)
+    if isinstance(node, MetaNode):
+        return node.dtype, node.shape, 0
+    if isinstance(node, CastNode):
+        _, shape, nbytes = _description(node.value)
+        return node.dtype, shape, nbytes
+    assert isinstance(node, SparseNode)
+    parts = [_description(part) for part in node.parts]
+    return parts[-1][0], node.shape, sum(size for _, _, size in parts)
 
 
 def packed(

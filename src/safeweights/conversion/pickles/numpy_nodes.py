@@ -188,9 +188,19 @@ class ArrayNode:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RefusedNode:
-    """What is an array in the file but cannot be one in the format, and why."""
+    """What is an array in the file but cannot be one in the format.
+
+    Attributes:
+        reason: Why.
+        dtype: Its element type as its own format calls it; empty where that is unknown.
+        shape: Its shape.
+        nbytes: Bytes that it takes in the file.
+    """
 
     reason: str
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    nbytes: int = 0
 
 
 class _TextSource(Source):

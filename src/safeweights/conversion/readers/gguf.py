@@ -1,14 +1,15 @@
-"""GGUF files: the tensors that are not quantised.
+"""GGUF files.
 
-A quantised tensor is named and refused; its blocks mean nothing outside of GGML. Keys and values of
-the header are listed as what is no tensor. Source: the GGUF specification (ggml/docs/gguf.md).
+Quantised tensors are listed with their type, shape and size, but not given: their blocks mean nothing
+outside of GGML. Keys and values of the header are listed as what is no tensor. Source: the GGUF
+specification (ggml/docs/gguf.md) and ggml/src/ggml-common.h.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ...derived.element_types import item_size
 from ...derived.strided import contiguous_strides
@@ -30,6 +31,17 @@ _TYPES: Final = {
     0: "f4", 1: "f2", 24: "i1", 25: "i2", 26: "i4", 27: "i8", 28: "f8", 30: "ml:bfloat16",
 }  # fmt: skip
 """GGML's number of each type that is not quantised -> array type."""
+
+_QUANTISED: Final = {
+    2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56),
+    34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+}  # fmt: skip
+"""GGML's number of each quantised type -> its name, elements in a block, bytes of a block."""
 
 _SCALARS: Final = "BbHhIif?__QqD"
 """struct codes of value types 0 to 12; 8 is text, 9 an array."""
@@ -134,7 +146,7 @@ def read_gguf(source: Source, options: OpenOptions) -> ForeignCheckpoint:
         raise header.fault(f"general.alignment is {what}, but must be a power of two, 8 or more")
     start = -(-header.bytes.offset // alignment) * alignment
     pairs: list[tuple[Value, Value]] = [
-        (name, _array(header, start, alignment, info)) for name, info in infos
+        (info.name, _array(header, start, alignment, info)) for info in infos
     ]
     metadata = {key: value for key, value in entries.items() if isinstance(value, str)}
     pairs.append(("gguf", DictNode(list(entries.items()))))
@@ -151,27 +163,47 @@ def _distinct(header: _Header, pairs: list[tuple[Value, Value]]) -> list[tuple[V
     return pairs
 
 
-def _tensor_info(header: _Header) -> tuple[str, tuple[tuple[int, ...], int, int]]:
+class _TensorInfo(NamedTuple):
+    """What the header says of a tensor; `kind` is GGML's number of its type."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+
+def _tensor_info(header: _Header) -> _TensorInfo:
     name = header.name()
     rank = header.number("I")
     if rank > header.limits.tensor_rank:
         raise header.fault(f"tensor {quote(name)} has {rank} dimensions")
     # GGML counts dimensions from the fastest.
     shape = tuple(header.number("Q") for _ in range(rank))[::-1]
-    return name, (shape, header.number("I"), header.number("Q"))
+    return _TensorInfo(name, shape, header.number("I"), header.number("Q"))
 
 
-def _array(
-    header: _Header, start: int, alignment: int, info: tuple[tuple[int, ...], int, int]
-) -> Value:
-    shape, kind, offset = info
-    if kind not in _TYPES:
-        return RefusedNode(f"it is of GGML's quantised type {kind}, which only GGML can read")
-    dtype = DtypeNode(_TYPES[kind], header.swapped)
-    size = math.prod(shape) * item_size(dtype.code or "U8")
+def _array(header: _Header, start: int, alignment: int, info: _TensorInfo) -> Value:
+    name, shape, kind, offset = info
     if offset % alignment:
         raise header.fault(
-            f"tensor offset {offset} is not a multiple of the alignment, {alignment}"
+            f"tensor {quote(name)} begins at {offset}, not a multiple of the alignment, {alignment}"
         )
+    if kind not in _TYPES and kind not in _QUANTISED:
+        return RefusedNode(f"it is of GGML's type {kind}, which is not known here")
+    dtype = DtypeNode(_TYPES.get(kind, ""), header.swapped)
+    if kind in _QUANTISED:
+        text, elements, block = _QUANTISED[kind]
+        if not shape or shape[-1] % elements:
+            raise header.fault(f"a row of tensor {quote(name)} is not made of blocks of {text}")
+        size = math.prod(shape) // elements * block
+    else:
+        size = math.prod(shape) * item_size(dtype.code or "U8")
+    if start + offset + size > header.source.size:
+        raise header.fault(
+            f"tensor {quote(name)} ends at byte {start + offset + size}, the file at "
+            f"{header.source.size}"
+        )
+    if kind in _QUANTISED:
+        return RefusedNode(f"it is quantised as {text}, which only GGML reads", text, shape, size)
     data = Window(header.source, start + offset, size)
     return ArrayNode(start + offset, dtype, shape, contiguous_strides(shape), data)

@@ -158,7 +158,8 @@ def _dataset(dataset: Any, source: Source, limits: Limits) -> Value:
         return "an array of text or objects"
     dtype = DtypeNode(kind.str.lstrip("<>=|"), kind.str.startswith(">"))
     if dtype.code is None:
-        return RefusedNode(f"its HDF5 type {kind.str} has no counterpart")
+        reason = f"its HDF5 type {kind.str} has no counterpart in the format"
+        return RefusedNode(reason, dtype.kind, shape, math.prod(shape) * kind.itemsize)
     size = math.prod(shape) * kind.itemsize
     # A damaged or hostile header can announce any shape; the file must be able to hold it.
     if size > max(limits.inflation_floor_bytes, source.size * limits.inflation_ratio):

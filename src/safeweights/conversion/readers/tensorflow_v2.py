@@ -272,13 +272,21 @@ def _text(key: bytes, path: str) -> str:
         raise _Bytes(key, path).fault("a name is not UTF-8") from error
 
 
+def _type_name(number: int) -> str:
+    """What to call a type: as the format does, or by TensorFlow's number of it."""
+    kind = _TYPES.get(number)
+    return (kind and DtypeNode(kind).code) or f"DT_{number}"
+
+
 def _node(entry: _Entry, shard: Source, name: str, *, swapped: bool) -> Value:
     if entry.sliced:
-        return RefusedNode("it was saved in slices; save it whole first")
+        reason = "it was saved in slices; save it whole first"
+        return RefusedNode(reason, _type_name(entry.dtype), entry.shape)
     if entry.dtype == _STRING:
         return Blob(shard, entry.offset, entry.size)
     if entry.dtype not in _TYPES:
-        return RefusedNode(f"TensorFlow's type {entry.dtype} has no counterpart")
+        reason = f"TensorFlow's type {entry.dtype} has no counterpart in the format"
+        return RefusedNode(reason, _type_name(entry.dtype), entry.shape, entry.size)
     dtype = DtypeNode(_TYPES[entry.dtype], swapped)
     need = math.prod(entry.shape) * item_size(dtype.code or "U8")
     if need != entry.size:
