@@ -22,7 +22,7 @@ import safeweights.numpy
 from safeweights import SafetensorError
 from safeweights.frameworks import loading, plans, prefetch
 from safeweights.frameworks.loading import HostLanding
-from safeweights.storage import BACKENDS, DescriptorSource, TruncatedError, files
+from safeweights.storage import BACKENDS, DescriptorSource, TruncatedError, files, parallel
 from safeweights.storage import source as sources
 
 if TYPE_CHECKING:
@@ -307,7 +307,7 @@ def test_threads_that_cannot_be_had(
             started.append(self)
             super().start()
 
-    monkeypatch.setattr(loading, "Thread", Scarce)
+    monkeypatch.setattr(parallel, "Thread", Scarce)
     assert len(safeweights.numpy.load_file(twenty, backend="pread")) == 20
     started.clear()
     if allowed:

@@ -1,10 +1,366 @@
+"""Threads: the chunks of one buffer, a call for each of many items, and calls beside the caller."""
+
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
+import signal
+import sys
 import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from safeweights.storage.parallel import in_threads
+from safeweights.storage import parallel, read_ahead
+from safeweights.storage.parallel import Background, in_parallel, in_threads, thread_count
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
+
+
+@pytest.fixture
+def scarce(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[threading.Thread]]:
+    """Given how many threads the system has left; gives those that were started."""
+
+    def limit(available: int) -> list[threading.Thread]:
+        start, started = threading.Thread.start, []
+
+        def refuse(thread: threading.Thread) -> None:
+            if len(started) == available:
+                raise RuntimeError("can't start new thread")
+            started.append(thread)
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        return started
+
+    return limit
+
+
+class Alarm:
+    """Calls `action` in the main thread five times a second, from a signal, until it is left."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self._action = action
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGALRM, lambda *_: self._action())
+        signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._before)
+
+
+posix = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals of POSIX")
+
+
+@pytest.mark.parametrize("processors", [None, 1, 3, 64])
+def test_thread_count(monkeypatch: pytest.MonkeyPatch, processors: int | None) -> None:
+    if processors is None:
+        monkeypatch.delattr(os, "sched_getaffinity")
+        monkeypatch.setattr(os, "cpu_count", lambda: None)
+    else:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(processors), raising=False)
+    assert thread_count() == {None: 2, 1: 2, 3: 3, 64: 16}[processors]
+
+
+# ---- calls beside the caller
+
+
+def test_jobs_run_one_at_a_time_in_order_and_keep_their_errors() -> None:
+    ran: list[tuple[int, int]] = []
+
+    def job(number: int) -> int:
+        ran.append((number, threading.get_ident()))
+        if number == 3:
+            raise ZeroDivisionError
+        return -number
+
+    with Background() as beside:
+        jobs = [beside.submit(job, number) for number in range(6)]
+        assert [each.result() for each in (*jobs[:3], *jobs[4:])] == [0, -1, -2, -4, -5]
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                jobs[3].result()
+    assert [number for number, _ in ran] == list(range(6))
+    (thread,) = {thread for _, thread in ran}
+    assert thread != threading.get_ident()
+
+
+def test_no_more_threads_than_were_allowed_and_than_there_are_jobs() -> None:
+    met = threading.Barrier(3)
+    with Background(3) as beside:
+        before = threading.active_count()
+        jobs = [beside.submit(met.wait, 30) for _ in range(2)]
+        assert threading.active_count() == before + 2
+        jobs += [beside.submit(met.wait, 30) for _ in range(4)]
+        assert sorted(job.result() for job in jobs) == [0, 0, 1, 1, 2, 2]
+        assert threading.active_count() == before + 3
+        assert beside.start() == 3
+
+
+def test_closing_drops_what_has_not_begun() -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def hold() -> str:
+        begun.set()
+        release.wait(30)
+        return "held"
+
+    beside = Background()
+    held = beside.submit(hold)
+    dropped = beside.submit(begun.clear)
+    begun.wait(30)
+    threading.Timer(0.05, release.set).start()
+    beside.close()
+    beside.close()
+    assert (held.result(), begun.is_set()) == ("held", True)
+    with pytest.raises(parallel._AbandonedError):
+        dropped.result()
+
+
+def test_threads_end_when_everything_is_done_after_finish() -> None:
+    beside = Background(2)
+    before = threading.active_count()
+    jobs = [beside.submit(int, number) for number in range(10)]
+    beside.finish()
+    assert [job.result() for job in jobs] == list(range(10))
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before:
+        assert time.monotonic() < deadline, "a thread waits for more"
+        time.sleep(0.001)
+    beside.close()
+
+
+def test_a_job_may_close_what_runs_it() -> None:
+    """As a finalizer does that the garbage collector happens to run in this thread."""
+    beside = Background()
+    beside.submit(beside.close).result()
+    beside.close()
+
+
+def test_nothing_keeps_a_result_that_was_taken() -> None:
+    class Large:
+        pass
+
+    with Background() as beside:
+        large = beside.submit(Large).result()
+        gone = weakref.ref(large)
+        del large
+        beside.submit(int).result()  # the thread has gone on
+        assert gone() is None
+
+
+def test_nothing_keeps_an_error_that_was_raised() -> None:
+    class Large:
+        pass
+
+    def fail() -> None:
+        nonlocal gone
+        large = Large()
+        gone = weakref.ref(large)
+        raise ZeroDivisionError
+
+    gone: Any = None
+    gc.disable()
+    try:
+        with Background() as beside:
+            with contextlib.suppress(ZeroDivisionError):
+                beside.submit(fail).result()
+            beside.submit(int).result()
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@posix
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_an_interrupt_waits_for_the_call_under_way_and_a_second_one_does_not(
+    interrupts: int,
+) -> None:
+    under_way, release, done = threading.Event(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        under_way.set()
+        release.wait(30)
+        done.set()
+
+    left = iter(range(interrupts))
+
+    def interrupt() -> None:
+        if next(left, None) is not None:
+            raise KeyboardInterrupt
+        if interrupts == 1:
+            release.set()
+
+    beside = Background()
+    beside.submit(hold)
+    under_way.wait(30)
+    with Alarm(interrupt), pytest.raises(KeyboardInterrupt):
+        beside.close()
+    assert done.is_set() is (interrupts == 1)
+    release.set()
+    beside.close()
+    assert done.is_set()
+
+
+@posix
+def test_a_thread_whose_start_was_interrupted_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    beside = Background()
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        beside.submit(int)
+    assert threading.active_count() == before + 1
+    beside.close()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before:
+        assert time.monotonic() < deadline, "the thread was forgotten"
+        time.sleep(0.001)
+
+
+# ---- where the system has no more threads
+
+
+def test_without_threads_jobs_run_when_they_are_submitted(
+    scarce: Callable[[int], list[threading.Thread]],
+) -> None:
+    scarce(0)
+    with Background(3) as beside:
+        assert beside.start() == 0
+        job = beside.submit(threading.get_ident)
+        failed = beside.submit(int, "x")
+        assert job.result() == threading.get_ident()
+        with pytest.raises(ValueError, match="invalid literal"):
+            failed.result()
+        with pytest.raises(KeyboardInterrupt):
+            beside.submit(_interrupt)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_no_thread_is_started_while_the_interpreter_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    with Background(3) as beside:
+        assert beside.submit(threading.get_ident).result() == threading.get_ident()
+
+
+@pytest.mark.parametrize("available", [0, 1])
+def test_work_is_done_without_threads(
+    scarce: Callable[[int], list[threading.Thread]], available: int
+) -> None:
+    started = scarce(available)
+    done: list[int] = []
+    in_parallel(lambda begin, end: done.extend(range(begin, end)), 100, chunk=10, threads=4)
+    assert sorted(done) == list(range(100))
+    assert len(started) == available
+    assert list(read_ahead(iter([b"a", b"b"]))) == [b"a", b"b"]
+    started.clear()
+    seen: list[int] = []
+
+    def call(item: int, tell: Callable[[int], object]) -> int:
+        tell(1)
+        return -item
+
+    assert in_threads(call, range(5), workers=3, progress=seen.append) == [0, -1, -2, -3, -4]
+    assert seen[-1] == 5
+
+
+def test_interrupts_without_threads(scarce: Callable[[int], list[threading.Thread]]) -> None:
+    scarce(0)
+    begun: list[int] = []
+
+    def call(item: int, tell: Callable[[int], object]) -> None:
+        begun.append(item)
+        tell(1)
+
+    def progress(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        in_threads(call, range(5), progress=progress)
+    assert begun == [0]
+
+
+# ---- the chunks of one buffer
+
+
+@pytest.mark.parametrize("threads", [0, 1, 5])
+@pytest.mark.parametrize("total", [0, 1, 10, 11, 20, 1000])
+def test_chunks_cover_everything_once(total: int, threads: int) -> None:
+    seen: list[tuple[int, int]] = []
+    in_parallel(lambda begin, end: seen.append((begin, end)), total, chunk=10, threads=threads)
+    places = [place for begin, end in sorted(seen) for place in range(begin, end)]
+    assert places == list(range(total))
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_nothing_runs_after_a_failure(error: type[BaseException]) -> None:
+    begun: list[int] = []
+
+    def work(begin: int, end: int) -> None:
+        begun.append(begin)
+        if begin == 0:
+            raise error
+        time.sleep(0.001)
+
+    with pytest.raises(error):
+        in_parallel(work, 100_000, chunk=10)
+    assert len(begun) < 10_000
+
+
+@posix
+def test_an_interrupt_waits_for_work_under_way() -> None:
+    """The caller may reuse the memory then: no thread may be writing to it."""
+    under_way, done = threading.Event(), threading.Event()
+    main = threading.current_thread()
+    interrupted = []
+
+    def work(begin: int, end: int) -> None:
+        if threading.current_thread() is main:
+            under_way.wait(30)
+        else:
+            under_way.set()
+            while not interrupted:
+                time.sleep(0.001)
+            time.sleep(0.05)
+            done.set()
+
+    def interrupt() -> None:
+        if not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+
+    with Alarm(interrupt), pytest.raises(KeyboardInterrupt):
+        in_parallel(work, 30, chunk=10, threads=2)
+    assert done.is_set()
+
+
+def test_an_index_error_of_the_work_is_raised() -> None:
+    with pytest.raises(IndexError, match="pop from empty list"):
+        in_parallel(lambda begin, end: [][begin:end].pop(), 100, chunk=10)
+
+
+# ---- a call for each of many items
 
 
 def test_results_and_the_first_failure_come_in_the_order_of_the_items() -> None:
@@ -31,10 +387,13 @@ def test_results_and_the_first_failure_come_in_the_order_of_the_items() -> None:
     assert in_threads(call, [], workers=3) == []
 
 
-def test_progress_is_told_in_the_calling_thread_and_adds_up() -> None:
+@pytest.mark.parametrize("cost", [None, lambda item: item << 20])
+def test_progress_is_told_in_the_calling_thread_and_adds_up(
+    cost: Callable[[int], int] | None,
+) -> None:
     seen: list[int] = []
 
-    def call(item: int, tell) -> None:
+    def call(item: int, tell: Callable[[int], object]) -> None:
         for done in range(1, item + 1):
             tell(done)
 
@@ -42,16 +401,16 @@ def test_progress_is_told_in_the_calling_thread_and_adds_up() -> None:
         assert threading.current_thread() is threading.main_thread()
         seen.append(done)
 
-    in_threads(call, [5, 0, 7, 100], workers=3, progress=progress)
+    in_threads(call, [5, 0, 1, 1, 1, 7, 100, 0], workers=3, cost=cost, progress=progress)
     assert seen == sorted(set(seen))
-    assert seen[-1] == 112
+    assert seen[-1] == 115
 
 
-def test_every_report_reaches_a_caller_who_listens() -> None:
+def test_progress_comes_while_a_call_is_under_way() -> None:
     seen: list[int] = []
     heard = threading.Event()
 
-    def call(item: int, tell) -> None:
+    def call(item: int, tell: Callable[[int], object]) -> None:
         for done in range(1, 4):
             heard.clear()
             tell(done)
@@ -65,14 +424,41 @@ def test_every_report_reaches_a_caller_who_listens() -> None:
     assert seen == [1, 2, 3]
 
 
+def test_cheap_neighbours_are_handled_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_BATCH", 10)
+    ran: list[list[int]] = []
+    run = parallel._Batch.run
+
+    def noting(batch: Any, *given: Any) -> None:
+        ran.append(batch._items)
+        run(batch, *given)
+
+    monkeypatch.setattr(parallel._Batch, "run", noting)
+    costs = [1, 2, 7, 50, 3, 3, 3, 3, 9]
+    assert in_threads(lambda item, _: item, costs, cost=int, workers=2) == costs
+    assert sorted(ran) == [[1, 2, 7], [3, 3, 3, 3], [9], [50]]
+
+
+def test_a_failure_among_neighbours_is_the_first_in_order() -> None:
+    begun: list[int] = []
+
+    def call(item: int, tell: object) -> None:
+        begun.append(item)
+        if item in {4, 7}:
+            raise ValueError(item)
+
+    with pytest.raises(ValueError, match="4"):
+        in_threads(call, range(10), cost=lambda _: 1, workers=2)
+    assert begun == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_who_leaves_leaves_no_thread_behind(error: type[BaseException]) -> None:
-    before = threading.active_count()
+def test_a_caller_that_leaves_ends_what_is_under_way(error: type[BaseException]) -> None:
     begun = []
 
-    def call(item: int, tell) -> None:
+    def call(item: int, tell: Callable[[int], object]) -> None:
         begun.append(item)
-        while True:  # for as long as anybody listens
+        while True:  # until the report ends it
             tell(1)
 
     def progress(done: int) -> None:
@@ -80,14 +466,13 @@ def test_who_leaves_leaves_no_thread_behind(error: type[BaseException]) -> None:
 
     with pytest.raises(error):
         in_threads(call, range(50), workers=2, progress=progress)
-    assert threading.active_count() == before
     assert len(begun) <= 3
 
 
 def test_a_failure_ends_what_is_under_way() -> None:
     begun = threading.Event()
 
-    def call(item: int, tell) -> None:
+    def call(item: int, tell: Callable[[int], object]) -> None:
         if item == 0:
             begun.wait(30)
             raise ZeroDivisionError

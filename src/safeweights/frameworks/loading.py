@@ -12,12 +12,11 @@ import math
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from threading import Condition, Lock, Thread, current_thread
+from threading import Condition, Lock
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ClosedError, UnsupportedError
-from ..storage.parallel import CHUNK, thread_count
+from ..storage.parallel import CHUNK, Background, thread_count
 from .plans import Batch, Landing, Scattered, Transfer, batches
 from .slices import Part, read_part
 from .wording import worded
@@ -168,7 +167,7 @@ class Pipeline:
         self._bytes = 0
         self._failure: BaseException | None = None
         self._stopped = False
-        self._threads: list[Thread] = []
+        self._readers: Background | None = None
         self._process = os.getpid()
 
     @property
@@ -179,20 +178,21 @@ class Pipeline:
     def start(self, threads: int) -> None:
         """Have `threads` read from now on; they end when there is nothing left, or at `stop`.
 
-        Fewer will do where the system has no more.
+        Where the system has no more threads, fewer read.
 
         Raises:
             RuntimeError: It has none.
         """
-        for _ in range(threads):
-            thread = Thread(target=self.work, name="safeweights-reader", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                if not self._threads:
-                    raise
-                return
-            self._threads.append(thread)
+        if not self._start(threads):
+            raise RuntimeError("can't start new thread")
+
+    def _start(self, threads: int) -> int:
+        self._readers = Background(threads, "safeweights-reader")
+        count = self._readers.start()
+        for _ in range(count):
+            self._readers.submit(self.work)
+        self._readers.finish()
+        return count
 
     def work(self) -> None:
         """What each of the threads does: fetch pieces until there are none."""
@@ -320,19 +320,13 @@ class Pipeline:
         A reader, in which a finalizer may run, does not wait: the others may be waiting for its lock.
         """
         self.stop()
-        if self.inherited or current_thread() in self._threads:
-            return
-        for thread in self._threads:
-            thread.join()
-        self._threads.clear()
+        if self._readers is not None and not self.inherited:
+            self._readers.close()
 
     def run(self, threads: int, progress: Progress | None = None) -> None:
         """Work everything off: `threads` do, or the calling one where it is the only one. None is left."""
         try:
-            if threads > 1:
-                with suppress(RuntimeError):  # no thread to be had: then all is left to this one
-                    self.start(threads)
-            if not self._threads:
+            if threads <= 1 or not self._start(threads):
                 self.work()
             self._wait(lambda: len(self._complete) == self._unreleased, progress)
         finally:

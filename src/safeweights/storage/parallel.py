@@ -1,189 +1,50 @@
-"""Many files at once: jobs in threads, and one caller who waits for them.
+"""Threads: the one place that starts any, and the three ways in which the package uses them.
 
-Results come in the order of the items, as does the first failure; how far the jobs have come is told
-to the caller in the caller's own thread; and when the caller leaves, as by Ctrl-C, the jobs end at
-their next report and no thread is left behind.
+- `in_parallel`: the chunks of one buffer, shared among threads. For filling and copying memory.
+- `in_threads`: a call for each of many items, such as files; results in order, progress for the caller.
+- `Background`: calls that run beside the caller: reading the next piece while this one is used.
 
-Knows nothing of what the jobs do.
+Rules for all three:
+- No thread outlives the call, or the `Background`, that started it, unless a second Ctrl-C insists.
+- Where the system has no more threads (in a full container, at the interpreter's end) fewer share the
+  work; where it has none, the calling thread does all of it.
+- Threads are daemons: a read from a dead network mount must not keep the process from ending.
+
+Knows nothing of what the calls do.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from queue import Empty, SimpleQueue
+from threading import Event, Lock, Thread, current_thread, get_ident
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["CHUNK", "in_parallel", "in_threads", "thread_count"]
+    from typing_extensions import Self
+
+__all__ = ["CHUNK", "Background", "Job", "in_parallel", "in_threads", "thread_count"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_PATIENCE: Final = 0.5
-"""Seconds of one wait: Windows delivers Ctrl-C only in between."""
-
-
-class _AbandonedError(Exception):
-    """Ends a job for whose result nobody waits any more."""
-
-
-def in_threads(
-    call: Callable[[T, Callable[[int], object]], R],
-    items: Iterable[T],
-    *,
-    workers: int | None = None,
-    progress: Callable[[int], object] | None = None,
-) -> list[R]:
-    """The result of `call` for each item, in the order of the items.
-
-    The first failure is raised in its turn; what has not begun by then is not begun, and what is
-    under way is given up.
-
-    Args:
-        call: Given an item, and a callable to be told now and then how many bytes of the item are
-            done; what that raises has to be let through.
-        items: What there is to do.
-        workers: Threads; the number of cores unless told.
-        progress: Called with the bytes done so far of all items, from the calling thread.
-    """
-    meter = _Meter(progress)
-    futures: list[Future[R]] = []
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1)
-    try:
-        for index, item in enumerate(items):
-            future = pool.submit(call, item, partial(meter.tell, index))
-            future.add_done_callback(meter.wake)
-            futures.append(future)
-        return [meter.wait(future) for future in futures]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        meter.abandoned = True
-        pool.shutdown()
-
-
-class _Meter:
-    """Between the jobs, which report, and the caller, who waits and passes it on.
-
-    However often jobs report, the caller is told no faster than it listens.
-
-    Attributes:
-        abandoned: The caller has left.
-    """
-
-    def __init__(self, progress: Callable[[int], object] | None) -> None:
-        self.abandoned = False
-        self._progress = progress
-        self._news = Event()
-        self._lock = Lock()
-        self._done: dict[int, int] = {}
-        self._total = self._told = 0
-
-    def tell(self, item: int, done: int) -> None:
-        """In a job: `done` bytes of the item are done."""
-        if self.abandoned:
-            raise _AbandonedError
-        with self._lock:
-            self._total += done - self._done.get(item, 0)
-            self._done[item] = done
-        self._news.set()
-
-    def wake(self, _: Future[Any]) -> None:
-        """In a job, when it has ended."""
-        self._news.set()
-
-    def wait(self, future: Future[R]) -> R:
-        """In the caller: the result of a job, once it is there and what was told before is passed on."""
-        while not future.done():
-            self._news.wait(_PATIENCE)
-            self._news.clear()
-            self._pass_on()
-        self._pass_on()
-        return future.result()
-
-    def _pass_on(self) -> None:
-        total = self._total
-        if self._progress is not None and total != self._told:
-            self._told = total
-            self._progress(total)
-
-
 CHUNK: Final = 1 << 23
-"""Bytes that one thread handles at a time: Python's share of the work is lost in it."""
+"""Bytes that one thread handles at a time: Python's share of the work is below 6 % of a core then."""
 
+_BATCH: Final = 1 << 22
+"""Cost, in bytes, of the items that one thread takes at a time; see `in_threads`."""
 
-def in_parallel(
-    work: Callable[[int, int], object], total: int, *, chunk: int = CHUNK, threads: int = 0
-) -> None:
-    """Call ``work(begin, end)`` for chunks that cover 0 to `total`, in ascending order of begin.
+_PATIENCE: Final = 0.5
+"""Seconds of one wait: Windows delivers Ctrl-C only between two waits."""
 
-    With `threads` as many share the work, else `thread_count()`; the calling thread is one of them, and
-    the only one for up to two chunks, and where the system has no more: at the interpreter's end, or in
-    a full container.
-
-    The first exception is raised after the chunks that are under way have ended, so that no thread
-    touches the memory afterwards; chunks not begun are not begun any more. The same holds for an
-    interrupt (Ctrl-C); another one meanwhile ends the waiting, since a dead mount may never answer.
-    """
-    starts = deque(range(0, total, chunk))
-    if len(starts) <= 2:
-        work(0, total)
-        return
-    failures: list[BaseException] = []
-    locks: list[Lock] = []  # each held by a thread as long as it works
-    others: list[Thread] = []
-
-    def share(working: Lock) -> None:
-        with working:
-            try:
-                while (begin := _next_of(starts)) is not None:
-                    work(begin, min(begin + chunk, total))
-            except BaseException as error:  # noqa: BLE001 - raised below
-                starts.clear()
-                failures.append(error)
-
-    try:
-        for _ in range(min(len(starts), threads or thread_count()) - 1):
-            locks.append(Lock())
-            thread = Thread(target=share, args=locks[-1:], name="safeweights-share")
-            try:
-                thread.start()
-            except RuntimeError:
-                break
-            others.append(thread)
-        share(Lock())
-    finally:
-        # A thread that begins only now, as one may whose start was interrupted, finds nothing to do.
-        starts.clear()
-        interrupts = [error for lock in locks if (error := _wait_for(lock))]
-        for thread in others:
-            thread.join()
-    for error in (*failures, *interrupts):
-        raise error
-
-
-def _wait_for(lock: Lock) -> BaseException | None:
-    """Return when nobody holds `lock`; one interrupt meanwhile is the result, the next one is raised."""
-    interrupt = None
-    while True:
-        try:
-            with lock:
-                return interrupt
-        except BaseException as error:  # noqa: PERF203 - the first is raised by the caller
-            if interrupt is not None:
-                raise
-            interrupt = error
-
-
-def _next_of(starts: deque[int]) -> int | None:
-    try:
-        return starts.popleft()
-    except IndexError:
-        return None
+_TICK: Final = 0.05
+"""Seconds between two looks at the progress. Waking the caller at every report would make it compete
+with the jobs for the interpreter's lock: 20,000 small files take three times as long."""
 
 
 def thread_count() -> int:
@@ -193,3 +54,391 @@ def thread_count() -> int:
     except AttributeError:  # not on macOS and Windows
         processors = os.cpu_count() or 1
     return max(2, min(16, processors))
+
+
+# ---- calls beside the caller
+
+
+class _AbandonedError(Exception):
+    """The caller does not wait for this result any more."""
+
+
+class Job(Generic[R]):
+    """One call that was given to a `Background`, which runs or drops it.
+
+    Attributes:
+        error: What the call raised.
+    """
+
+    __slots__ = ("_call", "_ended", "_result", "error")
+
+    def __init__(self, call: Callable[[], R]) -> None:
+        self._call: Callable[[], R] | None = call
+        self._ended = Lock()
+        self._ended.acquire()  # until the call has returned
+        self._result: R | None = None
+        self.error: BaseException | None = None
+
+    def result(self) -> R:
+        """What the call returned; waits for it.
+
+        Raises:
+            BaseException: What the call raised.
+        """
+        while not self._ended.acquire(timeout=_PATIENCE):
+            pass
+        self._ended.release()
+        if self.error is None:
+            return cast("R", self._result)
+        try:
+            raise self.error
+        finally:
+            del (
+                self
+            )  # or job, error and traceback would keep each other alive, and all they refer to
+
+    def run(self) -> None:
+        """Make the call; in whichever thread."""
+        call, self._call = self._call, None  # what it holds is free as soon as it has returned
+        assert call is not None
+        try:
+            self._result = call()
+        except BaseException as error:  # noqa: BLE001 - raised by `result`
+            self.error = error
+        self._ended.release()
+        del self  # see `result`
+
+    def drop(self) -> None:
+        """Make `result` an error, instead of running the call."""
+        self._call, self.error = None, _AbandonedError()
+        self._ended.release()
+
+
+class Background:
+    """Threads that work beside the caller, on what it will need next or only at the end.
+
+    Use it as a context manager, or `close` it. Calls begin in the order in which they were submitted; with
+    one thread, the default, they also run one at a time. Unlike the standard library's executor it
+    works where no thread can be started, does not keep a process from ending, may be closed by a
+    finalizer in one of its own threads, and takes no time to import.
+
+    Args:
+        threads: At most so many; each starts when a call is submitted.
+        name: Of the threads.
+
+    >>> with Background() as beside:
+    ...     job = beside.submit(sum, [1, 2, 3])
+    ...     job.result()
+    6
+    """
+
+    def __init__(self, threads: int = 1, name: str = "safeweights-background") -> None:
+        self._most = threads
+        self._name = name
+        # Its `put` is re-entrant, which a finalizer needs that runs in the middle of another one.
+        self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._threads: list[Thread] = []
+        self._working: list[Lock] = []  # each held by a thread from its beginning to its end
+
+    def start(self) -> int:
+        """Start all threads now, or as many as the system has; how many there are."""
+        while len(self._threads) < self._most and self._start_one():
+            pass
+        return len(self._threads)
+
+    def submit(self, call: Callable[..., R], *arguments: Any) -> Job[R]:
+        """Have ``call(*arguments)`` run in a thread; where there is none, it runs here and now."""
+        job = Job(partial(call, *arguments))
+        if len(self._threads) < self._most:
+            self._start_one()
+        if self._threads:
+            self._queue.put(job)
+            return job
+        job.run()
+        if job.error is not None and not isinstance(job.error, Exception):
+            job.result()  # Ctrl-C, which must not wait until somebody asks for the result
+        return job
+
+    def finish(self) -> None:
+        """Let the threads end when all that was submitted is done. Returns at once; submit no more."""
+        for (
+            _
+        ) in self._working:  # not `_threads`: one whose start was interrupted may be running, too
+            self._queue.put(None)
+
+    def close(self) -> None:
+        """Drop the calls that have not begun, and wait for those that have.
+
+        An interrupt (Ctrl-C) meanwhile is raised when they have ended, so that no thread touches memory
+        that the caller is about to reuse. A second one is raised at once: a dead mount may never answer.
+        In one of its own threads, where a finalizer may call this, it does not wait.
+        """
+        while (job := self._next_unbegun()) is not None:
+            job.drop()
+        self.finish()
+        if current_thread() in self._threads:
+            return
+        # First the locks: up to Python 3.12 a `join` that is interrupted takes the thread for ended. A
+        # thread that has not come as far as its lock, since its start was interrupted, finds no call.
+        interrupts = [error for lock in self._working if (error := _wait_for(lock))]
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+        self._working.clear()
+        for error in interrupts:
+            raise error
+
+    def _next_unbegun(self) -> Job[Any] | None:
+        try:
+            return self._queue.get_nowait()
+        except Empty:
+            return None
+
+    def _start_one(self) -> bool:
+        if sys.is_finalizing():  # up to Python 3.11 the start of a thread would never return then
+            return False
+        self._working.append(Lock())
+        thread = Thread(
+            target=_work, args=(self._queue, self._working[-1]), name=self._name, daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            self._working.pop()
+            return False
+        self._threads.append(thread)
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _work(queue: SimpleQueue[Job[Any] | None], working: Lock) -> None:
+    """What a thread does. It knows the queue only, so that it keeps no `Background` alive."""
+    with working:
+        while (job := queue.get()) is not None:
+            job.run()
+            del job  # else its result would live on while the next job is waited for
+
+
+def _wait_for(lock: Lock) -> BaseException | None:
+    """Return when no thread holds `lock`; one interrupt meanwhile is the result, a second is raised."""
+    interrupt = None
+    while True:
+        try:
+            while not lock.acquire(timeout=_PATIENCE):
+                pass
+        except BaseException as error:  # noqa: PERF203 - the first is raised by the caller
+            if interrupt is not None:
+                raise
+            interrupt = error
+        else:
+            lock.release()
+            return interrupt
+
+
+def _next_of(waiting: deque[T]) -> T | None:
+    try:
+        return waiting.popleft()
+    except IndexError:
+        return None
+
+
+# ---- the chunks of one buffer
+
+
+def in_parallel(
+    work: Callable[[int, int], object], total: int, *, chunk: int = CHUNK, threads: int = 0
+) -> None:
+    """Call ``work(begin, end)`` for chunks that cover 0 to `total`, beginning with the lowest.
+
+    The calling thread takes part, and is the only one for up to two chunks. When this returns or
+    raises, no thread is working any more (but see `Background.close` for a second Ctrl-C).
+
+    Args:
+        work: Called from several threads at once.
+        total: End of the last chunk.
+        chunk: Length of each but the last.
+        threads: How many share the work; 0 for `thread_count`.
+
+    Raises:
+        BaseException: The first that `work` raised; chunks that had not begun are left out.
+    """
+    starts = deque(range(0, total, chunk))
+    if len(starts) <= 2:
+        work(0, total)
+        return
+    failures: list[BaseException] = []
+
+    def share() -> None:
+        try:
+            while (begin := _next_of(starts)) is not None:
+                work(begin, min(begin + chunk, total))
+        except BaseException as error:  # noqa: BLE001 - raised below
+            starts.clear()
+            failures.append(error)
+
+    others = Background(min(len(starts), threads or thread_count()) - 1, "safeweights-share")
+    try:
+        for _ in range(others.start()):
+            others.submit(share)
+        share()
+    finally:
+        starts.clear()
+        others.close()
+    for error in failures:
+        raise error
+
+
+# ---- a call for each of many items
+
+
+def in_threads(
+    call: Callable[[T, Callable[[int], object]], R],
+    items: Iterable[T],
+    *,
+    cost: Callable[[T], int] | None = None,
+    workers: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[R]:
+    """The result of `call` for each item, in the order of the items.
+
+    Args:
+        call: Given an item and a function to be called now and then with the number of bytes of the item
+            that are done. What that function raises must be let through: it ends a call whose result is
+            not wanted any more.
+        items: What there is to do.
+        cost: What an item costs, in bytes that could be handled meanwhile. A thread takes neighbours
+            together until they cost 4 MiB. Without it, it takes one item at a time.
+        workers: Threads; by default `thread_count`.
+        progress: Called in the calling thread, up to 20 times a second and at the end, with the number of
+            bytes of all items that are done.
+
+    Raises:
+        BaseException: What `call` raised for the first item, in their order, that failed. No call begins
+            after that, and those under way end at their next report. The same holds for what `progress`
+            raises, and for Ctrl-C.
+    """
+    batches = _batches(items, cost)
+    waiting = deque(enumerate(batches))
+    meter = _Meter(progress, len(batches))
+
+    def share() -> None:
+        while (each := _next_of(waiting)) is not None:
+            index, batch = each
+            batch.run(call, partial(meter.tell, index))
+            if batch.error is not None:
+                waiting.clear()  # all of it comes after this one
+            meter.news.set()
+
+    threads = Background(min(workers or thread_count(), len(batches)), "safeweights-job")
+    try:
+        for _ in range(max(1, threads.start())):
+            threads.submit(share)
+        found: list[R] = []
+        for batch in batches:
+            meter.wait(batch)
+            found += batch.results
+        return found
+    finally:
+        meter.abandoned = True
+        waiting.clear()
+        threads.close()
+
+
+class _Batch(Generic[T, R]):
+    """Items that one thread handles, one after another, and what came of them.
+
+    Attributes:
+        results: Of the items done so far.
+        error: What the call for one of them raised.
+        ended: Whether nothing more will come.
+    """
+
+    __slots__ = ("_items", "ended", "error", "results")
+
+    def __init__(self, items: list[T]) -> None:
+        self._items = items
+        self.results: list[R] = []
+        self.error: BaseException | None = None
+        self.ended = False
+
+    def run(
+        self, call: Callable[[T, Callable[[int], object]], R], tell: Callable[[int], object]
+    ) -> None:
+        before = current = 0
+
+        def tell_item(done: int) -> None:
+            nonlocal current
+            current = done
+            tell(before + done)
+
+        try:
+            for item in self._items:
+                self.results.append(call(item, tell_item))
+                before, current = before + current, 0
+        except BaseException as error:  # noqa: BLE001 - raised in the calling thread
+            self.error = error
+        self.ended = True
+
+
+def _batches(items: Iterable[T], cost: Callable[[T], int] | None) -> list[_Batch[T, Any]]:
+    if cost is None:
+        return [_Batch([item]) for item in items]
+    return [_Batch(batch) for batch in _neighbours(items, cost)]
+
+
+def _neighbours(items: Iterable[T], cost: Callable[[T], int]) -> Iterator[list[T]]:
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += cost(item)
+        if total >= _BATCH:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
+
+
+class _Meter:
+    """Between the threads, which report, and the caller, who waits and passes it on.
+
+    Attributes:
+        abandoned: Whether the caller has stopped waiting.
+        news: Set whenever a batch has ended.
+    """
+
+    def __init__(self, progress: Callable[[int], object] | None, batches: int) -> None:
+        self.abandoned = False
+        self.news = Event()
+        self._progress = progress
+        self._done = [0] * batches  # bytes; each is written by one thread
+        self._told = 0
+        self._caller = get_ident()
+
+    def tell(self, batch: int, done: int) -> None:
+        """In a thread: `done` bytes of the batch are done."""
+        if self.abandoned:
+            raise _AbandonedError
+        self._done[batch] = done
+        if get_ident() == self._caller:  # there was no thread to be had
+            self._pass_on()
+
+    def wait(self, batch: _Batch[Any, Any]) -> None:
+        """In the caller: return when the batch has ended, or raise what it raised."""
+        while not batch.ended:
+            self.news.wait(_PATIENCE if self._progress is None else _TICK)
+            self.news.clear()
+            self._pass_on()
+        self._pass_on()
+        if batch.error is not None:
+            raise batch.error
+
+    def _pass_on(self) -> None:
+        if self._progress is not None and (total := sum(self._done)) != self._told:
+            self._told = total
+            self._progress(total)

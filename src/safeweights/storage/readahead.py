@@ -1,9 +1,11 @@
-"""Making the next pieces while the current one is being used: reading while writing, in one thread more."""
+"""Reading ahead: the next pieces are made in another thread while the current one is used."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import TYPE_CHECKING, Final
+
+from .parallel import Background
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -14,36 +16,26 @@ __all__ = ["read_ahead"]
 
 _DEPTH: Final = 2
 _TOGETHER: Final = 1 << 20
-"""Bytes made before they are handed over: what is small is not worth a thread's attention."""
+"""Bytes that are handed over at a time: for less, waking the other thread costs more than it gains."""
 
 
 def read_ahead(pieces: Iterable[Buffer]) -> Iterator[Buffer]:
-    """The same pieces, each made in another thread while those before it are being used.
+    """The same pieces, each made in another thread while those before it are used.
 
-    Memory: two pieces, or twice a MiB of small ones, more than without.
+    Memory: two pieces more than without, or two MiB where pieces are small.
 
     Raises:
-        Exception: What making one raised; those made before it came first, but for small ones.
+        Exception: What making a piece raised, after those before it were handed out. (Small pieces are
+            made a MiB at a time: those of the same MiB are lost.)
     """
-    from concurrent.futures import ThreadPoolExecutor  # as slow to import as all of this package
-
     remaining = iter(pieces)
-    pool = ThreadPoolExecutor(1, "safeweights-ahead")
-    try:
-        try:
-            coming = deque([pool.submit(_next, remaining)])
-        except RuntimeError:
-            # No thread to be had: at the interpreter's end, or in a full container.
-            yield from remaining
-            return
-        coming.extend(pool.submit(_next, remaining) for _ in range(1, _DEPTH))
+    with Background(name="safeweights-ahead") as beside:
+        coming = deque(beside.submit(_next, remaining) for _ in range(_DEPTH))
         while made := coming.popleft().result():
-            coming.append(pool.submit(_next, remaining))
+            coming.append(beside.submit(_next, remaining))
             made.reverse()
             while made:
-                yield made.pop()  # so that nobody holds it but who uses it
-    finally:
-        pool.shutdown(cancel_futures=True)
+                yield made.pop()  # so that only the consumer holds it
 
 
 def _next(remaining: Iterator[Buffer]) -> list[Buffer]:

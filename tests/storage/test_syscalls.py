@@ -1,0 +1,107 @@
+"""System calls that Python has no name for: where the bytes of a file are, and space set aside."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from safeweights.storage import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def descriptor(tmp_path: Path) -> Iterator[int]:
+    (tmp_path / "a").write_bytes(bytes(100_000))
+    with open(tmp_path / "a", "rb") as file:
+        file.read()
+        yield file.fileno()
+
+
+@pytest.fixture
+def fresh_libc() -> Iterator[None]:
+    syscalls._libc.cache_clear()
+    yield
+    syscalls._libc.cache_clear()
+
+
+def test_residency(descriptor: int) -> None:
+    share = syscalls.resident_share(descriptor, 0, 100_000)
+    assert share in {None, 1.0}  # None before Linux 6.5
+    assert syscalls.resident_share(descriptor, 0, 0) is None
+    assert syscalls.resident_share(-1, 0, 100) is None
+
+
+def test_remote(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert syscalls.is_remote(descriptor) in {False, True}
+    assert syscalls.is_remote(-1) is None
+
+    class Network:
+        @staticmethod
+        def fstatfs(_: int, status: Any) -> int:
+            status._obj[0] = 0x6969  # NFS
+            return 0
+
+    monkeypatch.setattr(syscalls, "_libc", Network)
+    assert syscalls.is_remote(descriptor) is True
+
+
+def test_elsewhere_nothing_is_known(
+    descriptor: int, monkeypatch: pytest.MonkeyPatch, fresh_libc: None
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    assert syscalls.resident_share(descriptor, 0, 10) is None
+    assert syscalls.is_remote(descriptor) is None
+
+
+def test_kernels_without_cachestat(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        @staticmethod
+        def syscall(*_: Any) -> int:
+            return -1
+
+    monkeypatch.setattr(syscalls, "_libc", Old)
+    assert syscalls.resident_share(descriptor, 0, 10) is None
+
+
+def test_space_is_set_aside_without_changing_the_size(descriptor: int, tmp_path: Path) -> None:
+    size = os.fstat(descriptor).st_size
+    with open(tmp_path / "new", "wb") as file:
+        if syscalls.reserve(file.fileno(), 1 << 20):  # not every filesystem can
+            assert os.fstat(file.fileno()).st_blocks * 512 >= 1 << 20
+        assert os.fstat(file.fileno()).st_size == 0
+    assert syscalls.reserve(descriptor, 1 << 20) is False  # open for reading only
+    assert os.fstat(descriptor).st_size == size
+
+
+def test_where_nothing_can_be_set_aside(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syscalls, "_libc", lambda: None)
+    assert syscalls.reserve(descriptor, 1 << 20) is False
+
+
+def test_a_hint_about_less_than_a_page_is_none() -> None:
+    syscalls.prefer_huge_pages(4097, 100)
+
+
+def test_residency_counts_the_pages_of_the_system(
+    descriptor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 KiB on some processors."""
+
+    class Large:
+        @staticmethod
+        def syscall(*arguments: Any) -> int:
+            arguments[3]._obj.cached = 2
+            return 0
+
+    monkeypatch.setattr(syscalls, "_libc", Large)
+    monkeypatch.setattr(syscalls, "_PAGE", 1 << 16)
+    assert syscalls.resident_share(descriptor, 0, 100_000) == 1.0
+    assert syscalls.resident_share(descriptor, 65_000, 135_000) == 0.5
