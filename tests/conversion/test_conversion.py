@@ -26,11 +26,11 @@ from safeweights.checkpoint import Checkpoint, MemoryTensor
 from safeweights.checkpoint.sharding import parse_size
 from safeweights.conversion import Limits, Options, convert
 from safeweights.conversion.plan import parse_renames
-from safeweights.conversion.record import sha256
 from safeweights.derived.casting import CastTensor, numpy_type, parse_casts
 from safeweights.derived.element_types import FLOATS
 from safeweights.errors import FormatError, SafetensorError, UnsupportedError
 from safeweights.format.dtypes import BITS
+from safeweights.storage.hashing import sha256
 
 STATE = {
     "embed.weight": torch.arange(12.0).reshape(3, 4),
@@ -441,7 +441,7 @@ def test_the_record_of_a_conversion_in_place_is_of_what_was_read(tmp_path, monke
     # Digests of sources are made beside the rest, so perhaps when outputs are there already.
     monkeypatch.setattr(
         "safeweights.conversion.converting.sha256",
-        lambda *given: (time.sleep(0.1), sha256(*given))[1],
+        lambda *given, **more: (time.sleep(0.1), sha256(*given, **more))[1],
     )
     report = convert(paths, tmp_path, dtype="F16", force=True)
     assert [(each.size, each.sha256) for each in report.sources] == before

@@ -8,12 +8,15 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safeweights.storage import parallel
+from safeweights.storage.hashing import RUN
 from safeweights.trust.content import digests
 from safeweights.trust.content.digests import FileDigest
 from safeweights.trust.errors import DocumentError, VerificationError
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.parametrize("size", [0, 1, digests.CHUNK - 1, digests.CHUNK, digests.CHUNK + 300_000])
+@pytest.mark.parametrize(
+    "size", [0, 1, digests._SMALL, digests._SMALL + 1, RUN - 1, RUN, 2 * RUN, 3 * RUN + 300_000]
+)
 def test_file_and_tree_come_from_one_pass(tmp_path: Path, size: int) -> None:
     path = tmp_path / "a"
     data = hashlib.shake_128(b"x").digest(size)
@@ -38,7 +43,7 @@ def test_file_and_tree_come_from_one_pass(tmp_path: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("difference", [-1000, -1, 1, 1000])
-@pytest.mark.parametrize("size", [2000, digests.CHUNK, digests.CHUNK + 2000])
+@pytest.mark.parametrize("size", [2000, digests._SMALL, RUN, RUN + 2000])
 def test_a_file_that_grows_or_shrinks_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, difference: int
 ) -> None:
@@ -63,6 +68,64 @@ def test_folders_are_listed_completely(tmp_path: Path) -> None:
     assert [os.path.relpath(d.name, tmp_path) for d in found] == [".hidden/c", "b", "sub/a"]
     assert seen[-1] == sum(d.size for d in found)
     assert sorted(set(seen)) == seen
+
+
+def test_links_to_folders_are_passed_over_and_links_to_files_are_not(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a").write_text("a")
+    (tmp_path / "again").symlink_to("sub")
+    (tmp_path / "link").symlink_to("sub/a")
+    found = digests.hash_paths([str(tmp_path)])
+    assert [os.path.relpath(each.name, tmp_path) for each in found] == ["link", "sub/a"]
+
+
+def test_a_file_that_is_left_out_is_recognized_by_every_name(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("SUMS", "sub/SUMS", "a"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link").symlink_to("SUMS")
+    (tmp_path / "other").symlink_to("a")
+    paths = [str(tmp_path), str(tmp_path / "SUMS"), str(tmp_path / "link"), str(tmp_path / "a")]
+    for left_out in (tmp_path / "SUMS", tmp_path / "sub/../link"):
+        found = digests.hash_paths(paths, leave_out=str(left_out))
+        names = [os.path.relpath(each.name, tmp_path) for each in found]
+        assert names == ["a", "other", "sub/SUMS", "a"]
+
+
+def test_many_small_files_and_large_ones_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several batches, a large file and one that is missing among them."""
+    monkeypatch.setattr(parallel, "_BATCH", 10 * (digests._FILE_COST + 100))
+    names = [f"{number:03}" for number in range(100)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode() * (400_000 if name == "042" else 10))
+    pairs = [(name, str(tmp_path / name)) for name in names]
+    found = digests.hash_files(pairs)
+    assert [each.name for each in found] == names
+    assert [each.sha256 for each in found] == [
+        hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names
+    ]
+    os.unlink(tmp_path / "055")
+    with pytest.raises(FileNotFoundError) as caught:
+        digests.hash_files(pairs)
+    assert caught.value.filename == str(tmp_path / "055")
+    failed: list[str] = []
+    paths = [path for _, path in pairs]
+    rest = digests.hash_paths(paths, failed=lambda path, _: failed.append(path))
+    assert (len(rest), failed) == (99, [str(tmp_path / "055")])
+
+
+def test_a_small_file_costs_one_read_and_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(bytes(4096))
+    reads: list[int] = []
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda *given: (reads.append(given[1]), read(*given))[1])
+    monkeypatch.setattr(threading.Thread, "start", None)
+    digests.hash_file(str(tmp_path / "a"), tree=True)
+    assert reads == [4097]
 
 
 def test_a_fifo_never_blocks(tmp_path: Path) -> None:

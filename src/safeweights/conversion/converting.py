@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
@@ -24,13 +24,15 @@ from ..checkpoint.sharding import parse_size, split
 from ..derived.casting import CastTensor, parse_casts
 from ..errors import FormatError, UnsupportedError, quote
 from ..storage import Source, Verifier, open_source, write_file
+from ..storage.hashing import sha256
 from ..storage.limits import DEFAULT_LIMITS, Limits
+from ..storage.parallel import Background, Job
 from ..trust.verifier import verifier
 from . import formats
 from .folders import find_checkpoints, output_name
 from .foreign import ForeignCheckpoint, OpenOptions
 from .plan import Plan, Selection, make_plan, parse_renames
-from .record import Conversion, FileRecord, dropped_records, others_as_json, sha256
+from .record import Conversion, FileRecord, dropped_records, others_as_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -224,7 +226,7 @@ class _Input:
     path: str
     size: int
     checkpoint: ForeignCheckpoint
-    digest: Future[str] | None
+    digest: Job[str] | None
 
 
 @dataclass(frozen=True)
@@ -260,20 +262,20 @@ class _Hashing:
 
     def __init__(self) -> None:
         self._wanted = True
-        self._pool = ThreadPoolExecutor(1)
+        self._beside = Background(name="safeweights-digest")
 
-    def begin(self, source: Source) -> Future[str]:
-        """The digest of `source`, some time."""
-        return self._pool.submit(sha256, source, self._require_wanted)
+    def begin(self, source: Source) -> Job[str]:
+        """Begin to hash `source`."""
+        return self._beside.submit(partial(sha256, source, progress=self._require_wanted))
 
     def _require_wanted(self, _: int) -> None:
         if not self._wanted:
             raise RuntimeError("given up")
 
     def close(self) -> None:
-        """Give up what nobody has waited for, and leave no thread."""
+        """Give up the digests that are not finished, and wait until the thread has ended."""
         self._wanted = False
-        self._pool.shutdown(cancel_futures=True)
+        self._beside.close()
 
 
 @dataclass
@@ -438,7 +440,7 @@ class _Job:
                 written = os.stat(output.path).st_size
                 if self.options.digests:
                     back = open_source(output.path, backend="pread")
-                    digest = sha256(back, self._advance(done, size))
+                    digest = sha256(back, progress=self._advance(done, size))
                     done += size
             record = FileRecord(output.path, written, "safetensors", len(output.tensors), digest)
             self.report.outputs.append(record)

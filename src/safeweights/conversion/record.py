@@ -8,7 +8,6 @@ same conversion gives the same record.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import math
 import os
@@ -21,14 +20,11 @@ from .pickles.flatten import Other, summary
 from .pickles.nodes import Blob, DictNode, Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    from ..storage import Source
-
-__all__ = ["Conversion", "DroppedRecord", "FileRecord", "json_value", "others_as_json", "sha256"]
+__all__ = ["Conversion", "DroppedRecord", "FileRecord", "json_value", "others_as_json"]
 
 RECORD_TYPE: Final = "safeweights/provenance/v1"
-_BLOCK: Final = 1 << 22
 _TEXT_MAX: Final = 1 << 20
 
 
@@ -92,24 +88,6 @@ class Conversion:
             entry["source"] = os.path.basename(entry["source"])
         tool = {"name": "safeweights", "version": version}
         return {"type": RECORD_TYPE, "tool": tool, **fields}
-
-
-def sha256(source: Source, progress: Callable[[int], object] | None = None) -> str:
-    """The SHA-256 of all of `source` in hexadecimal; releases the GIL while it hashes.
-
-    Args:
-        source: What to read, a block of 4 MiB at a time.
-        progress: Called after each with the bytes hashed so far; what it raises ends the work.
-    """
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(_BLOCK, source.size)))
-    for offset in range(0, source.size, _BLOCK):
-        piece = buffer[: min(_BLOCK, source.size - offset)]
-        source.read_into(offset, piece)
-        digest.update(piece)
-        if progress is not None:
-            progress(offset + len(piece))
-    return digest.hexdigest()
 
 
 def dropped_records(path: str, others: Iterable[Other], limit: int) -> list[DroppedRecord]:

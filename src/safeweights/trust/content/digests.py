@@ -12,20 +12,20 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TYPE_CHECKING, Final, Literal
 
 from ...checkpoint import Checkpoint, SafetensorsFile
 from ...errors import quote
+from ...storage import DescriptorSource, TruncatedError
+from ...storage.hashing import RUN, sha256
 from ...storage.parallel import in_threads
 from ..errors import DocumentError, VerificationError
-from ..files import list_folder, open_regular, read_document
+from ..files import Entry, list_folder, open_regular, read_document
 from .blocktree import BlockTree, TreeBuilder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ...checkpoint import Tensor
 
@@ -44,9 +44,14 @@ __all__ = [
     "parse_check_file",
 ]
 
-CHUNK: Final = 4 << 20
+_SMALL: Final = 1 << 18
+"""Largest file that is read at once."""
+
+_FILE_COST: Final = 1 << 14
+"""Bytes that could be hashed in the 10 us that a file costs before its first byte."""
+
 _TENSOR_COST: Final = 1 << 13
-"""Bytes that could be hashed in the time that a tensor costs before its first."""
+"""Bytes that could be hashed in the 5 us that a tensor costs before its first byte."""
 
 _CHECK_LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)", re.DOTALL)
 
@@ -93,55 +98,80 @@ def hash_file(
     name: str | None = None,
     tree: bool = False,
     follow: bool = True,
-    also: Callable[[memoryview], None] | None = None,
+    also: Callable[[memoryview], object] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> FileDigest:
     """The SHA-256 of a file and, with `tree`, its block tree, from one pass.
 
-    Cost: one read of the file, one buffer of 4 MiB; the blocks are hashed in a second thread, where
-    `also` is given the same bytes. `progress` is called with the bytes hashed so far.
+    Cost: one read of the file; a small file costs four system calls and no thread. Of a large one the
+    blocks are hashed in a second thread, where `also` is given the same bytes, and the next 4 MiB are
+    read in a third.
+
+    Args:
+        path: The file.
+        name: What the result calls it; by default `path`.
+        tree: Whether to make a block tree.
+        follow: Whether a symbolic link may stand for the file.
+        also: Given all bytes in order, in runs that it must not keep.
+        progress: Called with the number of bytes hashed so far.
 
     Raises:
-        VerificationError: Not a regular file, or it changed its size meanwhile.
-        OSError: As the operating system has it.
+        VerificationError: ``not-a-file``, ``symlink``, or ``changed``: its size changed meanwhile.
+        OSError: As the operating system reports it.
     """
     path = os.fspath(path)
-    state = hashlib.sha256()
     builder = TreeBuilder() if tree else None
-    sinks = [sink for sink in (builder and builder.update, also) if sink]
-    total = 0
-    # A thread of the pool starts with the first job, so small files cost none.
-    with open_regular(path, follow=follow) as (descriptor, size), ThreadPoolExecutor(1) as helper:
-        for chunk in _chunks(descriptor, min(CHUNK, size + 1)):
-            total += len(chunk)
-            if total > size:
-                break
-            jobs = [helper.submit(sink, chunk) for sink in sinks]
-            state.update(chunk)
-            for job in jobs:
-                job.result()
-            if progress is not None:
-                progress(total)
-        if total != size or os.fstat(descriptor).st_size != size:
-            raise VerificationError(
-                "the file changed its size while it was read", reason="changed", path=path
-            )
+    looks = [look for look in (builder and builder.update, also) if look]
+
+    def look(run: memoryview) -> None:
+        for each in looks:
+            each(run)
+
+    with open_regular(path, follow=follow) as (descriptor, size):
+        found = _small(descriptor, size, look) if size <= _SMALL else None
+        if found is None:
+            found = _large(descriptor, size, path, look if looks else None, progress)
+        elif progress is not None:
+            progress(size)
     built = builder.finish() if builder else None
-    return FileDigest(path if name is None else name, size, state.hexdigest(), built)
+    return FileDigest(path if name is None else name, size, found, built)
 
 
-def _chunks(descriptor: int, length: int) -> Iterator[memoryview]:
-    """The bytes of a descriptor in full chunks; each is valid until the next is asked for."""
-    view = memoryview(bytearray(length))
-    with open(descriptor, "rb", buffering=0, closefd=False) as file:
-        while True:
-            filled = 0
-            while filled < length and (count := file.readinto(view[filled:])):
-                filled += count
-            if filled:
-                yield view[:filled]
-            if filled < length:
-                return
+def _small(descriptor: int, size: int, look: Callable[[memoryview], None]) -> str | None:
+    """The digest of a file that one read gives whole; None where that gives more or less."""
+    data = os.read(descriptor, size + 1)
+    if len(data) != size:
+        return None
+    if data:
+        look(memoryview(data))
+    return hashlib.sha256(data).hexdigest()
+
+
+def _large(
+    descriptor: int,
+    size: int,
+    path: str,
+    look: Callable[[memoryview], None] | None,
+    progress: Callable[[int], object] | None,
+) -> str:
+    source = DescriptorSource(os.dup(descriptor), path, mapped=False)
+    try:
+        digest = sha256(source, also=look, progress=progress) if source.size == size else ""
+    except TruncatedError:
+        digest = ""
+    if not digest or os.fstat(descriptor).st_size != size:
+        raise VerificationError(
+            "the file changed its size while it was read", reason="changed", path=path
+        )
+    return digest
+
+
+def file_cost(path: str) -> int:
+    """What hashing a file costs, in bytes that could be hashed meanwhile; see `in_threads`."""
+    try:
+        return _FILE_COST + os.stat(path).st_size
+    except (OSError, ValueError):  # reported when it is opened
+        return _FILE_COST
 
 
 def hash_files(
@@ -154,19 +184,23 @@ def hash_files(
 ) -> list[FileDigest]:
     """`hash_file` over (name, path) pairs, in threads, in the order given.
 
+    Cost: as for `hash_file`; small files go to a thread together, until they have about 4 MiB.
+
     Args:
         paths: Names to report and the files to read.
         tree: Which names get a block tree.
         follow: Whether a symbolic link may stand for a file.
-        workers: Files read at a time; the number of cores unless told.
-        progress: Called with the bytes read so far, from the calling thread.
+        workers: Files read at a time; by default the number of processors.
+        progress: Called with the number of bytes read so far, from the calling thread.
     """
 
     def one(item: tuple[str, str], tell: Callable[[int], object]) -> FileDigest:
         name, path = item
         return hash_file(path, name=name, tree=tree(name), follow=follow, progress=tell)
 
-    return in_threads(one, paths, workers=workers, progress=progress)
+    return in_threads(
+        one, paths, cost=lambda item: file_cost(item[1]), workers=workers, progress=progress
+    )
 
 
 def hash_paths(
@@ -202,7 +236,7 @@ def hash_paths(
 
     found: list[FileDigest] = []
     for each in in_threads(
-        one, _each(paths, leave_out, failed), workers=workers, progress=progress
+        one, _each(paths, leave_out, failed), cost=file_cost, workers=workers, progress=progress
     ):
         if isinstance(each, FileDigest):
             found.append(each)
@@ -223,23 +257,35 @@ def _each(
     failed: Callable[[str, OSError | VerificationError], object] | None,
 ) -> list[str]:
     """Every file that is named, or below a folder that is."""
+    left_out = None if leave_out is None else os.path.realpath(leave_out)
     found: list[str] = []
     for path in paths:
         if not os.path.isdir(path):
-            found.append(path)
+            if left_out is None or os.path.realpath(path) != left_out:
+                found.append(path)
             continue
         try:
-            inside = [os.path.join(path, entry.name) for entry in list_folder(path)]
+            inside = list_folder(path)
         except (OSError, VerificationError) as error:
             if failed is None:
                 raise
             failed(path, error)
         else:
-            found += [each for each in inside if not os.path.isdir(each)]
-    if leave_out is not None:
-        left_out = os.path.realpath(leave_out)
-        found = [each for each in found if os.path.realpath(each) != left_out]
+            found += _inside(path, inside, left_out)
     return found
+
+
+def _inside(folder: str, entries: list[Entry], left_out: str | None) -> Iterator[str]:
+    """The files among the entries of a folder, without the one that is left out."""
+    base = None if left_out is None else os.path.basename(left_out)
+    for entry in entries:
+        path = os.path.join(folder, entry.name)
+        if entry.kind == "link" and os.path.isdir(path):
+            continue
+        # Asking for the real path of every file would cost more than hashing it.
+        may_be = entry.kind == "link" or os.path.basename(entry.name) == base
+        if not (may_be and os.path.realpath(path) == left_out):
+            yield path
 
 
 def hash_tensors(
@@ -248,7 +294,7 @@ def hash_tensors(
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[TensorDigest]:
-    """One digest a tensor of a safetensors file, in name order.
+    """One digest for each tensor of a safetensors file, in name order.
 
     The digest covers dtype, shape and bytes (``dtype NUL shape NUL data``), not the name or the
     place: equal tensors have equal digests in every file. `workers` and `progress` are those of
@@ -271,37 +317,21 @@ def hash_mapping(
 ) -> list[TensorDigest]:
     """The same for any mapping, which was opened from `path`."""
 
-    def some(names: Sequence[str], tell: Callable[[int], object]) -> list[TensorDigest]:
+    def one(name: str, tell: Callable[[int], object]) -> TensorDigest:
+        tensor = tensors[name]
+        kind = f"{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0"
+        state = hashlib.sha256(kind.encode())
         done = 0
-        found = []
-        for name in names:
-            tensor = tensors[name]
-            kind = f"{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0"
-            state = hashlib.sha256(kind.encode())
-            for chunk in tensor.chunks(CHUNK):
-                state.update(chunk)
-                done += len(chunk)
-                if len(chunk) == CHUNK:  # of a large tensor, more often than of many small ones
-                    tell(done)
-            found.append(TensorDigest(path, name, tensor.dtype, tensor.shape, state.hexdigest()))
-        tell(done)
-        return found
+        for chunk in tensor.chunks(RUN):
+            state.update(chunk)
+            done += len(chunk)
+            tell(done)
+        return TensorDigest(path, name, tensor.dtype, tensor.shape, state.hexdigest())
 
-    return list(chain(*in_threads(some, _batches(tensors), workers=workers, progress=progress)))
+    def cost(name: str) -> int:
+        return _TENSOR_COST + tensors[name].nbytes
 
-
-def _batches(tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """The names in order; together what is too small to be a thread's work of its own."""
-    batch: list[str] = []
-    size = 0
-    for name in sorted(tensors):
-        batch.append(name)
-        size += tensors[name].nbytes + _TENSOR_COST
-        if size >= CHUNK:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    return in_threads(one, sorted(tensors), cost=cost, workers=workers, progress=progress)
 
 
 def format_check_file(digests: Iterable[FileDigest]) -> str:
@@ -386,14 +416,19 @@ def check_lines(
 ) -> list[CheckResult]:
     """The same for the (name, digest) pairs of `parse_check_file`."""
 
+    def path_of(line: tuple[str, str]) -> str:
+        return os.path.join(base or "", line[0])
+
     def one(line: tuple[str, str], tell: Callable[[int], object]) -> CheckResult:
         name, expected = line
         try:
-            found = hash_file(os.path.join(base or "", name), progress=tell).sha256
+            found = hash_file(path_of(line), progress=tell).sha256
         except FileNotFoundError:
             return CheckResult(name, "missing")
         except (OSError, VerificationError):  # no permission, a folder, changed meanwhile
             return CheckResult(name, "unreadable")
         return CheckResult(name, "ok" if found == expected else "mismatch")
 
-    return in_threads(one, lines, workers=workers, progress=progress)
+    return in_threads(
+        one, lines, cost=lambda line: file_cost(path_of(line)), workers=workers, progress=progress
+    )

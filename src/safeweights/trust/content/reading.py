@@ -12,13 +12,12 @@ error is raised.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from ...storage import Reading, Source, allocate
+from ...storage.hashing import sha256
 from ...storage.parallel import CHUNK, in_parallel
 from ..errors import VerificationError
 from .resources import PartHasher, changed
@@ -162,16 +161,8 @@ class VerifiedCopy(Source):
         self.name = source.name
         self.size = source.size
         self._data = allocate(self.size)
-        whole = hashlib.sha256()
         parts = PartHasher(resource) if resource and not resource.sha256 else None
-        with ThreadPoolExecutor(1) as helper:  # hashes one run while the next is read
-            for begin in range(0, self.size, CHUNK):
-                run = self._data[begin : begin + CHUNK]
-                source.read_into(begin, run)
-                helper.submit(whole.update, run)
-                if parts:
-                    helper.submit(parts.update, run)
-        self.sha256 = whole.hexdigest()
+        self.sha256 = sha256(source, into=self._data, also=parts.update if parts else None)
         if parts:
             parts.finish(self.size, self.name)
         elif resource and resource.sha256 != self.sha256:

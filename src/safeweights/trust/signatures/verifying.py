@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import quote
 from ...storage.parallel import in_threads
-from ..content.digests import FileDigest, hash_file
+from ..content.digests import FileDigest, file_cost, hash_file
 from ..content.resources import PartHasher, Resource, changed
 from ..errors import DocumentError, TrustError, VerificationError, refusing
 from ..files import Entry, list_folder, read_document
@@ -281,7 +281,10 @@ def verify(
         linked = follow or is_blob_link(file)
         return hash_resource(file, *item, tree=trees, follow=linked, progress=tell)
 
-    found = in_threads(one, wanted.items(), workers=workers, progress=progress)
+    found = in_threads(
+        one, wanted.items(), cost=lambda item: file_cost(os.path.join(root, item[0])),
+        workers=workers, progress=progress,
+    )  # fmt: skip
     files = {file.name: file for file in found}
     return Verification(path, signature, signed_by, statement, files, unsigned)
 
