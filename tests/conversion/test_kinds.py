@@ -16,7 +16,7 @@ import pytest
 from builders import evil
 from onnx import TensorProto, helper
 
-from safeweights.conversion.kinds import KINDS, examine, recognize
+from safeweights.conversion.kinds import KINDS, examine, recognize, templates
 from safeweights.conversion.kinds.settings import json_concerns, keras_concerns, yaml_concerns
 from safeweights.conversion.kinds.templates import template_concerns
 from safeweights.numpy import save
@@ -354,6 +354,7 @@ HARMLESS = [
     "{% macro show(x) %}{{ x }}{% endmacro %}{% set ns = namespace(found=false) %}{{ strftime_now('%d') }}",
     "{%- for key, value in tool.parameters.items() %}{{ key ~ ': ' ~ value['type'] }}{% endfor %}",
     "Text about __init__ and os.system outside of code.",
+    "{# a comment about x|attr(y) and __class__ #}{% raw %}{{ ''.__class__ }}{% endraw %}",
 ]
 HOSTILE = {
     "{{ ''.__class__.__mro__ }}": "template-dunder",
@@ -365,6 +366,12 @@ HOSTILE = {
     "{{ x[('_','_class')|join] }}": "template-built-name",
     "{% include '/etc/passwd' %}": "template-loads",
     "{%- from 'a' import b %}": "template-loads",
+    "{{ '}}' ~ ''.__class__ }}": "template-dunder",
+    '{{ "%}" }}{% set a = x|attr(y) %}': "template-attr",
+    "{# {{ ' #}{% set a = x|attr(y) %}{# ' #}": "template-attr",
+    "{% raw %}{# {% endraw %}{{ x|attr(y) }}": "template-attr",
+    "{%- raw -%}{{ ' {%+ endraw %}{{ x|attr(y) }}": "template-attr",
+    "{{ x|attr(y)": "template-attr",
     "{{ lipsum }}": "template-object",
     "{{ cycler }}": "template-object",
     "{% if x %}{{ messages|map(attribute='__class__')|list }}{% endif %}": "template-dunder",
@@ -384,6 +391,29 @@ def test_templates_that_reach_further(text: str) -> None:
     named = json.dumps({"chat_template": [{"name": "default", "template": text}]}).encode()
     assert HOSTILE[text] in rules(examined(named, "tokenizer_config.json").concerns)
     assert HOSTILE[text] in rules(examined(text.encode(), "chat_template.jinja").concerns)
+
+
+def test_templates_that_are_too_long_together_are_unread() -> None:
+    many = [{"name": str(i), "template": "x" * 300_000} for i in range(4)]
+    found = examined(json.dumps({"chat_template": many}).encode(), "tokenizer_config.json")
+    assert rules(found.concerns) == {"template-size"}
+
+
+def test_a_template_of_openings_takes_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in words looked at: a search from every opening to the end would be quadratic."""
+    looked: list[int] = []
+    original = templates._WORD
+
+    class Counting:
+        def search(self, text: str, at: int) -> object:
+            looked.append(at)
+            return original.search(text, at)
+
+    monkeypatch.setattr(templates, "_WORD", Counting())
+    for text in ("{{" * 5000, "{%" * 5000, "{#" * 5000, "{{ '" * 5000, "{% raw %}" * 5000):
+        looked.clear()
+        list(template_concerns(text, "t"))
+        assert len(looked) <= 4 * len(text)
 
 
 # --- any bytes

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import quote
 from .concerns import Concern
-from .templates import template_concerns
+from .templates import MAX_TEMPLATE, template_concerns
 from .vocabulary import KERAS_CLASSES
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ MAX_TEXT: Final = 64 << 20
 _PIPELINES: Final = frozenset(
     {"diffusers", "transformers", "onnxruntime", "k_diffusion", "flax", "optimum", "null", "None"}
 )
+_TEMPLATES: Final = frozenset({"chat_template", "default_chat_template"})
 _SENTENCE_MODULES: Final = "sentence_transformers."
 
 
@@ -48,8 +49,18 @@ def json_concerns(data: bytes, name: str) -> Iterator[Concern]:
         return
     if base == "model_index.json" and isinstance(document, dict):
         yield from _pipeline(document)
+    templates = 0
     for key, value in _pairs(document):
-        yield from _setting(key, value, base)
+        if key not in _TEMPLATES:
+            yield from _setting(key, value, base)
+            continue
+        for text in _texts(value):
+            templates += len(text)
+            if templates > MAX_TEMPLATE:
+                message = f"its templates have more than {MAX_TEMPLATE:,} characters: not read"
+                yield Concern("unread", "template-size", message)
+                return
+            yield from template_concerns(text, f"{base}#{key}")
 
 
 def _setting(key: str, value: Any, base: str) -> Iterator[Concern]:
@@ -72,18 +83,16 @@ def _setting(key: str, value: Any, base: str) -> Iterator[Concern]:
         yield Concern("acts", "custom-code", f"{where} names a module of its own: {_shown(value)}")
     elif key == "type" and base == "modules.json" and not str(value).startswith(_SENTENCE_MODULES):
         yield Concern("acts", "custom-code", f"a module of another package: {_shown(value)}")
-    elif key in {"chat_template", "default_chat_template"}:
-        yield from _templates(value, f"{base}#{key}")
 
 
-def _templates(value: Any, place: str) -> Iterator[Concern]:
-    """A template, or a list of named ones."""
+def _texts(value: Any) -> Iterator[str]:
+    """A template, or every text in a list of named ones."""
     if isinstance(value, str):
-        yield from template_concerns(value, place)
+        yield value
     elif isinstance(value, (list, dict)):
-        for _, text in _pairs(value):
-            if isinstance(text, str):
-                yield from template_concerns(text, place)
+        yield from (text for _, text in _pairs(value) if isinstance(text, str))
+        if isinstance(value, list):
+            yield from (text for text in value if isinstance(text, str))
 
 
 def _pipeline(document: dict[str, Any]) -> Iterator[Concern]:

@@ -20,10 +20,13 @@ from .concerns import Concern
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["template_concerns"]
+__all__ = ["MAX_TEMPLATE", "template_concerns"]
 
-_MAX: Final = 4 << 20
-_CODE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|^\s*#.*$", re.DOTALL | re.MULTILINE)
+MAX_TEMPLATE: Final = 1 << 20
+"""Characters of template that are read of one file, about two seconds; the longest in use have 50,000."""
+
+_OPENING = re.compile(r"\{[{%#]")
+_ENDRAW = re.compile(r"\{%[-+]?\s*endraw\s*[-+]?%\}")
 _WORD = re.compile(
     r"""(?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|(?P<name>[^\W\d]\w*)|(?P<other>[^\s\w])""",
     re.DOTALL,
@@ -50,33 +53,56 @@ def template_concerns(text: str, place: str) -> Iterator[Concern]:
     >>> [c.rule for c in template_concerns("{{ ''.__class__ }}", "t")]
     ['template-dunder']
     """
-    if len(text) > _MAX:
+    if len(text) > MAX_TEMPLATE:
         message = f"the template {quote(place, 200)} has {len(text):,} characters: not read"
         yield Concern("unread", "template-size", message)
         return
     seen: set[str] = set()
-    for block in _CODE.finditer(text):
-        for power, rule, what in _block(block[0]):
+    for words in _blocks(text):
+        for power, rule, what in _block(words):
             if rule not in seen:
                 seen.add(rule)
                 message = f"the template {quote(place, 200)} {what}"
                 yield Concern("acts" if power else "unknown", rule, message)
 
 
-def _block(code: str) -> Iterator[tuple[bool, str, str]]:
+def _blocks(text: str) -> Iterator[list[tuple[str, str]]]:
+    """The words of each ``{{ }}`` and ``{% %}``, as (kind, word).
+
+    Jinja's own order: a delimiter inside a string or a comment is text, so is everything in a raw block.
+    Linear in the text, closed or not.
+    """
+    at = 0
+    while opening := _OPENING.search(text, at):
+        if opening[0] == "{#":
+            end = text.find("#}", opening.end())
+            at = len(text) if end < 0 else end + 2
+            continue
+        closing = "}}" if opening[0] == "{{" else "%}"
+        words = [("other", opening[0])]
+        at = opening.end()
+        while (word := _WORD.search(text, at)) and not text.startswith(closing, word.start()):
+            words.append((word.lastgroup or "", word[0]))
+            at = word.end()
+        at = len(text) if word is None else word.start() + 2
+        yield words
+        if [each for _, each in words[1:] if each not in {"-", "+"}] == ["raw"]:
+            closed = _ENDRAW.search(text, at)
+            at = len(text) if closed is None else closed.start()
+
+
+def _block(words: list[tuple[str, str]]) -> Iterator[tuple[bool, str, str]]:
     """(whether it acts, rule, what it does) for one block of code."""
-    words = [(match.lastgroup or "", match[0]) for match in _WORD.finditer(code)]
     before = ""
     for index, (kind, written) in enumerate(words):
         word = _unescaped(written) if kind == "string" else written  # what Jinja sees
         if kind != "other" and "__" in word:
             yield True, "template-dunder", f"uses the name {quote(word, 60)}"
         if kind == "name":
-            statement = index and words[0][1] == "{" and words[1][1] == "%"
-            first = statement and index <= 3 and before in {"%", "-", "+"}
+            first = words[0][1] == "{%" and before in {"{%", "-", "+"} and index <= 2
             if first and word in _LOADS:
                 yield True, "template-loads", f"loads another template ({word})"
-            elif word in _OBJECTS and before not in {".", "|"} and not (first and word == "import"):
+            elif word in _OBJECTS and before not in {".", "|"}:
                 yield False, "template-object", f"asks for the object {quote(word, 60)}"
             elif word == "attr" and before == "|":
                 yield False, "template-attr", "reads an attribute whose name it computes (attr)"
@@ -97,7 +123,7 @@ def _builds_name(words: list[tuple[str, str]], start: int) -> bool:
     """Whether a subscript joins pieces of text: its result may be any attribute's name."""
     depth = 0
     strings = joins = 0
-    for kind, word in words[start : start + 200]:
+    for kind, word in words[start : start + 100]:
         depth += (word == "[") - (word == "]")
         if not depth:
             break
