@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, open
-from safeweights.checkpoint.sharding import parse_size, save_sharded, split
+from safeweights.checkpoint.sharding import EarlierSave, parse_size, save_sharded, split
 from safeweights.errors import FormatError, SafetensorError, UnsupportedError
-from safeweights.storage import PartialOverwriteError
+from safeweights.storage import LocalStore, MemoryStore, PartialOverwriteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -232,7 +232,7 @@ def test_a_fault_at_every_system_call(
 
     failed: list[str] = []
     calls = attempt(-1).log
-    assert calls.count("replace") == 4 + 3 + 4  # each staged, three leave, four come
+    assert calls.count("replace") == 3 + 4  # three leave, four arrive
     last_rename = len(calls) - 1 - calls[::-1].index("replace")
     for number, name in enumerate(calls):
         attempts = len(failed)
@@ -246,7 +246,7 @@ def test_a_fault_at_every_system_call(
     assert {"mkdir", "writev", "fsync", "replace"} <= set(failed)
 
 
-@pytest.mark.parametrize("number", range(4, 11))
+@pytest.mark.parametrize("number", range(3 + 4))
 def test_an_interrupt_while_a_rename_is_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -276,7 +276,7 @@ def test_what_cannot_be_brought_back_is_kept(
     real, calls = os.replace, iter(range(100))
 
     def replace(source: str, target: str) -> None:
-        if next(calls) >= 4 + 3 + 1:  # all staged, the old ones gone, one new one in its place
+        if next(calls) >= 3 + 1:  # the old ones gone, one new one in its place
             raise fault
         real(source, target)
 
@@ -290,7 +290,7 @@ def test_what_cannot_be_brought_back_is_kept(
         assert caught.value.kept == str(staging)
         assert "what is not in place is in" in str(caught.value)
     for name, data in before.items():
-        assert (staging / f"{name}.old").read_bytes() == data
+        assert (staging / "old" / name).read_bytes() == data
 
 
 def test_what_the_format_cannot_hold_changes_nothing(tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_what_the_format_cannot_hold_changes_nothing(tmp_path: Path) -> None:
     assert listing(tmp_path) == [*shard_names(2), INDEX]
 
 
-def test_nobody_meets_half_of_two_checkpoints(
+def test_a_reader_never_finds_half_of_two_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between any two renames, opening the folder gives the old, the new, or an error."""
@@ -384,7 +384,7 @@ def test_copying_that_fails_keeps_the_new_files(
     real, writes = os.writev, iter(range(100))
 
     def writev(descriptor: int, batch: list[memoryview]) -> int:
-        if next(writes) < 4 * 2 + 2:  # four files staged, each copied into place; two shards arrive
+        if next(writes) < 4 + 2:  # four files staged; two shards arrive
             return real(descriptor, batch)
         raise OSError(errno.ENOSPC, "full")
 
@@ -392,8 +392,65 @@ def test_copying_that_fails_keeps_the_new_files(
     with pytest.raises(PartialOverwriteError) as caught:
         save_sharded(NEW, tmp_path, max_shard_size=10)
     kept = Path(caught.value.kept)
-    assert kept.parent.parent == tmp_path
+    assert kept.parent.parent.parent == tmp_path
     assert kept.name == shard_names(3)[2]
     assert bytes(open(kept)["t2"].view()) == b"\2" * 10
     with pytest.raises(SafetensorError):
         open(tmp_path)
+
+
+# ---- what an earlier save consists of
+
+
+def test_files_that_the_old_index_names_leave(tmp_path: Path) -> None:
+    save_sharded(OLD, tmp_path, max_shard_size=10)
+    (tmp_path / "part").mkdir()
+    os.rename(tmp_path / shard_names(2)[0], tmp_path / "part" / "first.safetensors")
+    os.rename(tmp_path / shard_names(2)[1], tmp_path / "second.safetensors")
+    weight_map = {"old0": "part/first.safetensors", "old1": "second.safetensors"}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert found(tmp_path) == contents(OLD)
+    save_sharded(model(2, 10), tmp_path)
+    assert found(tmp_path) == contents(model(2, 10))
+    assert listing(tmp_path) == ["model.safetensors", "part"]
+    assert listing(tmp_path / "part") == []
+
+
+@pytest.mark.parametrize("text", ["{", '{"weight_map": {"a": "../outside.safetensors"}}'])
+def test_an_index_that_cannot_be_understood_leaves(tmp_path: Path, text: str) -> None:
+    (tmp_path / "outside.safetensors").write_text("precious")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / INDEX).write_text(text)
+    save_sharded(model(2, 10), folder)
+    assert listing(folder) == ["model.safetensors"]
+    assert (tmp_path / "outside.safetensors").read_text() == "precious"
+
+
+def test_a_folder_in_place_of_the_index_is_refused(tmp_path: Path) -> None:
+    (tmp_path / INDEX).mkdir()
+    with pytest.raises(IsADirectoryError):
+        save_sharded(model(2, 10), tmp_path)
+    assert listing(tmp_path) == [INDEX]
+
+
+def test_the_files_of_an_earlier_save(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "new")
+    assert EarlierSave(store, ["model"], []).files() == []
+    save_sharded(OLD, store, max_shard_size=10)
+    store.write("model.safetensors", [b""])
+    store.write("model-00001-of-00009.safetensors/a", [b""])
+    store.write("models.safetensors", [b""])
+    new = shard_names(2)
+    assert EarlierSave(store, ["model"], new).files() == ["model.safetensors", INDEX]
+    assert EarlierSave(store, ["model"], ["model.safetensors"]).files() == [*new, INDEX]
+    assert EarlierSave(store, ["mod"], ["mod.safetensors"]).files() == []
+
+
+def test_shards_in_another_store() -> None:
+    store = MemoryStore()
+    save_sharded(OLD, store, max_shard_size=10)
+    assert save_sharded(NEW, store, max_shard_size=10) == shard_names(3)
+    assert [entry.name for entry in store.list()] == [*shard_names(3), INDEX]
+    source = store.open(shard_names(3)[2])
+    assert contents(dict(open(source.read(0, source.size)))) == {"t2": b"\2" * 10}

@@ -16,7 +16,7 @@ from .tensor import Tensor
 if TYPE_CHECKING:
     from ..format.header import Header, TensorInfo
 
-__all__ = ["save", "to_bytes"]
+__all__ = ["save", "serialized", "to_bytes"]
 
 
 def save(
@@ -45,7 +45,7 @@ def save(
         UnsupportedError: A tensor whose values cannot be given, or no mapping of tensors.
         OSError: Writing failed; the old file is untouched.
     """
-    size, buffers = _plan(tensors, metadata, _written)
+    size, buffers = serialized(tensors, metadata)
     if isinstance(target, str | os.PathLike):
         write_file(target, buffers, size=size, durable=durable, progress=progress)
     elif hasattr(target, "write"):
@@ -53,6 +53,20 @@ def save(
     else:
         kind = type(target).__name__
         raise UnsupportedError(f"expected a path or a writable file object, found {kind}")
+
+
+def serialized(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> tuple[int, Iterator[Buffer]]:
+    """Size and contents of the file that `save` would write.
+
+    The header is made, and checked, at once; tensors are read as the iterator goes on.
+
+    Raises:
+        FormatError: What the format cannot hold.
+        UnsupportedError: Not a mapping of names to tensors.
+    """
+    return _plan(tensors, metadata, _written)
 
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:

@@ -23,7 +23,7 @@ from ..storage import open_source
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from ..storage import Verifier
+    from ..storage import Source, Verifier
 
 __all__ = [
     "ANY_INDEX",
@@ -37,6 +37,7 @@ __all__ = [
     "find_shards",
     "index_text",
     "is_safe_shard",
+    "parse_index",
     "read_index",
     "shard_name",
 ]
@@ -207,10 +208,24 @@ def read_index(
         verify: See `safeweights.storage.open_source`.
 
     Raises:
+        FormatError: As for `parse_index`.
+        OSError: It cannot be opened or read.
+    """
+    return parse_index(open_source(path, backend="pread", verify=verify), path, suffix=suffix)
+
+
+def parse_index(source: Source, path: str, *, suffix: str | tuple[str, ...] = SUFFIX) -> ShardIndex:
+    """What an index says.
+
+    Args:
+        source: Its bytes.
+        path: Where it is, for messages.
+        suffix: How the names of shards must end; ``""`` allows any.
+
+    Raises:
         FormatError: It is not JSON, repeats a key, has no ``weight_map``, or names a file that is not
             below its folder (rule ``index``).
     """
-    source = open_source(path, backend="pread", verify=verify)
     if source.size > _INDEX_MAX:
         message = f"the index has {source.size} bytes, at most {_INDEX_MAX} are read"
         raise FormatError(message, rule="index", path=path)

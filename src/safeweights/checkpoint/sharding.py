@@ -1,42 +1,32 @@
-"""Saving a checkpoint as several files and an index, so that nobody meets half of it.
+"""Saving a checkpoint as several files and an index.
 
 Rules:
-- Shards are called and filled as by `huggingface_hub` and `transformers`, and the index is theirs.
-- Everything is written to a hidden folder first: until all of it is there, the checkpoint that may be
-  in the folder is untouched.
-- Then the old files leave, the index first, and the new ones come, the index last. Whoever looks in
-  between finds shards missing, never shards of two checkpoints together. If a rename fails, those
-  already done are undone.
-- The files of an earlier save of the same name go, also where it had more shards or only one.
+- Shards are named and filled as by `huggingface_hub` and `transformers`, and the index is theirs.
+- All files are one commit of a store (`safeweights.storage.Commit`): a reader finds the old checkpoint,
+  the new one, or shards missing, never shards of both. The index leaves first and arrives last.
+- An earlier save with the same stem is replaced as a whole: its index, the files that its index names,
+  and every file that is named like its shards, whatever their number.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from ..errors import UnsupportedError, quote
-from ..storage import (
-    PartialOverwriteError,
-    copy_over,
-    rename,
-    staging_name,
-    sync_directory,
-    write_file,
-)
-from . import Checkpoint, Tensor, save
-from .shardindex import INDEX_SUFFIX, SUFFIX, index_text, is_safe_shard, shard_name
+from ..errors import FormatError, UnsupportedError, quote
+from ..storage import LocalStore, Store
+from . import Checkpoint
+from .saving import serialized
+from .shardindex import INDEX_SUFFIX, SUFFIX, index_text, is_safe_shard, parse_index, shard_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    import os
+    from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["parse_size", "save_sharded", "split"]
+    from ..storage import Commit
+    from . import Tensor
 
-_OLD: Final = ".old"
-"""Ends the names of old files while they are set aside."""
+__all__ = ["EarlierSave", "parse_size", "save_sharded", "split", "split_into_shards"]
 
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) *([KMGT]?)(I?)B?").fullmatch
 _EXPONENT: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -62,10 +52,11 @@ def parse_size(size: int | str) -> int:
 
 
 def split(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:
-    """Names, in order, in groups of at most `limit` bytes; what is larger is a group by itself.
+    """Group names, in order, so that the tensors of each group have at most `limit` bytes.
 
-    The groups are those of `huggingface_hub.split_torch_state_dict_into_shards`: a tensor larger than
-    `limit` does not end the group that is being filled.
+    A tensor larger than `limit` is a group by itself. The groups are those of
+    `huggingface_hub.split_torch_state_dict_into_shards`: such a tensor does not end the group that is
+    being filled.
     """
     groups: list[list[str]] = []
     filling: list[str] = []
@@ -84,9 +75,96 @@ def split(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:
     return groups
 
 
+def split_into_shards(
+    tensors: Mapping[str, Tensor], stem: str, max_shard_size: int | str
+) -> dict[str, dict[str, Tensor]]:
+    """File name -> its tensors: one file ``stem.safetensors``, or numbered shards.
+
+    Raises:
+        UnsupportedError: `max_shard_size` is not a size.
+    """
+    groups = split(tensors, parse_size(max_shard_size))
+    return {
+        shard_name(stem, number, len(groups)): {name: tensors[name] for name in group}
+        for number, group in enumerate(groups, 1)
+    }
+
+
+class EarlierSave:
+    """The files of an earlier save that must not stay beside the files of a new one.
+
+    They are the indexes of the stems, the files that these indexes name, and files named like shards
+    of a stem: other shards than those of a series that the new save writes.
+
+    Args:
+        store: Where the files are.
+        stems: Beginnings of the names, such as ``model``.
+        new: The names of the files of the new save.
+
+    Attributes:
+        indexes: The names of the indexes, whether they exist or not.
+    """
+
+    def __init__(self, store: Store, stems: Iterable[str], new: Iterable[str]) -> None:
+        stems = dict.fromkeys(stems)
+        self._store = store
+        self._new = {*new}
+        begin = "|".join(map(re.escape, stems))
+        shard = rf"({begin})(?:-[0-9]{{5,}}-of-([0-9]{{5,}}))?{re.escape(SUFFIX)}"
+        self._match = re.compile(shard, re.DOTALL).fullmatch
+        self._series = {match.groups() for name in self._new if (match := self._match(name))}
+        self.indexes = [f"{stem}{INDEX_SUFFIX}" for stem in stems]
+        listed = {name for index in self.indexes for name in _listed(store, index)}
+        self._listed = sorted(listed - self._new)
+
+    def _is_other_shard(self, name: str) -> bool:
+        match = self._match(name)
+        return match is not None and match.groups() not in self._series
+
+    def files(self) -> list[str]:
+        """The names of those that exist, without the new save's own names."""
+        found = {
+            name
+            for name, kind in _entries(self._store)
+            if kind != "folder" and (self._is_other_shard(name) or name in self.indexes)
+        }
+        found |= {name for name in self._listed if self._store.kind(name) is not None}
+        return sorted(found - self._new)
+
+    def delete_shards(self, commit: Commit) -> None:
+        """Delete all but the indexes: before `commit` writes the new files."""
+        for name in self._listed:
+            commit.delete(name)
+        commit.delete_where(self._is_other_shard)
+
+    def delete_indexes(self, commit: Commit, *, keep: str | None) -> None:
+        """Delete the indexes, except for one that `commit` writes afterwards, as the last file."""
+        for name in self.indexes:
+            if name != keep:
+                commit.delete(name)
+
+
+def _listed(store: Store, index: str) -> Iterable[str]:
+    """The files that an index names; none if it does not exist or cannot be understood."""
+    if store.kind(index) not in {"file", "link"}:
+        return ()
+    try:
+        source = store.open(index, backend="pread")
+        return parse_index(source, source.name).shards
+    except (FormatError, OSError):
+        return ()  # the save that replaces it makes it good
+
+
+def _entries(store: Store) -> Iterable[tuple[str, str]]:
+    try:
+        return list(store.list(recursive=False))
+    except FileNotFoundError:
+        return ()
+
+
 def save_sharded(
     tensors: Mapping[str, Tensor],
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | Store,
     *,
     max_shard_size: int | str = "5GB",
     metadata: Mapping[str, str] | None = None,
@@ -96,11 +174,12 @@ def save_sharded(
 ) -> list[str]:
     """Write a mapping of tensors into a folder, as one file or as shards and their index.
 
-    Cost: as `safeweights.checkpoint.save`; old and new files take up space until it is done.
+    Cost: as `safeweights.checkpoint.save`; until it is done, old and new files take up space.
 
     Args:
         tensors: What to write, in this order.
-        folder: Created if need be. Other files in it are left alone.
+        folder: Its path, or another store. A missing folder is made. Files that do not belong to an
+            earlier save with this `stem` are left alone.
         max_shard_size: Most bytes of tensors in one file, which a single larger tensor exceeds: a
             number, or a text as for `parse_size`.
         metadata: For every file. None takes the metadata of a `Checkpoint`.
@@ -124,122 +203,25 @@ def save_sharded(
     if metadata is None and isinstance(tensors, Checkpoint):
         metadata = tensors.metadata
     found = dict(tensors.items())
-    groups = split(found, parse_size(max_shard_size))
-    names = [shard_name(stem, number, len(groups)) for number in range(1, len(groups) + 1)]
-    shards = dict(zip(names, groups, strict=True))
-    folder = os.fsdecode(folder)
-    os.makedirs(folder, exist_ok=True)
-    staging = os.path.join(folder, staging_name())
-    with sync_directory(folder, durable=durable):
-        try:
-            _stage(staging, shards, found, metadata, durable=durable, progress=progress)
-            index = _stage_index(staging, stem, shards, found, durable=durable)
-            leaving, coming = _moves(staging, folder, stem, [*shards, *index])
-            renamed = _exchange(leaving + coming)
-        except BaseException as error:
-            _discard(staging, folder, error)
-            raise
-        if not renamed:
-            _overwrite(leaving, coming, durable=durable)
-        shutil.rmtree(staging, ignore_errors=True)
-    return names
-
-
-def _stage(
-    staging: str,
-    shards: Mapping[str, list[str]],
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str] | None,
-    *,
-    durable: bool,
-    progress: Callable[[int], object] | None,
-) -> None:
-    os.mkdir(staging)
+    shards = split_into_shards(found, stem, max_shard_size)
+    store = folder if isinstance(folder, Store) else LocalStore(folder)
+    earlier = EarlierSave(store, [stem], shards)
+    index = f"{stem}{INDEX_SUFFIX}" if len(shards) > 1 else None
     done = 0
-    for shard, names in shards.items():
-        path = os.path.join(staging, shard)
-        report = None if progress is None else _shifted(progress, done)
-        part = {name: tensors[name] for name in names}
-        save(part, path, metadata, durable=durable, progress=report)
-        done += os.path.getsize(path)
+    with store.commit(durable=durable) as commit:
+        earlier.delete_shards(commit)
+        for shard, part in shards.items():
+            size, buffers = serialized(part, metadata)
+            report = None if progress is None else _shifted(progress, done)
+            commit.write(shard, buffers, size=size, progress=report)
+            done += size
+        earlier.delete_indexes(commit, keep=index)
+        if index is not None:
+            weight_map = {tensor: shard for shard, part in shards.items() for tensor in part}
+            text = index_text(weight_map, sum(tensor.nbytes for tensor in found.values()))
+            commit.write(index, [text.encode()])
+    return list(shards)
 
 
 def _shifted(progress: Callable[[int], object], done: int) -> Callable[[int], object]:
     return lambda written: progress(done + written)
-
-
-def _stage_index(
-    staging: str,
-    stem: str,
-    shards: Mapping[str, list[str]],
-    tensors: Mapping[str, Tensor],
-    *,
-    durable: bool,
-) -> list[str]:
-    """Write the index, if there is more than one shard: its name."""
-    if len(shards) == 1:
-        return []
-    name = f"{stem}{INDEX_SUFFIX}"
-    weight_map = {tensor: shard for shard, names in shards.items() for tensor in names}
-    text = index_text(weight_map, sum(tensor.nbytes for tensor in tensors.values()))
-    write_file(os.path.join(staging, name), [text.encode()], durable=durable)
-    return [name]
-
-
-def _moves(
-    staging: str, folder: str, stem: str, new: list[str]
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(from, to) of the old files that leave, the index first, and of those that come, it last."""
-    pattern = re.compile(rf"{re.escape(stem)}(-[0-9]{{5,}}-of-[0-9]{{5,}})?{re.escape(SUFFIX)}")
-    index = f"{stem}{INDEX_SUFFIX}"
-    present = sorted(os.listdir(folder))
-    old = [name for name in present if name == index]
-    old += [name for name in present if pattern.fullmatch(name)]
-    leaving = [(os.path.join(folder, name), os.path.join(staging, name + _OLD)) for name in old]
-    return leaving, [(os.path.join(staging, name), os.path.join(folder, name)) for name in new]
-
-
-def _exchange(moves: list[tuple[str, str]]) -> bool:
-    """Make all the moves, or none: False where the filesystem cannot rename."""
-    begun: list[tuple[str, str]] = []
-    try:
-        for source, target in moves:
-            begun.append((source, target))  # before: an interrupt may come when it is done already
-            if not rename(source, target):
-                begun.pop()
-                break
-        else:
-            return True
-    except BaseException:
-        _undo(begun)
-        raise
-    _undo(begun)
-    return False
-
-
-def _undo(begun: list[tuple[str, str]]) -> None:
-    for source, target in reversed(begun):
-        with suppress(FileNotFoundError):  # the last one may not have been made
-            os.replace(target, source)
-
-
-def _discard(staging: str, folder: str, error: BaseException) -> None:
-    """Remove what was staged; not where old files are there that could not be brought back."""
-    try:
-        kept = any(name.endswith(_OLD) for name in os.listdir(staging))
-    except OSError:  # it was not even made
-        return
-    if not kept:
-        shutil.rmtree(staging, ignore_errors=True)
-    elif isinstance(error, OSError):
-        raise PartialOverwriteError(folder, staging, error) from error
-
-
-def _overwrite(
-    leaving: list[tuple[str, str]], coming: list[tuple[str, str]], *, durable: bool
-) -> None:
-    """The same by copying. The staged files are all there is until it has succeeded."""
-    for source, _ in leaving:
-        os.unlink(source)
-    for source, target in coming:
-        copy_over(source, target, durable=durable)
