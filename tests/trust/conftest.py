@@ -90,8 +90,15 @@ def certify(
     purposes: list[Any] | None = None,
     usage: bool = True,
     path_length: int | None = None,
+    signs: bool | None = None,
+    issues: bool | None = None,
+    names: list[x509.GeneralName] | None = None,
+    critical_purposes: bool = False,
 ) -> Authority:
-    """Make a certificate; without an issuer, a root."""
+    """Make a certificate; without an issuer, a root.
+
+    The key usage is that of an authority or of a signer, unless `signs` or `issues` say otherwise.
+    """
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name(
         [
@@ -118,18 +125,21 @@ def certify(
     if usage:
         builder = builder.add_extension(
             x509.KeyUsage(
-                digital_signature=not authority, content_commitment=False, key_encipherment=False,
-                data_encipherment=False, key_agreement=False, key_cert_sign=authority,
-                crl_sign=False, encipher_only=False, decipher_only=False,
+                digital_signature=not authority if signs is None else signs,
+                key_cert_sign=authority if issues is None else issues,
+                content_commitment=False, key_encipherment=False, data_encipherment=False,
+                key_agreement=False, crl_sign=False, encipher_only=False, decipher_only=False,
             ), critical=True,
         )  # fmt: skip
     if not authority:
         builder = builder.add_extension(
-            x509.SubjectAlternativeName([x509.RFC822Name(f"{name}@example.org")]), critical=False
+            x509.SubjectAlternativeName(names or [x509.RFC822Name(f"{name}@example.org")]),
+            critical=False,
         )
-        builder = builder.add_extension(
-            x509.ExtendedKeyUsage(purposes or [ExtendedKeyUsageOID.CODE_SIGNING]), critical=False
-        )
+    if purposes is None and not authority:
+        purposes = [ExtendedKeyUsageOID.CODE_SIGNING]
+    if purposes:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=critical_purposes)
     return Authority(builder.sign(signer, hashes.SHA256()), key)
 
 

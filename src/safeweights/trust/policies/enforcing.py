@@ -22,6 +22,7 @@ from ..signatures.bundle import parse_statement
 from ..signatures.certificates import CertificateTrust
 from ..signatures.keyless import KeylessTrust
 from ..signatures.keys import PublicKey, load_public_key
+from ..signatures.timestamps import KeyTrust
 from ..signatures.verifying import find_signature, read_bundle, resource_of
 from .admission import Warrant
 from .evidence import who_signed
@@ -197,7 +198,7 @@ def as_verifier(trust: object) -> Callable[[Source, str], Source]:
         trust = _read_trust(os.fsdecode(trust))
     if isinstance(trust, Policy):
         return PolicyVerifier(trust)
-    if isinstance(trust, PublicKey | CertificateTrust | KeylessTrust):
+    if isinstance(trust, PublicKey | KeyTrust | CertificateTrust | KeylessTrust):
         return PolicyVerifier(Policy((Rule("*", signers=("trusted",)),), {"trusted": trust}))
     if callable(trust):
         return trust

@@ -43,6 +43,7 @@ from ..files import read_document
 from ..signatures.certificates import CertificateTrust, load_certificates
 from ..signatures.keyless import KeylessTrust
 from ..signatures.keys import load_public_key
+from ..signatures.timestamps import KeyTrust, TimestampTrust
 from .policy import DENIABLE, LEVELS, Mode, Policy, Rule
 
 if TYPE_CHECKING:
@@ -141,17 +142,22 @@ def _signer(entry: Field, base: str) -> Trust:
 
 
 def _key(entry: Field, base: str) -> Trust:
-    entry.only("public_key", "key_hint")
+    entry.only("public_key", "key_hint", "timestamp_roots", "until")
     key = load_public_key(_text_or_file(entry.member("public_key"), base), path=entry.path)
     if (hint := entry.get("key_hint")) and hint.text() != key.hint:
         raise hint.error(f"the public key has the hint {key.hint}", reason="wrong-key")
-    return key
+    timestamps, until = _timestamps(entry, base), _moment(entry.get("until"))
+    if timestamps is None:
+        if until is not None:
+            raise entry.error("`until` needs `timestamp_roots`: a signature proves no time")
+        return key
+    return KeyTrust(key, timestamps, until)
 
 
 def _certificate(entry: Field, base: str) -> Trust:
     entry.only(
         "roots", "certificate_subject", "certificate_issuer", "certificate_name",
-        "certificate_sha256", "signed_at",
+        "certificate_sha256", "signed_at", "timestamp_roots",
     )  # fmt: skip
     found = entry.member("roots")
     paths = [found] if isinstance(found.value, str) else found.items()
@@ -165,7 +171,20 @@ def _certificate(entry: Field, base: str) -> Trust:
             "certificate_sha256"
         )
     roots = [der for p in paths for der in load_certificates(_text_or_file(p, base), path=p.path)]
-    return CertificateTrust(tuple(roots), at=_moment(entry.get("signed_at")), **texts)
+    return CertificateTrust(
+        tuple(roots), texts["subject"], texts["issuer"], texts["name"], texts["sha256"],
+        _moment(entry.get("signed_at")), _timestamps(entry, base),
+    )  # fmt: skip
+
+
+def _timestamps(entry: Field, base: str) -> TimestampTrust | None:
+    """The timestamp authorities of a signer, where it names some."""
+    found = entry.get("timestamp_roots")
+    if found is None:
+        return None
+    paths = [found] if isinstance(found.value, str) else found.items()
+    roots = [der for p in paths for der in load_certificates(_text_or_file(p, base), path=p.path)]
+    return TimestampTrust(tuple(roots))
 
 
 def _moment(value: Field | None) -> datetime | None:

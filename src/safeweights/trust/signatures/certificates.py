@@ -1,13 +1,15 @@
-"""Certificate chains of the ``certificate`` method, checked as a signer's and not as a web site's.
+"""Certificate chains of the ``certificate`` method, checked as those of signers, not of web sites.
 
-A chain must lead to one of the roots the caller trusts for this purpose (never to the system's web
-roots), every certificate must be valid at the time asked for (now, unless told), the leaf must be
-allowed to sign code, and it must be *somebody*: a chain that ends at the right root is not an
-identity, so at least one of subject, alternative name or fingerprint is required.
+A chain must lead to one of the roots that the caller trusts for this purpose (never the system's web
+roots), and every certificate must be valid at the time of the signature: now, or at the time of a
+trusted timestamp over it. The leaf must be for signing code, and so must every authority above it
+that is restricted to purposes: an authority for web servers issues no signers. An authority itself
+does not sign. A chain that ends at the right root is not an identity, so at least one of subject,
+alternative name or fingerprint is required.
 
-Path building and its checks (signatures, constraints, path lengths, unknown critical extensions)
-are those of `cryptography`, whose web profile is replaced for the leaf alone: signing certificates
-need no host name.
+Building the path and checking it (signatures, names, constraints, path lengths, unknown critical
+extensions; RFC 5280 section 6) is the work of `cryptography`. Its profile for web servers is replaced
+where it concerns host names and extended key usage.
 """
 
 from __future__ import annotations
@@ -22,27 +24,33 @@ from ...errors import quote
 from ..errors import DocumentError, VerificationError
 from ..files import read_document
 from .keys import MAX_KEY_FILE, PublicKey, need_cryptography, wrap_public_key
+from .patterns import check_pattern, matches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cryptography.x509 import Certificate
+    from cryptography.x509 import Certificate, ExtendedKeyUsage
+
+    from .timestamps import TimestampTrust
 
 __all__ = ["CertificateFacts", "CertificateTrust", "load_certificates", "verify_chain"]
 
 
 @dataclass(frozen=True)
 class CertificateTrust:
-    """Who a certificate must belong to, and who may vouch for it.
+    """The owner that a certificate must have, and the authorities that may have issued it.
 
     Attributes:
         roots: Trust anchors, each a certificate in DER.
         subject: The leaf's subject, RFC 4514 (``CN=Releases,O=Example``).
         issuer: The leaf's issuer, RFC 4514.
-        name: One of the leaf's alternative names: an e-mail address, URI or host name.
+        name: One of the leaf's alternative names: an e-mail address, URI or host name; or a pattern
+            of one (see `patterns`).
         sha256: The leaf's fingerprint, hexadecimal.
-        at: The moment at which the chain must have been valid; now unless given. A bundle of this
-            method proves no time: give one only where something else tells when it was signed.
+        at: The time at which the chain must have been valid; by default, now. Give one only where
+            something else tells when the signature was made.
+        timestamps: Timestamp authorities: the chain may then also have been valid at the time of one of
+            their timestamps over the signature.
     """
 
     roots: tuple[bytes, ...]
@@ -51,6 +59,7 @@ class CertificateTrust:
     name: str | None = None
     sha256: str | None = None
     at: datetime | None = None
+    timestamps: TimestampTrust | None = None
 
     def __post_init__(self) -> None:
         if not self.roots:
@@ -60,11 +69,13 @@ class CertificateTrust:
                 "a root alone is no identity: give the certificate's subject, alternative name or "
                 "fingerprint", field="subject",
             )  # fmt: skip
+        if self.name is not None:
+            check_pattern(self.name, field="name")
 
 
 @dataclass(frozen=True)
 class CertificateFacts:
-    """Who a verified certificate belongs to."""
+    """The owner of a verified certificate."""
 
     subject: str
     issuer: str
@@ -75,10 +86,10 @@ class CertificateFacts:
 def load_certificates(
     source: str | os.PathLike[str] | bytes, *, path: str | None = None
 ) -> tuple[bytes, ...]:
-    """The certificates of a PEM file (str: its path) or of PEM bytes, in DER.
+    """Read the certificates of a PEM file (str: its path) or of PEM bytes, as DER.
 
     Raises:
-        DocumentError: Holds none, or one that cannot be read.
+        DocumentError: There is none, or one that cannot be read.
     """
     x509 = need_cryptography("x509")
     coding = need_cryptography("hazmat.primitives.serialization")
@@ -89,15 +100,26 @@ def load_certificates(
         found = x509.load_pem_x509_certificates(source)
     except ValueError:
         raise DocumentError(
-            "there is no certificate in PEM here that can be read", path=path
+            "expected certificates in PEM, and found none that can be read", path=path
         ) from None
     return tuple(certificate.public_bytes(coding.Encoding.DER) for certificate in found)
 
 
 def verify_chain(
-    chain: Sequence[bytes], trust: CertificateTrust, *, path: str | None = None
+    chain: Sequence[bytes],
+    trust: CertificateTrust,
+    *,
+    times: Sequence[datetime] = (),
+    path: str | None = None,
 ) -> tuple[PublicKey, CertificateFacts]:
-    """The leaf's key and identity, once the chain is known to be good.
+    """Verify a chain: the leaf's key and identity.
+
+    Args:
+        chain: Certificates in DER, leaf first.
+        trust: The owner and roots required.
+        times: When the signature is known to have existed; the chain must have been valid at one of
+            them, or at `trust.at`.
+        path: The signature file, for errors.
 
     Raises:
         DocumentError: A certificate that cannot be read, or with a key that OMS does not take.
@@ -105,9 +127,15 @@ def verify_chain(
             ``certificate-usage`` or ``certificate-identity``.
     """
     loaded = [_load(der, f"certificates[{index}]", path) for index, der in enumerate(chain)]
-    at = trust.at or datetime.now(timezone.utc)
-    _check_dates(loaded[0], at, path)
-    _check_path(loaded, trust, at, path)
+    now = trust.at or datetime.now(timezone.utc)
+    for at in (*times, now):
+        try:
+            _check_dates(loaded[0], at, path)
+            _check_path(loaded, trust, at, path)
+            break
+        except VerificationError:
+            if at is now:
+                raise
     _check_usage(loaded[0], path)
     facts = _facts(loaded[0], chain[0])
     _check_identity(facts, trust, path)
@@ -115,7 +143,7 @@ def verify_chain(
 
 
 def certified_key(der: bytes, *, path: str | None = None) -> PublicKey:
-    """The key of a certificate, of which nothing is verified.
+    """The key of a certificate; nothing is verified.
 
     Raises:
         DocumentError: It cannot be read, or has a key that OMS does not take.
@@ -152,15 +180,16 @@ def _check_path(
     roots = [_load(der, f"roots[{index}]", None) for index, der in enumerate(trust.roots)]
     if chain[0] in roots:
         return  # the caller trusts this very certificate
-    leaf_policy = verification.ExtensionPolicy.permit_all()
-    authority_policy = verification.ExtensionPolicy.webpki_defaults_ca().may_be_present(
-        x509.ExtendedKeyUsage, verification.Criticality.AGNOSTIC, None
+    authorities = verification.ExtensionPolicy.webpki_defaults_ca().may_be_present(
+        x509.ExtendedKeyUsage, verification.Criticality.AGNOSTIC, _check_purposes
     )
     verifier = (
         verification.PolicyBuilder()
         .store(verification.Store(roots))
         .time(at)
-        .extension_policies(ca_policy=authority_policy, ee_policy=leaf_policy)
+        .extension_policies(
+            ca_policy=authorities, ee_policy=verification.ExtensionPolicy.permit_all()
+        )
         .build_client_verifier()
     )
     try:
@@ -172,19 +201,37 @@ def _check_path(
         ) from None  # fmt: skip
 
 
+def _check_purposes(_policy: Any, _certificate: Any, purposes: ExtendedKeyUsage | None) -> None:
+    """Refuse an authority that is restricted to other purposes; called by `cryptography`.
+
+    RFC 5280 leaves open whether the extension of an authority restricts what it issues; every verifier
+    in wide use nests it so.
+    """
+    known = need_cryptography("x509.oid").ExtendedKeyUsageOID
+    if purposes is not None and not {known.CODE_SIGNING, known.ANY_EXTENDED_KEY_USAGE} & set(
+        purposes
+    ):
+        raise ValueError("an authority in the chain is not for certificates that sign code")
+
+
 def _check_usage(leaf: Certificate, path: str | None) -> None:
+    """The leaf must be a signer's: for signing code, and no authority (RFC 5280 section 4.2.1)."""
     x509 = need_cryptography("x509")
     usage = _extension(leaf, x509.KeyUsage)
     purposes = _extension(leaf, x509.ExtendedKeyUsage)
-    signs = usage is None or usage.digital_signature
+    basic = _extension(leaf, x509.BasicConstraints)
     code = x509.oid.ExtendedKeyUsageOID.CODE_SIGNING
-    # A leaf that names neither says nothing about signing; one for web servers says no.
-    if not signs or (purposes is None and usage is None) or (purposes and code not in purposes):
-        raise VerificationError(
-            "the certificate is not one for signing (its key usage must allow digital signatures, "
-            "its extended key usage, where present, code signing)", reason="certificate-usage",
-            path=path,
-        )  # fmt: skip
+    if purposes is None or code not in purposes:
+        problem = "its extended key usage does not include code signing"
+    elif usage is not None and not usage.digital_signature:
+        problem = "its key usage does not include digital signatures"
+    elif usage.key_cert_sign if usage is not None else basic is not None and basic.ca:
+        problem = "it may issue certificates, and authorities do not sign content"
+    else:
+        return
+    raise VerificationError(
+        f"the certificate is not one for signing: {problem}", reason="certificate-usage", path=path
+    )
 
 
 def _extension(certificate: Certificate, kind: Any) -> Any:
@@ -211,13 +258,16 @@ def _check_identity(facts: CertificateFacts, trust: CertificateTrust, path: str 
     wanted = {
         "subject": (trust.subject, (facts.subject,)),
         "issuer": (trust.issuer, (facts.issuer,)),
-        "alternative name": (trust.name, facts.names),
         "fingerprint": (trust.sha256 and trust.sha256.lower(), (facts.sha256,)),
+        "alternative name": (trust.name, facts.names),
     }
     for what, (expected, found) in wanted.items():
-        if expected is not None and expected not in found:
-            shown = ", ".join(quote(text) for text in found) or "none"
-            raise VerificationError(
-                f"the certificate's {what} is {shown}; expected {quote(expected)}",
-                reason="certificate-identity", path=path,
-            )  # fmt: skip
+        if expected is None or expected in found:
+            continue
+        if what == "alternative name" and any(matches(expected, name) for name in found):
+            continue
+        shown = ", ".join(quote(text) for text in found) or "none"
+        raise VerificationError(
+            f"the certificate's {what} is {shown}, but {quote(expected)} is required",
+            reason="certificate-identity", path=path,
+        )  # fmt: skip

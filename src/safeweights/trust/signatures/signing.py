@@ -35,6 +35,7 @@ from .bundle import (
 )
 from .keys import need_cryptography, wrap_public_key
 from .linked import is_blob_link
+from .timestamps import in_der
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -134,6 +135,7 @@ def sign(
     release: int | None = None,
     model_id: str | None = None,
     allow_symlinks: bool = False,
+    timestamp: Callable[[bytes], bytes] | None = None,
     force: bool = False,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
@@ -154,6 +156,8 @@ def sign(
             of the same signer does not pass.
         allow_symlinks: Follow links to files, and record that. Links of the Hub's cache into its blobs
             are followed in any case.
+        timestamp: Given the signature, returns an RFC 3161 response in DER; see
+            `timestamps.request_timestamp`.
         force: Replace any regular file at the place of the signature or a sidecar. By default, only
             an empty file, a signature and a block tree are replaced. A symbolic link never is.
         workers: Files hashed at a time; by default, the number of cores.
@@ -180,9 +184,11 @@ def sign(
     subject = os.path.basename(path)
     payload = build_statement(subject, resources, ignored, allow_symlinks=made.linked)
     hint = signer.public_key.hint
+    value = signer.sign(pae(payload))
     bundle = build_bundle(
-        payload, signer.sign(pae(payload)), hint=None if chain else hint, certificates=chain
-    )
+        payload, value, hint=None if chain else hint, certificates=chain,
+        timestamps=[in_der(timestamp(value))] if timestamp else (),
+    )  # fmt: skip
     for name, data in made.sidecars.items():
         write_file(os.path.join(base, name), [data], durable=True, links="refuse")
     write_file(signature, [bundle], durable=True, links="refuse")

@@ -36,9 +36,11 @@ from .keyless import KeylessTrust, verify_keyless
 from .keys import PublicKey, load_public_key
 from .linked import is_blob_link
 from .signing import SIGNATURE, signature_path
+from .timestamps import KeyTrust, TimestampTrust, verify_timestamps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
 __all__ = [
     "SignedBy",
@@ -52,7 +54,7 @@ __all__ = [
     "verify",
 ]
 
-Trust = PublicKey | CertificateTrust | KeylessTrust
+Trust = PublicKey | KeyTrust | CertificateTrust | KeylessTrust
 """The signers that can be required."""
 
 _PARENTS = 4
@@ -75,6 +77,7 @@ class SignedBy:
         identity: The keyless identity.
         oidc_issuer: The OpenID Connect provider that vouched for the identity.
         recorded: When the transparency log recorded the signature (RFC 3339).
+        timestamp: The earliest trusted timestamp over the signature (RFC 3339).
     """
 
     method: str
@@ -85,6 +88,7 @@ class SignedBy:
     identity: str | None = None
     oidc_issuer: str | None = None
     recorded: str | None = None
+    timestamp: str | None = None
 
     def fingerprint(self) -> str:
         """One line that stays the same as long as the same signer signs."""
@@ -155,36 +159,64 @@ def check_signature(bundle: Bundle, trust: Trust) -> SignedBy:
     """Verify that the signer required by `trust` signed `bundle`; nothing of the payload is parsed.
 
     Raises:
-        TypeError: `trust` is none of the three kinds.
-        VerificationError: ``wrong-method``, ``wrong-key``, ``bad-signature``, or what
+        TypeError: `trust` is none of the four kinds.
+        VerificationError: ``wrong-method``, ``wrong-key``, ``bad-signature``, ``timestamp``, or what
             `certificates` and `keyless` refuse.
     """
-    wanted = {PublicKey: "key", CertificateTrust: "certificate", KeylessTrust: "keyless"}
-    if type(trust) not in wanted:
+    wanted = _METHODS.get(type(trust))
+    if wanted is None:
         raise TypeError(
-            "trust must be a PublicKey, CertificateTrust or KeylessTrust, "
+            "trust must be a PublicKey, KeyTrust, CertificateTrust or KeylessTrust, "
             f"not {type(trust).__name__}; load_public_key reads the first from a file"
         )
-    if bundle.method != wanted[type(trust)]:
+    if bundle.method != wanted:
         raise VerificationError(
-            f"the signing method is {bundle.method}, but {wanted[type(trust)]} is required",
+            f"the signing method is {bundle.method}, but {wanted} is required",
             reason="wrong-method", path=bundle.path,
         )  # fmt: skip
     if isinstance(trust, KeylessTrust):
-        recorded = verify_keyless(bundle, trust)
-        return SignedBy(
-            "keyless", identity=trust.identity, oidc_issuer=trust.issuer, recorded=recorded
-        )
+        return _check_keyless(bundle, trust)
     if isinstance(trust, CertificateTrust):
-        key, facts = verify_chain(bundle.certificates, trust, path=bundle.path)
-        key.verify(bundle.signature, pae(bundle.payload), path=bundle.path)
-        return SignedBy(
-            "certificate", key_hint=key.hint, subject=facts.subject, issuer=facts.issuer,
-            certificate_sha256=facts.sha256,
-        )  # fmt: skip
-    _check_hint(bundle, trust)
-    trust.verify(bundle.signature, pae(bundle.payload), path=bundle.path)
-    return SignedBy("key", key_hint=trust.hint)
+        return _check_certificate(bundle, trust)
+    key = trust if isinstance(trust, PublicKey) else trust.key
+    _check_hint(bundle, key)
+    key.verify(bundle.signature, pae(bundle.payload), path=bundle.path)
+    if isinstance(trust, PublicKey):
+        return SignedBy("key", key_hint=key.hint)
+    times = _times(bundle, trust.timestamps)
+    trust.check(times, path=bundle.path)
+    return SignedBy("key", key_hint=key.hint, timestamp=_first(times))
+
+
+_METHODS = {
+    PublicKey: "key",
+    KeyTrust: "key",
+    CertificateTrust: "certificate",
+    KeylessTrust: "keyless",
+}
+
+
+def _check_keyless(bundle: Bundle, trust: KeylessTrust) -> SignedBy:
+    recorded = verify_keyless(bundle, trust)
+    return SignedBy("keyless", identity=trust.identity, oidc_issuer=trust.issuer, recorded=recorded)
+
+
+def _check_certificate(bundle: Bundle, trust: CertificateTrust) -> SignedBy:
+    times = _times(bundle, trust.timestamps) if trust.timestamps else ()
+    key, facts = verify_chain(bundle.certificates, trust, times=times, path=bundle.path)
+    key.verify(bundle.signature, pae(bundle.payload), path=bundle.path)
+    return SignedBy(
+        "certificate", key_hint=key.hint, subject=facts.subject, issuer=facts.issuer,
+        certificate_sha256=facts.sha256, timestamp=_first(times),
+    )  # fmt: skip
+
+
+def _times(bundle: Bundle, trust: TimestampTrust) -> tuple[datetime, ...]:
+    return verify_timestamps(bundle.timestamps, bundle.signature, trust, path=bundle.path)
+
+
+def _first(times: tuple[datetime, ...]) -> str | None:
+    return times[0].isoformat() if times else None
 
 
 def key_hints(bundle: Bundle) -> set[str]:
