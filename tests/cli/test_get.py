@@ -213,7 +213,7 @@ def test_values_piped_are_rows_of_the_last_axis(run, tmp_path):
     assert run("get", path, "s").rows == [["1.5"]]
     bounded = run("get", path, "a", "--limit", "4")
     assert bounded.rows == [["0.0", "1.0", "2.0"], ["3.0"]]
-    assert "4 values of 6 printed" in bounded.stderr
+    assert "printed 4 values of 6;" in bounded.stderr
     assert len(run("get", path, "a", "--limit", "0").rows) == 2
 
 
@@ -277,7 +277,7 @@ def test_what_is_not_there(run, typed):
     result = run("get", typed, "F33", "--json")
     assert result.exit_code == 1
     assert result.document["error"]["kind"] == "not-found"
-    assert "there is `F32`" in result.stderr
+    assert "similar names: `F32`" in result.stderr
     assert "8_E5M2`" in run("get", typed, "M2").stderr, "a part of a name"
     assert run("get", typed, "F32[9]", "--json").document["error"]["kind"] == "selection"
     assert run("get", typed, "F32[9]").exit_code == 1

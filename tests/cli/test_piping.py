@@ -89,7 +89,7 @@ def test_what_is_missing_or_left_over_is_noticed(contents, headers_only):
     for data, what in (
         (contents[:-5], "5 bytes are missing"),
         (contents + bytes(7), "7 bytes are left over"),
-        (contents[:30], "header should end"),
+        (contents[:30], "header ends at byte"),
         (contents[:5], "at least 8 bytes"),
         (b"", "an empty file"),
     ):

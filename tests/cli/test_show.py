@@ -95,7 +95,7 @@ def test_what_loading_would_run_is_said(run, evil, tmp_path, command):
             os.rename(evil, tmp_path / "evil.pt")
         result = run(*command, path)
         assert result.exit_code == 0
-        assert "warning: loading this with its own library runs code" in result.stderr
+        assert "warning: loading this file with its own library runs code" in result.stderr
         assert f"{os.system.__module__}.system" in result.stderr
         assert f"safeweights check {path}" in result.stderr
         assert "warning" not in result.stdout

@@ -183,7 +183,7 @@ def test_a_tensor_that_cannot_be_given_is_named(run, folder):
     np.savez("old.npz", w=np.arange(6.0), other=np.zeros(2, "c16"))
     result = run("hash", "--tensors", "old.npz")
     assert (result.exit_code, len(result.rows)) == (3, 1)
-    assert "tensor `other` cannot be given: its type is complex128" in result.stderr
+    assert "tensor `other` cannot be read: its type is complex128" in result.stderr
 
 
 def test_the_tensors_of_an_index_and_of_standard_input(run, folder):
@@ -759,7 +759,7 @@ def test_a_log_without_lines_and_what_is_none(run, signed):
     Path("empty").write_text("")
     result = run("verify", "--log", "empty", "--json")
     assert (result.exit_code, result.document["ok"]) == (1, False)
-    assert run("verify", "--log", "empty").stderr.startswith("safeweights: there is no line")
+    assert run("verify", "--log", "empty").stderr.startswith("safeweights: empty is empty: ")
     for path, status in {"missing": 3, "model": 3, "model/w.safetensors": 1}.items():
         assert run("verify", "--log", path).exit_code == status
 

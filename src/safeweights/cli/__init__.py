@@ -1,14 +1,14 @@
 """The command line: `safeweights show|ls|check|get ...`.
 
-One module a command, imported when that command runs; `app` holds the table of them and what they
-share: exit codes, errors, Ctrl-C and closed pipes. `records` defines what ``--json`` prints,
-`output` how anything is printed at all. Rules:
+Each command is a module of `commands`, imported when it runs. `app` has the table of commands and handles
+exit codes, errors, Ctrl-C and closed pipes for all of them. `output` prints; `reports.documents` defines
+the documents of ``--json``. Rules:
 
-- Whatever comes from a file is escaped before it is printed (`output.escape`).
-- Tables, trees and progress are for terminals, and `rich` is imported only there; a pipe gets
+- Text from files is escaped before it is printed (`text.escape`).
+- A terminal gets tables, trees and progress, drawn by `rich`, which is imported only then. A pipe gets
   lines of tab-separated fields.
-- Files are read through the pread backend: a file that shrinks meanwhile is an error, not a crash.
-- No command decides anything about the format: the layers below do.
+- Files are read by the pread backend: a file that another process truncates is an error, not a crash.
+- Commands make no decision about the format or about trust: lower layers do.
 """
 
 from __future__ import annotations
@@ -29,5 +29,5 @@ def main() -> None:
             raise
         sys.stderr.write("safeweights: error: the command line needs click: pip install click\n")
         sys.exit(3)
-    except KeyboardInterrupt:  # between two commands' own handling: while modules are imported
+    except KeyboardInterrupt:  # while modules are imported; `app` handles it later
         sys.exit(130)

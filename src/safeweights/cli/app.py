@@ -1,8 +1,8 @@
-"""The program: its table of commands, and what happens around each of them.
+"""The program: the table of commands, and what all commands share.
 
-A command is a module of this package with a `click.Command` called ``command``; it is imported when
-it runs, so that `--help` costs nothing but click. A command returns its exit status (None is 0) or
-raises; `failures` turns exceptions into words and a status.
+A command is a module of `commands` with a `click.Command` called ``command``. It is imported when it
+runs, so that `--help` imports only click. A command returns its exit status (None means 0) or raises an
+exception, which `failures` turns into a message and a status.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .. import __version__
-from ..reports.problems import COULD_NOT_LOOK, INTERRUPTED, PIPE_CLOSED, USAGE, YES
+from ..reports.problems import INTERRUPTED, PIPE_CLOSED, UNREADABLE, USAGE, YES
 from .failures import report
 from .output import Output
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "FILE", "Program", "checkpoint_path", "cli", "json_option"]
 
 COMMANDS: Final = {
-    "show": "Say what a model is: tensors, parameters, size, metadata.",
+    "show": "Summarise a model: tensors, parameters, size, metadata.",
     "ls": "List tensors with their type, shape and size.",
-    "check": "Find everything that is wrong with files.",
+    "check": "Check files against every rule of their format.",
     "get": "Print, describe or export one tensor, or a part of one.",
-    "convert": "Turn checkpoints of other formats into safetensors.",
+    "convert": "Convert checkpoints of other formats to safetensors.",
     "hash": "Print or check the SHA-256 of files and tensors.",
-    "keygen": "Make a key pair to sign models with.",
+    "keygen": "Create a key pair for signing models.",
     "sign": "Sign a file or a folder.",
-    "verify": "Find out whether a model is what somebody signed.",
+    "verify": "Verify a model against its signature.",
     "admit": "Decide by a policy whether a model may be used.",
     "bom": "Write a model's bill of materials (CycloneDX).",
 }
@@ -40,11 +40,11 @@ COMMANDS: Final = {
 
 
 _CLICK_LEAST: Final = 50
-"""Columns that click's help takes at least."""
+"""Minimum width of click's help, in columns."""
 
 
 class Program(click.Group):
-    """The group of all commands; imports the one that is asked for."""
+    """The group of all commands; imports the module of the command that runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -79,25 +79,25 @@ class Program(click.Group):
         def make() -> None:
             made.append(super(Program, self).make_context(info_name, args, *more, **extra))
 
-        # The help is printed in here, perhaps into a full disk.
+        # click prints the help here, which may fail, for example on a full disk.
         status = _guarded(_output(args), make)
         if not made:
             raise click.exceptions.Exit(status)
         return made[0]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # Known before anything is parsed: a command line that cannot be parsed is an error too.
+        # Before parsing, because a parsing error is also printed as JSON if --json is given.
         ctx.obj = _output(args)
         ctx.terminal_width = _narrow()
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> None:
-        # Everything is settled here: click itself takes any EOFError for an abort with status 1.
+        # Handle every exception here: click would turn an EOFError into an abort with status 1.
         raise click.exceptions.Exit(_guarded(ctx.obj, lambda: super(Program, self).invoke(ctx)))
 
 
 def _narrow() -> int | None:
-    """The width of the help in a window that is narrower than what click takes for the least."""
+    """The width of the help in a window narrower than click's minimum, else None."""
     width = shutil.get_terminal_size().columns - 2
     return width if width < _CLICK_LEAST else None
 
@@ -108,7 +108,7 @@ def _output(args: list[str]) -> Output:
 
 
 def _guarded(out: Output, run: Callable[[], int | None]) -> int:
-    """The exit status of `run`, whatever happens in it."""
+    """Run `run` and return the exit status; every exception becomes a message and a status."""
     try:
         try:
             status = run() or YES
@@ -118,7 +118,7 @@ def _guarded(out: Output, run: Callable[[], int | None]) -> int:
             return error.exit_code
         except BrokenPipeError:
             raise
-        except Exception as error:  # noqa: BLE001 - a traceback would print what nobody escaped
+        except Exception as error:  # noqa: BLE001 - a traceback would print unescaped text
             status = report(out, error)
             out.flush()
     except BrokenPipeError:
@@ -128,14 +128,14 @@ def _guarded(out: Output, run: Callable[[], int | None]) -> int:
         out.abandon()
         out.message("interrupted", own_line=True)
         return INTERRUPTED
-    except OSError:  # standard output takes nothing more; that was said on standard error
+    except OSError:  # writing to standard output failed; the message is on standard error already
         out.abandon()
-        return COULD_NOT_LOOK
+        return UNREADABLE
     return status
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option ``--json``, which every command has; `Output` knows whether it was given."""
+    """Add the option ``--json``, which every command has; `Output.json` has its value."""
     option = click.option(
         "--json", is_flag=True, expose_value=False, help="Print one JSON document."
     )
@@ -143,11 +143,11 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 FILE: Final = click.Path(readable=False, path_type=str)
-"""The type of options that name a file. Whether it can be read is found out by reading it."""
+"""The type of options that name a file. click does not check the file: opening it does."""
 
 
 def checkpoint_path(*, many: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The argument PATH."""
+    """Add the argument PATH, or PATH... if `many`."""
     kind = click.Path(allow_dash=True, readable=False, path_type=str)
     name = "paths" if many else "path"
     return (
@@ -158,10 +158,10 @@ def checkpoint_path(*, many: bool = False) -> Callable[[Callable[..., Any]], Cal
 
 
 _EPILOG: Final = """
-PATH is a file, an index.json or a folder; where it is only looked at, also - for standard input.
-Piped output is lines of tab-separated fields; names are escaped as in Python.
+PATH is a file, an index.json or a folder. Commands that only read headers or values also accept - for
+standard input. Piped output is lines of tab-separated fields; names are escaped as in Python.
 
-Exit status: 0 yes, 1 no, 2 wrong usage, 3 could not look.
+Exit status: 0 yes, 1 no, 2 wrong usage, 3 input could not be read.
 
 \b
 Shell completion (bash; also zsh, fish):
@@ -178,9 +178,9 @@ Shell completion (bash; also zsh, fish):
 @click.version_option(__version__, message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Look at model weights, check, convert, sign and verify them.
+    """Inspect, check, convert, sign and verify model weights.
 
-    Files of other formats (PyTorch, NumPy, GGUF ...) are read as well; nothing in them is executed.
+    Files of other formats (PyTorch, NumPy, GGUF ...) are read too; no code in them is executed.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)

@@ -1,4 +1,4 @@
-"""What there is to say of a file of another format: what loading it runs, what cannot be read of it."""
+"""Report on files of other formats: calls that loading makes, tensors whose values cannot be read."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _REASONS_SHOWN: Final = 5
 
 
 def calls_of(checkpoint: Checkpoint) -> list[str]:
-    """What loading it with its own library calls, other than to build tensors."""
+    """Functions that the checkpoint's own library would call, other than those that build tensors."""
     return list(getattr(checkpoint, "calls", ()))
 
 
 def say_calls(out: Output, path: str, calls: list[str]) -> None:
-    """Say on standard error that looking at a checkpoint was safe, and loading it would not be."""
+    """Warn on standard error that loading the checkpoint with its own library would run code."""
     if calls:
         shown = ", ".join(map(quote, calls[:_CALLS_SHOWN])) + (
             ", ..." if len(calls) > _CALLS_SHOWN else ""
         )
         out.message(
-            f"warning: loading this with its own library runs code ({shown}); "
-            f"see safeweights check {escape(path)}"
+            f"warning: loading this file with its own library runs code ({shown}); "
+            f"run safeweights check {escape(path)}"
         )
 
 
 def draw_unreadable(out: Output, found: list[UnreadableRecord]) -> None:
-    """Say on a terminal which of the listed tensors have no values here, and why."""
+    """Print on a terminal which of the listed tensors have values that cannot be read, and why."""
     for some in found[:_REASONS_SHOWN]:
         what = f"{escape(some['first'])}" + (
             f" and {plural(some['tensors'] - 1, 'tensor')} more" if some["tensors"] > 1 else ""

@@ -1,10 +1,10 @@
 """Rows of cells -> lines of aligned columns: widths, wrapping, padding.
 
-Widths are counted in the cells of a terminal: East Asian characters take two, combining ones none. A
-checkpoint may have a hundred thousand tensors, so every row costs microseconds; a table of a library
-for terminals costs a hundred times that.
+Widths are numbers of terminal cells: an East Asian character takes two, a combining character none. A
+checkpoint may have 100,000 tensors, so a row may take only microseconds; `rich.table` takes a hundred
+times as long.
 
-Text is escaped before it comes here. Knows nothing of colours, nor of where lines go.
+The text must be escaped already. Knows nothing of colours and of output.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ GAP: Final = 2
 """Cells between columns."""
 
 _NARROWEST: Final = 20
-"""Cells for the first column below which, if it needs more, it gets lines of its own."""
+"""Minimum width of the first column; if it needs more and gets less, it is printed on its own lines."""
 
 _LEAST: Final = 4
-"""Cells that every column gets, in however narrow a window."""
+"""Minimum width of the other columns, even in a narrow window."""
 
 _CELL_MAX: Final = 240
-"""Characters of a field that are shown; one of a million would fill the window for minutes."""
+"""Maximum number of characters shown of a field; hostile names may have millions."""
 
 _is_narrow = re.compile(r"[ -~\u2500-\u257f…]*").fullmatch
-"""Whether each character takes one cell: ASCII, and what this package draws with."""
+"""Matches text of which every character takes one cell: ASCII and the characters of our drawings."""
 
 _words = re.compile(r" *[^ ]+").findall
 
@@ -42,10 +42,11 @@ class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-        title: What stands over it.
+        title: Heading.
         right: Align to the right.
-        style: How it is coloured, as rich names styles.
-        widest: Most cells it takes; longer fields are wrapped. The first column takes what is left.
+        style: Style of `rich`.
+        widest: Maximum width; longer fields are wrapped. It does not apply to the first column, which
+            gets the remaining width.
     """
 
     title: str
@@ -55,12 +56,12 @@ class Column(NamedTuple):
 
 
 def cells(text: str) -> int:
-    """How many cells of a terminal `text` takes."""
+    """Width of `text` in terminal cells."""
     return len(text) if _is_narrow(text) else cell_len(text)
 
 
 def shorten(text: str, limit: int = _CELL_MAX) -> str:
-    """`text`, or as much of its beginning as can be shown, and how much that leaves out."""
+    """`text`; if it is longer than `limit`, its beginning and the number of characters left out."""
     if len(text) <= limit:
         return text
     kept = limit - 30
@@ -68,15 +69,15 @@ def shorten(text: str, limit: int = _CELL_MAX) -> str:
 
 
 def widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], available: int) -> list[int]:
-    """The width of each column, in a window of `available` cells.
+    """The width of each column in a window of `available` cells.
 
-    Where the first gets all of them there is nothing left for the others: it stands on lines of its
-    own, and below it the others, indented by `GAP`; see `stacked`.
+    In a narrow window the first column gets all cells. It is then printed on its own lines, with the
+    others below it, indented by `GAP`; see `stacked`.
     """
     widest = [cells(column.title) for column in columns]
     for row in rows:
         for index, cell in enumerate(row):
-            # No text has more cells than twice its characters.
+            # A character takes at most two cells: most fields need no measuring.
             if 2 * len(cell) > widest[index] and (width := cells(cell)) > widest[index]:
                 widest[index] = width
     others = [
@@ -91,12 +92,12 @@ def widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], available: 
 
 
 def stacked(wide: Sequence[int], available: int) -> bool:
-    """Whether `widths` gave the first column lines of its own."""
+    """Whether `widths` decided to print the first column on its own lines."""
     return len(wide) > 1 and wide[0] == available
 
 
 def _longest_words(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
-    """What each column but the first needs for no word to be broken; for numbers, for nothing."""
+    """The width that each column but the first needs so that no word and no number is broken."""
     found = []
     for index, column in enumerate(columns[1:], 1):
         words = set(column.title.split())
@@ -107,7 +108,7 @@ def _longest_words(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> 
 
 
 def _shrink(found: list[int], least: Sequence[int], available: int) -> None:
-    """Narrow columns until they fit: while that is possible those that have spaces to be broken at."""
+    """Narrow columns until they fit; first those that can be broken at spaces."""
     while sum(found) > available:
         spare = [width - need for width, need in zip(found, least, strict=True)]
         widest = spare.index(max(spare)) if max(spare) > 0 else found.index(max(found))
@@ -119,7 +120,7 @@ def _shrink(found: list[int], least: Sequence[int], available: int) -> None:
 def lay_out(
     columns: Sequence[Column], rows: Iterable[Sequence[str]], wide: Sequence[int]
 ) -> Iterator[Sequence[str]]:
-    """The lines of `rows`: of each column a text of exactly its width."""
+    """The lines of `rows`: a text per column, padded to its width."""
     kinds = [(width, column.right) for width, column in zip(wide, columns, strict=True)]
     for row in rows:
         line = []
@@ -135,7 +136,7 @@ def lay_out(
 def _wrapped(
     columns: Sequence[Column], row: Sequence[str], wide: Sequence[int]
 ) -> Iterator[Sequence[str]]:
-    """The lines of a row of which some cell is wider than its column."""
+    """The lines of a row with a cell wider than its column."""
     pieces = [fold(cell, width) for cell, width in zip(row, wide, strict=True)]
     for line in zip_longest(*pieces, fillvalue=""):
         yield [
@@ -152,7 +153,7 @@ def _pad(text: str, width: int, right: bool) -> str:
 
 
 def fold(text: str, width: int) -> list[str]:
-    """`text` in lines of at most `width` cells, broken between words where that is possible.
+    """Break `text` into lines of at most `width` cells, between words if possible.
 
     >>> fold("[2048, 16] of_a_long_name", 9)
     ['[2048,', '16]', 'of_a_long', '_name']
@@ -172,7 +173,7 @@ def fold(text: str, width: int) -> list[str]:
 
 
 def _chop(text: str, width: int) -> list[str]:
-    """`text` in pieces of at most `width` cells; what takes none stays with what is before it."""
+    """Cut `text` into pieces of at most `width` cells; combining characters stay with their base."""
     if _is_narrow(text):
         return [text[begin : begin + width] for begin in range(0, len(text), width)] or [""]
     pieces, begin, taken = [], 0, 0

@@ -1,4 +1,4 @@
-"""What a policy decided: for JSON, for pipes and for people. Shared by `verify` and `admit`."""
+"""Print a policy's decision as JSON, as lines or on a terminal. Shared by `verify` and `admit`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["print_decision", "record"]
 
 _SHOWN: Final = 50
-"""Reasons that are shown on a terminal; a folder may have a hundred thousand unsigned files."""
+"""Maximum number of reasons on a terminal; a folder may have a hundred thousand unsigned files."""
 
 _STYLES: Final = {"allow": "green", "warn": "yellow", "refuse": "bold red"}
 
 
 def record(decision: Decision) -> DecisionRecord:
-    """A decision for JSON."""
+    """The decision as a JSON record."""
     return {
         "verdict": decision.verdict,
         "subject": decision.subject,
@@ -38,7 +38,7 @@ def record(decision: Decision) -> DecisionRecord:
 
 
 def print_decision(out: Output, decision: DecisionRecord, *, explain: bool) -> None:
-    """Print the verdict and what stands in its way; with `explain` also what speaks for it."""
+    """Print the verdict and the reasons against the model; with `explain` also those for it."""
     reasons = [each for each in decision["reasons"] if explain or each["against"]]
     if out.terminal:
         _draw(out, decision, reasons)

@@ -1,8 +1,8 @@
-"""Exceptions -> what is said and how the process exits.
+"""Exceptions -> message and exit status.
 
-Exit status: 0 yes, 1 no (the content is not what it should be), 2 the command was used wrongly,
-3 could not look (missing file, no permission, missing package). 130 after Ctrl-C and 141 when
-whoever read standard output left, as shells report these.
+Exit status: 0 yes, 1 no (the content is invalid or not as expected), 2 wrong usage, 3 input could not be
+read (missing file, no permission, missing package). As in shells, 130 after Ctrl-C, and 141 if the process
+that read standard output ended.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["report"]
 
 
 def report(out: Output, error: Exception) -> int:
-    """Say what went wrong, on standard error and where asked also as JSON; the exit status."""
+    """Print an error on standard error, and as JSON with ``--json``; return the exit status."""
     status, record = explain(error)
     if isinstance(error, click.UsageError) and error.ctx is not None:
         click.echo(error.ctx.get_usage(), err=True)

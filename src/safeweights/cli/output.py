@@ -1,11 +1,11 @@
-r"""How a command prints: JSON documents, tab-separated lines, messages, all of them escaped.
+r"""How commands print: JSON documents, tab-separated lines, messages.
 
-Names, metadata and paths come from strangers. What is printed contains no control character, no
-bidirectional override, no line break and no lone surrogate from them (CWE-150): `escape` writes
-these, and the backslash, as Python's string literals do, so that a program can undo it; `printable`
-is for sentences, whose names are quoted already.
+Names, metadata and paths may be hostile. Their control characters, bidirectional overrides, line breaks
+and lone surrogates must not reach a terminal or a log (CWE-150). `text.escape` writes them, and the
+backslash, as in Python's string literals, so that a program can decode the field. `text.printable` is for
+sentences, in which names are quoted already.
 
-Knows nothing of commands, and imports `rich` only through `terminal`, on a terminal.
+Knows nothing of commands. Imports `rich` only through `terminal`, and only on a terminal.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Output:
     """Where and how a command prints.
 
     Attributes:
-        json: One JSON document is asked for.
-        terminal: Standard output is a terminal, people read it, and there is what draws for them.
+        json: The option ``--json`` was given.
+        terminal: Standard output is a terminal, and `rich` is installed.
     """
 
     json: bool
@@ -43,15 +43,15 @@ class Output:
 
     @classmethod
     def of_process(cls, *, json: bool) -> Output:
-        """For standard output as it is now."""
+        """The output for the current standard output."""
         stream = _stdout()
         if hasattr(stream, "reconfigure"):
-            # A character that the encoding does not have is written as `escape` would write it.
+            # Characters that the encoding lacks are written as `escape` would write them.
             stream.reconfigure(errors="backslashreplace")
         return cls(json, stream.isatty() and can_draw())
 
     def document(self, record: Mapping[str, Any]) -> None:
-        """Print the one JSON document of this run, in ASCII."""
+        """Print the JSON document of this run, in ASCII."""
         text = json.dumps(
             record,
             allow_nan=False,
@@ -61,7 +61,7 @@ class Output:
         _stdout().write(f"{text}\n")
 
     def lines(self, rows: Iterable[Iterable[str]]) -> None:
-        """Print rows of fields that are escaped already, separated by tabs."""
+        """Print rows of fields, separated by tabs; the fields must be escaped already."""
         stream = _stdout()
         iterator = iter(rows)
         for first in iterator:
@@ -69,52 +69,52 @@ class Output:
             stream.write("".join(["\t".join(row) + "\n" for row in batch]))
 
     def line(self, *fields: str) -> None:
-        """Print one row of fields that are escaped already."""
+        """Print one row of fields, which must be escaped already."""
         self.lines([fields])
 
     def pretty(self) -> Terminal:
-        """What draws on a terminal; imports `rich`."""
+        """The object that draws on a terminal; imports `rich`."""
         from .terminal import Terminal
 
         return Terminal(_stdout())
 
     @staticmethod
     def message(text: str, *, own_line: bool = False) -> None:
-        """Say something on standard error.
+        """Print a message on standard error.
 
         Args:
             text: One sentence.
-            own_line: A terminal has begun a line already, with the ``^C`` that somebody typed.
+            own_line: Begin a new line on a terminal, which shows ``^C`` on the current one.
         """
         if sys.stderr is not None:
             begin = "\n" if own_line and sys.stderr.isatty() else ""
             sys.stderr.write(f"{begin}safeweights: {printable(text)}\n")
 
     def flush(self) -> None:
-        """Raise now what writing to standard output would raise when the process ends."""
+        """Flush standard output, so that a failure is raised here and not at exit."""
         _stdout().flush()
 
     @staticmethod
     def abandon() -> None:
-        """Nobody reads standard output any more: what is buffered for it goes nowhere."""
+        """Discard buffered output, because the process that reads standard output has ended."""
         try:
             descriptor = _stdout().fileno()
         except (OSError, ValueError):
-            return  # not a real file: a test's, an embedding program's
+            return  # not a real file, but an object of a test or an embedding program
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, descriptor)
         os.close(nowhere)
 
 
 def can_draw() -> bool:
-    """Whether `rich` is installed; where it is not, a terminal gets what a pipe would."""
+    """Whether `rich` is installed; without it a terminal gets the same output as a pipe."""
     from importlib.util import find_spec
 
     return find_spec("rich") is not None
 
 
 def _stdout() -> TextIO:
-    """Standard output; a process may have been started without."""
+    """Standard output; a null device if the process was started without one."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
     return sys.stdout

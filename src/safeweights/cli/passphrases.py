@@ -1,4 +1,4 @@
-"""Passphrases of private keys: typed, or from a file; never on a command line, which others can see."""
+"""Passphrases of private keys: typed, or read from a file. Never an option: others see command lines."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ _MAX: Final = 4096
 
 
 def passphrase_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The option ``--passphrase-file``."""
+    """Add the option ``--passphrase-file``."""
     option = click.option(
         "--passphrase-file", metavar="FILE", type=FILE,
-        help="Where the key's passphrase is the first line; - for standard input.",
+        help="File whose first line is the key's passphrase; - for standard input.",
     )  # fmt: skip
     return option(command)
 
 
 def read(path: str) -> str:
-    """The first line of a file, of a pipe too, without its line break.
+    """The first line of a file or pipe, without its line break.
 
     Raises:
-        click.UsageError: It is empty, too long, or no text; nothing of it is in the message.
-        OSError: It cannot be read.
+        click.UsageError: The line is empty, longer than 4,096 bytes or not UTF-8. The message does not
+            quote it.
+        OSError: The file cannot be read.
     """
     if path == STDIN:
         line = sys.stdin.buffer.readline(_MAX + 1)
@@ -50,10 +51,13 @@ def read(path: str) -> str:
 
 
 def ask(*, twice: bool = False) -> str:
-    """What somebody types at a terminal, unseen.
+    """Ask for a passphrase on the terminal, without echo.
+
+    Args:
+        twice: Ask for it again, to detect a typing error.
 
     Raises:
-        click.UsageError: There is no terminal.
+        click.UsageError: Standard input is not a terminal.
     """
     if sys.stdin is None or not sys.stdin.isatty():
         raise click.UsageError("the key needs a passphrase: give --passphrase-file")
@@ -61,6 +65,6 @@ def ask(*, twice: bool = False) -> str:
         typed: str = click.prompt(
             "Passphrase of the key", hide_input=True, err=True, confirmation_prompt=twice
         )
-    except click.Abort:  # what click makes of Ctrl-C
+    except click.Abort:  # click's exception for Ctrl-C
         raise KeyboardInterrupt from None
     return typed

@@ -1,7 +1,7 @@
-"""``TENSOR[SLICE]`` -> a name and an index expression, by a grammar of its own: nothing is evaluated.
+"""Parse ``TENSOR[SLICE]`` into a name and an index expression, without evaluating any code.
 
-The slice is NumPy's basic indexing: integers, slices, ``...``, ``None`` or ``newaxis``, separated by
-commas. Names may contain brackets themselves: the whole text is tried as a name first.
+SLICE is NumPy's basic indexing: integers, slices, ``...``, ``None`` or ``newaxis``, separated by commas.
+Tensor names may contain brackets: if the whole text is the name of a tensor, it is that tensor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Choice", "parse_slice", "split"]
 
-# 2^64 has 20 digits; a longer number is no index, and converting it would be slow.
+# 2^64 has 20 digits; a longer number is not an index, and int() is slow for very long text.
 _NUMBER: Final = r"[+-]?[0-9]{1,20}"
 _INTEGER = re.compile(_NUMBER).fullmatch
 _SLICE = re.compile(rf"({_NUMBER})?\s*:\s*({_NUMBER})?(?:\s*:\s*({_NUMBER})?)?").fullmatch
@@ -24,12 +24,12 @@ _WORDS: Final = {"...": Ellipsis, "None": None, "newaxis": None, "np.newaxis": N
 
 
 class Choice(NamedTuple):
-    """What somebody asked for.
+    """The parts of ``TENSOR[SLICE]``.
 
     Attributes:
-        name: A tensor's name.
-        selection: The slice as it was written, brackets included; None for the whole tensor.
-        expression: What it means.
+        name: The tensor's name.
+        selection: The text of the slice, brackets included; None for the whole tensor.
+        expression: The slice as an index expression.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Choice(NamedTuple):
 
 
 def split(text: str, names: Container[str]) -> Choice:
-    """Take ``TENSOR[SLICE]`` apart.
+    """Split ``TENSOR[SLICE]`` into name and slice.
 
     Args:
-        text: What was typed.
-        names: The tensors there are. Where the whole text is one of them, it is the name.
+        text: The argument.
+        names: Names of the existing tensors. A text that is one of them has no slice.
 
     Raises:
-        click.UsageError: The slice cannot be understood.
+        click.UsageError: The slice is malformed.
 
     >>> split("a[0][1:, ::2]", {"a[0]"})
     Choice(name='a[0]', selection='[1:, ::2]', expression=(slice(1, None, None), slice(None, None, 2)))
@@ -57,10 +57,10 @@ def split(text: str, names: Container[str]) -> Choice:
 
 
 def parse_slice(text: str) -> tuple[Any, ...]:
-    """What stands between the brackets, as the tuple that NumPy would be given.
+    """Parse the text between the brackets into an index expression.
 
     Raises:
-        click.UsageError: Something is neither integer, slice, ``...`` nor ``None``.
+        click.UsageError: An item is neither integer, slice, ``...`` nor ``None``.
 
     >>> parse_slice("0, :, ::-2, ...")
     (0, slice(None, None, None), slice(None, None, -2), Ellipsis)
@@ -79,7 +79,7 @@ def _parse_item(item: str) -> Any:
     match = _SLICE(item)
     if match is None:
         raise click.UsageError(
-            f"cannot understand {item!r} in a slice: write integers, START:STOP:STEP, ... or None, "
+            f"{item!r} is not a valid index: write integers, START:STOP:STEP, ... or None, "
             "separated by commas"
         )
     return slice(*(None if bound is None else int(bound) for bound in match.groups()))

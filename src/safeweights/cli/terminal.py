@@ -1,8 +1,7 @@
 """Drawing on a terminal: tables, key-value lists, wrapped sentences, progress. The only user of `rich`.
 
-Text is escaped before it comes here, and never parsed as markup. Widths follow the window. NO_COLOR
-takes away the colours, and as no-color.org has it nothing else: bold and dim stay; TERM=dumb takes
-them too (`rich.console.Console`).
+The text must be escaped already; it is never parsed as markup. Widths follow the window. NO_COLOR turns
+off colours but not bold and dim (no-color.org); TERM=dumb turns off all styles (`rich.console.Console`).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Column", "Terminal", "progress"]
 
 _BATCH: Final = 1000
-"""Lines written at a time."""
+"""Number of lines per write."""
 
 
 class Terminal:
@@ -37,7 +36,7 @@ class Terminal:
         self.width = self._console.width
 
     def table(self, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
-        """Print a table; in a narrow window the first column is wrapped, or gets lines of its own."""
+        """Print a table; in a narrow window the first column is wrapped or printed on its own lines."""
         kept = [[shorten(cell) for cell in row] for row in rows]
         if not kept:
             return
@@ -70,15 +69,15 @@ class Terminal:
             self._console.file.write("".join([pattern % tuple(line) for line in batch]))
 
     def _code(self, text: str, style: str) -> str:
-        """What the console writes to show `text` in a style."""
-        if not style or self._console.legacy_windows:  # which is coloured by calls instead
+        """`text` with the escape sequences that show it in a style."""
+        if not style or self._console.legacy_windows:  # old Windows consoles have no sequences
             return text
         with self._console.capture() as written:
             self._console.print(Text(text, style), end="")
         return written.get()
 
     def pairs(self, items: Iterable[tuple[str, str]], indent: int = 2) -> None:
-        """Print names and values, the values aligned and wrapped."""
+        """Print names and values, with the values aligned and wrapped."""
         kept = [(shorten(name), shorten(value)) for name, value in items]
         widest = max((cells(name) for name, _ in kept), default=0)
         table = Table.grid(padding=(0, GAP, 0, 0))
@@ -89,7 +88,7 @@ class Terminal:
         self._console.print(Padding(table, (0, 0, 0, indent)))
 
     def text(self, *parts: str | tuple[str, str], indent: int = 0) -> None:
-        """Print one paragraph of parts, each plain or (text, style)."""
+        """Print a paragraph; each part is a text or a pair (text, style)."""
         paragraph = Text(overflow="fold")
         for part in parts:
             if isinstance(part, tuple):
@@ -99,7 +98,7 @@ class Terminal:
         self._console.print(Padding(paragraph, (0, 0, 0, indent)) if indent else paragraph)
 
     def raw(self, text: str) -> None:
-        """Print lines that fit the window already."""
+        """Print text without wrapping it."""
         self._console.file.write(f"{text}\n")
 
     def blank(self) -> None:
@@ -109,11 +108,11 @@ class Terminal:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Show how far something has come, on standard error; the line goes away at the end.
+    """Show a progress bar on standard error; it disappears at the end.
 
     Args:
-        what: What is being done, in a few words.
-        total: When it is done; the callable that is handed out is told how far it is.
+        what: Description of the work, in a few words.
+        total: Amount of work. The caller passes the amount done so far to the yielded function.
     """
     from rich.progress import (
         BarColumn,

@@ -1,6 +1,6 @@
-"""Progress on standard error, where that is a terminal and there is much to do.
+"""Show progress on standard error, if that is a terminal and the work takes long.
 
-Knows how much work a command has before it; how that is drawn is `terminal`'s.
+Computes the amount of work of a command; `terminal` draws the progress bar.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 __all__ = ["watched", "watched_files"]
 
 _FROM: Final = 1 << 28
-"""Bytes from which on work takes long enough to be watched."""
+"""Size in bytes above which progress is shown."""
 
 
 @contextmanager
 def watched(what: str, size: int, total: int | None = None) -> Iterator[Callable[[int], object]]:
-    """Show how far work on `size` bytes has come; what is handed out is told how many are done.
+    """Show the progress of work on `size` bytes.
+
+    The caller passes the amount done so far to the yielded function.
 
     Args:
         what: The work, as a participle.
-        size: How many bytes it is about.
-        total: When it is done, where that is not counted in bytes.
+        size: Number of bytes to process.
+        total: Amount of work, if it is not counted in bytes.
     """
     if size < _FROM or sys.stderr is None or not sys.stderr.isatty() or not can_draw():
         yield lambda _: None
@@ -46,12 +48,12 @@ def watched(what: str, size: int, total: int | None = None) -> Iterator[Callable
 def watched_files(
     what: str, paths: Iterable[str]
 ) -> AbstractContextManager[Callable[[int], object]]:
-    """The same for reading whole files and folders."""
+    """Show the progress of reading whole files and folders, in bytes."""
     return watched(what, sum(map(_size, paths)))
 
 
 def _size(path: str) -> int:
-    """Bytes of a file, or of all files below a folder; what cannot be seen counts nothing."""
+    """Size of a file, or of all files below a folder; files that cannot be read count 0."""
     found = [path] if not os.path.isdir(path) else []
     for folder, _, names in os.walk(path):
         found += (os.path.join(folder, name) for name in names)
@@ -59,6 +61,6 @@ def _size(path: str) -> int:
     for each in found:
         try:
             total += os.stat(each).st_size
-        except OSError:  # noqa: PERF203 - whoever reads it will say so
+        except OSError:  # noqa: PERF203 - the command reports it when it reads the file
             continue
     return total

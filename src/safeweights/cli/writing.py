@@ -1,4 +1,4 @@
-"""What a command writes: to standard output for `-`, and over nothing but a document of its own kind."""
+"""Rules for output files: `-` is standard output, and only a document of the same kind is replaced."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def check_replaceable(
     force: bool,
     advice: str = "--force replaces it",
 ) -> None:
-    """Find out, before anything is read, that a document can be written to `path` and loses nothing.
+    """Check, before any work, that a document can be written to `path` without losing another file.
 
     Args:
-        path: The file; one without a byte in it is nobody's.
-        own: Raises `SafetensorError` for what is no such document, or one to be kept.
-        what: What it has to be.
-        force: Replace whatever is there.
-        advice: What to do about it.
+        path: The file to write. An empty file may be replaced.
+        own: Raises `SafetensorError` for contents that must not be replaced.
+        what: Name of the kind of document, for the message.
+        force: Replace any existing file.
+        advice: What the user can do, for the message.
 
     Raises:
-        FileExistsError: There is something else.
-        OSError: No file can be made there.
+        FileExistsError: `path` is a file that must not be replaced.
+        OSError: No file can be created there.
     """
     from ..trust.files import check_writable, read_document
 
@@ -53,12 +53,12 @@ def check_replaceable(
 
 
 def not_stdout(option: str, path: str | None) -> None:
-    """Refuse `-` where standard output says what was done.
+    """Check that an output file is not `-`, for commands that print their result on standard output.
 
     Raises:
-        click.UsageError: It is `-`.
+        click.UsageError: `path` is `-`.
     """
     if path == STDOUT:
         raise click.UsageError(
-            f"{option} takes a file, standard output has the result; ./- is a file called -"
+            f"{option} cannot be standard output, which has the result; write ./- for a file called -"
         )

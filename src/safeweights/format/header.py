@@ -87,7 +87,7 @@ def header_length(prefix: bytes, file_size: int, *, path: str | None = None) -> 
     """
     if len(prefix) < PREFIX or file_size < PREFIX:
         raise FormatError(
-            f"header too small: the file has {file_size} bytes, a safetensors file at least {PREFIX}",
+            f"header too small: the file has {file_size} bytes, a safetensors file at least {PREFIX} bytes",
             rule="header-too-small", path=path,
         )  # fmt: skip
     length = int.from_bytes(prefix[:PREFIX], "little")

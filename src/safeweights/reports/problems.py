@@ -20,25 +20,26 @@ from ..text import escape, printable
 if TYPE_CHECKING:
     from .documents import ErrorRecord
 
-__all__ = ["COULD_NOT_LOOK", "INTERRUPTED", "NO", "PIPE_CLOSED", "USAGE", "YES", "explain"]
+__all__ = ["INTERRUPTED", "NO", "PIPE_CLOSED", "UNREADABLE", "USAGE", "YES", "explain"]
 
 
 YES: Final = 0
-
+"""Exit status: the answer is yes."""
 
 NO: Final = 1
-
+"""Exit status: the content is invalid, or the answer is no."""
 
 USAGE: Final = 2
+"""Exit status: the command line is wrong."""
 
-
-COULD_NOT_LOOK: Final = 3
-
+UNREADABLE: Final = 3
+"""Exit status: input could not be read (missing file, no permission, missing package)."""
 
 INTERRUPTED: Final = 130
-
+"""Exit status after Ctrl-C: 128 + SIGINT, as in shells."""
 
 PIPE_CLOSED: Final = 141
+"""Exit status after the reader of standard output ended: 128 + SIGPIPE, as in shells."""
 
 
 _US: Final = "safeweights"
@@ -61,18 +62,18 @@ def explain(error: Exception) -> tuple[int, ErrorRecord]:
     if isinstance(error, click.ClickException):
         return error.exit_code, _record("usage", error.format_message())
     if isinstance(error, OSError):
-        return COULD_NOT_LOOK, _explain_system(error)
+        return UNREADABLE, _explain_system(error)
     if isinstance(error, MemoryError):
-        return COULD_NOT_LOOK, _record("memory", "not enough memory for this")
+        return UNREADABLE, _record("memory", "not enough memory for this")
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith(_US):
         name = error.name.partition(".")[0]
         text = f"this needs the package {name}, which is not installed: pip install {name}"
-        return COULD_NOT_LOOK, _record("dependency", text)
-    return COULD_NOT_LOOK, _record("internal", _locate(error))
+        return UNREADABLE, _record("dependency", text)
+    return UNREADABLE, _record("internal", _locate(error))
 
 
 def _locate(error: Exception) -> str:
-    """What to report of an error that nobody expected."""
+    """Message for an exception that no code expects: its type, text and place."""
     import traceback
 
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -84,9 +85,9 @@ def _locate(error: Exception) -> str:
 
 def _explain_ours(error: SafetensorError) -> tuple[int, ErrorRecord]:
     kind = next((name for family, name in _KINDS if isinstance(error, family)), "refused")
-    default = COULD_NOT_LOOK if isinstance(error, MissingDependencyError) else NO
+    default = UNREADABLE if isinstance(error, MissingDependencyError) else NO
     record = _record(kind, str(error))
-    # Errors of trust say themselves whether they mean "no" or "could not look", and why.
+    # Errors of trust have an exit status of their own (NO or UNREADABLE), and a reason.
     record["rule"] = getattr(error, "rule", None) or getattr(error, "reason", None)
     record["path"], record["tensor"], record["offset"] = error.path, error.tensor, error.offset
     return int(getattr(error, "exit_code", default)), record

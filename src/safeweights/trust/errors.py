@@ -2,7 +2,7 @@
 
 A document (bundle, sidecar, policy, key) that cannot be understood, content that is not what was
 signed, and content that a policy does not admit are different answers for a caller: the first is
-"could not look" (exit code 3), the others are "no" (exit code 1). Where the question was about the
+"input could not be read" (exit code 3), the others are "no" (exit code 1). Where the question was about the
 document itself, a signature or a log, one that cannot be understood is a "no" too. Nothing here ever
 carries key material or a password.
 """

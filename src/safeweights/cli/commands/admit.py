@@ -23,14 +23,20 @@ __all__ = ["command"]
 @click.command("admit")
 @click.argument("path", metavar="PATH", type=FILE)
 @click.option("--policy", metavar="FILE", type=FILE, required=True, help="The policy, in TOML.")
-@click.option("--name", help="What the policy's rules call the model, instead of its path.")
-@click.option("--signature", metavar="FILE", type=FILE, help="Not PATH/model.sig or PATH.sig.")
-@click.option("--lock", metavar="FILE", type=FILE, help="Not the lock file that the policy names.")
+@click.option("--name", help="The model's name in the policy's rules [default: PATH].")
+@click.option(
+    "--signature", metavar="FILE", type=FILE,
+    help="The signature [default: PATH/model.sig or PATH.sig].",
+)  # fmt: skip
+@click.option(
+    "--lock", metavar="FILE", type=FILE, help="The lock file [default: as in the policy]."
+)
 @click.option("--log", metavar="FILE", type=FILE, help="Append the decision to this audit log.")
 @click.option(
-    "--warrant", metavar="OUT", type=FILE, help="Write what was admitted, for a later load."
-)
-@click.option("--explain", is_flag=True, help="Also print what speaks for the model.")
+    "--warrant", metavar="OUT", type=FILE,
+    help="Write a warrant: the digests of the admitted files, for later loads.",
+)  # fmt: skip
+@click.option("--explain", is_flag=True, help="Also print the reasons for the model.")
 @json_option
 @click.pass_obj
 def command(
@@ -47,15 +53,16 @@ def command(
 ) -> int:
     """Decide by a policy whether a model may be used.
 
-    Every file of a folder is read: its digest, who signed it, and whether it runs code. What is seen
-    for the first time and accepted is remembered in the lock file. The exit status is 0 if the model
-    is admitted, and 1 if it is refused.
+    Reads every file of a folder: its digest, its signer, and whether loading it runs code. The lock file
+    records each model that is accepted for the first time. The exit status is 0 if the model is
+    admitted, 1 if it is refused.
 
-    Piped, the first line is allow, warn or refuse, NAME, LEVEL, RULE and SIGNER; then for each reason
-    against or for, CODE, FILE and a sentence; then warrant or log and their digest; separated by tabs.
+    Piped, the first line has allow, warn or refuse, NAME, LEVEL, RULE and SIGNER. A line for each reason
+    follows: against or for, CODE, FILE and a sentence. The last lines are warrant or log, with a digest.
+    Fields are separated by tabs.
 
     \b
-    A policy by which the owner of one key must have signed everything:
+    A policy that requires a signature by one key for everything:
       [signers.us]
       public_key = "models.pub"
       [[rules]]

@@ -25,8 +25,10 @@ __all__ = ["command"]
 @click.option(
     "-o", "--output", metavar="FILE", type=FILE, help="Write it to FILE; - for standard output."
 )
-@click.option("--force", is_flag=True, help="Let -o replace a file that is no bill.")
-@click.option("--name", help="What the model is called, instead of the last part of PATH.")
+@click.option(
+    "--force", is_flag=True, help="Let -o replace a file that is not a bill of materials."
+)
+@click.option("--name", help="The model's name [default: the last part of PATH].")
 @click.option("--version", help="The model's version.")
 @json_option
 @click.pass_obj
@@ -42,12 +44,12 @@ def command(
 ) -> None:
     """Write a model's bill of materials (CycloneDX).
 
-    The document is JSON of CycloneDX 1.6, with or without --json: every file with its SHA-256, the
-    tensors by type, and what the model card states of licence, data sets and base model. What runs
-    code, or can, is marked; so are links, and what has no bytes to take a digest of.
+    The document is CycloneDX 1.6 in JSON, with or without --json. It lists every file with its SHA-256,
+    the number of tensors of each type, and the licence, data sets and base model of the model card. It
+    marks files that run code or can run code, links, and special files, which have no digest.
 
-    PATH is a file, an index.json or a folder. Of a folder that holds the same weights in several
-    formats, the parameters are those of the safetensors.
+    PATH is a file, an index.json or a folder. If a folder has the same weights in several formats, the
+    number of parameters is that of the safetensors files.
 
     \b
     Examples:
@@ -83,7 +85,7 @@ def _check_bill(data: bytes) -> None:
 
 
 def _look(path: str) -> Foreign | None:
-    """What a file of another format holds, and calls; nothing of it is executed."""
+    """Tensors of a file of another format and the functions that loading it calls; executes nothing."""
     from ...conversion import DEFAULT_LIMITS, FORMATS, scan
     from ...conversion.foreign import OpenOptions
     from ...conversion.formats import identify_format

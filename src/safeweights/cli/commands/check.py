@@ -1,4 +1,4 @@
-"""`safeweights check`: everything that is wrong with files."""
+"""`safeweights check`: check files against every rule of their format."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ...reports.findings import check_path
-from ...reports.problems import COULD_NOT_LOOK, NO, YES
+from ...reports.problems import NO, UNREADABLE, YES
 from ...storage.pipes import STDIN
 from ...text import escape, human_bytes, plural, printable
 from ..app import checkpoint_path, json_option
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _MAPPED_NOTE: Final = (
-    "do not truncate a file while a program has it mapped: touching the lost part kills the program "
+    "do not truncate a file while a program has it mapped: a program that reads the lost part is killed "
     "(SIGBUS); replace files by renaming, or read them with backend='pread'"
 )
-"""True of every good file, so that it is said once, and not to programs that read lines."""
+"""Applies to every valid file: printed once, on terminals and in JSON."""
 
 _STYLES: Final = {
     "ok": "green",
@@ -42,7 +42,7 @@ _STYLES: Final = {
 @click.option(
     "--strict",
     is_flag=True,
-    help="Warnings fail; also report what is allowed but no good writer writes.",
+    help="Treat warnings as errors, and report unusual but valid headers.",
 )
 @click.option(
     "--sarif", is_flag=True, help="Print one SARIF 2.1.0 log, for code scanning services."
@@ -50,21 +50,21 @@ _STYLES: Final = {
 @json_option
 @click.pass_obj
 def command(out: Output, paths: tuple[str, ...], strict: bool, sarif: bool) -> int:
-    """Find everything that is wrong with files.
+    """Check files against every rule of their format.
 
-    Headers are checked against every rule of the format and the size of the file; a folder's or
-    index's shards also against the index. Names that are empty, huge, or look like paths or terminal
-    commands are warnings. Values of tensors are not looked at. In a file of another format, every
-    call that loading it would make is reported, with how dangerous it is, and none is made.
+    Headers are checked against every rule of the format and against the size of the file; the shards of
+    a folder or index also against the index. Names that are empty or very long, or that look like paths
+    or terminal commands, are warnings. Values of tensors are not checked. For a file of another format,
+    every function that loading it would call is reported with its danger, and none is called.
 
-    The exit status is 0 if everything is well, 1 if any path is bad, and 3 if none is known to be bad
-    but one could not be read.
+    The exit status is 0 if every path is valid, 1 if one is bad, and 3 if none is bad but one could not
+    be read.
 
     Piped, each line is ok, bad or unreadable and the PATH; or a finding: error, warning or note,
     FILE, RULE, byte OFFSET, TENSOR and message, separated by tabs.
 
-    Files that other programs have mapped must not be truncated meanwhile: whoever touches the lost
-    part is killed. This command reads instead of mapping, and is not.
+    Do not truncate a file while another program has it mapped: that program is killed when it reads the
+    lost part. This command does not map files.
 
     \b
     Examples:
@@ -99,12 +99,12 @@ def command(out: Output, paths: tuple[str, ...], strict: bool, sarif: bool) -> i
     elif out.terminal:
         for note in notes:
             out.pretty().text((f"note  {note}", "dim"))
-    # One bad file settles the question, whatever could not be read.
-    return NO if "bad" in statuses else COULD_NOT_LOOK if "unreadable" in statuses else YES
+    # A bad file takes precedence over one that could not be read.
+    return NO if "bad" in statuses else UNREADABLE if "unreadable" in statuses else YES
 
 
 def _may_be_mapped(result: CheckResult) -> bool:
-    """Whether there are good safetensors files at the path."""
+    """Whether the path has valid safetensors files, which programs may map."""
     return result["status"] == "ok" and result["total"] is not None and result["path"] != STDIN
 
 

@@ -1,4 +1,4 @@
-"""`safeweights convert`: checkpoints of other formats as safetensors."""
+"""`safeweights convert`: convert checkpoints of other formats to safetensors."""
 
 from __future__ import annotations
 
@@ -24,15 +24,19 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _SHOWN: Final = 20
-"""Names of a kind that are shown on a terminal."""
+"""Maximum number of names of each kind on a terminal."""
 
 
 @click.command("convert")
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=FILE)
 @click.argument("target", metavar="DST", type=FILE)
 @click.option("--dtype", metavar="TYPE", help="Convert values: BF16, or F64=F32,C128=C64.")
-@click.option("--only", metavar="GLOB", multiple=True, help="Only tensors called like this.")
-@click.option("--skip", metavar="GLOB", multiple=True, help="Leave out tensors called like this.")
+@click.option(
+    "--only", metavar="GLOB", multiple=True, help="Convert only tensors with matching names."
+)
+@click.option(
+    "--skip", metavar="GLOB", multiple=True, help="Leave out tensors with matching names."
+)
 @click.option(
     "--rename", metavar="OLD=NEW", multiple=True,
     help="Rename tensors; OLD is a regular expression, \\1 in NEW a group of it.",
@@ -41,50 +45,51 @@ _SHOWN: Final = 20
     "--shard", metavar="SIZE", help="Split into files of at most 5GB (or so), and an index."
 )
 @click.option(
-    "--metadata", metavar="KEY=VALUE", multiple=True, help="Put a text into the metadata."
+    "--metadata", metavar="KEY=VALUE", multiple=True, help="Add an entry to the metadata."
 )
 @click.option(
     "--keep-others", is_flag=True,
-    help="Put what is no tensor into the metadata, as JSON under safeweights.others.",
+    help="Store values other than tensors in the metadata, as JSON under safeweights.others.",
 )  # fmt: skip
 @click.option(
-    "--densify", is_flag=True, help="Write sparse and quantised tensors dense; else refused."
-)
-@click.option("--keep-ties", is_flag=True, help="Write tied weights once for each of their names.")
-@click.option("--format", metavar="NAME", help="The sources' format, where bytes do not tell it.")
+    "--densify", is_flag=True,
+    help="Write sparse and quantised tensors as dense ones [default: refuse them].",
+)  # fmt: skip
+@click.option("--keep-ties", is_flag=True, help="Write tied weights under each of their names.")
+@click.option("--format", metavar="NAME", help="The sources' format, if it cannot be recognised.")
 @click.option(
     "--limit", metavar="NAME=NUMBER", multiple=True,
-    help="Believe a source more; an error names the limit.",
+    help="Raise a limit on the input; the error that a limit causes names it.",
 )  # fmt: skip
 @click.option(
     "--trust",
     metavar="FILE",
     type=FILE,
-    help="Read only what this policy, public key or warrant admits.",
+    help="Read only files that this policy, public key or warrant admits.",
 )
-@click.option("--no-record", is_flag=True, help="Leave no DST.provenance.json.")
+@click.option("--no-record", is_flag=True, help="Do not write DST.provenance.json.")
 @click.option(
-    "--no-digests", is_flag=True, help="Compute no SHA-256 of sources and outputs: quicker."
+    "--no-digests", is_flag=True, help="Skip the SHA-256 of sources and outputs, which takes time."
 )
-@click.option("--force", is_flag=True, help="Replace files that exist.")
-@click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
+@click.option("--dry-run", is_flag=True, help="Do everything except writing.")
 @json_option
 @click.pass_obj
 def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any) -> None:
-    """Turn checkpoints of other formats into safetensors.
+    """Convert checkpoints of other formats to safetensors.
 
-    Reads PyTorch, NumPy, joblib, Paddle, Flax, TensorFlow, Keras and GGUF files. Pickles are executed
-    symbolically: nothing that a file names is imported or called.
+    Reads PyTorch, NumPy, joblib, Paddle, Flax, TensorFlow, Keras and GGUF files. Pickles are evaluated
+    symbolically: no function or class that a file names is imported or called.
 
-    With one file, DST is a file, or a folder that exists or ends in a slash. With several, or a folder
-    with checkpoints and perhaps their index, DST is a folder, in which every source gets its twin.
-    Files are written whole or not at all.
+    If SRC is one file, DST is a file, or a folder that exists or ends in a slash. If there are several
+    files, or SRC is a folder of checkpoints (with or without an index), DST is a folder that gets one
+    output per source. A failed or interrupted conversion leaves no partial file.
 
-    With --dtype, floats are rounded to narrower ones; a value that the new type cannot hold, such as
-    one too large, is an error that names it.
+    With --dtype, floats are rounded to a narrower type. A value that the new type cannot hold, for
+    example a too large one, is an error that names the value.
 
     Piped, each line is source or output, PATH, FORMAT, TENSORS, BYTES and SHA-256; tie or renamed,
-    NAME and NAME; skipped and NAME; or dropped, FILE, NAME and what it is; separated by tabs.
+    NAME and NAME; skipped and NAME; or dropped, FILE, NAME and its kind; separated by tabs.
 
     \b
     Examples:
@@ -120,7 +125,7 @@ def _options(given: dict[str, Any]) -> Options:
             except UnsupportedError as error:
                 raise click.UsageError(f"--{name}: {error.message}") from error
     if given["format"] not in (None, *FORMATS):
-        raise click.UsageError(f"--format: known are {', '.join(sorted(FORMATS))}")
+        raise click.UsageError(f"--format must be one of {', '.join(sorted(FORMATS))}")
     return Options(
         **{name: given[name] for name in ("dtype", "only", "skip", "rename", "densify", "force")},
         **{
@@ -137,7 +142,7 @@ def _options(given: dict[str, Any]) -> Options:
 def _pair(option: str, text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator:
-        raise click.UsageError(f"{option}: {text!r} has no =")
+        raise click.UsageError(f"{option}: {text!r} lacks a =")
     return name, value
 
 
@@ -151,16 +156,16 @@ def _limits(given: Sequence[str]) -> Limits:
     for text in given:
         name, value = _pair("--limit", text)
         if name not in known:
-            raise click.UsageError(f"--limit: known are {', '.join(sorted(known))}")
+            raise click.UsageError(f"--limit: NAME must be one of {', '.join(sorted(known))}")
         if not (value.isascii() and value.isdigit() and len(value) < 20 and int(value)):
-            raise click.UsageError(f"--limit: {value!r} is no number from 1 on")
+            raise click.UsageError(f"--limit: {value!r} is not a positive integer")
         numbers[name] = int(value)
     return Limits(**numbers)
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """What `convert` tells of its progress, which begins when it knows how much there is to do."""
+    """Yield a progress function for `convert`; the bar appears when the total is known."""
     with ExitStack() as stack:
         shown: Callable[[int], object] | None = None
 
@@ -233,8 +238,8 @@ def _draw(screen: Terminal, done: Conversion) -> None:
     dropped = [f"{escape(each.name)}: {escape(each.what)}" for each in done.dropped]
     _draw_list(screen, "tied weights, written once", ties, len(ties))
     _draw_list(screen, "renamed", renamed, len(renamed))
-    _draw_list(screen, "left out as asked", list(map(escape, done.skipped)), len(done.skipped))
-    _draw_list(screen, "no tensors, left out (see --keep-others)", dropped, done.dropped_count)
+    _draw_list(screen, "skipped", list(map(escape, done.skipped)), len(done.skipped))
+    _draw_list(screen, "not tensors, left out (see --keep-others)", dropped, done.dropped_count)
 
 
 def _draw_list(screen: Terminal, title: str, lines: Sequence[str], number: int) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _NAMES_MAX: Final = 20_000
-"""Names among which a similar one is looked for."""
+"""Maximum number of names to search for a similar one."""
 
 
 def _complete_name(
@@ -35,7 +35,7 @@ def _complete_name(
     parameter: click.Parameter,  # noqa: ARG001 - click's signature
     incomplete: str,
 ) -> list[str]:
-    """The names of tensors that begin with what was typed; a shell has no way to show an error."""
+    """Names of tensors that begin with the text typed so far. A shell cannot show errors: none here."""
     path = context.params.get("path")
     try:
         names = open_checkpoint(path) if path and path != STDIN else ()
@@ -54,7 +54,7 @@ def _complete_name(
 )  # fmt: skip
 @click.option(
     "--limit", type=click.IntRange(0), default=1000, show_default=True,
-    help="Most values to print; 0 prints all.",
+    help="Maximum number of values to print; 0 prints all.",
 )  # fmt: skip
 @json_option
 @click.pass_obj
@@ -63,15 +63,15 @@ def command(
 ) -> None:
     """Print, describe or export one tensor, or a part of one.
 
-    SLICE is NumPy's basic indexing: integers, START:STOP:STEP, ... and None. Only what is selected
-    is read. A text that is the name of a tensor is that tensor, brackets and all.
+    SLICE is NumPy's basic indexing: integers, START:STOP:STEP, ... and None. Only the selected bytes are
+    read. If the whole argument is the name of a tensor, brackets included, it means that tensor.
 
-    On a terminal, of more than --limit values those at the corners are shown. Piped, the values are
-    printed in rows of the last axis, separated by tabs, and end at --limit; each with the digits
-    that it takes to be read as the same number again.
+    A terminal shows only the corners of a selection with more than --limit values. Piped, the first
+    --limit values are printed in rows of the last axis, separated by tabs, with as many digits as a
+    program needs to read the same number.
 
-    With --stats, min, max, mean and std are those of the finite values; std is that of the
-    population. With -o, BF16, F8 and F4 become float32, which holds them exactly.
+    With --stats, min, max, mean and std are computed from the finite values; std is the standard
+    deviation of the population. With -o, BF16, F8 and F4 are written as float32, which holds them exactly.
 
     \b
     Examples:
@@ -83,7 +83,7 @@ def command(
     if stats and output is not None:
         raise click.UsageError("--stats and -o exclude each other")
     if output == STDIN and (out.json or sys.stdout.isatty()):
-        raise click.UsageError("-o - needs standard output for itself, and no terminal")
+        raise click.UsageError("-o - needs standard output without --json, and not a terminal")
     checkpoint = open_checkpoint(path)
     choice = split(tensor, checkpoint)
     found = _lookup(checkpoint, choice)
@@ -106,7 +106,7 @@ def command(
 
 
 def _lookup(checkpoint: Checkpoint, choice: Choice) -> Tensor:
-    """The tensor; where there is none, the error names those with similar names."""
+    """The tensor; if it does not exist, the error lists similar names."""
     from ...errors import TensorNotFoundError, quote
 
     try:
@@ -119,7 +119,7 @@ def _lookup(checkpoint: Checkpoint, choice: Choice) -> Tensor:
             close = get_close_matches(choice.name, names)
             close = close or [name for name in names if choice.name in name][:3]
             if close and choice.name:
-                error.message += f"; there is {', '.join(map(quote, close))}"
+                error.message += f"; similar names: {', '.join(map(quote, close))}"
         raise
 
 
@@ -161,7 +161,7 @@ def _listed(tensor: Tensor, selection: Selection, limit: int) -> tuple[list[Any]
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it."""
+    """A value as JSON can hold it: complex as a pair, NaN and infinities as strings."""
     if isinstance(value, complex):
         return [_plain(value.real), _plain(value.imag)]
     if isinstance(value, float) and not math.isfinite(value):
@@ -177,14 +177,14 @@ def _statistics(tensor: Tensor, selection: Selection) -> StatisticsRecord:
     size = tensor.nbytes * elements // (math.prod(tensor.shape) or 1)
     with watched("reading", size, elements) as progress:
 
-        def told() -> Iterator[Any]:
+        def counted() -> Iterator[Any]:
             done = 0
             for block in blocks(tensor, selection):
                 yield block
                 done += len(block)
                 progress(done)
 
-        return describe(told())
+        return describe(counted())
 
 
 def _write(
@@ -199,7 +199,7 @@ def _write(
         write_stream(sys.stdout.buffer, contents)
         return
     if any(_same_file(target, file.name) for file in checkpoint.files):
-        raise click.UsageError(f"{escape(target)} is the file that is read")
+        raise click.UsageError(f"{escape(target)} is the input file")
     size = math.prod(selection.counts) * npy_dtype(tensor).itemsize
     with watched("writing", size) as progress:
         write_file(target, contents, progress=progress)
@@ -256,12 +256,12 @@ def _print_values(
     total = math.prod(selection.counts)
     if total > limit:
         out.message(
-            f"{plural(limit, 'value')} of {count(total)} printed; --limit 0 prints all, -o writes them"
+            f"printed {plural(limit, 'value')} of {count(total)}; --limit 0 prints all, -o writes a file"
         )
 
 
 def _rows(tensor: Tensor, selection: Selection, limit: int) -> Iterator[list[str]]:
-    """The first values in rows of the last axis."""
+    """The first `limit` values in rows of the last axis."""
     from ...reports.values import blocks, spelt
 
     width = selection.shape[-1] if selection.shape else 1

@@ -1,4 +1,4 @@
-"""`safeweights hash`: SHA-256 of files and of tensors, and whether they are still what they were."""
+"""`safeweights hash`: print or check the SHA-256 of files and tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from ...checkpoint.shardindex import INDEX_SUFFIX, SUFFIX
 from ...conversion.opening import open_checkpoint
 from ...errors import SafetensorError, quote
-from ...reports.problems import COULD_NOT_LOOK, NO, YES, explain
+from ...reports.problems import NO, UNREADABLE, YES, explain
 from ...storage.pipes import STDIN
 from ...text import escape
 from ..app import FILE, json_option
@@ -30,13 +30,15 @@ __all__ = ["command"]
 
 @click.command("hash")
 @click.argument("paths", metavar="[PATH]...", nargs=-1, type=FILE)
-@click.option("--tensors", is_flag=True, help="One digest for each tensor instead of each file.")
+@click.option(
+    "--tensors", is_flag=True, help="Print a digest for each tensor instead of each file."
+)
 @click.option("--check", "against", metavar="FILE", type=FILE, help="Check the digests in FILE.")
 @click.option(
     "-o", "--output", metavar="FILE", type=FILE,
     help="Write a file for --check and sha256sum -c; - for standard output.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Let -o replace a file that is not of its kind.")
+@click.option("--force", is_flag=True, help="Let -o replace a file that has no digests.")
 @json_option
 @click.pass_obj
 def command(
@@ -51,18 +53,18 @@ def command(
 ) -> int:
     """Print or check the SHA-256 of files and tensors.
 
-    Of a folder, all files in it are hashed, several at a time. Lines are those of sha256sum; only that
-    a name with characters that a terminal might act on is escaped as in Python, and its line begins
-    with a backslash. -o writes names as they are, and leaves its own file out. What cannot be read
-    does not hide the rest, and makes the exit status 3.
+    If PATH is a folder, all files in it are hashed, several at a time. The lines have the format of
+    sha256sum, except that names with control characters are escaped as in Python, in a line that begins
+    with a backslash. -o writes the names unescaped and skips its own file. A file that cannot be read is
+    an error on standard error; the others are hashed, and the exit status is 3.
 
     With --tensors, each line is SHA-256, FILE, TENSOR, DTYPE and SHAPE, separated by tabs. The digest
-    is that of type, shape and bytes: equal tensors have equal ones in all files, also in those of
-    other formats that `convert` reads. Of a folder, its safetensors files are read.
+    covers type, shape and bytes: equal tensors have equal digests in every file and in every format that
+    `convert` reads. In a folder, only safetensors files are read.
 
-    With --check, names are relative to the current folder, each line is ok, mismatch, missing or
-    unreadable and the name. The exit status is 1 if a file is not what it was, and 3 if none is known
-    to be that but one could not be read.
+    With --check, names are relative to the current folder. Each line is ok, mismatch, missing or
+    unreadable and the name. The exit status is 1 if a file has changed or is missing, and 3 if none has
+    but one could not be read.
 
     \b
     Examples:
@@ -74,12 +76,12 @@ def command(
         raise click.UsageError("give either PATHs or --check FILE")
     if against is not None:
         if tensors or output is not None:
-            raise click.UsageError("--check goes with neither --tensors nor -o")
+            raise click.UsageError("--check excludes --tensors and -o")
         return _check(out, against)
     if tensors and output is not None:
-        raise click.UsageError("-o writes digests of files, not of --tensors")
+        raise click.UsageError("-o excludes --tensors: it writes digests of files")
     if output == STDOUT and out.json:
-        raise click.UsageError("-o - needs standard output for itself")
+        raise click.UsageError("-o - needs standard output without --json")
     failed = _Failures(out)
     number = (
         _hash_tensors(out, paths, failed) if tensors else _hash(out, paths, output, failed, force)
@@ -92,14 +94,14 @@ def command(
 
 
 class _Failures:
-    """What could not be hashed: said at once, and counted."""
+    """Files and tensors that could not be hashed: prints each error and records it."""
 
     def __init__(self, out: Output) -> None:
         self.records: list[FailedFileRecord] = []
         self.status = YES
         self._out = out
 
-    def add(self, path: str, error: Exception, status: int = COULD_NOT_LOOK) -> None:
+    def add(self, path: str, error: Exception, status: int = UNREADABLE) -> None:
         message = explain(error)[1]["message"]
         self._out.message(f"error: {message}")
         self.records.append({"path": path, "message": message})
@@ -109,7 +111,7 @@ class _Failures:
 def _hash(
     out: Output, paths: Sequence[str], output: str | None, failed: _Failures, force: bool
 ) -> int:
-    """Hash files; how many there were."""
+    """Hash files and print the digests; return the number of files."""
     from ...trust.content.digests import format_check_file, hash_paths, parse_check_file
 
     file = None if output == STDOUT else output
@@ -152,7 +154,7 @@ def _lines(found: Sequence[FileDigest]) -> Iterator[tuple[str]]:
 
 
 def _hash_tensors(out: Output, paths: Sequence[str], failed: _Failures) -> int:
-    """Hash tensors; how many there were."""
+    """Hash tensors and print the digests; return the number of tensors."""
     found: list[TensorDigest] = []
     before = 0
     files = [file for path in paths for file in _weights(path, failed)]
@@ -195,7 +197,7 @@ def _after(before: int, progress: Callable[[int], object]) -> Callable[[int], ob
 
 
 def _digests(path: str, failed: _Failures, progress: Callable[[int], object]) -> list[TensorDigest]:
-    """The digests of a file's tensors; those that cannot be given are failures."""
+    """The digests of a file's tensors; tensors that cannot be converted are failures."""
     from ...trust.content.digests import hash_mapping
 
     checkpoint = open_checkpoint(path)
@@ -205,7 +207,7 @@ def _digests(path: str, failed: _Failures, progress: Callable[[int], object]) ->
     readable = {name: checkpoint[name] for name in checkpoint if name not in refused}
     found = hash_mapping(readable, path, workers=workers, progress=progress)
     for name, reason in refused.items():
-        message = f"tensor {quote(name)} cannot be given: {reason}"
+        message = f"tensor {quote(name)} cannot be read: {reason}"
         failed.add(path, SafetensorError(message, path=path))
     return found
 
@@ -242,4 +244,4 @@ def _check(out: Output, against: str) -> int:
         out.document({**_EMPTY, "ok": ok, "checked": checked})
     else:
         out.lines((each.status, escape(each.name)) for each in found)
-    return YES if ok else COULD_NOT_LOOK if statuses <= {"ok", "unreadable"} else NO
+    return YES if ok else UNREADABLE if statuses <= {"ok", "unreadable"} else NO

@@ -1,4 +1,4 @@
-"""`safeweights keygen`: a key pair to sign models with."""
+"""`safeweights keygen`: create a key pair for signing models."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ __all__ = ["command"]
     "--curve", type=click.Choice(["p256", "p384", "p521"]), default="p384", show_default=True,
     help="The elliptic curve.",
 )  # fmt: skip
-@click.option("--encrypt", is_flag=True, help="Ask for a passphrase that using the key will take.")
+@click.option("--encrypt", is_flag=True, help="Ask for a passphrase and encrypt the private key.")
 @passphrase_option
 @json_option
 @click.pass_obj
 def command(out: Output, path: str, curve: str, encrypt: bool, passphrase_file: str | None) -> None:
-    """Make a key pair to sign models with.
+    """Create a key pair for signing models.
 
-    Writes the private key to PATH, which only you can read, and the public one to PATH.pub, for
-    everybody who is to verify. Both are PEM. Files that exist are never replaced.
+    Writes the private key to PATH, readable by you only, and the public key to PATH.pub, for everybody
+    who verifies your models. Both are PEM. Existing files are never replaced.
 
     Piped, each line is a key and its value, separated by a tab.
 
@@ -57,7 +57,7 @@ def command(out: Output, path: str, curve: str, encrypt: bool, passphrase_file: 
     if out.json:
         out.document(document)
         return
-    about = "encrypted" if secret else "not encrypted: whoever reads it can sign"
+    about = "encrypted" if secret else "not encrypted: anyone who can read it can sign"
     items = [
         ("private key", f"{escape(path)} ({about})" if out.terminal else escape(path)),
         ("public key", escape(f"{path}.pub")),

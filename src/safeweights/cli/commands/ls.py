@@ -1,4 +1,4 @@
-"""`safeweights ls`: the tensors of a checkpoint."""
+"""`safeweights ls`: list the tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = ["command"]
 @click.command("ls")
 @checkpoint_path()
 @click.argument("globs", metavar="[GLOB]...", nargs=-1)
-@click.option("--tree", is_flag=True, help="Group by the dots of the names, with totals.")
-@click.option("--depth", type=click.IntRange(1), help="With --tree: levels to show.")
+@click.option("--tree", is_flag=True, help="Group tensors by the dots in their names, with totals.")
+@click.option("--depth", type=click.IntRange(1), help="With --tree: number of levels to show.")
 @click.option(
     "--sort",
     type=click.Choice(["file", "name", "size"]),
     default="file",
-    help="Order of the file (default), by name, or the largest first.",
+    help="Order: as in the file (default), by name, or by descending size.",
 )
 @json_option
 @click.pass_obj
@@ -42,12 +42,12 @@ def command(
 ) -> int:
     """List tensors with their type, shape and size.
 
-    GLOB is a pattern like *.weight or layers.[0-3].*; * matches dots too. With several, tensors that
-    match any of them are listed. Where none matches, the exit status is 1.
+    GLOB is a pattern like *.weight or layers.[0-3].*; * matches dots too. Tensors that match any GLOB are
+    listed. If no tensor matches, the exit status is 1.
 
-    Piped, each line is NAME, DTYPE, SHAPE and BYTES, separated by tabs; with --tree also TENSORS and
-    PARAMETERS, and a group is a line whose name ends with a dot. A tensor that is in the file, but
-    whose values cannot be given (quantised, sparse ...), has one field more, which says why.
+    Piped, each line is NAME, DTYPE, SHAPE and BYTES, separated by tabs. With --tree, each line also has
+    TENSORS and PARAMETERS, and the name of a group ends with a dot. A tensor whose values cannot be read
+    (quantised, sparse ...) has one more field, with the reason.
 
     \b
     Examples:

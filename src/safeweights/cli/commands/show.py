@@ -1,4 +1,4 @@
-"""`safeweights show`: what a model is."""
+"""`safeweights show`: summarise a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _SHOWN: Final = 20
-"""Files, and keys of metadata, that are shown on a terminal."""
+"""Maximum number of files, and of metadata keys, on a terminal."""
 
 
 @click.command("show")
@@ -31,7 +31,7 @@ _SHOWN: Final = 20
 @json_option
 @click.pass_obj
 def command(out: Output, path: str) -> None:
-    """Say what a model is: tensors, parameters, size, metadata.
+    """Summarise a model: tensors, parameters, size, metadata.
 
     Only headers are read. Piped, each line is a key and its values, separated by tabs.
 

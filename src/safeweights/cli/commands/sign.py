@@ -1,4 +1,4 @@
-"""`safeweights sign`: a signature over a file or a folder."""
+"""`safeweights sign`: sign a file or a folder."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ __all__ = ["command"]
 @passphrase_option
 @click.option(
     "--certificate", metavar="FILE", type=FILE, multiple=True,
-    help="The key's certificate and those up to the root, in PEM.",
+    help="The key's certificate and its chain up to the root, in PEM.",
 )  # fmt: skip
 @click.option(
     "--signature", metavar="OUT", type=FILE,
-    help="The file to write instead of PATH/model.sig or PATH.sig.",
+    help="The file to write [default: PATH/model.sig or PATH.sig].",
 )  # fmt: skip
 @click.option("--ignore", metavar="NAME", multiple=True, help="Leave out a file or folder in PATH.")
 @click.option(
     "--release", metavar="NUMBER", type=click.IntRange(0),
-    help="Counts releases: a policy with a lock refuses older ones.",
+    help="Release number: a policy with a lock file refuses lower ones later.",
 )  # fmt: skip
 @click.option(
     "--no-trees", is_flag=True,
-    help="Write no FILE.swtree; reading a part of a file then verifies all.",
+    help="Do not write FILE.swtree; reading a part of a file then hashes all of it.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace what another key signed, or any file.")
+@click.option("--force", is_flag=True, help="Replace another signature, or any other file.")
 @json_option
 @click.pass_obj
 def command(
@@ -62,12 +62,12 @@ def command(
 ) -> None:
     """Sign a file or a folder.
 
-    Writes a bundle of the OpenSSF Model Signing specification, which other tools verify too. Of a
-    folder, every file is signed; links and special files are refused. An encrypted key's passphrase is
-    asked for on a terminal. A signature that the same key made is replaced; anything else is kept,
-    unless --force is given.
+    Writes a bundle as specified by OpenSSF Model Signing, which other tools can verify. In a folder,
+    every file is signed; links and special files are an error. If the key is encrypted, the terminal asks
+    for its passphrase. An existing signature by the same key is replaced; any other file is replaced only
+    with --force.
 
-    Piped, lines are signature and its path; signer, method and key hint; and signed, SHA-256, BYTES
+    Piped, the lines are signature and its path; signer, method and key hint; and signed, SHA-256, BYTES
     and NAME for each file, separated by tabs.
 
     \b
@@ -107,7 +107,7 @@ def command(
 
 
 def _check_own(signer: FileSigner, data: bytes) -> None:
-    """A signature that says it was made with the same key; nothing depends on whether it was."""
+    """Raise an error unless the signature's key hint is this key's. The signature is not verified."""
     from ...trust import VerificationError
     from ...trust.signatures.bundle import parse_bundle
     from ...trust.signatures.verifying import key_hints
@@ -117,7 +117,7 @@ def _check_own(signer: FileSigner, data: bytes) -> None:
 
 
 def _signer(key: str, passphrase_file: str | None) -> FileSigner:
-    """The private key; its passphrase is only asked for where it has one."""
+    """The private key; asks for a passphrase only if the key is encrypted."""
     from ...trust import DocumentError, load_private_key
 
     secret = read(passphrase_file) if passphrase_file else None

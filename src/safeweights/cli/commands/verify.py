@@ -1,4 +1,4 @@
-"""`safeweights verify`: is a model what somebody signed, or a log of decisions as it was written."""
+"""`safeweights verify`: verify a model against its signature, or an audit log against itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _SHOWN: Final = 20
-"""Files without a signature that are shown on a terminal."""
+"""Maximum number of unsigned files on a terminal."""
 
 _BELONGS: Final = {
     "subject": ("certificate",),
@@ -39,28 +39,36 @@ _BELONGS: Final = {
     "signature": ("key", "certificate", "identity", "policy"),
     "head": ("log",),
 }
-"""Option -> the ways to say what must be true that it goes with."""
+"""Option -> the options it can be combined with, one of which must be given."""
 
 
 def _signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say who must have signed."""
+    """Add the options that define the required signer."""
     options = (
-        click.option("--key", metavar="PUBLIC", type=FILE, help="The owner of this public key."),
+        click.option(
+            "--key", metavar="PUBLIC", type=FILE, help="Signed with the private key of this public key."
+        ),
         click.option(
             "--certificate", metavar="ROOTS", type=FILE, multiple=True,
-            help="The owner of a certificate that leads to one of these roots, in PEM.",
+            help="Signed with a certificate issued under one of these root certificates, in PEM;",
         ),
         click.option("--subject", metavar="NAME", help="... with this subject (CN=...,O=...)."),
-        click.option("--alternative-name", metavar="NAME", help="... with this address or URI."),
-        click.option("--fingerprint", metavar="SHA256", help="... with this SHA-256."),
-        click.option("--identity", metavar="ID", help="This Sigstore identity: address or URI."),
-        click.option("--issuer", metavar="NAME", help="Who issued the certificate or identity."),
         click.option(
-            "--trusted-root", metavar="FILE", type=FILE, help="Of another Sigstore than the public."
+            "--alternative-name", metavar="NAME",
+            help="... with this e-mail address or URI as alternative name.",
         ),
-        click.option("--policy", metavar="FILE", type=FILE, help="Whom this policy names, in TOML."),
-        click.option("--log", is_flag=True, help="Nobody: PATH is an audit log of admit."),
-        click.option("--head", metavar="SHA256", help="The hash that the log must end with."),
+        click.option("--fingerprint", metavar="SHA256", help="... with this SHA-256."),
+        click.option(
+            "--identity", metavar="ID", help="Signed by this Sigstore identity: an address or URI."
+        ),
+        click.option("--issuer", metavar="NAME", help="Issuer of the certificate or identity."),
+        click.option(
+            "--trusted-root", metavar="FILE", type=FILE,
+            help="Trusted root of a Sigstore instance other than the public one.",
+        ),
+        click.option("--policy", metavar="FILE", type=FILE, help="Signed as this TOML policy requires."),
+        click.option("--log", is_flag=True, help="PATH is an audit log, written by admit --log."),
+        click.option("--head", metavar="SHA256", help="With --log: the required hash of the last line."),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -69,30 +77,36 @@ def _signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("verify")
 @click.argument("path", metavar="PATH", type=FILE)
-@click.option("--signature", metavar="FILE", type=FILE, help="Not PATH/model.sig or PATH.sig.")
+@click.option(
+    "--signature", metavar="FILE", type=FILE,
+    help="The signature [default: PATH/model.sig or PATH.sig].",
+)  # fmt: skip
 @_signer_options
-@click.option("--name", help="What the policy's rules call the model, instead of its path.")
-@click.option("--explain", is_flag=True, help="Also print what the policy finds for the model.")
-@click.option("--ignore-unsigned", is_flag=True, help="Allow files that were not signed.")
-@click.option("--allow-symlinks", is_flag=True, help="Follow links to files that were signed.")
+@click.option("--name", help="With --policy: the model's name in its rules [default: PATH].")
+@click.option(
+    "--explain", is_flag=True, help="With --policy: also print the reasons for the model."
+)
+@click.option("--ignore-unsigned", is_flag=True, help="Allow files that are not signed.")
+@click.option("--allow-symlinks", is_flag=True, help="Follow symbolic links to signed files.")
 @json_option
 @click.pass_obj
 def command(out: Output, /, path: str, **given: Any) -> int:
-    """Find out whether a model is what somebody signed.
+    """Verify a model against its signature.
 
-    Say who: with --key; with --certificate and --subject, --alternative-name or --fingerprint; with
-    --identity and --issuer; or with --policy. Every file is read. A file that was not signed, is
-    missing or was changed is a no, as is a certificate that has expired or is somebody else's.
+    One option defines the required signer: --key; --certificate with --subject, --alternative-name or
+    --fingerprint; --identity with --issuer; or --policy. Every file is read. The answer is no (exit
+    status 1) if a file is unsigned, missing or changed, or if the certificate has expired or does not
+    match.
 
-    With --policy nothing is remembered or logged, as it is by admit.
+    With --policy, nothing is written to a lock file or log; admit does that.
 
-    With --log, every line of an audit log must follow from the one before, so that a line changed,
-    removed or put in is a no. That the end was cut off shows only with --head, the hash that admit
-    printed last.
+    With --log, every line of the audit log must contain the hash of the previous line. A changed, removed
+    or inserted line is a no. A log whose end is cut off is detected only with --head, the hash that the
+    last admit printed.
 
-    Piped, lines are ok, PATH, the method and who signed; and unsigned and NAME for files that the
-    signature leaves out; separated by tabs. With --policy they are those of admit; with --log it is
-    one, ok, PATH, the number of lines and the log's head.
+    Piped, the lines are ok, PATH, method and signer; and unsigned and NAME for each file without a
+    signature; separated by tabs. With --policy they are those of admit. With --log there is one line: ok,
+    PATH, number of lines and hash of the last line.
 
     \b
     Examples:
@@ -139,14 +153,14 @@ def command(out: Output, /, path: str, **given: Any) -> int:
 
 
 def _way(given: dict[str, Any]) -> str:
-    """The one way in which it was said who must have signed, or that it is a log."""
+    """The one option given that defines the signer, or ``log``."""
     ways = [way for way in ("key", "certificate", "identity", "policy", "log") if given[way]]
     if len(ways) != 1:
         raise click.UsageError("give one of --key, --certificate, --identity, --policy and --log")
     for option, allowed in _BELONGS.items():
         if given[option] and ways[0] not in allowed:
             shown = " or ".join(f"--{name}" for name in allowed)
-            raise click.UsageError(f"--{option.replace('_', '-')} goes with {shown}")
+            raise click.UsageError(f"--{option.replace('_', '-')} needs {shown}")
     return ways[0]
 
 
@@ -161,10 +175,10 @@ def _check_log(out: Output, path: str, head: str | None) -> int:
     if out.json:
         out.document(document)
     if not lines:
-        out.message(f"there is no line in {escape(path)}: a log is made with its first")
+        out.message(f"{escape(path)} is empty: admit creates a log together with its first line")
         return NO
     if out.terminal and not out.json:
-        about = f"  {plural(lines, 'line')}, each follows from the one before"
+        about = f"  {plural(lines, 'line')}, each with the hash of the previous one"
         out.pretty().text(("ok", "green"), "  ", (escape(path), "bold"), about)
         out.pretty().pairs([("head", found)])
     elif not out.json:
@@ -179,12 +193,14 @@ def _trust(way: str, given: dict[str, Any]) -> Trust:
         return load_public_key(given["key"])
     if way == "identity":
         if not given["issuer"]:
-            raise click.UsageError("--identity needs --issuer: anybody can vouch for a name")
+            raise click.UsageError(
+                "--identity needs --issuer: an identity depends on who vouches for it"
+            )
         return KeylessTrust(given["identity"], given["issuer"], given["trusted_root"])
     if not (given["subject"] or given["alternative_name"] or given["fingerprint"]):
         raise click.UsageError(
-            "--certificate needs --subject, --alternative-name or --fingerprint: a root alone says "
-            "nothing about who signed"
+            "--certificate needs --subject, --alternative-name or --fingerprint: a root certificate alone "
+            "does not define the signer"
         )
     roots = tuple(der for file in given["certificate"] for der in load_certificates(file))
     return CertificateTrust(
@@ -214,7 +230,7 @@ def _print(out: Output, document: VerifyDocument, signed_by: SignedBy) -> None:
         out.lines(("unsigned", escape(name)) for name in unsigned)
         return
     screen = out.pretty()
-    about = f"  {plural(len(document['files']), 'file')} as signed"
+    about = f"  {plural(len(document['files']), 'file')} verified"
     screen.text(("ok", "green"), "  ", (escape(document["path"]), "bold"), about)
     screen.text(f"  signed by {signed_by.method} ", (escape(who), "cyan"))
     for name in unsigned[:_SHOWN]:
@@ -224,7 +240,7 @@ def _print(out: Output, document: VerifyDocument, signed_by: SignedBy) -> None:
 
 
 def _judge(out: Output, path: str, given: dict[str, Any]) -> int:
-    """Decide as `admit` does, and leave no trace."""
+    """Decide as `admit` does, but write neither lock file nor log."""
     from ...trust import decide, load_policy
     from ...trust.policies.evidence import gather
     from ...trust.policies.lockfile import lock_of
