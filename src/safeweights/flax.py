@@ -75,7 +75,7 @@ def load(
 def load_file(
     filename: str | os.PathLike[str] | IO[bytes],
     *,
-    backend: str = "mmap",
+    backend: str | None = None,
     device: str | jax.Device | jax.sharding.Sharding = "cpu",
     trust: object = None,
     progress: Callable[[int], object] | None = None,
@@ -87,7 +87,8 @@ def load_file(
 
     Args:
         filename: Path or readable file object.
-        backend: ``"mmap"`` or ``"pread"``: how bytes are read.
+        backend: How bytes are read, as for `safe_open`: by default into memory of their own. With
+            ``"mmap"`` tensors may share a private mapping, so the file must not change.
         device: A ``jax.Device``, a sharding, or a name such as ``"gpu:0"``; else JAX's default device.
         trust: What the file must fulfil before a byte of it is used; see `safe_open`.
         progress: Called with the number of bytes that were read so far; once, if the file is mapped.

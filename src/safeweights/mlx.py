@@ -69,7 +69,7 @@ def load(data: Any) -> dict[str, mx.array]:
 def load_file(
     filename: str | os.PathLike[str] | IO[bytes],
     *,
-    backend: str = "mmap",
+    backend: str | None = None,
     trust: object = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, mx.array]:
@@ -80,7 +80,7 @@ def load_file(
 
     Args:
         filename: Path or readable file object.
-        backend: ``"mmap"`` or ``"pread"``: how bytes are read.
+        backend: How bytes are read, as for `safe_open`; they are copied in any case.
         trust: What the file must fulfil before a byte of it is used; see `safe_open`.
         progress: Called with the number of bytes that were read so far; once, if the file is mapped.
 

@@ -77,18 +77,21 @@ def load(data: Any) -> dict[str, Array]:
 def load_file(
     filename: str | os.PathLike[str] | IO[bytes],
     *,
-    backend: str = "mmap",
+    backend: str | None = None,
     trust: object = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Array]:
     """The arrays of a file, in the order of the data.
 
-    With ``backend="mmap"`` arrays share a private mapping: nothing is read until it is used, and
-    writing to an array changes the array alone. ``"pread"`` reads everything now.
+    Arrays are writable and have memory of their own, which several threads read; neighbours share up to
+    64 MiB of it.
 
     Args:
         filename: Path or readable file object.
-        backend: How bytes are read.
+        backend: None and ``"read"`` read through the page cache, or past it what it does not hold;
+            ``"pread"`` and ``"direct"`` do only the one or the other. With ``"mmap"`` arrays share a
+            private mapping: nothing is read until it is used, but the file must not change as long as
+            an array lives, and truncating it ends the process.
         trust: What the file must fulfil before a byte of it is used; see `safe_open`.
         progress: Called with the number of bytes that were read so far; once, if the file is mapped.
 

@@ -74,7 +74,7 @@ def load_file(
     filename: str | os.PathLike[str] | IO[bytes],
     device: str | int = "cpu",
     *,
-    backend: str = "mmap",
+    backend: str | None = None,
     trust: object = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, paddle.Tensor]:
@@ -85,7 +85,7 @@ def load_file(
 
     Args:
         filename: Path or readable file object.
-        backend: ``"mmap"`` or ``"pread"``: how bytes are read.
+        backend: How bytes are read, as for `safe_open`; they are copied in any case.
         device: ``"cpu"``, a number, or a name such as ``"gpu:0"``.
         trust: What the file must fulfil before a byte of it is used; see `safe_open`.
         progress: Called with the number of bytes that were read so far; once, if the file is mapped.

@@ -72,7 +72,7 @@ def load(data: Any, *, device: str = "cpu") -> dict[str, tf.Tensor]:
 def load_file(
     filename: str | os.PathLike[str] | IO[bytes],
     *,
-    backend: str = "mmap",
+    backend: str | None = None,
     device: str = "cpu",
     trust: object = None,
     progress: Callable[[int], object] | None = None,
@@ -83,7 +83,8 @@ def load_file(
 
     Args:
         filename: Path or readable file object.
-        backend: ``"mmap"`` or ``"pread"``: how bytes are read.
+        backend: How bytes are read, as for `safe_open`: by default into memory of their own. With
+            ``"mmap"`` tensors may share a private mapping, so the file must not change.
         device: A name such as ``"GPU:0"``; by default TensorFlow's default device.
         trust: What the file must fulfil before a byte of it is used; see `safe_open`.
         progress: Called with the number of bytes that were read so far; once, if the file is mapped.

@@ -109,8 +109,10 @@ def load_file(
 ) -> dict[str, torch.Tensor]:
     """The tensors of a file, in the order of the data.
 
-    With ``backend="mmap"`` tensors on the CPU share a private mapping: nothing is read until it is
-    used, and writing to a tensor changes the tensor alone. ``"pread"`` reads everything now.
+    With ``backend="mmap"`` tensors on the CPU share a private mapping, as in the reference: nothing is
+    read until it is used, and writing to a tensor changes the tensor alone. But the file must not change as
+    long as a tensor lives, and truncating it ends the process; `save_file` is safe, since it replaces a
+    file by renaming. ``"pread"`` reads everything now.
 
     Args:
         filename: Path or readable file object.

@@ -310,3 +310,62 @@ def test_a_framework_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ImportError, match=r"pip install 'safeweights\[mlx\]'") as caught:
         safeweights.safe_open("x", "mlx")
     assert isinstance(caught.value, safeweights.SafetensorError)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def taken(kit: Kit, path: Path) -> dict[str, Any]:
+    """Tensor `a` of a file, by each way that gives tensors."""
+    spelling = kit.spellings[0]
+    handle = safeweights.safe_open(path, spelling)
+    return {
+        "load_file": face(kit).load_file(path)["a"],
+        "get_tensor": handle.get_tensor("a"),
+        "get_tensors": handle.get_tensors()["a"],
+        "get_slice": handle.get_slice("a")[:],
+        "prefetch": handle.prefetch(["a"]).take("a"),
+        "stream": safeweights.stream(path, spelling).take("a"),
+    }
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2048, 1024)])
+def test_tensors_are_not_changed_with_the_file(
+    kit: Kit, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """Not where the reference copies, too; torch maps, as it does there."""
+    if kit.package == "torch":
+        pytest.skip("tensors share a mapping, as in the reference")
+    path, data = tmp_path / "x.safetensors", sample("F32", shape)
+    path.write_bytes(file_of({"a": ("F32", shape, data)}))
+    found = taken(kit, path)
+    other = file_of({"a": ("F32", shape, bytes(len(data)))})
+    with path.open("r+b") as file:  # as shutil.copyfile writes, but without truncating first
+        file.write(other)
+    for way, tensor in found.items():
+        assert kit.look(tensor) == ("F32", shape, data), way
+    assert kit.look(face(kit).load_file(path)["a"]) == ("F32", shape, bytes(len(data)))
+
+
+def test_saving_onto_the_file_that_tensors_are_of(kit: Kit, tmp_path: Path) -> None:
+    path, data = tmp_path / "x.safetensors", sample("F32", (3, 5))
+    path.write_bytes(file_of({"a": ("F32", (3, 5), data)}))
+    found = taken(kit, path) | {"mmap": face(kit).load_file(path, backend="mmap")["a"]}
+    face(kit).save_file({"a": kit.make("F32", (2,), bytes(8))}, path)
+    for way, tensor in found.items():
+        assert kit.look(tensor) == ("F32", (3, 5), data), way
+    face(kit).save_file({"a": found["load_file"], "b": found["mmap"]}, path)
+    assert parts_of(path.read_bytes()) == {
+        "a": ("F32", (3, 5), data), "b": ("F32", (3, 5), data)
+    }  # fmt: skip
+
+
+def test_tensors_of_memory_do_not_share_it(kit: Kit) -> None:
+    if kit.package == "torch":
+        pytest.skip("tensors share the memory of what they are read from, as in the reference")
+    data = sample("F32", (3, 5))
+    memory = bytearray(file_of({"a": ("F32", (3, 5), data)}))
+    handle = safeweights.safe_open(memory, kit.spellings[0])
+    found = [handle.get_tensor("a"), handle.get_slice("a")[:], handle.get_slice("a")[1:]]
+    memory[-60:] = bytes(60)
+    assert [kit.look(tensor)[2] for tensor in found] == [data, data, data[20:]]

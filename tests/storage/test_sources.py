@@ -487,7 +487,7 @@ def test_text_is_refused(path: Path, tmp_path: Path) -> None:
 
 
 def test_no_such_engine(path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"'mmaps'.*mmap, pread, direct, auto"):
+    with pytest.raises(UnsupportedError, match=r"'mmaps'.*mmap, pread, direct, read, auto"):
         open_source(path, backend="mmaps")
 
 

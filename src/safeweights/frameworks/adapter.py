@@ -44,10 +44,14 @@ class Adapter(ABC):
         name: What messages call it.
         native_indexing: Indexing one of its tensors makes a view, so that a slice of mapped memory is
             best taken by the framework itself, with the framework's own rules.
+        maps: Files are mapped by default, because the reference's tensors share a mapping too, or
+            because the framework copies everything it is given. Otherwise tensors get memory of their
+            own: where the reference copies, a later change of the file must not change an array.
     """
 
     name: ClassVar[str]
     native_indexing: ClassVar[bool] = False
+    maps: ClassVar[bool] = False
 
     def decode(
         self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any, *, name: str = ""

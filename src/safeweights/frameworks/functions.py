@@ -41,7 +41,7 @@ def load_file(
     filename: Any,
     device: Any = "cpu",
     *,
-    backend: str = "mmap",
+    backend: str | None = None,
     trust: object = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from .. import checkpoint
 from ..checkpoint import SafetensorsFile
 from ..errors import ClosedError, SafetensorError, UnsupportedError
 from ..storage import BACKENDS, Verifier
+from ..storage.memory import copied
 from ..trust.verifier import verifier
 from .adapter import adapter_for
 from .loading import Progress, load_all
@@ -85,9 +86,12 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         filename: Path, or a readable file object.
         framework: ``"pt"``, ``"np"``, ``"jax"`` ... (`safeweights.frameworks.adapter.FRAMEWORKS`).
         device: Where tensors go; what the framework understands.
-        backend: ``"mmap"``: tensors share a private mapping of the file; reading is left to the
-            first use. ``"pread"``: every tensor is read into memory of its own, ``"direct"``: so too, past
-            the page cache. ``"auto"`` maps local files and reads remote ones.
+        backend: ``"mmap"``: tensors share a private mapping of the file; values are read when they are
+            first used, so the file must not change as long as a tensor lives, and truncating it ends the
+            process. ``"pread"``: every tensor is read into memory of its own; ``"direct"``: the same, past
+            the page cache; ``"read"`` chooses between these two, ``"auto"`` among all. None: what the
+            reference's tensors of this framework do: ``"mmap"`` for torch, ``"read"`` for NumPy, JAX and
+            TensorFlow. (MLX and Paddle copy in any case: ``"mmap"``.)
         trust: A policy, a public key, a warrant, or the path of one (`safeweights.trust.as_verifier`).
             Every byte is then checked before it is handed out, from memory that nobody else can change;
             of a file signed with a block tree only the blocks that are read.
@@ -114,7 +118,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: Literal["pt", "torch", "pytorch"],
         device: str | int | torch.device | None = ...,
         *,
-        backend: str = ...,
+        backend: str | None = ...,
         trust: object = ...,
     ) -> None: ...
     @overload
@@ -124,7 +128,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: Literal["np", "numpy"],
         device: str | None = ...,
         *,
-        backend: str = ...,
+        backend: str | None = ...,
         trust: object = ...,
     ) -> None: ...
     @overload
@@ -134,7 +138,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: Literal["jax", "flax"],
         device: str | jax.Device | jax.sharding.Sharding | None = ...,
         *,
-        backend: str = ...,
+        backend: str | None = ...,
         trust: object = ...,
     ) -> None: ...
     @overload
@@ -144,7 +148,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: Literal["tf", "tensorflow"],
         device: str | None = ...,
         *,
-        backend: str = ...,
+        backend: str | None = ...,
         trust: object = ...,
     ) -> None: ...
     @overload
@@ -154,7 +158,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: Literal["mlx"],
         device: str | None = ...,
         *,
-        backend: str = ...,
+        backend: str | None = ...,
         trust: object = ...,
     ) -> None: ...
     @overload
@@ -164,7 +168,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: Literal["paddle"],
         device: str | int | None = ...,
         *,
-        backend: str = ...,
+        backend: str | None = ...,
         trust: object = ...,
     ) -> None: ...
     @overload
@@ -174,7 +178,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: str,
         device: Any = ...,
         *,
-        backend: str = ...,
+        backend: str | None = ...,
         trust: object = ...,
     ) -> None: ...
 
@@ -184,11 +188,14 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         framework: str,
         device: Any = "cpu",
         *,
-        backend: str = "mmap",
+        backend: str | None = None,
         trust: object = None,
     ) -> None:
-        self._adapter = adapter_for(framework)
-        self._device = self._adapter.check_device(device)
+        self._adapter = adapter = adapter_for(framework)
+        self._device = adapter.check_device(device)
+        if backend is None:
+            backend = "mmap" if adapter.maps else "read"
+        self._copies = not adapter.maps and backend != "mmap"
         self._file: SafetensorsFile | None = opened(filename, backend, trust)
 
     @classmethod
@@ -197,6 +204,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         self = cls.__new__(cls)
         self._adapter = adapter_for(framework)
         self._device = self._adapter.check_device(device)
+        self._copies = False
         with prefixed("Error while deserializing: "):
             self._file = SafetensorsFile.open(data)
         return self
@@ -237,7 +245,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
     def get_tensor(self, name: str) -> T:
         """A tensor.
 
-        Cost with mmap on the CPU: no read, no copy. With pread: one read.
+        Cost on the CPU: of a mapped file no read and no copy; otherwise one read.
 
         Raises:
             TensorNotFoundError: There is none of that name.
@@ -246,6 +254,8 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         tensor = self._opened().tensor(name)
         try:
             data = tensor.view()
+            if self._copies and tensor.in_memory:  # the caller's bytes, or verified ones
+                data = copied(data)
         except OSError as error:
             raise worded(error) from error
         decoded: T = self._adapter.decode(data, tensor.dtype, tensor.shape, self._device, name=name)
@@ -268,7 +278,10 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
     def get_slice(self, name: str) -> Slice[T]:
         """A tensor to take parts of, by indexing; only what is selected is read."""
         file = self._opened()
-        return Slice(file.tensor(name), self._adapter, self._device, mapped=file.source.in_memory)
+        return Slice(
+            file.tensor(name), self._adapter, self._device,
+            mapped=file.source.in_memory, copies=self._copies,
+        )  # fmt: skip
 
     def prefetch(
         self,
@@ -346,7 +359,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
 
 
 def _safe_open_handle(
-    f: Any, framework: str, device: Any = "cpu", *, backend: str = "mmap"
+    f: Any, framework: str, device: Any = "cpu", *, backend: str | None = None
 ) -> safe_open[Any]:
     """`safe_open` of a file object; one opened as text is read through its buffer."""
     target = getattr(f, "buffer", f)

@@ -32,6 +32,7 @@ class MLXAdapter(Adapter):
     """Arrays in MLX's unified memory; one copy."""
 
     name = "mlx"
+    maps = True  # every array is a copy
 
     def make(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
         del device  # memory is one; streams choose the processor

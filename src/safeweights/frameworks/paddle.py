@@ -34,6 +34,7 @@ class PaddleAdapter(Adapter):
     """Tensors of their own memory; one copy."""
 
     name = "paddle"
+    maps = True  # every array is a copy
 
     def check_device(self, device: Any) -> str | None:
         """None for the CPU, else Paddle's name of the device."""

@@ -209,7 +209,7 @@ def _wanted(plan: PrefetchPlan) -> dict[str, Any]:
 
 class _Reading(TypedDict, total=False):
     plan: PrefetchPlan | None
-    backend: str
+    backend: str | None
     threads: int
     progress: Progress | None
     trust: object
@@ -269,7 +269,7 @@ def stream(
     device: Any = "cpu",
     *,
     plan: PrefetchPlan | None = None,
-    backend: str = "auto",
+    backend: str | None = None,
     threads: int = THREADS,
     progress: Progress | None = None,
     trust: object = None,
@@ -282,8 +282,7 @@ def stream(
         device: Where tensors go; as for `safe_open`.
         plan: What is wanted: names to index expressions (None for the whole tensor, a slice for its
             rows ...), or names alone; None for everything. Nothing else is read.
-        backend: ``"auto"`` maps files that are in the page cache, reads cold ones directly from the
-            disk, remote ones in order; or ``"mmap"``, ``"pread"``, ``"direct"``.
+        backend: As for `safe_open`. None: ``"auto"`` for torch, MLX and Paddle, ``"read"`` for the others.
         threads: How many read, at most.
         progress: Called with the number of bytes that have arrived, of the result's `nbytes`, in the
             thread that waits for a tensor.
@@ -306,5 +305,7 @@ def stream(
     """
     adapter = adapter_for(framework)
     found = adapter.check_device(device)
+    if backend is None:
+        backend = "auto" if adapter.maps else "read"
     files = checkpoint.open(target, backend=backend, verify=verifier(trust)).files
     return PrefetchLoader(files, adapter, found, plan=plan, threads=threads, progress=progress)

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import SelectionError, StepError, UnsupportedError, quote
 from ..format import indexing
 from ..format.dtypes import BITS
+from ..storage.memory import copied
 
 if TYPE_CHECKING:
     from ..checkpoint import FileTensor
@@ -54,13 +55,22 @@ class Slice(Generic[T]):
     It stays usable when the file is closed, and from several threads at once.
     """
 
-    __slots__ = ("_adapter", "_device", "_mapped", "_tensor")
+    __slots__ = ("_adapter", "_copies", "_device", "_mapped", "_tensor")
 
-    def __init__(self, tensor: FileTensor, adapter: Adapter, device: Any, *, mapped: bool) -> None:
+    def __init__(
+        self,
+        tensor: FileTensor,
+        adapter: Adapter,
+        device: Any,
+        *,
+        mapped: bool,
+        copies: bool = False,
+    ) -> None:
         self._tensor = tensor
         self._adapter = adapter
         self._device = device
         self._mapped = mapped
+        self._copies = copies and tensor.in_memory
 
     def get_shape(self) -> list[int]:
         """Elements along each axis."""
@@ -89,6 +99,8 @@ class Slice(Generic[T]):
             data, shape = _take(tensor, expression)
         else:
             data, shape = read_part(tensor, expression, clamp=native)
+        if self._copies:
+            data = copied(data)
         part: T = adapter.decode(data, tensor.dtype, shape, self._device, name=tensor.name)
         return part
 

@@ -26,7 +26,7 @@ _DIRECT_READS: Final = 4
 
 
 _LARGE: Final = 1 << 22
-"""Bytes from which on huge pages pay, and threads."""
+"""Size in bytes above which huge pages, threads and a choice of how to read pay off."""
 
 
 _WARM: Final = 0.5
@@ -91,7 +91,11 @@ class DescriptorSource(Source):
         return self._descriptor
 
     def for_all(self) -> Source:
-        if not self._choose or (resident_share(self._descriptor, 0, self.size) or 0) >= _WARM:
+        if (
+            not self._choose
+            or self.size < _LARGE
+            or (resident_share(self._descriptor, 0, self.size) or 0) >= _WARM
+        ):
             return self
         return DescriptorSource(os.dup(self._descriptor), self.name, mapped=False, direct=True)
 
@@ -238,13 +242,14 @@ def _open_path(path: str | os.PathLike[str], backend: str) -> Source:
     except BaseException:
         os.close(descriptor)
         raise
-    mapped = backend == "mmap" or (backend == "auto" and not is_remote(descriptor))
+    chooses = backend in {"read", "auto"} and not is_remote(descriptor)
+    mapped = backend == "mmap" or (backend == "auto" and chooses)
     return DescriptorSource(
         descriptor,
         name,
         mapped=mapped,
         direct=backend == "direct",
-        choose=backend == "auto" and mapped,
+        choose=chooses,
     )
 
 

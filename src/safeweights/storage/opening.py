@@ -14,7 +14,7 @@ from .source import BytesSource, Source, Verifier
 __all__ = ["BACKENDS", "open_source"]
 
 
-BACKENDS: Final = ("mmap", "pread", "direct", "auto")
+BACKENDS: Final = ("mmap", "pread", "direct", "read", "auto")
 """How files are read; see `open_source`."""
 
 
@@ -25,8 +25,9 @@ def open_source(target: Any, *, backend: str = "mmap", verify: Verifier | None =
         target: A path (str or PathLike), an object with `read`, or bytes-like memory. An object that
             cannot seek is read to its end at once.
         backend: For paths. ``"mmap"`` serves views from a private mapping; ``"pread"`` reads every view
-            into fresh memory; ``"direct"`` does so past the page cache; ``"auto"`` maps local files,
-            reads remote ones, and reads cold ones directly when all of them is wanted.
+            into fresh memory; ``"direct"`` does so past the page cache. ``"read"`` chooses between these
+            two: it reads a local file directly when all of it is wanted and little of it is in the page
+            cache. ``"auto"`` also maps: local files, when most of them is in the page cache.
         verify: Called with the source and its path; what it returns is read instead.
 
     Raises:

@@ -15,9 +15,10 @@ from ..adapter import Adapter, is_default
 from ..numpy import decode_array, encode_array
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from ...checkpoint import Tensor
+    from ...format.header import TensorInfo
 
 __all__ = ["ADAPTER"]
 
@@ -59,6 +60,23 @@ class JaxAdapter(Adapter):
         found = jnp.asarray(array) if device is None else jax.device_put(array, device)
         if found.dtype != array.dtype:
             raise DTypeError(f"JAX would turn {dtype} into {found.dtype}")
+        return found
+
+    def decode(
+        self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any, *, name: str = ""
+    ) -> Any:
+        # JAX copies in the background; the memory may be a mapping of a file that changes meanwhile.
+        return jax.block_until_ready(super().decode(data, dtype, shape, device, name=name))
+
+    def decode_all(
+        self, data: memoryview, base: int, tensors: Iterable[tuple[str, TensorInfo]], device: Any
+    ) -> dict[str, Any]:
+        decode = super().decode
+        found = {
+            name: decode(data[begin - base : end - base], dtype, shape, device, name=name)
+            for name, (dtype, shape, begin, end) in tensors
+        }
+        jax.block_until_ready(list(found.values()))  # all copies run at the same time until here
         return found
 
     def encode(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -71,6 +71,7 @@ class TorchAdapter(Adapter):
 
     name = "torch"
     native_indexing = True
+    maps = True
 
     def check_device(self, device: Any) -> torch.device | None:
         """None for the CPU, where tensors share memory; else the device to copy to."""
