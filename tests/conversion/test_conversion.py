@@ -258,7 +258,7 @@ def test_casts_that_make_no_sense_are_refused() -> None:
 
 
 def test_shards_and_their_index(source, target) -> None:
-    report = convert(source, target, shard_size=60)
+    report = convert(source, target, max_shard_size=60)
     *names, listed = [Path(output.path).name for output in report.outputs]
     assert names == [f"model-{i:05d}-of-00002.safetensors" for i in (1, 2)]
     assert listed == "model.safetensors.index.json"
@@ -405,9 +405,10 @@ def test_one_file_goes_into_a_folder_as_cp_does_it(source, tmp_path, exists, sla
     ]
     with pytest.raises(FileExistsError):
         convert(source, f"{folder}{slash}")
-    convert(source, f"{folder}{slash}", shard_size=60, dry_run=True, record=False)
-    convert(source, f"{folder}{slash}", shard_size=60, record=False)
-    assert (folder / "model.safetensors.index.json").exists()
+    for dry_run in (True, False):
+        convert(source, f"{folder}{slash}", max_shard_size=60, dry_run=dry_run, force=True)
+    assert safeweights.checkpoint.open(folder).keys() == STATE.keys()
+    assert not (folder / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
@@ -474,7 +475,7 @@ def test_progress_ends_at_the_total(source, target, digests) -> None:
         source,
         target,
         progress=lambda done, total: seen.append((done, total)),
-        shard_size=60,
+        max_shard_size=60,
         digests=digests,
     )
     total = 200 if digests else 100

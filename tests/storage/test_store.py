@@ -65,12 +65,14 @@ def test_a_valid_name_stays_inside(name: str) -> None:
         assert not {"\0", "\\"} & {*name}
 
 
-def test_names_that_only_this_system_has_can_be_read(tmp_path: Path) -> None:
+def test_names_that_only_some_systems_have(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     for raw in (b"mod\xe8le", b"a\\b", b"C:x"):
         (tmp_path / os.fsdecode(raw)).write_bytes(raw)
         name = os.fsdecode(raw)
         assert store.open(name).read(0, len(raw)) == raw
+        store.write(name, [b"new"])
+        assert contents(store) == {name: b"new"}
         assert Entry(name, "file") in [*store.list()]
         store.delete(name)
     assert all_names(store) == []

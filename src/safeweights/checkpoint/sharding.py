@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from ..storage import Commit
     from . import Tensor
 
-__all__ = ["EarlierSave", "parse_size", "save_sharded", "split", "split_into_shards"]
+__all__ = [
+    "EarlierSave", "files_in_index", "parse_size", "save_sharded", "split", "split_into_shards", "stem_of",
+]  # fmt: skip
 
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) *([KMGT]?)(I?)B?").fullmatch
+_NUMBERED = re.compile(r"-[0-9]{5,}-of-[0-9]{5,}\Z")
 _EXPONENT: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -114,7 +117,7 @@ class EarlierSave:
         self._match = re.compile(shard, re.DOTALL).fullmatch
         self._series = {match.groups() for name in self._new if (match := self._match(name))}
         self.indexes = [f"{stem}{INDEX_SUFFIX}" for stem in stems]
-        listed = {name for index in self.indexes for name in _listed(store, index)}
+        listed = {name for index in self.indexes for name in files_in_index(store, index)}
         self._listed = sorted(listed - self._new)
 
     def _is_other_shard(self, name: str) -> bool:
@@ -144,21 +147,30 @@ class EarlierSave:
                 commit.delete(name)
 
 
-def _listed(store: Store, index: str) -> Iterable[str]:
+def files_in_index(store: Store, index: str) -> list[str]:
     """The files that an index names; none if it does not exist or cannot be understood."""
     if store.kind(index) not in {"file", "link"}:
-        return ()
+        return []
     try:
         source = store.open(index, backend="pread")
         return parse_index(source, source.name).shards
     except (FormatError, OSError):
-        return ()  # the save that replaces it makes it good
+        return []  # a save that replaces it need not understand it
+
+
+def stem_of(name: str) -> str:
+    """The stem of a file, or of the series of shards that it belongs to.
+
+    >>> stem_of("model-00001-of-00002.safetensors"), stem_of("model.safetensors")
+    ('model', 'model')
+    """
+    return _NUMBERED.sub("", name.removesuffix(SUFFIX))
 
 
 def _entries(store: Store) -> Iterable[tuple[str, str]]:
     try:
         return list(store.list(recursive=False))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ()
 
 

@@ -1,13 +1,12 @@
-"""Checkpoints of other formats to safetensors files: the operation that users ask for.
+"""Converting checkpoints of other formats to safetensors files.
 
-Reads through `formats.open`, decides with `plan`, writes with `checkpoint.save`, one output at a
-time and each atomically. Memory: at most 64 MiB of chunks on their way to the disk, and the largest
-tensor that must be gathered or computed.
+Reads with `formats`, decides with `plan` and `destination`, and writes all files as one commit of a
+store: if anything fails, the destination is as it was. Memory: at most 64 MiB of chunks on their way to
+the disk, and the largest tensor that must be gathered or computed.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -18,18 +17,18 @@ from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
-from ..checkpoint import Tensor, save
-from ..checkpoint.shardindex import ANY_INDEX, disagreements, read_index
-from ..checkpoint.sharding import parse_size, split
+from ..checkpoint.saving import serialized
+from ..checkpoint.shardindex import ANY_INDEX, disagreements, index_text, read_index
 from ..derived.casting import CastTensor, parse_casts
 from ..errors import FormatError, UnsupportedError, quote
-from ..storage import Source, Verifier, open_source, write_file
+from ..storage import Commit, Source, Verifier, open_source
 from ..storage.hashing import sha256
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.parallel import Background, Job
 from ..trust.verifier import verifier
 from . import formats
-from .folders import find_checkpoints, output_name
+from .destination import Destination, Output
+from .folders import find_checkpoints
 from .foreign import ForeignCheckpoint, OpenOptions
 from .plan import Plan, Selection, make_plan, parse_renames
 from .record import Conversion, FileRecord, dropped_records, others_as_json
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Options", "convert"]
 
-RECORD_SUFFIX: Final = ".provenance.json"
 OTHERS_KEY: Final = "safeweights.others"
 _DROPPED_MAX: Final = 1000
 _FRAMEWORKS: Final = {
@@ -60,8 +58,9 @@ class Options:
         only: Shell patterns of the source's names; all, if there are none.
         skip: Shell patterns of what is left out.
         rename: ``OLD=NEW`` rules, regular expressions, applied in order.
-        shard_size: Split into shards of at most this many bytes (``"5GB"``), with an index.
-        force: Replace files that exist.
+        max_shard_size: Split into shards of at most this many bytes (``"5GB"``), with an index.
+        force: Replace files that exist, and an earlier checkpoint of the same name as a whole, whatever
+            its number of shards.
         dry_run: Do everything but write.
         densify: Write sparse and quantised tensors dense instead of refusing them.
         keep_ties: Write tied weights once for each of their names.
@@ -79,7 +78,7 @@ class Options:
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     rename: tuple[str, ...] = ()
-    shard_size: str | int | None = None
+    max_shard_size: str | int | None = None
     force: bool = False
     dry_run: bool = False
     densify: bool = False
@@ -101,7 +100,7 @@ class Options:
 
     def changes(self) -> dict[str, object]:
         """The options that change what is written, for the record."""
-        names = ("dtype", "only", "skip", "rename", "shard_size", "densify", "keep_ties")
+        names = ("dtype", "only", "skip", "rename", "max_shard_size", "densify", "keep_ties")
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value}
 
@@ -118,8 +117,9 @@ def convert(
 
     Args:
         sources: A file, a folder with checkpoints and perhaps their index, or several files.
-        target: The file to write; a folder where the source is one or there are several. What is a
-            folder, or ends in a slash, gets files called like the sources.
+        target: The file to write, or a folder if the source is one or there are several. In a folder,
+            or a path that ends in a slash, files are named like the sources. Missing folders are made. A
+            symbolic link to a file is replaced, not followed.
         options: See `Options`; single ones can also be given as keyword arguments.
         progress: Called with the bytes done so far and in all. Those of a tensor count when it is
             written, and where digests are recorded once more when the file is read back.
@@ -132,9 +132,10 @@ def convert(
         FormatError: A source is damaged, hostile or of no known format.
         UnsupportedError: A tensor cannot be written; the message names the option that would help.
         TrustError: A source is not what ``trust`` asks for.
-        FileExistsError: An output exists and `force` was not given.
+        FileExistsError: Without `force`: an output exists, or another file of an earlier checkpoint of
+            the same name, such as its index.
         NotADirectoryError: A folder is needed, and `target` is a file.
-        OSError: Reading or writing failed; outputs are written whole or not at all.
+        OSError: Reading or writing failed. All files are written, or none: what was there stays.
 
     >>> import tempfile, numpy
     >>> folder = tempfile.mkdtemp()
@@ -145,7 +146,7 @@ def convert(
     chosen = replace(options or Options(), **changes)  # type: ignore[arg-type]
     verify = _verifier(chosen.trust)
     paths, index, into_folder = _resolve(sources, verify)
-    job = _Job(chosen, _Target.of(os.fspath(target), paths, into_folder), progress)
+    job = _Job(chosen, Destination.of(os.fspath(target), paths, into_folder), progress)
     with ExitStack() as stack:
         files = [open_source(path, backend="pread", verify=verify) for path in paths]
         hashing = _Hashing() if chosen.digests else None
@@ -229,34 +230,6 @@ class _Input:
     digest: Job[str] | None
 
 
-@dataclass(frozen=True)
-class _Target:
-    """Where outputs go: into `folder`, or to the file `path`; `make` is a folder to be there first."""
-
-    path: str
-    folder: bool
-    make: str | None = None
-
-    @classmethod
-    def of(cls, path: str, sources: list[str], into_folder: bool) -> _Target:
-        """As `cp` does it: one file goes to a file, or into what is a folder or ends in a slash.
-
-        Raises:
-            NotADirectoryError: A folder is needed, and a file is in its place.
-        """
-        alone = not into_folder
-        if alone and not os.path.isdir(path) and (os.path.basename(path) or not path):
-            return cls(path, folder=False)
-        folder = os.path.dirname(os.path.join(path, ""))
-        if os.path.lexists(folder) and not os.path.isdir(folder):
-            message = "is a file, where a folder is needed to write into"
-            raise NotADirectoryError(errno.ENOTDIR, message, folder)
-        if alone:
-            name = output_name(os.path.basename(sources[0]))
-            return cls(os.path.join(folder, name), folder=False, make=folder)
-        return cls(folder, folder=True, make=folder)
-
-
 class _Hashing:
     """Digests of sources, made in a thread beside the rest, and given up where the rest fails."""
 
@@ -278,74 +251,75 @@ class _Hashing:
         self._beside.close()
 
 
-@dataclass
-class _Output:
-    """One file to be written."""
-
-    path: str
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-
-
 class _Job:
     """One call of `convert`."""
 
     def __init__(
         self,
         options: Options,
-        target: _Target,
+        destination: Destination,
         progress: Callable[[int, int], object] | None,
     ) -> None:
         self.options = options
-        self.target = target
+        self.destination = destination
         self.progress = progress
         self.report = Conversion(options=options.changes(), dry_run=options.dry_run)
         self._calls: Counter[str] = Counter()
 
     def run(self, inputs: list[_Input], index: str | None) -> Conversion:
         outputs, weight_map = self._outputs(inputs, index)
-        index_path = self._index_path(index) if weight_map else None
-        record = self._record_path() if self.options.record else None
-        self._refuse_existing([*(output.path for output in outputs), index_path, record])
-        self._write(outputs)
-        if index_path is not None:
-            self._write_index(index_path, weight_map)
-        for each in inputs:
-            digest = each.digest.result() if each.digest is not None else None
-            tensors, kind = len(each.checkpoint), each.checkpoint.format
-            self.report.sources.append(FileRecord(each.path, each.size, kind, tensors, digest))
-        self.report.calls = dict(sorted(self._calls.items()))
-        if record is not None and not self.options.dry_run:
-            content = _as_json(self.report.to_json(_version()))
-            write_file(record, [content], durable=self.options.durable)
+        name = self.destination.index_name(index) if weight_map else None
+        earlier = self.destination.earlier_save(outputs, name)
+        names = [*(output.name for output in outputs), self.destination.record_name]
+        names += [] if name is None else [name]
+        self.destination.check(names, earlier, force=self.options.force)
+        if self.options.dry_run:
+            self._rehearse(outputs)
+            self._make_index(name, weight_map)
+            self._add_sources(inputs)
+            return self.report
+        with self.destination.store.commit(durable=self.options.durable) as commit:
+            if self.options.force:
+                earlier.delete_shards(commit)
+            self._write(commit, outputs)
+            text = self._make_index(name, weight_map)
+            self._add_sources(inputs)
+            # The index is last: it leaves before the files that it names, and arrives after them.
+            self._write_record(commit)
+            if self.options.force:
+                earlier.delete_indexes(commit, keep=name)
+            if name is not None:
+                commit.write(name, [text], create_only=not self.options.force)
         return self.report
 
     # -- deciding
 
     def _outputs(
         self, inputs: list[_Input], index: str | None
-    ) -> tuple[list[_Output], dict[str, str]]:
+    ) -> tuple[list[Output], dict[str, str]]:
         """The files to write, and the weight map of the index, if there is to be one."""
-        outputs: list[_Output] = []
-        weight_map: dict[str, str] = {}
+        outputs: list[Output] = []
+        sharded = index is not None
         seen: dict[str, str] = {}
         for path, checkpoint in ((each.path, each.checkpoint) for each in inputs):
             plan = self._plan(path, checkpoint)
-            made = self._split(path, plan, self._metadata(checkpoint, plan))
+            metadata = self._metadata(checkpoint, plan)
+            made = self.destination.outputs(
+                path, plan.tensors, metadata, self.options.max_shard_size
+            )
             outputs += made
             for output in made:
-                name = os.path.basename(output.path)
-                if seen.setdefault(name, path) != path:
+                if seen.setdefault(output.name, path) != path:
                     raise FormatError(
-                        f"{quote(seen[name])} and {quote(path)} would both become {quote(name)}",
+                        f"{quote(seen[output.name])} and {quote(path)} would both become "
+                        f"{quote(output.name)}",
                         rule="output",
                         path=path,
                     )
-                if index is not None or len(made) > 1:
-                    _place(weight_map, output, path)
-        if not self.report.tensors:
+            sharded = sharded or len(made) > 1
+        if not outputs:
             raise FormatError("there is no tensor to write", rule="empty", path=inputs[0].path)
-        return outputs, weight_map
+        return outputs, _weight_map(outputs, seen) if sharded else {}
 
     def _plan(self, path: str, checkpoint: ForeignCheckpoint) -> Plan:
         options, report = self.options, self.report
@@ -372,88 +346,67 @@ class _Job:
             metadata[OTHERS_KEY] = others_as_json(checkpoint.others)
         return {**metadata, **self.options.metadata}
 
-    def _split(self, path: str, plan: Plan, metadata: dict[str, str]) -> list[_Output]:
-        whole = self.target.path
-        if self.target.folder:
-            whole = os.path.join(whole, output_name(os.path.basename(path)))
-        if self.options.shard_size is None or not plan.tensors:
-            return [_Output(whole, plan.tensors, metadata)] if plan.tensors else []
-        groups = split(plan.tensors, parse_size(self.options.shard_size))
-        if len(groups) == 1:
-            return [_Output(whole, plan.tensors, metadata)]
-        stem = whole.removesuffix(".safetensors")
-        return [
-            _Output(
-                f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors",
-                {name: plan.tensors[name] for name in group},
-                metadata,
-            )
-            for number, group in enumerate(groups, 1)
-        ]
-
-    def _index_path(self, index: str | None) -> str:
-        target = self.target.path
-        if index is not None:
-            name = os.path.basename(index).removesuffix(ANY_INDEX)
-            return os.path.join(target, output_name(name) + ANY_INDEX)
-        if self.target.folder:
-            return os.path.join(target, "model.safetensors" + ANY_INDEX)
-        return target.removesuffix(".safetensors") + ".safetensors" + ANY_INDEX
-
-    def _record_path(self) -> str:
-        if self.target.folder:
-            return os.path.join(self.target.path, "conversion" + RECORD_SUFFIX)
-        return self.target.path + RECORD_SUFFIX
-
-    def _refuse_existing(self, paths: Iterable[str | None]) -> None:
-        for path in paths:
-            if path is None or not os.path.lexists(path):
-                continue
-            if os.path.isdir(path):
-                message = "is a folder where a file is to be written, which nothing replaces"
-                raise IsADirectoryError(errno.EISDIR, message, path)
-            if not self.options.force:
-                raise FileExistsError(
-                    errno.EEXIST, "exists; --force (force=True) replaces it", path
-                )
-
     # -- writing
 
-    def _write(self, outputs: list[_Output]) -> None:
-        if self.target.make is not None and not self.options.dry_run:
-            os.makedirs(self.target.make, exist_ok=True)
+    def _rehearse(self, outputs: list[Output]) -> None:
+        """Find what would fail: of tensors to be cast, only the values tell whether that can be done."""
+        for output in outputs:
+            for tensor in output.tensors.values():
+                if isinstance(tensor, CastTensor):
+                    for _ in tensor.chunks():
+                        pass
+            size, _ = serialized(output.tensors, output.metadata or None)
+            self._add_output(output, size, None)
+
+    def _write(self, commit: Commit, outputs: list[Output]) -> None:
         done = 0
         for output in outputs:
-            size = sum(tensor.nbytes for tensor in output.tensors.values())
-            written, digest = size, None
-            if self.options.dry_run:
-                _check_casts(output.tensors.values())
-            else:
-                save(
-                    output.tensors,
-                    output.path,
-                    output.metadata or None,
-                    durable=self.options.durable,
-                    progress=self._advance(done, size),
-                )
-                done += size
-                written = os.stat(output.path).st_size
-                if self.options.digests:
-                    back = open_source(output.path, backend="pread")
-                    digest = sha256(back, progress=self._advance(done, size))
-                    done += size
-            record = FileRecord(output.path, written, "safetensors", len(output.tensors), digest)
-            self.report.outputs.append(record)
-
-    def _write_index(self, path: str, weight_map: dict[str, str]) -> None:
-        total = {"total_size": self.report.nbytes}
-        content = _as_json({"metadata": total, "weight_map": dict(sorted(weight_map.items()))})
-        digest = None
-        if not self.options.dry_run:
-            write_file(path, [content], durable=self.options.durable)
+            payload = output.nbytes
+            size, buffers = serialized(output.tensors, output.metadata or None)
+            commit.write(
+                output.name,
+                buffers,
+                size=size,
+                create_only=not self.options.force,
+                progress=self._advance(done, payload),
+            )
+            done += payload
+            digest = None
             if self.options.digests:
-                digest = hashlib.sha256(content).hexdigest()
-        self.report.outputs.append(FileRecord(path, len(content), "index", 0, digest))
+                back = commit.open(output.name)
+                digest = sha256(back, progress=self._advance(done, payload))
+                done += payload
+            self._add_output(output, size, digest)
+
+    def _add_output(self, output: Output, size: int, digest: str | None) -> None:
+        path = self.destination.store.locate(output.name)
+        tensors = len(output.tensors)
+        self.report.outputs.append(FileRecord(path, size, "safetensors", tensors, digest))
+
+    def _make_index(self, name: str | None, weight_map: dict[str, str]) -> bytes:
+        if name is None:
+            return b""
+        text = index_text(weight_map, self.report.nbytes).encode()
+        wanted = self.options.digests and not self.options.dry_run
+        digest = hashlib.sha256(text).hexdigest() if wanted else None
+        path = self.destination.store.locate(name)
+        self.report.outputs.append(FileRecord(path, len(text), "index", 0, digest))
+        return text
+
+    def _add_sources(self, inputs: list[_Input]) -> None:
+        for each in inputs:
+            digest = each.digest.result() if each.digest is not None else None
+            tensors, kind = len(each.checkpoint), each.checkpoint.format
+            self.report.sources.append(FileRecord(each.path, each.size, kind, tensors, digest))
+        self.report.calls = dict(sorted(self._calls.items()))
+
+    def _write_record(self, commit: Commit) -> None:
+        name = self.destination.record_name
+        if self.options.record:
+            content = _as_json(self.report.to_json(_version()))
+            commit.write(name, [content], create_only=not self.options.force)
+        elif self.options.force:
+            commit.delete(name)  # it describes the files that are replaced
 
     def _advance(self, done: int, size: int) -> Callable[[int], None]:
         """Progress over one of the passes over a file with `size` bytes of tensors."""
@@ -466,21 +419,21 @@ class _Job:
         return advance
 
 
-def _check_casts(tensors: Iterable[Tensor]) -> None:
-    """Read what is to be converted to another type: only its values tell whether that can be done."""
-    for tensor in tensors:
-        if isinstance(tensor, CastTensor):
-            for _ in tensor.chunks():
-                pass
-
-
-def _place(weight_map: dict[str, str], output: _Output, path: str) -> None:
-    for tensor in output.tensors:
-        if tensor in weight_map:
-            raise FormatError(
-                f"tensor {quote(tensor)} is in two sources", rule="index", path=path, tensor=tensor
-            )
-        weight_map[tensor] = os.path.basename(output.path)
+def _weight_map(outputs: list[Output], sources: dict[str, str]) -> dict[str, str]:
+    """Tensor -> file, for the index of all `outputs`; `sources` says which source each was made from."""
+    weight_map: dict[str, str] = {}
+    for output in outputs:
+        for tensor in output.tensors:
+            if tensor in weight_map:
+                raise FormatError(
+                    f"tensor {quote(tensor)} is in two sources; convert them one at a time, or leave "
+                    "one out (--skip)",
+                    rule="index",
+                    path=sources[output.name],
+                    tensor=tensor,
+                )
+            weight_map[tensor] = output.name
+    return weight_map
 
 
 def _version() -> str:

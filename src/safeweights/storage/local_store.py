@@ -15,7 +15,6 @@ import stat
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Literal
 
-from ..errors import UnsupportedError, quote
 from .files import DescriptorSource, decoded
 from .opening import open_source
 from .sink import (
@@ -29,7 +28,7 @@ from .sink import (
     sync_directory,
     write_file,
 )
-from .store import Commit, Entry, Store, changed, check_inside, check_name
+from .store import Commit, Entry, Store, changed, check_inside, check_name, invalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -54,8 +53,9 @@ class LocalStore(Store):
         self.location = decoded(folder)
 
     def list(self, folder: str = "", *, recursive: bool = True) -> Iterator[Entry]:
-        prefix = f"{_checked(folder)}/" if folder else ""
-        return self._walk(prefix, recursive=recursive)
+        if folder:
+            self.locate(folder)
+        return self._walk(f"{folder}/" if folder else "", recursive=recursive)
 
     def _walk(self, prefix: str, *, recursive: bool) -> Iterator[Entry]:
         try:
@@ -75,13 +75,13 @@ class LocalStore(Store):
 
     def _scan(self, prefix: str) -> Iterator[Entry]:
         """What is directly in one folder, in the order of the full names of what is below it."""
-        with os.scandir(self.locate(prefix) or ".") as found:
+        with os.scandir(self.locate(prefix[:-1]) if prefix else self.location or ".") as found:
             entries = [Entry(prefix + each.name, _kind_of(each)) for each in found]
         return iter(sorted(entries, key=_full_name))
 
     def kind(self, name: str) -> Kind | None:
         try:
-            mode = os.lstat(self.locate(_checked(name))).st_mode
+            mode = os.lstat(self.locate(name)).st_mode
         except _NOTHING:
             return None
         if stat.S_ISLNK(mode):
@@ -91,7 +91,7 @@ class LocalStore(Store):
         return "file" if stat.S_ISREG(mode) else "special"
 
     def open(self, name: str, *, backend: str = "mmap", version: str | None = None) -> Source:
-        source = open_source(self.locate(_checked(name)), backend=backend)
+        source = open_source(self.locate(name), backend=backend)
         assert isinstance(source, DescriptorSource)
         source.version = _version(source.fileno())
         if version not in (None, source.version):
@@ -108,8 +108,6 @@ class LocalStore(Store):
         create_only: bool = False,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        if problem := check_name(name):
-            raise UnsupportedError(f"the file name {quote(name)} {problem}")
         path = self.locate(name)
         made: list[str] = []
         try:
@@ -128,7 +126,7 @@ class LocalStore(Store):
             raise
 
     def delete(self, name: str) -> None:
-        path = self.locate(_checked(name))
+        path = self.locate(name)
         if stat.S_ISDIR(os.lstat(path).st_mode):  # unlink(2) of a folder is EPERM on some systems
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         os.unlink(path)
@@ -137,19 +135,21 @@ class LocalStore(Store):
         return _LocalCommit(self, durable=durable)
 
     def locate(self, name: str) -> str:
+        # Where `/` is the separator, all other letters are just letters; a drive or a backslash is not.
+        if problem := check_inside(name) if _POSIX else check_name(name):
+            raise invalid(name, problem)
         return os.path.join(self.location, *name.split("/"))
 
 
 class _LocalCommit(Commit):
     def __init__(self, store: LocalStore, *, durable: bool) -> None:
-        super().__init__()
-        self._store = store
+        super().__init__(store)
         self._durable = durable
         self._staging = store.locate(staging_name())
         self._made: list[str] = []
         self._state: Literal["staging", "overwriting", "exchanged"] = "staging"
 
-    def open(self, name: str) -> Source:
+    def _open(self, name: str) -> Source:
         source = open_source(self._new(name), backend="pread")
         source.name = self._store.locate(name)
         return source
@@ -172,6 +172,7 @@ class _LocalCommit(Commit):
         target, path = self._store.locate(name), self._new(name)
         if create_only:
             check_absent(target)
+        stat_replaceable(target)  # before anything is made: a device's folder is none of ours
         _make_folder(self._store.location, self._made)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         stage_file(path, target, buffers, size=size, durable=self._durable, progress=progress)
@@ -201,7 +202,7 @@ class _LocalCommit(Commit):
     def _found(self) -> list[tuple[str, str]]:
         """(from, to) of the old files that leave."""
         leaving = []
-        for name in self._leaving(self._store):
+        for name in self._leaving():
             path, kind = self._store.locate(name), self._store.kind(name)
             if kind is None:
                 continue
@@ -321,10 +322,3 @@ def _version(descriptor: int) -> str:
     # inode, one that was written in place a new time.
     status = os.fstat(descriptor)
     return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
-
-
-def _checked(name: str) -> str:
-    # Files with names that `write` refuses can be read where the system can hold them.
-    if problem := check_inside(name) if _POSIX else check_name(name):
-        raise UnsupportedError(f"the file name {quote(name)} {problem}")
-    return name

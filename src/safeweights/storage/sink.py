@@ -277,7 +277,7 @@ def stat_replaceable(target: str, *, follow: bool = True) -> os.stat_result | No
     """
     try:
         status = os.stat(target, follow_symlinks=follow)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)

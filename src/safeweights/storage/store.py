@@ -19,7 +19,6 @@ import errno
 import os
 import threading
 from abc import ABC, abstractmethod
-from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
@@ -72,7 +71,7 @@ def check_name(name: str) -> str | None:
 
 
 def check_inside(name: str) -> str | None:
-    """Why `name` cannot name something inside a folder of a POSIX system; None if it can."""
+    """Why `name` does not name something inside a store; None if it does: the rules of all stores."""
     if not name or "\0" in name:
         return "is empty or contains NUL"
     if name.startswith("/"):
@@ -157,7 +156,7 @@ class Store(ABC):
 
         Raises:
             FileExistsError: `create_only`, and `name` exists, or another writer made it meanwhile.
-            UnsupportedError: `name` is not valid in every store (`check_name`).
+            UnsupportedError: `name` is not a valid name.
             OSError: Writing failed; what was there is unchanged.
         """
 
@@ -180,7 +179,12 @@ class Store(ABC):
 
     @abstractmethod
     def locate(self, name: str) -> str:
-        """Where the file called `name` is, for messages: a path or a URL."""
+        """Where the file called `name` is, for messages: a path or a URL.
+
+        Raises:
+            UnsupportedError: `name` is not a valid name here: it breaks the rules of `check_inside`,
+                or the store has stricter ones.
+        """
 
 
 class Commit(ABC):
@@ -202,7 +206,8 @@ class Commit(ABC):
     ['index', 'shard']
     """
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._written: dict[str, bool] = {}  # name -> whether it is written; else it is deleted
         self._create_only: set[str] = set()
         self._matches: list[Callable[[str], bool]] = []
@@ -221,11 +226,9 @@ class Commit(ABC):
         Raises:
             FileExistsError: `create_only`, and `name` exists. A file that appears before the commit
                 is published makes publishing fail in the same way.
-            UnsupportedError: `name` is not valid in every store, or was already used in this commit.
+            UnsupportedError: `name` is not a valid name, or was already used in this commit.
             OSError: Writing failed.
         """
-        if problem := check_name(name):
-            raise UnsupportedError(f"the file name {quote(name)} {problem}")
         self._require_new(name)
         self._stage(name, buffers, size, create_only=create_only, progress=progress)
         self._written[name] = True
@@ -238,8 +241,6 @@ class Commit(ABC):
         Raises:
             UnsupportedError: `name` is not a valid name, or was already used in this commit.
         """
-        if problem := check_inside(name):
-            raise UnsupportedError(f"the file name {quote(name)} {problem}")
         self._require_new(name)
         self._written[name] = False
 
@@ -251,13 +252,16 @@ class Commit(ABC):
         """
         self._matches.append(matches)
 
-    @abstractmethod
     def open(self, name: str) -> Source:
         """Read a staged file back.
 
         Raises:
-            OSError: Nothing was staged under that name, or it cannot be read.
+            OSError: No file of that name was staged, or it cannot be read.
         """
+        if not self._written.get(name):
+            where = self._store.locate(name)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
+        return self._open(name)
 
     def __enter__(self) -> Self:
         return self
@@ -278,6 +282,7 @@ class Commit(ABC):
             raise
 
     def _require_new(self, name: str) -> None:
+        self._store.locate(name)  # raises if it is not valid
         if name in self._written:
             raise UnsupportedError(f"{quote(name)} is already part of this commit")
 
@@ -288,9 +293,9 @@ class Commit(ABC):
             if chosen and any(matches(name) for matches in self._matches):
                 yield name
 
-    def _leaving(self, store: Store) -> Iterator[str]:
+    def _leaving(self) -> Iterator[str]:
         """The names whose old files leave, in that order; they need not exist."""
-        matching = self._matching(store.list(recursive=False)) if self._matches else ()
+        matching = self._matching(self._store.list(recursive=False)) if self._matches else ()
         return chain(
             (name for name in reversed(self._written) if name not in self._create_only), matching
         )
@@ -310,6 +315,10 @@ class Commit(ABC):
         progress: Callable[[int], object] | None,
     ) -> None:
         """Write a file where no listing shows it under its name."""
+
+    @abstractmethod
+    def _open(self, name: str) -> Source:
+        """Open a staged file."""
 
     @abstractmethod
     def _publish(self) -> None:
@@ -334,7 +343,9 @@ class MemoryStore(Store):
         self._versions = count(1)
 
     def list(self, folder: str = "", *, recursive: bool = True) -> Iterator[Entry]:
-        prefix = f"{_checked(folder)}/" if folder else ""
+        if folder:
+            self.locate(folder)
+        prefix = f"{folder}/" if folder else ""
         names = sorted(name for name in self._files if name.startswith(prefix))
         if recursive:
             return (Entry(name, "file") for name in names)
@@ -345,7 +356,8 @@ class MemoryStore(Store):
         return iter(found)
 
     def kind(self, name: str) -> Kind | None:
-        if _checked(name) in self._files:
+        self.locate(name)
+        if name in self._files:
             return "file"
         return "folder" if any(each.startswith(f"{name}/") for each in self._files) else None
 
@@ -379,6 +391,8 @@ class MemoryStore(Store):
         return _MemoryCommit(self, self._check_replaceable, self._exchange)
 
     def locate(self, name: str) -> str:
+        if problem := check_inside(name):
+            raise invalid(name, problem)
         return f"{self.location}{name}"
 
     def _get(self, name: str) -> tuple[bytes, str]:
@@ -416,17 +430,13 @@ class _MemoryCommit(Commit):
         check: Callable[..., None],
         exchange: Callable[[Callable[[], Iterator[str]], dict[str, bytes], set[str]], None],
     ) -> None:
-        super().__init__()
-        self._store = store
+        super().__init__(store)
         self._check = check
         self._exchange = exchange
         self._staged: dict[str, bytes] = {}
 
-    def open(self, name: str) -> Source:
-        where = self._store.locate(name)
-        if name not in self._staged:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where)
-        return BytesSource(self._staged[name], where)
+    def _open(self, name: str) -> Source:
+        return BytesSource(self._staged[name], self._store.locate(name))
 
     def _stage(
         self,
@@ -446,7 +456,7 @@ class _MemoryCommit(Commit):
         self._staged[name] = bytes(data)
 
     def _publish(self) -> None:
-        self._exchange(partial(self._leaving, self._store), self._staged, self._create_only)
+        self._exchange(self._leaving, self._staged, self._create_only)
 
     def _discard(self, error: BaseException) -> None:
         self._staged.clear()
@@ -459,7 +469,6 @@ def changed(where: str) -> ChangedError:
     )
 
 
-def _checked(name: str) -> str:
-    if problem := check_inside(name):
-        raise UnsupportedError(f"the file name {quote(name)} {problem}")
-    return name
+def invalid(name: str, problem: str) -> UnsupportedError:
+    """The error of a name that is not valid in a store."""
+    return UnsupportedError(f"the file name {quote(name)} {problem}")

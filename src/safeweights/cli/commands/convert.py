@@ -42,8 +42,9 @@ _SHOWN: Final = 20
     help="Rename tensors; OLD is a regular expression, \\1 in NEW a group of it.",
 )  # fmt: skip
 @click.option(
-    "--shard", metavar="SIZE", help="Split into files of at most 5GB (or so), and an index."
-)
+    "--max-shard-size", "--shard", metavar="SIZE",
+    help="Split into files of at most SIZE (5GB, 2GiB) and an index.",
+)  # fmt: skip
 @click.option(
     "--metadata", metavar="KEY=VALUE", multiple=True, help="Add an entry to the metadata."
 )
@@ -96,7 +97,7 @@ def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any)
       safeweights convert pytorch_model.bin model.safetensors
       safeweights convert old/ new/ --dtype BF16 --skip '*.optimizer.*'
       safeweights convert a.ckpt a.safetensors --rename '^module\\.='
-      safeweights convert model.pt big/model.safetensors --shard 5GB
+      safeweights convert model.pt big/model.safetensors --max-shard-size 5GB
       safeweights convert model.pt x --dry-run --json | jq .dropped
     """
     from ...conversion.converting import convert
@@ -118,12 +119,14 @@ def _options(given: dict[str, Any]) -> Options:
     from ...conversion.plan import parse_renames
     from ...derived.casting import parse_casts
 
-    for name, parse in (("dtype", parse_casts), ("shard", parse_size), ("rename", parse_renames)):
+    checks = {"dtype": parse_casts, "max_shard_size": parse_size, "rename": parse_renames}
+    for name, parse in checks.items():
         if given[name]:
             try:
                 parse(given[name])
             except UnsupportedError as error:
-                raise click.UsageError(f"--{name}: {error.message}") from error
+                option = name.replace("_", "-")
+                raise click.UsageError(f"--{option}: {error.message}") from error
     if given["format"] not in (None, *FORMATS):
         raise click.UsageError(f"--format must be one of {', '.join(sorted(FORMATS))}")
     return Options(
@@ -131,7 +134,7 @@ def _options(given: dict[str, Any]) -> Options:
         **{
             name: given[name] for name in ("dry_run", "keep_ties", "keep_others", "format", "trust")
         },
-        shard_size=given["shard"],
+        max_shard_size=given["max_shard_size"],
         metadata=dict(_pair("--metadata", text) for text in given["metadata"]),
         record=not given["no_record"],
         digests=not given["no_digests"],

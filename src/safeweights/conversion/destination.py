@@ -1,0 +1,148 @@
+"""Where the files of a conversion go, what they are called, and what they replace."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ..checkpoint import SUFFIX, Tensor
+from ..checkpoint.shardindex import ANY_INDEX, INDEX_SUFFIX
+from ..checkpoint.sharding import EarlierSave, files_in_index, split_into_shards, stem_of
+from ..storage import LocalStore
+from .folders import output_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from ..storage import Store
+
+__all__ = ["Destination", "Output"]
+
+RECORD_SUFFIX: Final = ".provenance.json"
+_FOLDER_INDEX: Final = f"model{INDEX_SUFFIX}"
+"""The index of a conversion of several sources that have none."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file to be written."""
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    metadata: dict[str, str]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors, without its header."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A folder, and for a conversion of one file the name of its output.
+
+    Attributes:
+        store: The folder.
+        name: The name of the output if there is one source; None if files are named like their sources.
+    """
+
+    store: Store
+    name: str | None
+
+    @classmethod
+    def of(cls, path: str, sources: list[str], into_folder: bool) -> Destination:
+        """As `cp` does it: one file goes to a file, or into a folder that exists or ends in a slash.
+
+        Args:
+            path: What the user gave.
+            sources: The files to convert.
+            into_folder: Whether there are, or could be, several: `path` is a folder.
+
+        Raises:
+            NotADirectoryError: A folder is needed, and a file is in its place.
+        """
+        folder, name = os.path.split(path)
+        if not into_folder and name and not os.path.isdir(path):
+            return cls(LocalStore(folder), name)
+        folder = os.path.dirname(os.path.join(path, ""))
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            message = "is a file, where a folder is needed to write into"
+            raise NotADirectoryError(errno.ENOTDIR, message, folder)
+        name = output_name(os.path.basename(sources[0]))
+        return cls(LocalStore(folder), None if into_folder else name)
+
+    @property
+    def record_name(self) -> str:
+        """The name of the provenance record."""
+        return f"{self.name or 'conversion'}{RECORD_SUFFIX}"
+
+    def index_name(self, source_index: str | None) -> str:
+        """The name of the index: like the sources' index, if they have one."""
+        if source_index is not None:
+            name = os.path.basename(source_index).removesuffix(ANY_INDEX)
+            return output_name(name) + ANY_INDEX
+        return _FOLDER_INDEX if self.name is None else self._stem(self.name) + INDEX_SUFFIX
+
+    def outputs(
+        self,
+        source: str,
+        tensors: dict[str, Tensor],
+        metadata: dict[str, str],
+        max_shard_size: int | str | None,
+    ) -> list[Output]:
+        """The files that the tensors of one source become; none for no tensors."""
+        name = self.name or output_name(os.path.basename(source))
+        if not tensors:
+            return []
+        if max_shard_size is not None:
+            shards = split_into_shards(tensors, name.removesuffix(SUFFIX), max_shard_size)
+            if len(shards) > 1:
+                return [Output(shard, part, metadata) for shard, part in shards.items()]
+        return [Output(name, tensors, metadata)]
+
+    def earlier_save(self, outputs: list[Output], index: str | None) -> EarlierSave:
+        """The files that must not stay beside `outputs` and their index."""
+        names = [output.name for output in outputs]
+        stems = [self._stem(self.name or name) for name in names]
+        if index is not None:
+            stems.append(index.removesuffix(INDEX_SUFFIX))
+        earlier = EarlierSave(self.store, stems, names)
+        if self.name is None and _FOLDER_INDEX not in earlier.indexes:
+            # An earlier conversion into this folder may have listed files in it that are now replaced.
+            listed = files_in_index(self.store, _FOLDER_INDEX)
+            if not {*names, *earlier.files()}.isdisjoint(listed):
+                earlier.indexes.append(_FOLDER_INDEX)
+        return earlier
+
+    def check(self, names: Iterable[str], earlier: EarlierSave, *, force: bool) -> None:
+        """Check that files can be written.
+
+        Args:
+            names: Their names.
+            earlier: What else would be replaced.
+            force: Whether files are replaced.
+
+        Raises:
+            FileExistsError: Without `force`, if one of them exists.
+            IsADirectoryError: There is a folder of that name.
+        """
+        for name in names:
+            kind = self.store.kind(name)
+            if kind == "folder":
+                message = "is a folder where a file is to be written, which nothing replaces"
+                raise IsADirectoryError(errno.EISDIR, message, self.store.locate(name))
+            if kind is not None and not force:
+                message = "exists; --force (force=True) replaces it"
+                raise FileExistsError(errno.EEXIST, message, self.store.locate(name))
+        for name in () if force else earlier.files():
+            message = (
+                "belongs to an earlier checkpoint of the same name; --force (force=True) replaces "
+                "that as a whole"
+            )
+            raise FileExistsError(errno.EEXIST, message, self.store.locate(name))
+
+    def _stem(self, name: str) -> str:
+        # A single output that is named like a shard replaces that shard, not the series.
+        return stem_of(name) if self.name is None else name.removesuffix(SUFFIX)
