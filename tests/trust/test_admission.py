@@ -353,7 +353,7 @@ class TestGate:
         expected = read_all(lambda s, _: s, signed / WEIGHTS)
         assert read_all(gate, signed / WEIGHTS) == expected
         assert read_all(gate, signed / "vae/weights.safetensors")
-        assert len(gate._checked) == 1, "one signature, one check"
+        assert len(gate._claims._checked) == 1, "one signature, one check"
         data = bytearray((signed / WEIGHTS).read_bytes())
         data[-5] ^= 1
         (signed / WEIGHTS).write_bytes(data)

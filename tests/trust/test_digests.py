@@ -48,7 +48,7 @@ def test_a_file_that_grows_or_shrinks_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, difference: int
 ) -> None:
     @contextlib.contextmanager
-    def opened(path: str, *, follow: bool) -> Iterator[tuple[int, int]]:
+    def opened(path: str, *, follow: bool, beneath: str | None) -> Iterator[tuple[int, int]]:
         with open(path, "rb") as file:
             yield file.fileno(), size - difference  # what it was when it was opened
 

@@ -226,13 +226,14 @@ def test_a_tampered_shard_or_index(
         by_checkpoint(sharded if whole else sharded / f"{WEIGHTS}.index.json", signer.public_key)
 
 
-def test_a_shard_that_was_put_there(sharded: Path, signer: FileSigner, values: Any) -> None:
-    """Without its index, a folder is all files in it: each of them must have been signed."""
-    os.unlink(sharded / f"{WEIGHTS}.index.json")
-    assert same(by_checkpoint(sharded, signer.public_key), values)
-    safeweights.numpy.save_file({"extra": values["bias"]}, sharded / "extra.safetensors")
+def test_a_shard_that_was_added(tmp_path: Path, signer: FileSigner, values: Any) -> None:
+    """Without an index, a folder is all files in it: each of them must be signed."""
+    safeweights.numpy.save_file(values, tmp_path / WEIGHTS)
+    sign(str(tmp_path), signer)
+    assert same(by_checkpoint(tmp_path, signer.public_key), values)
+    safeweights.numpy.save_file({"extra": values["bias"]}, tmp_path / "extra.safetensors")
     with pytest.raises(PolicyViolationError, match="does not list"):
-        by_checkpoint(sharded, signer.public_key)
+        by_checkpoint(tmp_path, signer.public_key)
 
 
 # --- what may be given as trust

@@ -58,7 +58,8 @@ def codes(decision: policies.Decision) -> list[str]:
         (Policy((Rule("*", level="pinned", digests={"w": B}),)), PLAIN, None, "none",
          ["pinned-digest", "level"]),
         (Policy((Rule("*", level="pinned", digests={"w": A}),)),
-         change(PLAIN, files={"w": FileFact(A, 1), "x": FileFact(B, 1)}), None, "none", ["level"]),
+         change(PLAIN, files={"w": FileFact(A, 1), "x": FileFact(B, 1)}), None, "none",
+         ["not-pinned", "level"]),
         (Policy((Rule("*", ("us",), digests={"w": B}),)), SIGNED, None, "signed",
          ["pinned-digest"]),
         # a higher level than was reached
@@ -69,7 +70,11 @@ def codes(decision: policies.Decision) -> list[str]:
         (FIRST, PLAIN, LockEntry("known", None, None, {"w": B}), "none",
          ["changed-since-first-use", "level"]),
         (FIRST, change(PLAIN, files={"w": FileFact(A, 1), "evil.py": FileFact(B, 1)}),
-         LockEntry("known", None, None, {"w": A}), "none", ["changed-since-first-use", "level"]),
+         LockEntry("known", None, None, {"w": A}, "whole"), "none",
+         ["changed-since-first-use", "level"]),
+        (FIRST, change(PLAIN, files={"shard-2": FileFact(B, 1)}),
+         LockEntry("known", None, None, {"w": A}), "known", []),
+        (FIRST, change(PLAIN, missing=("w",)), None, "known", ["missing-file"]),
         (Policy((Rule("*", level="known"),)), PLAIN, None, "none", ["level"]),
         # no way back
         (FIRST, PLAIN, LOCK, "known", ["downgrade"]),

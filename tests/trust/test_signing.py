@@ -279,11 +279,12 @@ class TestDigest:
 class TestModelId:
     def test_recorded(self, model: Path, signer: FileSigner) -> None:
         for path in (model, model / WEIGHTS):
-            signing.sign(path, signer, model_id="org/name", release=3)
-            statement = verifying.verify(path, signer.public_key).statement
+            made = signing.sign(path, signer, model_id="org/name", release=3).signature
+            statement = verifying.verify(path, signer.public_key, signature=made).statement
             assert (statement.model_id, statement.release) == ("org/name", 3)
             signing.sign(path, signer)
-            assert verifying.verify(path, signer.public_key).statement.model_id is None
+            found = verifying.verify(path, signer.public_key, signature=made)
+            assert found.statement.model_id is None
 
     @pytest.mark.parametrize("name", ["", "x" * 1025])
     def test_refused(self, model: Path, signer: FileSigner, name: str) -> None:

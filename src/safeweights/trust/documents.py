@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import difflib
 import json
 import math
 import re
@@ -101,7 +102,9 @@ class Field:
         """Refuse members that are not `known`: a misspelt setting must not be ignored."""
         for name, member in self.members():
             if name not in known:
-                raise member.error(f"unknown field; known are: {', '.join(known)}")
+                near = difflib.get_close_matches(name, known, 1)
+                meant = f"did you mean `{near[0]}`? Known are" if near else "known are"
+                raise member.error(f"unknown field; {meant}: {', '.join(known)}")
         return self
 
     def items(self) -> list[Field]:

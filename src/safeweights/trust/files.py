@@ -1,17 +1,18 @@
-"""How this package touches the file system when it decides about trust.
+"""How `trust` uses the file system.
 
 Rules: only regular files are opened, without ever blocking on a FIFO or a device; a document is
 read up to a bound; what is hashed is read once, through one descriptor, and a file that changes its
-size meanwhile is an error; a folder is listed completely, in one order on every machine, links and
-special files by name instead of silently.
+size meanwhile is an error; a folder is listed completely, in one order on every machine, with its
+links and special files; where files must be below a root, no link leads out of it.
 
-Real failures of the operating system stay the `OSError` they were.
+Failures of the operating system stay the `OSError` they were.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,15 +23,15 @@ from .errors import DocumentError, TrustError, VerificationError
 
 try:
     import fcntl
-except ImportError:  # Windows: one process at a time is the caller's to ensure
+except ImportError:  # Windows: the caller must ensure that one process at a time writes
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
-    "Entry", "check_model", "check_name", "check_writable", "create_document", "list_folder",
-    "locked", "open_regular", "read_document",
+    "MAX_DOCUMENT", "Entry", "check_model", "check_name", "check_writable", "create_document",
+    "is_bookkeeping", "list_folder", "locked", "open_beneath", "open_regular", "read_document",
 ]  # fmt: skip
 
 MAX_ENTRIES: Final = 1_000_000
@@ -47,7 +48,7 @@ _SAFE_FLAGS: Final = (
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """One thing in a folder that is not a folder.
+    """An entry of a folder that is not a folder.
 
     Attributes:
         name: Path relative to the folder, with ``/`` between its parts.
@@ -58,9 +59,71 @@ class Entry:
     kind: str
 
 
+_BOOKKEEPING: Final = re.compile(
+    r"(.*/)?(\.DS_Store|Thumbs\.db|desktop\.ini)"
+    r"|\.gitattributes|\.gitignore"
+    r"|(.*/)?\.cache/huggingface/(\.gitignore|CACHEDIR\.TAG|download/(.*/)?[^/]+\.(metadata|lock))",
+    re.DOTALL,
+)
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Whether tools write a file of this name beside a model, and no loader of models reads it.
+
+    >>> is_bookkeeping(".cache/huggingface/download/config.json.metadata")
+    True
+    >>> is_bookkeeping(".cache/huggingface/modeling.py")
+    False
+    """
+    return _BOOKKEEPING.fullmatch(name) is not None
+
+
+def open_beneath(root: str, path: str) -> int:
+    """A descriptor of the file at `path`, which is below the folder `root`, links included.
+
+    Links are resolved first. The resolved path is then opened one part at a time, each relative to
+    the descriptor of the one before and without following links, so that a link put there meanwhile
+    is an error and never leads out of `root`.
+
+    Raises:
+        VerificationError: ``outside-root``.
+        OSError: As the operating system has it.
+    """
+    real, real_root = os.path.realpath(path), os.path.realpath(root)
+    outside = VerificationError(
+        "the path leads out of the folder it must be in", reason="outside-root", path=path
+    )
+    inside = os.path.relpath(real, real_root)
+    parts = inside.split(os.sep)
+    if parts[0] == os.pardir or os.path.isabs(inside):
+        raise outside
+    if os.open not in os.supports_dir_fd:  # Windows
+        descriptor = os.open(real, _SAFE_FLAGS)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(real, follow_symlinks=False)):
+            os.close(descriptor)
+            raise outside
+        return descriptor
+    descriptor = os.open(real_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for number, part in enumerate(parts, 1):
+        flags = _SAFE_FLAGS | os.O_NOFOLLOW | (os.O_DIRECTORY if number < len(parts) else 0)
+        above = descriptor
+        try:
+            descriptor = os.open(part, flags, dir_fd=above)
+        except OSError as error:
+            error.filename = path
+            raise
+        finally:
+            os.close(above)
+    return descriptor
+
+
 @contextmanager
 def open_regular(
-    path: str, *, follow: bool = True, error: type[TrustError] = VerificationError
+    path: str,
+    *,
+    follow: bool = True,
+    beneath: str | None = None,
+    error: type[TrustError] = VerificationError,
 ) -> Iterator[tuple[int, int]]:
     """A descriptor of the regular file at `path`, and its size.
 
@@ -68,17 +131,21 @@ def open_regular(
 
     Args:
         path: The file.
-        follow: Whether a symbolic link may stand for it.
-        error: What to raise of anything else.
+        follow: Whether a symbolic link to it is followed.
+        beneath: The folder that the file must be in, links included; see `open_beneath`.
+        error: The class to raise for anything but a regular file.
 
     Raises:
-        VerificationError: ``not-a-file``, or ``symlink`` where `follow` is false.
+        VerificationError: ``not-a-file``; ``symlink`` where `follow` is false; ``outside-root``.
         OSError: As the operating system has it.
     """
     if not follow and os.path.islink(path):
         raise error("this is a symbolic link", reason="symlink", path=path)
-    flags = _SAFE_FLAGS | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
-    descriptor = os.open(path, flags)
+    if beneath is not None:
+        descriptor = open_beneath(beneath, path)
+    else:
+        flags = _SAFE_FLAGS | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+        descriptor = os.open(path, flags)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -125,12 +192,12 @@ def create_document(path: str, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def check_writable(path: str) -> None:
-    """Find out now, and not after everything was read, that no file can be made at `path`.
+    """Check, before anything else is read, that a file can be created at `path`.
 
-    That it can is no promise: whoever writes it handles the error all the same.
+    Writing can still fail later, and the caller must handle that.
 
     Raises:
-        OSError: Its folder is not there, or takes no new file; a folder or a device is in its place.
+        OSError: Its folder does not exist or is not writable; a folder or a device is in its place.
     """
     _check_kind(path)
     folder = os.path.dirname(os.path.abspath(path))
@@ -141,10 +208,10 @@ def check_writable(path: str) -> None:
 
 
 def check_model(path: str) -> None:
-    """Find out that there is something to look at: nothing was not signed either, but is no answer.
+    """Check that there is a file or folder at `path`.
 
     Raises:
-        OSError: There is nothing at `path`, or neither a file nor a folder.
+        OSError: There is nothing, or something else.
     """
     if not os.path.isdir(path):
         os.stat(path)
@@ -161,9 +228,10 @@ def _check_kind(path: str) -> None:
 
 @contextmanager
 def locked(path: str) -> Iterator[int]:
-    """A descriptor of the file at `path`, made if need be, that this process alone holds.
+    """A descriptor of the file at `path`, created if missing, that this caller alone holds.
 
-    Other processes that ask for the same wait. The file is opened for appending and reading.
+    Other processes and threads that ask for the same file wait. It is opened for appending and
+    reading.
 
     Raises:
         DocumentError: ``not-a-file``.
@@ -179,7 +247,7 @@ def locked(path: str) -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
-        os.close(descriptor)  # which lets go of the lock
+        os.close(descriptor)  # which releases the lock
 
 
 def check_name(name: str) -> str | None:

@@ -241,19 +241,23 @@ def _print(out: Output, document: VerifyDocument, signed_by: SignedBy) -> None:
 
 def _judge(out: Output, path: str, given: dict[str, Any]) -> int:
     """Decide as `admit` does, but write neither lock file nor log."""
-    from ...trust import decide, load_policy
+    from ...trust import load_policy
     from ...trust.policies.evidence import gather
-    from ...trust.policies.lockfile import lock_of
-    from ...trust.signatures.verifying import find_signature
+    from ...trust.policies.lockfile import lock_of, settle
 
-    policy, signature = load_policy(given["policy"]), given["signature"]
+    policy = load_policy(given["policy"])
     lock = lock_of(policy, None)
     with watched_files("verifying", [path]) as progress:
-        gathered = gather(path, policy, name=given["name"], signature=signature, progress=progress)
+        gathered = gather(
+            path, policy, name=given["name"], signature=given["signature"], progress=progress
+        )
     evidence = gathered.evidence
-    decision = decide(policy, evidence, lock.get(evidence.subject) if lock else None)
+    decision = settle(
+        policy, evidence, lock, signed=gathered.signed, present=gathered.present,
+        remembers=False,
+    )  # fmt: skip
     if out.json:
-        out.document(_judged(path, signature or find_signature(path), evidence, decision))
+        out.document(_judged(path, gathered.signature, evidence, decision))
     else:
         print_decision(out, record(decision), explain=given["explain"])
     return NO if decision.verdict == "refuse" else YES

@@ -98,6 +98,7 @@ def hash_file(
     name: str | None = None,
     tree: bool = False,
     follow: bool = True,
+    beneath: str | None = None,
     also: Callable[[memoryview], object] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> FileDigest:
@@ -112,6 +113,7 @@ def hash_file(
         name: What the result calls it; by default `path`.
         tree: Whether to make a block tree.
         follow: Whether a symbolic link may stand for the file.
+        beneath: The folder that the file must be in, links included.
         also: Given all bytes in order, in runs that it must not keep.
         progress: Called with the number of bytes hashed so far.
 
@@ -127,7 +129,7 @@ def hash_file(
         for each in looks:
             each(run)
 
-    with open_regular(path, follow=follow) as (descriptor, size):
+    with open_regular(path, follow=follow, beneath=beneath) as (descriptor, size):
         found = _small(descriptor, size, look) if size <= _SMALL else None
         if found is None:
             found = _large(descriptor, size, path, look if looks else None, progress)

@@ -6,19 +6,21 @@ import os
 from typing import Final
 
 from ..files import read_document
-from .blocktree import BlockTree
+from .blocktree import DIGEST, BlockTree
 
 __all__ = ["SIDECAR", "read_sidecar"]
 
-_MAX: Final = 1 << 34
+_HEAD: Final = 64
+_SMALLEST_BLOCK: Final = 1 << 12
 
 
-def read_sidecar(path: str, root: bytes) -> BlockTree | None:
+def read_sidecar(path: str, root: bytes, size: int) -> BlockTree | None:
     """The block tree beside the file at `path`, which must have the given `root`.
 
     Args:
         path: The file the tree belongs to.
         root: From a signed statement or a warrant.
+        size: Of that file; no more of the sidecar is read than such a file's tree can have.
 
     Returns:
         None where there is no sidecar: the file can still be verified whole.
@@ -30,7 +32,8 @@ def read_sidecar(path: str, root: bytes) -> BlockTree | None:
     sidecar = f"{path}{SIDECAR}"
     if not os.path.lexists(sidecar):
         return None
-    return BlockTree.decode(read_document(sidecar, limit=_MAX), root, path=sidecar)
+    limit = _HEAD + 2 * DIGEST * (size // _SMALLEST_BLOCK + 1)
+    return BlockTree.decode(read_document(sidecar, limit=limit), root, path=sidecar)
 
 
 SIDECAR: Final = ".swtree"

@@ -1,9 +1,9 @@
-"""One verdict for a whole model, and the warrant that a later load takes for it.
+"""One verdict for a whole model, and the warrant that a later load uses.
 
-`admit` looks at weights, configuration, templates and code together, under one policy, and names
-every file by its digest. The warrant it gives is what was admitted, not where: a load under it is
-verified against those digests block by block, so it does not matter what happens to the folder in
-the meantime. A file that the warrant does not name cannot be loaded under it.
+`admit` reads weights, configuration, templates and code together, under one policy, and names every
+file by its digest. Its warrant says what was admitted, not where: a load under it is verified
+against those digests block by block, so that later changes to the folder do not matter. A file that
+the warrant does not name cannot be loaded under it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..documents import canonical_json, parse_json
 from ..errors import VerificationError
 from ..files import check_name
 from .evidence import gather
-from .lockfile import LockFile, lock_of
-from .policy import decide
+from .lockfile import lock_of, settle
 from .policy_file import load_policy
+from .subjects import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ...storage.source import Source
     from ..content.blocktree import BlockTree
     from .audit import AuditLog
+    from .evidence import Gathered
+    from .lockfile import LockFile
     from .policy import Decision, Policy
 
 __all__ = ["Admission", "Warrant", "WarrantedFile", "admit"]
@@ -52,8 +54,8 @@ class WarrantedFile:
 class Warrant:
     """What was admitted: the files of a model by their digests.
 
-    A warrant is as trustworthy as the way it came: keep it in memory, or where only the policy's
-    owner can write.
+    A warrant must not be changed by others: keep it in memory, or where only the policy's owner
+    can write.
 
     Attributes:
         subject: The model's name.
@@ -72,34 +74,37 @@ class Warrant:
         return hashlib.sha256(canonical_json(self._files())).hexdigest()
 
     def __call__(self, source: Source, path: str) -> Source:
-        """`source`, opened from `path`, as something that only gives admitted bytes.
+        """A source that reads only admitted bytes of `source`, which was opened from `path`.
 
-        Cost: none until read, where a block tree is at hand; otherwise the file is read whole.
+        Cost: none until it is read, where there is a block tree; otherwise the file is read whole.
 
         Raises:
             VerificationError: ``not-admitted``; ``size-mismatch``, ``digest-mismatch``.
         """
         # Folders may be reached through links; the last part is the name that was admitted.
-        folder, base = os.path.split(os.path.abspath(path))
-        inside = os.path.relpath(os.path.realpath(folder), os.path.realpath(self.root))
-        name = os.path.normpath(os.path.join(inside, base)).replace(os.sep, "/")
+        name = place_of(path, self.root).name
         admitted = self.files.get(name)
         if admitted is None:
             raise VerificationError(
                 f"the warrant for {quote(self.subject, 300)} does not name this file",
                 reason="not-admitted", path=path,
             )  # fmt: skip
+        if source.size != admitted.size:
+            raise VerificationError(
+                f"file size is {source.size} bytes, but {admitted.size} bytes were admitted",
+                reason="size-mismatch", path=path,
+            )  # fmt: skip
         if admitted.tree_root is not None:
             tree = self._trees.get(name)
             if tree is None:
-                tree = read_sidecar(path, bytes.fromhex(admitted.tree_root))
+                tree = read_sidecar(path, bytes.fromhex(admitted.tree_root), source.size)
             if tree is not None:
                 return VerifiedSource(source, tree)
         part = Part(0, None, bytes.fromhex(admitted.sha256))
         return VerifiedCopy(source, Resource(name, "sha256", (part,)))
 
     def to_json(self) -> str:
-        """The warrant as JSON, for another process; it then relies on sidecars for partial reads."""
+        """The warrant as JSON, for another process, which needs sidecars for partial reads."""
         document = {
             "schema": _SCHEMA, "subject": self.subject, "root": self.root, "files": self._files(),
         }  # fmt: skip
@@ -150,7 +155,7 @@ class Admission:
 
     @property
     def exit_code(self) -> int:
-        """0 where the model was admitted, 1 where not."""
+        """0 if the model was admitted, 1 if not."""
         return self.decision.exit_code
 
     def require(self) -> Warrant:
@@ -172,6 +177,7 @@ def admit(
     signature: str | os.PathLike[str] | None = None,
     lock: LockFile | None = None,
     log: AuditLog | None = None,
+    beneath: str | None = None,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Admission:
@@ -180,16 +186,19 @@ def admit(
     Args:
         path: A model.
         policy: A policy, or the path of one.
-        name: What the policy's rules call the model; its absolute path unless told.
-        signature: The signature file; found by convention unless told.
-        lock: What was accepted before, updated where the model is admitted; the policy's own unless
-            given.
+        name: What the policy's rules call the model, in place of its path below the policy's root.
+        signature: The signature file; by default the rule's, or found by convention
+            (`safeweights.trust.signatures.discovery`).
+        lock: What was accepted before, updated where the model is admitted; by default the policy's
+            own.
         log: Where the decision is recorded, before it is returned.
-        workers: Files read at a time; the number of cores unless told.
+        beneath: A folder that every file must be in, links included.
+        workers: Files read at a time; by default the number of cores.
         progress: Called with the bytes read so far, from the calling thread.
 
     Raises:
         DocumentError: The policy or the lock file is malformed, or the log cannot be appended to.
+        VerificationError: A file changed while it was read, or is outside `beneath`.
         OSError: As the operating system has it.
     """
     policy = load_policy(policy) if isinstance(policy, str | os.PathLike) else policy
@@ -197,27 +206,38 @@ def admit(
     lock = lock_of(policy, lock)
     if log:
         log.check()
-    path = os.path.abspath(path)
     gathered = gather(
-        path, policy, name=name, signature=signature, workers=workers, progress=progress
-    )
-    evidence = gathered.evidence
-    decision = decide(policy, evidence, lock.get(evidence.subject) if lock else None)
-    warrant = None
-    if decision.verdict != "refuse":
-        root = path if os.path.isdir(path) else os.path.dirname(path)
-        files = {
-            each: WarrantedFile(fact.sha256, fact.size or 0, _root(gathered.trees.get(each)))
-            for each, fact in evidence.files.items()
-        }
-        warrant = Warrant(evidence.subject, root, files, gathered.trees)
-    head = None
-    if log:
-        record = {**decision.to_dict(), "warrant": warrant.id if warrant else None}
-        head = log.append("admit", record)
-    if warrant and lock and decision.lock:  # nothing counts that could not be logged
-        lock.remember(evidence.subject, decision.lock)
-    return Admission(decision, warrant, head)
+        os.fspath(path), policy, name=name, signature=signature, beneath=beneath, workers=workers,
+        progress=progress,
+    )  # fmt: skip
+    warrants: list[Warrant] = []
+    heads: list[str] = []
+
+    def record(decision: Decision) -> None:
+        if decision.verdict != "refuse":
+            warrants.append(_warrant(gathered))
+        if log:
+            heads.append(log.append("admit", _summary(decision, warrants)))
+
+    decision = settle(
+        policy, gathered.evidence, lock, signed=gathered.signed,
+        present=gathered.present, record=record,
+    )  # fmt: skip
+    return Admission(
+        decision, warrants[0] if warrants else None, heads[0] if heads else None
+    )  # fmt: skip
+
+
+def _warrant(gathered: Gathered) -> Warrant:
+    files = {
+        name: WarrantedFile(fact.sha256, fact.size or 0, _root(gathered.trees.get(name)))
+        for name, fact in gathered.evidence.files.items()
+    }
+    return Warrant(gathered.evidence.subject, gathered.folder, files, gathered.trees)
+
+
+def _summary(decision: Decision, warrants: list[Warrant]) -> dict[str, Any]:
+    return {**decision.to_dict(), "warrant": warrants[0].id if warrants else None}
 
 
 def _root(tree: BlockTree | None) -> str | None:

@@ -1,9 +1,12 @@
-"""An append-only log of decisions in which every line vouches for the ones before it.
+"""An append-only log of decisions: a hash chain, in which every line covers the ones before it.
 
-One JSON object a line; ``hash`` is the SHA-256 of the line before's hash and of this line without
-it. A line that is changed, removed or put in breaks the chain from there on. What a chain cannot
-show is that its end was cut off, or that all of it was written anew: for that keep the head (the
-last hash, which `AuditLog.append` returns) somewhere else, and give it to `verify_log`.
+One JSON object a line; ``hash`` is the SHA-256 of the line without it, which includes the hash of
+the line before. A line that is changed, removed or inserted breaks the chain from there on. A chain
+cannot show that its end was cut off, or that all of it was rewritten: for that, keep the head (the
+last hash, which `AuditLog.append` returns) elsewhere, and give it to `verify_log`.
+
+A line has at most 16 MiB, also of a model with a million files: a longer one is shortened before it
+is written, and a digest of what was left out takes its place.
 """
 
 from __future__ import annotations
@@ -26,13 +29,15 @@ __all__ = ["AuditLog", "read_log", "verify_log"]
 
 _START: Final = "0" * 64
 _MAX_LINE: Final = 16 << 20
+_MAX_DETAILS: Final = 8 << 20
+_MAX_VALUE: Final = 1 << 18
 _TAIL: Final = 1 << 16
 
 
 class AuditLog:
-    """The log at `path`, made when something is first appended.
+    """The log at `path`, created when something is first appended.
 
-    Several processes may append at a time: each holds the file for one line.
+    Several processes may append at a time: each locks the file for one line.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -53,7 +58,7 @@ class AuditLog:
         with _about_the_log(self.path), locked(self.path) as descriptor:
             number, previous = _end(descriptor, self.path)
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-            line = {"seq": number + 1, "time": now, "event": event, "details": details}
+            line = {"seq": number + 1, "time": now, "event": event, "details": _bounded(details)}
             line["prev"] = previous
             line["hash"] = _hash(line)
             data = canonical_json(line) + b"\n"
@@ -65,7 +70,7 @@ class AuditLog:
         return str(line["hash"])
 
     def check(self) -> None:
-        """Find out now, and not after a model was read, that nothing can be appended.
+        """Check, before a model is read, that a line can be appended.
 
         Raises:
             DocumentError: See `append`.
@@ -81,7 +86,7 @@ class AuditLog:
 
 @contextmanager
 def _about_the_log(path: str) -> Iterator[None]:
-    """What goes wrong within says that it is the log, which is no answer about a model."""
+    """Errors within say that they are about the log, not about a model."""
     try:
         yield
     except TrustError as error:
@@ -116,15 +121,43 @@ def read_log(path: str, *, head: str | None = None) -> tuple[int, str]:
             number, found = _check_line(line, previous, path, f"line {count}")
             if number != count:
                 raise VerificationError(
-                    f"line {count} calls itself line {number}", reason="audit-broken", path=path
+                    f"line {count} has the number {number}", reason="audit-broken", path=path
                 )
             previous = found
     if head is not None and previous != head:
         raise VerificationError(
-            "the log does not end where it should: lines were cut off, added, or all of it was "
-            "written anew", reason="audit-head", path=path,
+            "the log does not end with the given head: lines were cut off or added, or all of it was "
+            "rewritten", reason="audit-head", path=path,
         )  # fmt: skip
     return count, previous
+
+
+def _bounded(details: dict[str, Any]) -> dict[str, Any]:
+    """`details` as text that is valid UTF-8, short enough for a line.
+
+    Whatever is too long, a list of files above all, is replaced by its length and its digest.
+    """
+    details = _valid(details)
+    if len(canonical_json(details)) <= _MAX_DETAILS:
+        return details
+    found = {}
+    for name, value in details.items():
+        data = canonical_json(value)
+        count = len(value) if isinstance(value, dict | list | str) else 1
+        short = {"left_out": count, "sha256": hashlib.sha256(data).hexdigest()}
+        found[name] = short if len(data) > _MAX_VALUE else value
+    return found
+
+
+def _valid(value: Any) -> Any:
+    """`value` with strings that are not valid UTF-8 escaped, and tuples as lists."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_valid(key): _valid(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_valid(item) for item in value]
+    return value
 
 
 def _lines(path: str) -> Iterator[bytes]:
@@ -145,7 +178,7 @@ def _end(descriptor: int, path: str) -> tuple[int, str]:
 def _check_line(
     line: bytes, previous: str | None, path: str, where: str = "last line"
 ) -> tuple[int, str]:
-    """The number and hash of a line that is whole and, where `previous` is given, follows it."""
+    """The number and hash of a complete line which, where `previous` is given, follows it."""
     if not line.endswith(b"\n"):
         raise DocumentError("the line is incomplete", field=where, path=path, reason="audit-broken")
     try:

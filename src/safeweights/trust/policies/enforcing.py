@@ -1,11 +1,10 @@
-"""Loading under a policy: what a loader is handed to open its files with.
+"""Loading under a policy: what a loader opens its files through.
 
-A loader that is given a `PolicyVerifier` (or a `Warrant`) calls it with every source it opens and
-its path, and reads from what comes back. It needs to know nothing else of trust.
+A loader that has a `PolicyVerifier` (or a `Warrant`) calls it with every source it opens and its
+path, and reads from what it returns. It knows nothing else of trust.
 
 The signature is checked before a byte of the file is read. With a block tree in the signed
-statement, blocks are then verified as they are read; otherwise the file is copied, hashed and
-decided about first.
+statement, blocks are then verified as they are read; otherwise the file is copied and hashed first.
 """
 
 from __future__ import annotations
@@ -18,26 +17,29 @@ from ..content.reading import VerifiedCopy, VerifiedSource
 from ..content.sidecars import read_sidecar
 from ..errors import DocumentError, PolicyViolationError, TrustError
 from ..files import read_document
-from ..signatures.bundle import parse_statement
+from ..signatures.bundle import SINGLE_FILE
 from ..signatures.certificates import CertificateTrust
 from ..signatures.keyless import KeylessTrust
 from ..signatures.keys import PublicKey, load_public_key
 from ..signatures.timestamps import KeyTrust
-from ..signatures.verifying import find_signature, read_bundle, resource_of
 from .admission import Warrant
-from .evidence import who_signed
-from .lockfile import LockFile, lock_of
-from .policy import Evidence, FileFact, Policy, Rule, decide
+from .claims import Claims
+from .evidence import model_of
+from .lockfile import lock_of, settle
+from .policy import Evidence, FileFact, Policy, Rule
 from .policy_file import load_policy, parse_policy
+from .subjects import place_of, relative
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...storage.source import Source
     from ..content.resources import Resource
-    from ..signatures.bundle import Statement
-    from ..signatures.verifying import SignedBy
     from .audit import AuditLog
+    from .claims import Claim
+    from .evidence import Model
+    from .lockfile import LockFile
+    from .policy import Decision
 
 __all__ = ["PolicyVerifier", "UnverifiedWarning", "as_verifier"]
 
@@ -49,15 +51,18 @@ class UnverifiedWarning(UserWarning):
 class PolicyVerifier:
     """Lets a loader read only what a policy admits, file by file.
 
-    What a folder holds beside the files that are opened is not looked at: a loader of safetensors
-    runs none of it. To decide about a whole folder, `admission.admit` it and load under its
-    warrant.
+    Files that are not opened are not read: a loader of safetensors runs none of them. But every file
+    that the signature lists must be there. To decide about a whole folder, `admission.admit` it and
+    load under its warrant.
+
+    A verifier keeps to the first signed statement that it meets for each model; to load a model
+    again after it was updated, make a new one.
 
     Args:
         policy: A policy, or the path of one.
-        name: What the rules call the model; the path of each file unless told.
-        signature: The signature file; found by convention unless told.
-        lock: What was accepted before, remembered per file; the policy's own unless given.
+        name: What the rules call the model, in place of its path below the policy's root.
+        signature: The signature file; by default the rule's, or found by convention.
+        lock: What was accepted before, remembered by model; by default the policy's own.
         log: Where every decision is recorded.
 
     Raises:
@@ -78,27 +83,33 @@ class PolicyVerifier:
         self._signature = signature
         self._lock = lock_of(self.policy, lock)
         self._log = log
-        # A model has many shards and one signature: (its bytes, the rule) -> what it says.
-        self._checked: dict[tuple[bytes, str], tuple[str, SignedBy, Statement]] = {}
+        self._claims = Claims(self.policy)
+
+    def for_checkpoint(self) -> PolicyVerifier:
+        """A verifier for the files of one checkpoint, all of which one statement must cover."""
+        one = PolicyVerifier(
+            self.policy, name=self._name, signature=self._signature, lock=self._lock, log=self._log
+        )
+        one._claims = self._claims.for_checkpoint()
+        return one
 
     def __call__(self, source: Source, path: str) -> Source:
-        """`source`, opened from `path`, as something that only gives admitted bytes.
+        """A source that reads only admitted bytes of `source`, which was opened from `path`.
 
         Cost: one signature check for all files it covers; then blocks as they are read, or one
         read of the whole file where it was signed without a block tree.
 
         Raises:
             PolicyViolationError: The policy refuses the file.
-            VerificationError: From reads: the bytes are not what was signed.
+            VerificationError: The bytes are not what was signed; also from reads.
         """
         if self.policy.mode == "off":
             return source
-        path = os.path.abspath(path)
-        subject = self._name or path.replace(os.sep, "/")
-        rule = self.policy.rule_for(subject)
-        status, claim = self._claim(path, rule)
+        place = place_of(path, self.policy.base)
+        model = model_of(place, self.policy, name=self._name, signature=self._signature)
+        status, claim, resource = self._claim(place.path, model)
         try:
-            admitted, fact = self._open(source, path, claim)
+            admitted, fact = self._open(source, place.path, resource)
         except TrustError as error:
             if self._log:
                 self._log.append(
@@ -107,45 +118,43 @@ class PolicyVerifier:
             raise
         if self.policy.mode == "warn" and claim and not fact.signed:
             status, claim = "the content is not what was signed", None
+        inside = None if model.alone else relative(place.path, model.folder)
         evidence = Evidence(
-            subject=subject,
-            files={os.path.basename(path): fact},
-            signer=claim[0] if claim else None,
-            signed_by=claim[1] if claim else None,
+            subject=model.subject,
+            files={inside or os.path.basename(place.path): fact},
+            signer=claim.signer if claim else None,
+            signed_by=claim.signed_by if claim else None,
             signature=status,
-            release=claim[2].release if claim else None,
+            release=claim.statement.release if claim else None,
+            model=claim.model if claim else None,
+            root_digest=claim.statement.root if claim else None,
+            scope="file" if model.alone else "part",
+            path=None if self._name is not None else place.name,
+            problem=None if self._name is not None else place.problem,
+            policy_root=self.policy.base,
         )
-        self._decide(evidence, path)
+        self._decide(evidence, path, model, _signed_names(claim, model))
         return admitted
 
-    def _claim(
-        self, path: str, rule: Rule | None
-    ) -> tuple[str, tuple[str, SignedBy, Statement, Resource] | None]:
-        """(status, what a verified signature says about the file)."""
-        if rule is None or not rule.signers:
-            return "unchecked", None
-        signature = self._signature or find_signature(path)
+    def _claim(self, path: str, model: Model) -> tuple[str, Claim | None, Resource | None]:
+        """(status, the verified signature, what it says about the file)."""
+        if model.rule is None or not model.rule.signers:
+            return "unchecked", None, None
         try:
-            bundle = read_bundle(os.path.abspath(signature))
-            known = self._checked.get((bundle.source, rule.pattern))
-            if known is None:
-                signer, signed_by = who_signed(bundle, self.policy, rule)
-                known = signer, signed_by, parse_statement(bundle.payload, path=bundle.path)
-                self._checked[bundle.source, rule.pattern] = known
-            return "valid", (*known, resource_of(known[2], path, str(bundle.path)))
+            claim = self._claims.read(model.located, model.rule, path)
+            return "valid", claim, claim.resource(path)
         except TrustError as error:
-            return ("missing" if error.reason == "signature-missing" else str(error)), None
+            return ("missing" if error.reason == "signature-missing" else str(error)), None, None
 
     def _open(
-        self, source: Source, path: str, claim: tuple[str, SignedBy, Statement, Resource] | None
+        self, source: Source, path: str, resource: Resource | None
     ) -> tuple[Source, FileFact]:
         """The source to read from, and what is known of the file."""
-        resource = claim[3] if claim else None
         if resource is None:
             copy = VerifiedCopy(source)
             return copy, FileFact(copy.sha256, copy.size)
         try:
-            tree = resource.tree and read_sidecar(path, resource.tree.root)
+            tree = resource.tree and read_sidecar(path, resource.tree.root, source.size)
             # Mode `warn` must know before the first read whether the content is right.
             if tree and resource.sha256 and self.policy.mode == "enforce":
                 return VerifiedSource(source, tree), FileFact(resource.sha256, tree.size, True)
@@ -157,11 +166,15 @@ class PolicyVerifier:
             return copy, FileFact(copy.sha256, copy.size)
         return copy, FileFact(copy.sha256, copy.size, signed=True)
 
-    def _decide(self, evidence: Evidence, path: str) -> None:
-        key = f"{evidence.subject}#{os.path.basename(path)}"
-        decision = decide(self.policy, evidence, self._lock.get(key) if self._lock else None)
-        if self._log:
-            self._log.append("load", {"path": path, **decision.to_dict()})
+    def _decide(self, evidence: Evidence, path: str, model: Model, signed: frozenset[str]) -> None:
+        def record(decision: Decision) -> None:
+            if self._log:
+                self._log.append("load", {"path": path, **decision.to_dict()})
+
+        decision = settle(
+            self.policy, evidence, self._lock, signed=signed, record=record,
+            present=lambda name: os.path.lexists(os.path.join(model.folder, name)),
+        )  # fmt: skip
         if decision.verdict == "warn":
             warnings.warn(decision.explain(), UnverifiedWarning, stacklevel=3)
         try:
@@ -169,24 +182,31 @@ class PolicyVerifier:
         except PolicyViolationError as error:
             error.path = path
             raise
-        if self._lock and decision.lock:
-            self._lock.remember(key, decision.lock)
+
+
+def _signed_names(claim: Claim | None, model: Model) -> frozenset[str]:
+    """Names of the files that must be there because the statement lists them."""
+    if claim is None or model.alone or SINGLE_FILE in claim.statement.resources:
+        return frozenset()
+    try:
+        return frozenset(claim.resources_in(model.folder))
+    except TrustError:  # the signature of one file, kept elsewhere
+        return frozenset()
 
 
 def as_verifier(trust: object) -> Callable[[Source, str], Source]:
-    """What a caller may give as ``trust=`` to a loader, as something to call with every source.
+    """The verifier for one checkpoint, from what a caller gives a loader as ``trust=``.
 
-    Of a path, the content says which of three things it is, whatever its name: the TOML of a
-    policy, the PEM of a public key, or the JSON of a warrant. No file can be two of them, and what
-    is none is refused. A certificate is too: not every one that an authority gave out is meant, so
-    who it must belong to has to be said, by a policy or a `CertificateTrust`.
+    The content of a file, not its name, says what it is: a policy (TOML), a public key (PEM) or a
+    warrant (JSON). No file can be two of them. A certificate alone is refused, because it does not
+    say whose certificate must have signed: use a policy or a `CertificateTrust`.
 
-    A path is read at each call, and signatures are then checked anew; to load many files of one
-    model, make one `PolicyVerifier` (or `admit` it, for its `Warrant`) and give that.
+    A path is read at each call, and signatures are checked again; to load many files of one model,
+    make one `PolicyVerifier` (or `admit` it, for its `Warrant`) and give that.
 
     Args:
-        trust: A policy; a public key, certificate or keyless trust, each of which must then have
-            signed every file; the path of a policy, public key or warrant; a `PolicyVerifier`, a `Warrant`,
+        trust: A policy; a public key, certificate or keyless trust, which must then have signed
+            every file; the path of a policy, public key or warrant; a `PolicyVerifier`, a `Warrant`,
             or any callable like them.
 
     Raises:
@@ -197,9 +217,11 @@ def as_verifier(trust: object) -> Callable[[Source, str], Source]:
     if isinstance(trust, str | os.PathLike):
         trust = _read_trust(os.fsdecode(trust))
     if isinstance(trust, Policy):
-        return PolicyVerifier(trust)
+        trust = PolicyVerifier(trust)
     if isinstance(trust, PublicKey | KeyTrust | CertificateTrust | KeylessTrust):
-        return PolicyVerifier(Policy((Rule("*", signers=("trusted",)),), {"trusted": trust}))
+        trust = PolicyVerifier(Policy((Rule("*", signers=("trusted",)),), {"trusted": trust}))
+    if isinstance(trust, PolicyVerifier):
+        return trust.for_checkpoint()
     if callable(trust):
         return trust
     msg = (
@@ -211,8 +233,8 @@ def as_verifier(trust: object) -> Callable[[Source, str], Source]:
 def _read_trust(path: str) -> Policy | PublicKey | Warrant:
     """The policy, public key or warrant in a file.
 
-    TOML cannot begin with a brace or with five dashes and a word, so nothing can be taken for
-    another; a policy may well contain the PEM of a key further down.
+    TOML begins neither with a brace nor with five dashes and a word, so the kinds cannot be
+    confused; a policy may contain the PEM of a key further down.
     """
     data = read_document(path)
     head = data[:256].removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -235,7 +257,7 @@ def _read_trust(path: str) -> Policy | PublicKey | Warrant:
 
 
 _WHOLE: Final = {"", "schema", "mediaType"}
-"""Fields at which a document turns out to be of another kind; the last is that of a signature."""
+"""Fields at which a document of another kind is recognized; `mediaType` is that of a signature."""
 
 _TAKEN: Final = (
     "; a file given as trust= is a policy (TOML), a public key (PEM) or a warrant (JSON, written by "

@@ -1,38 +1,122 @@
 """Collecting what a policy needs to know about a model: the only part of deciding that does I/O.
 
-Every file is read once, from which come its digest and, for weights, the block tree that a later
-load verifies against. A signature that fails is evidence as well; it is not an exception here.
+A folder is listed once, and each file is read once: from the same bytes come its digest, its block
+tree and what is found in it, so that nothing can be exchanged between two looks. What has to be read
+again of a large file, its end for example, is verified against the block tree made before.
+
+A signature that fails is evidence too; it is not an exception here.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from ..content.digests import hash_files
+from ...errors import quote
+from ...storage import BytesSource, DescriptorSource
+from ...storage.parallel import in_threads
+from ..content.digests import FileDigest, file_cost, hash_file
+from ..content.reading import VerifiedSource
+from ..content.resources import PartHasher, changed
 from ..content.sidecars import SIDECAR
 from ..errors import TrustError, VerificationError
-from ..files import list_folder
-from ..signatures.bundle import DEFAULT_IGNORED, covers
+from ..files import is_bookkeeping, list_folder, open_regular
 from ..signatures.signing import WEIGHTS
-from ..signatures.verifying import check_signature, find_signature, read_bundle, verify
-from .examination import examine, examine_file
-from .policy import Evidence, FileFact
+from .claims import Claims, locate_for
+from .examination import Finding, examine_source
+from .policy import Evidence, FileFact, Role
+from .subjects import canonical, place_of, relative
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from ...storage.source import Source
     from ..content.blocktree import BlockTree
-    from ..signatures.bundle import Bundle
-    from ..signatures.verifying import SignedBy, Trust, Verification
-    from .examination import Finding
+    from ..content.resources import Resource
+    from ..signatures.discovery import Located
+    from .claims import Claim
     from .policy import Policy, Rule
+    from .subjects import Place
 
-__all__ = ["Gathered", "gather", "who_signed"]
+__all__ = ["Examine", "Gathered", "Model", "gather", "model_of"]
 
-_NOT_THEM = frozenset({"wrong-method", "wrong-key"})
+Examine = Callable[["Source", str], Iterable[Finding]]
+"""Given a file's bytes and name, what in it runs code."""
+
+_SMALL: Final = 1 << 20
+"""Files up to this size are kept in memory while they are hashed, and examined there."""
+
+_IGNORED: Final = (".git/", ".github/")
+"""Folders of git's own, which no statement lists and no loader reads."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model a path belongs to.
+
+    Attributes:
+        subject: What the policy calls it.
+        folder: The folder that names of its files are relative to.
+        rule: The rule that applies to the path.
+        located: Its signature.
+        alone: Whether the model is one file.
+    """
+
+    subject: str
+    folder: str
+    rule: Rule | None
+    located: Located
+    alone: bool = False
+
+
+def model_of(
+    place: Place, policy: Policy, *, name: str | None = None, signature: str | None = None
+) -> Model:
+    """The model that what is at `place` belongs to.
+
+    A folder is a model. The model of a file is what the rule's pattern names, where it has no
+    wildcard; the folder that its signature covers; the file itself, where it is signed alone; else
+    the folder it is in. The rule follows from the path alone.
+
+    Raises:
+        VerificationError: `name` is not the name of a subject.
+        DocumentError: The policy has a pattern that matches no absolute path, and no root.
+    """
+    if name is None:
+        policy.check_rootless()
+    rule = None
+    if name is not None:
+        rule = policy.rule_for(canonical(name))
+    elif place.problem is None:
+        rule = policy.rule_for(place.name)
+    located = locate_for(place, policy, rule, signature)
+    if place.folder:
+        return Model(name or place.name, place.path, rule, located)
+    folder, alone = os.path.dirname(place.path), False
+    if name is None and rule is not None and rule.names_one_model and not place.problem:
+        root = os.path.realpath(policy.base) if policy.base else os.sep
+        named = os.path.normpath(os.path.join(root, rule.pattern))
+        alone = named == place.path
+        folder = folder if alone else named
+    elif (
+        rule is not None
+        and rule.signers
+        and os.path.lexists(located.signature)
+        and relative(place.path, located.base) is not None
+    ):
+        alone, folder = located.alone, located.base
+    subject = name
+    if subject is None:
+        inside = "" if alone else (relative(place.path, folder) or "")
+        subject = place.name if alone else _above(place.name, inside)
+    return Model(subject, folder, rule, located, alone)
+
+
+def _above(name: str, inside: str) -> str:
+    """The subject of a folder, given the name of a file in it and its name relative to the folder."""
+    folder = name[: len(name) - len(inside)]
+    return folder if folder == "/" else folder.rstrip("/") or "."
 
 
 @dataclass(frozen=True)
@@ -41,11 +125,41 @@ class Gathered:
 
     Attributes:
         evidence: For `policy.decide`.
+        signed: Names of the files that the signed statement lists.
+        folder: The folder that names are relative to.
+        signature: The signature file.
         trees: Block trees of the weights, by file name.
     """
 
     evidence: Evidence
+    signed: frozenset[str]
+    folder: str
+    signature: str
     trees: dict[str, BlockTree] = field(repr=False)
+
+    def present(self, name: str) -> bool:
+        """Whether the model has a file of this name: in the one listing, where there was one."""
+        if self.evidence.scope == "whole":
+            return name in self.evidence.files
+        return os.path.lexists(os.path.join(self.folder, name))
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file to read."""
+
+    name: str
+    path: str
+    resource: Resource | None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What one reading of a file gave."""
+
+    digest: FileDigest
+    findings: tuple[Finding, ...]
+    problem: VerificationError | None
 
 
 def gather(
@@ -54,6 +168,8 @@ def gather(
     *,
     name: str | None = None,
     signature: str | None = None,
+    beneath: str | None = None,
+    examine: Examine = examine_source,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Gathered:
@@ -62,105 +178,177 @@ def gather(
     Args:
         path: A file or a folder.
         policy: Whose rules and signers to look for.
-        name: What the rules call the model; its absolute path unless told.
-        signature: The signature file; found by convention unless told.
-        workers: Files read at a time; the number of cores unless told.
+        name: What the rules call the model, in place of its path below the policy's root.
+        signature: The signature file; by default the rule's, or found by convention.
+        beneath: A folder that every file must be in, links included.
+        examine: What finds code in a file.
+        workers: Files read at a time; by default the number of cores.
         progress: Called with the bytes read so far, from the calling thread.
 
     Raises:
         OSError: As the operating system has it.
-        VerificationError: A file name that cannot be dealt with.
+        VerificationError: A file name that cannot be dealt with, or a file outside `beneath`.
     """
-    path = os.path.abspath(path)
-    subject = name or path.replace(os.sep, "/")
-    signature = os.path.abspath(signature or find_signature(path))
-    rule = policy.rule_for(subject)
-    told = _Forwards(progress)
-    read = partial(
-        verify, path, signature=signature, ignore_unsigned=True, allow_symlinks=True, trees=True,
-        workers=workers, progress=told,
-    )  # fmt: skip
-    status, signer, found = _signature(signature, policy, rule, read)
-    files = dict(found.files) if found else {}
-    rest = [item for item in _files(path, signature) if item[0] not in files]
-    before = told.reached if found else 0
-    for digest in hash_files(
-        rest, tree=lambda each: each.endswith(WEIGHTS), workers=workers,
-        progress=lambda done: told(before + done),
-    ):  # fmt: skip
-        files[digest.name] = digest
-    listed = set(found.files) if found else set()
-    evidence = Evidence(
-        subject=subject,
-        files={
-            each: FileFact(digest.sha256, digest.size, signed=each in listed)
-            for each, digest in sorted(files.items())
-        },
-        signer=signer,
-        signed_by=found.signed_by if found else None,
-        signature=status,
-        release=found.statement.release if found else None,
-        findings=tuple(_findings(path)),
+    place = place_of(path, policy.base)
+    model = model_of(place, policy, name=name, signature=signature)
+    status, claim, signed = _claim(place, policy, model)
+    files, findings = _list(place, model, claim, signed)
+
+    def read(file: _File, tell: Callable[[int], object]) -> _Read:
+        return _read(file, beneath=beneath, examine=examine, progress=tell)
+
+    found = in_threads(
+        read, files, cost=lambda file: file_cost(file.path), workers=workers, progress=progress
     )
-    return Gathered(evidence, {each: d.tree for each, d in files.items() if d.tree})
+    problems = [each.problem for each in found if each.problem]
+    if problems:
+        # Files that are not what was signed: then nothing here is signed.
+        status, claim, signed = str(problems[0]), None, {}
+    digests = {each.digest.name: each.digest for each in found}
+    sidecars = _sidecars(digests)
+    beside = relative(os.path.realpath(model.located.signature), place.path)
+    facts = {}
+    for each in sorted(digests):
+        role: Role = "content"
+        if each in sidecars:
+            role = "sidecar"
+        elif is_bookkeeping(each) or each == beside:
+            role = "bookkeeping"
+        digest = digests[each]
+        facts[each] = FileFact(digest.sha256, digest.size, each in signed, role)
+    for result in found:
+        if result.digest.name not in sidecars:
+            findings += result.findings
+    evidence = Evidence(
+        subject=model.subject,
+        files=facts,
+        signer=claim.signer if claim else None,
+        signed_by=claim.signed_by if claim else None,
+        signature=status,
+        release=claim.statement.release if claim else None,
+        findings=tuple(findings),
+        model=claim.model if claim else None,
+        root_digest=claim.statement.root if claim else None,
+        scope="whole" if place.folder else "file" if model.alone else "part",
+        path=None if name is not None or place.folder else place.name,
+        problem=None if name is not None else place.problem,
+        policy_root=policy.base,
+    )
+    trees = {each: d.tree for each, d in digests.items() if d.tree and each.endswith(WEIGHTS)}
+    return Gathered(
+        evidence, frozenset(signed), model.folder, model.located.signature, trees
+    )  # fmt: skip
 
 
-class _Forwards:
-    """Tells of progress, and never of going back: what was refused half-way is read from its start."""
-
-    def __init__(self, progress: Callable[[int], object] | None) -> None:
-        self.reached = 0
-        self._progress = progress
-
-    def __call__(self, done: int) -> None:
-        if done > self.reached:
-            self.reached = done
-            if self._progress is not None:
-                self._progress(done)
-
-
-def _signature(
-    signature: str, policy: Policy, rule: Rule | None, read: Callable[[Trust], Verification]
-) -> tuple[str, str | None, Verification | None]:
-    """(status, the policy's name of the signer, what was verified)."""
+def _claim(
+    place: Place, policy: Policy, model: Model
+) -> tuple[str, Claim | None, dict[str, Resource]]:
+    """(status, the verified signature, what it says about each file of the model)."""
+    rule = model.rule
     if rule is None or not rule.signers:
-        return "unchecked", None, None
+        return "unchecked", None, {}
     try:
-        signer, _ = who_signed(read_bundle(signature), policy, rule)
-        return "valid", signer, read(policy.signers[signer])
+        claim = Claims(policy).read(model.located, rule, place.path)
+        if place.folder:
+            return "valid", claim, claim.resources_in(place.path)
+        resource = claim.resource(place.path)
+        if model.located.alone or "." in claim.statement.resources:
+            signed = {}
+        else:
+            signed = claim.resources_in(model.folder)
+        return "valid", claim, {**signed, _name_in(model, place.path): resource}
     except TrustError as error:
-        return ("missing" if error.reason == "signature-missing" else str(error)), None, None
+        return ("missing" if error.reason == "signature-missing" else str(error)), None, {}
 
 
-def who_signed(bundle: Bundle, policy: Policy, rule: Rule) -> tuple[str, SignedBy]:
-    """Which of the rule's signers signed `bundle`: the policy's name, and who that is.
+def _name_in(model: Model, path: str) -> str:
+    inside = None if model.alone else relative(path, model.folder)
+    return inside or os.path.basename(path)
 
-    Raises:
-        TrustError: None did; the refusal of the one that came nearest.
-    """
-    nearest: TrustError | None = None
-    for name in rule.signers:
+
+def _list(
+    place: Place, model: Model, claim: Claim | None, signed: dict[str, Resource]
+) -> tuple[list[_File], list[Finding]]:
+    """Every file to read, and what can be no file of a model; not a signature that was verified."""
+    if not place.folder:
+        name = _name_in(model, place.path)
+        return [_File(name, place.path, signed.get(name))], []
+    used = os.path.realpath(model.located.signature) if claim else None
+    files, findings = [], []
+    for entry in list_folder(place.path):
+        path = os.path.join(place.path, entry.name)
+        if entry.name.startswith(_IGNORED) or (used and os.path.realpath(path) == used):
+            continue
+        if os.path.isfile(path):
+            files.append(_File(entry.name, path, signed.get(entry.name)))
+        else:
+            what = "a link to something that is not a file"
+            detail = what if entry.kind == "link" else "not a regular file"
+            findings.append(Finding("special", entry.name, detail))
+    return files, findings
+
+
+def _read(
+    file: _File, *, beneath: str | None, examine: Examine, progress: Callable[[int], object]
+) -> _Read:
+    """The digest of a file, what is found in it, and why it is not what was signed: one reading."""
+    resource = file.resource
+    parts = PartHasher(resource) if resource and not resource.sha256 else None
+    kept = bytearray()
+    small = os.path.getsize(file.path) <= _SMALL
+
+    def also(data: memoryview) -> None:
+        if small and len(kept) + len(data) > _SMALL:
+            raise VerificationError(
+                "the file was exchanged while it was read", reason="changed", path=file.path
+            )
+        if small:
+            kept.extend(data)
+        if parts:
+            parts.update(data)
+
+    digest = hash_file(
+        file.path, name=file.name, tree=not small or file.name.endswith(WEIGHTS), beneath=beneath,
+        also=also if small or parts else None, progress=progress,
+    )  # fmt: skip
+    if digest.tree is None or small:
+        findings = tuple(examine(BytesSource(bytes(kept), file.path), file.name))
+    else:
+        with open_regular(file.path, beneath=beneath) as (descriptor, _):
+            again = DescriptorSource(os.dup(descriptor), file.path, mapped=False)
+        findings = tuple(examine(VerifiedSource(again, digest.tree), file.name))
+    return _Read(digest, findings, _difference(file, digest, parts))
+
+
+def _difference(
+    file: _File, digest: FileDigest, parts: PartHasher | None
+) -> VerificationError | None:
+    """Why a file is not what was signed; None where it is, or was not signed."""
+    resource = file.resource
+    if resource is None:
+        return None
+    if parts:
         try:
-            return name, check_signature(bundle, policy.signers[name])
-        except TrustError as error:  # noqa: PERF203 - a handful of signers
-            if nearest is None or nearest.reason in _NOT_THEM:
-                nearest = error
-    raise nearest or VerificationError("the rule names no signer", reason="no-signer")
+            parts.finish(digest.size, file.path)
+        except VerificationError as error:
+            return error
+    elif digest.sha256 != resource.sha256:
+        return changed(file.path, digest.sha256, resource)
+    if resource.tree and digest.tree and digest.tree.root != resource.tree.root:
+        return VerificationError(
+            f"the signed block tree of {quote(file.name)} is not that of its signed content",
+            reason="tree-mismatch", path=file.path,
+        )  # fmt: skip
+    return None
 
 
-def _files(path: str, signature: str) -> list[tuple[str, str]]:
-    """(name, path) of every regular file, links to files included; not the signature."""
-    if not os.path.isdir(path):
-        return [(os.path.basename(path), path)]
-    found = []
-    for entry in list_folder(path):
-        full = os.path.join(path, entry.name)
-        if full != signature and not covers(DEFAULT_IGNORED, entry.name) and os.path.isfile(full):
-            found.append((entry.name, full))
+def _sidecars(digests: dict[str, FileDigest]) -> set[str]:
+    """Names of block trees that are those of the files beside them, byte for byte."""
+    found = set()
+    for name, digest in digests.items():
+        weights = digests.get(name.removesuffix(SIDECAR)) if name.endswith(SIDECAR) else None
+        if weights and weights.tree:
+            encoded = weights.tree.encode()
+            if hashlib.sha256(encoded).hexdigest() == digest.sha256:
+                found.add(name)
     return found
-
-
-def _findings(path: str) -> list[Finding]:
-    if os.path.isdir(path):
-        return [f for f in examine(path) if not f.file.endswith((SIDECAR, "model.sig"))]
-    return list(examine_file(path, os.path.basename(path)))

@@ -16,17 +16,20 @@ import os
 import pickletools
 import re
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import quote
+from ...storage import DescriptorSource
 from ..errors import TrustError
-from ..files import list_folder, open_regular, read_document
+from ..files import list_folder, open_regular
 from ..signatures.bundle import DEFAULT_IGNORED, covers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["KINDS", "Finding", "examine", "examine_file"]
+    from ...storage.source import Source
+
+__all__ = ["KINDS", "Finding", "examine", "examine_file", "examine_source"]
 
 KINDS: Final = (
     "pickle", "python", "native", "auto_map", "trust_remote_code", "remote_kernel", "template",
@@ -92,28 +95,43 @@ def examine(root: str) -> list[Finding]:
 
 
 def examine_file(path: str, name: str) -> Iterator[Finding]:
-    """What there is to know about one file, called `name`.
+    """What runs code, or can, in the file at `path`, called `name`.
 
     Raises:
         OSError: As the operating system has it.
     """
     try:
-        with (
-            open_regular(path) as (descriptor, size),
-            open(descriptor, "rb", buffering=0, closefd=False) as file,
-        ):
-            head = file.read(_HEAD)
-            file.seek(max(0, size - _ZIP_TAIL))
-            tail = file.read(_ZIP_TAIL)
-            archive = _is_archive(file, size, tail)
-        yield from _by_name(name)
-        yield from _by_bytes(name, head, tail, archive=archive)
-        if name.lower().endswith(".json"):
-            yield from _by_json(name, read_document(path, limit=_MAX_JSON))
-        elif _TEMPLATE_NAMES.fullmatch(name):
-            yield _template(name, read_document(path, limit=_MAX_JSON), name)
+        with open_regular(path) as (descriptor, _):
+            source = DescriptorSource(os.dup(descriptor), path, mapped=False)
     except TrustError as error:
         yield Finding("unreadable", name, error.message)
+        return
+    yield from examine_source(source, name)
+
+
+def examine_source(source: Source, name: str) -> Iterator[Finding]:
+    """What runs code, or can, in a file called `name`, whose bytes are `source`.
+
+    Cost: the first 4 KiB and the last 64 KiB; all of JSON and of templates, up to 64 MiB.
+
+    Raises:
+        VerificationError: `source` is a verified one, and the file was changed.
+        OSError: As the operating system has it.
+    """
+    head = source.read(0, min(source.size, _HEAD))
+    length = min(source.size, _ZIP_TAIL)
+    tail = source.read(source.size - length, length)
+    yield from _by_name(name)
+    yield from _by_bytes(name, head, tail, archive=_is_archive(source, tail))
+    is_json = name.lower().endswith(".json")
+    if not is_json and not _TEMPLATE_NAMES.fullmatch(name):
+        return
+    if source.size > _MAX_JSON:
+        yield Finding("unreadable", name, f"longer than {_MAX_JSON} bytes")
+    elif is_json:
+        yield from _by_json(name, source.read(0, source.size))
+    else:
+        yield _template(name, source.read(0, source.size), name)
 
 
 def _by_name(name: str) -> Iterator[Finding]:
@@ -125,7 +143,7 @@ def _by_name(name: str) -> Iterator[Finding]:
         yield Finding("native", name, "the name of a program or library")
 
 
-def _is_archive(file: IO[bytes], size: int, tail: bytes) -> bool:
+def _is_archive(source: Source, tail: bytes) -> bool:
     """Whether Python's zip readers would find an archive at the end of the file.
 
     They take the last end record there is, and look for the directory just before it. Weights hold
@@ -136,11 +154,10 @@ def _is_archive(file: IO[bytes], size: int, tail: bytes) -> bool:
     if at < 0 or len(tail) < at + 22:
         return False
     length = int.from_bytes(tail[at + 12 : at + 16], "little")
-    begin = size - len(tail) + at - length
+    begin = source.size - len(tail) + at - length
     if length in {0, 0xFFFFFFFF} or begin < 0:  # an empty archive, or a zip64 directory elsewhere
         return length == 0xFFFFFFFF
-    file.seek(begin)
-    return file.read(4) == b"PK\x01\x02"
+    return source.read(begin, 4) == b"PK\x01\x02"
 
 
 def _is_text_pickle(head: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Policies as people write them: TOML.
+"""Policies as people write them: TOML, described field by field in ``docs/policy.md``.
 
     mode = "enforce"                       # off | warn | enforce
     lock = "models.lock.json"              # what was accepted before; rules with first_use need it
@@ -6,45 +6,35 @@
     [signers.releases]
     public_key = "keys/releases.pub"       # a file beside the policy, or the PEM text itself
 
-    [signers.vendor]
-    roots = "vendor-ca.pem"
-    certificate_subject = "CN=Models,O=Vendor"
-
-    [signers.pipeline]
-    identity = "https://github.com/o/r/.github/workflows/release.yml@refs/heads/main"
-    issuer = "https://token.actions.githubusercontent.com"
-
     [[rules]]
-    pattern = "vendor/*"
-    signers = ["vendor", "pipeline"]
+    pattern = "vendor/*"                   # of the model's path below the policy's folder
+    signers = ["releases"]
 
     [[rules]]
     pattern = "*"
     level = "known"
     first_use = true
 
-    [deny]
-    python = true                          # the default for everything that can run code
-
-Every setting is checked and an unknown one refused: a misspelt rule must not be a rule less. Files
-are named relative to the policy's own folder.
+Every setting is checked and an unknown one refused, so that a misspelt setting is not ignored. Files
+are named relative to the policy's own folder, models relative to its `root`.
 """
 
 from __future__ import annotations
 
 import os
 from datetime import datetime, timezone
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
 from ...errors import quote
 from ..documents import Field, parse_toml
 from ..errors import DocumentError
-from ..files import read_document
+from ..files import check_name, read_document
 from ..signatures.certificates import CertificateTrust, load_certificates
 from ..signatures.keyless import KeylessTrust
 from ..signatures.keys import load_public_key
 from ..signatures.timestamps import KeyTrust, TimestampTrust
-from .policy import DENIABLE, LEVELS, Mode, Policy, Rule
+from .policy import DENIABLE, LEVELS, Mode, Policy, Revocations, Rule, check_pattern
 
 if TYPE_CHECKING:
     from ..signatures.verifying import Trust
@@ -55,10 +45,11 @@ MAX_POLICY: Final = 1 << 20
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
-    """The policy in a TOML file; files that it names are relative to it.
+    """The policy in a TOML file; files that it names are relative to its folder.
 
     Raises:
-        DocumentError: Malformed, an unknown setting, or a key that cannot be read; names the field.
+        DocumentError: Malformed, an unknown setting, a pattern that can never match, or a key that
+            cannot be read; names the file and the field.
         OSError: The file, or one it names, cannot be read.
     """
     path = os.fspath(path)
@@ -75,7 +66,7 @@ def parse_policy(data: bytes, *, path: str | None = None) -> Policy:
             path=path,
         )
     document = parse_toml(data, path=path).only(
-        "mode", "signers", "rules", "deny", "minimum_level", "lock"
+        "mode", "root", "signers", "rules", "deny", "minimum_level", "lock", "revoked"
     )
     base = os.path.dirname(path) if path else ""
     signers: dict[str, Trust] = {}
@@ -85,39 +76,97 @@ def parse_policy(data: bytes, *, path: str | None = None) -> Policy:
     if found := document.get("mode"):
         mode = found.choice("off", "warn", "enforce")  # type: ignore[assignment]
     least = found.choice(*LEVELS) if (found := document.get("minimum_level")) else None
+    root = os.path.join(base, found.text(limit=4096)) if (found := document.get("root")) else None
     rules = document.get("rules")
     if rules is None and mode != "off":
         raise document.error("the policy has no [[rules]]; without rules it refuses everything")
-    read = tuple(_rule(entry, signers, least) for entry in rules.items()) if rules else ()
+    rooted = path is not None or root is not None
+    read = tuple(_rule(entry, signers, least, rooted) for entry in rules.items()) if rules else ()
     lock = document.get("lock")
     if lock is None and any(rule.first_use for rule in read):
-        raise document.error("`first_use` needs a `lock` file: what is not remembered is not known")
+        raise document.error("`first_use` needs a `lock` file: without one, every use is the first")
     return Policy(
         read, signers, mode, _deny(document.get("deny")),
-        os.path.join(base, lock.text(limit=4096)) if lock else None, path,
+        os.path.join(base, lock.text(limit=4096)) if lock else None, path, root,
+        _revoked(document.get("revoked")),
     )  # fmt: skip
 
 
-def _rule(entry: Field, signers: dict[str, Trust], least: str | None) -> Rule:
-    entry.only("pattern", "signers", "level", "digests", "templates", "first_use")
+def _rule(entry: Field, signers: dict[str, Trust], least: str | None, rooted: bool) -> Rule:
+    entry.only(
+        "pattern", "signers", "level", "digests", "templates", "first_use", "allow", "optional",
+        "models", "root_digests", "minimum_release", "signature", "base",
+    )  # fmt: skip
+    pattern = entry.member("pattern")
+    if problem := check_pattern(pattern.text(limit=4096), rooted=rooted):
+        raise pattern.error(problem)
     level = found.choice(*LEVELS) if (found := entry.get("level")) else least or "signed"
     if least and LEVELS.index(level) < LEVELS.index(least):
         raise entry.member("level").error(f"is below the policy's minimum_level {least}")
     names = found.strings() if (found := entry.get("signers")) else ()
     for name in names:
         if name not in signers:
-            raise entry.member("signers").error(f"{quote(name)} is not one of [signers]")
-    if LEVELS.index(level) >= LEVELS.index("signed") and not names:
-        raise entry.error(f"level {level} needs `signers`: nobody could ever fulfil this rule")
-    digests = {}
-    if table := entry.get("digests"):
-        digests = {name: _digest(value) for name, value in table.members()}
-    templates = entry.get("templates")
+            near = get_close_matches(name, signers, 1)
+            meant = f"; did you mean {quote(near[0])}?" if near else ""
+            raise entry.member("signers").error(f"{quote(name)} is not one of [signers]{meant}")
+    if not names:
+        for field in ("models", "root_digests", "minimum_release", "signature", "base"):
+            if pinned := entry.get(field):
+                raise pinned.error("needs `signers`: only a signed statement says this")
+        if LEVELS.index(level) >= LEVELS.index("signed"):
+            raise entry.error(f"level {level} needs `signers`: no model could fulfil this rule")
     return Rule(
-        entry.member("pattern").text(limit=4096), names, level, digests,
-        tuple(_digest(item) for item in templates.items()) if templates else (),
-        found.boolean() if (found := entry.get("first_use")) else False,
+        pattern.text(), names, level,
+        digests=_pins(entry.get("digests")),
+        templates=_digests(entry.get("templates")),
+        first_use=found.boolean() if (found := entry.get("first_use")) else False,
+        allow=_patterns(entry.get("allow")),
+        optional=_patterns(entry.get("optional")),
+        models=found.strings() if (found := entry.get("models")) else (),
+        root_digests=_digests(entry.get("root_digests")),
+        minimum_release=found.integer() if (found := entry.get("minimum_release")) else None,
+        signature=_path(entry.get("signature")),
+        base=_path(entry.get("base")),
     )  # fmt: skip
+
+
+def _pins(table: Field | None) -> dict[str, str]:
+    pins = {}
+    for name, value in table.members() if table else ():
+        if problem := check_name(name):
+            raise value.error(f"the file name {problem}; no file of a model has it")
+        pins[name] = _digest(value)
+    return pins
+
+
+def _patterns(value: Field | None) -> tuple[str, ...]:
+    """Patterns of file names, none of which is useless."""
+    for item in value.items() if value else ():
+        if problem := check_pattern(item.text(limit=4096), rooted=True):
+            raise item.error(problem.replace("subject", "file name"))
+    return value.strings() if value else ()
+
+
+def _path(value: Field | None) -> str | None:
+    """A path in which ``{subject}`` may stand for the subject, and nothing else is special."""
+    if value is None:
+        return None
+    text = value.text(limit=4096)
+    if any(char in text.replace("{subject}", "") for char in "{}"):
+        raise value.error("only `{subject}` may stand in braces")
+    return text
+
+
+def _digests(value: Field | None) -> tuple[str, ...]:
+    return tuple(_digest(item) for item in value.items()) if value else ()
+
+
+def _revoked(table: Field | None) -> Revocations:
+    if table is None:
+        return Revocations()
+    table.only("keys", "certificates", "files", "root_digests")
+    found = {name: frozenset(_digests(value)) for name, value in table.members()}
+    return Revocations(**found)
 
 
 def _digest(value: Field) -> str:
@@ -167,8 +216,8 @@ def _certificate(entry: Field, base: str) -> Trust:
     }
     if not (texts["subject"] or texts["name"] or texts["sha256"]):
         raise entry.error(
-            "a root alone is no identity: give certificate_subject, certificate_name or "
-            "certificate_sha256"
+            "a root alone does not say who must have signed: give certificate_subject, "
+            "certificate_name or certificate_sha256"
         )
     roots = [der for p in paths for der in load_certificates(_text_or_file(p, base), path=p.path)]
     return CertificateTrust(

@@ -19,7 +19,7 @@ from ...storage.parallel import in_threads
 from ..content.digests import FileDigest, file_cost, hash_file
 from ..content.resources import PartHasher, Resource, changed
 from ..errors import DocumentError, TrustError, VerificationError, refusing
-from ..files import Entry, list_folder, read_document
+from ..files import Entry, is_bookkeeping, list_folder, read_document
 from .bundle import (
     DEFAULT_IGNORED,
     MAX_BUNDLE,
@@ -32,10 +32,11 @@ from .bundle import (
     parse_statement,
 )
 from .certificates import CertificateTrust, certified_key, verify_chain
+from .discovery import LEVELS, locate
 from .keyless import KeylessTrust, verify_keyless
 from .keys import PublicKey, load_public_key
 from .linked import is_blob_link
-from .signing import SIGNATURE, signature_path
+from .signing import SIGNATURE
 from .timestamps import KeyTrust, TimestampTrust, verify_timestamps
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ __all__ = [
     "Trust",
     "Verification",
     "check_signature",
-    "find_signature",
     "key_hints",
     "read_bundle",
     "resource_of",
@@ -56,9 +56,6 @@ __all__ = [
 
 Trust = PublicKey | KeyTrust | CertificateTrust | KeylessTrust
 """The signers that can be required."""
-
-_PARENTS = 4
-"""How many folders above a file are searched for the signature of a folder."""
 
 _CACHED = 1 << 22
 """Largest signature file in bytes whose parsed form is kept; it takes about three times as much."""
@@ -243,24 +240,6 @@ def _check_hint(bundle: Bundle, key: PublicKey) -> None:
         )  # fmt: skip
 
 
-def find_signature(path: str) -> str:
-    """Find the signature that covers `path`: `signature_path`, or model.sig in a folder above a file.
-
-    Where there is none, the result is the path at which one is expected. A signature that an attacker
-    puts nearer to the file gains nothing: it must still be by the required signer, and list the file.
-    """
-    path = os.path.abspath(path)
-    own = signature_path(path)
-    if os.path.lexists(own) or os.path.isdir(path):
-        return own
-    folder = path
-    for _ in range(_PARENTS):
-        folder = os.path.dirname(folder)
-        if os.path.lexists(candidate := os.path.join(folder, "model.sig")):
-            return candidate
-    return own
-
-
 def verify(
     path: str | os.PathLike[str],
     trust: Trust,
@@ -278,7 +257,7 @@ def verify(
     Args:
         path: A file or a folder.
         trust: The signer that is required.
-        signature: The signature file; by default, the one that `find_signature` finds.
+        signature: The signature file; by default, the one that `discovery` finds.
         base: For one file of a signed folder, that folder, where the signature is kept elsewhere; by
             default, the folder of the signature.
         ignore_unsigned: Allow files that are not listed; they are reported as `unsigned`.
@@ -295,7 +274,11 @@ def verify(
         OSError: A file cannot be read.
     """
     path = os.path.abspath(path)
-    signature = os.path.abspath(signature or find_signature(path))
+    if signature is None:
+        located = locate(path, above=0 if os.path.isdir(path) else LEVELS)
+        signature = located.signature
+        base = base or (None if located.alone else located.base)
+    signature = os.path.abspath(signature)
     with refusing(signature):
         bundle = read_bundle(signature)
         signed_by = check_signature(bundle, trust)
@@ -343,7 +326,7 @@ def _match_folder(
             present.add(entry.name)
         elif _same_file(os.path.join(root, entry.name), signature):
             continue
-        elif covers(left_out, entry.name) or ignore_unsigned:
+        elif ignore_unsigned or covers(left_out, entry.name) or is_bookkeeping(entry.name):
             unsigned.append(entry.name)
         elif statement.sharded and _is_empty(root, entry):
             unsigned.append(entry.name)  # shards cannot list an empty file

@@ -1,0 +1,227 @@
+"""What a verified signature says about the files of a model, for the signers that a rule names.
+
+One statement covers a checkpoint: a `Claims` keeps to the first statement it met for each model, so
+that two releases cannot be mixed by exchanging a signature between two files. A signature of one
+file covers that file alone: the statement about a folder, copied beside a file, is refused, as is a
+shard of a numbered series that was signed alone.
+
+A signature is checked before its statement is parsed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+
+from ...errors import quote
+from ..errors import TrustError, VerificationError
+from ..signatures.bundle import SINGLE_FILE, parse_statement
+from ..signatures.discovery import Located, locate
+from ..signatures.verifying import check_signature, read_bundle
+from .subjects import Place, folders_above, relative
+
+if TYPE_CHECKING:
+    from ..content.resources import Resource
+    from ..signatures.bundle import Bundle, Statement
+    from ..signatures.verifying import SignedBy
+    from .policy import Policy, Rule
+
+__all__ = ["Claim", "Claims", "locate_for"]
+
+_NOT_THEM: Final = frozenset({"wrong-method", "wrong-key"})
+_SUBJECT: Final = "{subject}"
+_SHARD: Final = re.compile(r".*-\d{5,9}-of-\d{5,9}\..*", re.ASCII | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A verified signature.
+
+    Attributes:
+        signer: The policy's name of the signer.
+        signed_by: Who that is.
+        statement: What was signed.
+        located: The signature file, and the folder that names in the statement are relative to.
+    """
+
+    signer: str
+    signed_by: SignedBy
+    statement: Statement
+    located: Located
+
+    @property
+    def model(self) -> str:
+        """The signed id of the model, or, where the signer gave none, the signed name."""
+        return self.statement.model_id or self.statement.subject
+
+    def resource(self, path: str) -> Resource:
+        """What was signed about the file at `path`, an absolute path.
+
+        Raises:
+            VerificationError: ``not-listed``; ``renamed``: it was signed under another name.
+        """
+        base = os.path.basename(path)
+        if single := self.statement.resources.get(SINGLE_FILE):
+            if single.bound_name not in {None, base}:
+                raise VerificationError(
+                    f"the file was signed under the name {quote(str(single.bound_name))}",
+                    reason="renamed", path=path,
+                )  # fmt: skip
+            return single
+        name = relative(path, self.located.base)
+        found = self.statement.resources.get(name) if name else None
+        if found is None:
+            raise VerificationError(
+                f"the signature {quote(self.located.signature, 300)} does not list the file "
+                f"{quote(name or base, 300)}", reason="not-listed", path=path,
+            )  # fmt: skip
+        return found
+
+    def resources_in(self, folder: str) -> dict[str, Resource]:
+        """What was signed about the files in `folder`, an absolute path; by name relative to it."""
+        prefix = relative(folder, self.located.base)
+        if prefix is None or SINGLE_FILE in self.statement.resources:
+            raise VerificationError(
+                "the signature does not cover this folder", reason="wrong-model",
+                path=self.located.signature,
+            )  # fmt: skip
+        inside = "" if prefix == "." else f"{prefix}/"
+        return {
+            name.removeprefix(inside): resource
+            for name, resource in self.statement.resources.items()
+            if name.startswith(inside)
+        }
+
+
+@dataclass
+class Claims:
+    """The signatures that were checked so far.
+
+    Args:
+        policy: Whose signers must have signed.
+        one_statement: Whether one statement must cover all files, and not only those of one model.
+    """
+
+    policy: Policy
+    one_statement: bool = False
+    _checked: dict[tuple[bytes, tuple[str, ...]], tuple[str, SignedBy, Statement]] = field(
+        default_factory=dict, repr=False
+    )
+    _kept: dict[str, bytes] = field(default_factory=dict, repr=False)
+    _first: bytes = field(default=b"", repr=False)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def for_checkpoint(self) -> Claims:
+        """Claims for one checkpoint, which share what is known of signatures and models."""
+        return Claims(
+            self.policy, one_statement=True, _checked=self._checked, _kept=self._kept,
+            _lock=self._lock,
+        )  # fmt: skip
+
+    def read(self, located: Located, rule: Rule, path: str) -> Claim:
+        """The verified signature at `located`, for the model or file at `path`.
+
+        Cost: the signature is checked once; afterwards its file is only read and compared.
+
+        Raises:
+            VerificationError: ``signature-missing``; ``wrong-key`` and what else `check_signature`
+                refuses; ``one-statement``; ``wrong-model``.
+            DocumentError: It is malformed.
+        """
+        bundle = read_bundle(located.signature)
+        key = bundle.source, rule.signers
+        if (known := self._checked.get(key)) is None:
+            signer, signed_by = _who_signed(bundle, self.policy, rule)
+            known = signer, signed_by, parse_statement(bundle.payload, path=bundle.path)
+            self._checked[key] = known
+        claim = Claim(*known, located)
+        _check_alone(claim, path)
+        model = path if located.alone else located.base
+        with self._lock:
+            kept = {self._kept.setdefault(model, bundle.source)}
+            if self.one_statement:
+                self._first = self._first or bundle.source
+                kept.add(self._first)
+        if kept != {bundle.source}:
+            raise VerificationError(
+                "another signed statement covers other files of this checkpoint; one must cover all",
+                reason="one-statement", path=located.signature,
+            )  # fmt: skip
+        return claim
+
+
+def _check_alone(claim: Claim, path: str) -> None:
+    """The signature of one file must be that, and not be used to assemble a checkpoint."""
+    if not claim.located.alone:
+        return
+    if SINGLE_FILE not in claim.statement.resources and len(claim.statement.resources) != 1:
+        raise VerificationError(
+            "this is the statement about a folder, not about one file", reason="wrong-model",
+            path=claim.located.signature,
+        )  # fmt: skip
+    if _SHARD.fullmatch(os.path.basename(path)):
+        raise VerificationError(
+            "a shard that is signed alone can be of another release than the others; sign the folder",
+            reason="one-statement", path=claim.located.signature,
+        )  # fmt: skip
+
+
+def _who_signed(bundle: Bundle, policy: Policy, rule: Rule) -> tuple[str, SignedBy]:
+    """Which of the rule's signers signed `bundle`: the policy's name, and who that is.
+
+    Raises:
+        TrustError: None did; the refusal of the one that came nearest.
+    """
+    nearest: TrustError | None = None
+    for name in rule.signers:
+        try:
+            return name, check_signature(bundle, policy.signers[name])
+        except TrustError as error:  # noqa: PERF203 - a handful of signers
+            if nearest is None or nearest.reason in _NOT_THEM:
+                nearest = error
+    raise nearest or VerificationError("the rule names no signer", reason="no-signer")
+
+
+def locate_for(place: Place, policy: Policy, rule: Rule | None, given: str | None) -> Located:
+    """The signature of what is at `place`: the caller's, the rule's, or the one found by convention."""
+    top = os.path.realpath(policy.base) if policy.base and not place.problem else None
+    if given is not None:
+        signature = os.path.abspath(given)
+        return Located(signature, _base(place, rule, top, signature))
+    if rule is None or rule.signature is None:
+        found = locate(place.path, top=top)
+        if rule is None or rule.base is None:
+            return found
+        return Located(found.signature, _base(place, rule, top, found.signature))
+    beside = os.path.dirname(os.path.abspath(policy.path)) if policy.path else os.getcwd()
+    if _SUBJECT not in rule.signature:
+        signature = os.path.join(beside, rule.signature)
+        return Located(signature, _base(place, rule, top, signature))
+    # Of a file in a model's folder, the subject is that folder: the one that has a signature.
+    tried = [
+        (name, os.path.join(beside, rule.signature.replace(_SUBJECT, name.lstrip("/"))))
+        for name in folders_above(place.name)
+    ]
+    name, signature = next((each for each in tried if os.path.lexists(each[1])), tried[0])
+    return Located(signature, _base(place, rule, top, signature, name))
+
+
+def _base(
+    place: Place, rule: Rule | None, top: str | None, signature: str, subject: str | None = None
+) -> str:
+    """The folder that the names in a statement are relative to, which the rule or caller named."""
+    folder = place.path if place.folder else os.path.dirname(place.path)
+    if rule is not None and rule.base is not None:
+        named = rule.base.replace(_SUBJECT, subject or place.name)
+        return os.path.realpath(os.path.join(top or os.sep, named))
+    if subject is None and rule is not None and rule.names_one_model:
+        subject = rule.pattern
+    if subject is not None:
+        model = os.path.realpath(os.path.join(top or os.sep, subject))
+        return model if os.path.isdir(model) else os.path.dirname(model)
+    # A signature in a folder above speaks of names relative to that folder.
+    holder = os.path.realpath(os.path.dirname(signature))
+    return folder if relative(folder, holder) is None else holder

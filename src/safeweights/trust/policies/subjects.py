@@ -1,0 +1,108 @@
+"""What a policy calls a model: its place below the policy's root, in one spelling.
+
+A subject is the real path of a model relative to the root, with ``/`` between its parts: all
+spellings of one place (``./m``, ``a/../m``, an absolute path, a path through links) give the same
+subject. The folder of a file is resolved, the last part of a file's path is not: in a cache whose
+names are links to blobs, the name is what was asked for and signed.
+
+Which rule applies is a function of that path alone, never of what is stored there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import VerificationError
+from ..files import check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Place", "canonical", "folders_above", "place_of", "relative"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file or folder.
+
+    Attributes:
+        path: Absolute; links in it are resolved, but for the last part of a file's path.
+        name: Relative to the root (``.`` is the root itself); without a root, `path`.
+        folder: Whether it is a folder.
+        problem: Why no rule can apply: it is outside the root, or its name is not valid UTF-8.
+    """
+
+    path: str
+    name: str
+    folder: bool
+    problem: tuple[str, str] | None = None
+
+
+def place_of(path: str | os.PathLike[str], root: str | None) -> Place:
+    """Where `path` is below `root`.
+
+    Raises:
+        OSError: The folder of `path` does not exist.
+    """
+    # Not os.path.abspath: it removes `link/..`, which the operating system resolves otherwise.
+    path = os.path.join(os.getcwd(), os.fspath(path))
+    folder = os.path.isdir(path)
+    if folder:
+        real = os.path.realpath(path, strict=True)
+    else:
+        above, base = os.path.split(path)
+        real = os.path.join(os.path.realpath(above, strict=True), base)
+    name = real.replace(os.sep, "/") if root is None else relative(real, os.path.realpath(root))
+    problem = None
+    if name is None:
+        name = real.replace(os.sep, "/")
+        problem = ("outside-root", f"the path is outside the policy's root {root}")
+    elif not _is_utf8(name):
+        problem = ("name", "the path is not valid UTF-8")
+    # A name that is not valid UTF-8 must not reach a lock file or a log.
+    name = name.encode("utf-8", "backslashreplace").decode()
+    return Place(real, name, folder, problem)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def relative(path: str, folder: str) -> str | None:
+    """The name of `path` below `folder`, both absolute and real; None where it is not below."""
+    if path == folder:
+        return "."
+    prefix = folder if folder.endswith(os.sep) else folder + os.sep
+    return path[len(prefix) :].replace(os.sep, "/") if path.startswith(prefix) else None
+
+
+def canonical(name: str) -> str:
+    """`name`, given by a caller in place of a path.
+
+    Raises:
+        VerificationError: It is not the name of a subject, as ``a//b`` or ``../a``.
+    """
+    if name != "." and (problem := check_name(name)):
+        raise VerificationError(f"the model's name {problem}", reason="name")
+    return name
+
+
+def folders_above(name: str) -> Iterator[str]:
+    """The subject itself, then every folder it is in; the root, ``.``, comes last.
+
+    >>> list(folders_above("a/b/c")), list(folders_above("/a"))
+    (['a/b/c', 'a/b', 'a', '.'], ['/a', '/'])
+    """
+    root = "/" if name.startswith("/") else "."
+    yield name
+    while "/" in name.strip("/"):
+        name = name.rpartition("/")[0]
+        yield name
+    if name != root:
+        yield root

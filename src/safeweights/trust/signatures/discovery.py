@@ -1,0 +1,87 @@
+"""Where the signature of a model is: one order, for every command and loader.
+
+1. The signature file that the caller or the policy names.
+2. The signature of a folder: of the path itself where it is a folder, else of the nearest folder
+   above it, at most four levels up. Of each folder ``model.sig`` and ``model.oms.sig`` in it are
+   tried, then ``FOLDER.sig`` and ``FOLDER.oms.sig`` beside it.
+3. The signature of the file alone: ``FILE.sig``, then ``FILE.oms.sig``.
+
+A folder's signature outranks that of a file in it, so that a checkpoint is covered by one
+statement. The order decides nothing about trust: whatever is found must still be signed by a
+trusted signer and list the files. Only names are looked up here; nothing is read.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Located", "find_signature", "locate"]
+
+_IN_FOLDER: Final = ("model.sig", "model.oms.sig")
+_BESIDE: Final = (".sig", ".oms.sig")
+LEVELS: Final = 4
+"""Folders above a path in which the signature of a folder is looked for."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """A signature file, and what it can cover.
+
+    Attributes:
+        signature: The file; where there is none, the path at which it would be by default.
+        base: The folder that the names in the statement are relative to.
+        alone: Whether it is the signature of one file, not of a folder.
+    """
+
+    signature: str
+    base: str
+    alone: bool = False
+
+
+def locate(path: str, *, top: str | None = None, above: int = LEVELS) -> Located:
+    """The signature that covers the file or folder at `path`, an absolute path, by convention.
+
+    Args:
+        path: The file or folder.
+        top: The highest folder to look in.
+        above: How many folders above are looked in.
+    """
+    is_folder = os.path.isdir(path)
+    folder = path if is_folder else os.path.dirname(path)
+    for each in _upwards(folder, above if is_folder else above - 1, top):
+        for signature in _of_folder(each, top):
+            if os.path.lexists(signature):
+                return Located(signature, each)
+    if is_folder:
+        return Located(os.path.join(path, _IN_FOLDER[0]), path)
+    own = [f"{path}{suffix}" for suffix in _BESIDE]
+    found = next((each for each in own if os.path.lexists(each)), own[0])
+    return Located(found, folder, alone=True)
+
+
+def find_signature(path: str) -> str:
+    """The signature file that covers `path`; where there is none, the path it would have."""
+    path = os.path.abspath(path)
+    return locate(path, above=0 if os.path.isdir(path) else LEVELS).signature
+
+
+def _upwards(folder: str, levels: int, top: str | None) -> Iterator[str]:
+    for _ in range(levels + 1):
+        yield folder
+        above = os.path.dirname(folder)
+        if folder in {top, above}:
+            return
+        folder = above
+
+
+def _of_folder(folder: str, top: str | None) -> Iterator[str]:
+    for name in _IN_FOLDER:
+        yield os.path.join(folder, name)
+    if folder not in {top, os.path.dirname(folder)}:
+        for suffix in _BESIDE:
+            yield f"{folder}{suffix}"
