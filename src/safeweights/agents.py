@@ -1,11 +1,13 @@
-"""Tools for AI agents: look into a model, decide about it, convert it. An MCP server.
+"""Tools for AI agents: inspect a model, decide about it, convert it. An MCP server.
 
-Three tools over the Model Context Protocol: ``inspect`` and ``admit`` only read, ``convert`` writes
-safetensors where the operator allows it. The operator, not the agent, chooses the folder, the
-policy and the log; an agent can neither name a file outside the folder nor change what is allowed.
+Three tools over the Model Context Protocol: ``inspect`` only reads, ``admit`` reads models and
+writes the operator's lock file and log, ``convert`` writes safetensors where the operator allows it.
+The operator, not the agent, chooses the folder, the policy and the log. No tool reads a file outside
+the folder, also where a link in a model's folder leads there: every file is opened through
+`safeweights.trust.files.open_beneath`.
 
-Everything that comes out of a file is data that somebody else wrote: names are escaped and bounded,
-and results are structured, so that a tensor called like an instruction stays a name.
+Everything that comes out of a file is untrusted data: names are escaped and bounded, and results are
+structured, so that a tensor called like an instruction stays a name.
 
     python -m safeweights.agents --root MODELS --policy POLICY [--log FILE] [--output FOLDER]
 """
@@ -15,24 +17,28 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from . import __version__, checkpoint
 from .conversion import formats
 from .errors import MissingDependencyError, SafetensorError, quote
+from .storage import DescriptorSource
 from .trust.content.digests import hash_file
-from .trust.files import create_document
+from .trust.errors import DocumentError
+from .trust.files import create_document, open_regular
 from .trust.policies.admission import admit
 from .trust.policies.audit import AuditLog
 from .trust.policies.policy_file import load_policy
+from .trust.policies.subjects import relative
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mcp.server import MCPServer
 
+    from .storage import Source
     from .trust.policies.policy import Policy
 
 __all__ = ["ModelTools", "build_server", "main"]
@@ -47,14 +53,15 @@ class ModelTools:
     """The tools as plain functions, confined to one folder.
 
     Args:
-        root: No path outside it can be named.
-        policy: For `admit`; without one every model is refused.
+        root: No file outside it can be named or read.
+        policy: For `admit`; without one every model is refused. Its rules name models relative to the
+            policy's root where that contains `root`, else relative to `root`.
         log: Where `admit` and `convert` are recorded.
         output: Where `convert` may write; without it, it refuses.
 
     Raises:
-        NotADirectoryError: `root` or `output` is no folder.
-        DocumentError: Nothing can be appended to the log.
+        NotADirectoryError: `root` or `output` is not a folder.
+        DocumentError: Nothing can be appended to the log; the policy's `root` does not contain `root`.
         OSError: The log cannot be written.
     """
 
@@ -71,6 +78,8 @@ class ModelTools:
         if self.log:
             self.log.check()
         object.__setattr__(self, "_real_root", os.path.realpath(self.root))
+        if self.policy is not None:
+            object.__setattr__(self, "policy", _rooted(self.policy, self._real_root))
 
     def inspect(self, path: str, offset: int = 0) -> dict[str, Any]:
         """What a model is, from its headers: format, tensors, metadata, and code that would run.
@@ -105,12 +114,13 @@ class ModelTools:
     def admit(self, path: str) -> dict[str, Any]:
         """Whether the operator's policy admits a model: verdict, reasons, digests, warrant.
 
-        Reads every file. ``verdict`` is allow, warn or refuse; with refuse do not load the model.
+        Reads every file, and records the decision. ``verdict`` is allow, warn or refuse; with refuse
+        do not load the model.
         """
         full = self._inside(path)
         if self.policy is None:
             raise SafetensorError("the operator gave no policy: nothing can be admitted")
-        admission = admit(full, self.policy, name=path.strip("/"), log=self.log)
+        admission = admit(full, self.policy, log=self.log, beneath=self._real_root)
         shown = admission.decision.to_dict()
         shown["warrant"] = admission.warrant.id if admission.warrant else None
         shown["audit_head"] = admission.log_head
@@ -128,7 +138,7 @@ class ModelTools:
         if os.path.basename(name) != name or not name.endswith(".safetensors"):
             raise SafetensorError("`name` must be a plain file name that ends in .safetensors")
         target = os.path.join(self.output, name)
-        opened = formats.open(full)
+        opened = formats.open(full, trust=self._confined)
         refused = opened.refused
         readable = {name: opened[name] for name in opened if name not in refused}
         try:
@@ -156,18 +166,42 @@ class ModelTools:
         return result
 
     def _inside(self, path: str) -> str:
+        """The real path of something in the folder."""
+        try:
+            os.fsencode(path)
+        except UnicodeEncodeError:
+            raise SafetensorError(f"{quote(path)} is not a path") from None
+        if "\0" in path:
+            raise SafetensorError(f"{quote(path)} is not a path: it contains NUL")
         full = os.path.realpath(os.path.join(self._real_root, path))
-        if os.path.commonpath([self._real_root, full]) != self._real_root or "\0" in path:
+        if relative(full, self._real_root) is None:
             raise SafetensorError(f"{quote(path)} is outside the folder that the operator chose")
         if not os.path.exists(full):
             raise SafetensorError(f"there is nothing called {quote(path)}")
         return full
 
-    @staticmethod
-    def _open(full: str) -> checkpoint.Checkpoint:
+    def _confined(self, _: Source, path: str) -> Source:
+        """The file at `path`, opened so that no link leads out of the folder."""
+        with open_regular(path, beneath=self._real_root) as (descriptor, _size):
+            return DescriptorSource(os.dup(descriptor), path, mapped=False)
+
+    def _open(self, full: str) -> checkpoint.Checkpoint:
         if os.path.isdir(full) or full.endswith((checkpoint.SUFFIX, ".json")):
-            return checkpoint.open(full, backend="pread")
-        return formats.open(full)
+            return checkpoint.open(full, backend="pread", verify=self._confined)
+        return formats.open(full, trust=self._confined)
+
+
+def _rooted(policy: Policy, root: str) -> Policy:
+    """The policy with a root that contains the folder of the tools."""
+    base = policy.base
+    if base is not None and relative(root, os.path.realpath(base)) is not None:
+        return policy
+    if policy.root is not None:
+        raise DocumentError(
+            f"the folder {quote(root, 400)} is not in the policy's root", field="root",
+            path=policy.path,
+        )  # fmt: skip
+    return replace(policy, root=root)
 
 
 def _shown(text: str) -> str:
@@ -199,12 +233,15 @@ def build_server(tools: ModelTools) -> MCPServer[Any]:
     )
 
     def offer(call: Callable[..., dict[str, Any]], *, reads: bool) -> None:
-        # The schema comes from the signature, the failure from our own family of errors.
+        # The schema comes from the signature.
         def guarded(**arguments: Any) -> dict[str, Any]:
             try:
                 return call(**arguments)
             except (SafetensorError, OSError) as error:
                 raise ToolError(str(error)) from None
+            except Exception as error:  # noqa: BLE001 - whatever a hostile file brings about
+                shown = quote(str(error), _NAME)
+                raise ToolError(f"{call.__name__} failed: {type(error).__name__} {shown}") from None
 
         guarded.__name__, guarded.__doc__ = call.__name__, call.__doc__
         guarded.__signature__ = _resolved_signature(call)  # type: ignore[attr-defined]
@@ -215,7 +252,8 @@ def build_server(tools: ModelTools) -> MCPServer[Any]:
         server.tool(call.__name__, annotations=hints)(guarded)
 
     offer(tools.inspect, reads=True)
-    offer(tools.admit, reads=True)
+    remembers = tools.policy is not None and tools.policy.lock is not None
+    offer(tools.admit, reads=not remembers and tools.log is None)
     offer(tools.convert, reads=False)
     return server
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 
 from safeweights import __version__, agents
 from safeweights.errors import SafetensorError
+from safeweights.trust import DocumentError, load_policy
 from safeweights.trust.policies.audit import AuditLog, verify_log
 from safeweights.trust.policies.policy import Policy, Rule
 from safeweights.trust.signatures import signing
@@ -108,6 +112,178 @@ def test_what_an_agent_may_not(
     assert result.is_error
     assert not list((tmp_path / "out").iterdir())
     assert "Traceback" not in result.content[0].text
+
+
+SECRET = b"a secret of this machine"
+
+
+@pytest.fixture
+def outside(tmp_path_factory: pytest.TempPathFactory, make_safetensors: Any) -> Path:
+    """A folder that no tool may read: weights, and another file."""
+    folder = tmp_path_factory.mktemp("outside")
+    (folder / "secret.safetensors").write_bytes(make_safetensors({"secret": SECRET}))
+    (folder / "secret.txt").write_bytes(SECRET)
+    np.savez(folder / "secret.npz", secret=np.arange(3.0))
+    return folder
+
+
+def link_shard(root: Path, outside: Path) -> None:
+    (root / "x.safetensors").symlink_to(outside / "secret.safetensors")
+    (root / "i.index.json").write_text('{"weight_map": {"secret": "x.safetensors"}}')
+
+
+def link_folder(root: Path, outside: Path) -> None:
+    (root / "sub").symlink_to(outside)
+    (root / "i.index.json").write_text('{"weight_map": {"secret": "sub/secret.safetensors"}}')
+
+
+def link_relative(root: Path, outside: Path) -> None:
+    (root / "x.safetensors").symlink_to(os.path.relpath(outside / "secret.safetensors", root))
+    (root / "i.index.json").write_text('{"weight_map": {"secret": "x.safetensors"}}')
+
+
+@pytest.mark.parametrize("attack", [link_shard, link_folder, link_relative])
+@pytest.mark.parametrize("tool", ["inspect", "convert", "admit"])
+@pytest.mark.parametrize("target", ["evil", "evil/i.index.json"])
+def test_links_in_a_models_folder_lead_nowhere(
+    tmp_path: Path, outside: Path, attack: Callable[[Path, Path], None], tool: str, target: str
+) -> None:
+    root = tmp_path / "models"
+    (root / "evil").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    attack(root / "evil", outside)
+    policy = Policy((Rule("*", level="none"),))
+    served = agents.ModelTools(str(root), policy, output=str(tmp_path / "out"))
+    arguments = {"path": target} | ({"name": "out.safetensors"} if tool == "convert" else {})
+    result = call(served, tool, **arguments)
+    text = result.content[0].text
+    if tool == "admit" and not result.is_error:
+        assert "secret.safetensors" not in json.loads(text)["files"]
+        assert "x.safetensors" not in json.loads(text)["files"]
+    else:
+        assert result.is_error
+        assert "Traceback" not in text
+    digest = hashlib.sha256((outside / "secret.safetensors").read_bytes()).hexdigest()
+    assert digest not in text
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_links_inside_the_root_are_followed(
+    tools: agents.ModelTools, tmp_path: Path, make_safetensors: Any
+) -> None:
+    """As in the cache of the Hub, where names are links to blobs."""
+    (tmp_path / "blob").write_bytes(make_safetensors({"a": b"1"}))
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "x.safetensors").symlink_to("../blob")
+    assert answer(call(tools, "inspect", path="snapshot"))["tensors"] == 1
+
+
+def test_a_signature_outside_is_not_read(
+    tools: agents.ModelTools, tmp_path: Path, outside: Path
+) -> None:
+    (tmp_path / "model" / "model.sig").rename(outside / "model.sig")
+    (tmp_path / "model" / "model.sig").symlink_to(outside / "model.sig")
+    result = call(tools, "admit", path="model")
+    assert result.is_error or json.loads(result.content[0].text)["verdict"] == "refuse"
+
+
+def test_a_thousand_links_put_in_the_way(
+    tmp_path: Path, outside: Path, make_safetensors: Any
+) -> None:
+    """While a file is inspected, its place alternates between a good file and a link outside."""
+    root = tmp_path / "models"
+    root.mkdir()
+    place, good = root / "x.safetensors", root / "good"
+    good.write_bytes(make_safetensors({"good": b"1"}))
+    served = agents.ModelTools(str(root))
+    stop = threading.Event()
+    swaps = 0
+
+    def attack() -> None:
+        nonlocal swaps
+        while not stop.is_set():
+            link = root / "next"
+            link.symlink_to("good" if swaps % 2 else outside / "secret.safetensors")
+            os.replace(link, place)
+            swaps += 1
+
+    attacker = threading.Thread(target=attack)
+    attacker.start()
+    seen = refused = 0
+    try:
+        while swaps < 1000 or not (seen and refused):
+            try:
+                found = served.inspect("x.safetensors")
+            except (SafetensorError, OSError):
+                refused += 1
+                continue
+            assert [each["name"] for each in found["listed"]] == ["good"]
+            seen += 1
+            assert swaps < 200_000, "one of the two outcomes never comes"
+    finally:
+        stop.set()
+        attacker.join()
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "model/config.json/x", "x" * 5000])
+def test_paths_that_are_none(tools: agents.ModelTools, path: str) -> None:
+    for use in (tools.inspect, tools.admit, lambda path: tools.convert(path, "x.safetensors")):
+        with pytest.raises((SafetensorError, OSError)):
+            use(path)
+
+
+def test_foreign_exceptions_come_out_as_errors_of_the_tool(
+    tools: agents.ModelTools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a\x1b[2J")
+
+    monkeypatch.setattr(agents, "admit", broken)
+    result = call(tools, "admit", path="model")
+    assert result.is_error
+    assert "admit failed: ZeroDivisionError" in result.content[0].text
+    assert "Traceback" not in result.content[0].text
+    assert result.content[0].text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("lock", "log", "reads"), [(None, None, True), ("lock", None, False), (None, "log", False)]
+)
+def test_admit_is_read_only_where_it_writes_nothing(
+    tmp_path: Path, lock: str | None, log: str | None, reads: bool
+) -> None:
+    from mcp import Client
+
+    policy = Policy((Rule("*", level="none"),), lock=lock and str(tmp_path / lock))
+    tools = agents.ModelTools(str(tmp_path), policy, AuditLog(tmp_path / log) if log else None)
+
+    async def talk() -> Any:
+        async with Client(agents.build_server(tools)) as client:
+            return (await client.list_tools()).tools
+
+    (found,) = [tool for tool in asyncio.run(talk()) if tool.name == "admit"]
+    assert found.annotations.read_only_hint is reads
+
+
+def test_the_root_of_the_policy_and_of_the_tools(tmp_path: Path) -> None:
+    """Rules mean the same models for the tools as for loads, where the policy's root allows."""
+    model = tmp_path / "models" / "team" / "m"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    rules = '[[rules]]\npattern = "models/team/m"\nlevel = "none"\n'
+    (tmp_path / "policy.toml").write_text(rules)
+    policy = load_policy(tmp_path / "policy.toml")
+    found = agents.ModelTools(str(tmp_path / "models"), policy).admit("team/m")
+    assert (found["verdict"], found["subject"]) == ("allow", "models/team/m")
+    (tmp_path / "etc").mkdir()
+    rules = rules.replace("models/team/m", "team/m")
+    (tmp_path / "etc" / "policy.toml").write_text(rules)
+    policy = load_policy(tmp_path / "etc" / "policy.toml")
+    found = agents.ModelTools(str(tmp_path / "models"), policy).admit("team/m")
+    assert (found["verdict"], found["subject"]) == ("allow", "team/m")
+    (tmp_path / "etc" / "policy.toml").write_text(f'root = "."\n{rules}')
+    with pytest.raises(DocumentError, match="not in the policy's root"):
+        agents.ModelTools(str(tmp_path / "models"), load_policy(tmp_path / "etc" / "policy.toml"))
 
 
 def test_without_policy_and_output(tmp_path: Path) -> None:

@@ -155,13 +155,14 @@ def open_regular(
         os.close(descriptor)
 
 
-def read_document(path: str, *, limit: int = MAX_DOCUMENT) -> bytes:
+def read_document(path: str, *, limit: int = MAX_DOCUMENT, beneath: str | None = None) -> bytes:
     """All bytes of a file that has at most `limit` of them.
 
     Raises:
         DocumentError: Longer than `limit`, or ``not-a-file``.
+        VerificationError: ``outside-root``; see `open_beneath`.
     """
-    with open_regular(path, error=DocumentError) as (descriptor, _):
+    with open_regular(path, beneath=beneath, error=DocumentError) as (descriptor, _):
         parts = []
         left = limit + 1
         while left and (part := os.read(descriptor, min(left, 1 << 20))):

@@ -103,10 +103,12 @@ class Claims:
     Args:
         policy: Whose signers must have signed.
         one_statement: Whether one statement must cover all files, and not only those of one model.
+        beneath: The folder that signature files must be in, links included.
     """
 
     policy: Policy
     one_statement: bool = False
+    beneath: str | None = None
     _checked: dict[tuple[bytes, tuple[str, ...]], tuple[str, SignedBy, Statement]] = field(
         default_factory=dict, repr=False
     )
@@ -117,7 +119,7 @@ class Claims:
     def for_checkpoint(self) -> Claims:
         """Claims for one checkpoint, which share what is known of signatures and models."""
         return Claims(
-            self.policy, one_statement=True, _checked=self._checked, _kept=self._kept,
+            self.policy, one_statement=True, beneath=self.beneath, _checked=self._checked, _kept=self._kept,
             _lock=self._lock,
         )  # fmt: skip
 
@@ -131,7 +133,7 @@ class Claims:
                 refuses; ``one-statement``; ``wrong-model``.
             DocumentError: It is malformed.
         """
-        bundle = read_bundle(located.signature)
+        bundle = read_bundle(located.signature, beneath=self.beneath)
         key = bundle.source, rule.signers
         if (known := self._checked.get(key)) is None:
             signer, signed_by = _who_signed(bundle, self.policy, rule)

@@ -191,7 +191,7 @@ def gather(
     """
     place = place_of(path, policy.base)
     model = model_of(place, policy, name=name, signature=signature)
-    status, claim, signed = _claim(place, policy, model)
+    status, claim, signed = _claim(place, Claims(policy, beneath=beneath), model)
     files, findings = _list(place, model, claim, signed)
 
     def read(file: _File, tell: Callable[[int], object]) -> _Read:
@@ -241,14 +241,14 @@ def gather(
 
 
 def _claim(
-    place: Place, policy: Policy, model: Model
+    place: Place, claims: Claims, model: Model
 ) -> tuple[str, Claim | None, dict[str, Resource]]:
     """(status, the verified signature, what it says about each file of the model)."""
     rule = model.rule
     if rule is None or not rule.signers:
         return "unchecked", None, {}
     try:
-        claim = Claims(policy).read(model.located, rule, place.path)
+        claim = claims.read(model.located, rule, place.path)
         if place.folder:
             return "valid", claim, claim.resources_in(place.path)
         resource = claim.resource(place.path)

@@ -121,8 +121,8 @@ class Verification:
     unsigned: tuple[str, ...]
 
 
-def read_bundle(path: str) -> Bundle:
-    """Parse the signature file at `path`; nothing is verified.
+def read_bundle(path: str, *, beneath: str | None = None) -> Bundle:
+    """Parse the signature file at `path`, in the folder `beneath`; nothing is verified.
 
     Cost: the file is read each time, and parsed again only where its bytes are other ones: loading
     the shards of a model reads one signature many times.
@@ -132,7 +132,7 @@ def read_bundle(path: str) -> Bundle:
         DocumentError: Not a bundle.
     """
     try:
-        data = read_document(path, limit=MAX_BUNDLE)
+        data = read_document(path, limit=MAX_BUNDLE, beneath=beneath)
         return _parsed(data, path) if len(data) <= _CACHED else parse_bundle(data, path=path)
     except FileNotFoundError:
         raise VerificationError(
