@@ -1,6 +1,18 @@
-"""The operating system: where bytes come from (`source`) and go to (`sink`).
+"""Bytes in places: sources to read from, sinks to write to, stores of named files.
 
-Scattered ones are brought together by `gathering`. Nothing here knows of tensors, headers or frameworks.
+    source  opening                    what a `Source` is; a path, a file object or memory as one
+    files  file_objects                regular files: mapped, read, read past the page cache; file objects
+    windows  blocks  inflating         parts of a source; bytes in blocks; compressed bytes
+    pipes  limits                      standard input that cannot seek; what a foreign file may cost
+    sink                               files replaced as a whole, durably
+    store  local_store                 named files: list, open, write, commit several at once
+    gathering  hashing                 scattered bytes into one buffer; the SHA-256 of a source
+    memory  buffer_pool                memory to read into, used again
+    parallel  readahead                the one place that starts threads
+    syscalls                           system calls that Python lacks
+
+Nothing here knows of tensors, headers or frameworks (but for `pipes`, which reads in a header how long a
+file is).
 """
 
 from __future__ import annotations

@@ -1,21 +1,22 @@
-"""Large memory that is lent, comes back when the last array or tensor over it is gone, and is lent again.
+"""A pool of large buffers, each of which comes back when the last array or tensor over it is gone.
 
-Reading into memory that was in use before spares the page faults, in which the system finds and clears
-fresh pages: they cost as much as copying the bytes out of the page cache, or more. A heap that keeps
-what was freed spares them too, but has small pages, and keeps them when memory is short.
+Why: fresh memory costs a page fault for every page, in which the system finds and clears it. That takes as
+long as copying the bytes out of the page cache, or longer. With the pool a load takes 1.07 times as long as
+read(2) into memory that was used before (docs/performance.md). The heap also keeps memory that was freed,
+but in small pages, and the system cannot take it back when memory is short.
 
 Rules:
-- A piece is lent to one lease at a time. Whatever sees its memory (memoryview, array, tensor, storage)
-  holds the lease through the buffer protocol; the lease's end, and nothing else, brings the piece back.
-- The lease is a NumPy array, which the cycle collector does not know: it ends when its last reference
-  does. Of objects that the collector does know, weak references are called back while the finalizers
-  (``__del__``) of the same cycle may still use them, or bring them back to life.
-- A lease may end in any thread at any moment, in the middle of this module too. Pieces therefore move
-  by single operations of a deque, which are atomic; there is no lock to wait for.
-- What is idle is bounded, and the system's to take when memory is short (madvise(2), MADV_FREE).
-- A piece has the bytes of whoever had it before, or zeros: who borrows fills all that it hands on.
-- A child that was forked begins with nothing idle, and keeps nothing of what it inherited: it would
-  have to copy those pages before it writes to them.
+- A buffer is lent to one lease at a time. Everything that sees its memory (memoryview, array, tensor,
+  storage) holds the lease through the buffer protocol; only the end of the lease returns the buffer.
+- The lease is a NumPy array, which the cycle collector does not track: it ends when its last reference
+  does. An object that the collector tracks would not do: its weak references are called back while
+  finalizers (``__del__``) of the same cycle may still use it, or bring it back to life.
+- A lease may end in any thread at any moment, also in the middle of a function of this module. Buffers
+  therefore move by single operations of a deque, which are atomic; there is no lock to wait for.
+- Idle buffers are bounded, and the system may take them when memory is short (madvise(2), MADV_FREE).
+- A buffer holds the bytes of its previous user, or zeros: the borrower must fill all that it hands on.
+- A forked child begins with an empty pool and keeps no buffer that it inherited: it would have to copy
+  those pages before it could write to them.
 - Where the system lacks any of this nothing is lent, and the caller takes memory from elsewhere.
 """
 
@@ -32,10 +33,10 @@ from typing import Final
 __all__ = ["SMALLEST", "borrow", "release_idle"]
 
 SMALLEST: Final = 1 << 24
-"""Bytes from which on a piece is worth a mapping of its own; smaller ones the heap serves as well."""
+"""Smallest buffer that is worth a mapping of its own; below that the heap is as fast."""
 
 _IDLE_MAX: Final = 1 << 31
-_SHARE: Final = 16  # of the machine's memory, one part in so many may be idle
+_SHARE: Final = 16  # a sixteenth of the machine's memory may be idle
 _HUGE_PAGE: Final = 1 << 21
 _LENDS: Final = sys.platform == "linux" and hasattr(mmap, "MADV_FREE")  # Linux 4.5
 
@@ -43,7 +44,7 @@ _idle: Final[deque[mmap.mmap]] = deque()
 
 
 def _idle_limit() -> int:
-    """Bytes that may be idle."""
+    """How many bytes may be idle."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -55,16 +56,16 @@ _LIMIT: Final = _idle_limit()
 
 
 def borrow(nbytes: int) -> memoryview | None:
-    """Writable memory of `nbytes` that begins at a page, contents undefined; None where there is none.
+    """Writable memory of `nbytes` that begins at a page, its contents undefined; None if none can be lent.
 
-    Cost: nothing if a piece of about that size is idle; else a mapping, and page faults when it is filled.
+    Cost: nothing if a buffer of about that size is idle; else a mapping, and page faults when it is filled.
 
     Args:
         nbytes: Less than `SMALLEST` is never lent.
     """
     if not _LENDS or nbytes < SMALLEST:
         return None
-    import numpy as np  # whoever reads so much has the time
+    import numpy as np  # here, so that `import safeweights` does not load it
 
     pages = _reused(nbytes) or _mapped(nbytes)
     if pages is None:
@@ -75,16 +76,16 @@ def borrow(nbytes: int) -> memoryview | None:
 
 
 def release_idle() -> int:
-    """Return all idle pieces to the system at once; how many bytes they were.
+    """Return all idle buffers to the system now; returns how many bytes they had.
 
-    What is lent is not touched. The system takes idle pieces by itself when memory is short, and until
-    then counts them as this process's.
+    Buffers that are lent are not touched. The system takes idle buffers by itself when memory is short;
+    until then it counts them as memory of this process.
     """
     return sum(map(len, _all_idle()))
 
 
 def _all_idle() -> list[mmap.mmap]:
-    """All idle pieces, taken; the one that has waited longest comes first."""
+    """Take all idle buffers; the one that has been idle longest comes first."""
     found: list[mmap.mmap] = []
     with suppress(IndexError):
         while True:
@@ -93,7 +94,7 @@ def _all_idle() -> list[mmap.mmap]:
 
 
 def _reused(nbytes: int) -> mmap.mmap | None:
-    """The smallest idle piece that is large enough, if at least half of it will be used."""
+    """Take the smallest idle buffer that is large enough, if at least half of it will be used."""
     found = _all_idle()
     fitting = [pages for pages in found if nbytes <= len(pages) <= 2 * nbytes]
     chosen = min(fitting, key=len, default=None)
@@ -102,28 +103,28 @@ def _reused(nbytes: int) -> mmap.mmap | None:
 
 
 def _mapped(nbytes: int) -> mmap.mmap | None:
-    """A piece of fresh pages that are nobody else's, huge ones where there are any."""
+    """A new private buffer, in huge pages where the system has them."""
     size = nbytes + -nbytes % _HUGE_PAGE
     try:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError):
         return None
-    with suppress(OSError):  # a kernel without them
+    with suppress(OSError):  # a kernel without huge pages
         pages.madvise(mmap.MADV_HUGEPAGE)
     return pages
 
 
 def _give_back(pages: mmap.mmap, owner: int) -> None:
-    """Nobody sees the piece any more: keep it, if that is allowed."""
+    """Called when the lease has ended: keep the buffer, if it was this process that borrowed it."""
     if os.getpid() != owner:
         return
-    with suppress(OSError):  # locked memory (mlockall(2)) cannot be offered to the system, nor kept
+    with suppress(OSError):  # the system cannot take locked memory (mlockall(2)), so it is not kept
         pages.madvise(mmap.MADV_FREE)
         _keep([*_all_idle(), pages])
 
 
 def _keep(pieces: list[mmap.mmap]) -> None:
-    """Let the newest of `pieces` be idle, as many as may; the others are unmapped."""
+    """Make the newest of `pieces` idle, as many as the limit allows; the others are unmapped."""
     while pieces:
         kept: deque[mmap.mmap] = deque()
         room = _LIMIT
@@ -132,7 +133,7 @@ def _keep(pieces: list[mmap.mmap]) -> None:
                 kept.appendleft(pages)
                 room -= len(pages)
         _idle.extend(kept)
-        # More than was kept: another thread was at it too, and both together may be too much.
+        # If there are more, another thread added some, too, and together they may exceed the limit.
         pieces = _all_idle() if len(_idle) > len(kept) else []
 
 

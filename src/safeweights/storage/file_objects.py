@@ -16,11 +16,11 @@ __all__ = ["FileObjectSource"]
 
 
 class FileObjectSource(Source):
-    """Any readable file object that can seek.
+    """A readable file object that can seek.
 
-    The object stays the caller's: it is neither closed nor returned to its old position, and must
-    stay open as long as something is read from it. A forked child has the same position as its parent:
-    only one of them may read.
+    The caller owns the object: it is neither closed nor returned to its old position, and must stay open
+    while it is read from. A forked child shares the file position with its parent: only one of them may
+    read.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -42,13 +42,13 @@ class FileObjectSource(Source):
                         end = offset + len(buffer) - len(rest)
                         raise self._truncated(offset, len(buffer), end)
                     rest = rest[count:]
-            except ValueError as error:  # it may be closed at any time
+            except ValueError as error:  # the caller may close it at any time
                 if getattr(self._file, "closed", False):
                     raise ClosedError(path=self.name) from error
                 raise
 
     def unlock(self) -> None:
-        """In a forked child: the thread that held the lock is not there to release it."""
+        """Replace the lock, in a forked child, where the thread that held it does not exist."""
         self._lock = threading.Lock()
 
     def _read_some(self, buffer: memoryview) -> int:
@@ -80,15 +80,15 @@ def _open_object(file: IO[bytes]) -> Source:
 
 
 def _name_of(file: IO[Any]) -> str:
-    return str(getattr(file, "name", type(file).__name__))  # a descriptor's number, for some
+    return str(getattr(file, "name", type(file).__name__))  # for some, the number of the descriptor
 
 
 def _read_all(file: IO[bytes]) -> bytes:
-    """To the end: a raw stream may return less at a time, and needs not come back to nothing."""
+    """All bytes to the end of the stream; one `read` of a raw stream may return fewer."""
     pieces = []
     while piece := file.read():
         pieces.append(piece)
     try:
-        return b"".join(pieces)  # of one piece that is the piece
+        return b"".join(pieces)  # a single piece is not copied
     except TypeError as error:
         raise UnsupportedError(f"{_name_of(file)!r} does not read bytes: {error}") from error

@@ -22,20 +22,20 @@ __all__ = ["DescriptorSource", "decoded"]
 
 
 _DIRECT_READS: Final = 4
-"""Direct reads under way at once: a disk's queue, not the processors, sets the pace."""
+"""Direct reads at a time: the queue of the disk limits their rate, not the processors."""
 
 
 _LARGE: Final = 1 << 22
-"""Size in bytes above which huge pages, threads and a choice of how to read pay off."""
+"""Size in bytes above which huge pages, threads, and a choice of how to read pay off."""
 
 
 _WARM: Final = 0.5
-"""Share of a file in the page cache from which on mapping it beats reading the disk directly."""
+"""If at least this share of a file is in the page cache, direct reads are slower."""
 
 
-# A private mapping counts as memory that all its pages may need, so that a file larger than the
-# memory could not be mapped (proc_sys_vm(5), overcommit_memory), unless the mapping waives that.
-# The mmap module has the name since Python 3.13; the number is that of these two processors.
+# Linux counts a private writable mapping as memory that may all be needed, and so refuses to map a file
+# that is larger than the memory (proc_sys_vm(5), overcommit_memory), unless this flag is given. The mmap
+# module has its name since Python 3.13; before that, the number is that of these two architectures.
 _NORESERVE: Final[int] = getattr(
     mmap,
     "MAP_NORESERVE",
@@ -44,21 +44,20 @@ _NORESERVE: Final[int] = getattr(
 
 
 _UNTRACKED: Final[dict[str, Any]] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-"""Has a mapping hold no descriptor, where Python can. Tensors hold their mapping: a program would have a
-descriptor open for every file it ever loaded."""
+"""Makes a mapping keep no descriptor (Python 3.13). Tensors keep their mapping alive, so that a program
+would otherwise have a descriptor open for every file it ever loaded."""
 
 
 class DescriptorSource(Source):
-    """A regular file, by its descriptor; mapped if asked and possible.
+    """A regular file that is open, mapped where that was asked for and is possible.
 
     Args:
-        descriptor: Open for reading. The source closes it when the last user is gone.
+        descriptor: Open for reading. The source closes it when it is freed.
         name: For messages.
         mapped: Serve `view` from a private mapping. Where the system cannot map the file, `view`
             reads instead.
-        direct: Large reads go from the disk to their place, past the page cache (open(2), O_DIRECT),
-            where the filesystem can.
-        choose: `for_all` chooses by where the bytes are.
+        direct: Large reads bypass the page cache (open(2), O_DIRECT), where the filesystem allows it.
+        choose: `for_all` gives a source with direct reads if little of a large file is in the page cache.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class DescriptorSource(Source):
         self._choose = choose
 
     def fileno(self) -> int:
-        """The descriptor; it stays the source's."""
+        """The descriptor, which the source still owns."""
         return self._descriptor
 
     def for_all(self) -> Source:
@@ -101,11 +100,12 @@ class DescriptorSource(Source):
 
     def read(self, offset: int, length: int) -> bytes:
         blank = blank_bytes(length) if _LARGE <= length <= self.size - offset else None
-        if blank is not None:  # by several threads, into huge pages: five times as fast
+        if blank is not None:  # several threads fill huge pages: five times as fast
             data, memory = blank
             self.read_into(offset, memory)
             return data
-        # In one piece, without the copy of the general way; which is taken where that is not all, too.
+        # One pread(2) makes the bytes without a copy. If it fails or gives fewer, the general way reads
+        # on, or raises the right error.
         try:
             data = os.pread(self._descriptor, length, offset) if hasattr(os, "pread") else b""
         except OSError:
@@ -121,10 +121,10 @@ class DescriptorSource(Source):
             try:
                 count = self._read_some(position, rest)
             except OSError as error:
-                error.filename = self.name  # the system knows the descriptor only
+                error.filename = self.name  # the system knows only the descriptor
                 raise
             if count == 0:
-                # It may end long before the place where the reading began.
+                # The file may end before the offset at which this read began.
                 size = os.fstat(self._descriptor).st_size
                 raise self._truncated(offset, len(buffer), min(position, size))
             position += count
@@ -133,7 +133,7 @@ class DescriptorSource(Source):
     def _read_some(self, offset: int, buffer: memoryview) -> int:
         if hasattr(os, "preadv"):
             return os.preadv(self._descriptor, [buffer], offset)
-        # Windows: the position is the descriptor's, so nobody else may move it meanwhile.
+        # Windows has no preadv: the file position is shared, so one thread at a time may use it.
         with self._lock, io.FileIO(self._descriptor, closefd=False) as file:
             file.seek(offset)
             return file.readinto(buffer)
@@ -152,8 +152,9 @@ class DescriptorSource(Source):
             return super().reading(offset, length)
         if offset + length > self.size:
             raise self._truncated(offset, length, self.size)
-        # Whole blocks into memory placed like them, so that the disk writes where the bytes stay;
-        # the last block may end behind the last byte.
+        # Direct reads need file offset, length and address to be multiples of a block. So the memory
+        # gets the same position within a page as the bytes have in the file, and no copy is needed. The
+        # last block may reach beyond the last byte.
         shift = offset % PAGE
         memory = allocate(shift + length + PAGE)
         fill = partial(self._read_blocks, offset - shift, memory)
@@ -164,7 +165,7 @@ class DescriptorSource(Source):
         if populate(self._map[offset + begin : offset + end]):
             return
         size = os.fstat(self._descriptor).st_size
-        if size >= offset + end:  # the disk failed, or the network
+        if size >= offset + end:  # the file is as long as it was: the disk failed, or the network
             raise OSError(errno.EIO, os.strerror(errno.EIO), self.name)
         raise self._truncated(offset + begin, end - begin, size)
 
@@ -176,24 +177,24 @@ class DescriptorSource(Source):
         return shift
 
     def _read_blocks(self, base: int, memory: memoryview, begin: int, end: int) -> None:
-        """Fill `memory` from `begin` (at a block) to `end`; it stands for the file from `base` on."""
+        """Fill `memory` from `begin` (a multiple of a block) to `end`; it begins at `base` of the file."""
         assert self._direct is not None
         blocks = memory[begin : end + -end % PAGE]
         try:
             done = os.preadv(self._direct, [blocks], base + begin)
         except OSError as error:
-            # EINVAL: the disk has larger blocks, or the filesystem cannot after all.
+            # EINVAL: the disk has larger blocks, or the filesystem does not support direct reads.
             if error.errno != errno.EINVAL:
                 error.filename = self.name
                 raise
             done = 0
-        # The end of the file, or an interrupted read: the rest through the page cache.
+        # At the end of the file, or after an interrupted read, the rest comes through the page cache.
         if begin + done < end:
             self._read(base + begin + done, memory[begin + done : end])
 
 
 def _reopen_direct(descriptor: int) -> int | None:
-    """A second descriptor of the same open file, for direct I/O; None where there is no such thing."""
+    """A second descriptor of the same file, for direct I/O; None where the system has none."""
     if not hasattr(os, "O_DIRECT"):
         return None
     try:
@@ -203,7 +204,7 @@ def _reopen_direct(descriptor: int) -> int | None:
 
 
 def _map(descriptor: int, status: os.stat_result) -> memoryview | None:
-    """A private mapping of the whole file: writable, never written back; None where there is none."""
+    """A private mapping of the whole file: writable, never written back; None if it cannot be mapped."""
     try:
         if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
             return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
@@ -215,14 +216,14 @@ def _map(descriptor: int, status: os.stat_result) -> memoryview | None:
             mmap.mmap(descriptor, 0, flags=flags, prot=prot, **_UNTRACKED)
         )
     except (OSError, ValueError, OverflowError):
-        return None  # a filesystem that cannot (FUSE), or no address space left
+        return None  # a filesystem without mappings (FUSE), or no address space left
 
 
 def decoded(path: str | os.PathLike[str]) -> str:
     """A path as text.
 
     Raises:
-        FileNotFoundError: It has a null character, which no file's name has.
+        FileNotFoundError: It has a null character, which no file name can have.
     """
     name = os.fsdecode(path)
     if "\0" in name:
@@ -232,8 +233,8 @@ def decoded(path: str | os.PathLike[str]) -> str:
 
 def _open_path(path: str | os.PathLike[str], backend: str) -> Source:
     name = decoded(path)
-    # O_NONBLOCK: opening a FIFO must not wait for somebody to write to it. O_NOCTTY: nor must a
-    # terminal that somebody names become ours.
+    # O_NONBLOCK: opening a FIFO must not wait for a writer. O_NOCTTY: opening a terminal must not make
+    # it the controlling terminal of this process.
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
     flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     descriptor = os.open(path, flags)

@@ -1,9 +1,9 @@
-"""Gathering: many runs of bytes, at regular distances, into one buffer.
+"""Gather many runs of bytes, at regular distances, into one buffer.
 
 Rules:
-- Where the gaps between runs are small, runs are read together with the gaps and sorted out in
-  memory: never more than 4 KiB are read for nothing for each run.
-- Where they are large, each run is read by itself, straight to its place.
+- Where the gaps between runs are small, runs are read together with the gaps and separated in memory:
+  at most 4 KiB are read in vain for each run.
+- Where the gaps are large, each run is read by itself, straight to its place.
 - Memory beside the result is bounded by one slab of 8 MiB, whatever the shape.
 """
 
@@ -27,12 +27,12 @@ _Loops = tuple[tuple[int, int], ...]
 
 
 def gather(runs: Runs, read_into: Callable[[memoryview, int], None], out: memoryview) -> None:
-    """Read `runs` into `out`, one after another.
+    """Read `runs` into `out`, without gaps.
 
     Args:
         runs: What to read.
-        read_into: Fills a buffer with what stands from an offset on.
-        out: ``runs.nbytes`` bytes.
+        read_into: ``read_into(buffer, offset)`` fills a buffer with the bytes from an offset on.
+        out: Memory of ``runs.nbytes`` bytes.
     """
     far, close = _split(runs.length, _merged(runs.loops))
     if not close:
@@ -54,7 +54,7 @@ def gather(runs: Runs, read_into: Callable[[memoryview, int], None], out: memory
 
 
 def gather_mapped(runs: Runs, data: memoryview, out: memoryview) -> None:
-    """Copy `runs` of `data`, which is in memory, to `out`, one after another."""
+    """Copy `runs` of `data`, which is in memory, to `out`, without gaps."""
     loops = _merged(runs.loops)
     source = _strided(data, runs.offset, loops, runs.length)
     target = []
@@ -66,7 +66,7 @@ def gather_mapped(runs: Runs, data: memoryview, out: memoryview) -> None:
 
 
 def _merged(loops: _Loops) -> _Loops:
-    """The same runs by as few loops as can be: one that continues the next becomes one with it."""
+    """The same runs with as few loops as possible: a loop that continues the next one is merged with it."""
     merged: list[tuple[int, int]] = []
     for count, stride in loops:
         if merged and merged[-1][1] == count * stride:
@@ -76,7 +76,7 @@ def _merged(loops: _Loops) -> _Loops:
 
 
 def _split(length: int, loops: _Loops) -> tuple[_Loops, _Loops]:
-    """The loops around what is read at once, and those within it."""
+    """The loops outside of one read, and those inside it."""
     span = length
     for axis in reversed(range(len(loops))):
         count, stride = loops[axis]
@@ -87,11 +87,11 @@ def _split(length: int, loops: _Loops) -> tuple[_Loops, _Loops]:
 
 
 def _strided(data: memoryview, offset: int, loops: _Loops, length: int) -> Any:
-    """An array over the runs in `data`; NumPy checks that they are inside."""
+    """An array over the runs in `data`; NumPy checks that they lie inside."""
     import numpy as np
 
     counts = [count for count, _ in loops]
     strides = [stride for _, stride in loops]
-    if length <= _WORD_MAX:  # one opaque element a run is copied faster than its bytes
+    if length <= _WORD_MAX:  # one opaque element for each run is copied faster than single bytes
         return np.ndarray(counts, f"V{length}", data, offset, strides)
     return np.ndarray((*counts, length), np.uint8, data, offset, (*strides, 1))

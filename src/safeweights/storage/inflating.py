@@ -1,9 +1,8 @@
-"""Parts of a foreign file as sources: windows of a container, compressed streams.
+"""Compressed streams as sources.
 
-Containers nest (a pickle in a zip in a tar), so every parser of this package reads from a `Source`
-and hands out windows of it. Rules: a read outside a source is a `FormatError` that says where,
-before anything is allocated; nothing is buffered beyond one block; a compressed stream is
-decompressed as it is read and goes backwards only by starting over.
+Rules: a stream is decompressed as it is read, a block at a time, and read backwards only by starting over;
+a read outside of it is a `FormatError` before anything is allocated; a stream that damaged or hostile data
+make longer than declared, or than `Limits` allow, is refused.
 
 Knows nothing of any container format.
 """
@@ -19,14 +18,15 @@ import zlib
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ..errors import FormatError
-from . import BytesSource, DescriptorSource, Source
+from .files import DescriptorSource
 from .limits import DEFAULT_LIMITS, Limits, exceeded
+from .source import Source
 from .windows import _check, read_bytes, truncated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["CODECS", "BytesSource", "InflatedSource", "Source", "inflated_head", "spooled"]
+__all__ = ["CODECS", "InflatedSource", "inflated_head", "spooled"]
 
 _BLOCK: Final = 1 << 18
 
@@ -44,7 +44,7 @@ class Decompressor(Protocol):
 
 
 class _Zlib:
-    """zlib's decompressor behind the interface of bz2's: it keeps the input it did not use."""
+    """zlib's decompressor with the interface of bz2's, which keeps the input that it did not use."""
 
     def __init__(self, window_bits: int) -> None:
         self._inner = zlib.decompressobj(window_bits)
@@ -66,18 +66,18 @@ CODECS: Final[dict[str, Callable[[], Decompressor]]] = {
     "zlib": lambda: _Zlib(15),
     "gzip": lambda: _Zlib(31),
     "bz2": bz2.BZ2Decompressor,
-    # xz and the older .lzma alone; a dictionary of up to 64 MiB, the most `xz -9` uses
+    # .xz and the older .lzma, with a dictionary of up to 64 MiB, the most that `xz -9` uses
     "lzma": lambda: lzma.LZMADecompressor(format=lzma.FORMAT_AUTO, memlimit=80 << 20),
 }
 """Name -> a new decompressor of one stream."""
 
 
 class InflatedSource(Source):
-    """The inflated bytes of a compressed stream, of a size known beforehand.
+    """The inflated bytes of a compressed stream whose inflated size is known.
 
-    Reading forward costs what decompression costs; reading backwards starts over. At most two
-    blocks are held. The stream must inflate to exactly `size` bytes and end there, and, where
-    `crc` is given, match it: what the last byte of a read proves is checked before it is returned.
+    Reading forward costs what decompression costs; reading backwards starts over. Memory: two blocks. The
+    stream must inflate to exactly `size` bytes, and to the CRC-32 `crc` if that is given; the read that
+    reaches the last byte checks both before it returns.
     """
 
     def __init__(
@@ -156,13 +156,13 @@ def _advance(stream: Decompressor, data: bytes, source: Source) -> bytes:
 
 
 def spooled(parent: Source, codec: str, name: str, limits: Limits = DEFAULT_LIMITS) -> Source:
-    """`parent` inflated into a temporary file, which has no name and goes with its last user.
+    """`parent`, inflated into a temporary file without a name, which is freed with the source.
 
-    For streams whose size nothing declares and that are read in an order of their own.
+    For streams that do not declare their size, and that are read in any order.
 
     Raises:
-        FormatError: The stream is damaged, holds other data behind its end, or inflates past
-            `Limits.inflation_ratio` or `Limits.inflated_bytes`.
+        FormatError: The stream is damaged, other data follows its end, or it inflates to more than
+            `Limits.inflation_ratio` or `Limits.inflated_bytes` allow.
         OSError: There is no room for the temporary file.
     """
     stream = CODECS[codec]()
@@ -192,9 +192,9 @@ def spooled(parent: Source, codec: str, name: str, limits: Limits = DEFAULT_LIMI
 
 
 def inflated_head(parent: Source, codec: str, count: int) -> bytes | None:
-    """The first `count` bytes that `parent` inflates to, or all there are; None if it is no such stream.
+    """The first bytes that `parent` inflates to, at most `count`; None if it is not such a stream.
 
-    Cost: at most 4 MiB are read; bzip2 tells nothing before the end of a block of 900 kB.
+    Cost: at most 4 MiB are read. (bzip2 gives nothing before the end of a block of 900 kB.)
     """
     stream = CODECS[codec]()
     head = b""

@@ -1,9 +1,9 @@
-"""Memory for what is read, and the work of filling it shared among threads.
+"""Memory for what is read, copied and joined; several threads fill it.
 
-First touch, page by page, is what makes owned loads slow: large buffers are in huge pages, and are reused
-once no array refers to them any more (`buffer_pool`). System calls and large copies release the GIL, so a
-few threads fill one buffer together (`parallel`): twice as fast on two cores, more on cold disks and
-networks.
+What makes loads into new memory slow is its first touch, page by page. So large buffers are in huge pages,
+and are reused when no array refers to them any more (`buffer_pool`). System calls and large copies release
+the interpreter's lock, so that a few threads fill one buffer together (`parallel`): twice as fast on two
+cores, more on cold disks and networks.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ __all__ = ["PAGE", "allocate", "blank_bytes", "copied", "joined"]
 _LARGE: Final = 1 << 20
 _PARALLEL: Final = 1 << 24
 PAGE: Final = 4096
-"""What direct I/O counts in; the system's own pages may be larger."""
+"""Block of direct I/O, in bytes; the pages of the system may be larger."""
 
 
 def allocate(nbytes: int) -> memoryview:
-    """Writable memory of `nbytes`; from 1 MiB on it begins at a page.
+    """Writable memory of `nbytes`; if that is 1 MiB or more, it begins at a page.
 
-    Its contents are undefined, another file's perhaps: whoever hands it on has filled it.
+    Its contents are undefined, and may be those of another file: the caller must fill all that it hands on.
     """
     if nbytes < _LARGE:
         return memoryview(bytearray(nbytes))
     recycled = buffer_pool.borrow(nbytes)
     if recycled is not None:
         return recycled
-    import numpy as np  # whoever reads a megabyte has the time
+    import numpy as np  # here, so that `import safeweights` does not load it
 
     memory = np.empty(nbytes + PAGE, np.uint8)
     begin = -memory.ctypes.data % PAGE
@@ -47,7 +47,7 @@ def allocate(nbytes: int) -> memoryview:
 
 
 def copied(data: memoryview) -> memoryview:
-    """A copy of `data` (flat, of bytes) in memory of its own."""
+    """A copy of `data`, a flat view of bytes, in memory of its own."""
     target = allocate(len(data))
     if len(data) < _LARGE:
         target[:] = data
@@ -60,10 +60,10 @@ def copied(data: memoryview) -> memoryview:
 
 
 def joined(buffers: Iterable[bytes | bytearray | memoryview], nbytes: int) -> bytes:
-    """The buffers (flat, of bytes, `nbytes` together) one after another; one copy.
+    """The buffers (flat, of bytes, `nbytes` in all) concatenated; one copy.
 
-    Large results are made of huge pages, and filled by several threads before anybody sees them: five
-    times as fast as ``b"".join``, most of whose time is the first touch of small pages.
+    Large results are in huge pages, which several threads fill before the object is handed out: five times
+    as fast as ``b"".join``, which spends most of its time on the first touch of small pages.
 
     Raises:
         ValueError: The buffers have more or fewer bytes than `nbytes`.
@@ -97,10 +97,11 @@ def joined(buffers: Iterable[bytes | bytearray | memoryview], nbytes: int) -> by
 
 
 def blank_bytes(nbytes: int) -> tuple[bytes, memoryview] | None:
-    """An object whose bytes are still to be filled in, and its memory; None where there is none.
+    """A `bytes` object whose contents are undefined, and its writable memory; None outside CPython.
 
-    That is how the C API makes bytes for extensions (PyBytes_FromStringAndSize), here in huge pages. Nobody
-    else may see the object before it is filled, nor may the memory be written to afterwards.
+    This is how C extensions make bytes (PyBytes_FromStringAndSize with no string, then write), here in huge
+    pages. It saves the copy from a buffer, and the first touch of small pages. The caller must fill the
+    memory before it hands out the object, and must not write to it afterwards.
     """
     if sys.implementation.name != "cpython":
         return None
@@ -109,7 +110,7 @@ def blank_bytes(nbytes: int) -> tuple[bytes, memoryview] | None:
     address = address_of(result)
     prefer_huge_pages(address, nbytes)
     memory: Any = (ctypes.c_ubyte * nbytes).from_address(address)
-    memory.owner = result  # whoever sees the memory keeps it
+    memory.owner = result  # the memory keeps the object alive
     return result, memoryview(memory).cast("B")
 
 

@@ -1,4 +1,4 @@
-"""Opening a path, a file object or memory as a source."""
+"""Open a path, a file object or memory as a source."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def open_source(target: Any, *, backend: str = "mmap", verify: Verifier | None =
         target: A path (str or PathLike), an object with `read`, or bytes-like memory. An object that
             cannot seek is read to its end at once.
         backend: For paths. ``"mmap"`` serves views from a private mapping; ``"pread"`` reads every view
-            into fresh memory; ``"direct"`` does so past the page cache. ``"read"`` chooses between these
-            two: it reads a local file directly when all of it is wanted and little of it is in the page
-            cache. ``"auto"`` also maps: local files, when most of them is in the page cache.
-        verify: Called with the source and its path; what it returns is read instead.
+            into memory of its own; ``"direct"`` does the same, but bypasses the page cache. ``"read"``
+            chooses between these two: it bypasses the page cache when all of a local file is wanted and
+            little of it is there. ``"auto"`` also maps local files of which most is in the page cache.
+        verify: Called with the source and its path; the source that it returns is read instead.
 
     Raises:
         OSError: Opening failed, with the system's class and errno; a directory is an
             IsADirectoryError, a device, FIFO or socket an OSError with ENODEV or ENXIO.
-        UnsupportedError: None of these, a file object in text mode, no such backend, or something
-            other than a path is to be verified.
+        UnsupportedError: `target` is none of these, or a file object in text mode; there is no such
+            backend; `verify` is given, and `target` is not a path.
     """
     if backend not in BACKENDS:
         raise UnsupportedError(f"no such backend: {backend!r}; there are {', '.join(BACKENDS)}")

@@ -1,9 +1,9 @@
-"""Standard input that cannot seek: as much of it as a command needs, and never more than that.
+"""Standard input that cannot seek: as much of it is read as a command needs, and no more.
 
-A pipe may be endless. What its first bytes can be decides: of a safetensors file the header says how
-long the rest is; of other formats, whose directories are at their ends, everything is kept, within
-a bound; anything else is refused by its beginning. What is kept on disk is a file without a name,
-which is gone with the process, however that ends.
+A pipe may be endless, so its first bytes decide. The header of a safetensors file says how long the rest
+is. Other formats have their directory at the end, so that everything is kept, up to a bound. Anything else
+is refused by its first bytes. What is kept on disk is in a file without a name, which does not outlive the
+process, however that ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from ..format.entries import Entries
 from ..format.header import MAX_HEADER, PREFIX
 from ..format.rules import Report, Stop
 from ..text import human_bytes
-from . import BytesSource, DescriptorSource, FileObjectSource, Source
+from .file_objects import FileObjectSource
+from .files import DescriptorSource
+from .source import BytesSource, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,29 +34,29 @@ __all__ = ["NAME", "STDIN", "piped", "stdin_source"]
 NAME: Final = "<stdin>"
 
 _HEAD: Final = 1024
-"""Bytes by which formats are told apart; see `safeweights.conversion.formats`."""
+"""Bytes that tell formats apart; see `safeweights.conversion.formats`."""
 
 _BLOCK: Final = 1 << 20
 
 _SPARE: Final = 1 << 20
-"""Bytes that are looked for behind the end that a header announces, to say how many there are."""
+"""Bytes that are read beyond the end that a header announces, to report how many there are."""
 
 _MOST: Final = 1 << 36
-"""Bytes that are kept on disk, at most; and never more than half of what is free there."""
+"""Most bytes that are kept on disk; and never more than half of the free space."""
 
 
 def piped(
     stream: IO[bytes], is_known: Callable[[bytes], bool], *, headers_only: bool = False
 ) -> Source:
-    """What comes out of a pipe, as a source.
+    """A source of what a pipe gives.
 
     Args:
         stream: The pipe.
-        is_known: Whether a file that begins like this, and is not safetensors, can be read.
-        headers_only: No tensor of a safetensors file will be read: its data are counted, not kept.
+        is_known: Whether a file that begins with these bytes, and is not safetensors, can be read.
+        headers_only: No tensor of a safetensors file will be read: its data is counted, not kept.
 
     Raises:
-        OSError: It is longer than what can be kept, or reading or writing failed.
+        OSError: There is more than can be kept, or reading or writing failed.
     """
     head = stream.read(_HEAD)
     length = int.from_bytes(head[:PREFIX], "little")
@@ -65,7 +67,7 @@ def piped(
 
 
 def _by_header(stream: IO[bytes], head: bytes, length: int, headers_only: bool) -> Source:
-    """A safetensors file, up to the end that its header announces and a little further."""
+    """A safetensors file, up to the end that its header announces and a little beyond."""
     end = PREFIX + length + _announced(head[PREFIX : PREFIX + length])
     if headers_only:
         return _Counted(head, len(head) + _count(stream, end + _SPARE - len(head)))
@@ -73,7 +75,7 @@ def _by_header(stream: IO[bytes], head: bytes, length: int, headers_only: bool) 
 
 
 def _announced(text: bytes) -> int:
-    """Bytes of data that a header speaks of; 0 if it cannot be understood."""
+    """Bytes of data that a header announces; 0 if it is damaged."""
     try:
         entries = Entries(text, Report(None, collect=True))
     except Stop:
@@ -82,7 +84,7 @@ def _announced(text: bytes) -> int:
 
 
 class _Counted(BytesSource):
-    """The beginning of a stream whose rest was not kept."""
+    """The first bytes of a stream of which the rest was not kept."""
 
     def __init__(self, head: bytes, size: int) -> None:
         super().__init__(head, NAME)
@@ -91,12 +93,12 @@ class _Counted(BytesSource):
 
     def view(self, offset: int, length: int) -> memoryview:
         if offset + length > self._kept:
-            raise UnsupportedError("of standard input only the header was kept", path=NAME)
+            raise UnsupportedError("only the header of standard input was kept", path=NAME)
         return super().view(offset, length)
 
 
 def _count(stream: IO[bytes], most: int) -> int:
-    """How many bytes follow, up to `most`; they are thrown away."""
+    """Read and drop up to `most` bytes; returns how many there were."""
     left = most
     while left > 0 and (block := stream.read(min(_BLOCK, left))):
         left -= len(block)
@@ -104,10 +106,10 @@ def _count(stream: IO[bytes], most: int) -> int:
 
 
 def _kept(stream: IO[bytes], head: bytes, end: int | None = None) -> Source:
-    """`head` and what follows it in a temporary file: a little more than `end` bytes, if that is given.
+    """`head` and what follows it, in a temporary file; with `end`, only a little more than `end` bytes.
 
     Raises:
-        OSError: There are more than may be kept.
+        OSError: There are more bytes than may be kept.
     """
     folder = tempfile.gettempdir()
     most = min(_MOST, shutil.disk_usage(folder).free // 2)
@@ -131,7 +133,7 @@ def _kept(stream: IO[bytes], head: bytes, end: int | None = None) -> Source:
 
 def _too_long(most: int) -> OSError:
     message = (
-        f"more than {human_bytes(most)}, which is what may be kept of a pipe here; "
+        f"more than {human_bytes(most)}, the most that is kept of a pipe here; "
         "save it as a file and give its name"
     )
     return OSError(errno.EFBIG, message, "standard input")
@@ -141,30 +143,28 @@ STDIN: Final = "-"
 
 
 def stdin_source(is_known: Callable[[bytes], bool], *, headers_only: bool = False) -> Source:
-    """Standard input, at any place: as it is if it is a file, else as much of it as is needed.
+    """Standard input as a source: the file itself if it is a file, else as much of it as is needed.
 
     Args:
         is_known: See `piped`.
         headers_only: No tensor of a safetensors file will be read.
 
     Raises:
-        OSError: It is closed, cannot be read, or is longer than what may be kept of a pipe.
+        OSError: It is closed, cannot be read, or is longer than what is kept of a pipe.
     """
     if sys.stdin is None:
         raise OSError(0, "standard input is closed")
     stream: IO[bytes] = sys.stdin.buffer
     if not stream.seekable() or _is_device(stream):
-        from ..storage.pipes import piped
-
         return piped(stream, is_known, headers_only=headers_only)
     source = FileObjectSource(stream)
-    source.name = "<stdin>"
+    source.name = NAME
     return source
 
 
 def _is_device(stream: IO[bytes]) -> bool:
-    """Whether it is one without an end, such as /dev/zero, where seeking succeeds and does nothing."""
+    """Whether it is a device such as /dev/zero, where seeking succeeds and does nothing."""
     try:
         return stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
     except OSError:
-        return False  # not a real file: a test's
+        return False  # an object without a descriptor

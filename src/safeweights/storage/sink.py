@@ -1,14 +1,13 @@
-"""Sinks: putting bytes where they belong, all of them or none.
+"""Sinks: write all the bytes of a file or none.
 
 Rules:
-- A file is written under no name or another name in the same directory, and renamed when it is
-  complete: whoever looks sees the old contents or the new, and a failed save changes nothing
-  (rename(2)).
+- A file is written without a name, or under another name in the same directory, and renamed when it is
+  complete (rename(2)): a reader sees the old contents or the new, and a failed save changes nothing.
 - Where the system has files without a name (open(2), O_TMPFILE), a process that is killed while it
-  writes leaves nothing behind; elsewhere ``.safeweights-*.tmp``, which may be deleted.
-- The new file has the mode of the one it replaces, and its owner and group where that is allowed, or
-  what the umask allows. A symbolic link stays one; its target is replaced. Other hard links to the
-  old file keep the old contents.
+  writes leaves nothing behind; elsewhere it leaves ``.safeweights-*.tmp``, which may be deleted.
+- The new file has the mode of the one it replaces, and its owner and group where that is allowed; without
+  one, the mode that the umask allows. A symbolic link stays one; its target is replaced. Other hard links
+  to the old file keep the old contents.
 - Only regular files are replaced: never a directory, device, FIFO or socket.
 - ``durable`` means that the bytes and the name survive a loss of power once the call returns
   (fsync(2) of the file and of its directory).
@@ -48,8 +47,6 @@ __all__ = [
     "write_stream",
 ]
 
-"""What is written: contiguous memory."""
-
 _Progress: TypeAlias = "Callable[[int], object]"
 
 _VECTOR: Final = 1024  # IOV_MAX of Linux, macOS and the BSDs
@@ -57,16 +54,16 @@ _BATCH: Final = 1 << 23  # bytes handed to one system call; a signal is seen bet
 _DONTCACHE: Final = 0x80  # the os module has no name for it yet
 _LARGE: Final = 1 << 20
 _SMALL: Final = 1 << 12
-_JOINED: Final = 1 << 18  # what stays in the processor's cache
+_JOINED: Final = 1 << 18  # fits in the processor's cache
 _FLAGS: Final[int] = getattr(os, "O_BINARY", 0)
 
 _UNSUPPORTED: Final = frozenset(
     {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL}
 )
-"""What filesystems answer that cannot do what was asked (FUSE, object-store mounts, vfat)."""
+"""Errors of filesystems that lack an operation (FUSE, object-store mounts, vfat)."""
 
 _CANNOT_RENAME: Final = _UNSUPPORTED | {errno.EXDEV, errno.EBUSY}
-"""EBUSY: the target is a mount point itself, as files are that are mounted into containers."""
+"""EBUSY: the target is itself a mount point, as a file that is mounted into a container is."""
 
 _CANNOT_LINK: Final = _CANNOT_RENAME | {errno.EMLINK}
 
@@ -189,12 +186,12 @@ def write_stream(
     *,
     progress: _Progress | None = None,
 ) -> None:
-    """Write `buffers` to an open file object, a pipe or socket too; it is neither closed nor synced.
+    """Write `buffers` to an open file object, which may be a pipe or socket; it is not closed or synced.
 
     Raises:
-        UnsupportedError: The object takes text.
+        UnsupportedError: The object is in text mode.
         BlockingIOError: The object is in non-blocking mode and takes no more.
-        OSError: Writing failed; what was written before stays.
+        OSError: Writing failed; the bytes that were written before stay.
     """
     if isinstance(file, io.TextIOBase):
         raise UnsupportedError("the file object takes text: open it in mode 'wb'")
@@ -385,7 +382,7 @@ def _closing(descriptor: int, path: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _about(path: str) -> Iterator[None]:
-    """Say which file it was: of a descriptor the system does not know."""
+    """Add the file name to errors of system calls on a descriptor."""
     try:
         yield
     except OSError as error:
@@ -399,7 +396,7 @@ def _discard(path: str) -> None:
 
 
 def _allowed(call: Callable[..., object], *arguments: Any) -> bool:
-    """Make a system call that not every filesystem or user can: whether it was done."""
+    """Make a system call that a filesystem may lack or a user may not be allowed; whether it worked."""
     try:
         call(*arguments)
     except OSError as error:
@@ -416,8 +413,8 @@ def _adopt(descriptor: int, replaced: os.stat_result) -> None:
     created = os.fstat(descriptor)
     owner, mode = (replaced.st_uid, replaced.st_gid), stat.S_IMODE(replaced.st_mode)
     if (created.st_uid, created.st_gid) != owner and not _allowed(os.fchown, descriptor, *owner):
-        # Another's file: members of its group may still keep the group, but rights that were given
-        # to the owner's program are not ours to give.
+        # The file of another user: a member of its group may keep the group, but the set-ID bits would
+        # give the new owner's rights to a program.
         mode &= ~(stat.S_ISUID | stat.S_ISGID)
         _allowed(os.fchown, descriptor, -1, replaced.st_gid)
     if stat.S_IMODE(created.st_mode) != mode:
@@ -449,7 +446,7 @@ def _write_all(
     written = 0
     for batch in _batches(buffers):
         rest = batch
-        del batch  # or it would live on while the next one is made
+        del batch  # or its memory would be in use while the next one is made
         while rest:
             with _about(path):
                 count = write(rest)
@@ -460,9 +457,9 @@ def _write_all(
 
 
 class _Uncached:
-    """Writes past the page cache, as long as the system can: what is to be synced had better not wait.
+    """Writes that start going to the disk at once, where the system can do that, so that fsync waits less.
 
-    The writes go on where the descriptor stands (pwritev2(2), RWF_DONTCACHE, Linux 6.14).
+    They use the file position of the descriptor (pwritev2(2), RWF_DONTCACHE, Linux 6.14).
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -481,7 +478,7 @@ class _Uncached:
 
 
 def _batches(buffers: Iterable[Buffer]) -> Iterator[list[memoryview]]:
-    """Group buffers for one system call each; cut those that are large."""
+    """Group small buffers, and cut large ones, into the buffers of one system call each."""
     batch: list[memoryview] = []
     size = 0
     for piece in _pieces(buffers):
@@ -502,7 +499,7 @@ def _pieces(buffers: Iterable[Buffer]) -> Iterator[memoryview]:
 
 
 def _joined(buffers: Iterable[Buffer]) -> Iterator[Buffer]:
-    """Join small neighbours: a copy of some KiB costs less than an entry in a vector of buffers."""
+    """Join small neighbours: copying a few KiB costs less than one more buffer in a system call."""
     small: list[Buffer] = []
     size = 0
     for buffer in buffers:
@@ -528,12 +525,12 @@ def _write_some(descriptor: int, batch: list[memoryview]) -> int:
 
 def _progressed(count: int) -> int:
     if count == 0:
-        raise OSError(errno.EIO, "no more bytes are accepted, and no error is reported")
+        raise OSError(errno.EIO, "the system wrote no bytes and reported no error")
     return count
 
 
 def _after(batch: list[memoryview], count: int) -> list[memoryview]:
-    """What is left of `batch` after its first `count` bytes were written."""
+    """The rest of `batch` after its first `count` bytes were written."""
     for index, piece in enumerate(batch):
         if count < len(piece):
             return [piece[count:], *islice(batch, index + 1, None)]

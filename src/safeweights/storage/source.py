@@ -1,14 +1,14 @@
 """Sources: random access to bytes that do not move, from a file, a file object or memory.
 
 Rules:
-- A file is opened once, by name; everything after that goes through the descriptor, so that nobody
-  can exchange the file between the check of its header and the reading of its data.
+- A file is opened once, by name. Everything after that goes through the descriptor, so that the file
+  cannot be replaced between the check of its header and the reading of its data.
 - A read gives all the bytes asked for or an error, never fewer.
-- What a source handed out stays valid for as long as somebody holds it: a descriptor or mapping is
-  closed when the last user is gone, not before.
-- Mapped pages are private: writing to them changes neither the file nor what others see. If another
-  process truncates a mapped file, touching the lost pages kills the process (SIGBUS; mmap(2)). Where
-  that can happen, use the pread backend, which raises `TruncatedError`.
+- Memory that a source handed out stays valid while it is referenced: a descriptor or mapping is closed
+  when the last reference is gone.
+- Mapped pages are private: writing to them changes neither the file nor what other processes see. If
+  another process truncates a mapped file, touching the lost pages kills this process (SIGBUS; mmap(2)).
+  Where that can happen, use the pread backend, which raises `TruncatedError`.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def flat(data: Any) -> memoryview:
 
 
 class Reading(NamedTuple):
-    """Bytes on their way into memory, to be fetched piece by piece; see `Source.reading`.
+    """A read as work that threads can share; see `Source.reading`.
 
     Attributes:
-        data: Where they will be, in the end.
-        extent: Up to where `fill` counts; 0 where nothing is left to do.
-        fill: Fetches what stands between two places, each a multiple of `step` or the end. From any
-            thread, several at once.
+        data: Memory that holds the bytes when all of the work is done.
+        extent: The work is to call `fill` for pieces that cover 0 to `extent`; 0 if there is none.
+        fill: ``fill(begin, end)`` fetches a piece. Both are multiples of `step`, or `extent`. May be called
+            from any thread, and from several at once.
         step: See `fill`.
     """
 
@@ -68,13 +68,13 @@ class Reading(NamedTuple):
 
 
 class Source(ABC):
-    """Bytes 0 to `size`, readable at any place, from any thread.
+    """A sequence of `size` bytes that can be read at any offset, from any thread.
 
     Attributes:
         name: What to call it in messages: a path, or a description.
         size: Number of bytes when it was opened.
-        in_memory: Whether `view` gives memory that is there already, mapped too, instead of reading.
-        threads: How many it is best read with; 0 for as many as there are processors.
+        in_memory: Whether `view` gives memory that exists already, of a mapping too, instead of reading.
+        threads: How many threads to read it with; 0 for `thread_count`.
         version: Names exactly these bytes in their store, such as an entity tag; None if there is none.
     """
 
@@ -86,7 +86,7 @@ class Source(ABC):
 
     @abstractmethod
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` (flat, of bytes) with the bytes from `offset` on.
+        """Fill `buffer`, a flat view of bytes, with the bytes from `offset` on.
 
         Raises:
             TruncatedError: The source ends before that.
@@ -94,15 +94,15 @@ class Source(ABC):
         """
 
     def view(self, offset: int, length: int) -> memoryview:
-        """The bytes from `offset`: the memory itself where the source is in memory, else a copy."""
+        """The bytes from `offset` on: the memory itself if the source is in memory, else a copy."""
         reading = self.reading(offset, length)
         in_parallel(reading.fill, reading.extent, chunk=reading.step, threads=self.threads)
         return reading.data
 
     def reading(self, offset: int, length: int) -> Reading:
-        """What `view` does, as work that the caller shares among threads and mixes with other work.
+        """The same read as `view`, as work that the caller shares among threads and mixes with other work.
 
-        Of a mapped file the pages are fetched, so that nobody waits for them when they are used.
+        For a mapped file the work is to fetch its pages, so that their first use need not wait for a disk.
 
         Raises:
             TruncatedError: The source ends before that.
@@ -119,7 +119,9 @@ class Source(ABC):
         return Reading(buffer, length, fill)
 
     def read(self, offset: int, length: int) -> bytes:
-        """A copy of the bytes from `offset`: read, even if mapped, so that truncation is an error.
+        """A copy of the bytes from `offset` on.
+
+        A mapped file is read, too, so that a file that was truncated is an error instead of a SIGBUS.
 
         Raises:
             TruncatedError: The source ends before that.
@@ -130,18 +132,18 @@ class Source(ABC):
         return bytes(data)
 
     def fill(self, offset: int, length: int, memory: memoryview) -> int:
-        """Read into the caller's memory, in the calling thread; where in it the bytes begin.
+        """Read into the caller's memory, in the calling thread; returns the offset of the bytes in it.
 
         Args:
             offset: First byte.
             length: Number of bytes.
-            memory: Begins at a page, and has two pages more than `length`: direct reads come in blocks.
+            memory: Begins at a page, and is two pages longer than `length`: direct reads read whole blocks.
         """
         self.read_into(offset, memory[:length])
         return 0
 
     def for_all(self) -> Source:
-        """The source to take from when all will be used at once; this one, or one that reads faster."""
+        """The source to use when all of it will be read: this one, or one that reads faster."""
         return self
 
     def _truncated(self, offset: int, length: int, end: int) -> TruncatedError:
@@ -153,15 +155,15 @@ class Source(ABC):
 
 
 def _nothing(begin: int, end: int) -> None:
-    """Fetch what is there already."""
+    """The `fill` of a read that has nothing to fetch."""
 
 
 Verifier = Callable[[Source, str], Source]
-"""Given what was opened and its path, what to read from instead: the same bytes, checked."""
+"""Takes a source and its path; returns the source to read instead: the same bytes, checked."""
 
 
 class BytesSource(Source):
-    """Memory that holds a whole file: bytes, bytearray, memoryview, mmap, array ...
+    """A file that is in memory: bytes, bytearray, memoryview, mmap, array ...
 
     Args:
         data: Any object with the buffer protocol whose memory is contiguous. Views share it.

@@ -1,7 +1,9 @@
-"""Where the bytes of a file are, and will be: page cache, local disk, network; space set aside.
+"""System calls that Python's standard library does not have, by ctypes.
 
-Used to choose how to read and write, never to decide what; where the system gives no answer, the answer
-is None. These are the system calls for which Python's standard library has no name.
+They say where the bytes of a file are (page cache, local disk, network), reserve space, and map files.
+Their answers decide how files are read and written, never what; where the system gives no answer, it is
+None or False. ``ctypes.CDLL`` releases the interpreter's lock during a call; the standard library's
+``mmap.madvise`` does not.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ __all__ = [
     "resident_share",
 ]
 
-_CACHESTAT: Final = 451  # the same number on every architecture since it is newer than their tables
+_CACHESTAT: Final = 451  # new system calls have the same number on every architecture
 _KEEP_SIZE: Final = 1
 _HUGEPAGE: Final = 14  # MADV_HUGEPAGE
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ
@@ -46,7 +48,7 @@ _REMOTE: Final = frozenset(
         0x5346414F,  # AFS
     }
 )
-"""f_type of filesystems across a network or in user space (statfs(2), linux/magic.h)."""
+"""f_type of filesystems on a network or in user space (statfs(2), linux/magic.h)."""
 
 
 class _Range(ctypes.Structure):
@@ -66,7 +68,7 @@ def _libc() -> Any:
 
 
 def resident_share(descriptor: int, offset: int, length: int) -> float | None:
-    """The share, 0 to 1, of a file's bytes that are in the page cache; None where unknown.
+    """The share, 0 to 1, of a range of a file that is in the page cache; None where unknown.
 
     Cost: one system call (cachestat(2), Linux 6.5), some 50 us for 256 MiB.
     """
@@ -92,10 +94,10 @@ def is_remote(descriptor: int) -> bool | None:
 
 
 def reserve(descriptor: int, nbytes: int) -> bool:
-    """Have disk space set aside for a file that is about to be written; whether that was done.
+    """Reserve disk space for a file that is about to be written; returns whether that was possible.
 
-    Writing into blocks that are there already is faster, they lie together, and a full disk shows before
-    anything was written. The size of the file does not change (fallocate(2), FALLOC_FL_KEEP_SIZE).
+    Writing to reserved blocks is faster, they lie together, and a full disk is an error before anything was
+    written. The size of the file does not change (fallocate(2), FALLOC_FL_KEEP_SIZE).
 
     Raises:
         OSError: There is not enough space, or a quota or limit forbids it.
@@ -112,7 +114,7 @@ def reserve(descriptor: int, nbytes: int) -> bool:
 
 
 def prefer_huge_pages(address: int, nbytes: int) -> None:
-    """Ask for huge pages under memory that was not touched yet (madvise(2), MADV_HUGEPAGE); a hint."""
+    """Ask for huge pages in memory that was not touched yet: a hint (madvise(2), MADV_HUGEPAGE)."""
     libc = _libc()
     if libc is None:
         return
@@ -124,14 +126,16 @@ def prefer_huge_pages(address: int, nbytes: int) -> None:
 def map_untracked(
     descriptor: int, status: os.stat_result, *, protection: int, flags: int
 ) -> memoryview | None:
-    """A mapping of a file that holds no descriptor of its own; None where that cannot be had.
+    """A mapping of a file that keeps no descriptor open; None where that is not possible.
 
-    What ``trackfd=False`` gives from Python 3.13 on: a mapping of memory does without, so the file is
-    mapped in its place. It begins where a huge page may, as it would if the system chose: what lies in
-    the page cache in large pieces is then mapped by the piece, ten times as fast.
+    Before Python 3.13, which has ``trackfd=False``, ``mmap.mmap`` duplicates the descriptor of a file and
+    keeps it. An anonymous mapping has none. So this makes an anonymous mapping, which Python owns and
+    unmaps, and maps the file over its pages (MAP_FIXED). The file begins at a multiple of 2 MiB, as where
+    the system chooses the address: the page cache often holds it in pieces that large, and faulting them
+    in whole is ten times as fast as page by page.
 
     Raises:
-        OSError, ValueError: There is no room for it.
+        OSError, ValueError: There is not enough address space.
     """
     libc = _libc()
     if libc is None or sys.maxsize < 1 << 32:
@@ -141,7 +145,7 @@ def map_untracked(
     offset, length = ctypes.c_int64(0), ctypes.c_size_t(size)
     if status.st_dev not in _mappable:
         tried = libc.mmap(None, length, protection, flags, descriptor, offset)
-        if tried is None or tried == _FAILED:  # a filesystem that cannot
+        if tried is None or tried == _FAILED:  # a filesystem without mappings
             return None
         libc.munmap(ctypes.c_void_p(tried), length)
         _mappable.add(status.st_dev)
@@ -160,17 +164,19 @@ def map_untracked(
 
 
 _mappable: Final[set[int]] = set()
-"""Devices whose files can be mapped, so that putting one in place will not fail half-way."""
+"""Devices whose files can be mapped. Mapping over other pages first unmaps them, so it must not fail."""
 
 _abandoned: Final[list[mmap.mmap]] = []
-"""Pages of which a failed call may have unmapped some: they are never given back, others may be there."""
+"""Mappings of which a failed call may have removed pages. They are kept for ever: to unmap them could
+remove what was mapped at the same addresses since."""
 
 
 def populate(memory: memoryview) -> bool:
-    """Have the pages of a mapped file read now, all of them; whether they are all there.
+    """Fetch all pages of a part of a mapped file; returns False if some of them cannot be read.
 
-    Without it every page is read when it is first touched. Where the system cannot be asked the answer
-    is True, and that is how they will be read (madvise(2), MADV_POPULATE_READ, Linux 5.14).
+    Without this every page is read when it is first touched, where a failure is a SIGBUS. If the system
+    does not have the call, they are read that way, and the result is True (madvise(2),
+    MADV_POPULATE_READ, Linux 5.14).
 
     Args:
         memory: A part of a writable mapping.

@@ -1,4 +1,4 @@
-"""Parts of sources as sources: windows, concatenations, and a forward reader."""
+"""Parts of sources as sources: windows, concatenations, and a reader that goes forward."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from ..errors import FormatError
-from . import Source
 from .limits import exceeded
+from .source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,6 +40,7 @@ def read_bytes(source: Source, offset: int, count: int) -> bytes:
     Raises:
         FormatError: They are not all inside the source.
 
+    >>> from safeweights.storage import BytesSource
     >>> read_bytes(BytesSource(b"abcdef"), 2, 3)
     b'cde'
     """
@@ -50,6 +51,7 @@ def read_bytes(source: Source, offset: int, count: int) -> bytes:
 class Window(Source):
     """The `size` bytes of `parent` from `start` on.
 
+    >>> from safeweights.storage import BytesSource
     >>> read_bytes(Window(BytesSource(b"abcdef"), 1, 4, "part"), 1, 2)
     b'cd'
     """
@@ -60,7 +62,7 @@ class Window(Source):
         self.size = size
         self.parent: Source = parent
         self.start = start
-        if isinstance(parent, Window):  # chains of windows would cost a call a level
+        if isinstance(parent, Window):  # a chain of windows would cost a call for each level
             self.parent, self.start = parent.parent, start + parent.start
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -73,8 +75,9 @@ class Window(Source):
 
 
 class Joined(Source):
-    """Sources one behind the other.
+    """Several sources, concatenated.
 
+    >>> from safeweights.storage import BytesSource
     >>> read_bytes(Joined([BytesSource(b"abc"), BytesSource(b"def")], "both"), 2, 3)
     b'cde'
     """
@@ -98,12 +101,7 @@ class Joined(Source):
 
 
 class ByteReader:
-    """Reads a source forward, with one block of buffer.
-
-    Attributes:
-        offset: Of the next byte.
-        left: Bytes up to the end.
-    """
+    """Reads a source forward, through a buffer of one block."""
 
     __slots__ = ("_base", "_buffer", "_end", "_position", "_source")
 
@@ -123,13 +121,13 @@ class ByteReader:
         return self._end - self.offset
 
     def seek(self, offset: int) -> None:
-        """Go on at `offset`."""
+        """Continue at `offset`."""
         self._base = offset
         self._buffer = b""
         self._position = 0
 
     def take(self, count: int) -> bytes:
-        """The next `count` bytes; FormatError where the source ends before."""
+        """The next `count` bytes; a FormatError if there are fewer."""
         start = self._position
         stop = start + count
         if stop > len(self._buffer):
@@ -139,7 +137,7 @@ class ByteReader:
         return self._buffer[start:stop]
 
     def skip(self, count: int) -> int:
-        """Pass over `count` bytes; returns the offset of the first."""
+        """Skip `count` bytes; returns the offset of the first of them."""
         start = self.offset
         if count > self._end - start:
             raise truncated(self._source, start, count)
@@ -150,7 +148,7 @@ class ByteReader:
         return start
 
     def line(self, limit: int) -> bytes:
-        """The bytes before the next newline, which is passed over."""
+        """The bytes before the next newline, which is skipped; a FormatError beyond `limit` bytes."""
         searched = 0
         while True:
             found = self._buffer.find(b"\n", self._position + searched)
@@ -161,12 +159,12 @@ class ByteReader:
             searched = len(self._buffer) - self._position
             if searched > limit:
                 raise exceeded("inline_bytes", limit, self._source.name, self.offset)
-            # Double what is held, so that a line of n bytes costs O(n), not O(n**2 / block).
+            # Double the buffer, so that a line of n bytes costs O(n), not O(n**2 / block).
             more = min(max(searched, _READ_BLOCK), self._end - self.offset - searched)
             self._fill(searched + max(more, 1))
 
     def _fill(self, count: int) -> None:
-        """Hold at least `count` bytes from the present offset on."""
+        """Buffer at least `count` bytes from the current offset on."""
         start = self.offset
         left = self._end - start
         if count > left:

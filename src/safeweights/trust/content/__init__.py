@@ -1,1 +1,1 @@
-"""What the bytes are: digests, block trees, and sources that verify what they read."""
+"""What the bytes of a file are: digests, block trees, and sources that verify what they read."""

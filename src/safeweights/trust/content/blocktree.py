@@ -1,17 +1,17 @@
 """A tree of SHA-256 over blocks of a file: verification in proportion to what is read.
 
-The file is cut into blocks (256 KiB unless told otherwise); each block gives a leaf, each page of
-256 digests gives a node of the level above, and the root binds the top page to the file's size, the
-block size and the number of blocks. Leaf, node and root hash under different prefixes (no digest
-of one kind can pass for another), a leaf binds its index and length, a node its level and index:
+The file is cut into blocks (by default of 256 KiB). Each block gives a leaf; each page of 256 digests
+gives a node of the level above; the root binds the top page to the size of the file, the block size and
+the number of blocks. Leaves, nodes and the root are hashed with different prefixes, so that no digest of
+one kind can pass for another. A leaf binds its index and length, a node its level and index, so that
 blocks cannot be swapped, cut off or added.
 
-The sidecar file stores all levels. A reader holds the root from a signed statement and checks only
-the pages on the way to the blocks it touches: 8 KiB a level, whatever the file's size. For 100 GiB
-the sidecar is 12.9 MB and three levels high.
+The sidecar file stores all levels. A reader has the root from a signed statement and checks only the pages
+above the blocks that it touches: 8 KiB for each level, whatever the size of the file. The sidecar of a
+100 GiB file has 12.9 MB and three levels.
 
 Layout of a sidecar (little endian): magic (8 bytes), file size (u64), block size (u32), fan-out
-(u32, 256), then every level from the leaves upwards, 32 bytes a digest.
+(u32, 256), then every level from the leaves upwards, 32 bytes for each digest.
 
 Pure: bytes in, bytes out, no I/O.
 """
@@ -67,16 +67,16 @@ def _level_counts(size: int, block_size: int) -> list[int]:
 
 
 class BlockTree:
-    """The digests of one file's blocks.
+    """The digests of the blocks of one file.
 
-    A tree built by `TreeBuilder` is trusted by construction. One that was `decode`d is bound to the
-    root it was decoded with: its top page at once, every other page when a block below it is
-    checked (8 KiB hashed a page, once).
+    A tree that `TreeBuilder` made was computed from the file. One that `decode` read is checked against the
+    root that it was given: the top page at once, every other page when a block below it is checked for
+    the first time (8 KiB hashed for each).
 
     Attributes:
-        size: The file's size in bytes.
-        block_size: Bytes a block; the last one may be shorter.
-        root: 32 bytes that stand for all of it.
+        size: The size of the file in bytes.
+        block_size: Bytes in a block; the last block may be shorter.
+        root: 32 bytes that determine all of it.
     """
 
     __slots__ = ("_checked", "_levels", "block_size", "root", "size")
@@ -93,7 +93,7 @@ class BlockTree:
 
     @property
     def blocks(self) -> int:
-        """How many blocks the file has."""
+        """The number of blocks."""
         return -(-self.size // self.block_size)
 
     def encode(self) -> bytes:
@@ -103,13 +103,13 @@ class BlockTree:
 
     @classmethod
     def decode(cls, data: bytes, root: bytes, *, path: str | None = None) -> BlockTree:
-        """The tree in sidecar `data`, which must be the one that `root` stands for.
+        """The tree in sidecar `data`, which must have the given `root`.
 
-        Cost: one page hashed. `data` is kept, not copied.
+        Cost: one page is hashed. `data` is kept, not copied.
 
         Raises:
-            DocumentError: Not a sidecar, or not of the length its header implies.
-            VerificationError: ``stale-sidecar``: a well-formed sidecar of something else.
+            DocumentError: It is not a sidecar, or not of the length that its header implies.
+            VerificationError: ``stale-sidecar``: a well-formed sidecar of other contents.
         """
         if len(data) < _HEADER.size or data[:8] != MAGIC:
             raise DocumentError(
@@ -145,11 +145,11 @@ class BlockTree:
         return tree
 
     def block_length(self, index: int) -> int:
-        """Bytes in block `index`."""
+        """The number of bytes in block `index`."""
         return min(self.block_size, self.size - index * self.block_size)
 
     def check(self, index: int, block: memoryview | bytes, *, path: str | None = None) -> None:
-        """Block `index` must be `block`.
+        """Check that block `index` of the file is `block`.
 
         Raises:
             VerificationError: ``block-mismatch`` with the block's offset, or ``stale-sidecar``
@@ -166,7 +166,7 @@ class BlockTree:
             )
 
     def _check_pages(self, index: int, path: str | None) -> None:
-        # From the top down, so that no page is compared with a digest nobody vouches for.
+        # From the top down, so that every page is compared with a digest that was checked before.
         for level in range(len(self._levels) - 2, -1, -1):
             page = index // FANOUT ** (level + 1)
             if (level, page) in self._checked:
@@ -191,9 +191,9 @@ def _split(data: memoryview, counts: list[int]) -> Iterator[memoryview]:
 
 
 class TreeBuilder:
-    """Builds a `BlockTree` from a file's bytes in order.
+    """Builds a `BlockTree` from the bytes of a file in order.
 
-    Memory: 32 bytes a block. `update` takes whole blocks; only the last call may end in a partial
+    Memory: 32 bytes for each block. `update` takes whole blocks; only the last call may end with a partial
     one.
 
     >>> builder = TreeBuilder()
@@ -219,7 +219,7 @@ class TreeBuilder:
         self._size += len(view)
 
     def finish(self) -> BlockTree:
-        """The tree over everything added."""
+        """The tree of all blocks that were added."""
         levels = [bytes(self._leaves)]
         while len(levels[-1]) > FANOUT * DIGEST:
             below, page = levels[-1], FANOUT * DIGEST

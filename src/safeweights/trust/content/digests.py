@@ -1,10 +1,10 @@
-"""SHA-256 of files, of tensors and of blocks, at the speed of the machine's cores.
+"""SHA-256 of files, of tensors and of blocks, on all processors.
 
-`hashlib` releases the GIL, so files are hashed side by side in threads; a file's digest and its
-block tree come from one pass over the same bytes, so they cannot belong to different versions of
-it. Check files are those of coreutils' ``sha256sum``.
+`hashlib` releases the interpreter's lock, so that files are hashed in several threads. The digest of a file
+and its block tree come from one pass over the same bytes, so that they cannot be of different versions.
+Check files have the format of coreutils' ``sha256sum``.
 
-Nothing here decides anything.
+Nothing here decides what to trust.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ _CHECK_LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)", re.DOTALL)
 
 @dataclass(frozen=True)
 class FileDigest:
-    """What was read of one file.
+    """The digest of one file.
 
     Attributes:
         name: The name under which it was asked for or found.
-        size: Bytes.
-        sha256: Lower-case hexadecimal.
+        size: Number of bytes.
+        sha256: The digest, in lower-case hexadecimal.
         tree: The digests of its blocks, where asked for.
     """
 
@@ -75,7 +75,7 @@ class FileDigest:
 
 @dataclass(frozen=True)
 class TensorDigest:
-    """One tensor's identity: its type, shape and bytes, wherever in a file they are."""
+    """The digest of one tensor: of its type, shape and bytes, wherever in a file they are."""
 
     file: str
     name: str
@@ -86,7 +86,7 @@ class TensorDigest:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One line of a check file against the disk."""
+    """One line of a check file, compared with the disk."""
 
     name: str
     status: Literal["ok", "mismatch", "missing", "unreadable"]
@@ -213,19 +213,19 @@ def hash_paths(
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[FileDigest]:
-    """The SHA-256 of files, and of every file below folders; names are paths as one would type.
+    """The SHA-256 of files, and of every file below folders. Their names are paths: PATH/NAME in a folder.
 
     Args:
         paths: Files and folders.
-        leave_out: A file that is passed over wherever it is found: where the digests are written to.
-        failed: Told of what cannot be read, and why, which then does not keep the rest from being
-            read; without it, that is raised.
-        workers: Files read at a time; the number of cores unless told.
-        progress: Called with the bytes read so far, from the calling thread.
+        leave_out: A file that is skipped wherever it is found, because the digests will be written to it.
+        failed: Called with the path of what cannot be read, and the error; the rest is read all the
+            same. By default, the error is raised.
+        workers: Files read at a time; by default the number of processors.
+        progress: Called with the number of bytes read so far, from the calling thread.
 
     Raises:
-        VerificationError: A special file in a folder.
-        OSError: As the operating system has it.
+        VerificationError: There is a special file in a folder.
+        OSError: As the operating system reports it.
     """
 
     def one(path: str, tell: Callable[[int], object]) -> FileDigest | _Failure:
@@ -258,7 +258,7 @@ def _each(
     leave_out: str | None,
     failed: Callable[[str, OSError | VerificationError], object] | None,
 ) -> list[str]:
-    """Every file that is named, or below a folder that is."""
+    """The files among `paths`, and every file below the folders among them."""
     left_out = None if leave_out is None else os.path.realpath(leave_out)
     found: list[str] = []
     for path in paths:
@@ -296,11 +296,10 @@ def hash_tensors(
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[TensorDigest]:
-    """One digest for each tensor of a safetensors file, in name order.
+    """One digest for each tensor of a safetensors file, in the order of the names.
 
-    The digest covers dtype, shape and bytes (``dtype NUL shape NUL data``), not the name or the
-    place: equal tensors have equal digests in every file. `workers` and `progress` are those of
-    `hash_files`.
+    The digest covers dtype, shape and bytes (``dtype NUL shape NUL data``), not the name or the position:
+    equal tensors have equal digests in every file. `workers` and `progress` are those of `hash_files`.
 
     Raises:
         FormatError: Not a valid safetensors file.
@@ -317,7 +316,7 @@ def hash_mapping(
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[TensorDigest]:
-    """The same for any mapping, which was opened from `path`."""
+    """The same for any mapping; `path` is what the digests name as its file."""
 
     def one(name: str, tell: Callable[[int], object]) -> TensorDigest:
         tensor = tensors[name]
@@ -350,10 +349,10 @@ def format_check_file(digests: Iterable[FileDigest]) -> str:
 
 
 def parse_check_file(data: bytes, *, path: str | None = None) -> list[tuple[str, str]]:
-    """(name, digest) of every line; empty lines and lines that start with ``#`` are skipped.
+    """The (name, digest) pair of every line; empty lines and lines that begin with ``#`` are skipped.
 
     Raises:
-        DocumentError: A line that is something else, a name given twice, or no line at all.
+        DocumentError: A line is something else, a name is given twice, or there is no line.
     """
     try:
         lines = data.decode().split("\n")
@@ -393,16 +392,16 @@ def check(
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[CheckResult]:
-    """Every line of the check file `path` against the disk.
+    """Compare every line of the check file `path` with the disk.
 
     Args:
         path: The check file.
-        base: The folder its names are relative to; the current one unless told, as sha256sum.
-        workers: Files read at a time; the number of cores unless told.
-        progress: Called with the bytes read so far, from the calling thread.
+        base: The folder that its names are relative to; by default the current one, as for sha256sum.
+        workers: Files read at a time; by default the number of processors.
+        progress: Called with the number of bytes read so far, from the calling thread.
 
     Raises:
-        DocumentError: It is no check file.
+        DocumentError: It is not a check file.
         OSError: It cannot be read.
     """
     lines = parse_check_file(read_document(path), path=path)
@@ -416,7 +415,7 @@ def check_lines(
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[CheckResult]:
-    """The same for the (name, digest) pairs of `parse_check_file`."""
+    """Compare (name, digest) pairs, as `parse_check_file` gives them, with the disk."""
 
     def path_of(line: tuple[str, str]) -> str:
         return os.path.join(base or "", line[0])
@@ -427,7 +426,7 @@ def check_lines(
             found = hash_file(path_of(line), progress=tell).sha256
         except FileNotFoundError:
             return CheckResult(name, "missing")
-        except (OSError, VerificationError):  # no permission, a folder, changed meanwhile
+        except (OSError, VerificationError):  # no permission, a folder, changed while it was read
             return CheckResult(name, "unreadable")
         return CheckResult(name, "ok" if found == expected else "mismatch")
 

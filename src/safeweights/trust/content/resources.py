@@ -35,7 +35,7 @@ class Resource:
     """What a statement says about one file.
 
     Attributes:
-        name: Relative to the folder; ``"."`` for a single file signed by the reference tool.
+        name: Relative to the folder; ``"."`` for a single file that the reference tool signed.
         algorithm: ``"sha256"``, ``"blake2b"`` or ``"blake3"``.
         parts: One for the whole file, or its shards in order.
         tree: The block tree, where the signer made one.
@@ -54,13 +54,13 @@ class Resource:
 
     @property
     def sha256(self) -> str | None:
-        """The SHA-256 of the whole file, where the statement has it."""
+        """The SHA-256 of the whole file; None where the statement has other digests."""
         whole = len(self.parts) == 1 and self.parts[0].end is None and self.algorithm == "sha256"
         return self.parts[0].digest.hex() if whole else None
 
     @property
     def size(self) -> int | None:
-        """The file's size, where the statement tells (shards do)."""
+        """The size of the file; None where the statement does not say (shards do)."""
         return self.parts[-1].end
 
 
@@ -86,7 +86,7 @@ def _hasher(algorithm: str) -> Any:
 
 
 class PartHasher:
-    """Compares a stream of bytes with a resource's parts (shards, or one digest of another kind).
+    """Compares bytes, in order, with the parts of a resource: shards, or one digest of another algorithm.
 
     Raises:
         VerificationError: In `finish`: ``digest-mismatch`` or ``size-mismatch``.
@@ -100,7 +100,7 @@ class PartHasher:
         self._bad: list[int] = []
 
     def update(self, data: memoryview) -> None:
-        """The next bytes."""
+        """Add the next bytes."""
         while len(data) and self._index < len(self._parts):
             end = self._parts[self._index].end
             take = data if end is None else data[: end - self._position]
@@ -119,7 +119,7 @@ class PartHasher:
         self._index += 1
 
     def finish(self, size: int, path: str) -> None:
-        """All bytes were given; there were `size` of them."""
+        """Compare all of it, after the last byte; `size` is the size of the file."""
         expected = self._parts[-1].end
         if expected is not None and expected != size:
             raise VerificationError(

@@ -1,4 +1,4 @@
-"""Finding the block tree of a file on disk."""
+"""The block tree of a file on disk, in a sidecar file beside it."""
 
 from __future__ import annotations
 
