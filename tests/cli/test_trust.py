@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import json
 import os
@@ -453,6 +454,93 @@ def test_ctrl_c_at_the_prompt(folder):
 
 
 # --- sign and verify
+
+
+def test_the_root_digest(run, folder, pair):
+    found = run("digest", "model").rows[0]
+    assert found[1:] == ["model"]
+    document = run("digest", "model", "--json").document
+    assert (document["root"], document["subject"]) == (found[0], "model")
+    assert [file["path"] for file in document["files"]][:1] == ["config.json"]
+    signed = run("sign", "model", "--key", pair, "--json").document
+    assert (signed["root"], run("digest", "model").rows[0][0]) == (found[0], found[0])
+    plain = run("digest", "model", "--no-trees", "--ignore", "config.json").rows[0][0]
+    assert plain != found[0]
+    assert run("digest", "missing").exit_code == 3
+    (folder / "link").symlink_to("config.json")
+    assert run("digest", "model").exit_code == 1
+    assert run("digest", "model", "--allow-symlinks").exit_code == 0
+
+
+def test_an_id_and_links(run, folder, pair):
+    (folder / "link").symlink_to("config.json")
+    options = ["--key", pair, "--id", "org/name", "--release", "2"]
+    assert run("sign", "model", *options).exit_code == 1
+    assert run("sign", "model", *options, "--allow-symlinks").exit_code == 0
+    assert run("verify", "model", "--key", f"{pair}.pub").exit_code == 0
+    payload = json.loads((folder / "model.sig").read_text())["dsseEnvelope"]["payload"]
+    assert '"id":"org/name"' in base64.b64decode(payload).decode()
+
+
+def test_one_file_whose_signature_is_elsewhere(run, folder, pair):
+    assert run("sign", "model", "--key", pair, "--signature", "out.sig").exit_code == 0
+    options = ["--key", f"{pair}.pub", "--signature", "out.sig"]
+    assert run("verify", "model/w.safetensors", *options).exit_code == 1
+    assert run("verify", "model/w.safetensors", *options, "--base", "model").exit_code == 0
+    assert run("verify", "model", "--policy", "p", "--base", "model").exit_code == 2
+
+
+class TestKeyCommand:
+    """A program that has the key: here openssl, which stands for a hardware module."""
+
+    @pytest.mark.parametrize("output", ["", " | base64"])
+    def test_the_digest_is_signed(self, run, folder, pair, output):
+        command = f"sh -c 'openssl pkeyutl -sign -inkey {pair}{output}'"
+        options = ["--key-command", command, "--public-key", f"{pair}.pub"]
+        assert run("sign", "model", *options, "--json").document["method"] == "key"
+        assert run("verify", "model", "--key", f"{pair}.pub").exit_code == 0
+        assert run("sign", "model", *options).exit_code == 0
+
+    def test_the_message_is_signed(self, run, folder, pair):
+        command = f"openssl dgst -sha384 -sign {pair}"
+        options = ["--key-command", command, "--public-key", f"{pair}.pub", "--whole-message"]
+        assert run("sign", "model", *options).exit_code == 0
+        assert run("verify", "model", "--key", f"{pair}.pub").exit_code == 0
+        assert run("sign", "model", *options[:-1], "--force").exit_code == 1  # not the digest
+
+    @pytest.mark.parametrize(
+        ("command", "status"),
+        [("false", 3), ("true", 1), ("echo hello", 1), ("no-such-program", 3)],
+    )
+    def test_a_program_that_fails(self, run, folder, pair, command, status):
+        options = ["--key-command", command, "--public-key", f"{pair}.pub"]
+        assert run("sign", "model", *options).exit_code == status
+        assert not (folder / "model.sig").exists()
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            [], ["--keyless", "--key", "k"], ["--key-command", "true"], ["--key-command", "'"],
+            ["--key-command", " ", "--public-key", "PUBLIC"], ["--key", "k", "--public-key", "p"],
+            ["--keyless", "--passphrase-file", "p"], ["--keyless", "--certificate", "c"],
+            ["--key", "KEY", "--timestamp-url", "file:///x"], ["--key", "k", "--trust-config", "t"],
+        ],
+    )  # fmt: skip
+    def test_wrong_usage(self, run, folder, pair, options):
+        known = {"KEY": pair, "PUBLIC": f"{pair}.pub"}
+        assert run("sign", "model", *(known.get(o, o) for o in options)).exit_code == 2
+
+
+def test_timestamps_at_the_command_line(run, signed, pair, certificate):
+    options = ["--key", f"{pair}.pub", "--timestamp-roots", certificate[1]]
+    refused = run("verify", "model", *options)
+    assert (refused.exit_code, "no trusted timestamp" in refused.stderr) == (1, True)
+    for until in ("2026-01-31T12:00:00Z", "2026-01-31T12:00:00+01:00"):
+        refused = run("verify", "model", *options, "--until", until)
+        assert (refused.exit_code, "of 2026-01-31" in refused.stderr) == (1, True)
+    for until in ("2026-01-31", "yesterday"):
+        assert run("verify", "model", *options, "--until", until).exit_code == 2
+    assert run("verify", "model", *options[:2], "--until", "2026-01-31T12:00:00Z").exit_code == 2
 
 
 def test_a_folder_is_signed_and_verified(run, signed, pair):

@@ -85,6 +85,43 @@ def test_a_key_that_stays_elsewhere(model: Path, prehashed: bool, curve: Any) ->
     assert len(given_to[0]) == algorithm.digest_size if prehashed else len(given_to[0]) > 500
 
 
+@pytest.mark.parametrize("form", ["der", "numbers", "base64 of der", "base64 of numbers"])
+@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()])
+def test_a_command_that_signs(model: Path, tmp_path: Path, form: str, curve: Any) -> None:
+    """What PKCS#11 tools and cloud command lines print."""
+    key = ec.generate_private_key(curve)
+    (tmp_path / "key").write_bytes(pem(key))
+    script = tmp_path / "sign.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import base64, sys
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec, utils
+        data = sys.stdin.buffer.read()
+        kind = {{32: hashes.SHA256, 48: hashes.SHA384, 64: hashes.SHA512}}[len(data)]()
+        key = serialization.load_pem_private_key(open(sys.argv[1], "rb").read(), None)
+        made = key.sign(data, ec.ECDSA(utils.Prehashed(kind)))
+        if "numbers" in {form!r}:
+            width = (key.curve.key_size + 7) // 8
+            made = b"".join(n.to_bytes(width, "big") for n in utils.decode_dss_signature(made))
+        sys.stdout.buffer.write(base64.encodebytes(made) if "base64" in {form!r} else made)
+    """)
+    )
+    public = keys.wrap_public_key(key.public_key())
+    command = [sys.executable, str(script), str(tmp_path / "key")]
+    signing.sign(model, keys.command_signer(command, public))
+    verifying.verify(model, public)
+
+
+def test_a_command_with_another_key(model: Path, tmp_path: Path, signer: FileSigner) -> None:
+    (tmp_path / "key").write_bytes(pem(ec.generate_private_key(ec.SECP256R1())))
+    command = ["openssl", "pkeyutl", "-sign", "-inkey", str(tmp_path / "key")]
+    with pytest.raises(VerificationError) as caught:
+        signing.sign(model, keys.command_signer(command, signer.public_key))
+    assert caught.value.reason == "bad-signature"
+    assert not (model / "model.sig").exists()
+
+
 def test_a_callable_that_signs_wrongly(
     model: Path, signer: FileSigner, stranger: FileSigner
 ) -> None:

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "get": "Print, describe or export one tensor, or a part of one.",
     "convert": "Convert checkpoints of other formats to safetensors.",
     "hash": "Print or check the SHA-256 of files and tensors.",
+    "digest": "Print the digest that identifies a model's contents.",
     "keygen": "Create a key pair for signing models.",
     "sign": "Sign a file or a folder.",
     "verify": "Verify a model against its signature.",

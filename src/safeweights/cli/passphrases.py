@@ -27,26 +27,31 @@ def passphrase_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return option(command)
 
 
-def read(path: str) -> str:
+def read(path: str, *, what: str = "passphrase", limit: int = _MAX) -> str:
     """The first line of a file or pipe, without its line break.
 
+    Args:
+        path: The file; - for standard input.
+        what: What the line is, for errors.
+        limit: Longest line in bytes.
+
     Raises:
-        click.UsageError: The line is empty, longer than 4,096 bytes or not UTF-8. The message does not
+        click.UsageError: The line is empty, longer than `limit` or not UTF-8. The message does not
             quote it.
         OSError: The file cannot be read.
     """
     if path == STDIN:
-        line = sys.stdin.buffer.readline(_MAX + 1)
+        line = sys.stdin.buffer.readline(limit + 1)
     else:
         with open(path, "rb") as file:
-            line = file.readline(_MAX + 1)
+            line = file.readline(limit + 1)
     try:
         text = line.decode().rstrip("\r\n")
     except UnicodeDecodeError:
-        raise click.UsageError("the passphrase is not UTF-8") from None
-    if not text or len(line) > _MAX:
-        problem = "too long" if text else "empty: leave the option out for a key without one"
-        raise click.UsageError(f"the passphrase is {problem}")
+        raise click.UsageError(f"the {what} is not UTF-8") from None
+    if not text or len(line) > limit:
+        problem = "too long" if text else "empty: leave the option out where there is none"
+        raise click.UsageError(f"the {what} is {problem}")
     return text
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "ConvertedFileRecord",
     "DTypeRecord",
     "DecisionRecord",
+    "DigestDocument",
     "DroppedRecord",
     "ErrorDocument",
     "ErrorRecord",
@@ -323,11 +324,22 @@ class SignDocument(TypedDict):
     schema: Literal["safeweights.sign/1"]
     path: str
     subject: Annotated[str, "The model's name in the signed statement."]
+    root: Annotated[str, "SHA-256 over all digests, which identifies the contents."]
     signature: Annotated[str, "The signature file."]
     method: Method
-    key_hint: Annotated[str, "SHA-256 of the public key's PEM."]
+    key_hint: Annotated[str | None, "SHA-256 of the public key's PEM; null for keyless."]
     files: Annotated[list[HashedFileRecord], "What the signature covers, relative to the path."]
     sidecars: Annotated[list[str], "The block trees written, for verified partial reads."]
+
+
+class DigestDocument(TypedDict):
+    """`safeweights digest`: what a signature of the model would say about its contents."""
+
+    schema: Literal["safeweights.digest/1"]
+    path: str
+    subject: Annotated[str, "The model's name."]
+    root: Annotated[str, "SHA-256 over all digests, which identifies the contents."]
+    files: Annotated[list[HashedFileRecord], "What a signature would cover, relative to the path."]
 
 
 class SignerRecord(TypedDict):
@@ -340,6 +352,7 @@ class SignerRecord(TypedDict):
     certificate_sha256: Annotated[str | None, "The certificate's fingerprint."]
     identity: Annotated[str | None, "The keyless identity."]
     oidc_issuer: Annotated[str | None, "Who vouched for that identity."]
+    timestamp: Annotated[str | None, "The earliest trusted timestamp over the signature."]
     recorded: Annotated[str | None, "When the transparency log recorded it (RFC 3339)."]
 
 
@@ -410,6 +423,7 @@ DOCUMENTS = (
     HashDocument,
     KeygenDocument,
     SignDocument,
+    DigestDocument,
     VerifyDocument,
     VerifyLogDocument,
     AdmitDocument,

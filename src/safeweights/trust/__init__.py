@@ -55,15 +55,17 @@ if TYPE_CHECKING:
     from .policies.policy import Decision, Policy, Rule, decide
     from .policies.policy_file import load_policy, parse_policy
     from .signatures.certificates import CertificateTrust, load_certificates
-    from .signatures.keyless import KeylessTrust
+    from .signatures.keyless import KeylessSigner, KeylessTrust
     from .signatures.keys import (
         CallableSigner,
         PublicKey,
+        command_signer,
         generate_key,
         load_private_key,
         load_public_key,
     )
-    from .signatures.signing import Signed, sign, signature_path
+    from .signatures.signing import Described, Signed, digest, sign, signature_path
+    from .signatures.timestamps import KeyTrust, TimestampTrust, request_timestamp
     from .signatures.verifying import SignedBy, Verification, verify
 
 __all__ = [
@@ -72,7 +74,10 @@ __all__ = [
     "CallableSigner",
     "CertificateTrust",
     "Decision",
+    "Described",
     "DocumentError",
+    "KeyTrust",
+    "KeylessSigner",
     "KeylessTrust",
     "LockFile",
     "Policy",
@@ -83,6 +88,7 @@ __all__ = [
     "Rule",
     "Signed",
     "SignedBy",
+    "TimestampTrust",
     "TrustError",
     "UnverifiedWarning",
     "Verification",
@@ -91,7 +97,9 @@ __all__ = [
     "admit",
     "as_verifier",
     "check",
+    "command_signer",
     "decide",
+    "digest",
     "format_check_file",
     "generate_key",
     "hash_file",
@@ -102,6 +110,7 @@ __all__ = [
     "load_private_key",
     "load_public_key",
     "parse_policy",
+    "request_timestamp",
     "sign",
     "signature_path",
     "verify",
@@ -117,7 +126,14 @@ __getattr__, __dir__ = lazy_names(
         "CertificateTrust": "signatures.certificates",
         "Decision": "policies.policy",
         "DocumentError": "errors",
+        "Described": "signatures.signing",
+        "KeyTrust": "signatures.timestamps",
+        "KeylessSigner": "signatures.keyless",
         "KeylessTrust": "signatures.keyless",
+        "TimestampTrust": "signatures.timestamps",
+        "command_signer": "signatures.keys",
+        "digest": "signatures.signing",
+        "request_timestamp": "signatures.timestamps",
         "LockFile": "policies.lockfile",
         "Policy": "policies.policy",
         "PolicyVerifier": "policies.enforcing",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import click
 
@@ -14,27 +15,62 @@ from ..watching import watched_files
 from ..writing import check_replaceable, not_stdout
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ...reports.documents import SignDocument
-    from ...trust import Signed
-    from ...trust.signatures.keys import FileSigner
+    from ...trust import KeylessSigner, Signed
+    from ...trust.signatures.keys import FileSigner, Signer
     from ..output import Output
 
 __all__ = ["command"]
 
 
+def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what signs."""
+    options = (
+        click.option("--key", metavar="KEY", type=FILE, help="The private key, in PEM."),
+        passphrase_option,
+        click.option(
+            "--key-command", metavar="COMMAND",
+            help="A program that signs: it reads the digest and prints the signature.",
+        ),
+        click.option("--public-key", metavar="FILE", type=FILE, help="The key of --key-command."),
+        click.option(
+            "--whole-message", is_flag=True, help="Give --key-command the message, not its digest."
+        ),
+        click.option(
+            "--certificate", metavar="FILE", type=FILE, multiple=True,
+            help="The key's certificate and its chain up to the root, in PEM.",
+        ),
+        click.option(
+            "--timestamp-url", metavar="URL", help="Have an RFC 3161 authority timestamp it."
+        ),
+        click.option("--keyless", is_flag=True, help="Sign with the identity of this job (Sigstore)."),
+        click.option(
+            "--identity-token-file", metavar="FILE", type=FILE,
+            help="The OpenID Connect token for --keyless; - for standard input.",
+        ),
+        click.option(
+            "--trust-config", metavar="FILE", type=FILE,
+            help="The services of another Sigstore than the public one.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.command("sign")
 @click.argument("path", metavar="PATH", type=FILE)
-@click.option("--key", metavar="KEY", type=FILE, required=True, help="The private key, in PEM.")
-@passphrase_option
-@click.option(
-    "--certificate", metavar="FILE", type=FILE, multiple=True,
-    help="The key's certificate and its chain up to the root, in PEM.",
-)  # fmt: skip
+@_key_options
 @click.option(
     "--signature", metavar="OUT", type=FILE,
     help="The file to write [default: PATH/model.sig or PATH.sig].",
 )  # fmt: skip
 @click.option("--ignore", metavar="NAME", multiple=True, help="Leave out a file or folder in PATH.")
+@click.option(
+    "--id", "model_id", metavar="NAME", help="The model's id, which policies can require."
+)
 @click.option(
     "--release", metavar="NUMBER", type=click.IntRange(0),
     help="Release number: a policy with a lock file refuses lower ones later.",
@@ -43,80 +79,135 @@ __all__ = ["command"]
     "--no-trees", is_flag=True,
     help="Do not write FILE.swtree; reading a part of a file then hashes all of it.",
 )  # fmt: skip
+@click.option("--allow-symlinks", is_flag=True, help="Follow links to files.")
 @click.option("--force", is_flag=True, help="Replace another signature, or any other file.")
 @json_option
 @click.pass_obj
-def command(
-    out: Output,
-    /,
-    path: str,
-    *,
-    key: str,
-    passphrase_file: str | None,
-    certificate: tuple[str, ...],
-    signature: str | None,
-    ignore: tuple[str, ...],
-    release: int | None,
-    no_trees: bool,
-    force: bool,
-) -> None:
+def command(out: Output, /, path: str, **given: Any) -> None:
     """Sign a file or a folder.
 
     Writes a bundle as specified by OpenSSF Model Signing, which other tools can verify. In a folder,
-    every file is signed; links and special files are an error. If the key is encrypted, the terminal asks
-    for its passphrase. An existing signature by the same key is replaced; any other file is replaced only
-    with --force.
+    every file is signed; special files are an error, and so are symbolic links, except those of the Hub's
+    cache. An existing signature by the same key is replaced; any other file is replaced only with --force.
 
-    Piped, the lines are signature and its path; signer, method and key hint; and signed, SHA-256, BYTES
-    and NAME for each file, separated by tabs.
+    Sign with a key in a file (if it is encrypted, the terminal asks for its passphrase), with a program
+    that uses a key (--key-command, for hardware modules and key management services), or with an
+    identity (--keyless), which becomes public.
+
+    Piped, the lines are signature and its path; signer, method and key hint; root and the digest over all
+    digests; and signed, SHA-256, BYTES and NAME for each file, separated by tabs.
 
     \b
     Examples:
-      safeweights sign model/ --key ~/.keys/models
+      safeweights sign model/ --key ~/.keys/models --id org/name --release 3
       safeweights sign model.safetensors --key key --signature model.oms
-      safeweights sign model/ --key leaf.key --certificate chain.pem
+      safeweights sign model/ --key leaf.key --certificate chain.pem \\
+        --timestamp-url https://tsa.example.org
+      safeweights sign model/ --public-key kms.pub \\
+        --key-command "pkcs11-tool --sign --mechanism ECDSA --id 01"
+      safeweights sign model/ --keyless
     """
     from ...trust import load_certificates, sign, signature_path
     from ...trust.files import check_model
 
+    signature = given["signature"]
     not_stdout("--signature", signature)
+    signer = _signer(given)
     check_model(path)
-    signer = _signer(key, passphrase_file)
     check_replaceable(
         signature or signature_path(path), partial(_check_own, signer),
-        "a signature by this key", force=force,
+        "a signature by this key", force=given["force"],
     )  # fmt: skip
-    chain = [der for file in certificate for der in load_certificates(file)]
+    chain = [der for file in given["certificate"] for der in load_certificates(file)]
     with watched_files("signing", [path]) as progress:
         done = sign(
-            path, signer, signature=signature, certificates=chain, ignore=ignore, trees=not no_trees,
-            release=release, force=force, progress=progress,
+            path, signer, signature=signature, certificates=chain, ignore=given["ignore"],
+            trees=not given["no_trees"], release=given["release"], model_id=given["model_id"],
+            allow_symlinks=given["allow_symlinks"], timestamp=_timestamper(given["timestamp_url"]),
+            force=given["force"], progress=progress,
         )  # fmt: skip
-    document = _document(path, done, certified=bool(chain))
     if out.json:
-        out.document(document)
+        out.document(_document(path, done))
     elif out.terminal:
         size = human_bytes(sum(file.size for file in done.files))
-        about = f"  {plural(len(done.files), 'file')}, {size}, with the key {done.key_hint[:16]}…"
+        who = f"with the key {done.key_hint[:16]}…" if done.key_hint else "without a key"
+        about = f"  {plural(len(done.files), 'file')}, {size}, {who}"
         out.pretty().text(("signed", "green"), "  ", (escape(path), "bold"), about)
         out.pretty().text(("wrote", "green"), "  ", (escape(done.signature), "bold"))
     else:
         out.line("signature", escape(done.signature))
-        out.line("signer", document["method"], done.key_hint)
+        out.line("signer", done.method, done.key_hint or "")
+        out.line("root", done.root)
         out.lines(("signed", f.sha256, str(f.size), escape(f.name)) for f in done.files)
 
 
-def _check_own(signer: FileSigner, data: bytes) -> None:
+def _check_own(signer: Signer | KeylessSigner, data: bytes) -> None:
     """Raise an error unless the signature's key hint is this key's. The signature is not verified."""
-    from ...trust import VerificationError
+    from ...trust import KeylessSigner, VerificationError
     from ...trust.signatures.bundle import parse_bundle
     from ...trust.signatures.verifying import key_hints
 
-    if key_hints(parse_bundle(data)) != {signer.public_key.hint}:
+    bundle = parse_bundle(data)
+    if isinstance(signer, KeylessSigner):
+        own = bundle.method == "keyless"
+    else:
+        own = bundle.method != "keyless" and key_hints(bundle) == {signer.public_key.hint}
+    if not own:
         raise VerificationError("made with another key", reason="wrong-key")
 
 
-def _signer(key: str, passphrase_file: str | None) -> FileSigner:
+_MAX_TOKEN: Final = 1 << 16
+
+_BELONGS: Final = {
+    "passphrase_file": ("key",),
+    "public_key": ("key_command",),
+    "whole_message": ("key_command",),
+    "certificate": ("key", "key_command"),
+    "timestamp_url": ("key", "key_command"),
+    "identity_token_file": ("keyless",),
+    "trust_config": ("keyless",),
+}
+"""Option -> what it goes with."""
+
+
+def _signer(given: dict[str, Any]) -> Signer | KeylessSigner:
+    """What signs, as the options say."""
+    ways = [way for way in ("key", "key_command", "keyless") if given[way]]
+    if len(ways) != 1:
+        raise click.UsageError("give one of --key, --key-command and --keyless")
+    for option, allowed in _BELONGS.items():
+        if given[option] and ways[0] not in allowed:
+            shown = " or ".join(f"--{name.replace('_', '-')}" for name in allowed)
+            raise click.UsageError(f"--{option.replace('_', '-')} goes with {shown}")
+    if ways == ["key"]:
+        return _file_signer(given["key"], given["passphrase_file"])
+    if ways == ["key_command"]:
+        return _command_signer(given)
+    from ...trust import KeylessSigner
+
+    path = given["identity_token_file"]
+    token = read(path, what="token", limit=_MAX_TOKEN) if path else None
+    return KeylessSigner(token, given["trust_config"])
+
+
+def _command_signer(given: dict[str, Any]) -> Signer:
+    import shlex
+
+    from ...trust import command_signer, load_public_key
+
+    if not given["public_key"]:
+        raise click.UsageError("--key-command needs --public-key, the key that it signs with")
+    try:
+        command = shlex.split(given["key_command"])
+    except ValueError as error:
+        raise click.UsageError(f"--key-command: {error}") from None
+    if not command:
+        raise click.UsageError("--key-command is empty")
+    key = load_public_key(given["public_key"])
+    return command_signer(command, key, prehashed=not given["whole_message"])
+
+
+def _file_signer(key: str, passphrase_file: str | None) -> FileSigner:
     """The private key; asks for a passphrase only if the key is encrypted."""
     from ...trust import DocumentError, load_private_key
 
@@ -129,13 +220,24 @@ def _signer(key: str, passphrase_file: str | None) -> FileSigner:
     return load_private_key(key, ask())
 
 
-def _document(path: str, done: Signed, *, certified: bool) -> SignDocument:
+def _timestamper(url: str | None) -> Callable[[bytes], bytes] | None:
+    if url is None:
+        return None
+    if urlsplit(url).scheme not in {"http", "https"}:
+        raise click.UsageError("--timestamp-url takes an http or https URL")
+    from ...trust import request_timestamp
+
+    return partial(request_timestamp, url=url)
+
+
+def _document(path: str, done: Signed) -> SignDocument:
     return {
         "schema": "safeweights.sign/1",
         "path": path,
         "subject": done.subject,
+        "root": done.root,
         "signature": done.signature,
-        "method": "certificate" if certified else "key",
+        "method": done.method,
         "key_hint": done.key_hint,
         "files": [{"path": f.name, "bytes": f.size, "sha256": f.sha256} for f in done.files],
         "sidecars": list(done.sidecars),

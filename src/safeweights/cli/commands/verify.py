@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...reports.documents import SignerRecord, VerifyDocument, VerifyLogDocument
-    from ...trust import Decision, SignedBy
+    from ...trust import Decision, KeyTrust, PublicKey, SignedBy, TimestampTrust
     from ...trust.policies.policy import Evidence
     from ...trust.signatures.verifying import Trust
     from ..output import Output
@@ -37,6 +38,9 @@ _BELONGS: Final = {
     "ignore_unsigned": ("key", "certificate", "identity"),
     "allow_symlinks": ("key", "certificate", "identity"),
     "signature": ("key", "certificate", "identity", "policy"),
+    "base": ("key", "certificate", "identity"),
+    "timestamp_roots": ("key", "certificate"),
+    "until": ("key",),
     "head": ("log",),
 }
 """Option -> the options it can be combined with, one of which must be given."""
@@ -55,16 +59,24 @@ def _signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--subject", metavar="NAME", help="... with this subject (CN=...,O=...)."),
         click.option(
             "--alternative-name", metavar="NAME",
-            help="... with this e-mail address or URI as alternative name.",
+            help="... with this e-mail address or URI, or pattern of one, as alternative name.",
         ),
         click.option("--fingerprint", metavar="SHA256", help="... with this SHA-256."),
         click.option(
-            "--identity", metavar="ID", help="Signed by this Sigstore identity: an address or URI."
+            "--identity", metavar="ID",
+            help="Signed by this Sigstore identity: an address or URI, or a pattern of one.",
         ),
         click.option("--issuer", metavar="NAME", help="Issuer of the certificate or identity."),
         click.option(
             "--trusted-root", metavar="FILE", type=FILE,
             help="Trusted root of a Sigstore instance other than the public one.",
+        ),
+        click.option(
+            "--timestamp-roots", metavar="FILE", type=FILE, multiple=True,
+            help="Roots of RFC 3161 authorities, in PEM: a certificate may have been valid then.",
+        ),
+        click.option(
+            "--until", metavar="TIME", help="With --key and --timestamp-roots: timestamped by then."
         ),
         click.option("--policy", metavar="FILE", type=FILE, help="Signed as this TOML policy requires."),
         click.option("--log", is_flag=True, help="PATH is an audit log, written by admit --log."),
@@ -80,6 +92,10 @@ def _signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--signature", metavar="FILE", type=FILE,
     help="The signature [default: PATH/model.sig or PATH.sig].",
+)  # fmt: skip
+@click.option(
+    "--base", metavar="FOLDER", type=FILE,
+    help="The signed folder of the file PATH, if --signature is elsewhere.",
 )  # fmt: skip
 @_signer_options
 @click.option("--name", help="With --policy: the model's name in its rules [default: PATH].")
@@ -97,6 +113,10 @@ def command(out: Output, /, path: str, **given: Any) -> int:
     --fingerprint; --identity with --issuer; or --policy. Every file is read. The answer is no (exit
     status 1) if a file is unsigned, missing or changed, or if the certificate has expired or does not
     match.
+
+    In an address or URI, * matches any characters except / and @, and ** any except @. With
+    --timestamp-roots, a signature stays valid after its certificate has expired if one of these
+    authorities has timestamped it before; with --key, a timestamp is then required.
 
     With --policy, nothing is written to a lock file or log; admit does that.
 
@@ -129,7 +149,7 @@ def command(out: Output, /, path: str, **given: Any) -> int:
 
     with watched_files("verifying", [path]) as progress:
         found = verify(
-            path, _trust(way, given), signature=given["signature"], progress=progress,
+            path, _trust(way, given), signature=given["signature"], base=given["base"], progress=progress,
             ignore_unsigned=given["ignore_unsigned"], allow_symlinks=given["allow_symlinks"],
         )  # fmt: skip
     document: VerifyDocument = {
@@ -187,10 +207,10 @@ def _check_log(out: Output, path: str, head: str | None) -> int:
 
 
 def _trust(way: str, given: dict[str, Any]) -> Trust:
-    from ...trust import CertificateTrust, KeylessTrust, load_certificates, load_public_key
+    from ...trust import CertificateTrust, KeylessTrust, load_certificates
 
     if way == "key":
-        return load_public_key(given["key"])
+        return _key(given)
     if way == "identity":
         if not given["issuer"]:
             raise click.UsageError(
@@ -205,8 +225,37 @@ def _trust(way: str, given: dict[str, Any]) -> Trust:
     roots = tuple(der for file in given["certificate"] for der in load_certificates(file))
     return CertificateTrust(
         roots, subject=given["subject"], issuer=given["issuer"], name=given["alternative_name"],
-        sha256=given["fingerprint"],
+        sha256=given["fingerprint"], timestamps=_timestamps(given),
     )  # fmt: skip
+
+
+def _key(given: dict[str, Any]) -> PublicKey | KeyTrust:
+    from ...trust import KeyTrust, load_public_key
+
+    key, timestamps, until = load_public_key(given["key"]), _timestamps(given), given["until"]
+    if timestamps is None:
+        if until is not None:
+            raise click.UsageError("--until needs --timestamp-roots: a signature proves no time")
+        return key
+    if until is None:
+        return KeyTrust(key, timestamps)
+    try:
+        # Python 3.10 does not know the Z of RFC 3339.
+        moment = datetime.fromisoformat(until.replace("Z", "+00:00"))
+        if moment.tzinfo is None:
+            raise ValueError
+    except ValueError:
+        raise click.UsageError(
+            "--until takes a date and time with an offset, as 2026-01-31T12:00:00Z"
+        ) from None
+    return KeyTrust(key, timestamps, moment)
+
+
+def _timestamps(given: dict[str, Any]) -> TimestampTrust | None:
+    from ...trust import TimestampTrust, load_certificates
+
+    roots = [der for file in given["timestamp_roots"] for der in load_certificates(file)]
+    return TimestampTrust(tuple(roots)) if roots else None
 
 
 def _signer(found: SignedBy) -> SignerRecord:
@@ -218,6 +267,7 @@ def _signer(found: SignedBy) -> SignerRecord:
         "certificate_sha256": found.certificate_sha256,
         "identity": found.identity,
         "oidc_issuer": found.oidc_issuer,
+        "timestamp": found.timestamp,
         "recorded": found.recorded,
     }
 

@@ -1,4 +1,4 @@
-"""Elliptic curve keys: read, made, and used through a callable where they must not leave a vault.
+"""Elliptic curve keys: read, made, and used through a callable or a command where they stay elsewhere.
 
 The curves are those of OMS (P-256, P-384, P-521), each with the hash of its size. A private key's
 bytes, and its password, never appear in an error, a repr or a log.
@@ -6,9 +6,13 @@ bytes, and its password, never appear in an error, a repr or a log.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import errno
 import hashlib
 import os
+import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -18,7 +22,7 @@ from ..errors import DocumentError, VerificationError
 from ..files import create_document, read_document
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cryptography.hazmat.primitives.asymmetric.ec import (
         EllipticCurvePrivateKey,
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.hashes import HashAlgorithm
 
 __all__ = [
-    "CURVES", "CallableSigner", "FileSigner", "PublicKey", "Signer", "generate_key",
+    "CURVES", "CallableSigner", "FileSigner", "PublicKey", "Signer", "command_signer", "generate_key",
     "load_private_key", "load_public_key", "need_cryptography",
 ]  # fmt: skip
 
@@ -37,7 +41,7 @@ MAX_KEY_FILE: Final = 1 << 20
 
 
 def need_cryptography(module: str) -> Any:
-    """A module of `cryptography`, or the error that names the extra."""
+    """Import a module of `cryptography`; the error names the extra."""
     try:
         return import_module(f"cryptography.{module}")
     except ImportError as error:
@@ -64,7 +68,7 @@ class PublicKey:
         return hashlib.sha256(self.pem).hexdigest()
 
     def verify(self, signature: bytes, message: bytes, *, path: str | None = None) -> None:
-        """`signature` (DER) must be this key's over `message`.
+        """Verify that `signature` (DER) is this key's over `message`.
 
         Raises:
             VerificationError: ``bad-signature``.
@@ -75,17 +79,17 @@ class PublicKey:
             self._key.verify(signature, message, ec.ECDSA(_hash_of(self._key)))
         except invalid:
             raise VerificationError(
-                "the signature does not belong to this content and key", reason="bad-signature",
+                "the signature does not match the content and the key", reason="bad-signature",
                 path=path,
             ) from None  # fmt: skip
 
 
 class Signer(Protocol):
-    """What signs: a key in a file, in a hardware module, or in a cloud service."""
+    """A key that signs: in a file, in a hardware module, or in a cloud service."""
 
     @property
     def public_key(self) -> PublicKey:
-        """The key that verifies."""
+        """The key that verifies the signatures."""
 
     def sign(self, message: bytes) -> bytes:
         """The DER signature of `message`."""
@@ -106,13 +110,13 @@ class FileSigner:
 
 @dataclass(frozen=True)
 class CallableSigner:
-    """A private key that somebody else holds.
+    """A private key that is held elsewhere: a hardware module (PKCS#11) or a key management service.
 
-    Args:
-        public_key: PEM of the public key.
+    Attributes:
+        public_key: The public key.
         call: Returns the DER signature of its argument.
-        prehashed: Hand the callable the digest (SHA-256, 384 or 512, by curve) and not the
-            message; key management services usually sign digests.
+        prehashed: Pass the digest (SHA-256, 384 or 512, by curve) instead of the message; key
+            management services usually sign digests.
     """
 
     public_key: PublicKey
@@ -132,6 +136,53 @@ class CallableSigner:
         return signature
 
 
+def command_signer(
+    command: Sequence[str], public_key: PublicKey, *, prehashed: bool = True
+) -> CallableSigner:
+    """A private key that a program uses: PKCS#11 tools, the command line of a cloud, an agent.
+
+    The program is run once for each signature, without a shell. It gets the digest of the message
+    (SHA-256, 384 or 512, by curve) on its standard input, in binary, and prints the signature: in DER,
+    as both numbers one after the other (as PKCS#11 has it), or one of these in base64. What it prints
+    on standard error is shown.
+
+    Args:
+        command: The program and its arguments.
+        public_key: The public key; the signature must be verified by it.
+        prehashed: Give the program the digest; if not, the message itself.
+    """
+
+    def call(data: bytes) -> bytes:
+        done = subprocess.run(  # noqa: S603 - the caller's own command
+            list(command), input=data, stdout=subprocess.PIPE, check=False
+        )
+        if done.returncode:
+            raise ChildProcessError(
+                errno.EIO, f"the key command ended with status {done.returncode}", command[0]
+            )
+        return _der_signature(done.stdout, public_key)
+
+    return CallableSigner(public_key, call, prehashed)
+
+
+def _der_signature(text: bytes, key: PublicKey) -> bytes:
+    """The signature that a key command printed, in DER; the verification of it decides."""
+    utils = need_cryptography("hazmat.primitives.asymmetric.utils")
+    width = (key._key.key_size + 7) // 8  # noqa: SLF001 - same module
+    found = [text]
+    with suppress(binascii.Error, ValueError):
+        found.append(base64.b64decode(b"".join(text.split()), validate=True))
+    for data in found:
+        if len(data) == 2 * width:
+            numbers = (int.from_bytes(half, "big") for half in (data[:width], data[width:]))
+            encoded: bytes = utils.encode_dss_signature(*numbers)
+            return encoded
+        with suppress(ValueError):
+            utils.decode_dss_signature(data)
+            return data
+    raise VerificationError("the key command printed no signature", reason="bad-signature")
+
+
 def _hash_of(key: EllipticCurvePublicKey | EllipticCurvePrivateKey) -> HashAlgorithm:
     hashes = need_cryptography("hazmat.primitives.hashes")
     algorithm: HashAlgorithm = getattr(hashes, _HASHES[key.curve.name])()
@@ -139,7 +190,7 @@ def _hash_of(key: EllipticCurvePublicKey | EllipticCurvePrivateKey) -> HashAlgor
 
 
 def wrap_public_key(key: Any, *, path: str | None = None) -> PublicKey:
-    """A key object of `cryptography` as a `PublicKey`; the curve must be one of OMS.
+    """Make a `PublicKey` of a key object of `cryptography`; the curve must be one of OMS.
 
     Raises:
         DocumentError: ``unsupported-key``.
@@ -159,7 +210,7 @@ def wrap_public_key(key: Any, *, path: str | None = None) -> PublicKey:
 def load_public_key(
     source: str | os.PathLike[str] | bytes, *, path: str | None = None
 ) -> PublicKey:
-    """A public key from a PEM file (str: its path) or from PEM or DER bytes.
+    """Read a public key from a PEM file (str: its path) or from PEM or DER bytes.
 
     Raises:
         DocumentError: Not a public key, or of a kind that OMS does not take.
@@ -186,7 +237,7 @@ def load_private_key(
     *,
     path: str | None = None,
 ) -> FileSigner:
-    """A private key from a PEM file (str: its path) or from PEM bytes.
+    """Read a private key from a PEM file (str: its path) or from PEM bytes.
 
     Raises:
         DocumentError: Not a private key, a kind that OMS does not take, or the password is missing,
@@ -214,7 +265,7 @@ def generate_key(
     """Make a key pair: `path` (mode 0600, encrypted where a password is given) and `path`.pub.
 
     Raises:
-        FileExistsError: One of the files is there already; no key is ever overwritten.
+        FileExistsError: One of the files exists; no key is ever overwritten.
         ValueError: An unknown curve or an empty password.
     """
     ec = need_cryptography("hazmat.primitives.asymmetric.ec")

@@ -26,6 +26,7 @@ from .bundle import (
     MAX_BUNDLE,
     MAX_ID,
     SINGLE_FILE,
+    Method,
     build_bundle,
     build_statement,
     covers,
@@ -33,6 +34,7 @@ from .bundle import (
     parse_bundle,
     root_digest,
 )
+from .keyless import KeylessSigner
 from .keys import need_cryptography, wrap_public_key
 from .linked import is_blob_link
 from .timestamps import in_der
@@ -73,12 +75,14 @@ class Signed(Described):
     Attributes:
         signature: The signature file.
         sidecars: The block trees written.
-        key_hint: SHA-256 of the public key's PEM.
+        method: ``"key"``, ``"certificate"`` or ``"keyless"``.
+        key_hint: SHA-256 of the public key's PEM; None for keyless.
     """
 
     signature: str
     sidecars: tuple[str, ...]
-    key_hint: str
+    method: Method
+    key_hint: str | None
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def digest(
 
 def sign(
     path: str | os.PathLike[str],
-    signer: Signer,
+    signer: Signer | KeylessSigner,
     *,
     signature: str | os.PathLike[str] | None = None,
     certificates: Sequence[bytes] = (),
@@ -144,7 +148,7 @@ def sign(
 
     Args:
         path: A file, or a folder, of which every file is listed.
-        signer: The key.
+        signer: The key, or a `KeylessSigner`.
         signature: The file to write; by default, `signature_path`.
         certificates: The chain in DER, leaf first, for the ``certificate`` method; the leaf must be
             that of `signer`. Without one, the method is ``key``.
@@ -157,7 +161,7 @@ def sign(
         allow_symlinks: Follow links to files, and record that. Links of the Hub's cache into its blobs
             are followed in any case.
         timestamp: Given the signature, returns an RFC 3161 response in DER; see
-            `timestamps.request_timestamp`.
+            `timestamps.request_timestamp`. A keyless signature is timestamped by its instance.
         force: Replace any regular file at the place of the signature or a sidecar. By default, only
             an empty file, a signature and a block tree are replaced. A symbolic link never is.
         workers: Files hashed at a time; by default, the number of cores.
@@ -171,6 +175,8 @@ def sign(
         OSError: A file cannot be read or written.
     """
     chain = _chain(certificates, signer)
+    if timestamp is not None and isinstance(signer, KeylessSigner):
+        raise DocumentError("a keyless signature is timestamped by its instance", field="timestamp")
     if model_id is not None and not 1 <= len(model_id) <= MAX_ID:
         raise DocumentError(f"must have 1 to {MAX_ID} characters", field="model_id")
     path, signature, ignored = _places(path, signature, ignore)
@@ -183,16 +189,34 @@ def sign(
     resources = [replace(each, release=release, model_id=model_id) for each in made.resources]
     subject = os.path.basename(path)
     payload = build_statement(subject, resources, ignored, allow_symlinks=made.linked)
-    hint = signer.public_key.hint
-    value = signer.sign(pae(payload))
-    bundle = build_bundle(
-        payload, value, hint=None if chain else hint, certificates=chain,
-        timestamps=[in_der(timestamp(value))] if timestamp else (),
-    )  # fmt: skip
+    bundle, method, hint = _signed(payload, signer, chain, timestamp)
     for name, data in made.sidecars.items():
         write_file(os.path.join(base, name), [data], durable=True, links="refuse")
     write_file(signature, [bundle], durable=True, links="refuse")
-    return Signed(subject, made.root, tuple(made.files), signature, tuple(made.sidecars), hint)
+    return Signed(
+        subject, made.root, tuple(made.files), signature, tuple(made.sidecars), method, hint
+    )
+
+
+def _signed(
+    payload: bytes,
+    signer: Signer | KeylessSigner,
+    chain: list[bytes],
+    timestamp: Callable[[bytes], bytes] | None,
+) -> tuple[bytes, Method, str | None]:
+    """(the signature file, the method, the key's hint)."""
+    if isinstance(signer, KeylessSigner):
+        bundle = signer.sign_bundle(payload)
+        if parse_bundle(bundle).payload != payload:
+            raise VerificationError("Sigstore signed another statement", reason="keyless")
+        return bundle, "keyless", None
+    hint = signer.public_key.hint
+    signature = signer.sign(pae(payload))
+    bundle = build_bundle(
+        payload, signature, hint=None if chain else hint, certificates=chain,
+        timestamps=[in_der(timestamp(signature))] if timestamp else (),
+    )  # fmt: skip
+    return bundle, "certificate" if chain else "key", hint
 
 
 def _places(
@@ -258,7 +282,12 @@ def _is_sidecar(path: str) -> bool:
         return os.read(descriptor, len(MAGIC)) == MAGIC
 
 
-def _chain(certificates: Sequence[bytes], signer: Signer) -> list[bytes]:
+def _chain(certificates: Sequence[bytes], signer: Signer | KeylessSigner) -> list[bytes]:
+    """The certificates, once the first is known to be that of the signer's key."""
+    if isinstance(signer, KeylessSigner):
+        if certificates:
+            raise DocumentError("a keyless signature gets its own", field="certificates")
+        return []
     x509 = need_cryptography("x509")
     if certificates:
         try:

@@ -36,6 +36,7 @@ from .discovery import LEVELS, locate
 from .keyless import KeylessTrust, verify_keyless
 from .keys import PublicKey, load_public_key
 from .linked import is_blob_link
+from .patterns import is_pattern
 from .signing import SIGNATURE
 from .timestamps import KeyTrust, TimestampTrust, verify_timestamps
 
@@ -75,6 +76,7 @@ class SignedBy:
         oidc_issuer: The OpenID Connect provider that vouched for the identity.
         recorded: When the transparency log recorded the signature (RFC 3339).
         timestamp: The earliest trusted timestamp over the signature (RFC 3339).
+        pattern: The pattern that the keyless identity matched, where one was required.
     """
 
     method: str
@@ -86,14 +88,19 @@ class SignedBy:
     oidc_issuer: str | None = None
     recorded: str | None = None
     timestamp: str | None = None
+    pattern: str | None = None
 
     def fingerprint(self) -> str:
-        """One line that stays the same as long as the same signer signs."""
+        """One line that stays the same as long as the same signer signs.
+
+        Of a keyless identity that matched a pattern, it is the pattern: the identity of a workflow
+        names the tag, and is another one in each release.
+        """
         if self.method == "key":
             return f"key:{self.key_hint}"
         if self.method == "certificate":
             return f"certificate:{self.issuer}/{self.subject}"
-        return f"keyless:{self.oidc_issuer}/{self.identity}"
+        return f"keyless:{self.oidc_issuer}/{self.pattern or self.identity}"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are not None, for JSON."""
@@ -194,8 +201,11 @@ _METHODS = {
 
 
 def _check_keyless(bundle: Bundle, trust: KeylessTrust) -> SignedBy:
-    recorded = verify_keyless(bundle, trust)
-    return SignedBy("keyless", identity=trust.identity, oidc_issuer=trust.issuer, recorded=recorded)
+    facts = verify_keyless(bundle, trust)
+    return SignedBy(
+        "keyless", identity=facts.identity, oidc_issuer=trust.issuer, recorded=facts.recorded,
+        pattern=trust.identity if is_pattern(trust.identity) else None,
+    )  # fmt: skip
 
 
 def _check_certificate(bundle: Bundle, trust: CertificateTrust) -> SignedBy:

@@ -1,0 +1,74 @@
+"""`safeweights digest`: the root digest of a file or a folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ...text import escape, human_bytes, plural
+from ..app import FILE, json_option
+from ..watching import watched_files
+
+if TYPE_CHECKING:
+    from ...reports.documents import DigestDocument
+    from ..output import Output
+
+__all__ = ["command"]
+
+
+@click.command("digest")
+@click.argument("path", metavar="PATH", type=FILE)
+@click.option("--signature", metavar="FILE", type=FILE, help="Not PATH/model.sig or PATH.sig.")
+@click.option("--ignore", metavar="NAME", multiple=True, help="Leave out a file or folder in PATH.")
+@click.option("--no-trees", is_flag=True, help="Of a signature without FILE.swtree.")
+@click.option("--allow-symlinks", is_flag=True, help="Follow links to files.")
+@json_option
+@click.pass_obj
+def command(
+    out: Output,
+    /,
+    path: str,
+    *,
+    signature: str | None,
+    ignore: tuple[str, ...],
+    no_trees: bool,
+    allow_symlinks: bool,
+) -> None:
+    """Print the digest that identifies a model's contents.
+
+    It is the one that sign, given the same options, writes into the signature: the SHA-256 over the
+    SHA-256 of every file, in the order of their names. Every file is read, and nothing is written. The
+    signature is not part of the contents. A policy can require the digest.
+
+    Piped, the line is the digest and PATH, separated by a tab.
+
+    \b
+    Examples:
+      safeweights digest model/
+      safeweights digest model.safetensors --json
+    """
+    from ...trust import digest
+    from ...trust.files import check_model
+
+    check_model(path)
+    with watched_files("hashing", [path]) as progress:
+        found = digest(
+            path, signature=signature, ignore=ignore, trees=not no_trees,
+            allow_symlinks=allow_symlinks, progress=progress,
+        )  # fmt: skip
+    document: DigestDocument = {
+        "schema": "safeweights.digest/1",
+        "path": path,
+        "subject": found.subject,
+        "root": found.root,
+        "files": [{"path": f.name, "bytes": f.size, "sha256": f.sha256} for f in found.files],
+    }
+    if out.json:
+        out.document(document)
+    elif out.terminal:
+        size = human_bytes(sum(file.size for file in found.files))
+        about = f"{plural(len(found.files), 'file')}, {size}"
+        out.pretty().pairs([("digest", found.root), ("of", f"{escape(path)}  {about}")], indent=0)
+    else:
+        out.line(found.root, escape(path))
