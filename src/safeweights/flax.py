@@ -1,4 +1,4 @@
-"""JAX arrays, for Flax <-> safetensors; the names of `safetensors.flax`."""
+"""JAX arrays (Flax) <-> safetensors, with the interface of `safetensors.flax`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ __all__ = ["load", "load_file", "safe_open", "save", "save_file"]
 
 
 def save(tensors: Mapping[str, jax.Array], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The contents of a file that holds `tensors`, which are left as they are.
+    """Serialize `tensors` to the bytes of a safetensors file. The tensors are not changed.
 
     Args:
-        tensors: Names to tensors. Jax arrays of any layout and device, NumPy arrays too.
-        metadata: Strings to strings, kept with the tensors.
+        tensors: Name -> array: JAX arrays of any layout and device, or NumPy arrays.
+        metadata: Strings to strings, stored in the header.
 
     Raises:
-        SafetensorError: What the format cannot hold; the message says what to do.
+        SafetensorError: The format cannot hold a tensor, a name or the metadata; the message says
+            what to do.
     """
     return functions.save("jax", tensors, metadata)
 
@@ -37,18 +38,18 @@ def save_file(
     durable: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Write `tensors` to a file, which is replaced as a whole or not at all.
+    """Write `tensors` to a file. An existing file is replaced atomically.
 
     Args:
-        tensors: As for `save`. They must not change meanwhile.
+        tensors: As for `save`. They must not change during the call.
         filename: Path or writable file object.
         metadata: As for `save`.
-        durable: Return only when the file would survive a loss of power.
+        durable: Also sync the file and its directory (fsync), so that it survives a power failure.
         progress: Called with the number of bytes written so far.
 
     Raises:
-        SafetensorError: As for `save`; nothing is written then.
-        OSError: Writing failed; the old file is untouched.
+        SafetensorError: As for `save`; no file is written.
+        OSError: Writing failed; an existing file is unchanged.
     """
     functions.save_file("jax", tensors, filename, metadata, durable=durable, progress=progress)
 
@@ -56,18 +57,19 @@ def save_file(
 def load(
     data: Any, *, device: str | jax.Device | jax.sharding.Sharding = "cpu"
 ) -> dict[str, jax.Array]:
-    """The tensors of a file whose contents are `data`, any bytes-like object.
+    """Load all tensors from the bytes of a file. Cost: one copy of `data`.
 
-    BF16, F8 and F4 are JAX's own types (F4 one byte an element). No value is narrowed: 64-bit
-    types need ``jax_enable_x64``.
+    BF16, F8 and F4 become JAX's types (F4 with one byte per element). 64-bit types need
+    ``jax_enable_x64``; without it they are an error, because JAX would narrow the values.
 
     Args:
         data: Any bytes-like object.
-        device: A ``jax.Device``, a sharding, or a name such as ``"gpu:0"``; else JAX's default device.
+        device: A ``jax.Device``, a sharding, or a name such as ``"gpu:0"``; by default JAX's default
+            device.
 
     Raises:
         FormatError: The bytes break a rule of the format.
-        UnsupportedError: The framework has no such element type.
+        UnsupportedError: The framework lacks an element type of the file.
     """
     return functions.load("jax", data, device)
 
@@ -80,24 +82,26 @@ def load_file(
     trust: object = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, jax.Array]:
-    """The tensors of a file, in the order of the data.
+    """Load all tensors of a file, in the order of its data.
 
-    BF16, F8 and F4 are JAX's own types (F4 one byte an element). No value is narrowed: 64-bit
-    types need ``jax_enable_x64``.
+    BF16, F8 and F4 become JAX's types (F4 with one byte per element). 64-bit types need
+    ``jax_enable_x64``; without it they are an error, because JAX would narrow the values.
 
     Args:
         filename: Path or readable file object.
-        backend: How bytes are read, as for `safe_open`: by default into memory of their own. With
-            ``"mmap"`` tensors may share a private mapping, so the file must not change.
-        device: A ``jax.Device``, a sharding, or a name such as ``"gpu:0"``; else JAX's default device.
-        trust: What the file must fulfil before a byte of it is used; see `safe_open`.
-        progress: Called with the number of bytes that were read so far; once, if the file is mapped.
+        backend: How to read; see `safe_open`. By default, tensors own their memory. With ``"mmap"``, they
+            may share a private mapping: the file must not change while one exists.
+        device: A ``jax.Device``, a sharding, or a name such as ``"gpu:0"``; by default JAX's default
+            device.
+        trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
+            see `safe_open`.
+        progress: Called with the number of bytes read so far; only once if the file is mapped.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
-        UnsupportedError: The framework has no such element type.
-        TrustError: The file is not what `trust` asks for.
-        OSError: It cannot be opened or read.
+        UnsupportedError: The framework lacks an element type of the file.
+        TrustError: The file does not satisfy `trust`.
+        OSError: The file cannot be opened or read.
     """
     return functions.load_file(
         "jax", filename, device, backend=backend, trust=trust, progress=progress

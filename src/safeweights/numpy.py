@@ -1,4 +1,4 @@
-"""NumPy arrays <-> safetensors; the names of `safetensors.numpy`."""
+"""NumPy arrays <-> safetensors, with the interface of `safetensors.numpy`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def save(tensor_dict: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
-    r"""The contents of a file that holds `tensor_dict`.
+    r"""Serialize arrays to the bytes of a safetensors file.
 
-    Values are written, whatever the layout of an array in memory: transposed, strided and big-endian
-    arrays too. BF16, F8 and F4 are the types of ml_dtypes.
+    Arrays may have any memory layout: transposed, strided and big-endian arrays are written in C order,
+    little-endian. BF16, F8 and F4 are the types of ml_dtypes.
 
     Args:
-        tensor_dict: Names to arrays.
-        metadata: Strings to strings, kept with the tensors.
+        tensor_dict: Name -> array.
+        metadata: Strings to strings, stored in the header.
 
     Raises:
-        UnsupportedError: Not an array, or of an element type that the format does not have.
-        FormatError: A name or shape that the format cannot hold.
+        UnsupportedError: A value is not an array, or has an element type that the format lacks.
+        FormatError: The format cannot hold a name, a shape or the metadata.
 
     >>> save({"a": np.arange(3, dtype="u1")})[8:]
     b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}   \x00\x01\x02'
@@ -46,24 +46,24 @@ def save_file(
     durable: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Write `tensor_dict` to a file, which is replaced as a whole or not at all.
+    """Write `tensor_dict` to a file. An existing file is replaced atomically.
 
     Args:
-        tensor_dict: As for `save`. Arrays must not change meanwhile.
+        tensor_dict: As for `save`. They must not change during the call.
         filename: Path or writable file object.
         metadata: As for `save`.
-        durable: Return only when the file would survive a loss of power.
+        durable: Also sync the file and its directory (fsync), so that it survives a power failure.
         progress: Called with the number of bytes written so far.
 
     Raises:
-        UnsupportedError, FormatError: As for `save`; nothing is written then.
-        OSError: Writing failed; the old file is untouched.
+        UnsupportedError, FormatError: As for `save`; no file is written.
+        OSError: Writing failed; an existing file is unchanged.
     """
     functions.save_file("np", tensor_dict, filename, metadata, durable=durable, progress=progress)
 
 
 def load(data: Any) -> dict[str, Array]:
-    """The arrays of a file whose contents are `data`, any bytes-like object; one copy.
+    """Load all arrays from the bytes of a file. Cost: one copy of `data`, any bytes-like object.
 
     Raises:
         FormatError: The bytes break a rule of the format.
@@ -81,23 +81,24 @@ def load_file(
     trust: object = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Array]:
-    """The arrays of a file, in the order of the data.
+    """Load all arrays of a file, in the order of its data.
 
-    Arrays are writable and have memory of their own, which several threads read; neighbours share up to
-    64 MiB of it.
+    Arrays are writable and own their memory, which several threads fill; neighbouring arrays share blocks of
+    at most 64 MiB.
 
     Args:
         filename: Path or readable file object.
-        backend: None and ``"read"`` read through the page cache, or past it what it does not hold;
-            ``"pread"`` and ``"direct"`` do only the one or the other. With ``"mmap"`` arrays share a
-            private mapping: nothing is read until it is used, but the file must not change as long as
-            an array lives, and truncating it ends the process.
-        trust: What the file must fulfil before a byte of it is used; see `safe_open`.
-        progress: Called with the number of bytes that were read so far; once, if the file is mapped.
+        backend: ``"pread"`` reads through the page cache, ``"direct"`` bypasses it, and ``"read"`` (also
+            None) chooses by what the cache holds. With ``"mmap"``, arrays share a private mapping: pages
+            are read when they are used, but the file must not change while an array exists, and
+            truncating it kills the process.
+        trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
+            see `safe_open`.
+        progress: Called with the number of bytes read so far; only once if the file is mapped.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
-        TrustError: The file is not what `trust` asks for.
-        OSError: It cannot be opened or read.
+        TrustError: The file does not satisfy `trust`.
+        OSError: The file cannot be opened or read.
     """
     return functions.load_file("np", filename, backend=backend, trust=trust, progress=progress)

@@ -1,4 +1,4 @@
-"""PyTorch tensors <-> safetensors; the names of `safetensors.torch`."""
+"""PyTorch tensors <-> safetensors, with the interface of `safetensors.torch`."""
 
 from __future__ import annotations
 
@@ -44,18 +44,20 @@ __all__ = [
 
 
 def save(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    r"""The contents of a file that holds `tensors`.
+    r"""Serialize tensors to the bytes of a safetensors file.
 
     Args:
-        tensors: Names to dense, contiguous tensors on any device that share no memory.
-        metadata: Strings to strings, kept with the tensors.
+        tensors: Name -> dense, contiguous tensor on any device. Tensors must not share memory.
+        metadata: Strings to strings, stored in the header.
 
     Raises:
-        LayoutError: A sparse or non-contiguous tensor, or something that is no tensor.
-        SharedMemoryError: Two tensors share memory: see `save_model`.
-        UnsupportedError: An element type that the format does not have.
-        FormatError: A name or shape that the format cannot hold.
+        LayoutError: A value is sparse, not contiguous, or not a tensor.
+        SharedMemoryError: Tensors share memory; `save_model` can save them.
+        UnsupportedError: A tensor has an element type that the format lacks.
+        FormatError: The format cannot hold a name, a shape or the metadata.
 
+    >>> import torch
+    >>> import torch
     >>> save({"a": torch.tensor([1, 2], dtype=torch.uint8)})[8:]
     b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}   \x01\x02'
     """
@@ -70,29 +72,30 @@ def save_file(
     durable: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Write `tensors` to a file, which is replaced as a whole or not at all.
+    """Write `tensors` to a file. An existing file is replaced atomically.
 
     Args:
-        tensors: As for `save`. They must not change meanwhile.
+        tensors: As for `save`. They must not change during the call.
         filename: Path or writable file object.
         metadata: As for `save`.
-        durable: Return only when the file would survive a loss of power.
+        durable: Also sync the file and its directory (fsync), so that it survives a power failure.
         progress: Called with the number of bytes written so far.
 
     Raises:
-        LayoutError, SharedMemoryError, UnsupportedError, FormatError: As for `save`; nothing is
-            written then.
-        OSError: Writing failed; the old file is untouched.
+        LayoutError, SharedMemoryError, UnsupportedError, FormatError: As for `save`; no file is written.
+        OSError: Writing failed; an existing file is unchanged.
     """
     functions.save_file("pt", tensors, filename, metadata, durable=durable, progress=progress)
 
 
 def load(data: Any, device: str | int | torch.device = "cpu") -> dict[str, torch.Tensor]:
-    """The tensors of a file whose contents are `data`, any bytes-like object; one copy.
+    """Load all tensors from the bytes of a file. Cost: one copy of `data`, any bytes-like object.
 
     Raises:
         FormatError: The bytes break a rule of the format.
 
+    >>> import torch
+    >>> import torch
     >>> load(save({"a": torch.zeros(2, 2)}))["a"].shape
     torch.Size([2, 2])
     """
@@ -107,24 +110,26 @@ def load_file(
     trust: object = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a file, in the order of the data.
+    """Load all tensors of a file, in the order of its data.
 
-    With ``backend="mmap"`` tensors on the CPU share a private mapping, as in the reference: nothing is
-    read until it is used, and writing to a tensor changes the tensor alone. But the file must not change as
-    long as a tensor lives, and truncating it ends the process; `save_file` is safe, since it replaces a
-    file by renaming. ``"pread"`` reads everything now.
+    With ``backend="mmap"``, tensors on the CPU share a private (copy-on-write) mapping, as in the reference:
+    pages are read when they are used, and writing to a tensor does not change the file. The file must not
+    change while a tensor exists, and truncating it kills the process. Replacing it by renaming, as
+    `save_file` does, is safe. The other backends read the whole file.
 
     Args:
         filename: Path or readable file object.
-        device: Anything `torch.device` takes; ``"meta"`` gives shapes and types without values.
-        backend: How bytes are read.
-        trust: What the file must fulfil before a byte of it is used; see `safe_open`.
-        progress: Called with the number of bytes that were read so far; once, if the file is mapped.
+        device: Any argument of `torch.device`; ``"meta"`` loads shapes and types without values.
+        backend: How to read: ``"mmap"``, ``"pread"``, ``"direct"``, ``"read"`` or ``"auto"``; see
+            `safe_open`.
+        trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
+            see `safe_open`.
+        progress: Called with the number of bytes read so far; only once if the file is mapped.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
-        UnsupportedError: This torch has no such element type.
-        TrustError: The file is not what `trust` asks for.
+        UnsupportedError: The installed torch lacks an element type of the file.
+        TrustError: The file does not satisfy `trust`.
         OSError: The file cannot be opened or read.
     """
     return functions.load_file(
@@ -138,20 +143,19 @@ def save_model(
     metadata: Mapping[str, str] | None = None,
     force_contiguous: bool = True,
 ) -> None:
-    """Write a module's state; of tensors that share memory (tied weights) one, noting the others.
+    """Write a module's state dict. Of tensors that share memory (tied weights), only one is written.
 
-    For each name left out, the metadata gets an entry ``left out -> kept``, by which `load_into` finds
-    their values again.
+    For each other name the metadata gets an entry ``left out -> kept``, which `load_into` uses.
 
     Args:
         model: The module.
-        filename: Where.
-        metadata: Kept as it is, entries for tied weights are added to a copy.
-        force_contiguous: Write the values of non-contiguous tensors instead of refusing them.
+        filename: Path or writable file object.
+        metadata: Strings to strings. It is not changed: entries for tied weights are added to a copy.
+        force_contiguous: Write non-contiguous tensors in C order instead of raising an error.
 
     Raises:
-        SharedMemoryError: Tensors overlap and none of them holds all that they share.
-        LayoutError: A non-contiguous tensor, with ``force_contiguous=False``.
+        SharedMemoryError: Tensors overlap, and none of them contains all of the shared memory.
+        LayoutError: A tensor is not contiguous and `force_contiguous` is False.
     """
     torch_models.save_model(model, filename, metadata, force_contiguous=force_contiguous)
 
@@ -170,18 +174,19 @@ def load_model(
     Args:
         model: The module.
         filename: Path or readable file object.
-        strict: Names that only one side has are an error.
-        device: Where the file's tensors go on their way.
-        backend: How bytes are read.
-        trust: What the file must fulfil before a byte of it is used; see `safe_open`.
+        strict: Raise an error if a name exists only in the module or only in the file.
+        device: Device on which the file's tensors are loaded before they are copied into the module.
+        backend: How to read: ``"mmap"``, ``"pread"``, ``"direct"``, ``"read"`` or ``"auto"``; see
+            `safe_open`.
+        trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
+            see `safe_open`.
 
     Returns:
-        Names of the module that the file did not provide, and names of the file that the module
-        does not have.
+        Names that only the module has (missing), and names that only the file has (unexpected).
 
     Raises:
-        StateDictError: There are such names and `strict` is set; a RuntimeError.
-        TrustError: The file is not what `trust` asks for.
+        StateDictError: Such names exist and `strict` is True. It is a RuntimeError, as torch raises.
+        TrustError: The file does not satisfy `trust`.
     """
     return torch_models.load_model(
         model, filename, strict=strict, device=device, backend=backend, trust=trust
@@ -196,28 +201,31 @@ def load_into(
     backend: str = "pread",
     trust: object = None,
 ) -> tuple[set[str], list[str]]:
-    """Fill tensors that exist already with the values of a checkpoint, without a second copy in memory.
+    """Fill existing tensors with the values of a checkpoint, without a second copy of it in memory.
 
-    Contiguous tensors on the CPU of the file's type are read into directly; others are converted to
-    their own type and moved to their own device one at a time. Tensors of a module that are on the meta
-    device are replaced by ones with values; parameters that were one stay one. A name that a file
-    notes as tied to another (`save_model`) gets the other's values.
+    Contiguous CPU tensors with the file's element type are read into directly. Other tensors are read,
+    converted and moved to their device one at a time. Meta tensors of a module are replaced by tensors
+    with values; a parameter with several names stays one parameter. Names that `save_model` left out as
+    tied weights get the values of the name that it kept.
 
     Args:
-        target: A module, or names to tensors.
+        target: A module, or name -> tensor.
         filename: A file, an ``index.json``, a folder, or a readable file object.
-        strict: Names that only one side has are an error.
-        backend: How bytes are read.
-        trust: What the file must fulfil before a byte of it is used; see `safe_open`.
+        strict: Raise an error if a name exists only in the module or only in the file.
+        backend: How to read: ``"mmap"``, ``"pread"``, ``"direct"``, ``"read"`` or ``"auto"``; see
+            `safe_open`.
+        trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
+            see `safe_open`.
 
     Returns:
-        Names of `target` that were not filled, and names of the file that were not used.
+        Names of `target` that were not filled (missing), and names of the file that were not used
+        (unexpected).
 
     Raises:
-        StateDictError: Names or shapes differ; nothing was changed then.
+        StateDictError: Names or shapes differ; no tensor was changed.
         NoDataError: A meta tensor that is not part of a module.
         FormatError: The file breaks a rule of the format.
-        TrustError: The file is not what `trust` asks for; some tensors may have been filled.
-        OSError: It cannot be opened or read; some tensors may have been filled.
+        TrustError: The file does not satisfy `trust`; some tensors may have been filled.
+        OSError: The file cannot be opened or read; some tensors may have been filled.
     """
     return torch_models.load_into(target, filename, strict=strict, backend=backend, trust=trust)
