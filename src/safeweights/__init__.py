@@ -1,9 +1,9 @@
 """The safetensors format in pure Python: stricter, safer and fast.
 
-A checkpoint is a mapping from names to tensors that have not been read yet: `open` gives it, `save`
-writes it. `safe_open` and the modules `numpy`, `torch` ... offer what the `safetensors` package does.
-`convert` and `scan` deal with other people's formats without executing them; `admit`, and ``trust=`` of
-whatever loads, with whose weights these are.
+A checkpoint is a mapping from names to tensors that have not been read yet: `open` returns one, `save`
+writes one. `safe_open` and the modules `numpy`, `torch` ... have the interface of the `safetensors`
+package. `convert` and `scan` read other formats without executing code in them. `admit`, and the argument
+``trust=`` of every function that loads, check signatures and policies.
 
 >>> import numpy, safeweights, safeweights.numpy
 >>> data = safeweights.numpy.save({"a": numpy.arange(6, dtype="f4").reshape(2, 3)})
@@ -16,9 +16,7 @@ from __future__ import annotations
 from .errors import SafetensorError
 from .lazy import lazy_names
 
-TYPE_CHECKING = (
-    False  # typing itself costs more to import than all of this: type checkers know the name
-)
+TYPE_CHECKING = False  # importing typing takes longer than the rest; type checkers know this name
 if TYPE_CHECKING:
     from . import guard, trust
     from .checkpoint import Checkpoint, Tensor, save

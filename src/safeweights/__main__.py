@@ -1,4 +1,4 @@
-"""``python -m safeweights``: the command line."""
+"""``python -m safeweights`` runs the command line."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Names that clients import from `safetensors.torch` although they are private there.
+"""Private names of `safetensors.torch` that clients import all the same.
 
-transformers, accelerate, huggingface_hub and torch's own checkpoint reader use some of them. They do
-what the reference's do, faults included where somebody may count on them (`_find_shared_tensors` looks
-at views of one storage only; saving uses `torch_sharing`, which finds all overlaps). Nothing in this
-package calls them.
+transformers, accelerate, huggingface_hub and torch's checkpoint reader use some of them. They behave as in
+the reference, including faults that a client may rely on: `_find_shared_tensors` compares views of one
+storage only. This package itself does not use them; saving uses `frameworks.torch.sharing`, which finds
+every overlap.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _getdtype(dtype_str: str) -> torch.dtype:
 
 
 def storage_ptr(tensor: torch.Tensor) -> int:
-    """Address of the storage that a tensor is a view of; 0 where it has none."""
+    """Address of the tensor's storage; 0 if it has none."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):
@@ -43,7 +43,7 @@ def storage_ptr(tensor: torch.Tensor) -> int:
 
 
 def storage_size(tensor: torch.Tensor) -> int:
-    """Bytes of the storage that a tensor is a view of."""
+    """Size of the tensor's storage in bytes."""
     try:
         return tensor.untyped_storage().nbytes()
     except (RuntimeError, NotImplementedError):

@@ -1,15 +1,15 @@
-"""Hold any implementation of the format against the vectors in ``conformance/``.
+"""Test any implementation of the format with the vectors in ``conformance/``.
 
     python -m safeweights.conformance --impl safeweights
     python -m safeweights.conformance --impl safetensors
     python -m safeweights.conformance --impl my_package.my_module:read
 
-An implementation is a callable that takes the bytes of a file. It raises an exception to refuse the
-file; otherwise it returns the names of the tensors, or a mapping from each name to (dtype, shape,
-bytes), which is compared in full. Exit code 0 means that every verdict is the manifest's, 1 that some
-are not, 2 wrong usage, 3 that the implementation or the vectors were not found.
+An implementation is a callable that takes the bytes of a file. It raises an exception to reject the file.
+Otherwise it returns the names of the tensors, or a mapping name -> (dtype, shape, bytes), which is compared
+completely. Exit status: 0 all verdicts agree with the manifest, 1 some differ, 2 wrong usage, 3 the
+implementation or the vectors were not found.
 
-The vectors say what the format is, so nothing here knows a rule of it.
+The vectors define the format; this module knows none of its rules.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 __all__ = ["Difference", "Implementation", "Vector", "compare", "load", "main", "read_vectors"]
 
 Implementation = Callable[[bytes], Any]
-"""Bytes of a file -> names, or name -> (dtype, shape, bytes); any exception refuses the file."""
+"""Bytes of a file -> names, or name -> (dtype, shape, bytes); any exception rejects the file."""
 
 SCHEMA: Final = "safeweights.conformance/1"
 
 
 class Vector(NamedTuple):
-    """One file and what a reader has to say of it.
+    """One file, and the verdict that a reader must reach.
 
     Attributes:
         file: Path below the folder of vectors.
-        data: Its bytes.
+        data: Contents of the file.
         verdict: ``"valid"`` or ``"invalid"``.
-        rule: The rule that it shows or breaks, one of `safeweights.format.header.RULES`.
+        rule: The rule that it demonstrates or breaks, one of `safeweights.format.header.RULES`.
         why: The reason, in a few words.
-        tensors: Name -> dtype, shape and sha256 of the bytes; empty for an invalid one.
+        tensors: Name -> dtype, shape and sha256 of the bytes; empty for an invalid file.
     """
 
     file: str
@@ -57,13 +57,13 @@ class Vector(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A vector on which an implementation does not agree with the manifest.
+    """A vector on which an implementation disagrees with the manifest.
 
     Attributes:
         vector: The vector.
-        found: ``"valid"``, ``"invalid"``, ``"crash"`` (no ordinary exception) or ``"content"`` (valid,
-            but with other tensors).
-        said: The implementation's message, or what is different.
+        found: ``"valid"``, ``"invalid"``, ``"crash"`` (an exception that is not an `Exception`, such as a
+            panic of native code) or ``"content"`` (valid, but with other tensors).
+        said: The implementation's message, or the difference.
     """
 
     vector: Vector
@@ -72,20 +72,21 @@ class Difference(NamedTuple):
 
 
 class UnavailableError(SafetensorError):
-    """The implementation or the vectors cannot be had."""
+    """The implementation or the vectors were not found."""
 
 
 def read_vectors(folder: str | os.PathLike[str] | None = None) -> list[Vector]:
-    """The vectors below `folder`; by default those that came with the package.
+    """Read the vectors in `folder`; by default those of the package.
 
     Raises:
-        UnavailableError: There are none, or the manifest is not of this schema.
+        UnavailableError: A file is missing, or the manifest has another schema.
     """
     root = Path(folder) if folder is not None else _default_folder()
     try:
         manifest = json.loads((root / "manifest.json").read_bytes())
         if manifest["schema"] != SCHEMA:
-            raise UnavailableError(f"the manifest is of schema {quote(str(manifest['schema']))}")
+            schema = quote(str(manifest["schema"]))
+            raise UnavailableError(f"the manifest has schema {schema}, not {SCHEMA}")
         return [
             Vector(
                 row["file"], (root / row["file"]).read_bytes(), row["verdict"], row["rule"],
@@ -104,7 +105,7 @@ def _default_folder() -> Path:
 
 
 def load(name: str) -> Implementation:
-    """The implementation called `name`: safeweights, safetensors, or ``module:function``.
+    """Import an implementation by name: safeweights, safetensors, or ``module:function``.
 
     Raises:
         UnavailableError: It cannot be imported, or is not callable.
@@ -120,7 +121,7 @@ def load(name: str) -> Implementation:
         raise UnavailableError(f"implementation {quote(name)}: {error}") from error
     if not callable(found):
         raise UnavailableError(
-            f"implementation {quote(name)} is not callable: name module:function"
+            f"implementation {quote(name)} is not callable: write module:function"
         )
     implementation: Implementation = found
     return implementation
@@ -140,7 +141,7 @@ def _safetensors() -> Implementation:
     try:
         import safetensors
     except ImportError as error:
-        raise UnavailableError("the reference is not installed: pip install safetensors") from error
+        raise UnavailableError("safetensors is not installed: pip install safetensors") from error
 
     def read(data: bytes) -> dict[str, tuple[str, list[int], bytes]]:
         found = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
@@ -156,7 +157,7 @@ _BUILT_IN: Final[dict[str, Callable[[], Implementation]]] = {
 
 
 def compare(implementation: Implementation, vectors: Iterable[Vector]) -> list[Difference]:
-    """The vectors on which `implementation` does not agree; nothing that it raises gets out."""
+    """Run `implementation` on all vectors and return the differences. Its exceptions are caught."""
     found = []
     for vector in vectors:
         verdict, said = _judge(implementation, vector)
@@ -170,42 +171,47 @@ def _judge(implementation: Implementation, vector: Vector) -> tuple[str, str]:
         result = implementation(vector.data)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # noqa: BLE001 - whatever it raises, it has refused the file
+    except Exception as error:  # noqa: BLE001 - any exception rejects the file
         return "invalid", f"{type(error).__name__}: {error}"
-    except BaseException as error:  # noqa: BLE001 - a panic of native code, which is no answer
+    except BaseException as error:  # noqa: BLE001 - a panic of native code is not a verdict
         return "crash", f"{type(error).__name__}: {error}"
     if vector.verdict == "invalid":
-        return "valid", "read without complaint"
+        return "valid", "read without an error"
     try:
         wrong = _content(result, vector.tensors)
-    except Exception as error:  # noqa: BLE001 - a result of another shape than asked for
+    except Exception as error:  # noqa: BLE001 - the result may be of any type
         wrong = f"neither names nor tensors: {type(error).__name__}: {error}"
     return ("valid", "") if wrong is None else ("content", wrong)
 
 
 def _content(result: Any, expected: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """How what was read differs from the manifest; None if it does not."""
+    """Describe the first difference between the result and the manifest; None if they are equal."""
     names = set(result)
     if names != set(expected):
         missing, added = sorted(set(expected) - names), sorted(names - set(expected))
-        return f"names missing: {missing}, too many: {added}"
+        return f"missing names: {missing}, unexpected names: {added}"
     if not isinstance(result, Mapping):
         return None
     for name, want in expected.items():
         dtype, shape, data = result[name]
         got = (dtype, list(shape), hashlib.sha256(data).hexdigest())
         if got != (want["dtype"], want["shape"], want["sha256"]):
-            return f"tensor {quote(name)} is {dtype} {list(shape)} of other bytes or type"
+            wanted = f"{want['dtype']} {want['shape']}"
+            return (
+                f"tensor {quote(name)} is {dtype} {list(shape)}, not {wanted}, or its bytes differ"
+            )
     return None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser("python -m safeweights.conformance", description=_SUMMARY)
     parser.add_argument(
         "--impl", default="safeweights", help="safeweights, safetensors or module:function"
     )
-    parser.add_argument("--vectors", metavar="DIR", help="other vectors, with their manifest.json")
+    parser.add_argument(
+        "--vectors", metavar="DIR", help="folder with vectors and manifest.json [default: ours]"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     try:
@@ -220,9 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if differences else 0
 
 
-_SUMMARY: Final = (
-    "Hold an implementation of the safetensors format against the conformance vectors."
-)
+_SUMMARY: Final = "Test an implementation of the safetensors format with the conformance vectors."
 
 
 def _as_json(name: str, vectors: list[Vector], differences: list[Difference]) -> str:
@@ -252,7 +256,7 @@ def _as_table(name: str, vectors: list[Vector], differences: list[Difference]) -
     summary = f"{name}: {agree} of {len(vectors)} verdicts agree"
     if not differences:
         return summary
-    rows = [("VECTOR", "RULE", "SHOULD BE", "IS", "WHY, AND WHAT IT SAID")]
+    rows = [("VECTOR", "RULE", "EXPECTED", "FOUND", "REASON; MESSAGE")]
     for vector, found, said in differences:
         answer = f"{vector.why}; {quote(said, 70)[1:-1]}"
         rows.append((vector.file, vector.rule, vector.verdict, found, answer))

@@ -146,11 +146,11 @@ def _rebuilt(
 
 
 class FormatError(SafetensorError, ValueError):
-    """The bytes break a rule of the format.
+    """The content of a file breaks a rule of its format.
 
     Attributes:
-        rule: Stable identifier of the broken rule, e.g. ``"duplicate-key"``. Those of a header are listed
-            in `safeweights.format.header.RULES`; other files have their own (``"index"``, ``"pickle"``,
+        rule: Stable identifier of the broken rule, e.g. ``"duplicate-key"``. `safeweights.format.rules`
+            lists those of safetensors headers; other formats have their own (``"index"``, ``"pickle"``,
             ``"zip"`` ...).
     """
 
@@ -176,7 +176,7 @@ class NameTypeError(TensorNotFoundError, TypeError):
 
 
 class SelectionError(SafetensorError, IndexError):
-    """An index expression that the tensor's shape does not allow."""
+    """An index expression is invalid for the tensor's shape."""
 
 
 class StepError(SelectionError, ValueError):
@@ -196,30 +196,30 @@ class DeviceError(SafetensorError, RuntimeError):
 
 
 class LayoutError(SafetensorError, ValueError):
-    """A tensor whose memory layout the writer refuses: sparse, or not contiguous."""
+    """The writer does not accept a tensor's memory layout: it is sparse or not contiguous."""
 
 
 class SharedMemoryError(SafetensorError, RuntimeError):
-    """Tensors that share memory, which the format cannot express."""
+    """Tensors share memory, which the format cannot express."""
 
 
 class NoDataError(SafetensorError, NotImplementedError):
-    """A tensor without values, such as one on torch's meta device, where values are needed."""
+    """A tensor has no values, for example on torch's meta device, but values are needed."""
 
 
 class StateDictError(SafetensorError, RuntimeError):
-    """A file and a module that do not have the same tensors."""
+    """A file and a module do not have the same tensors."""
 
 
 class ClosedError(SafetensorError, ValueError):
-    """The file was closed before this call."""
+    """The file is closed."""
 
     def __init__(self, message: str = "File is closed", **where: Any) -> None:
         super().__init__(message, **where)
 
 
 class MissingDependencyError(SafetensorError, ImportError):
-    """An optional package is needed; the message names the extra that installs it."""
+    """An optional package is missing; the message names the extra that installs it."""
 
 
 class MissingPluginError(DeviceError, MissingDependencyError):

@@ -1,18 +1,18 @@
-"""A process in which pickles cannot run code.
+"""Prevent pickles from running code in a process.
 
-`install` adds an audit hook (PEP 578), which Python cannot remove again, that refuses every global
-name a pickle asks for: without one a pickle can build lists and numbers, but call nothing.
-`torch.load`, `joblib.load`, `numpy.load` with objects, `pandas.read_pickle`, `shelve` and everything
-else that ends in Python's unpickler are covered by that one rule, in C and in Python, whatever they
-are called through.
+`install` adds an audit hook (PEP 578), which cannot be removed again. It refuses every global that a
+pickle imports; without globals a pickle can build lists and numbers, but cannot call a function. This one
+rule covers everything that uses Python's unpicklers, in C and in Python: `torch.load`, `joblib.load`,
+`numpy.load` with objects, `pandas.read_pickle`, `shelve` ...
 
-The readable loaders are also replaced by name, for a message that says what to do instead, and in
-mode ``convert`` to read the file through `safeweights.convert`, which executes nothing.
+`install` also replaces `torch.load`, `joblib.load` and `numpy.load`: in mode ``refuse``, their error says
+what to do instead; in mode ``convert``, they read the file through `safeweights.conversion`, which executes
+no code.
 
     python -m safeweights.guard [--mode refuse|convert] [--allow MODULE.NAME]... SCRIPT [ARGS...]
 
-What it does not do: it is no sandbox. Code that already runs in the process can do what it likes,
-and child processes are guarded only where they install it too.
+Limits: this is not a sandbox. Code that already runs in the process is not restricted, and a child process
+is guarded only if it installs the guard itself.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _IPC: Final = (
 
 
 class PickleRefusedError(SafetensorError, PermissionError):
-    """A pickle asked for code, in a process that does not run any from pickles.
+    """A pickle needs a global, or a pickle-based loader was called, in a guarded process.
 
     Attributes:
-        wanted: ``module.name`` that was asked for; empty where a loader was refused as such.
+        wanted: ``module.name`` of the global; empty if a loader was refused.
     """
 
     def __init__(self, message: str, *, wanted: str = "", **where: Any) -> None:
@@ -59,13 +59,13 @@ class PickleRefusedError(SafetensorError, PermissionError):
 
 
 class _State:
-    """What `install` has done; there is nothing in it that would loosen the hook."""
+    """The mode that `install` set. Changing it does not weaken the hook."""
 
     mode: Mode | None = None
 
 
 def installed() -> Mode | None:
-    """The mode in which this process is guarded; None where it is not."""
+    """The mode of this process's guard; None if it is not guarded."""
     return _State.mode
 
 
@@ -75,25 +75,25 @@ def install(
     allow: Iterable[str] = (),
     on_refusal: Callable[[str], None] | None = None,
 ) -> None:
-    """Guard this process, for as long as it lives.
+    """Guard this process until it ends.
 
-    Calling it again adds to what is refused and never takes away from it.
+    A second call can refuse more, but never less.
 
     Args:
-        mode: ``"refuse"`` pickle-based loaders; or ``"convert"``: let `torch.load`, `joblib.load`
-            and `numpy.load` read their files through `safeweights.convert`. What they return is made
-            of dictionaries, lists, tuples, sets, text, numbers and tensors, nested as in the file.
-            In the place of any other object stands the dictionary of its tensors by their names, and
-            where it has none it is left out of a dictionary, None in a list; a warning says so.
-        allow: ``module.name`` of globals that pickles may use all the same. Each is code that a
-            pickle can call with arguments of its own.
-        on_refusal: Called with the name of every global that is refused, before the error.
+        mode: ``"refuse"`` refuses pickle-based loaders. ``"convert"`` lets `torch.load`, `joblib.load` and
+            `numpy.load` read their files through `safeweights.conversion`. The result consists of
+            dictionaries, lists, tuples, sets, strings, numbers and tensors, nested as in the file. Any
+            other object becomes the dictionary of its tensors. An object without tensors is omitted from
+            a dictionary and becomes None in a list. A warning names these objects.
+        allow: ``module.name`` of globals that pickles may use. A pickle can call each of them with any
+            arguments.
+        on_refusal: Called with the name of every refused global, before the error is raised.
 
-    What processes started with `multiprocessing` send each other is not touched: who can write to
-    those pipes runs code already.
+    Messages between processes of `multiprocessing` are not restricted: a process that can write to these
+    pipes can run code already.
     """
     if mode not in {"refuse", "convert"}:
-        msg = f"unknown mode {quote(str(mode))}; known are refuse and convert"
+        msg = f"mode must be refuse or convert, not {quote(str(mode))}"
         raise ValueError(msg)
     sys.addaudithook(_hook(frozenset(allow), on_refusal))
     if _State.mode is None:
@@ -107,7 +107,7 @@ def install(
 def _hook(
     allowed: frozenset[str], on_refusal: Callable[[str], None] | None
 ) -> Callable[[str, tuple[Any, ...]], None]:
-    """The audit hook. It keeps what it needs in its closure, out of reach of a stray assignment."""
+    """The audit hook. Its closure holds its configuration, so that no assignment can change it."""
     get_frame, is_ipc, error = sys._getframe, _is_ipc, _refusal  # noqa: SLF001 - the only way
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -125,14 +125,14 @@ def _hook(
 
 def _refusal(wanted: str) -> PickleRefusedError:
     return PickleRefusedError(
-        f"a pickle asked for {quote(wanted)}; this process runs no code from pickles. Convert the "
-        "file to safeweights first: `safeweights convert` reads it without executing it",
+        f"a pickle needs {quote(wanted)}, but this process runs no code from pickles. Convert the file "
+        "first: `safeweights convert` reads it without executing it",
         wanted=wanted,
     )
 
 
 def _is_ipc(frame: FrameType | None) -> bool:
-    """Whether the unpickler was called by `multiprocessing` itself, for its own messages."""
+    """Whether `multiprocessing` itself called the unpickler, for a message between processes."""
     while frame is not None and frame.f_globals.get("__name__") in {"pickle", "_pickle"}:
         frame = frame.f_back
     if frame is None:
@@ -148,7 +148,7 @@ def _is_ipc(frame: FrameType | None) -> bool:
 
 
 class _PatchOnImport(importlib.abc.MetaPathFinder):
-    """Replaces the loaders of modules that are imported later."""
+    """Replaces loaders in modules that are imported after `install`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -192,21 +192,21 @@ def _replace_loader(module: ModuleType) -> None:
 
 
 def _torch_load(_: Any, f: Any, map_location: Any = None, *_args: Any, **_options: Any) -> Any:
-    """`torch.load`, refused or converted; ``weights_only`` makes no difference."""
+    """Refuse or convert a call of `torch.load`, whatever ``weights_only`` is."""
     if callable(map_location) or isinstance(map_location, dict):
         raise PickleRefusedError(
-            "a converted checkpoint is loaded on one device: give `map_location` its name, or none"
+            "a converted checkpoint is loaded on one device: `map_location` must be its name or None"
         )
     return _converted("torch.load", f, "pt", map_location)
 
 
 def _joblib_load(_: Any, filename: Any, *_args: Any, **_options: Any) -> Any:
-    """`joblib.load`, refused or converted."""
+    """Refuse or convert a call of `joblib.load`."""
     return _converted("joblib.load", filename, "np")
 
 
 def _numpy_load(original: Any, file: Any, *args: Any, **options: Any) -> Any:
-    """`numpy.load`; arrays without objects are read as ever."""
+    """Refuse or convert a call of `numpy.load` that allows pickles; other calls are unchanged."""
     if not (options.get("allow_pickle") or (len(args) > 1 and args[1])):
         return original(file, *args, **options)
     return _converted("numpy.load(allow_pickle=True)", file, "np")
@@ -218,7 +218,7 @@ _REPLACEMENTS: Final[dict[str, Callable[..., Any]]] = {
 
 
 def _converted(call: str, file: Any, framework: str, device: Any = None) -> Any:
-    """What the loader would return, as far as that is tensors in plain data."""
+    """Read the file as the loader would, with tensors in plain data and without other objects."""
     if _State.mode != "convert":
         path = os.fspath(file) if isinstance(file, str | os.PathLike) else None
         raise PickleRefusedError(
@@ -239,15 +239,15 @@ def _converted(call: str, file: Any, framework: str, device: Any = None) -> Any:
         return chosen.decode(tensor.view(), tensor.dtype, tensor.shape, where)
 
     checkpoint = open_foreign(file)
-    if checkpoint.tree is None:  # a format that holds nothing but tensors
+    if checkpoint.tree is None:  # a format that has only tensors
         return {name: decode(tensor, False) for name, tensor in checkpoint.items()}
     found = rebuild(checkpoint, decode)
     if found.changed:
         shown = ", ".join(quote(name, 40) for name in found.changed[:5])
         more = f" and {len(found.changed) - 5:,} more" if len(found.changed) > 5 else ""
         warnings.warn(
-            f"{call} was routed through the converter, which makes no objects: the dictionary of its "
-            f"tensors stands for one that has some, any other is left out ({shown}{more})",
+            f"{call} was replaced by the converter, which creates no objects: an object with tensors "
+            f"became a dictionary of them, any other was omitted ({shown}{more})",
             stacklevel=4,
         )
     return found.value
@@ -257,7 +257,7 @@ def _converted(call: str, file: Any, framework: str, device: Any = None) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a script, or with ``-m`` a module, in a guarded process."""
+    """Run a script, or a module with ``-m``, in a guarded process."""
     parser = argparse.ArgumentParser(
         prog="python -m safeweights.guard",
         description="Run a Python program in which pickles cannot execute code.",
@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mode", choices=("refuse", "convert"), default="refuse")
     parser.add_argument(
         "--allow", action="append", default=[], metavar="MODULE.NAME",
-        help="a global that pickles may use all the same; may be repeated",
+        help="a global that pickles may use; may be repeated",
     )  # fmt: skip
     parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module's name")
     parser.add_argument("script", metavar="SCRIPT")
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     install(options.mode, allow=options.allow)
     sys.argv = [options.script, *options.rest]
-    # As `python` finds modules, which -P tells to look nowhere else.
+    # As `python` does: the script's folder is importable, unless -P was given.
     beside = not getattr(sys.flags, "safe_path", False)
     if options.module:
         if beside:
@@ -286,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # Run as `-m`, this file is `__main__`; the module that others import must be the one that acts.
+    # Under `-m`, this file is `__main__`. The guard must be installed in the module that others import.
     from .guard import main as run
 
     run()

@@ -1,7 +1,7 @@
-"""Names of a package that are imported when they are first used.
+"""Lazy names of a package: the module that defines a name is imported when the name is first used.
 
-`import safeweights` costs a millisecond, not the eighty of NumPy; a package that only some calls need
-costs nothing before that. Type checkers read the imports under ``TYPE_CHECKING`` instead.
+`import safeweights` takes one millisecond; NumPy, which most of it needs, takes eighty. Type checkers read
+the imports under ``TYPE_CHECKING`` instead.
 
 Imports nothing of the package.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-TYPE_CHECKING = False  # typing takes longer to import than this; type checkers know the name
+TYPE_CHECKING = False  # importing typing takes longer than the rest; type checkers know this name
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
@@ -22,11 +22,11 @@ __all__ = ["lazy_names"]
 def lazy_names(
     package: str, homes: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a package (PEP 562).
+    """Make ``__getattr__`` and ``__dir__`` for a package (PEP 562).
 
     Args:
-        package: Its full name.
-        homes: Name -> the module below `package` that defines it, or ``""`` for a module's own name.
+        package: Full name of the package.
+        homes: Name -> module below `package` that defines it; ``""`` if the name is itself a module.
     """
 
     def get(name: str) -> Any:

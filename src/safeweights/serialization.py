@@ -1,4 +1,4 @@
-"""`serialize`, `serialize_file`, `deserialize` and `TensorSpec`: the format without a framework."""
+"""`serialize`, `serialize_file`, `deserialize` and `TensorSpec`: the format without any framework."""
 
 from __future__ import annotations
 
@@ -20,31 +20,30 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorSpec", "deserialize", "serialize", "serialize_file"]
 
-# What the reference's constructor takes: NumPy's names and, for F4, torch's.
+# Names that the reference's constructor accepts: NumPy's and, for F4, torch's.
 _NAMES: Final = {row.numpy: row for row in DTYPES.values() if row.bits != 6} | {
     str(row.torch): row for row in DTYPES.values() if row.torch
 }
 
 
 _ADDRESSES: Final = sys.maxsize
-"""Where memory ends: objects of this size and more cannot be."""
+"""End of the address space: no memory lies beyond."""
 
 
 class TensorSpec:
-    """A tensor by its address: type, shape, and where its bytes are.
+    """A tensor given by its memory address, element type and shape.
 
-    The memory must stay where it is until the tensor is written. An address cannot be checked:
-    a wrong one ends the process, as it does in the reference; hand over buffers instead
-    (``{"dtype": ..., "shape": ..., "data": ...}``) where you can.
+    The memory must exist until the tensor is written. An address cannot be checked: a wrong one crashes
+    the process, as in the reference. Prefer buffers (``{"dtype": ..., "shape": ..., "data": ...}``).
 
     Args:
         dtype: Name of the element type (``"float32"``, ``"bfloat16"`` ...) or its code (``"F32"``).
-        shape: Elements along each axis. For ``"float4_e2m1fn_x2"`` pairs are counted, as in torch.
+        shape: Elements along each axis. ``"float4_e2m1fn_x2"`` counts pairs of elements, as torch does.
         data_ptr: Address of the first byte.
         data_len: Number of bytes.
 
     Raises:
-        SafetensorError: Unknown type, or an address and a length that no memory can have.
+        SafetensorError: The type is unknown, or the memory would lie outside the address space.
     """
 
     __slots__ = ("data_len", "data_ptr", "dtype", "shape")
@@ -59,7 +58,7 @@ class TensorSpec:
         )
         if self.data_len < 0 or not in_memory:
             raise SafetensorError(
-                f"{self.data_len} bytes at address {self.data_ptr} cannot be the contents of a tensor"
+                f"{self.data_len} bytes at address {self.data_ptr} cannot be a tensor's memory"
             )
 
     def __repr__(self) -> str:
@@ -129,7 +128,7 @@ def _tensor(name: object, spec: Any) -> Tensor:
 
 
 def _from_buffer(name: str, data: Any) -> Tensor:
-    """Any object with the buffer protocol: its own type and shape, its values in C order."""
+    """A tensor with the type, shape and values of an object with the buffer protocol (PEP 3118)."""
     import numpy as np
 
     from .frameworks.numpy import encode_array
@@ -148,15 +147,15 @@ def _from_buffer(name: str, data: Any) -> Tensor:
 
 
 def serialize(tensor_dict: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The contents of a file that holds `tensor_dict`.
+    """Serialize tensors to the bytes of a safetensors file.
 
     Args:
-        tensor_dict: Names to `TensorSpec`, to ``{"dtype": str, "shape": [int], "data": buffer}``,
-            or to any object with the buffer protocol.
-        metadata: Strings to strings.
+        tensor_dict: Name -> `TensorSpec`, ``{"dtype": str, "shape": [int], "data": buffer}``, or an
+            object with the buffer protocol (PEP 3118).
+        metadata: Strings to strings, stored in the header.
 
     Raises:
-        SafetensorError: What the format cannot hold.
+        SafetensorError: The format cannot hold a tensor, a name or the metadata.
 
     >>> serialize({"a": {"dtype": "uint8", "shape": [2], "data": b"hi"}})[8:]
     b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}   hi'
@@ -173,20 +172,31 @@ def serialize_file(
     *,
     durable: bool = False,
 ) -> None:
-    """Write what `serialize` gives to a file, without holding it all in memory."""
+    """Write the bytes of `serialize` to a file, without a copy of all of them in memory.
+
+    Args:
+        tensor_dict: As for `serialize`.
+        filename: Path or writable file object. An existing file is replaced atomically.
+        metadata: As for `serialize`.
+        durable: Also sync the file and its directory (fsync), so that it survives a power failure.
+
+    Raises:
+        SafetensorError: As for `serialize`; no file is written.
+        OSError: Writing failed; an existing file is unchanged.
+    """
     tensors = _tensors(tensor_dict)
     with saving():
         checkpoint.save(tensors, filename, metadata, durable=durable)
 
 
 def deserialize(bytes: Any) -> list[tuple[str, dict[str, Any]]]:  # noqa: A002 - the reference's name
-    """What is in a file whose contents are `bytes`, in the order of the data.
+    """Load all tensors from the bytes of a file, in the order of its data.
 
     Args:
-        bytes: Any bytes-like object.
+        bytes: Any bytes-like object with the contents of a file.
 
     Returns:
-        (name, ``{"shape": [int], "dtype": code, "data": bytearray}``) of each tensor; one copy.
+        (name, ``{"shape": [int], "dtype": code, "data": bytearray}``) of each tensor. Cost: one copy.
 
     Raises:
         FormatError: The bytes break a rule of the format.

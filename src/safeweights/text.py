@@ -1,4 +1,4 @@
-"""Text for people: escaping, sizes and counts, in messages and reports alike."""
+"""Text for messages and reports: escaping, sizes, counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAGNITUDES: Final = ("K", "M", "B", "T")
 
 
 def escape(text: str) -> str:
-    r"""`text` as one printable, unambiguous field.
+    r"""Escape `text` as in a Python string literal: printable, without tabs, and reversible.
 
     >>> print(escape("a\x1b[2J\tb\\"))
     a\x1b[2J\tb\\
@@ -32,14 +32,14 @@ def escape(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A sentence without anything that a terminal would act on."""
+    """Escape only the characters of a sentence that are not printable; a backslash stays as it is."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def human_bytes(size: int) -> str:
-    """Bytes in decimal units.
+    """A size in decimal units.
 
     >>> human_bytes(999), human_bytes(90_868_376), human_bytes(999_999)
     ('999 B', '90.9 MB', '1.0 MB')
@@ -48,7 +48,7 @@ def human_bytes(size: int) -> str:
 
 
 def human_count(number: int) -> str:
-    """A number of parameters as people say it.
+    """A number, abbreviated as is usual for numbers of parameters.
 
     >>> human_count(384), human_count(22_713_728), human_count(6_738_415_616)
     ('384', '22.7M', '6.7B')
@@ -66,12 +66,12 @@ def _scaled(number: int, units: Sequence[str]) -> tuple[str, str]:
 
 
 def count(number: int) -> str:
-    """A number with separators."""
+    """A number with thousands separators."""
     return f"{number:,}"
 
 
 def plural(number: int, noun: str) -> str:
-    """A number of things.
+    """A number and its noun, in the plural unless the number is 1.
 
     >>> plural(1, "tensor"), plural(1200, "tensor")
     ('1 tensor', '1,200 tensors')

@@ -242,7 +242,7 @@ def test_a_lost_value_is_named_and_nothing_is_replaced(tmp_path, target) -> None
         assert caught.value.path == str(tmp_path / "w.npz")
         for words in (
             "from F32 to F16: at least 1 value would be lost, the first at [1200, 3]: 70000.0",
-            "become inf. Choose a wider type for F32, or leave it as it is: dtype (--dtype) can",
+            "become inf. Choose a wider type for F32, or convert only other types, with FROM=TO",
         ):
             assert words in str(caught.value)
     assert target.read_bytes() == b"old"

@@ -1,1 +1,1 @@
-"""Mappings with new values: casting, strided views, dense forms of sparse and quantised tensors."""
+"""Tensors with new values: casting, strided views, dense forms of sparse and quantised tensors."""

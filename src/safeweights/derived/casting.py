@@ -1,7 +1,7 @@
-"""Element types as NumPy computes with them, and tensors converted from one to another.
+"""Convert tensors from one element type to another, checking every value.
 
-Types that NumPy lacks come from ml_dtypes, an optional package, asked for only when a value of such
-a type has to be computed rather than copied.
+NumPy computes the values. Types that it lacks come from ml_dtypes, an optional package, which is imported
+only when values of such a type are computed; copying them does not need it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _BLOCK_ELEMENTS: Final = 1 << 20
 
 
 def numpy_type(code: str) -> np.dtype[Any]:
-    """The NumPy type, little-endian, that computes with elements of `code`.
+    """The little-endian NumPy type for computing with elements of type `code`.
 
     Raises:
-        MissingDependencyError: ml_dtypes is needed.
-        UnsupportedError: The type is packed or NumPy cannot compute with it.
+        MissingDependencyError: The type needs ml_dtypes, which is not installed.
+        UnsupportedError: The type is packed (F4, F6), or NumPy cannot compute with it.
     """
     if code == "C128":
         return np.dtype("<c16")
@@ -44,7 +44,7 @@ def numpy_type(code: str) -> np.dtype[Any]:
         import ml_dtypes
     except ImportError as error:
         raise MissingDependencyError(
-            f"values of type {code} are computed with ml_dtypes: "
+            f"values of type {code} need the package ml_dtypes: "
             "pip install 'safeweights[ml-dtypes]'"
         ) from error
     kind: np.dtype[Any] = np.dtype(getattr(ml_dtypes, row.numpy))
@@ -52,13 +52,13 @@ def numpy_type(code: str) -> np.dtype[Any]:
 
 
 def parse_casts(text: str) -> dict[str, str]:
-    """The conversions that a request such as ``"BF16"`` or ``"F64=F32,C128=C64"`` stands for.
+    """Parse a request such as ``"BF16"`` or ``"F64=F32,C128=C64"`` into a mapping from type to type.
 
-    One type alone converts all real floating-point types; ``FROM=TO`` converts that type only.
-    128-bit complex, which the format lacks, is converted only by naming it.
+    ``TO`` alone converts all real floating-point types; ``FROM=TO`` converts one type. C128, which the
+    format lacks, must be named.
 
     Raises:
-        UnsupportedError: A name is no element type, or a conversion would change the kind of value.
+        UnsupportedError: A name is not an element type, or a conversion is between real and complex.
 
     >>> parse_casts("C128=C64")
     {'C128': 'C64'}
@@ -75,7 +75,7 @@ def parse_casts(text: str) -> dict[str, str]:
 def _check_cast(source: str, target: str) -> None:
     for code in (source, target):
         if code and code not in BITS and code not in FOREIGN:
-            raise UnsupportedError(f"{quote(code)} is no element type")
+            raise UnsupportedError(f"{quote(code)} is not an element type")
     if target not in BITS or BITS[target] < 8:
         raise UnsupportedError(f"values cannot be converted to {quote(target)}")
     from_complex, to_complex = source in ("C64", "C128"), target == "C64"
@@ -87,17 +87,17 @@ def _check_cast(source: str, target: str) -> None:
 
 
 def cast(tensor: Tensor, casts: Mapping[str, str], path: str | None = None) -> Tensor:
-    """`tensor`, converted if `casts` has a type for its own; `path` is its file, for messages."""
+    """`tensor`, converted if `casts` has its element type. `path` is its file, for messages."""
     target = casts.get(tensor.dtype, tensor.dtype)
     return tensor if target == tensor.dtype else CastTensor(tensor, target, path)
 
 
 class CastTensor(Tensor):
-    """`tensor` converted to another element type, every value of which is checked.
+    """A tensor converted to another element type. Every value is checked.
 
-    A float becomes the nearest value of a narrower float (ties to even, as NumPy and ml_dtypes do
-    it), which may be zero; an infinity and a NaN stay one, a NaN of whatever payload. Everything
-    else must stay the number that it was. Cost: a block of a million elements at a time.
+    Between floating-point types, a value becomes the nearest value of the new type, which may be 0 (ties to
+    even, as in NumPy and ml_dtypes). Infinity stays infinity, NaN stays NaN; its payload may change.
+    Between all other types the number must not change. Memory: a block of a million elements at a time.
     """
 
     def __init__(self, tensor: Tensor, dtype: str, path: str | None = None) -> None:
@@ -110,11 +110,11 @@ class CastTensor(Tensor):
         self._range = _safe_range(tensor.dtype, dtype)
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
-        """Fill `buffer` with the converted tensor's bytes from `offset` on.
+        """Fill `buffer` with bytes of the converted tensor, beginning at byte `offset`.
 
         Raises:
-            UnsupportedError: A finite value would become infinite or NaN, an infinity NaN; or a
-                number that goes to or comes from integers or booleans would not stay what it is.
+            UnsupportedError: A finite value would become infinite or NaN; an infinity would become NaN; or
+                a conversion from or to integers or booleans would change a number.
         """
         target = memoryview(buffer).cast("B")
         width = self._to.itemsize
@@ -133,7 +133,7 @@ class CastTensor(Tensor):
         self.original.read_into(memoryview(data), first * width)
         values = np.frombuffer(data, self._from)
         with np.errstate(over="ignore", invalid="ignore"):
-            # ml_dtypes has no cast from E8M0 to other F8 nor back; all of them widen without loss.
+            # ml_dtypes cannot cast between E8M0 and other F8 types: go through F32, which is exact.
             known = np.can_cast(self._from, self._to, "unsafe")
             converted = (values if known else _parts(values)).astype(self._to)
             if not self._surely_kept(values):
@@ -143,7 +143,7 @@ class CastTensor(Tensor):
         return memoryview(converted.tobytes())
 
     def _surely_kept(self, values: Array) -> bool:
-        """Whether smallest and largest value alone tell that none is lost; a NaN leaves it open."""
+        """Whether the minimum and maximum prove that no value is lost; they do not if one is NaN."""
         if self._range is None or not values.size:
             return True
         low, high = self._range
@@ -151,7 +151,7 @@ class CastTensor(Tensor):
         return bool(low <= parts.min().item() and parts.max().item() <= high)
 
     def _loss(self, first: int, values: Array, converted: Array, lost: Array) -> UnsupportedError:
-        """The error for a block that begins at element `first`, of which those at `lost` are lost."""
+        """The error for the values at indices `lost` of a block that begins at element `first`."""
         at = int(lost[0])
         index = [int(part) for part in np.unravel_index(first + at, self.shape)]
         least = "" if len(values) == math.prod(self.shape) else "at least "
@@ -159,30 +159,33 @@ class CastTensor(Tensor):
         return UnsupportedError(
             f"tensor {quote(self.name)} cannot be converted from {self.original.dtype} to "
             f"{self.dtype}: {least}{len(lost):,} {were} be lost, the first at {index}: {values[at]} "
-            f"would become {converted[at]}. Choose a wider type for {self.original.dtype}, or leave "
-            "it as it is: dtype (--dtype) can be FROM=TO",
+            f"would become {converted[at]}. Choose a wider type for {self.original.dtype}, or convert "
+            "only other types, with FROM=TO as dtype (--dtype)",
             path=self._path,
             tensor=self.name,
         )
 
 
 def _safe_range(source: str, target: str) -> tuple[float, float] | None:
-    """Values of type `source` in this range stay what they are, but for rounding between floats.
+    """A range of values of type `source` that are not lost in type `target`, apart from rounding.
 
-    It may be empty, where only a look at each value tells; None where no value can be lost.
+    The range is empty if every value must be checked, None if no value can be lost.
     """
     kind = numpy_type(target)
     if target == "BOOL" or kind.kind in "iu":
         if source in FLOATS:
-            return 1, 0  # one of them may not be whole
+            return 1, 0  # empty: any value may have a fraction
         return (0, 1) if target == "BOOL" else (int(np.iinfo(kind).min), int(np.iinfo(kind).max))
     limits = _finfo(target)
-    low, high = float(limits.min), float(limits.max)  # E8M0 has neither a sign nor a zero: low > 0
+    low, high = (
+        float(limits.min),
+        float(limits.max),
+    )  # low > 0 for E8M0, which has no sign and no zero
     if source in FLOATS or target == "C64":
         wider = low <= float(_finfo(source).min) and float(_finfo(source).max) <= high
         infinite = np.isinf(_parts(np.array([np.inf]).astype(kind))).any()
         return None if wider and infinite else (low, high)
-    exact = 2 ** (limits.nmant + 1)  # integers up to the precision of a float are values of it
+    exact = 2 ** (limits.nmant + 1)  # all integers up to this one are values of the float type
     return max(low, -exact), min(high, exact)
 
 
@@ -196,7 +199,7 @@ def _finfo(code: str) -> Any:
 
 
 def _parts(values: Array) -> Array:
-    """`values` as NumPy computes with them fast: complex ones as pairs, short floats as F32."""
+    """`values` in a type that NumPy computes fast: complex as pairs of reals, short floats as F32."""
     if values.dtype.kind == "c":
         return values.view(values.real.dtype)
     short = values.itemsize < 4 and values.dtype.kind not in "biu"
@@ -204,7 +207,7 @@ def _parts(values: Array) -> Array:
 
 
 def _lost(values: Array, converted: Array) -> Array:
-    """Which of `values` are not, but for rounding between floats, what they were converted to."""
+    """Mask of the values that were changed by the conversion, apart from rounding between floats."""
     old, new = _parts(values), _parts(converted)
     if old.dtype.kind == new.dtype.kind == "f":
         parts = (np.isfinite(old) != np.isfinite(new)) | (np.isnan(old) != np.isnan(new))
@@ -214,16 +217,16 @@ def _lost(values: Array, converted: Array) -> Array:
         return ~_is_whole(new, old)
     if old.dtype.kind == "f":
         return ~_is_whole(old, new)
-    # Integers wrap around, and so does the way back; but then not both have the same sign.
+    # Converting back undoes a wrap-around, so compare signs too.
     wrapped: Array = (new.astype(old.dtype) != old) | ((new < 0) != (old < 0))
     return wrapped
 
 
 def _is_whole(floats: Array, integers: Array) -> Array:
-    """Where each of `floats` is the very number in `integers`; what is out of their range is not."""
+    """Mask of the elements where `floats` and `integers` are exactly the same number."""
     bits = 1 if integers.dtype.kind == "b" else integers.dtype.itemsize * 8
     signed = integers.dtype.kind == "i"
-    # Both bounds are powers of two, which every float type that gets here holds; a NaN is in no range.
+    # The bounds are powers of two, which F32 and wider types hold exactly. NaN is not inside.
     low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1)) if signed else (0.0, 2.0**bits)
     inside = (floats >= low) & (floats < high)
     there: Array = np.where(inside, floats, 0).astype(integers.dtype) == integers

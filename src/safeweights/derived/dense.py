@@ -1,8 +1,8 @@
-"""Sparse and quantised tensors as the dense arrays that the format can hold.
+"""Convert sparse and quantised tensors to dense arrays, which the format can hold.
 
-Only on request: a dense twin may be far larger than what the file holds, and dequantised values
-are no longer the file's integers. Indices come from the file, so each is checked against the shape
-it indexes before anything is written.
+Only on request, because the dense array may be much larger than the data in the file, and dequantised
+values replace the integers. Indices come from the file: each is checked against the shape before anything
+is written.
 
 Source of the layouts and of the affine map: PyTorch's documentation of torch.sparse and
 torch.ao.quantization.
@@ -32,7 +32,7 @@ Array = np.ndarray[Any, Any]
 
 
 def read_array(array: Strided) -> Array:
-    """All elements of `array`, of a type that moves them; their values are not interpreted."""
+    """Read all elements of `array`, with a NumPy type of the right width; values are not interpreted."""
     data = bytearray(array.nbytes)
     StridedTensor("", array).read_into(memoryview(data))
     return np.frombuffer(data, raw_type(item_size(array.dtype))).reshape(array.shape)
@@ -45,18 +45,18 @@ def _fault(name: str, message: str) -> FormatError:
 
 
 def from_sparse(name: str, layout: str, parts: Sequence[Strided], shape: tuple[int, ...]) -> Tensor:
-    """The dense tensor of a sparse one.
+    """The dense form of a sparse tensor, computed when it is read.
 
     Args:
-        name: Its name.
+        name: Name of the tensor.
         layout: ``sparse_coo`` with parts (indices, values), or ``sparse_csr``, ``_csc``, ``_bsr``,
             ``_bsc`` with parts (compressed indices, plain indices, values).
         parts: The arrays, as above.
         shape: The dense shape.
 
     Raises:
-        FormatError: The parts do not fit together; indices are checked when the tensor is read.
-        UnsupportedError: Batches of compressed matrices.
+        FormatError: The parts do not fit together. Indices are checked when the tensor is read.
+        UnsupportedError: It is a batch of compressed matrices.
     """
     values = parts[-1]
     for part in parts[:-1]:
@@ -78,7 +78,7 @@ def _indices(array: Strided) -> Array:
 
 def _check_range(name: str, indices: Array, bound: int) -> None:
     if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= bound):
-        raise _fault(name, f"an index is outside 0..{bound - 1}")
+        raise _fault(name, f"an index is outside the range 0 to {bound - 1}")
 
 
 def _place_coo(name: str, _: str, parts: Sequence[Strided], out: Array) -> None:
@@ -97,11 +97,11 @@ def _place_coo(name: str, _: str, parts: Sequence[Strided], out: Array) -> None:
     if len(np.unique(flat)) == count:
         rows[flat] = values
         return
-    # Values at one place are added: PyTorch calls such a tensor uncoalesced.
+    # Values with equal indices are added: PyTorch calls such a tensor uncoalesced.
     code = parts[1].dtype
     if code not in DTYPES or DTYPES[code].ml_dtypes or code == "BOOL":
         raise UnsupportedError(
-            f"sparse tensor {quote(name)} of type {code} repeats places; coalesce it first"
+            f"sparse tensor {quote(name)} of type {code} repeats indices; coalesce it first"
         )
     kind = numpy_type(code)
     np.add.at(rows.view(kind), flat, values.view(kind))
@@ -134,21 +134,21 @@ def _place_compressed(name: str, layout: str, parts: Sequence[Strided], out: Arr
 def dequantised(
     name: str, array: Strided, scale: Array, zero_point: Array, axis: int | None
 ) -> Tensor:
-    """The real numbers, as F32, that a quantised tensor stands for: (q - zero_point) x scale.
+    """The values of a quantised tensor as F32: (q - zero_point) * scale.
 
     Args:
-        name: Its name.
-        array: The integers.
-        scale: One number, or one for each index of `axis`.
-        zero_point: Likewise.
-        axis: The quantised axis, or None.
+        name: Name of the tensor.
+        array: The integers q.
+        scale: One number, or one per index along `axis`.
+        zero_point: One number, or one per index along `axis`.
+        axis: Axis with a scale and a zero point per index; None for one of each.
 
     Raises:
-        FormatError: There are not as many scales and zero points as the axis is long.
+        FormatError: The number of scales or zero points is not the length of the axis.
     """
     kinds = {"QI8": "i1", "QU8": "u1", "QI32": "<i4"}
     if array.dtype not in kinds:
-        raise FormatError(f"tensor {quote(name)} is not of a quantised type", rule="quantised")
+        raise FormatError(f"tensor {quote(name)} does not have a quantised type", rule="quantised")
     if axis is not None and {scale.shape, zero_point.shape} != {(array.shape[axis],)}:
         raise FormatError(
             f"quantised tensor {quote(name)} has {scale.size} scales and {zero_point.size} zero "
@@ -160,7 +160,7 @@ def dequantised(
     if axis is not None:
         extent[axis] = array.shape[axis]
 
-    # PyTorch multiplies by one scale in single precision, by one scale a channel in double.
+    # As PyTorch: one scale multiplies in single precision, a scale per channel in double precision.
     precision = "<f4" if axis is None else "<f8"
 
     def compute(target: memoryview) -> None:

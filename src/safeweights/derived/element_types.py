@@ -1,8 +1,7 @@
-"""Element types that foreign files use, beyond the 22 of the format.
+"""Element types of other formats, beyond the 22 of safetensors, and their names in PyTorch and NumPy files.
 
-A foreign type is either one of the format's codes or one of the few here, which a checkpoint may
-show but the writer refuses until the caller says what to turn it into. Also here: the names that
-PyTorch and NumPy give to types inside files. Pure data.
+A checkpoint of another format may have tensors of the types in `FOREIGN`. The writer refuses them until
+the caller chooses a type to convert them to. Pure data.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ FOREIGN: Final = {
     "QU8": (1, "quantised uint8"),
     "QI32": (4, "quantised int32"),
 }
-"""Code -> bytes an element, and what it is: types that the format does not have."""
+"""Code -> (bytes per element, description) of the types that the format lacks."""
 
 FLOATS: Final = frozenset(code for code in BITS if code.startswith(("F", "BF")))
 """Codes of real floating-point types."""
@@ -84,7 +83,7 @@ NUMPY_CODES: Final = {
 
 
 def item_size(code: str) -> int:
-    """Whole bytes that one element takes in memory; packed types count their byte once.
+    """Bytes per element in memory; 1 for packed types.
 
     >>> item_size("BF16"), item_size("C128"), item_size("F4")
     (2, 16, 1)

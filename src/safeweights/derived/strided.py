@@ -1,9 +1,9 @@
-"""An array as foreign files describe it, and how its bytes become the format's.
+"""Arrays with strides, as other formats store them, read as tensors of this format.
 
-`Strided` says where an array lies: a source, a byte offset, a shape, strides. `StridedTensor` reads
-it as the format wants it: C order, little-endian, conjugated and negated where the file only noted
-a bit. A contiguous array costs one read straight into the caller's buffer; any other is gathered
-block by block in the order of the source, so that each byte of it is read once.
+`Strided` describes an array: source, byte offset, shape, strides. `StridedTensor` reads it in C order,
+little-endian, and applies conjugation and negation, which PyTorch files only mark by a bit. A contiguous
+array is read directly into the caller's buffer. Any other is gathered block by block in the order of the
+source, so that each byte of the source is read once.
 
 Knows nothing of containers or pickles.
 """
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 __all__ = ["ComputedTensor", "Strided", "StridedTensor", "contiguous_strides", "raw_type"]
 
 _BLOCK: Final = 16 << 20
-"""Bytes of a source that a gather holds at a time."""
+"""Bytes of the source that a gather holds in memory at a time."""
 
 
 def contiguous_strides(shape: tuple[int, ...], *, fortran: bool = False) -> tuple[int, ...]:
-    """Strides in elements of a packed array of `shape`.
+    """Strides, in elements, of a contiguous array of `shape`.
 
     >>> contiguous_strides((2, 3)), contiguous_strides((2, 3), fortran=True)
     ((3, 1), (1, 2))
@@ -51,17 +51,17 @@ def contiguous_strides(shape: tuple[int, ...], *, fortran: bool = False) -> tupl
 
 @dataclass(frozen=True, eq=False)
 class Strided:
-    """Where an array lies.
+    """Position and layout of an array in a source.
 
     Attributes:
         source: The bytes.
-        start: Offset in bytes of the element with index 0.
+        start: Byte offset of the first element (index 0 along each axis).
         dtype: Code of the format or of `element_types.FOREIGN`.
-        shape: Elements along each axis (a packed type counts its bytes).
-        strides: Steps along each axis, in elements, not negative.
-        swapped: The bytes are big-endian.
-        conjugate, negative: The values are to be conjugated, negated.
-        storage: Identity of the storage; arrays of one storage may share bytes.
+        shape: Elements along each axis; bytes for a packed type.
+        strides: Distance in elements between neighbours along each axis, at least 0.
+        swapped: The elements are big-endian.
+        conjugate, negative: The values must be conjugated or negated when they are read.
+        storage: Identity of the storage; arrays with the same one may share bytes.
     """
 
     source: Source
@@ -81,12 +81,12 @@ class Strided:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array once it is packed."""
+        """Bytes of the contiguous array."""
         return self.elements * item_size(self.dtype)
 
     @property
     def span(self) -> int:
-        """Bytes of the source from the first element to the end of the last."""
+        """Bytes of the source from the first element to the end of the last one."""
         if not self.elements:
             return 0
         last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
@@ -94,7 +94,7 @@ class Strided:
 
     @property
     def contiguous(self) -> bool:
-        """Whether the elements lie packed in C order."""
+        """Whether the elements are contiguous in C order."""
         expected = 1
         for count, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if count > 1 and stride != expected:
@@ -104,7 +104,7 @@ class Strided:
 
     @property
     def identity(self) -> Hashable:
-        """Equal for two arrays that show the same bytes in the same way."""
+        """A key that is equal for two arrays with the same bytes, type, shape and strides."""
         bits = (self.swapped, self.conjugate, self.negative)
         where = self.storage if self.storage is not None else id(self.source)
         return where, self.start, self.dtype, self.shape, self._significant_strides(), bits
@@ -113,10 +113,10 @@ class Strided:
         return tuple(s if n > 1 else 0 for n, s in zip(self.shape, self.strides, strict=True))
 
     def check(self, name: str, limits: Limits) -> None:
-        """Refuse a geometry that is not inside the source.
+        """Check that the array lies inside its source.
 
         Raises:
-            FormatError: Rank, a negative number, or bytes past the source's end.
+            FormatError: The rank exceeds the limit, a number is negative, or the source is too short.
         """
         path = self.source.name
         if len(self.shape) != len(self.strides) or len(self.shape) > limits.tensor_rank:
@@ -136,17 +136,17 @@ class Strided:
 
 
 def _format_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a header counts: PyTorch's packed F4 holds two elements a byte."""
+    """The shape in a header: PyTorch counts bytes of F4, a header counts elements, two per byte."""
     if dtype in BITS and BITS[dtype] < 8 and shape and BITS[dtype] == 4:
         return (*shape[:-1], shape[-1] * 2)
     return shape
 
 
 class WholeTensor(Tensor):
-    """A tensor that must be made as a whole: the first read makes it, the last one forgets it.
+    """A tensor that can only be computed as a whole.
 
-    A read of all of it is made straight into the caller's buffer. Otherwise the whole is held until
-    as many bytes as it has were read.
+    A read of the whole tensor computes it directly in the caller's buffer. The first read of a part
+    computes the whole and keeps it, until as many bytes have been read as the tensor has.
     """
 
     def __init__(self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> None:
@@ -160,7 +160,7 @@ class WholeTensor(Tensor):
         raise NotImplementedError
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
-        """Fill `buffer` with the tensor's bytes from `offset` on."""
+        """Fill `buffer` with bytes of the tensor, beginning at byte `offset`."""
         target = self._target(buffer, offset)
         if len(target) == self.nbytes:
             self._make(target)
@@ -176,7 +176,7 @@ class WholeTensor(Tensor):
                 self._whole = None
 
     def chunks(self, size: int = 1 << 24) -> Iterator[Buffer]:  # noqa: ARG002 - one piece
-        """All of it at once: it is made as a whole anyway."""
+        """Yield the whole tensor as one piece, because it is computed as a whole."""
         yield self.view()
 
     def _target(self, buffer: Any, offset: int) -> memoryview:
@@ -191,10 +191,10 @@ class WholeTensor(Tensor):
 
 
 class StridedTensor(WholeTensor):
-    """A tensor whose bytes are those of a `Strided`, put in order while they are read.
+    """A tensor with the elements of a `Strided`, in C order and little-endian.
 
-    Cost: a contiguous one is read straight into the buffer. Any other is gathered whole. At most
-    16 MiB of the source are held beside it.
+    Cost: a contiguous array is read directly into the buffer. Any other is gathered as a whole, with at
+    most 16 MiB of the source in memory besides.
     """
 
     def __init__(self, name: str, array: Strided) -> None:
@@ -203,7 +203,7 @@ class StridedTensor(WholeTensor):
         self.array = array
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
-        """Fill `buffer` with the tensor's bytes from `offset` on."""
+        """Fill `buffer` with bytes of the tensor, beginning at byte `offset`."""
         array = self.array
         target = self._target(buffer, offset)
         aligned = self._aligned(offset) and self._aligned(len(target))
@@ -214,11 +214,11 @@ class StridedTensor(WholeTensor):
             super().read_into(target, offset)
 
     def chunks(self, size: int = 1 << 24) -> Iterator[Buffer]:
-        """Its bytes in order; at most `size` at a time where they need no gathering."""
+        """Yield its bytes in order: pieces of at most `size` if it is contiguous, else one piece."""
         return Tensor.chunks(self, size) if self.array.contiguous else super().chunks(size)
 
     def view(self) -> memoryview:
-        """The tensor's bytes: the source's own memory where it has them packed, else a copy."""
+        """The tensor's bytes: the source's memory if no reordering is needed, else a copy."""
         if self.array.contiguous and not self._reordered:
             return self.array.source.view(self.array.start, self.nbytes)
         return super().view()
@@ -250,7 +250,7 @@ class StridedTensor(WholeTensor):
 
     @property
     def _imaginary_flips(self) -> bool:
-        # A conjugated and negated number keeps its imaginary part.
+        # Conjugation and negation together leave the imaginary part unchanged.
         return self.array.conjugate != self.array.negative
 
 
@@ -261,7 +261,7 @@ def _size_in_file(array: Strided) -> int:
 
 
 def _flip_signs(data: memoryview, code: str, *, real: bool, imaginary: bool) -> None:
-    """Negate by the sign bit (floats) or by two's complement (integers), in place."""
+    """Negate in place: flip the sign bit of floats, take the two's complement of integers."""
     width = item_size(code)
     if code in ("C64", "C128", "C32"):
         parts = np.frombuffer(data, f"u{width // 2}").reshape(-1, 2)
@@ -281,18 +281,18 @@ def _flip_signs(data: memoryview, code: str, *, real: bool, imaginary: bool) -> 
 
 
 def raw_type(width: int) -> str:
-    """A NumPy type that moves elements of `width` bytes without looking at them."""
+    """A NumPy type for copying elements of `width` bytes without interpreting them."""
     return f"u{width}" if width in (1, 2, 4, 8) else f"V{width}"
 
 
 def _gather(array: Strided, target: memoryview) -> None:
     """Copy the elements of `array` into `target` in C order, reading the source in its order."""
     width = item_size(array.dtype)
-    # Axes of one element are left out: NumPy before 2.0 has at most 32.
+    # Drop axes of length 1: NumPy before 2.0 allows only 32 axes.
     kept = [axis for axis, count in enumerate(array.shape) if count != 1]
     output = np.frombuffer(target, raw_type(width)).reshape([array.shape[axis] for axis in kept])
-    # Longest stride first: that reads the source in its order. Repeated axes (stride 0) come last;
-    # their elements are copied from one that is in the block.
+    # Axes by descending stride, so that the source is read in its order. Repeated axes (stride 0) come
+    # last: their elements are copied within the block.
     order = sorted(range(len(kept)), key=lambda place: -array.strides[kept[place]])
     axes = [(array.shape[kept[place]], array.strides[kept[place]] * width) for place in order]
     _gather_axes(array.source, array.start, axes, output.transpose(order))
@@ -301,10 +301,10 @@ def _gather(array: Strided, target: memoryview) -> None:
 def _gather_axes(
     source: Source, start: int, axes: list[tuple[int, int]], output: np.ndarray[Any, Any]
 ) -> None:
-    """Gather by blocks along the first of `axes` (count, stride in bytes), at least one.
+    """Gather block by block along the first of `axes`, pairs (count, stride in bytes), at least one.
 
-    Where one step along it spans more than a block, each step is gathered by itself. The depth is
-    the rank, which `Strided.check` bounds.
+    If one step along it spans more than a block, each step is gathered separately, by recursion. Its depth
+    is the rank, which `Strided.check` limits.
     """
     count, stride = axes[0]
     inner = sum((n - 1) * step for n, step in axes[1:]) + output.itemsize
@@ -322,9 +322,15 @@ def _gather_axes(
 
 
 class ComputedTensor(WholeTensor):
-    """A tensor whose values `compute` writes into the buffer it is given.
+    """A tensor that a function computes.
 
-    Cost: all of it is computed at the first read, and held as `WholeTensor` says.
+    Cost: as `WholeTensor`: the first read computes the whole tensor.
+
+    Args:
+        name: Name of the tensor.
+        dtype: Code of the element type.
+        shape: Elements along each axis.
+        compute: Fills the buffer that it gets with the whole tensor's bytes.
     """
 
     def __init__(
