@@ -83,8 +83,8 @@ def load_file(
 ) -> dict[str, Array]:
     """Load all arrays of a file, in the order of its data.
 
-    Arrays are writable and own their memory, which several threads fill; neighbouring arrays share blocks of
-    at most 64 MiB.
+    Arrays are writable and own their memory, which several threads fill; neighbouring arrays share blocks
+    of at most 64 MiB.
 
     Args:
         filename: Path or readable file object.

@@ -112,9 +112,9 @@ def load_file(
 ) -> dict[str, torch.Tensor]:
     """Load all tensors of a file, in the order of its data.
 
-    With ``backend="mmap"``, tensors on the CPU share a private (copy-on-write) mapping, as in the reference:
-    pages are read when they are used, and writing to a tensor does not change the file. The file must not
-    change while a tensor exists, and truncating it kills the process. Replacing it by renaming, as
+    With ``backend="mmap"``, tensors on the CPU share a private (copy-on-write) mapping, as in the
+    reference: pages are read when they are used, and writing to a tensor does not change the file. The file
+    must not change while a tensor exists, and truncating it kills the process. Replacing it by renaming, as
     `save_file` does, is safe. The other backends read the whole file.
 
     Args:

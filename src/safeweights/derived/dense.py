@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint import Tensor
 
-__all__ = ["dequantised", "from_sparse", "read_array"]
+__all__ = ["dequantize", "from_sparse", "read_array"]
 
 Array = np.ndarray[Any, Any]
 
@@ -131,7 +131,7 @@ def _place_compressed(name: str, layout: str, parts: Sequence[Strided], out: Arr
     grid.swapaxes(1, 2)[rows, columns] = values
 
 
-def dequantised(
+def dequantize(
     name: str, array: Strided, scale: Array, zero_point: Array, axis: int | None
 ) -> Tensor:
     """The values of a quantised tensor as F32: (q - zero_point) * scale.

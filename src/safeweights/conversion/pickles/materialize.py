@@ -16,7 +16,7 @@ import numpy as np
 
 from ...checkpoint.tensor import UNKNOWN, UnreadableTensor
 from ...derived.casting import CastTensor, cast, numpy_type
-from ...derived.dense import dequantised, from_sparse, read_array
+from ...derived.dense import dequantize, from_sparse, read_array
 from ...derived.element_types import FOREIGN, item_size
 from ...derived.strided import Strided, StridedTensor, contiguous_strides
 from ...errors import FormatError, UnsupportedError, quote
@@ -197,7 +197,7 @@ class _Builder:
             raise _Refused("it is quantised; densify (--densify) writes real numbers")
         array = self.strided(node.tensor, name)
         scale, zero = (self._numbers(part, name) for part in (node.scale, node.zero_point))
-        return dequantised(name, array, scale, zero, node.axis)
+        return dequantize(name, array, scale, zero, node.axis)
 
     def _numbers(self, part: Value, name: str) -> np.ndarray:
         if isinstance(part, TensorNode):
