@@ -3,7 +3,10 @@
     import safeweights.compat
     safeweights.compat.install()
 
-or, for a program that nobody wants to touch, ``python -m safeweights.compat SCRIPT`` (or ``-m MODULE``).
+or, for a program that must not be changed, ``python -m safeweights.compat SCRIPT`` (or ``-m MODULE``).
+
+With ``install(trust="policy.toml")``, or ``SAFEWEIGHTS_POLICY=policy.toml`` in the environment, every
+model that the process loads must fulfil the policy, whichever library loads it.
 
 How: the modules of `safetensors` stay what they are, and their names are bound to ours, now or when a
 module is imported; so ``import safetensors.torch as st`` sees us whether it ran before or after. What
@@ -28,6 +31,8 @@ import threading
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from .errors import SafetensorError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -35,6 +40,9 @@ __all__ = ["API_VERSION", "install", "installed", "main", "uninstall"]
 
 API_VERSION: Final = "0.8.0"
 """The version of the reference whose names and behaviour these are."""
+
+_POLICY_VARIABLE: Final = "SAFEWEIGHTS_POLICY"
+"""The environment variable that names the policy under which a process loads models."""
 
 PACKAGE: Final = "safetensors"
 _CORE: Final = (
@@ -65,24 +73,40 @@ class _State:
     """What `install` changed, so that `uninstall` can change it back."""
 
     def __init__(self) -> None:
-        # Two, since whoever imports a module of the reference comes to `lock` holding Python's own lock of
-        # that module: nobody may wait for an import while holding `lock`.
+        # Two: a thread that imports a module of the reference takes `lock` while it holds Python's lock of
+        # that module, so no thread may wait for an import while it holds `lock`.
         self.changing = threading.RLock()
         self.lock = threading.RLock()
         self.finder: _Finder | None = None
         self.bindings: list[_Binding] = []
         self.made: list[str] = []
         self.already_ours: set[tuple[int, str]] = set()
+        self.trusting = False
 
 
 _STATE: Final = _State()
 
 
-def install() -> None:
-    """Bind the names of `safetensors` to this package, in this process; twice is once.
+def install(*, trust: object = None) -> None:
+    """Bind the names of `safetensors` to this package, in this process; calling it again is harmless.
 
-    Cost: a look at every name of every loaded module, some milliseconds.
+    Cost: reads every name of every loaded module, some milliseconds.
+
+    Args:
+        trust: What every file that is loaded must fulfil: a policy, a key, a warrant, or the path of
+            one (`safeweights.trust.as_verifier`); by default the policy that the environment variable
+            SAFEWEIGHTS_POLICY names, if any. It holds for all loaders of this package in this process
+            that are not given ``trust=``, and refuses models that are loaded from bytes.
+
+    Raises:
+        TypeError, TrustError, OSError: `trust` cannot be used; nothing is bound.
     """
+    trust = trust or os.environ.get(_POLICY_VARIABLE) or None
+    if trust is not None:
+        from .trust.verifier import set_default
+
+        set_default(trust)
+        _STATE.trusting = True
     with _STATE.changing:
         with _STATE.lock:
             if _STATE.finder is not None:
@@ -102,8 +126,14 @@ def install() -> None:
 def uninstall() -> None:
     """Undo `install`: every name is bound to what it was, or would have been, without us.
 
-    Objects that were made meanwhile (handles, slices, errors) stay what they are.
+    Objects that were made meanwhile (handles, slices, errors) stay what they are. A policy that was
+    installed is not applied any more.
     """
+    if _STATE.trusting:
+        from .trust.verifier import set_default
+
+        set_default(None)
+        _STATE.trusting = False
     with _STATE.changing, _STATE.lock:
         if _STATE.finder is None:
             return
@@ -246,7 +276,11 @@ class _Loader(importlib.abc.Loader):
                 _bind(module)
 
 
-_USAGE: Final = "usage: python -m safeweights.compat (SCRIPT | -m MODULE) [ARGUMENT ...]"
+_USAGE: Final = """usage: python -m safeweights.compat (SCRIPT | -m MODULE) [ARGUMENT ...]
+
+Run a program with this package in the place of safetensors. The environment variable
+SAFEWEIGHTS_POLICY names the policy (TOML) that every model must fulfil which it loads."""
+_COULD_NOT_START: Final = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -262,7 +296,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if module is None and not os.path.exists(words[0]):
         print(f"safeweights.compat: there is no file {words[0]!r}", file=sys.stderr)  # noqa: T201
         return 2
-    install()
+    try:
+        install()
+    except (SafetensorError, OSError) as error:
+        print(f"safeweights.compat: error: {error}", file=sys.stderr)  # noqa: T201
+        return _COULD_NOT_START
     sys.argv = words
     if module is not None:
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)

@@ -14,6 +14,7 @@ from .errors import SafetensorError, UnsupportedError, quote
 from .format.dtypes import DTYPES
 from .frameworks.wording import prefixed, saving
 from .storage.source import flat
+from .trust.verifier import check_unnamed
 
 if TYPE_CHECKING:
     import os
@@ -204,6 +205,7 @@ def deserialize(bytes: Any) -> list[tuple[str, dict[str, Any]]]:  # noqa: A002 -
     >>> deserialize(serialize({"a": {"dtype": "uint8", "shape": [2], "data": b"hi"}}))
     [('a', {'shape': [2], 'dtype': 'U8', 'data': bytearray(b'hi')})]
     """
+    check_unnamed()
     with prefixed("Error while deserializing: "):
         file = SafetensorsFile.open(flat(bytes))
     return [

@@ -27,6 +27,7 @@ from safeweights.trust import (
     Policy,
     PolicyVerifier,
     PolicyViolationError,
+    Revocations,
     Rule,
     TrustError,
     VerificationError,
@@ -37,7 +38,6 @@ from safeweights.trust import (
     verify_log,
 )
 from safeweights.trust.policies import evidence as gathering
-from safeweights.trust.policies.policy import Revocations
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,17 +2,16 @@
 
 Decisions are pure functions of a policy and of evidence; reading, hashing and checking signatures
 happen at the edge and produce that evidence. Nothing below this package imports it: a loader is
-handed a verifying source, and knows no more.
+given a verifying source and knows nothing else of trust.
 
-    digests  blocktree  sidecars        what the bytes are (threads: of many files at once)
-    keys  certificates  keyless         who somebody is
-    bundle  signing  verifying          what was signed, and whether this is it
-    policy  policy_file  evidence       what must be true, and whether it is
-    lockfile  audit                     what was true before
-    reading  enforcing  admission       only what passed all that gets through
-    contents  bom                       what else is in the folder
+    content      digests, block trees, and sources that verify what they read
+    signatures   keys, certificates, identities; signing, discovery and verification
+    policies     what must be true of a model, what is known of it, and the decision;
+                 what was accepted before; admission of folders, and verified loading
+    files        the rules for opening files;  documents: strict JSON and TOML, by field
+    verifier     what loaders make of ``trust=``, and the default of the process
 
-Needs the extra ``trust`` for anything with a signature in it.
+Signatures need the extra ``trust``.
 
 >>> import os, tempfile
 >>> folder = tempfile.mkdtemp()
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     from .policies.audit import AuditLog, verify_log
     from .policies.enforcing import PolicyVerifier, UnverifiedWarning, as_verifier
     from .policies.lockfile import LockFile
-    from .policies.policy import Decision, Policy, Rule, decide
+    from .policies.policy import Decision, Policy, Revocations, Rule, decide
     from .policies.policy_file import load_policy, parse_policy
     from .signatures.certificates import CertificateTrust, load_certificates
     from .signatures.keyless import KeylessSigner, KeylessTrust
@@ -85,6 +84,7 @@ __all__ = [
     "PolicyViolationError",
     "PublicKey",
     "RefusedDocumentError",
+    "Revocations",
     "Rule",
     "Signed",
     "SignedBy",
@@ -140,6 +140,7 @@ __getattr__, __dir__ = lazy_names(
         "PolicyViolationError": "errors",
         "PublicKey": "signatures.keys",
         "RefusedDocumentError": "errors",
+        "Revocations": "policies.policy",
         "Rule": "policies.policy",
         "Signed": "signatures.signing",
         "SignedBy": "signatures.verifying",

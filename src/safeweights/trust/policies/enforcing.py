@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .lockfile import LockFile
     from .policy import Decision
 
-__all__ = ["PolicyVerifier", "UnverifiedWarning", "as_verifier"]
+__all__ = ["PolicyVerifier", "UnverifiedWarning", "as_verifier", "shared_verifier"]
 
 
 class UnverifiedWarning(UserWarning):
@@ -214,14 +214,18 @@ def as_verifier(trust: object) -> Callable[[Source, str], Source]:
         DocumentError: The file at a path is none of the three, or malformed.
         OSError: It cannot be read.
     """
+    shared = shared_verifier(trust)
+    return shared.for_checkpoint() if isinstance(shared, PolicyVerifier) else shared
+
+
+def shared_verifier(trust: object) -> Callable[[Source, str], Source]:
+    """The same for any number of checkpoints; `PolicyVerifier.for_checkpoint` is one for each."""
     if isinstance(trust, str | os.PathLike):
         trust = _read_trust(os.fsdecode(trust))
     if isinstance(trust, Policy):
-        trust = PolicyVerifier(trust)
+        return PolicyVerifier(trust)
     if isinstance(trust, PublicKey | KeyTrust | CertificateTrust | KeylessTrust):
-        trust = PolicyVerifier(Policy((Rule("*", signers=("trusted",)),), {"trusted": trust}))
-    if isinstance(trust, PolicyVerifier):
-        return trust.for_checkpoint()
+        return PolicyVerifier(Policy((Rule("*", signers=("trusted",)),), {"trusted": trust}))
     if callable(trust):
         return trust
     msg = (
