@@ -920,9 +920,9 @@ def test_a_bill_counts_and_marks_what_other_formats_hold(run, folder):
     assert (file["format"], file["tensors"]) == ("npz", "2")
     evil = b"cposix\nsystem\n(S'id'\ntR."
     Path("evil.pkl").write_bytes(evil)
-    assert bill("evil.pkl")[1]["loading-calls"] == "`posix.system` (known dangerous)"
+    assert bill("evil.pkl")[1]["loading-calls"] == "`posix.system` (can act)"
     Path("cut.pkl").write_bytes(evil[:-1])
-    assert bill("cut.pkl")[1]["loading-calls"] == "`posix.system` (known dangerous)"
+    assert bill("cut.pkl")[1]["loading-calls"] == "`posix.system` (can act)"
     assert bill("cut.pkl")[1]["unread"]
     Path("notes.md").write_text("cats\nand dogs\n")
     assert set(bill("notes.md")[1]) == {"size"}

@@ -130,7 +130,7 @@ def _calls(source: Source, part: ForeignCheckpoint) -> Iterable[str]:
     if part.format not in _PICKLES and not part.calls:
         return []
     found = scan(source).findings
-    return (each.target for each in found if each.grade > Grade.TENSORS)
+    return (each.target for each in found if each.grade > Grade.DATA)
 
 
 def open_foreign(source: Source, format_name: str) -> Foreign:

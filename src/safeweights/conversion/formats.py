@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..storage import Verifier
     from ..storage.limits import Limits
 
-__all__ = ["FORMATS", "identify_format", "open", "read"]
+__all__ = ["FORMATS", "identify_format", "identify_zip", "open", "read"]
 
 HEAD: Final = 1024
 
@@ -80,7 +80,7 @@ def identify_format(source: Source, limits: Limits) -> str | None:
     """
     head = read_bytes(source, 0, min(HEAD, source.size))
     if zip_reader.looks_like_zip(head):
-        return _identify_zip(zip_reader.ZipArchive(source, limits))
+        return identify_zip(zip_reader.ZipArchive(source, limits))
     if torch_files.is_legacy(head):
         return "torch-legacy"
     for magic, name in (
@@ -100,7 +100,8 @@ def identify_format(source: Source, limits: Limits) -> str | None:
     return _identify_stream(head, source)
 
 
-def _identify_zip(archive: zip_reader.ZipArchive) -> str | None:
+def identify_zip(archive: zip_reader.ZipArchive) -> str | None:
+    """The key of `FORMATS` that an archive is in, or None."""
     if torch_files.torch_root(archive) is not None:
         return "torch-zip"
     if hdf5.KERAS_WEIGHTS in archive.members:

@@ -1,56 +1,207 @@
-"""How dangerous a name in a pickle is.
+"""What a name or a call in a pickle can do.
 
-Only a list of what is known to be harmless can make a file clean: `TENSOR_NAMES` are the names that
-PyTorch, NumPy and joblib write to describe tensors and plain data. Everything else is at best
-unknown, and the list of the known dangerous only says how loudly to report it. A scanner that works
-the other way round is passed by the first name it has not heard of, which is how every published
-bypass of today's scanners works.
+A name is allowed for a use. `DATA_NAMES` may be mentioned: to import them runs no code that matters,
+and that says nothing about calling them. A call is harmless only where it is known what it builds
+from the arguments it is given: a constructor described its result (`Call.result`), or a rule of
+`PLAIN_CALLS` accepts its arguments. So `numpy.memmap` may be the type of an array, and a call of it
+is reported; `bytearray(b"x")` is data, and `bytearray(2**33)` is reported.
+
+Everything else is at best unknown. The list of names that can act only chooses between "unknown" and
+"can act": a gap in it cannot make a hostile file clean. The published bypasses of other scanners are
+gaps in such lists.
 
 Pure data and pure functions.
 """
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..derived.element_types import TORCH_DTYPES, TORCH_STORAGES
 from ..format.dtypes import DTYPES
 from .foreign import ALL_CONSTRUCTORS
-from .pickles.nodes import Call, Effect, Global, Value
-from .pickles.object_nodes import as_bytes
+from .pickles.nodes import Blob, Call, DictNode, Effect, Global, PersistentId, Value, modern
+from .pickles.object_nodes import as_bytes, is_int
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "DANGEROUS_MODULES",
+    "DATA_NAMES",
     "NESTED_LOADERS",
+    "PLAIN_CALLS",
     "Grade",
     "grade_call",
     "grade_effect",
     "grade_global",
+    "is_nested_file",
 ]
 
 
 class Grade(IntEnum):
     """What executing something can do; larger is worse."""
 
-    TENSORS = 0
-    """Builds tensors, arrays and plain data, nothing else."""
+    DATA = 0
+    """Builds tensors, arrays and plain data, and does nothing else."""
     UNKNOWN = 1
-    """Code that nothing here knows would run."""
+    """Cannot be judged: code that is not known here would run."""
     DANGEROUS = 2
     """Can run commands, load code, or reach files and the network."""
 
     @property
     def label(self) -> str:
         """The grade in words."""
-        return ("builds tensors only", "unknown", "known dangerous")[self]
+        return ("builds data only", "unknown, cannot be judged", "can act")[self]
 
 
 _STORAGE_MODULES: Final = ("torch", "torch.cuda", "torch.storage")
 
-TENSOR_NAMES: Final = frozenset(
+# -- calls of types that only hold data
+
+
+def _nothing(call: Call) -> bool:
+    return not call.arguments
+
+
+def _texts(call: Call) -> bool:
+    return all(isinstance(argument, str) for argument in call.arguments)
+
+
+def _numbers(call: Call) -> bool:
+    return all(isinstance(argument, (int, float)) for argument in call.arguments)
+
+
+def _atoms(call: Call) -> bool:
+    return all(
+        argument is None or isinstance(argument, (bool, int, float, str, bytes))
+        for argument in call.arguments
+    )
+
+
+def _is_timezone(call: Call) -> bool:
+    """``timezone(timedelta(...)[, name])``."""
+    return all(
+        isinstance(argument, str)
+        or (isinstance(argument, Call) and _calls(argument, "timedelta") and _numbers(argument))
+        for argument in call.arguments
+    )
+
+
+def _is_stamp(call: Call) -> bool:
+    """Types of `datetime`: the bytes that they pickle to, and a time zone."""
+    return all(
+        isinstance(argument, (bytes, str))
+        or is_int(argument)
+        or argument is None
+        or (isinstance(argument, Call) and _calls(argument, "timezone") and _is_timezone(argument))
+        for argument in call.arguments
+    )
+
+
+def _calls(call: Call, name: str) -> bool:
+    return call.path == f"datetime.{name}" and call.keywords is None and not call.state
+
+
+def _is_fraction(call: Call) -> bool:
+    """Two integers, or text of them: ``Fraction("1e999999999")`` would compute a power."""
+    return all(
+        is_int(argument) or (isinstance(argument, str) and _FRACTION(argument))
+        for argument in call.arguments
+    )
+
+
+def _is_new_deque(call: Call) -> bool:
+    match call.arguments:
+        case () | (() | [],) | (() | [], None):
+            return True
+        case (() | [], length):
+            return is_int(length)
+    return False
+
+
+def _is_constant_type(call: Call) -> bool:
+    """``type(None)``: how the types of None and Ellipsis are pickled."""
+    match call.arguments:
+        case (None,):
+            return True
+        case (Global() as constant,):
+            return modern(constant) in _CONSTANTS
+    return False
+
+
+def _is_bytes(call: Call) -> bool:
+    return all(as_bytes(argument) is not None for argument in call.arguments)
+
+
+_NUMPY_SCALARS: Final = (
+    "bool_", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16",
+    "float32", "float64", "complex64", "complex128",
+)  # fmt: skip
+_FRACTION: Final = re.compile(r"-?\d+(?:/\d+)?").fullmatch
+_CONSTANTS: Final = frozenset({("builtins", "Ellipsis"), ("builtins", "NotImplemented")})
+_PATHS: Final = (
+    "PosixPath",
+    "WindowsPath",
+    "PurePosixPath",
+    "PureWindowsPath",
+    "Path",
+    "PurePath",
+)
+_DISTRIBUTED: Final = (
+    "Metadata",
+    "TensorStorageMetadata",
+    "BytesStorageMetadata",
+    "TensorProperties",
+    "ChunkStorageMetadata",
+    "MetadataIndex",
+    "StorageMeta",
+)
+
+PLAIN_CALLS: Final[dict[tuple[str, str], tuple[Callable[[Call], bool], tuple[str, ...]]]] = {
+    ("builtins", "object"): (_nothing, ()),
+    ("builtins", "type"): (_is_constant_type, ()),
+    ("builtins", "int"): (_atoms, ()),
+    ("builtins", "float"): (_atoms, ()),
+    ("builtins", "bool"): (_atoms, ()),
+    ("builtins", "range"): (_numbers, ()),
+    ("builtins", "slice"): (_atoms, ()),
+    ("collections", "deque"): (_is_new_deque, ("APPEND", "APPENDS")),
+    ("types", "SimpleNamespace"): (_nothing, ("BUILD",)),
+    ("argparse", "Namespace"): (_nothing, ("BUILD",)),
+    ("decimal", "Decimal"): (_texts, ()),
+    ("fractions", "Fraction"): (_is_fraction, ()),
+    ("uuid", "UUID"): (_nothing, ("BUILD",)),
+    ("datetime", "datetime"): (_is_stamp, ()),
+    ("datetime", "date"): (_is_stamp, ()),
+    ("datetime", "time"): (_is_stamp, ()),
+    ("datetime", "timedelta"): (_numbers, ()),
+    ("datetime", "timezone"): (_is_timezone, ()),
+    ("torch.torch_version", "TorchVersion"): (_texts, ()),
+    ("joblib.numpy_pickle", "NumpyArrayWrapper"): (_nothing, ("BUILD",)),
+    ("sklearn.externals.joblib.numpy_pickle", "NumpyArrayWrapper"): (_nothing, ("BUILD",)),
+    **{
+        (module, name): (_is_bytes, ("BUILD",))
+        for module in ("io", "_io")
+        for name in ("BytesIO", "StringIO")
+    },
+    **{(module, name): (_texts, ()) for module in ("pathlib", "pathlib._local") for name in _PATHS},
+    **{
+        ("torch.distributed.checkpoint.metadata", name): (_nothing, ("BUILD",))
+        for name in _DISTRIBUTED
+    },
+    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"): (_numbers, ()),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): (_nothing, ("BUILD",)),
+}
+"""(module, name) -> whether its arguments are plain, and the opcodes that may change the object."""
+
+DATA_NAMES: Final = frozenset(
     {
         *ALL_CONSTRUCTORS,
+        *PLAIN_CALLS,
+        *_CONSTANTS,
         *((module, name) for module in _STORAGE_MODULES for name in TORCH_STORAGES),
         *(
             (module, name.replace("Storage", "Tensor"))  # what the tar file notes beside a tensor
@@ -60,30 +211,30 @@ TENSOR_NAMES: Final = frozenset(
         *((module, "UntypedStorage") for module in _STORAGE_MODULES),
         *(("torch", name) for name in TORCH_DTYPES),
         *(("ml_dtypes", row.numpy) for row in DTYPES.values() if row.ml_dtypes),
+        *(("numpy", name) for name in _NUMPY_SCALARS),
         ("torch", "Tensor"),
         ("torch._tensor", "Tensor"),
         ("torch.nn.parameter", "Buffer"),
         ("torch", "per_tensor_affine"),
         ("torch", "per_channel_affine"),
+        ("torch", "strided"),
+        ("torch", "contiguous_format"),
+        ("torch.serialization", "_get_layout"),
         ("numpy", "ndarray"),
         ("numpy", "memmap"),
+        ("numpy.core.memmap", "memmap"),
+        ("numpy", "matrix"),
         ("numpy.matrixlib.defmatrix", "matrix"),
-        ("joblib.numpy_pickle", "NumpyArrayWrapper"),
-        ("builtins", "object"),
-        ("__builtin__", "object"),
-        ("builtins", "int"),
-        ("builtins", "float"),
         ("builtins", "str"),
-        ("builtins", "bool"),
     }
 )
-"""Names that are known to do nothing but build tensors and plain data."""
+"""Names that may be mentioned, as types and constants; calls of them are judged by their arguments."""
 
 NESTED_LOADERS: Final = frozenset(
     {
         ("torch.storage", "_load_from_bytes"), ("torch", "load"), ("torch.serialization", "load"),
         ("pickle", "loads"), ("_pickle", "loads"), ("cPickle", "loads"), ("dill", "loads"),
-        ("cloudpickle", "loads"), ("dill._dill", "loads"), ("io", "BytesIO"), ("_io", "BytesIO"),
+        ("cloudpickle", "loads"), ("dill._dill", "loads"),
     }
 )  # fmt: skip
 """Names whose byte-string arguments are themselves files to look into."""
@@ -139,47 +290,113 @@ _DANGEROUS_NAMES: Final = frozenset(
 )  # fmt: skip
 
 
-def _is_dangerous(module: str, name: str) -> bool:
+def _acts(module: str, name: str) -> bool:
     parts = module.split(".")
     if any(".".join(parts[: end + 1]) in DANGEROUS_MODULES for end in range(len(parts))):
         return True
-    if module in ("builtins", "__builtin__", "__builtins__"):
+    if module in ("builtins", "__builtins__"):
         return name.split(".", maxsplit=1)[0] in _DANGEROUS_BUILTINS or "." in name
-    if (module, name) in _DANGEROUS_NAMES or "__" in name:
+    if (module, name) in _DANGEROUS_NAMES:
         return True
-    # Protocol 4 walks dotted names: `torch` and `serialization.os.system` reach os.system.
-    return "." in name and any(part in DANGEROUS_MODULES for part in name.split("."))
+    # Protocol 4 follows dots: `torch` and `serialization.os.system` reach os.system.
+    dotted = name.split(".")
+    if any(part.startswith("__") and part.endswith("__") for part in dotted):
+        return True
+    return len(dotted) > 1 and any(part in DANGEROUS_MODULES for part in dotted)
+
+
+_OPENS_FILES: Final = frozenset({("numpy", "memmap"), ("numpy.core.memmap", "memmap")})
 
 
 def grade_global(node: Global) -> tuple[Grade, str]:
-    """The grade of importing a name, and why."""
+    """The grade of mentioning a name, which imports it, and why."""
     if node.opcode == "EXT":
         return Grade.UNKNOWN, "a name from the importing process's extension registry"
     if node.module is None or node.name is None:
         return Grade.DANGEROUS, "the name is computed while the pickle is read"
-    if (node.module, node.name) in TENSOR_NAMES:
-        return Grade.TENSORS, ""
-    if _is_dangerous(node.module, node.name):
+    if modern(node) in DATA_NAMES and modern(node) != ("builtins", "type"):
+        return Grade.DATA, ""
+    if _acts(*modern(node)):
         return Grade.DANGEROUS, "can run code, or reach files or the network"
     return Grade.UNKNOWN, "importing it runs its module; what it does is not known"
 
 
+def _is_plain(call: Call) -> bool:
+    """Whether a rule knows that the call, and what later changes its result, only makes data."""
+    if not isinstance(call.function, Global) or call.keywords is not None:
+        return False
+    rule = PLAIN_CALLS.get(modern(call.function))
+    return rule is not None and rule[0](call)
+
+
 def grade_call(call: Call) -> tuple[Grade, str]:
     """The grade of a call, and why."""
-    if call.path == "torch.storage._load_from_bytes" and len(call.arguments) == 1:
-        given = call.arguments[0]
-        if as_bytes(given) is not None and not isinstance(given, str):
-            return Grade.TENSORS, "loads the bytes it is given, which are scanned as a file"
-    if isinstance(call.function, Global):
-        return grade_global(call.function)
-    return Grade.DANGEROUS, "what is called is itself the result of a call"
+    function = call.function
+    if isinstance(function, PersistentId):
+        return Grade.UNKNOWN, "what is called is outside of the pickle"
+    if not isinstance(function, Global):
+        return Grade.DANGEROUS, "what is called is itself the result of a call"
+    if isinstance(call.result, Call):
+        return grade_call(call.result)
+    if call.result is not NotImplemented or _is_plain(call):
+        return Grade.DATA, ""
+    if is_nested_file(call):
+        return Grade.DATA, "loads the bytes it is given, which are scanned as a file"
+    if modern(function) in _OPENS_FILES:
+        return Grade.DANGEROUS, "opens and creates files"
+    if modern(function) in DATA_NAMES:
+        return Grade.UNKNOWN, "these arguments are not known to build data only"
+    return grade_global(function)
+
+
+def is_nested_file(call: Call) -> bool:
+    """Whether the call is ``torch.storage._load_from_bytes`` of a byte string in the pickle."""
+    if call.path != "torch.storage._load_from_bytes" or len(call.arguments) != 1:
+        return False
+    (given,) = call.arguments
+    return (
+        call.keywords is None and isinstance(given, (bytes, Blob)) and as_bytes(given) is not None
+    )
 
 
 def grade_effect(effect: Effect) -> tuple[Grade, str]:
-    """The grade of an opcode that changes an object which is not plain data, and why."""
+    """The grade of an opcode that changes an object which is not plain data, and why.
+
+    What it does to the result of a call that has a grade of its own is part of that grade.
+    """
     target: Value = effect.target
     if isinstance(target, Global):
         return Grade.DANGEROUS, f"changes {target.path} itself"
     if isinstance(target, Call):
-        return grade_call(target)
+        return _grade_change(effect, target)
+    if isinstance(target, DictNode):
+        return Grade.UNKNOWN, "sets attributes that an unpickler may call"
     return Grade.UNKNOWN, "changes an object from outside the pickle"
+
+
+def _grade_change(effect: Effect, target: Call) -> tuple[Grade, str]:
+    grade, reason = grade_call(target)
+    if grade != Grade.DATA:
+        return grade, reason
+    allowed: tuple[str, ...] = ()
+    if isinstance(target.function, Global):
+        allowed = PLAIN_CALLS.get(modern(target.function), (None, ()))[1]
+    # An attribute of the object may be what an unpickler calls for the next opcode.
+    if effect.opcode not in allowed or (effect.opcode == "BUILD" and not _is_plain_state(target)):
+        return Grade.UNKNOWN, f"{effect.opcode} of such an object can call what the pickle chooses"
+    return Grade.DATA, ""
+
+
+_TUPLE_STATE: Final = (".BytesIO", ".StringIO", ".TensorProperties")
+"""Types with a `__setstate__` of their own, which takes a tuple."""
+
+
+def _is_plain_state(target: Call) -> bool:
+    """Whether an object was built once, with attributes that no unpickler calls."""
+    if len(target.state) != 1:
+        return False
+    (state,) = target.state
+    if isinstance(state, DictNode):
+        keys: list[Any] = [key for key, _ in state.pairs]
+        return all(isinstance(key, str) and not key.startswith("__") for key in keys)
+    return isinstance(state, tuple) and target.path.endswith(_TUPLE_STATE)

@@ -1,40 +1,64 @@
-"""What loading a file with its own library would execute, found without executing it.
+"""What loading a file would execute, found without executing it.
 
 Every pickle in the file, however it is wrapped, is run on the symbolic machine, and each call,
 import and effect is graded. Rules: a file is clean only if every byte of it was accounted for, every
-pickle was read to its end, and everything in them is known to build tensors; whatever could not be
-read is reported as such, with what was found up to there.
+pickle was read to its end, and everything in them is known to build data. What could not be read is
+reported as such, with what was found up to there.
+
+A name says nothing about which loader a user chooses. So each file is also read as an unpickler
+would read it from its first byte, and a file that two readers accept is not clean.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ..errors import SafetensorError
+from ..checkpoint import SafetensorsFile
+from ..errors import FormatError, SafetensorError
 from ..storage import BytesSource, Source, open_source
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.windows import read_bytes
 from . import formats
 from .archives.tar_reader import TarArchive, looks_like_tar
-from .archives.zip_reader import ZipArchive, looks_like_zip
-from .foreign import OpenOptions
-from .grading import NESTED_LOADERS, Grade, grade_call, grade_effect, grade_global
-from .pickles.flatten import summary
+from .archives.zip_reader import ZipArchive, ends_in_zip, looks_like_zip
+from .foreign import ALL_CONSTRUCTORS, OpenOptions
+from .grading import (
+    NESTED_LOADERS,
+    Grade,
+    grade_call,
+    grade_effect,
+    grade_global,
+    is_nested_file,
+)
+from .pickles.flatten import summary, unfolded_size
 from .pickles.machine import Pickle, PickleMachine
+from .pickles.materialize import Storages, located
 from .pickles.nodes import Call, Global, Value
-from .pickles.numpy_nodes import NUMPY_CONSTRUCTORS, blob_source
-from .pickles.object_nodes import OBJECT_CONSTRUCTORS, as_bytes
-from .readers import hdf5, numpy_files, torch_files, torch_tar
+from .pickles.numpy_nodes import blob_source
+from .pickles.object_nodes import as_bytes
+from .pickles.torch_nodes import QuantisedNode, TensorNode
+from .readers import hdf5, numpy_files, tensorflow_v2, torch_files, torch_tar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Finding", "Report", "Unread", "scan", "scan_folder"]
+__all__ = ["Finding", "Report", "Unread", "scan", "scan_folder", "scan_other_readers"]
+
+Persistent = Callable[[Value], Value]
+Reason = tuple[Grade, str]
 
 _ARGUMENTS_MAX: Final = 160
+_KEPT_FINDINGS: Final = 50_000
+_KEPT_UNREAD: Final = 1000
+_STEPS_PER_FILE: Final = 40
+_STEPS_PER_PICKLE: Final = 40
+_PICKLE_KINDS: Final = ("pickle", "paddle", "torch-legacy")
+_CERTAIN: Final = ("pickle", "truncated")
+"""Rules of errors at which CPython's unpickler stops as well."""
 _PLAIN_MEMBERS: Final = frozenset(
     {"byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id"}
 )
@@ -95,7 +119,7 @@ class Report:
 
     Attributes:
         path: The file.
-        findings: Everything that would be executed, in the order of the file.
+        findings: What would be executed, in the order of the file; the first 50,000 of each grade.
         unread: What could not be read to its end.
         pickles: Pickles that were read to their end.
         format: What the file is, where that is known.
@@ -110,7 +134,7 @@ class Report:
     @property
     def grade(self) -> Grade:
         """The worst grade of all findings."""
-        return max((finding.grade for finding in self.findings), default=Grade.TENSORS)
+        return max((finding.grade for finding in self.findings), default=Grade.DATA)
 
     @property
     def complete(self) -> bool:
@@ -119,8 +143,8 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether the file was read completely and builds nothing but tensors."""
-        return self.complete and self.grade == Grade.TENSORS
+        """Whether the file was read completely and builds nothing but data."""
+        return self.complete and self.grade == Grade.DATA
 
     @property
     def verdict(self) -> str:
@@ -137,61 +161,94 @@ class Report:
 
 
 class _Scanner:
-    """The state of one scan."""
+    """The state of one scan: one budget for everything in the file, however it is nested."""
 
     def __init__(self, path: str, limits: Limits) -> None:
         self.report = Report(path)
-        self._limits = limits
-        self._options = OpenOptions(limits=limits)
+        self._limits = limits.counted()
+        self._options = OpenOptions(limits=self._limits)
+        self._depth = -1
+        self._nested: dict[object, object] = {}
+        self._kept: Counter[Grade] = Counter()
 
-    def file(self, source: Source, depth: int = 0) -> str | None:
-        """Scan a whole file or member; returns what it is."""
-        if depth > self._limits.nesting:
+    def file(self, source: Source) -> str | None:
+        """Scan a whole file or member; returns its format."""
+        if self._depth >= self._limits.nesting:
             self._unread(source, None, "archives are nested too deeply")
             return None
+        self._depth += 1
         try:
-            return self._file(source, depth)
+            self._limits.spend("opcodes", _STEPS_PER_FILE, source.name)
+            return self._file(source)
         except SafetensorError as error:
-            self._unread(source, error.offset, error.message, error.path)
+            self._fault(source, error)
             return None
+        finally:
+            self._depth -= 1
 
     def _unread(
         self, source: Source, offset: int | None, reason: str, path: str | None = None
     ) -> None:
-        self.report.unread.append(Unread(path or source.name, offset, reason))
+        if len(self.report.unread) < _KEPT_UNREAD:
+            self.report.unread.append(Unread(path or source.name, offset, reason))
 
-    def _file(self, source: Source, depth: int) -> str | None:
+    def _fault(self, source: Source, error: SafetensorError) -> None:
+        self._unread(source, error.offset, error.message, error.path)
+
+    def _file(self, source: Source) -> str | None:
         head = read_bytes(source, 0, min(formats.HEAD, source.size))
-        if looks_like_zip(head):
-            return self._zip(source, depth)
-        self._check_polyglot(source)
-        if looks_like_tar(head):
-            return self._tar(source, depth)
-        packed = numpy_files.compressed_kind(source)
-        if packed is not None and not numpy_files.holds_pickle(source):
-            self._unread(source, 0, packed)  # no library loads it as it is
-        inner = numpy_files.inflated(source, self._limits)
-        if inner is not source:
-            self.file(inner, depth + 1)
-            return "compressed"
-        if torch_files.is_legacy(head):
-            return self._legacy(source)
-        if head.startswith(numpy_files.NPY_MAGIC):
-            return self._npy(source)
-        if head.startswith(hdf5.HDF5_MAGIC):
-            return self._hdf5(source)
-        return self._plain(source)
+        shape, read = self._reader(source, head)
+        kind = None
+        try:
+            kind = read(source)
+        except SafetensorError as error:
+            self._fault(source, error)
+        self._other_readers(source, head, kind or shape)
+        return kind
 
-    def _check_polyglot(self, source: Source) -> None:
-        """A file that is also a zip archive to whoever looks at its end."""
-        size = min(source.size, 66_000)
-        if b"PK\x05\x06" in read_bytes(source, source.size - size, size):
-            self._unread(
-                source, source.size - size, "another reader may take its end for a zip archive"
-            )
+    def _reader(self, source: Source, head: bytes) -> tuple[str, Callable[[Source], str | None]]:
+        """The method that reads a file which begins with `head`, and what it is for."""
+        if looks_like_zip(head):
+            return "zip", self._zip
+        if looks_like_tar(head):
+            return "tar", self._tar
+        if numpy_files.compressed_kind(source) is not None:
+            return "compressed", self._compressed
+        if torch_files.is_legacy(head):
+            return "torch-legacy", self._legacy
+        if head.startswith(numpy_files.NPY_MAGIC):
+            return "npy", self._npy
+        if head.startswith(hdf5.HDF5_MAGIC):
+            return "hdf5", self._hdf5
+        return "plain", self._plain
+
+    def beside_safetensors(self, source: Source) -> None:
+        """Scan a file that is known to be valid safetensors."""
+        self._depth = 0
+        self.report.format = "safetensors"
+        head = read_bytes(source, 0, min(formats.HEAD, source.size))
+        try:
+            self._other_readers(source, head, "safetensors")
+        except SafetensorError as error:
+            self._fault(source, error)
+
+    def _other_readers(self, source: Source, head: bytes, kind: str | None) -> None:
+        """Report what readers of other formats than `kind` would make of the same bytes."""
+        if kind not in _PICKLE_KINDS:
+            self._as_pickle(source)
+        zipped = looks_like_zip(head)
+        others = {
+            "zip": not zipped and self._depth == 0 and ends_in_zip(source),
+            "tar": kind not in ("tar", "torch-tar") and looks_like_tar(head),
+            "hdf5": kind != "hdf5" and _hdf5_start(source) is not None,
+            "tensorflow-v2": kind != "tensorflow-v2" and tensorflow_v2.is_table(source),
+            "safetensors": kind != "safetensors" and not zipped and _is_safetensors(source),
+        }
+        for other in (name for name, found in others.items() if found):
+            self._unread(source, None, f"another reader takes the same bytes for a {other} file")
 
     def _plain(self, source: Source) -> str | None:
-        """What is no archive: a format without code, or a stream of pickles."""
+        """A format without archives: one without code, or a stream of pickles."""
         kind = formats.identify_format(source, self._limits)
         if kind in ("gguf", "tensorflow-v2", "flax-msgpack", "safetensors"):
             formats.FORMATS[kind](source, self._options)  # its reader accounts for all of it
@@ -202,78 +259,128 @@ class _Scanner:
         self._unread(source, 0, "the format is not known")
         return None
 
+    def _compressed(self, source: Source) -> str:
+        if not numpy_files.holds_pickle(source):
+            known = numpy_files.compressed_kind(source)
+            self._unread(source, 0, known or "compressed")  # no library loads it as it is
+        self.file(numpy_files.inflated(source, self._limits))
+        return "compressed"
+
     # -- archives
 
-    def _zip(self, source: Source, depth: int) -> str | None:
+    def _zip(self, source: Source) -> str | None:
         archive = ZipArchive(source, self._limits)
-        root = torch_files.torch_root(archive)
-        kind = formats.identify_format(source, self._limits)
+        kind = formats.identify_zip(archive)
+        read: set[str] = set()
+        if kind == "torch-zip":
+            read = self._torch_zip(archive, torch_files.torch_root(archive) or "")
         for name, member in archive.members.items():
-            if member.is_folder:
-                continue
-            inner = name.removeprefix(f"{root}/") if root is not None else None
-            if inner is not None and self._torch_member(archive, name, inner):
+            if member.is_folder or name in read:
                 continue
             if name == hdf5.KERAS_WEIGHTS or not self._code_member(archive, name, kind):
-                self.file(archive.open(name), depth + 1)
+                self.file(archive.open(name))
         return kind
 
-    def _torch_member(self, archive: ZipArchive, name: str, inner: str) -> bool:
-        """Deal with a member that PyTorch's writer puts there; False for any other."""
-        if inner in _PLAIN_MEMBERS or inner.startswith(("data/", "constants/")):
-            return True  # raw bytes that are never interpreted
-        if inner.endswith(".pkl") or inner.startswith("traced_inputs/"):
-            if inner.endswith(".pkl"):
+    def _torch_zip(self, archive: ZipArchive, root: str) -> set[str]:
+        """Scan the members that PyTorch reads; their names."""
+        storages = torch_files.ZipStorages(archive, root)
+        read = {f"{root}/{name}" for name in _PLAIN_MEMBERS}
+        for name in archive.members:
+            inner = name.removeprefix(f"{root}/")
+            if inner.endswith(".pkl") and "/" not in inner:
+                read.add(name)
                 archive.verify(name)
-                self._pickles(archive.open(name))
-            return True
-        if inner.startswith("code/") and inner.endswith((".py", ".debug_pkl")):
-            if inner.endswith(".py"):
-                self._code(
-                    archive.open(name), "TorchScript", "TorchScript code, run when it is called"
-                )
-            return True
-        return False
+                references = torch_files.References(f"{inner.removesuffix('.pkl')}/")
+                self._torch_pickles(archive.open(name), references, storages)
+                read |= {f"{root}/{key}" for key in references.storages}
+        return read
+
+    def _torch_pickles(
+        self, source: Source, references: torch_files.References, storages: Storages
+    ) -> None:
+        at: int | None = 0
+        while at is not None and at < source.size:
+            found = self._pickle(source, at, references)
+            at = None if found is None else found.end
+            if found is not None:
+                self._check_tensors(found, references, storages, source)
+
+    def _check_tensors(
+        self,
+        pickle: Pickle,
+        references: torch_files.References,
+        storages: Storages,
+        source: Source,
+    ) -> None:
+        """Report storages and views that contradict the bytes of the file."""
+        try:
+            for storage in references.storages.values():
+                storages.find(storage)
+            for call in pickle.calls:
+                node = call.result
+                node = node.tensor if isinstance(node, QuantisedNode) else node
+                if isinstance(node, TensorNode):
+                    label = f"at byte {call.offset}"
+                    located(node, storages, label).check(label, self._limits)
+        except SafetensorError as error:
+            self._fault(source, error)
 
     def _code_member(self, archive: ZipArchive, name: str, kind: str | None) -> bool:
         """Deal with members that hold code or text; False for any other."""
-        source = archive.open(name)
         if kind == "keras" and name in ("config.json", "metadata.json"):
             if name == "config.json":
-                self._keras_config(source)
+                self._keras_config(archive.open(name))
+            return True
+        if kind == "torch-zip" and "/code/" in name and name.endswith((".py", ".debug_pkl")):
+            if name.endswith(".py"):
+                reason = "TorchScript code, run when it is called"
+                self._code(archive.open(name), "TorchScript", reason)
             return True
         if name.endswith((".py", ".pyc", ".so", ".dll", ".pyd")):
-            self._code(source, "file", "code in the archive")
+            self._code(archive.open(name), "file", "code in the archive")
             return True
         return False
 
-    def _tar(self, source: Source, depth: int) -> str | None:
+    def _tar(self, source: Source) -> str | None:
         archive = TarArchive(source, self._limits)
         if not torch_tar.is_torch_tar(archive):
             for name in archive.members:
-                self.file(archive.open(name), depth + 1)
+                self.file(archive.open(name))
             return "tar"
-        for name in archive.members:
-            if name in ("storages", "tensors"):
-                # Their pickles stand between raw bytes, which only the reader can tell apart.
-                self._first_pickle(archive.open(name))
-            else:
-                self._pickles(archive.open(name))
-        for pickle in torch_tar.stream_pickles(archive, self._options):
-            self._findings(pickle, archive.source.name)
-        torch_tar.read_tar(source, self._options)
+        found = torch_tar.tar_pickles(archive, self._options)
+        for pickle, member in found.pickles:
+            self.report.pickles += 1
+            self._findings(pickle, member)
+            self._check_size(pickle, source)
+        if found.error is not None:
+            # As far as each stream goes, and why they go no further.
+            for name in torch_tar.STREAMS:
+                self._pickle(archive.open(name), 0, lambda _: NotImplemented)
+            self._unread(source, found.error.offset, found.error.message, found.error.path)
+        for name in archive.members.keys() - set(torch_tar.STREAMS):
+            self._pickles(archive.open(name))
         return "torch-tar"
 
-    def _first_pickle(self, source: Source) -> None:
-        self._pickle(source, 0)
-
     def _legacy(self, source: Source) -> str:
-        offset: int | None = 0
-        for _ in range(5):
-            offset = self._pickle(source, offset)
-            if offset is None:
-                return "torch-legacy"
-        torch_files.read_legacy(source, self._options)  # accounts for the rest
+        at: int | None = 0
+        try:
+            pickles = list(torch_files.legacy_pickles(source, self._limits))
+            references = pickles[3][1]
+            storages = torch_files.place_storages(source, pickles[4][0], references)
+        except SafetensorError as error:
+            # As far as it goes, and why it goes no further.
+            for _ in range(5):
+                found = (
+                    self._pickle(source, at, torch_files.References()) if at is not None else None
+                )
+                at = found.end if found is not None else None
+            self._fault(source, error)
+            return "torch-legacy"
+        self.report.pickles += len(pickles)
+        for pickle, _ in pickles:
+            self._findings(pickle, source.name)
+            self._check_size(pickle, source)
+        self._check_tensors(pickles[3][0], references, storages, source)
         return "torch-legacy"
 
     def _npy(self, source: Source) -> str:
@@ -281,24 +388,22 @@ class _Scanner:
         if start is not None:
             self._pickles(source, start)
         else:
-            numpy_files.read_npy(source, self._options)
+            numpy_files.npy_array(source, self._limits)
         return "npy"
 
-    # -- code that is no pickle
+    # -- code that is not a pickle
 
     def _code(self, source: Source, module: str, reason: str) -> None:
         name = source.name.rsplit("!", 1)[-1]
-        self.report.findings.append(
-            Finding(source.name, 0, "CODE", module, name, "", Grade.UNKNOWN, reason)
-        )
+        self._add(Finding(source.name, 0, "CODE", module, name, "", Grade.UNKNOWN, reason))
 
     def _keras_config(self, source: Source) -> None:
         self._code(source, "keras", "a model configuration; building it can run code")
         if _contains(source, b'"Lambda"'):
-            self.report.findings.append(
-                Finding(source.name, 0, "CODE", "keras", "Lambda", "", Grade.DANGEROUS,
-                        "a Lambda layer holds compiled Python code")
-            )  # fmt: skip
+            reason = "a Lambda layer holds compiled Python code"
+            self._add(
+                Finding(source.name, 0, "CODE", "keras", "Lambda", "", Grade.DANGEROUS, reason)
+            )
 
     def _hdf5(self, source: Source) -> str:
         if _contains(source, b"model_config"):
@@ -312,74 +417,170 @@ class _Scanner:
         """All pickles of a stream, which must fill it."""
         at: int | None = offset
         while at is not None and at < source.size:
-            at = self._pickle(source, at)
+            found = self._pickle(source, at)
+            at = None if found is None else found.end
 
-    def _pickle(self, source: Source, offset: int | None) -> int | None:
-        """Scan one pickle; the offset behind it, or None if it could not be read to its end."""
+    def _pickle(
+        self, source: Source, offset: int, persistent: Persistent | None = None
+    ) -> Pickle | None:
+        """Scan one pickle; None if it could not be read to its end."""
         arrays = numpy_files.JoblibArrays(self._limits)
-        machine = PickleMachine(
-            source,
-            offset=offset or 0,
-            constructors={**OBJECT_CONSTRUCTORS, **NUMPY_CONSTRUCTORS},
-            on_build=arrays,
-            limits=self._limits,
-        )
+        machine = self._machine(source, offset, persistent, arrays)
         try:
+            self._limits.spend("opcodes", _STEPS_PER_PICKLE, source.name, offset)
             found = machine.run()
         except SafetensorError as error:
             self._findings(machine.result, source.name)
             self._unread(source, error.offset, error.message)
+            found = None
+        for inner in arrays.inner:
+            self._findings(inner, source.name)
+        if arrays.count:
+            # Loaders other than joblib's take the bytes of its arrays for opcodes.
+            self._as_pickle(source, offset)
+        if found is None:
             return None
-        finally:
-            for inner in arrays.inner:
-                self._findings(inner, source.name)
         self.report.pickles += 1
         self._findings(found, source.name)
-        return found.end
+        self._check_size(found, source)
+        return found
+
+    def _machine(
+        self,
+        source: Source,
+        offset: int,
+        persistent: Persistent | None,
+        arrays: numpy_files.JoblibArrays | None = None,
+    ) -> PickleMachine:
+        nested = torch_files.NestedStorages(self._limits)
+
+        def load(call: Call) -> Value:
+            if not is_nested_file(call):
+                return NotImplemented
+            self._scan_nested(call, source.name)
+            return nested.load(call)
+
+        constructors = {**ALL_CONSTRUCTORS, ("torch.storage", "_load_from_bytes"): load}
+        return PickleMachine(
+            source,
+            offset=offset,
+            constructors=constructors,
+            persistent=persistent,
+            on_build=arrays,
+            limits=self._limits,
+        )
+
+    def _as_pickle(self, source: Source, offset: int = 0) -> None:
+        """Report what an unpickler that starts at `offset` would do until it fails."""
+        machine = self._machine(source, offset, _torch_only)
+        try:
+            found = machine.run()
+        except SafetensorError as error:
+            found = machine.result
+            if getattr(error, "rule", "") not in _CERTAIN and (found.globals or found.persistent):
+                self._unread(source, error.offset, f"read as a pickle: {error.message}")
+        else:
+            if found.globals:
+                self._unread(source, offset, "another reader takes the same bytes for a pickle")
+        known = {(f.path, f.offset, f.opcode) for f in self.report.findings if f.grade}
+        for finding in self._graded(found, source.name):
+            if finding.grade and (finding.path, finding.offset, finding.opcode) not in known:
+                self._add(finding)
+
+    def _check_size(self, pickle: Pickle, source: Source) -> None:
+        bound = self._limits.expansion
+        if unfolded_size(pickle.value, bound) >= bound:
+            reason = (
+                f"its objects refer to each other so often that they unfold to {bound:,} or more"
+            )
+            self._unread(source, pickle.start, reason)
+        if pickle.persistent:
+            reason = "it refers to objects outside of it, which nothing here can resolve"
+            self._unread(source, pickle.persistent[0].offset, reason)
 
     def _findings(self, pickle: Pickle, path: str) -> None:
-        called = {id(call.function) for call in pickle.calls}
-        found = [_import_finding(node, path) for node in pickle.globals if id(node) not in called]
+        for finding in self._graded(pickle, path):
+            self._add(finding)
         for call in pickle.calls:
-            grade, reason = grade_call(call)
-            found.append(_finding(path, call, grade, reason))
             if _names(call.function) in NESTED_LOADERS:
-                self._nested(call, path)
-        for effect in pickle.effects:
-            grade, reason = grade_effect(effect)
-            if isinstance(effect.target, Call):
-                continue  # the call's own finding stands for it
-            module, name = _names(effect.target)
-            found.append(
-                Finding(path, effect.offset, effect.opcode, module, name, "", grade, reason)
-            )
-        self.report.findings += sorted(found, key=lambda finding: finding.offset)
+                self._scan_nested(call, path)
 
-    def _nested(self, call: Call, path: str) -> None:
-        """Byte strings that the call would load are files of their own."""
+    def _graded(self, pickle: Pickle, path: str) -> list[Finding]:
+        """What the pickle would do, in its order; no more than a report keeps."""
+        room = {grade: _KEPT_FINDINGS - self._kept[grade] for grade in Grade}
+        found: list[Finding] = []
+
+        def add(offset: int, opcode: str, node: Value, arguments: Value, why: Reason) -> None:
+            grade, reason = why
+            room[grade] -= 1
+            if room[grade] >= 0:
+                module, name = _names(node)
+                text = summary(arguments, _ARGUMENTS_MAX) if arguments is not None else ""
+                found.append(Finding(path, offset, opcode, module, name, text, grade, reason))
+
+        called = {id(call.function) for call in pickle.calls}
+        for node in pickle.globals:
+            if id(node) not in called:
+                add(node.offset, node.opcode, node, None, grade_global(node))
+        for call in pickle.calls:
+            add(call.offset, call.opcode, call.function, call.arguments, grade_call(call))
+        for effect in pickle.effects:
+            why, target = grade_effect(effect), effect.target
+            if isinstance(target, Call) and why[0] <= grade_call(target)[0]:
+                continue  # the call's own finding stands for it
+            node = target.function if isinstance(target, Call) else target
+            add(effect.offset, effect.opcode, node, None, why)
+        return sorted(found, key=lambda finding: finding.offset)
+
+    def _add(self, finding: Finding) -> None:
+        self._kept[finding.grade] += 1
+        self.report.findings.append(finding)
+
+    def _scan_nested(self, call: Call, path: str) -> None:
+        """Scan the byte strings that the call would load as files, each once."""
         for argument in call.arguments:
             data = as_bytes(argument)
             if data is None or (isinstance(data, bytes) and len(data) < 2):
                 continue
+            key = data if isinstance(data, bytes) else (id(data.source), data.offset, data.length)
+            if key in self._nested:
+                continue
+            self._nested[key] = data  # its source too must live, or another may get its id
             name = f"{path}!bytes@{call.offset}"
-            inner = BytesSource(data, name) if isinstance(data, bytes) else blob_source(data, name)
-            depth = path.count("!bytes@") + 1
-            self.file(inner, depth)
+            self.file(
+                BytesSource(data, name) if isinstance(data, bytes) else blob_source(data, name)
+            )
+
+
+def _torch_only(value: Value) -> Value:
+    """What unpicklers do with a persistent id: PyTorch's takes tuples, all others stop."""
+    if not isinstance(value, (tuple, Call)):
+        raise FormatError("nothing resolves this persistent id", rule="pickle")
+    return NotImplemented
+
+
+def _hdf5_start(source: Source) -> int | None:
+    """Where HDF5's readers look for a file: at 0, 512, 1024 and so on, doubling."""
+    offset = 0
+    while offset + len(hdf5.HDF5_MAGIC) <= source.size:
+        if read_bytes(source, offset, len(hdf5.HDF5_MAGIC)) == hdf5.HDF5_MAGIC:
+            return offset
+        offset = offset * 2 or 512
+    return None
+
+
+def _is_safetensors(source: Source) -> bool:
+    if source.size < 10 or read_bytes(source, 8, 1) != b"{":
+        return False
+    try:
+        SafetensorsFile(source)
+    except SafetensorError:
+        return False
+    return True
 
 
 def _names(node: Value) -> tuple[str | None, str | None]:
     return (node.module, node.name) if isinstance(node, Global) else (None, None)
-
-
-def _finding(path: str, call: Call, grade: Grade, reason: str) -> Finding:
-    module, name = _names(call.function)
-    text = summary(call.arguments, _ARGUMENTS_MAX)
-    return Finding(path, call.offset, call.opcode, module, name, text, grade, reason)
-
-
-def _import_finding(node: Global, path: str) -> Finding:
-    grade, reason = grade_global(node)
-    return Finding(path, node.offset, node.opcode, node.module, node.name, "", grade, reason)
 
 
 def _contains(source: Source, needle: bytes) -> bool:
@@ -418,6 +619,21 @@ def scan(
         source = open_source(target, backend="pread")
     scanner = _Scanner(source.name, chosen)
     scanner.report.format = scanner.file(source)
+    return scanner.report
+
+
+def scan_other_readers(source: Source, *, limits: Limits | None = None) -> Report:
+    """Report what readers of other formats would make of a valid safetensors file.
+
+    Such a file can be a pickle too, whose first opcode is the first byte of the header's length, or
+    end in a zip archive that ``python FILE`` runs. The report of an ordinary file is clean. Cost: a
+    few reads of the beginning and the end; a file that is a pickle is read as one.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    scanner = _Scanner(source.name, limits or DEFAULT_LIMITS)
+    scanner.beside_safetensors(source)
     return scanner.report
 
 

@@ -228,7 +228,7 @@ def _report_calls(out: _Findings, report: Report, name: str | None) -> None:
     if name is not None:
         out.formats.add(name)
     for call in report.findings:
-        if call.grade > Grade.TENSORS:
+        if call.grade > Grade.DATA:
             rule = "dangerous-call" if call.grade == Grade.DANGEROUS else "unknown-call"
             reason = f": {call.reason}" if call.reason else ""
             message = (

@@ -1,15 +1,18 @@
-"""What a foreign file may cost before conversion gives up.
+"""What one foreign file may cost before conversion gives up.
 
-Every limit bounds something that a small file could otherwise make large: memory, time, or the size of the
-output. The defaults allow every real checkpoint that the authors know and stop a hostile one within
-seconds. Each is a parameter, so that a user who trusts the file can raise it.
+Every number bounds something that a small file could otherwise make large: memory, time, or the
+size of the output. The defaults accept every real checkpoint known to the authors and stop a
+hostile one within seconds; each is a parameter, so a user who knows the file can raise it.
 
-Pure data: imports nothing of the package but the exception family.
+A file can hold thousands of pickles and archives. `Limits.counted` gives limits that are counted
+together over everything that is read with them, so that a file has one budget, however it is nested.
+
+Imports nothing of the package but the exception family.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Final
 
 from ..errors import FormatError
@@ -24,22 +27,23 @@ class Limits:
     """Bounds on what one file may cost; a number of things, or of bytes where the name says so.
 
     Attributes:
-        opcodes: Pickle instructions interpreted in one stream (about 0.5 us each).
-        objects: Containers, calls and globals that one pickle may create (about 150 bytes each).
-        memo: Entries of one pickle's memo.
-        marks: MARKs on the stack at a time, which is how deep a pickle nests while it is read.
-        inline_bytes: Text and byte strings of one pickle that are in memory, in all.
+        opcodes: Pickle instructions, and steps of similar cost in other readers (about 0.5 us each).
+        objects: Containers, calls and globals that pickles may create (about 150 bytes each).
+        memo: Entries of one pickle's memo, and the largest key: an unpickler allocates up to it.
+        marks: Open MARKs, which is how deep a pickle nests while it is read.
+        inline_bytes: Text and byte strings of one pickle that are held in memory, together.
         inline_value_bytes: A byte string longer than this stays in the file and is read on demand.
         name_bytes: Length of a module, attribute or persistent name.
         integer_bytes: Width of one arbitrary-precision integer.
         depth: Nesting of the value tree when it is flattened or shown.
-        visits: Nodes visited while a tree is flattened; a shared node counts each time, so that a graph
-            which doubles at each level ends here.
+        visits: Nodes visited while a tree is flattened; shared nodes count each time, so a memo
+            graph that doubles at each level ends here.
+        expansion: Nodes of a tree that a scan accepts, shared nodes counted each time they occur.
         tensors: Tensors in one checkpoint.
         tensor_rank: Dimensions of one tensor; the format's own reader has the same bound.
         view_bytes: Bytes that views may add beyond the storages behind them; a stride of 0
             repeats a storage without costing the file anything.
-        members: Entries in an archive's directory.
+        members: Entries in the directories of archives.
         directory_bytes: Size of an archive's directory.
         inflation_ratio: Inflated size over stored size of one compressed member or stream.
         inflation_floor_bytes: Members that inflate to less than this are not held to the ratio.
@@ -47,7 +51,7 @@ class Limits:
         nesting: Archives inside archives that a scan follows.
     """
 
-    opcodes: int = 16_000_000
+    opcodes: int = 8_000_000
     objects: int = 2_000_000
     memo: int = 4_000_000
     marks: int = 10_000
@@ -57,6 +61,7 @@ class Limits:
     integer_bytes: int = 1024
     depth: int = 500
     visits: int = 1_000_000
+    expansion: int = 64_000_000
     tensors: int = 1_000_000
     tensor_rank: int = 64
     view_bytes: int = 1024 * _MIB
@@ -66,11 +71,44 @@ class Limits:
     inflation_floor_bytes: int = 64 * _MIB
     inflated_bytes: int = 1 << 40
     nesting: int = 4
+    used: dict[str, int] | None = field(default=None, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"limit {field.name!r} must be at least 1")
+        for each in fields(self):
+            if each.init and getattr(self, each.name) < 1:
+                raise ValueError(f"limit {each.name!r} must be at least 1")
+
+    def counted(self) -> Limits:
+        """These limits with a new count, which all readers that are given the result share.
+
+        >>> shared = Limits(opcodes=10).counted()
+        >>> shared.spend("opcodes", 7, None)
+        >>> shared.left("opcodes")
+        3
+        """
+        result = replace(self)
+        object.__setattr__(result, "used", {})
+        return result
+
+    def left(self, name: str) -> int:
+        """What is left of limit `name`: all of it where nothing is counted."""
+        bound: int = getattr(self, name)
+        return bound if self.used is None else bound - self.used.get(name, 0)
+
+    def spend(self, name: str, count: int, path: str | None, offset: int | None = None) -> None:
+        """Count `count` against limit `name`.
+
+        Raises:
+            FormatError: The limit is exceeded.
+        """
+        if count > self.left(name):
+            raise exceeded(name, getattr(self, name), path, offset)
+        self.count(name, count)
+
+    def count(self, name: str, count: int) -> None:
+        """Count what was already spent of limit `name`."""
+        if self.used is not None:
+            self.used[name] = self.used.get(name, 0) + count
 
 
 DEFAULT_LIMITS: Final = Limits()

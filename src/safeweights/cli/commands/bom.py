@@ -103,7 +103,7 @@ def _look(path: str) -> Foreign | None:
         dict.fromkeys(
             f"{quote(call.target)} ({call.grade.label})"
             for call in report.findings
-            if call.grade > Grade.TENSORS
+            if call.grade > Grade.DATA
         )
     )
     unread = [printable(part.reason) for part in report.unread]

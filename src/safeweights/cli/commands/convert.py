@@ -154,7 +154,7 @@ def _limits(given: Sequence[str]) -> Limits:
 
     from ...conversion import Limits
 
-    known = {field.name for field in fields(Limits)}
+    known = {field.name for field in fields(Limits) if field.init}
     numbers = {}
     for text in given:
         name, value = _pair("--limit", text)

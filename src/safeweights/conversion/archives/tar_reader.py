@@ -1,8 +1,8 @@
 """A tar reader that refuses what two readers could see differently.
 
-Regular files and folders only; a checksum that is wrong, a duplicate or traversing name, a header
-that changes the next member's name or size, and bytes behind the end are errors. Extended headers
-are read past where they only carry times and owners, which PyTorch's writer did.
+Regular files and folders only. A wrong checksum, a duplicate or traversing name, a folder with
+contents, a header that changes the next member's name or size, and bytes after the end are errors.
+Extended headers are accepted where they only carry times and owners, as PyTorch's writer made them.
 Source of the layout: POSIX.1-2008, pax.
 """
 
@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ...errors import FormatError, TensorNotFoundError, quote
-from ...storage.limits import DEFAULT_LIMITS, Limits, exceeded
+from ...storage.limits import DEFAULT_LIMITS, Limits
 from ...storage.windows import Window, read_bytes
 
 if TYPE_CHECKING:
@@ -88,28 +88,28 @@ class TarArchive:
         kind = block[156:157]
         if kind in _EXTENDED:
             self._check_extended(start, size)
-        elif kind in _REGULAR or kind == _FOLDER:
-            self._add(block, kind, start, size)
+        elif kind == _FOLDER:
+            if size:  # Python's tarfile reads members there, others skip the bytes
+                raise self._fault("a folder has contents", offset)
+        elif kind in _REGULAR:
+            self._add(block, start, size)
         else:
             raise self._fault("a member is a link, a device or of an unknown kind", offset)
         return start + -(-size // _BLOCK) * _BLOCK
 
-    def _add(self, block: bytes, kind: bytes, start: int, size: int) -> None:
+    def _add(self, block: bytes, start: int, size: int) -> None:
         prefix = block[345:500] if block[257:262] == b"ustar" and block[263:265] == b"00" else b""
         raw = b"/".join(
             part.split(b"\0", 1)[0] for part in (prefix, block[:100]) if part.strip(b"\0")
         )
         name = raw.decode("utf-8", "surrogateescape").removeprefix("./")
-        if kind == _FOLDER:
-            return
         parts = name.split("/")
         if "\\" in name or ":" in parts[0] or any(part in ("", ".", "..") for part in parts):
-            raise self._fault(f"member {quote(name)} has a name that is no plain path", start)
+            raise self._fault(f"member {quote(name)} has a name that is not a plain path", start)
         if name in self.members:
             raise self._fault(f"duplicate member {quote(name)}", start)
         self.members[name] = start, size
-        if len(self.members) > self._limits.members:
-            raise exceeded("members", self._limits.members, self.source.name)
+        self._limits.spend("members", 1, self.source.name)
 
     def _check_extended(self, start: int, size: int) -> None:
         """Refuse extended headers that change what the next header says."""

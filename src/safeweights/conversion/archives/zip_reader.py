@@ -6,7 +6,7 @@ takes the last signature; one trusts the local header, another the directory. Sc
 with one and users who load with the other were fooled by each of these. Here all copies must agree,
 and the members must tile the file from byte 0 to the directory without a gap or an overlap.
 
-Refused besides: encryption, symbolic links, other methods than stored and deflated, several disks,
+Also refused: encryption, symbolic links, other methods than stored and deflated, several disks,
 names that are absolute, traverse, or differ only in case (miniz ignores case), alternative name
 fields, and inflation past `Limits.inflation_ratio`.
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ...errors import FormatError, TensorNotFoundError, quote
 from ...storage.inflating import InflatedSource
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ...storage import Source
 
-__all__ = ["ZipArchive", "ZipMember", "looks_like_zip"]
+__all__ = ["ZipArchive", "ZipMember", "ends_in_zip", "looks_like_zip"]
 
 _END: Final = struct.Struct("<4s4H2LH")
 _END64_LOCATOR: Final = struct.Struct("<4sLQL")
@@ -38,6 +38,7 @@ _END64: Final = struct.Struct("<4sQ2H2L4Q")
 _CENTRAL: Final = struct.Struct("<4s6H3L5H2L")
 _LOCAL: Final = struct.Struct("<4s5H3L2H")
 _COMMENT_MAX: Final = 0xFFFF
+_AHEAD: Final = 1 << 14
 _M16: Final = 0xFFFF
 _M32: Final = 0xFFFFFFFF
 
@@ -57,8 +58,29 @@ def looks_like_zip(head: bytes) -> bool:
     return head[:4] in (b"PK\x03\x04", b"PK\x05\x06")
 
 
-@dataclass(frozen=True)
-class ZipMember:
+def ends_in_zip(source: Source) -> bool:
+    """Whether Python's zip readers would find an archive at the end of `source`.
+
+    They take the last end record, and look for the directory just before it. Weights contain the
+    four bytes of an end record by chance once in 65,000 files; those and the four bytes of a
+    directory in the right place, never.
+    """
+    count = min(source.size, _END.size + _COMMENT_MAX)
+    base = source.size - count
+    tail = read_bytes(source, base, count)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) < at + _END.size:
+        return False
+    length = _END.unpack_from(tail, at)[5]
+    if tail[max(at - _END64_LOCATOR.size, 0) : at].startswith(b"PK\x06\x07"):
+        return True
+    start = base + at - length
+    if length == 0 or start < 0:
+        return False
+    return read_bytes(source, start, 4) == b"PK\x01\x02"
+
+
+class ZipMember(NamedTuple):
     """One entry, as its directory record and its local header agree on it.
 
     Attributes:
@@ -100,8 +122,7 @@ class ZipArchive:
         self.source = source
         self.limits = limits
         directory = _find_directory(source)
-        if directory.entries > limits.members:
-            raise exceeded("members", limits.members, source.name)
+        limits.spend("members", directory.entries, source.name)
         if directory.size > limits.directory_bytes:
             raise exceeded("directory_bytes", limits.directory_bytes, source.name)
         members = list(_read_directory(source, directory))
@@ -208,7 +229,7 @@ def _find_end(source: Source) -> int:
         found = tail.find(b"PK\x05\x06", found + 1)
     if not fitting:
         raise FormatError(
-            "the zip archive has no end record: it is truncated or has data behind it",
+            "the zip archive has no end record: it is truncated, or data follows it",
             rule="zip-end",
             path=source.name,
             offset=source.size,
@@ -219,7 +240,7 @@ def _find_end(source: Source) -> int:
 
 
 def _read_end64(source: Source, position: int) -> tuple[int, tuple[int, ...]] | None:
-    """Start and fields of the 64-bit end record in front of the end record, if there is one."""
+    """Start and fields of the 64-bit end record before the end record, if there is one."""
     at = position - _END64_LOCATOR.size
     if at < 0:
         return None
@@ -298,7 +319,7 @@ def _decode_name(source: Source, raw: bytes, flags: int, offset: int) -> str:
         name = raw.decode("cp437")
     parts = name[:-1].split("/") if name.endswith("/") else name.split("/")
     if "\0" in name or "\\" in name or ":" in parts[0] or any(p in ("", ".", "..") for p in parts):
-        raise _fault(source, f"member {quote(name)} has a name that is no plain path", offset)
+        raise _fault(source, f"member {quote(name)} has a name that is not a plain path", offset)
     return name
 
 
@@ -361,13 +382,14 @@ def _locate(source: Source, members: list[ZipMember], end: int) -> Iterator[ZipM
     """Check the local headers; the members must tile [0, end). Yields them in directory order."""
     starts: dict[int, int] = {}
     position = 0
+    ahead = _Ahead(source)
     for member in sorted(members, key=lambda each: each.header):
         where = quote(member.name)
         if member.header < position:
             raise _fault(source, f"member {where} overlaps another", member.header)
         if member.header > position:
             raise _fault(source, f"there is a gap in front of member {where}", position)
-        start, wide = _check_local(source, member)
+        start, wide = _check_local(source, member, ahead)
         position = start + member.stored_size
         if position > end:
             raise _fault(source, f"member {where} overlaps the directory", member.header)
@@ -377,17 +399,33 @@ def _locate(source: Source, members: list[ZipMember], end: int) -> Iterator[ZipM
     if position != end:
         raise _fault(source, "there is a gap in front of the directory", position)
     for member in members:
-        yield ZipMember(
-            **{**member.__dict__, "start": starts[member.header]},
-        )
+        yield member._replace(start=starts[member.header])
 
 
-def _check_local(source: Source, member: ZipMember) -> tuple[int, bool]:
+class _Ahead:
+    """Reads a little more than it is asked for: small members are next to each other."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._start = 0
+        self._data = b""
+
+    def read(self, offset: int, count: int) -> bytes:
+        skip = offset - self._start
+        if not 0 <= skip <= skip + count <= len(self._data):
+            left = max(self._source.size - offset, count)  # too few are an error of `read_bytes`
+            self._start = offset
+            self._data = read_bytes(self._source, offset, max(count, min(_AHEAD, left)))
+            skip = 0
+        return self._data[skip : skip + count]
+
+
+def _check_local(source: Source, member: ZipMember, ahead: _Ahead) -> tuple[int, bool]:
     """Offset of the member's data, and whether its sizes are written in 64 bits."""
     where = quote(member.name)
-    fields = _LOCAL.unpack(read_bytes(source, member.header, _LOCAL.size))
+    fields = _LOCAL.unpack(ahead.read(member.header, _LOCAL.size))
     flags, method, crc, stored, size = fields[2], fields[3], fields[6], fields[7], fields[8]
-    names = read_bytes(source, member.header + _LOCAL.size, fields[9] + fields[10])
+    names = ahead.read(member.header + _LOCAL.size, fields[9] + fields[10])
     offset = member.header
     agree = fields[0] == b"PK\x03\x04" and names[: fields[9]] == member.raw_name
     if (
@@ -413,7 +451,7 @@ def _check_local(source: Source, member: ZipMember) -> tuple[int, bool]:
 
 
 def _check_descriptor(source: Source, member: ZipMember, position: int, wide: bool) -> int:
-    """Offset behind the data descriptor, whose signature and width are the writer's choice."""
+    """Offset after the data descriptor, whose signature and width are the writer's choice."""
     expected = (member.crc, member.stored_size, member.size)
     layouts = ("<L2Q", "<L2L") if wide else ("<L2L", "<L2Q")
     for layout in layouts:

@@ -23,7 +23,7 @@ from .torch_nodes import CastNode, MetaNode, QuantisedNode, SparseNode, StorageN
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ROOT_NAME", "Flat", "Other", "flatten", "key_text", "summary"]
+__all__ = ["ROOT_NAME", "Flat", "Other", "flatten", "key_text", "summary", "unfolded_size"]
 
 ROOT_NAME: Final = "tensor"
 """The name of a tensor that is the whole file and so has no key."""
@@ -296,6 +296,8 @@ def _parts(node: Value) -> list[Value]:
     if isinstance(node, Call):
         pairs = [part for pair in node.pairs for part in pair]
         return [*node.arguments, node.keywords, *node.state, *node.items, *pairs]
+    if isinstance(node, ArrayNode) and isinstance(node.data, list):
+        return node.data
     return []
 
 
@@ -320,8 +322,32 @@ def flatten(root: Value, path: str | None = None, limits: Limits = DEFAULT_LIMIT
     return _Walk(path, limits).run(root)
 
 
+def unfolded_size(root: Value, limit: int) -> int:
+    """Nodes of the tree `root`, shared ones counted at each occurrence; counts up to `limit`.
+
+    A memo graph that doubles at each level is small in memory and not for those who walk it. Cost:
+    one visit to each node and one to each reference; a reference back to an open node counts as one.
+    """
+    sizes: dict[int, int] = {}
+    stack: list[tuple[Value, list[Value] | None, int]] = [(root, None, 0)]
+    while stack:
+        node, inner, atoms = stack.pop()
+        if inner is not None:
+            sizes[id(node)] = min(1 + atoms + sum(sizes.get(id(part), 1) for part in inner), limit)
+        elif id(node) not in sizes and isinstance(node, _CONTAINERS):
+            sizes[id(node)] = 1
+            parts = _parts(node)
+            inner = [part for part in parts if isinstance(part, _CONTAINERS)]
+            stack.append((node, inner, len(parts) - len(inner)))
+            stack += [(part, None, 0) for part in inner]
+    return sizes.get(id(root), 1)
+
+
+_CONTAINERS: Final = (list, tuple, SetNode, DictNode, Call, ArrayNode)
+
+
 def summary(value: Value, limit: int = 80) -> str:
-    """A few words on what a node or atom is; it never descends deeper than two levels."""
+    """A few words on what a node or atom is; at most two levels deep."""
     return _summary(value, 2)[:limit]
 
 

@@ -5,10 +5,10 @@ It executes every opcode of protocols 0 to 5 on symbols: a name stays a `Global`
 tensor, a NumPy array, an OrderedDict) it hands in as `Constructors`, functions of this package that
 turn a `Call` into a node; the machine itself knows no framework.
 
-Rules: one loop, no recursion; what is created is counted against the limits; what CPython's unpickler
-would refuse is an error with a byte offset, so that no two readers of one file see different things.
-
-How opcodes and their arguments are written is `pickle_opcodes`' matter.
+Rules: one loop, no recursion; what is created is counted against the limits. Everything that
+CPython's unpickler would do up to its own end, this machine reports: where both stop, the error has
+the rule ``pickle``; where only this one stops, another (see `opcodes`).
+``tests/conversion/test_against_cpython.py`` compares the two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ...errors import FormatError, quote
 from ...storage.limits import DEFAULT_LIMITS, Limits, exceeded
 from ...storage.windows import ByteReader, truncated
-from .nodes import Blob, Call, DictNode, Effect, Global, PersistentId, SetNode, Value
+from .nodes import Blob, Call, DictNode, Effect, Global, PersistentId, SetNode, Value, modern
 from .opcodes import OPCODES, Arguments
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ Constructors = Mapping[tuple[str, str], Callable[[Call], Value]]
 It returns NotImplemented to leave the call unresolved, and raises FormatError where the arguments
 cannot be what the name promises."""
 
-_MISSING: Final = object()
 _HIGHEST_PROTOCOL: Final = 5
+_STOP: Final = ord(".")
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Pickle:
 
     Attributes:
         value: The tree.
-        start, end: Its bytes in the source; `end` is the byte behind STOP.
+        start, end: Its bytes in the source; `end` is the offset after STOP.
         protocol: The highest PROTO seen, 0 without one.
         globals: Every name it would import, in order.
         calls: Every call it would make, in order.
@@ -98,9 +98,11 @@ class PickleMachine:
         self._on_build = on_build
         self._stack: list[Value] = []
         self._marks: list[list[Value]] = []
-        self._memo: dict[int, Value] = {}
+        self.memo: dict[int, Value] = {}
         self._objects = 0
-        self._stopped = False
+        self._objects_left = limits.left("objects")
+        self._frame_end = 0
+        self._steps = 0
 
     def run(self) -> Pickle:
         """Execute until STOP.
@@ -108,44 +110,66 @@ class PickleMachine:
         Cost: about half a microsecond an opcode; memory bounded by `Limits`.
 
         Raises:
-            FormatError: The bytes are no pickle, end early, or exceed a limit.
+            FormatError: The bytes are not a pickle, end early, or exceed a limit.
         """
-        table = [self._handler(chr(code)) for code in range(256)]
-        reader, arguments = self.reader, self._arguments
-        for _ in range(self.limits.opcodes):
-            arguments.at = reader.offset
-            entry = table[reader.take(1)[0]]
+        try:
+            self._execute(self.limits.left("opcodes"))
+        finally:
+            self.limits.count("opcodes", self._steps)
+            self.limits.count("objects", self._objects)
+        self.result.end = self.reader.offset
+        return self.result
+
+    def _execute(self, limit: int) -> None:
+        arguments, reader, table = self._arguments, self.reader, _TABLE
+        for self._steps in range(1, limit + 1):
+            # `reader.take(1)[0]` and `reader.offset` without their calls: a third of the time.
+            position, buffer = reader._position, reader._buffer  # noqa: SLF001
+            if position < len(buffer):
+                code = buffer[position]
+                arguments.at = reader._base + position  # noqa: SLF001
+                reader._position = position + 1  # noqa: SLF001
+            else:
+                arguments.at = reader.offset
+                code = reader.take(1)[0]
+            entry = table[code]
             if entry is None:
                 raise self._fault("no pickle opcode has this value")
             read, act = entry
             if read is None:
-                act()
+                act(self)
+                if code == _STOP:
+                    return
             else:
-                act(read())
-            if self._stopped:
-                self.result.end = reader.offset
-                return self.result
-        raise exceeded("opcodes", self.limits.opcodes, self.source.name, arguments.at)
+                value = read(arguments)
+                if self._frame_end:
+                    self._check_frame()
+                act(self, value)
+        raise exceeded("opcodes", self.limits.opcodes, self.source.name, reader.offset)
 
-    def _handler(self, code: str) -> tuple[Callable[[], Any] | None, Callable[..., None]] | None:
-        """How to read the argument of an opcode, and what to do with it."""
-        if code not in OPCODES:
-            return None
-        name, argument = OPCODES[code]
-        act: Callable[..., None] = getattr(self, _SAME.get(name, f"_op_{name}"))
-        return getattr(self._arguments, argument) if argument else None, act
+    @property
+    def in_frame(self) -> bool:
+        """Whether the next byte is inside of a frame that the pickle announced."""
+        return self.reader.offset < self._frame_end
+
+    def _check_frame(self) -> None:
+        """Refuse an argument that reaches past its frame: unpicklers read it differently."""
+        if self.reader.offset > self._frame_end:
+            if self._arguments.at < self._frame_end:
+                raise self._fault("an argument reaches past the end of its frame", strict=True)
+            self._frame_end = 0
 
     # -- errors and accounting
 
-    def _fault(self, message: str) -> FormatError:
-        return self._arguments.fault(message)
+    def _fault(self, message: str, *, strict: bool = False) -> FormatError:
+        return self._arguments.fault(message, strict=strict)
 
     def _exceeded(self, name: str) -> FormatError:
         return self._arguments.exceeded(name)
 
     def _count(self, objects: int = 1) -> None:
         self._objects += objects
-        if self._objects > self.limits.objects:
+        if self._objects > self._objects_left:
             raise self._exceeded("objects")
 
     # -- stack
@@ -188,7 +212,6 @@ class PickleMachine:
 
     def _op_stop(self) -> None:
         self.result.value = self._pop()
-        self._stopped = True
 
     # -- framing
 
@@ -200,6 +223,9 @@ class PickleMachine:
     def _op_frame(self, length: int) -> None:
         if length > self.reader.left:
             raise truncated(self.source, self.reader.offset, length)
+        if self.in_frame:
+            raise self._fault("a frame begins inside another", strict=True)
+        self._frame_end = self.reader.offset + length
 
     # -- atoms
 
@@ -296,7 +322,7 @@ class PickleMachine:
     def _op_additems(self) -> None:
         items = self._pop_mark()
         target = self._top()
-        if isinstance(target, SetNode):
+        if isinstance(target, SetNode) and target.type_name == "set":
             target.items.extend(items)
         elif isinstance(target, Call):
             target.items.extend(items)
@@ -326,24 +352,30 @@ class PickleMachine:
         self.result.effects.append(Effect(opcode, target, value, self._arguments.at))
 
     def _foreign_effect(self, opcode: str, target: Value, value: Value) -> None:
-        """An effect on something that is no container: real only on what code could have made."""
+        """An effect on something that is not a container: real only on what code could have made."""
         if isinstance(target, (Global, PersistentId)):
             self._effect(opcode, target, value)
-            return
-        raise self._fault(f"{opcode} does not apply to {describe(target)}")
+        elif value or not _has_no_attributes(target):  # CPython passes over an empty effect
+            certain = _has_no_attributes(target) and not (
+                isinstance(target, list) and opcode in ("SETITEM", "SETITEMS")
+            )
+            message = f"{opcode} does not apply to {describe(target)}"
+            raise self._fault(message, strict=not certain)
 
     # -- memo
 
     def _remember(self, key: int) -> None:
-        self._memo[key] = self._top()
-        if len(self._memo) > self.limits.memo:
+        if not self._stack:
+            raise self._fault("the stack is empty")
+        self.memo[key] = self._stack[-1]
+        if key > self.limits.memo:  # CPython allocates all entries up to the largest key
             raise self._exceeded("memo")
 
     def _recall(self, key: int) -> None:
-        value = self._memo.get(key, _MISSING)
-        if value is _MISSING:
-            raise self._fault(f"memo entry {key} was never stored")
-        self._stack.append(value)
+        try:
+            self._stack.append(self.memo[key])
+        except KeyError:
+            raise self._fault(f"memo entry {key} was never stored") from None
 
     def _op_put(self, key: int) -> None:
         if key < 0:
@@ -351,7 +383,7 @@ class PickleMachine:
         self._remember(key)
 
     def _op_memoize(self) -> None:
-        self._remember(len(self._memo))
+        self._remember(len(self.memo))
 
     # -- names, calls and what they would do
 
@@ -378,7 +410,7 @@ class PickleMachine:
     def _extension(self, code: int) -> None:
         if code <= 0:
             raise self._fault("an extension code must be positive")
-        # The registry is the importing process's own (copyreg.add_extension): unknowable from here.
+        # The registry belongs to the process that unpickles (copyreg.add_extension).
         self._stack.append(self._global(None, f"extension {code}", "EXT"))
 
     def _op_binpersid(self) -> None:
@@ -432,16 +464,30 @@ class PickleMachine:
         function = call.function
         if call.keywords is not None or not isinstance(function, Global):
             return call
-        constructor = self._constructors.get((function.module or "", function.name or ""))
+        constructor = self._constructors.get(modern(function))
         if constructor is None:
             return call
         try:
-            value = constructor(call)
+            call.result = constructor(call)
         except FormatError as error:
             if error.path is None:
                 error.path, error.offset = self.source.name, call.offset
             raise
-        return call if value is NotImplemented else value
+        if call.result is NotImplemented:
+            return call
+        self._charge(call.result)
+        return call.result
+
+    def _charge(self, value: Value) -> None:
+        """Count what a constructor copied: a few opcodes can copy a large container many times."""
+        if isinstance(value, (list, tuple)):
+            self._count(len(value))
+        elif isinstance(value, DictNode):
+            self._count(len(value.pairs))
+        elif isinstance(value, SetNode):
+            self._count(len(value.items))
+        elif isinstance(value, bytes):
+            self._arguments.hold(len(value))
 
     def _op_build(self) -> None:
         state = self._pop()
@@ -451,21 +497,54 @@ class PickleMachine:
             self._stack[-1] = self._on_build(self, target)
 
     def _build(self, target: Value, state: Value) -> None:
-        if isinstance(target, (Call, DictNode)):
+        if isinstance(target, Call):
             target.state.append(state)
-            if isinstance(target, Call):
+            self._effect("BUILD", target, state)
+        elif isinstance(target, DictNode) and target.type_name != "dict":
+            target.state.append(state)
+            if len(target.state) > 1 or not _sets_plain_attributes(state):
                 self._effect("BUILD", target, state)
-            return
-        set_state = getattr(type(target), "set_state", None)  # a node of some constructor
-        if set_state is None:
-            self._foreign_effect("BUILD", target, state)
-            return
+        elif hasattr(target, "set_state"):  # a node of some constructor
+            self._set_state(target, state)
+        else:
+            self._foreign_effect("BUILD", target, None if _is_no_state(state) else (state,))
+
+    def _set_state(self, target: Value, state: Value) -> None:
         try:
-            set_state(target, state)
+            target.set_state(state)
         except FormatError as error:
             if error.path is None:
                 error.path, error.offset = self.source.name, self._arguments.at
             raise
+
+
+def _has_no_attributes(value: Value) -> bool:
+    """Whether `value` is of a type of which CPython is known to refuse every effect."""
+    if isinstance(value, DictNode):
+        return value.type_name == "dict"
+    # A bytearray is `bytes` here and can be appended to.
+    return value is None or isinstance(value, (bool, int, float, str, list, tuple, SetNode))
+
+
+def _is_no_state(state: Value) -> bool:
+    """Whether BUILD with `state` changes nothing, and so is no error for an object without state."""
+    parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
+    return all(
+        part is None or (isinstance(part, DictNode) and not part.pairs) or part in ((), [])
+        for part in parts
+        if not isinstance(part, Call)
+    ) and not any(isinstance(part, Call) for part in parts)
+
+
+_CALLED_BY_PICKLE: Final = frozenset({"append", "extend", "add"})
+
+
+def _sets_plain_attributes(state: Value) -> bool:
+    """Whether BUILD with `state` only adds attributes that the unpickler does not call later."""
+    return isinstance(state, DictNode) and all(
+        isinstance(key, str) and not key.startswith("__") and key not in _CALLED_BY_PICKLE
+        for key, _ in state.pairs
+    )
 
 
 def describe(value: Value) -> str:
@@ -494,7 +573,19 @@ _SAME: Final = {
     }.items()
     for name in names.split()
 }
-"""Name of an opcode -> the method that it shares, or that serves others; the rest have their own."""
+"""Name of an opcode -> the method of `PickleMachine` that it shares; the others have their own."""
+
+
+def _handler(code: str) -> tuple[Callable[..., Any] | None, Callable[..., None]] | None:
+    """How to read the argument of an opcode, and what to do with it."""
+    if code not in OPCODES:
+        return None
+    name, argument = OPCODES[code]
+    act: Callable[..., None] = getattr(PickleMachine, _SAME.get(name, f"_op_{name}"))
+    return getattr(Arguments, argument) if argument else None, act
+
+
+_TABLE: Final = [_handler(chr(code)) for code in range(256)]
 
 
 def read_pickle(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .flatten import Flat
     from .nodes import Value
 
-__all__ = ["Materialized", "Storages", "StoredBytes", "materialize"]
+__all__ = ["Materialized", "Storages", "StoredBytes", "located", "materialize"]
 
 
 _is_type_name = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}").fullmatch
@@ -122,22 +122,7 @@ class _Builder:
                 path=self.label,
                 tensor=name,
             )
-        stored = self.storages.find(node.storage)
-        width = item_size(node.storage.dtype or "U8")
-        start = node.storage.first * width + node.offset * item_size(node.dtype)
-        array = Strided(
-            stored.source, start, node.dtype, node.shape, node.strides,
-            stored.swapped, node.conjugate, node.negative, node.storage.key,
-        )  # fmt: skip
-        limit = (node.storage.first + node.storage.elements) * width
-        if array.elements and not 0 <= start <= start + array.span <= limit:
-            raise FormatError(
-                f"tensor {quote(name)} reaches outside its storage {quote(node.storage.key)}",
-                rule="tensor-geometry",
-                path=stored.source.name,
-                tensor=name,
-            )
-        return array
+        return located(node, self.storages, name)
 
     def tensor(self, node: Value, name: str) -> Tensor:
         """The tensor that `node` describes, of a type that the format has."""
@@ -204,6 +189,30 @@ class _Builder:
             array = self.strided(part, name)
             return read_array(array).view(numpy_type(array.dtype))
         return np.asarray(part)
+
+
+def located(node: TensorNode, storages: Storages, name: str) -> Strided:
+    """Where the elements of `node` are; `name` is for messages.
+
+    Raises:
+        FormatError: Its storage is missing or has another size, or the view reaches outside of it.
+    """
+    stored = storages.find(node.storage)
+    width = item_size(node.storage.dtype or "U8")
+    start = node.storage.first * width + node.offset * item_size(node.dtype)
+    array = Strided(
+        stored.source, start, node.dtype, node.shape, node.strides,
+        stored.swapped, node.conjugate, node.negative, node.storage.key,
+    )  # fmt: skip
+    limit = (node.storage.first + node.storage.elements) * width
+    if array.elements and not 0 <= start <= start + array.span <= limit:
+        raise FormatError(
+            f"tensor {quote(name)} reaches outside its storage {quote(node.storage.key)}",
+            rule="tensor-geometry",
+            path=stored.source.name,
+            tensor=name,
+        )
+    return array
 
 
 def materialize(

@@ -1,17 +1,17 @@
-"""What a pickle says, as plain data.
+"""The nodes of the tree that a pickle describes.
 
-The machine in `pickle_machine` turns a stream into a tree of Python atoms (None, bool, int, float,
-str, small bytes), lists, tuples and the nodes below. A node describes; it does nothing. Nodes are
-compared and hashed by identity, their repr does not show what they hold, and nothing traverses them
-recursively, so neither cycles nor 200,000 levels of nesting can hurt whoever holds one.
+The machine in `machine` turns a pickle into a tree of Python atoms (None, bool, int, float, str,
+small bytes), lists, tuples and the nodes below. A node only describes. Nodes are compared and hashed
+by identity, and their repr shows nothing of what they hold, so that cycles and 200,000 levels of
+nesting are harmless.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from ...errors import FormatError
+from ...errors import FormatError, quote
 from ...storage.windows import read_bytes
 
 if TYPE_CHECKING:
@@ -19,7 +19,17 @@ if TYPE_CHECKING:
 
     from ...storage import Source
 
-__all__ = ["Blob", "Call", "DictNode", "Effect", "Global", "PersistentId", "SetNode", "Value"]
+__all__ = [
+    "Blob",
+    "Call",
+    "DictNode",
+    "Effect",
+    "Global",
+    "PersistentId",
+    "SetNode",
+    "Value",
+    "modern",
+]
 
 Value = Any
 """A node or an atom: what a pickle can hold is not a closed union in Python's type system."""
@@ -60,6 +70,8 @@ class Call:
         state: What BUILD later gave to the object, in order.
         items: What APPEND and APPENDS later added.
         pairs: What SETITEM and SETITEMS later added.
+        result: The node that a constructor made of the call, which is then known to build that and
+            do nothing else; NotImplemented where no constructor knows the call.
     """
 
     function: Value
@@ -70,11 +82,15 @@ class Call:
     state: list[Value] = field(default_factory=list)
     items: list[Value] = field(default_factory=list)
     pairs: list[tuple[Value, Value]] = field(default_factory=list)
+    result: Value = NotImplemented
 
     @property
     def path(self) -> str:
         """The dotted name of what is called; ``?`` where it is computed."""
         return self.function.path if isinstance(self.function, Global) else "?"
+
+    def __repr__(self) -> str:
+        return f"<call of {quote(self.path)} at byte {self.offset}>"
 
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
@@ -96,7 +112,7 @@ class Effect:
 
 @dataclass(frozen=True, eq=False, slots=True, repr=False)
 class PersistentId:
-    """A reference to something outside the pickle that nothing here could resolve."""
+    """A reference to something outside the pickle that could not be resolved."""
 
     value: Value
     offset: int
@@ -179,3 +195,12 @@ class Blob:
                 path=self.source.name,
                 offset=self.offset,
             ) from error
+
+
+_MODERN: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+
+
+def modern(node: Global) -> tuple[str, str]:
+    """Module and name of `node`, in Python 3's spelling of Python 2's standard modules."""
+    module = node.module or ""
+    return _MODERN.get(module, module), node.name or ""

@@ -1,7 +1,10 @@
 """NumPy arrays, scalars and types as pickles and .npy headers describe them.
 
 Both spellings of NumPy's internals (``numpy.core`` before 2.0, ``numpy._core`` since) and
-ml_dtypes' types are known by name; neither package is asked. The element data stays where it is.
+ml_dtypes' types are known by name; neither package is imported. The element data stays in the file.
+
+NumPy believes what BUILD gives to a type: with the flags or the size of another type, eight bytes of
+data become a pointer. So a type's state must be exactly the one that NumPy writes for it.
 """
 
 from __future__ import annotations
@@ -63,6 +66,25 @@ def array_code(descr: str) -> tuple[str | None, bool]:
     return NUMPY_CODES.get(kind), order == ">"
 
 
+_PLAIN: Final = re.compile(
+    r"([<>=|]?)(b1|[iu][1248]|f(?:2|4|8|12|16)|c(?:8|16|24|32)|[SUV]\d{1,9}|[Mm]8|O[48]?)"
+    r"(?:(?<=[Mm]8)\[\d{0,9}[A-Za-z]{1,8}(?:/\d{1,9})?\])?"
+)
+"""The types that NumPy writes into pickles: everything but structures and arrays of arrays."""
+
+_ORDERS: Final = ("<", ">", "=", "|")
+_OBJECT_FLAGS: Final = 63
+_TEXT_FLAGS: Final = 8
+_POINTER_FLAGS: Final = 1 | 2 | 4  # reference counts, pickled as a list, is a pointer
+_KNOWN_FLAGS: Final = 8 | 16 | 32 | 64 | 128
+
+
+def _malformed_dtype() -> FormatError:
+    return FormatError(
+        "the state of a numpy.dtype is not the one that NumPy writes", rule="numpy-dtype"
+    )
+
+
 @dataclass(eq=False, slots=True)
 class DtypeNode:
     """A NumPy element type.
@@ -72,21 +94,84 @@ class DtypeNode:
         swapped: Big-endian.
         fields: Whether it is structured or has a shape of its own.
         itemsize: Bytes of one element where `kind` does not say it.
+        fixed: Its state was set, or an array uses it, so BUILD may not change it any more.
     """
 
     kind: str
     swapped: bool = False
     fields: bool = False
     itemsize: int | None = None
+    fixed: bool = False
 
     def set_state(self, state: Value) -> None:
-        """Take what BUILD gives: (version, byte order, subdtype, names, fields, ...)."""
-        if not isinstance(state, tuple) or len(state) < 5 or not isinstance(state[1], str):
-            raise FormatError("the state of a numpy.dtype is malformed", rule="numpy-dtype")
-        self.swapped = state[1] == ">"
-        self.fields = state[2] is not None or state[3] is not None
-        if len(state) > 5 and is_int(state[5]) and state[5] >= 0:
-            self.itemsize = state[5]
+        """Take what BUILD gives: (version, byte order, subarray, names, fields, size, alignment, flags).
+
+        Raises:
+            FormatError: It is not what NumPy writes for this type.
+        """
+        if self.fixed or not isinstance(state, tuple) or len(state) not in (8, 9):
+            raise _malformed_dtype()
+        self.fixed = True
+        version, order, subarray, names, fields = state[:5]
+        if not is_int(version) or len(state) != {3: 8, 4: 9}.get(version) or order not in _ORDERS:
+            raise _malformed_dtype()
+        if not all(is_int(number) for number in state[5:8]):
+            raise _malformed_dtype()
+        if subarray is None and names is None and fields is None:
+            if state[5:8] not in self._plain_numbers():
+                raise _malformed_dtype()
+        elif subarray is None:
+            self._set_fields(names, fields, state[5], state[7])
+        else:
+            self._set_subarray(subarray, names, fields, state[5], state[7])
+        self.swapped = order == ">"
+
+    def _plain_numbers(self) -> tuple[tuple[int, int, int], ...]:
+        """Size, alignment and flags that NumPy writes for a type of this kind without fields."""
+        letter, width = self.kind[0], self.width or 0
+        if self.kind.startswith("ml:"):
+            return (*((width, width, flags) for flags in (0, 64)), (-1, -1, 0))
+        if letter in "SVU":
+            align, flags = (4, _TEXT_FLAGS) if letter == "U" else (1, 0)
+            return ((width, align, flags),)
+        return ((-1, -1, _OBJECT_FLAGS if letter == "O" else 0),)
+
+    def _set_fields(self, names: Value, fields: Value, size: int, flags: int) -> None:
+        if not isinstance(names, tuple) or not hasattr(fields, "pairs") or self.kind[0] != "V":
+            raise _malformed_dtype()
+        known = [name for name in names if isinstance(name, str)]
+        if size != self.width or len(known) != len(names) or not _plain_flags(flags):
+            raise _malformed_dtype()
+        given = dict(pair for pair in fields.pairs if isinstance(pair[0], str))
+        if len(given) != len(fields.pairs) or given.keys() != set(known):
+            raise _malformed_dtype()  # titles make further keys; nothing here reads them
+        for part in given.values():
+            match part:
+                case (DtypeNode() as inner, offset) if is_int(offset) and inner.width is not None:
+                    if inner.is_object or not 0 <= offset <= size - inner.width:
+                        raise _malformed_dtype()
+                    inner.fixed = True
+                case _:
+                    raise _malformed_dtype()
+        self.fields = True
+
+    def _set_subarray(
+        self, subarray: Value, names: Value, fields: Value, size: int, flags: int
+    ) -> None:
+        match subarray:
+            case (DtypeNode() as inner, shape) if names is None and fields is None:
+                counts = int_tuple(shape)
+                width = inner.width
+                if counts is None or min(counts, default=0) < 0 or width is None:
+                    raise _malformed_dtype()
+                if inner.is_object or not size == self.width == width * math.prod(counts):
+                    raise _malformed_dtype()
+                if not _plain_flags(flags) or self.kind[0] != "V":
+                    raise _malformed_dtype()
+                inner.fixed = True
+            case _:
+                raise _malformed_dtype()
+        self.fields = True
 
     @property
     def code(self) -> str | None:
@@ -100,7 +185,7 @@ class DtypeNode:
 
     @property
     def width(self) -> int | None:
-        """Bytes of one element, of types too that no tensor can have; None if unknown."""
+        """Bytes of one element, also of types that no tensor can have; None if unknown."""
         if self.code is not None:
             return item_size(self.code)
         match = re.fullmatch(r"[a-zA-Z](\d{1,9})", self.kind)
@@ -117,6 +202,21 @@ class DtypeNode:
     def is_object(self) -> bool:
         """Whether the elements are Python objects."""
         return self.kind.startswith("O") or self.kind == "object"
+
+
+def _plain_flags(flags: int) -> bool:
+    """Whether `flags` are of a structure without objects: none says that data is pointers."""
+    return not flags & _POINTER_FLAGS and not flags & ~_KNOWN_FLAGS
+
+
+def plain_dtype(text: str) -> DtypeNode | None:
+    """The type of an array-protocol string that is positively a plain scalar, or None.
+
+    >>> plain_dtype("<f4").kind, plain_dtype("i4,O"), plain_dtype("(1,)O")
+    ('f4', None, None)
+    """
+    match = _PLAIN.fullmatch(text)
+    return None if match is None else DtypeNode(match[2], match[1] == ">")
 
 
 def named_dtype(name: str) -> DtypeNode | None:
@@ -143,26 +243,51 @@ class ArrayNode:
     shape: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
     data: bytes | Blob | Source | list[Value] = b""
-    attributes: list[Value] = field(default_factory=list)
 
     def set_state(self, state: Value) -> None:
         """Take what BUILD gives: (version, shape, dtype, is_fortran, data)."""
         if not isinstance(state, tuple) or len(state) not in (4, 5):
-            self.attributes.append(state)  # a subclass's own state
-            return
+            raise FormatError("the state of a numpy.ndarray is malformed", rule="numpy-array")
         shape, dtype, fortran, data = state[-4:]
         self.fill(shape, dtype, bool(fortran), data)
 
     def fill(self, shape: Value, dtype: Value, fortran: bool, data: Value) -> None:
-        """Set what the array is; FormatError where the parts do not make one."""
+        """Set what the array is.
+
+        Raises:
+            FormatError: The parts do not make an array: data of another length, of another kind.
+        """
         numbers = int_tuple(shape)
         content = data if isinstance(data, list) else as_bytes(data)
         if numbers is None or not isinstance(dtype, DtypeNode) or content is None:
             raise FormatError("the state of a numpy.ndarray is malformed", rule="numpy-array")
         if any(count < 0 for count in numbers):
             raise FormatError("a numpy.ndarray has a negative size", rule="numpy-array")
+        if dtype.is_object != isinstance(content, list):
+            raise FormatError(
+                "objects and bytes are confused in the state of a numpy.ndarray", rule="numpy-array"
+            )
+        dtype.fixed = True
         self.shape, self.dtype, self.data = numbers, dtype, content
         self.strides = contiguous_strides(numbers, fortran=fortran)
+        self._check_length()
+
+    def _check_length(self) -> None:
+        """Compare the data with shape and type, where the length of the data is known."""
+        width = 1 if self.dtype.is_object else self.dtype.width
+        if isinstance(self.data, Blob):
+            length = None if self.data.latin1 else self.data.length
+        else:
+            length = self.data.size if isinstance(self.data, Source) else len(self.data)
+        if width is None or length is None:
+            return
+        need = math.prod(self.shape) * width
+        if length != need:
+            raise FormatError(
+                f"an array of shape {quote(str(self.shape))} needs {need} "
+                f"{'objects' if self.dtype.is_object else 'bytes'}, but {length} are there",
+                rule="numpy-array",
+            )
 
     def strided(self, label: str) -> Strided | None:
         """Where the elements lie; None for types that no tensor can have.
@@ -188,7 +313,7 @@ class ArrayNode:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RefusedNode:
-    """What is an array in the file but cannot be one in the format.
+    """An array in the file that the format cannot hold.
 
     Attributes:
         reason: Why.
@@ -235,21 +360,28 @@ def blob_source(data: bytes | Blob | Source, label: str) -> Source:
 
 
 def _dtype(call: Call) -> Value:
-    if not call.arguments:
-        return NotImplemented
-    given = call.arguments[0]
-    if isinstance(given, str):
-        return DtypeNode(given.lstrip("<>=|"), given.startswith(">"))
-    if isinstance(given, Global) and given.module in ("numpy", "ml_dtypes"):
-        return named_dtype(given.name or "") or NotImplemented
+    """``numpy.dtype(type[, align=False, copy=True])``."""
+    match call.arguments:
+        case (given,) | (given, False | 0, True | 1):
+            if isinstance(given, str):
+                return plain_dtype(given) or named_dtype(given) or NotImplemented
+            if isinstance(given, Global) and given.module in ("numpy", "ml_dtypes"):
+                return named_dtype(given.name or "") or NotImplemented
     return NotImplemented
 
 
+_ARRAY_TYPES: Final = frozenset(
+    {("numpy", "ndarray"), ("numpy", "memmap"), ("numpy", "matrix"),
+     ("numpy.core.memmap", "memmap"), ("numpy.matrixlib.defmatrix", "matrix")}
+)  # fmt: skip
+
+
 def _reconstruct(call: Call) -> Value:
+    """``_reconstruct(ndarray, (0,), b"b")``: an empty array, which BUILD fills."""
     match call.arguments:
-        case (Global(module="numpy" | "numpy.core.memmap" | "numpy.matrixlib.defmatrix", name=
-              "ndarray" | "memmap" | "matrix"), _, _):  # fmt: skip
-            return ArrayNode(call.offset)
+        case (Global() as kind, (0,), b"b" | "b"):
+            if (kind.module, kind.name) in _ARRAY_TYPES:
+                return ArrayNode(call.offset)
     return NotImplemented
 
 
@@ -258,7 +390,9 @@ def _scalar(call: Call) -> Value:
         case (DtypeNode() as dtype, data):
             content = as_bytes(data)
             if content is not None and not dtype.is_object:
-                return ArrayNode(call.offset, dtype, data=content)
+                node = ArrayNode(call.offset)
+                node.fill((), dtype, False, content)
+                return node
     return NotImplemented
 
 

@@ -1,16 +1,16 @@
 """Plain Python objects as pickles build them: ordered dictionaries, sets, bytes, numbers.
 
 Each function describes the result of one well-known call; nothing is called. A function returns
-NotImplemented where the arguments are not the ones that Python's own `__reduce__` writes, which
-leaves the call unresolved and visible.
+NotImplemented where the arguments are not the ones that Python's own `__reduce__` writes. The call
+then stays unresolved, and a scan reports it: `bytearray(2**33)` is not `bytearray(b"x")`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from .nodes import Blob, Call, DictNode, Global, SetNode, Value
+from .nodes import Blob, Call, DictNode, Global, SetNode, Value, modern
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ def _mapping(type_name: str) -> Callable[[Call], Value]:
         (given,) = call.arguments
         if isinstance(given, DictNode):
             return DictNode(list(given.pairs), type_name)
-        if isinstance(given, list):
+        if isinstance(given, list) and type_name != "collections.Counter":  # which counts the items
             pairs = [tuple(item) for item in given if isinstance(item, (list, tuple))]
             if len(pairs) == len(given) and all(len(pair) == 2 for pair in pairs):
                 return DictNode(pairs, type_name)  # Python 2 writes OrderedDict so
@@ -52,10 +52,21 @@ def _mapping(type_name: str) -> Callable[[Call], Value]:
     return build
 
 
+_FACTORIES: Final = frozenset(
+    {*(("builtins", name) for name in ("bool", "bytes", "complex", "dict", "float", "frozenset", "int",
+                                       "list", "set", "str", "tuple")),
+     ("collections", "OrderedDict"), ("collections", "Counter"), ("collections", "deque")}
+)  # fmt: skip
+"""Types that a defaultdict may call without arguments."""
+
+
 def _defaultdict(call: Call) -> Value:
-    factory = call.arguments[0] if len(call.arguments) == 1 else None
-    plain = factory is None or isinstance(factory, Global)
-    return DictNode(type_name="collections.defaultdict") if plain else NotImplemented
+    match call.arguments:
+        case () | (None,):
+            return DictNode(type_name="collections.defaultdict")
+        case (Global() as factory,) if modern(factory) in _FACTORIES:
+            return DictNode(type_name="collections.defaultdict")
+    return NotImplemented
 
 
 def _set(type_name: str) -> Callable[[Call], Value]:
@@ -110,16 +121,11 @@ def _complex(call: Call) -> Value:
 
 
 def _reconstructor(call: Call) -> Value:
-    """``copyreg._reconstructor(cls, object, None)``: an instance made without calling anything."""
+    """``copyreg._reconstructor(cls, object, None)``: an instance, made by `object.__new__`."""
     match call.arguments:
-        case (Global() as kind, Global(name="object"), None):
+        case (Global() as kind, Global() as base, None) if modern(base) == ("builtins", "object"):
             return Call(kind, (), "NEWOBJ", call.offset)
     return NotImplemented
-
-
-def _both(name: str, build: Callable[[Call], Value]) -> dict[tuple[str, str], Any]:
-    """`build` for Python 3's and Python 2's spelling of the builtins module."""
-    return {("builtins", name): build, ("__builtin__", name): build}
 
 
 OBJECT_CONSTRUCTORS: Final[dict[tuple[str, str], Callable[[Call], Value]]] = {
@@ -128,14 +134,13 @@ OBJECT_CONSTRUCTORS: Final[dict[tuple[str, str], Callable[[Call], Value]]] = {
     ("collections", "defaultdict"): _defaultdict,
     ("_codecs", "encode"): _encode,
     ("copyreg", "_reconstructor"): _reconstructor,
-    ("copy_reg", "_reconstructor"): _reconstructor,
-    **_both("dict", _mapping("dict")),
-    **_both("set", _set("set")),
-    **_both("frozenset", _set("frozenset")),
-    **_both("list", _sequence(list)),
-    **_both("tuple", _sequence(tuple)),
-    **_both("bytes", _bytes),
-    **_both("bytearray", _bytes),
-    **_both("complex", _complex),
+    ("builtins", "dict"): _mapping("dict"),
+    ("builtins", "set"): _set("set"),
+    ("builtins", "frozenset"): _set("frozenset"),
+    ("builtins", "list"): _sequence(list),
+    ("builtins", "tuple"): _sequence(tuple),
+    ("builtins", "bytes"): _bytes,
+    ("builtins", "bytearray"): _bytes,
+    ("builtins", "complex"): _complex,
 }
 """Calls of Python's own types whose result this module describes."""

@@ -1,18 +1,22 @@
-"""The bytes of a pickle -> opcodes and their arguments.
+"""The opcodes of pickles, and how the argument of each is read.
 
-Which opcodes there are, what follows each, and how it is read: numbers, lines, text, byte strings.
 Every length is checked against the bytes that are there before anything is allocated, and against
-the limits; long strings stay in the file, as a `Blob`. What CPython's unpickler would refuse is an
-error with the offset of the opcode.
+the limits; long strings stay in the file, as a `Blob`.
 
-Knows nothing of what opcodes do: that is `pickle_machine`'s.
+Errors have two rules. ``pickle``: CPython's unpickler, in C and in Python, stops at this opcode too.
+``pickle-strict``: it might go on. A scan may rely only on the first: a reader that stops earlier than
+the one that executes is how scanners are fooled. Where CPython's two unpicklers read an argument
+differently, this one accepts what either accepts.
 
-Source: CPython's Lib/pickletools.py and PEPs 307, 3154 and 574.
+What opcodes do is in `machine`.
+
+Source: CPython's Modules/_pickle.c, Lib/pickle.py, Lib/pickletools.py; PEPs 307, 3154 and 574.
 """
 
 from __future__ import annotations
 
 import codecs
+import re
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -27,7 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["OPCODES", "Arguments", "Opcode"]
 
 _INTEGER_MAX: Final = 1700
-"""Bytes of an integer, whatever the limit says: CPython shows none of more than 4,300 digits."""
+"""Most bytes of an integer, whatever the limit: CPython prints none of more than 4,300 digits."""
+
+_OCTAL: Final = re.compile(rb"[ \t\n\v\f\r]*[+-]?0[0-7]+").fullmatch
+"""What strtol takes for an octal number and Python's int does not."""
 
 _UINT2: Final = Struct("<H").unpack
 _INT4: Final = Struct("<i").unpack
@@ -37,7 +44,7 @@ _FLOAT8: Final = Struct(">d").unpack
 
 
 class Opcode(NamedTuple):
-    """What a byte stands for.
+    """One opcode.
 
     Attributes:
         name: As pickletools has it, in lower case.
@@ -79,7 +86,7 @@ OPCODES: Final = {
     # names, references and calls
     "c": Opcode("global", "two_names"), "\x93": Opcode("stack_global"),
     "\x82": Opcode("ext1", "uint1"), "\x83": Opcode("ext2", "uint2"), "\x84": Opcode("ext4", "int4"),
-    "P": Opcode("persid", "name"), "Q": Opcode("binpersid"), "R": Opcode("reduce"),
+    "P": Opcode("persid", "ascii_line"), "Q": Opcode("binpersid"), "R": Opcode("reduce"),
     "b": Opcode("build"), "i": Opcode("inst", "two_names"), "o": Opcode("obj"),
     "\x81": Opcode("newobj"), "\x92": Opcode("newobj_ex"),
 }  # fmt: skip
@@ -91,7 +98,7 @@ class Arguments:
 
     Attributes:
         reader: Where the pickle is read.
-        at: Offset of the opcode that is being read; whoever reads opcodes keeps it.
+        at: Offset of the present opcode; the machine sets it.
     """
 
     def __init__(self, source: Source, reader: ByteReader, limits: Limits) -> None:
@@ -101,11 +108,16 @@ class Arguments:
         self._limits = limits
         self._inline = 0
 
-    def fault(self, message: str) -> FormatError:
-        """The error for what no pickle can have at the present opcode."""
+    def fault(self, message: str, *, strict: bool = False) -> FormatError:
+        """The error for a malformed pickle at the present opcode.
+
+        Args:
+            message: What is wrong.
+            strict: CPython's unpickler might accept it.
+        """
         return FormatError(
             f"the pickle is malformed: {message}",
-            rule="pickle",
+            rule="pickle-strict" if strict else "pickle",
             path=self._source.name,
             offset=self.at,
         )
@@ -118,10 +130,15 @@ class Arguments:
 
     def uint1(self) -> int:
         """A byte."""
-        return self.reader.take(1)[0]
+        reader = self.reader
+        position = reader._position  # noqa: SLF001 - `take(1)[0]` without its call, see `machine`
+        if position < len(reader._buffer):  # noqa: SLF001
+            reader._position = position + 1  # noqa: SLF001
+            return reader._buffer[position]  # noqa: SLF001
+        return reader.take(1)[0]
 
     def uint2(self) -> int:
-        """Two bytes, little-endian, as are the following."""
+        """Two bytes, little-endian like all numbers below."""
         number: int = _UINT2(self.reader.take(2))[0]
         return number
 
@@ -146,11 +163,11 @@ class Arguments:
         return number
 
     def long1(self) -> int:
-        """A signed integer behind its length in a byte."""
+        """A signed integer with a 1-byte length prefix."""
         return self._long(self.uint1())
 
     def long4(self) -> int:
-        """A signed integer behind its length in four bytes."""
+        """A signed integer with a 4-byte length prefix."""
         length = self.int4()
         if length < 0:
             raise self.fault("an integer has a negative length")
@@ -161,57 +178,79 @@ class Arguments:
             raise self.exceeded("integer_bytes")
         return int.from_bytes(self.reader.take(length), "little", signed=True)
 
+    def _line(self) -> bytes:
+        return self.reader.line(self._limits.inline_bytes)
+
+    def _number(self) -> tuple[bytes, bool]:
+        """A line with a number: the text up to a NUL, where C ends it, and whether there is one."""
+        line = self._line()
+        text, nul, _ = line.partition(b"\0")
+        if len(text) > 2 * min(self._limits.integer_bytes, _INTEGER_MAX):
+            raise self.exceeded("integer_bytes")
+        return text, bool(nul)
+
+    def _integer(self, text: bytes, base: int) -> int:
+        try:
+            return int(text, base)
+        except ValueError as error:
+            raise self.fault("this is not an integer") from error
+
     def int_line(self) -> int:
-        """A line with an integer."""
-        return self._integer(self._short_line())
+        """A line with a decimal integer."""
+        return self._integer(self._number()[0], 10)
 
     def bool_or_int_line(self) -> int:
         """A line with an integer, or with a boolean as protocol 0 writes it."""
-        line = self._short_line()
-        return line == b"01" if line in (b"00", b"01") else self._integer(line)
+        text, cut = self._number()
+        if text in (b"00", b"01") and not cut:
+            return text == b"01"
+        if _OCTAL(text):
+            return int(text, 8)
+        return 0 if cut and not text else self._integer(text, 0)
 
     def long_line(self) -> int:
         """A line with an integer that may end in L."""
-        line = self._short_line()
-        return self._integer(line[:-1] if line.endswith(b"L") else line)
-
-    def _integer(self, line: bytes) -> int:
-        if len(line) > 2 * min(self._limits.integer_bytes, _INTEGER_MAX):
-            raise self.exceeded("integer_bytes")
-        try:
-            return int(line, 0)
-        except ValueError as error:
-            raise self.fault("this is no integer") from error
+        text, cut = self._number()
+        return self._integer(text[:-1] if text.endswith(b"L") and not cut else text, 0)
 
     def float_line(self) -> float:
         """A line with a number."""
         try:
-            return float(self._short_line())
+            return float(self._number()[0])
         except ValueError as error:
-            raise self.fault("this is no number") from error
+            raise self.fault("this is not a number") from error
 
     # -- names
 
-    def _short_line(self) -> bytes:
-        return self.reader.line(max(4096, self._limits.name_bytes))
-
-    def name(self) -> str:
-        """A line with a name."""
-        line = self._short_line()
-        if len(line) > self._limits.name_bytes:
-            raise self.exceeded("name_bytes")
+    def _name(self, *, module: bool) -> str:
+        line = self._line()
         try:
-            return line.decode("utf-8")
+            text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise self.fault("a name is not UTF-8") from error
+        if module and (not text or "\0" in text):
+            raise self.fault("no module can have this name")
+        if len(line) > self._limits.name_bytes:
+            raise self.exceeded("name_bytes")
+        return text
+
+    def ascii_line(self) -> str:
+        """A line of ASCII: a persistent id."""
+        line = self._line()
+        if not line.isascii():
+            raise self.fault("a persistent id is not ASCII")
+        if len(line) > self._limits.name_bytes:
+            raise self.exceeded("name_bytes")
+        return line.decode("ascii")
 
     def two_names(self) -> tuple[str, str]:
         """Two lines: a module and a name in it."""
-        return self.name(), self.name()
+        return self._name(module=True), self._name(module=False)
 
     # -- text and bytes
 
-    def _hold(self, count: int) -> None:
+    def hold(self, count: int) -> None:
+        """Count bytes of text or byte strings that are held in memory."""
         self._inline += count
         if self._inline > self._limits.inline_bytes:
             raise self.exceeded("inline_bytes")
@@ -220,8 +259,8 @@ class Arguments:
         return Blob(self._source, self.reader.skip(length), length, encoding)
 
     def quoted_line(self) -> str | bytes:
-        """A line with a string of Python 2 in quotes, with escapes."""
-        line = self.reader.line(self._limits.inline_bytes).strip(b" \t\r")
+        """A line with a quoted string of Python 2, with escapes."""
+        line = self._line()
         if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
             raise self.fault("the string is not quoted")
         try:
@@ -231,16 +270,16 @@ class Arguments:
         return self._old_string(data)
 
     def _old_string(self, data: bytes) -> str | bytes:
-        """Python 2's str: text if it is ASCII, else bytes (which is what arrays stored so are)."""
-        self._hold(len(data))
+        """Python 2's str: text if it is ASCII, else bytes, which is how arrays are stored in it."""
+        self.hold(len(data))
         return data.decode("ascii") if data.isascii() else data
 
     def string1(self) -> str | bytes | Blob:
-        """A string of Python 2 behind its length in a byte."""
+        """A string of Python 2 with a 1-byte length prefix."""
         return self._counted_string(self.uint1())
 
     def string4(self) -> str | bytes | Blob:
-        """A string of Python 2 behind its length in four bytes."""
+        """A string of Python 2 with a 4-byte length prefix."""
         length = self.int4()
         if length < 0:
             raise self.fault("a string has a negative length")
@@ -253,48 +292,48 @@ class Arguments:
 
     def text_line(self) -> str:
         """A line of text with escapes."""
-        line = self.reader.line(self._limits.inline_bytes)
-        self._hold(len(line))
+        line = self._line()
+        self.hold(len(line))
         try:
             return codecs.raw_unicode_escape_decode(line)[0]
         except UnicodeDecodeError as error:
             raise self.fault("the text has an invalid escape") from error
 
     def text1(self) -> str | Blob:
-        """UTF-8 behind its length in a byte."""
+        """UTF-8 text with a 1-byte length prefix."""
         return self._text(self.uint1())
 
     def text4(self) -> str | Blob:
-        """UTF-8 behind its length in four bytes."""
+        """UTF-8 text with a 4-byte length prefix."""
         return self._text(self.uint4())
 
     def text8(self) -> str | Blob:
-        """UTF-8 behind its length in eight bytes."""
+        """UTF-8 text with an 8-byte length prefix."""
         return self._text(self.uint8())
 
     def _text(self, length: int) -> str | Blob:
         if length > self._limits.inline_value_bytes:
             return self._blob(length, "utf-8")
-        self._hold(length)
+        self.hold(length)
         try:
             return self.reader.take(length).decode("utf-8", "surrogatepass")
         except UnicodeDecodeError as error:
             raise self.fault("the text is not UTF-8") from error
 
     def bytes1(self) -> bytes | Blob:
-        """Bytes behind their number in a byte."""
+        """Bytes with a 1-byte length prefix."""
         return self._bytes(self.uint1())
 
     def bytes4(self) -> bytes | Blob:
-        """Bytes behind their number in four bytes."""
+        """Bytes with a 4-byte length prefix."""
         return self._bytes(self.uint4())
 
     def bytes8(self) -> bytes | Blob:
-        """Bytes behind their number in eight bytes."""
+        """Bytes with an 8-byte length prefix."""
         return self._bytes(self.uint8())
 
     def _bytes(self, length: int) -> bytes | Blob:
         if length > self._limits.inline_value_bytes:
             return self._blob(length, None)
-        self._hold(length)
+        self.hold(length)
         return self.reader.take(length)

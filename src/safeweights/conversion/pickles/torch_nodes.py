@@ -1,8 +1,8 @@
 """PyTorch tensors as its pickles describe them: storages by reference, and views of them.
 
 Each function describes what one of `torch._utils`' rebuild functions would return, from the
-arguments that PyTorch 0.1 to 2.x writes. A call with other arguments is an error that names it: a
-tensor that is guessed wrongly is worse than none. Nothing here imports PyTorch.
+arguments that PyTorch 0.1 to 2.x writes. A call with other arguments is an error that names it, or
+stays unresolved: a wrong guess is worse than none. Nothing here imports PyTorch.
 
 Source of the argument lists: torch/_utils.py, torch/_tensor.py, torch/serialization.py and
 torch/csrc/jit/serialization/pickler.cpp.
@@ -165,6 +165,14 @@ def _flagged(node: TensorNode, metadata: Value, call: Call) -> TensorNode:
     return replace(node, conjugate=conjugate and node.dtype.startswith("C"), negative=negative)
 
 
+_TENSORS: Final = (TensorNode, SparseNode, QuantisedNode, MetaNode, CastNode, ArrayNode)
+
+
+def _no_hooks(value: Value) -> bool:
+    """Whether the backward hooks beside a tensor are none, as they are in every file."""
+    return value is None or (isinstance(value, DictNode) and not value.pairs and not value.state)
+
+
 def _rebuild_tensor(call: Call) -> Value:
     if len(call.arguments) != 4:
         raise _malformed(call)
@@ -174,6 +182,8 @@ def _rebuild_tensor(call: Call) -> Value:
 def _rebuild_tensor_v2(call: Call) -> Value:
     if len(call.arguments) not in (6, 7):
         raise _malformed(call)
+    if not _no_hooks(call.arguments[5]):
+        return NotImplemented
     node = _view(call)
     return _flagged(node, call.arguments[6] if len(call.arguments) == 7 else None, call)
 
@@ -181,6 +191,8 @@ def _rebuild_tensor_v2(call: Call) -> Value:
 def _rebuild_tensor_v3(call: Call) -> Value:
     if len(call.arguments) not in (7, 8):
         raise _malformed(call)
+    if not _no_hooks(call.arguments[5]):
+        return NotImplemented
     node = _view(call, _dtype_code(call.arguments[6], call))
     return _flagged(node, call.arguments[7] if len(call.arguments) == 8 else None, call)
 
@@ -191,7 +203,9 @@ def _first_argument(counts: tuple[int, ...]) -> Callable[[Call], Value]:
     def build(call: Call) -> Value:
         if len(call.arguments) not in counts:
             raise _malformed(call)
-        return call.arguments[0]
+        plain = isinstance(call.arguments[0], _TENSORS)
+        plain = plain and (len(call.arguments) < 3 or _no_hooks(call.arguments[2]))
+        return call.arguments[0] if plain else NotImplemented
 
     return build
 
@@ -219,6 +233,8 @@ def _rebuild_sparse(call: Call) -> Value:
             count = 2 if name == "sparse_coo" else 3
             shape = int_tuple(data[count]) if len(data) > count else None
             extra = (1, 2) if name == "sparse_coo" else (1,)
+            if not all(isinstance(part, TensorNode) for part in data[:count]):
+                raise _malformed(call)
             if name in _LAYOUTS and shape is not None and len(data) - count in extra:
                 return SparseNode(name, data[:count], shape)
     raise _malformed(call)
@@ -292,6 +308,14 @@ def _sequence_argument(call: Call) -> Value:
     return NotImplemented
 
 
+def _tagged(call: Call) -> Value:
+    """TorchScript's ``restore_type_tag(container, type)``: the container itself."""
+    match call.arguments:
+        case (list() | DictNode() as value, str()):
+            return value
+    return NotImplemented
+
+
 TORCH_CONSTRUCTORS: Final[dict[tuple[str, str], Callable[[Call], Value]]] = {
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
@@ -316,6 +340,6 @@ TORCH_CONSTRUCTORS: Final[dict[tuple[str, str], Callable[[Call], Value]]] = {
         ("torch.jit._pickle", name): _sequence_argument
         for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist")
     },
-    ("torch.jit._pickle", "restore_type_tag"): _first_argument((2,)),
+    ("torch.jit._pickle", "restore_type_tag"): _tagged,
 }
 """Calls of PyTorch's whose result this module describes."""

@@ -1,8 +1,10 @@
 """NumPy's containers: .npy, .npz, and the pickles of joblib, of Paddle, and of plain Python.
 
-A .npy header is a Python literal; it is taken apart with one regular expression and never
-evaluated. Arrays of Python objects are pickles and go through the symbolic machine. joblib writes
-an array's bytes between the opcodes of its pickle, right behind the object that describes it.
+A .npy header is a Python literal; it is matched with regular expressions and never evaluated. A type
+in it is either positively a plain scalar, a structure of such, or exactly Python objects; any other
+is an error, because NumPy unpickles arrays of it where it can hold objects. Arrays of Python objects
+are pickles and go through the symbolic machine. joblib writes an array's bytes between the opcodes
+of its pickle, right after the object that describes it.
 Source of the layouts: NumPy's numpy/lib/format.py, joblib's numpy_pickle.py, Paddle's
 python/paddle/framework/io.py.
 """
@@ -24,7 +26,7 @@ from ..archives.zip_reader import ZipArchive
 from ..foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions, from_tree
 from ..pickles.machine import Pickle, PickleMachine
 from ..pickles.nodes import Call, DictNode, Global, Value
-from ..pickles.numpy_nodes import ArrayNode, DtypeNode, int_tuple
+from ..pickles.numpy_nodes import ArrayNode, DtypeNode, int_tuple, plain_dtype
 from ..pickles.object_nodes import is_int
 from .torch_files import NestedStorages, is_legacy
 
@@ -41,6 +43,7 @@ __all__ = [
     "compressed_kind",
     "holds_pickle",
     "is_npz",
+    "npy_array",
     "numpy_pickle",
     "object_start",
     "read_npy",
@@ -89,11 +92,7 @@ def npy_array(source: Source, limits: Limits) -> tuple[ArrayNode | Value, tuple[
     shape = tuple(int(part.rstrip("L")) for part in re.findall(r"\d+L?", fields["shape"]))
     if len(shape) > limits.tensor_rank:
         raise _npy_fault(source, f"has {len(shape)} dimensions")
-    descr = fields.get("text")
-    if descr is None:  # a structured type
-        dtype = DtypeNode("V", fields=True)
-    else:
-        dtype = DtypeNode(descr.lstrip("<>=|"), descr.startswith(">"))
+    dtype = _npy_dtype(source, fields)
     if dtype.is_object:
         pickle = numpy_pickle(source, start, limits)
         return pickle.value, (pickle,)
@@ -101,8 +100,49 @@ def npy_array(source: Source, limits: Limits) -> tuple[ArrayNode | Value, tuple[
     strides = contiguous_strides(shape, fortran=fields["flag"] == "True")
     node = ArrayNode(start, dtype, shape, strides, rest)
     if dtype.code is not None and math.prod(shape) * item_size(dtype.code) != rest.size:
-        raise _npy_fault(source, f"says {fields['shape']} of {descr}; {rest.size} bytes follow")
+        raise _npy_fault(
+            source, f"says {fields['shape']} of {dtype.kind}; {rest.size} bytes follow"
+        )
     return node, ()
+
+
+_TOKEN: Final = re.compile(r"\s*(?:'([^'\\]*)'|\"([^\"\\]*)\"|(\d+)L?|([\[\](),]))\s*")
+_STRUCTURE: Final = re.compile(  # over tokens: T a plain type, N other text, i an integer
+    r"\[(?:\((?:[NT]|\([NT],[NT]\)),T(?:,(?:i|\((?:i,)*i?\)))?\),?)*\]"
+)
+
+
+def _npy_dtype(source: Source, fields: dict[str, str]) -> DtypeNode:
+    """The element type that a header gives.
+
+    Raises:
+        FormatError: It is not known what NumPy would make of it.
+    """
+    if "text" in fields:
+        dtype = plain_dtype(fields["text"])
+        if dtype is not None:
+            return dtype
+    elif _is_plain_structure(fields["other"]):
+        return DtypeNode("V", fields=True)
+    shown = quote(fields.get("text") or fields["other"])
+    raise _npy_fault(source, f"has an element type that is not read: {shown}")
+
+
+def _is_plain_structure(text: str) -> bool:
+    """Whether a list of fields names plain scalar types only; inner structures are not looked into."""
+    shape, position = "", 0
+    while position < len(text):
+        token = _TOKEN.match(text, position)
+        if token is None:
+            return False
+        string = token[1] if token[1] is not None else token[2]
+        if string is not None:
+            dtype = plain_dtype(string)
+            shape += "T" if dtype is not None and not dtype.is_object else "N"
+        else:
+            shape += "i" if token[3] else token[4]
+        position = token.end()
+    return _STRUCTURE.fullmatch(shape) is not None
 
 
 def _npy_header(source: Source) -> tuple[str, int]:
@@ -149,8 +189,7 @@ def _npy_fields(source: Source, text: str) -> dict[str, str]:
 def object_start(source: Source) -> int | None:
     """Where the pickle of a .npy file of Python objects begins; None for one of numbers."""
     text, start = _npy_header(source)
-    descr = _npy_fields(source, text).get("text", "V")
-    return start if DtypeNode(descr.lstrip("<>=|")).is_object else None
+    return start if _npy_dtype(source, _npy_fields(source, text)).is_object else None
 
 
 def read_npy(source: Source, options: OpenOptions) -> ForeignCheckpoint:
@@ -182,49 +221,92 @@ def read_npz(source: Source, options: OpenOptions) -> ForeignCheckpoint:
 _JOBLIB: Final = frozenset({"joblib.numpy_pickle", "sklearn.externals.joblib.numpy_pickle"})
 
 
+_WRAPPER_KEYS: Final = frozenset(
+    {"subclass", "shape", "order", "dtype", "allow_mmap", "numpy_array_alignment_bytes"}
+)
+
+
 class JoblibArrays:
-    """Replaces joblib's array wrappers with the arrays whose bytes follow them."""
+    """Replaces joblib's array wrappers with the arrays whose bytes follow them.
+
+    Only exactly as joblib reads and writes them: what it would read in another way is refused.
+
+    Attributes:
+        count: Wrappers replaced.
+        inner: The pickles of arrays of objects, which joblib gives to a new unpickler.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.inner: list[Pickle] = []
+        self.count = 0
 
     def __call__(self, machine: PickleMachine, target: Value) -> Value:
         function = target.function if isinstance(target, Call) else None
         if not isinstance(function, Global) or function.module not in _JOBLIB:
             return target
         if function.name == "NDArrayWrapper":
-            raise FormatError(
+            raise self._fault(
+                machine,
                 "joblib before 0.10 kept arrays in files beside the pickle; "
                 "load and dump it with a newer joblib first",
-                rule="joblib",
-                path=machine.source.name,
-                offset=machine.reader.offset,
             )
         if function.name != "NumpyArrayWrapper":
             return target
-        return self._array(machine, target.state[-1])
+        self.count += 1
+        if target.arguments or target.keywords is not None or len(target.state) != 1:
+            raise self._fault(machine, "an array's description is not the one that joblib writes")
+        if machine.in_frame:
+            raise self._fault(machine, "an array's bytes begin inside of a frame")
+        return self._array(machine, target.state[0])
 
     def _array(self, machine: PickleMachine, state: Value) -> Value:
-        shape = int_tuple(state.get("shape")) if isinstance(state, DictNode) else None
-        dtype = state.get("dtype") if shape is not None else None
+        shape, dtype, padded = self._described(machine, state)
         at = machine.reader.offset
-        if shape is None or not isinstance(dtype, DtypeNode) or any(n < 0 for n in shape):
-            raise self._fault(machine, "an array's description is malformed")
         if dtype.is_object:
-            found = numpy_pickle(machine.source, at, self._limits, trailing=True)
+            found = PickleMachine(
+                machine.source, offset=at, constructors=ALL_CONSTRUCTORS, limits=self._limits
+            ).run()
             self.inner.append(found)
             machine.reader.seek(found.end)
             return found.value
         if dtype.width is None:
             raise self._fault(machine, f"the size of type {quote(dtype.kind)} is unknown")
-        if is_int(state.get("numpy_array_alignment_bytes")):
+        if padded:
             at += 1 + read_bytes(machine.source, at, 1)[0]
         size = math.prod(shape) * dtype.width
         data = Window(machine.source, at, size)
         machine.reader.seek(at + size)
         strides = contiguous_strides(shape, fortran=state.get("order") == "F")
         return ArrayNode(at, dtype, shape, strides, data)
+
+    def _described(
+        self, machine: PickleMachine, state: Value
+    ) -> tuple[tuple[int, ...], DtypeNode, bool]:
+        """Shape, type, and whether there is padding, of a wrapper's state.
+
+        joblib pads where the alignment `is not None`, whatever it is, and lets a missing one be None.
+        """
+        known = isinstance(state, DictNode) and all(
+            isinstance(key, str) and key in _WRAPPER_KEYS for key, _ in state.pairs
+        )
+        if known:
+            shape, dtype = state.get("shape"), state.get("dtype")
+            alignment, order = state.get("numpy_array_alignment_bytes"), state.get("order")
+            numbers = int_tuple(shape) if isinstance(shape, tuple) else None
+            plain = (
+                numbers is not None
+                and min(numbers, default=0) >= 0
+                and isinstance(dtype, DtypeNode)
+                and order in ("C", "F")
+                and (alignment is None or (is_int(alignment) and 0 < alignment < 256))
+                and state.get("allow_mmap") in (None, True, False)
+                and isinstance(state.get("subclass"), (Global, type(None)))
+            )
+            if plain and numbers is not None:
+                dtype.fixed = True
+                return numbers, dtype, alignment is not None
+        raise self._fault(machine, "an array's description is not the one that joblib writes")
 
     def _fault(self, machine: PickleMachine, message: str) -> FormatError:
         return FormatError(
@@ -246,7 +328,7 @@ def numpy_pickle(
         source: Where it is.
         offset: Its first byte.
         limits: See `Limits`.
-        trailing: Allow bytes behind it.
+        trailing: Allow bytes after it.
         nested: Takes in the tensors that plain pickles carry as files in byte strings.
 
     Raises:
@@ -288,7 +370,7 @@ _PICKLE: Final = re.compile(rb"\x80[\x02-\x05]|[\]})][q.]|\([dl]p\d|\(?c[\w.]+\n
 
 
 def compressed_kind(source: Source) -> str | None:
-    """What to say of a compressed stream, such as "gzip-compressed: decompress it first"."""
+    """The words for a compressed stream, such as "gzip-compressed: decompress it first"."""
     found = _compressed(source)
     if found is None:
         return None

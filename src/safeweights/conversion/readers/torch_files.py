@@ -1,7 +1,7 @@
 """PyTorch's containers: the zip file, TorchScript, the legacy stream.
 
 What they share is a pickle that names storages by key. They differ in where the storages are:
-members of the archive, or raw bytes behind the pickles. The oldest container, a tar file, is in
+members of the archive, or raw bytes after the pickles. The oldest container, a tar file, is in
 `torch_tar`. Source of the layouts: torch/serialization.py, caffe2/serialize/inline_container.cc,
 torch/csrc/jit/serialization/export_module.cpp.
 """
@@ -26,12 +26,18 @@ from ..pickles.object_nodes import as_bytes, is_int
 from ..pickles.torch_nodes import StorageNode, storage_type
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ...storage import Source
 
 __all__ = [
     "MAGIC",
     "NestedStorages",
+    "References",
+    "ZipStorages",
     "is_legacy",
+    "legacy_pickles",
+    "place_storages",
     "read_legacy",
     "read_zip",
     "reference",
@@ -70,6 +76,37 @@ def reference(value: Value, prefix: str = "") -> Value:
     if first < 0 or count < 0 or first + count > elements:
         raise FormatError("a view reaches outside its storage", rule="torch-storage")
     return StorageNode(prefix + key, kind[0], count, first)
+
+
+class References:
+    """The storages that the persistent ids of one file refer to, each described in one way.
+
+    Args:
+        prefix: The folder of the storages, with a slash, in an archive.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
+        self.storages: dict[str, StorageNode] = {}
+        self._described: dict[str, tuple[str | None, int]] = {}
+
+    def __call__(self, value: Value) -> Value:
+        """The node that the persistent id `value` stands for.
+
+        Raises:
+            FormatError: See `reference`; or its storage was described with another type or size, of
+                which PyTorch believes the first.
+        """
+        node = reference(value, self._prefix)
+        if isinstance(node, StorageNode):
+            described = node.dtype, value[4]
+            if self._described.setdefault(node.key, described) != described:
+                raise FormatError(
+                    f"storage {quote(node.key)} is described with two types or sizes",
+                    rule="torch-storage",
+                )
+            self.storages.setdefault(node.key, node)
+        return node
 
 
 @dataclass(frozen=True)
@@ -142,7 +179,7 @@ def torch_root(archive: ZipArchive) -> str | None:
     return root if root is not None and f"{root}/data.pkl" in archive.members else None
 
 
-class _ZipStorages:
+class ZipStorages:
     """Storages that are members of an archive; keys carry their folder, ``data/0``."""
 
     def __init__(self, archive: ZipArchive, root: str) -> None:
@@ -219,7 +256,7 @@ def _zip_contents(source: Source, limits: Limits) -> tuple[str, TorchContents]:
         constants = _member_pickle(archive, f"{root}/constants.pkl", "constants/", limits)
         pickles.append(constants)
         tree = _with_constants(tree, constants.value)
-    return kind, TorchContents(tree, tuple(pickles), _ZipStorages(archive, root))
+    return kind, TorchContents(tree, tuple(pickles), ZipStorages(archive, root))
 
 
 def _with_constants(tree: Value, constants: Value) -> Value:
@@ -240,10 +277,10 @@ def _member_pickle(archive: ZipArchive, name: str, prefix: str, limits: Limits) 
     pickle = read_pickle(
         source,
         constructors=ALL_CONSTRUCTORS,
-        persistent=lambda value: reference(value, prefix),
+        persistent=References(prefix),
         limits=limits,
     )
-    # PyTorch 1.6 to 2.x write nothing behind STOP; anything there is a second pickle or worse.
+    # PyTorch 1.6 to 2.x write nothing after STOP; anything there is a second pickle or worse.
     if pickle.end != source.size:
         raise FormatError(
             f"{source.size - pickle.end} bytes follow the pickle",
@@ -292,10 +329,16 @@ def read_legacy(source: Source, options: OpenOptions) -> ForeignCheckpoint:
     return _checkpoint("torch-legacy", source, _legacy_contents(source, options.limits), options)
 
 
-def _legacy_contents(source: Source, limits: Limits) -> TorchContents:
+def legacy_pickles(source: Source, limits: Limits) -> Iterator[tuple[Pickle, References]]:
+    """The five pickles of a legacy file, and the storages that the fourth refers to.
+
+    Raises:
+        FormatError: One is malformed, or is not what PyTorch writes there.
+    """
     offset = 0
     for what, expected in (("magic number", MAGIC), ("protocol version", _PROTOCOL)):
         pickle = read_pickle(source, offset=offset, limits=limits)
+        yield pickle, References()
         if pickle.value != expected or not is_int(pickle.value):
             raise FormatError(
                 f"the {what} of a legacy PyTorch file is wrong",
@@ -304,36 +347,34 @@ def _legacy_contents(source: Source, limits: Limits) -> TorchContents:
                 offset=offset,
             )
         offset = pickle.end
-    offset = read_pickle(source, offset=offset, limits=limits).end  # system information
-    storages: dict[str, StorageNode] = {}
+    pickle = read_pickle(source, offset=offset, limits=limits)  # system information
+    yield pickle, References()
+    references = References()
     pickle = read_pickle(
         source,
-        offset=offset,
+        offset=pickle.end,
         constructors=ALL_CONSTRUCTORS,
-        persistent=lambda value: _noted(reference(value), storages),
+        persistent=references,
         limits=limits,
     )
-    keys = read_pickle(source, offset=pickle.end, limits=limits)
-    places = _place_storages(source, keys, storages)
-    return TorchContents(pickle.value, (pickle,), places)
+    yield pickle, references
+    yield read_pickle(source, offset=pickle.end, limits=limits), references
 
 
-def _noted(node: Value, storages: dict[str, StorageNode]) -> Value:
-    """`node`, noted by its key; typed the same way each time it is referred to."""
-    if isinstance(node, StorageNode):
-        known = storages.setdefault(node.key, node)
-        if item_size(known.dtype or "U8") != item_size(node.dtype or "U8"):
-            raise FormatError(
-                f"storage {quote(node.key)} is referred to with two element sizes",
-                rule="torch-storage",
-            )
-    return node
+def _legacy_contents(source: Source, limits: Limits) -> TorchContents:
+    pickles = list(legacy_pickles(source, limits))
+    body, references = pickles[3]
+    places = place_storages(source, pickles[4][0], references)
+    return TorchContents(body.value, (body,), places)
 
 
-def _place_storages(
-    source: Source, keys: Pickle, storages: dict[str, StorageNode]
-) -> LegacyStorages:
-    """Where each storage is: behind the key list, each with its number of elements in front."""
+def place_storages(source: Source, keys: Pickle, references: References) -> LegacyStorages:
+    """Where each storage is: after the key list, each with its number of elements in front.
+
+    Raises:
+        FormatError: The list and the references disagree, or the storages do not fill the file.
+    """
+    storages = dict(references.storages)
     if not isinstance(keys.value, list):
         raise FormatError(
             "the list of storages is malformed",
@@ -361,11 +402,18 @@ def _place_storages(
             path=source.name,
             offset=offset,
         )
+    if storages:
+        raise FormatError(
+            f"the list of storages lacks {quote(min(storages))}",
+            rule="torch-legacy",
+            path=source.name,
+            offset=keys.start,
+        )
     return places
 
 
 def place_storage(places: LegacyStorages, source: Source, offset: int, node: StorageNode) -> int:
-    """Note the storage whose element count is at `offset`; the offset behind its bytes."""
+    """Note the storage whose element count is at `offset`; the offset after its bytes."""
     elements: int = struct.unpack("<q", read_bytes(source, offset, 8))[0]
     if elements < 0 or elements < node.first + node.elements:
         raise FormatError(

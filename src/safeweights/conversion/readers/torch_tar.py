@@ -8,9 +8,8 @@ its geometry in binary; `pickle` refers to both by number. Source: torch/seriali
 from __future__ import annotations
 
 import struct
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ...derived.element_types import item_size
 from ...errors import FormatError
@@ -18,15 +17,18 @@ from ...storage.windows import read_bytes
 from ..archives.tar_reader import TarArchive
 from ..foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions, from_tree
 from ..pickles.machine import Pickle, read_pickle
+from ..pickles.materialize import located
 from ..pickles.object_nodes import is_int
 from ..pickles.torch_nodes import StorageNode, TensorNode, storage_type
 from .torch_files import LegacyStorages
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ...storage import Source
     from ..pickles.nodes import Value
 
-__all__ = ["is_torch_tar", "read_tar", "stream_pickles"]
+__all__ = ["STREAMS", "is_torch_tar", "read_tar", "tar_pickles"]
 
 
 def is_torch_tar(archive: TarArchive) -> bool:
@@ -46,11 +48,12 @@ class _Stream:
     def fault(self, message: str) -> FormatError:
         return FormatError(message, rule="torch-tar", path=self.source.name, offset=self.offset)
 
-    def pickle(self) -> Value:
+    def pickle(self, persistent: Callable[[Value], Value] | None = None) -> Value:
         found = read_pickle(
             self.source,
             offset=self.offset,
             constructors=ALL_CONSTRUCTORS,
+            persistent=persistent,
             limits=self.options.limits,
         )
         self.offset = found.end
@@ -69,45 +72,73 @@ class _Stream:
         return struct.unpack(f"<{count}q", data)
 
 
+STREAMS: Final = ("storages", "tensors", "pickle")
+"""The members that hold pickles."""
+
+
+@dataclass
+class TarContents:
+    """What the three streams hold, as far as they could be read.
+
+    Attributes:
+        pickles: Each pickle that was read to its end, and the name of its stream.
+        storages: Where the storages are.
+        error: Why the streams could not be read to their end.
+    """
+
+    pickles: list[tuple[Pickle, str]] = field(default_factory=list)
+    storages: LegacyStorages = field(default_factory=LegacyStorages)
+    error: FormatError | None = None
+
+
+def tar_pickles(archive: TarArchive, options: OpenOptions) -> TarContents:
+    """Read the three streams of `archive`; the last pickle is the body."""
+    streams = [_Stream(archive.open(name), options) for name in STREAMS]
+    contents = TarContents()
+    try:
+        objects: dict[int, Value] = dict(_storages(streams[0], contents.storages))
+        tensors = _tensors(streams[1], objects)
+        for key, tensor in tensors.items():
+            located(tensor, contents.storages, f"number {key}")
+        objects.update(tensors)
+        streams[2].pickle(lambda value: _resolve(value, objects))
+        for stream in streams:
+            if stream.offset != stream.source.size:
+                raise stream.fault(f"{stream.source.size - stream.offset} bytes follow the stream")
+    except FormatError as error:
+        contents.error = error
+    contents.pickles = [(each, one.source.name) for one in streams for each in one.pickles]
+    return contents
+
+
+def _resolve(value: Value, objects: dict[int, Value]) -> Value:
+    """What a persistent id of the body stands for."""
+    if isinstance(value, tuple) and value:
+        return value[0]  # a class with its source
+    key = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if not is_int(key) or key not in objects:
+        raise FormatError("a persistent id refers to nothing", rule="torch-tar")
+    return objects[key]
+
+
 def read_tar(source: Source, options: OpenOptions) -> ForeignCheckpoint:
     """A file of `torch.save` before 0.1.10.
 
     Raises:
         FormatError: The archive or one of its streams breaks a rule.
     """
-    archive = TarArchive(source, options.limits)
-    streams = [_Stream(archive.open(name), options) for name in ("storages", "tensors", "pickle")]
-    places = LegacyStorages()
-    objects: dict[int, Value] = dict(_storages(streams[0], places))
-    objects.update(_tensors(streams[1], objects))
-
-    def resolve(value: Value) -> Value:
-        if isinstance(value, tuple) and value:
-            return value[0]  # a class with its source
-        key = int(value) if isinstance(value, str) and value.isdecimal() else value
-        if not is_int(key) or key not in objects:
-            raise FormatError("a persistent id refers to nothing", rule="torch-tar")
-        return objects[key]
-
-    body = read_pickle(
-        streams[2].source,
-        constructors=ALL_CONSTRUCTORS,
-        persistent=resolve,
-        limits=options.limits,
-    )
-    pickles = (*streams[0].pickles, *streams[1].pickles, body)
+    contents = tar_pickles(TarArchive(source, options.limits), options)
+    if contents.error is not None:
+        raise contents.error
+    pickles = tuple(pickle for pickle, _ in contents.pickles)
     return from_tree(
-        "torch-tar", source.name, body.value, options, pickles=pickles, storages=places
+        "torch-tar",
+        source.name,
+        pickles[-1].value,
+        options,
+        pickles=pickles,
+        storages=contents.storages,
     )
-
-
-def stream_pickles(archive: TarArchive, options: OpenOptions) -> list[Pickle]:
-    """The pickles between the raw bytes of an archive's first two streams, as far as they go."""
-    streams = [_Stream(archive.open(name), options) for name in ("storages", "tensors")]
-    with suppress(FormatError):  # the caller reads the archive again and reports what is wrong
-        nodes: dict[int, Value] = dict(_storages(streams[0], LegacyStorages()))
-        _tensors(streams[1], nodes)
-    return [pickle for stream in streams for pickle in stream.pickles]
 
 
 def _storages(stream: _Stream, places: LegacyStorages) -> dict[int, StorageNode]:
