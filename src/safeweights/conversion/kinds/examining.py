@@ -191,7 +191,7 @@ def _scanned(source: Source, limits: Limits) -> Iterator[Concern]:
     """What `scan` says, as concerns."""
     report = scan(source, limits=limits)
     for call in report.findings:
-        if call.grade > Grade.TENSORS:
+        if call.grade > Grade.DATA:
             power: Power = "acts" if call.grade == Grade.DANGEROUS else "unknown"
             reason = f": {call.reason}" if call.reason else ""
             message = f"loading it calls {quote(call.target)}{printable(reason)}"
@@ -204,7 +204,7 @@ def _text_pickle(source: Source, limits: Limits) -> Iterator[Concern]:
     """What a pickle that reads like text would call: protocol 0 has no signature."""
     report = scan(source, limits=limits)
     for call in report.findings:
-        if call.grade > Grade.TENSORS:
+        if call.grade > Grade.DATA:
             message = f"`pickle.load` of it calls {quote(call.target)}"
             yield Concern("acts", "text-pickle", message, call.offset)
 
