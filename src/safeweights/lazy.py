@@ -1,4 +1,4 @@
-"""Lazy names of a package: the module that defines a name is imported when the name is first used.
+"""Lazy names: the module that defines a name is imported when the name is first used.
 
 `import safeweights` takes one millisecond; NumPy, which most of it needs, takes eighty. Type checkers read
 the imports under ``TYPE_CHECKING`` instead.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-__all__ = ["lazy_names"]
+__all__ = ["deferred", "lazy_names"]
 
 
 def lazy_names(
@@ -43,3 +43,19 @@ def lazy_names(
         return sorted({*vars(sys.modules[package]), *homes})
 
     return get, names
+
+
+def deferred(module: str, name: str) -> Callable[..., Any]:
+    """A function that another module defines, which is imported when it is first called.
+
+    This is how a lower layer offers what a higher one does, without depending on it (docs/adr/005).
+
+    Args:
+        module: Full name of the module.
+        name: The function's name there.
+    """
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return getattr(import_module(module), name)(*arguments, **options)
+
+    return call

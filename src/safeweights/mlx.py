@@ -13,14 +13,18 @@ if TYPE_CHECKING:
 
     import mlx.core as mx
 
+    from .checkpoint import Tensor as Unread
+    from .frameworks.handle import Target
+
 __all__ = ["load", "load_file", "safe_open", "save", "save_file"]
 
 
-def save(tensors: Mapping[str, mx.array], metadata: Mapping[str, str] | None = None) -> bytes:
+def save(tensors: Mapping[str, mx.array | Unread], metadata: Mapping[str, str] | None = None) -> bytes:
     """Serialize `tensors` to the bytes of a safetensors file. The tensors are not changed.
 
     Args:
-        tensors: Name -> array: MLX arrays of any layout, or NumPy arrays.
+        tensors: Name -> array: MLX arrays of any layout, or NumPy arrays. Unread tensors and a
+            `safeweights.Checkpoint` are also accepted.
         metadata: Strings to strings, stored in the header.
 
     Raises:
@@ -31,10 +35,11 @@ def save(tensors: Mapping[str, mx.array], metadata: Mapping[str, str] | None = N
 
 
 def save_file(
-    tensors: Mapping[str, mx.array],
+    tensors: Mapping[str, mx.array | Unread],
     filename: str | os.PathLike[str] | IO[bytes],
     metadata: Mapping[str, str] | None = None,
     *,
+    max_shard_size: int | str | None = None,
     durable: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> None:
@@ -42,8 +47,11 @@ def save_file(
 
     Args:
         tensors: As for `save`. They must not change during the call.
-        filename: Path or writable file object.
+        filename: Path or writable file object; a folder if `max_shard_size` is given.
         metadata: As for `save`.
+        max_shard_size: Write shards and an index into the folder `filename`, each shard with at most
+            this many bytes of tensors: a number, or a string such as ``"5GB"``. Replaces an earlier save
+            in that folder.
         durable: Also sync the file and its directory (fsync), so that it survives a power failure.
         progress: Called with the number of bytes written so far.
 
@@ -51,7 +59,10 @@ def save_file(
         SafetensorError: As for `save`; no file is written.
         OSError: Writing failed; an existing file is unchanged.
     """
-    functions.save_file("mlx", tensors, filename, metadata, durable=durable, progress=progress)
+    functions.save_file(
+        "mlx", tensors, filename, metadata,
+        max_shard_size=max_shard_size, durable=durable, progress=progress,
+    )  # fmt: skip
 
 
 def load(data: Any) -> dict[str, mx.array]:
@@ -68,19 +79,19 @@ def load(data: Any) -> dict[str, mx.array]:
 
 
 def load_file(
-    filename: str | os.PathLike[str] | IO[bytes],
+    filename: Target,
     *,
     backend: str | None = None,
     trust: object = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, mx.array]:
-    """Load all tensors of a file, in the order of its data.
+    """Load all tensors of a file or checkpoint, in the order of its data.
 
     64-bit values keep their width. MLX has no F8 and F4 types: these are an error;
     `safe_open.get_bytes` returns their raw bytes.
 
     Args:
-        filename: Path or readable file object.
+        filename: File, index.json, folder, readable file object, or any `safeweights.Checkpoint`.
         backend: How to read; see `safe_open`. Tensors own their memory with every backend.
         trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
             see `safe_open`.

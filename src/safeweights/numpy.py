@@ -13,19 +13,23 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping
 
+    from .checkpoint import Tensor as Unread
+    from .frameworks.handle import Target
+
 __all__ = ["load", "load_file", "safe_open", "save", "save_file"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def save(tensor_dict: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
+def save(tensor_dict: Mapping[str, Array | Unread], metadata: Mapping[str, str] | None = None) -> bytes:
     r"""Serialize arrays to the bytes of a safetensors file.
 
     Arrays may have any memory layout: transposed, strided and big-endian arrays are written in C order,
     little-endian. BF16, F8 and F4 are the types of ml_dtypes.
 
     Args:
-        tensor_dict: Name -> array.
+        tensor_dict: Name -> array. Unread tensors and a
+            `safeweights.Checkpoint` are also accepted.
         metadata: Strings to strings, stored in the header.
 
     Raises:
@@ -39,10 +43,11 @@ def save(tensor_dict: Mapping[str, Array], metadata: Mapping[str, str] | None = 
 
 
 def save_file(
-    tensor_dict: Mapping[str, Array],
+    tensor_dict: Mapping[str, Array | Unread],
     filename: str | os.PathLike[str] | IO[bytes],
     metadata: Mapping[str, str] | None = None,
     *,
+    max_shard_size: int | str | None = None,
     durable: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> None:
@@ -50,8 +55,11 @@ def save_file(
 
     Args:
         tensor_dict: As for `save`. They must not change during the call.
-        filename: Path or writable file object.
+        filename: Path or writable file object; a folder if `max_shard_size` is given.
         metadata: As for `save`.
+        max_shard_size: Write shards and an index into the folder `filename`, each shard with at most
+            this many bytes of tensors: a number, or a string such as ``"5GB"``. Replaces an earlier save
+            in that folder.
         durable: Also sync the file and its directory (fsync), so that it survives a power failure.
         progress: Called with the number of bytes written so far.
 
@@ -59,7 +67,10 @@ def save_file(
         UnsupportedError, FormatError: As for `save`; no file is written.
         OSError: Writing failed; an existing file is unchanged.
     """
-    functions.save_file("np", tensor_dict, filename, metadata, durable=durable, progress=progress)
+    functions.save_file(
+        "np", tensor_dict, filename, metadata,
+        max_shard_size=max_shard_size, durable=durable, progress=progress,
+    )  # fmt: skip
 
 
 def load(data: Any) -> dict[str, Array]:
@@ -75,19 +86,19 @@ def load(data: Any) -> dict[str, Array]:
 
 
 def load_file(
-    filename: str | os.PathLike[str] | IO[bytes],
+    filename: Target,
     *,
     backend: str | None = None,
     trust: object = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Array]:
-    """Load all arrays of a file, in the order of its data.
+    """Load all arrays of a file or checkpoint, in the order of its data.
 
     Arrays are writable and own their memory, which several threads fill; neighbouring arrays share blocks
     of at most 64 MiB.
 
     Args:
-        filename: Path or readable file object.
+        filename: File, index.json, folder, readable file object, or any `safeweights.Checkpoint`.
         backend: ``"pread"`` reads through the page cache, ``"direct"`` bypasses it, and ``"read"`` (also
             None) chooses by what the cache holds. With ``"mmap"``, arrays share a private mapping: pages
             are read when they are used, but the file must not change while an array exists, and

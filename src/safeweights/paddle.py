@@ -13,14 +13,18 @@ if TYPE_CHECKING:
 
     import paddle
 
+    from .checkpoint import Tensor as Unread
+    from .frameworks.handle import Target
+
 __all__ = ["load", "load_file", "safe_open", "save", "save_file"]
 
 
-def save(tensors: Mapping[str, paddle.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+def save(tensors: Mapping[str, paddle.Tensor | Unread], metadata: Mapping[str, str] | None = None) -> bytes:
     """Serialize `tensors` to the bytes of a safetensors file. The tensors are not changed.
 
     Args:
-        tensors: Name -> dense, contiguous tensor.
+        tensors: Name -> dense, contiguous tensor. Unread tensors and a
+            `safeweights.Checkpoint` are also accepted.
         metadata: Strings to strings, stored in the header.
 
     Raises:
@@ -31,10 +35,11 @@ def save(tensors: Mapping[str, paddle.Tensor], metadata: Mapping[str, str] | Non
 
 
 def save_file(
-    tensors: Mapping[str, paddle.Tensor],
+    tensors: Mapping[str, paddle.Tensor | Unread],
     filename: str | os.PathLike[str] | IO[bytes],
     metadata: Mapping[str, str] | None = None,
     *,
+    max_shard_size: int | str | None = None,
     durable: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> None:
@@ -42,8 +47,11 @@ def save_file(
 
     Args:
         tensors: As for `save`. They must not change during the call.
-        filename: Path or writable file object.
+        filename: Path or writable file object; a folder if `max_shard_size` is given.
         metadata: As for `save`.
+        max_shard_size: Write shards and an index into the folder `filename`, each shard with at most
+            this many bytes of tensors: a number, or a string such as ``"5GB"``. Replaces an earlier save
+            in that folder.
         durable: Also sync the file and its directory (fsync), so that it survives a power failure.
         progress: Called with the number of bytes written so far.
 
@@ -51,7 +59,10 @@ def save_file(
         SafetensorError: As for `save`; no file is written.
         OSError: Writing failed; an existing file is unchanged.
     """
-    functions.save_file("paddle", tensors, filename, metadata, durable=durable, progress=progress)
+    functions.save_file(
+        "paddle", tensors, filename, metadata,
+        max_shard_size=max_shard_size, durable=durable, progress=progress,
+    )  # fmt: skip
 
 
 def load(data: Any, device: str | int = "cpu") -> dict[str, paddle.Tensor]:
@@ -72,20 +83,20 @@ def load(data: Any, device: str | int = "cpu") -> dict[str, paddle.Tensor]:
 
 
 def load_file(
-    filename: str | os.PathLike[str] | IO[bytes],
+    filename: Target,
     device: str | int = "cpu",
     *,
     backend: str | None = None,
     trust: object = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, paddle.Tensor]:
-    """Load all tensors of a file, in the order of its data.
+    """Load all tensors of a file or checkpoint, in the order of its data.
 
     U16, U32 and U64, for which Paddle has no kernels, are an error; `safe_open.get_bytes` returns their
     raw bytes. U16 is never read as BF16, as the reference does.
 
     Args:
-        filename: Path or readable file object.
+        filename: File, index.json, folder, readable file object, or any `safeweights.Checkpoint`.
         backend: How to read; see `safe_open`. Tensors own their memory with every backend.
         device: ``"cpu"``, a number, or a name such as ``"gpu:0"``.
         trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;

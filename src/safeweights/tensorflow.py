@@ -13,14 +13,18 @@ if TYPE_CHECKING:
 
     import tensorflow as tf
 
+    from .checkpoint import Tensor as Unread
+    from .frameworks.handle import Target
+
 __all__ = ["load", "load_file", "safe_open", "save", "save_file"]
 
 
-def save(tensors: Mapping[str, tf.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+def save(tensors: Mapping[str, tf.Tensor | Unread], metadata: Mapping[str, str] | None = None) -> bytes:
     """Serialize `tensors` to the bytes of a safetensors file. The tensors are not changed.
 
     Args:
-        tensors: Name -> tensor: dense eager tensors and variables.
+        tensors: Name -> tensor: dense eager tensors and variables. Unread tensors and a
+            `safeweights.Checkpoint` are also accepted.
         metadata: Strings to strings, stored in the header.
 
     Raises:
@@ -31,10 +35,11 @@ def save(tensors: Mapping[str, tf.Tensor], metadata: Mapping[str, str] | None = 
 
 
 def save_file(
-    tensors: Mapping[str, tf.Tensor],
+    tensors: Mapping[str, tf.Tensor | Unread],
     filename: str | os.PathLike[str] | IO[bytes],
     metadata: Mapping[str, str] | None = None,
     *,
+    max_shard_size: int | str | None = None,
     durable: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> None:
@@ -42,8 +47,11 @@ def save_file(
 
     Args:
         tensors: As for `save`. They must not change during the call.
-        filename: Path or writable file object.
+        filename: Path or writable file object; a folder if `max_shard_size` is given.
         metadata: As for `save`.
+        max_shard_size: Write shards and an index into the folder `filename`, each shard with at most
+            this many bytes of tensors: a number, or a string such as ``"5GB"``. Replaces an earlier save
+            in that folder.
         durable: Also sync the file and its directory (fsync), so that it survives a power failure.
         progress: Called with the number of bytes written so far.
 
@@ -51,7 +59,10 @@ def save_file(
         SafetensorError: As for `save`; no file is written.
         OSError: Writing failed; an existing file is unchanged.
     """
-    functions.save_file("tf", tensors, filename, metadata, durable=durable, progress=progress)
+    functions.save_file(
+        "tf", tensors, filename, metadata,
+        max_shard_size=max_shard_size, durable=durable, progress=progress,
+    )  # fmt: skip
 
 
 def load(data: Any, *, device: str = "cpu") -> dict[str, tf.Tensor]:
@@ -71,19 +82,19 @@ def load(data: Any, *, device: str = "cpu") -> dict[str, tf.Tensor]:
 
 
 def load_file(
-    filename: str | os.PathLike[str] | IO[bytes],
+    filename: Target,
     *,
     backend: str | None = None,
     device: str = "cpu",
     trust: object = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, tf.Tensor]:
-    """Load all tensors of a file, in the order of its data.
+    """Load all tensors of a file or checkpoint, in the order of its data.
 
     Element types that TensorFlow lacks are an error; `safe_open.get_bytes` returns their raw bytes.
 
     Args:
-        filename: Path or readable file object.
+        filename: File, index.json, folder, readable file object, or any `safeweights.Checkpoint`.
         backend: How to read; see `safe_open`. By default, tensors own their memory. With ``"mmap"``, they
             may share a private mapping: the file must not change while one exists.
         device: A name such as ``"GPU:0"``; by default TensorFlow's default device.

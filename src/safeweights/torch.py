@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     import torch
 
+    from .checkpoint import Tensor as Unread
+    from .frameworks.handle import Target
+
 __all__ = [
     "load",
     "load_file",
@@ -43,11 +46,13 @@ __all__ = [
 ]
 
 
-def save(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+def save(tensors: Mapping[str, torch.Tensor | Unread], metadata: Mapping[str, str] | None = None) -> bytes:
     r"""Serialize tensors to the bytes of a safetensors file.
 
     Args:
         tensors: Name -> dense, contiguous tensor on any device. Tensors must not share memory.
+            Unread tensors and a
+            `safeweights.Checkpoint` are also accepted.
         metadata: Strings to strings, stored in the header.
 
     Raises:
@@ -65,10 +70,11 @@ def save(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None
 
 
 def save_file(
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor | Unread],
     filename: str | os.PathLike[str] | IO[bytes],
     metadata: Mapping[str, str] | None = None,
     *,
+    max_shard_size: int | str | None = None,
     durable: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> None:
@@ -76,8 +82,11 @@ def save_file(
 
     Args:
         tensors: As for `save`. They must not change during the call.
-        filename: Path or writable file object.
+        filename: Path or writable file object; a folder if `max_shard_size` is given.
         metadata: As for `save`.
+        max_shard_size: Write shards and an index into the folder `filename`, each shard with at most
+            this many bytes of tensors: a number, or a string such as ``"5GB"``. Replaces an earlier save
+            in that folder.
         durable: Also sync the file and its directory (fsync), so that it survives a power failure.
         progress: Called with the number of bytes written so far.
 
@@ -85,7 +94,10 @@ def save_file(
         LayoutError, SharedMemoryError, UnsupportedError, FormatError: As for `save`; no file is written.
         OSError: Writing failed; an existing file is unchanged.
     """
-    functions.save_file("pt", tensors, filename, metadata, durable=durable, progress=progress)
+    functions.save_file(
+        "pt", tensors, filename, metadata,
+        max_shard_size=max_shard_size, durable=durable, progress=progress,
+    )  # fmt: skip
 
 
 def load(data: Any, device: str | int | torch.device = "cpu") -> dict[str, torch.Tensor]:
@@ -103,14 +115,14 @@ def load(data: Any, device: str | int | torch.device = "cpu") -> dict[str, torch
 
 
 def load_file(
-    filename: str | os.PathLike[str] | IO[bytes],
+    filename: Target,
     device: str | int | torch.device = "cpu",
     *,
     backend: str = "mmap",
     trust: object = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Load all tensors of a file, in the order of its data.
+    """Load all tensors of a file or checkpoint, in the order of its data.
 
     With ``backend="mmap"``, tensors on the CPU share a private (copy-on-write) mapping, as in the
     reference: pages are read when they are used, and writing to a tensor does not change the file. The file
@@ -118,7 +130,7 @@ def load_file(
     `save_file` does, is safe. The other backends read the whole file.
 
     Args:
-        filename: Path or readable file object.
+        filename: File, index.json, folder, readable file object, or any `safeweights.Checkpoint`.
         device: Any argument of `torch.device`; ``"meta"`` loads shapes and types without values.
         backend: How to read: ``"mmap"``, ``"pread"``, ``"direct"``, ``"read"`` or ``"auto"``; see
             `safe_open`.
@@ -162,7 +174,7 @@ def save_model(
 
 def load_model(
     model: torch.nn.Module,
-    filename: str | os.PathLike[str] | IO[bytes],
+    filename: Target,
     strict: bool = True,
     device: str | int | torch.device = "cpu",
     *,
@@ -173,7 +185,7 @@ def load_model(
 
     Args:
         model: The module.
-        filename: Path or readable file object.
+        filename: File, index.json, folder, readable file object, or any `safeweights.Checkpoint`.
         strict: Raise an error if a name exists only in the module or only in the file.
         device: Device on which the file's tensors are loaded before they are copied into the module.
         backend: How to read: ``"mmap"``, ``"pread"``, ``"direct"``, ``"read"`` or ``"auto"``; see
@@ -195,7 +207,7 @@ def load_model(
 
 def load_into(
     target: torch.nn.Module | Mapping[str, torch.Tensor],
-    filename: str | os.PathLike[str] | IO[bytes],
+    filename: Target,
     *,
     strict: bool = True,
     backend: str = "pread",
@@ -210,7 +222,7 @@ def load_into(
 
     Args:
         target: A module, or name -> tensor.
-        filename: A file, an ``index.json``, a folder, or a readable file object.
+        filename: File, index.json, folder, readable file object, or any `safeweights.Checkpoint`.
         strict: Raise an error if a name exists only in the module or only in the file.
         backend: How to read: ``"mmap"``, ``"pread"``, ``"direct"``, ``"read"`` or ``"auto"``; see
             `safe_open`.

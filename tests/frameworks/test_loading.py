@@ -352,8 +352,8 @@ def test_who_waits_learns_of_the_close(twenty: Path, monkeypatch: pytest.MonkeyP
     held = threading.Event()
     monkeypatch.setattr(DescriptorSource, "read_into", lambda *_: held.wait(10))
     file = safeweights.safe_open(twenty, "np", backend="mmap")
-    file._file.source.in_memory = False  # so that it is read, and the reading hangs
-    file._file.source._map = None
+    file._opened().files[0].source.in_memory = False  # so that it is read, and the reading hangs
+    file._opened().files[0].source._map = None
     loader = file.prefetch()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(loader.take, "00")

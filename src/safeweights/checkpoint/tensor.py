@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from ..errors import SafetensorError, UnsupportedError, quote
 from ..format import indexing
 from ..format.header import TensorInfo
+from ..lazy import deferred
 from ..storage import Buffer, Source, allocate, flat, gather, gather_mapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    import numpy as np
+
     from ..format.indexing import Selection
 
 __all__ = ["UNKNOWN", "FileTensor", "MemoryTensor", "Tensor", "UnreadableTensor"]
+
+_values_of = deferred("safeweights.frameworks.values", "values_of")
+_selected = deferred("safeweights.frameworks.values", "selected")
 
 UNKNOWN: Final = "?"
 """The `Tensor.dtype` of a tensor whose file does not tell its type and shape."""
@@ -24,8 +30,9 @@ UNKNOWN: Final = "?"
 class Tensor(ABC):
     """A tensor that has not been read yet.
 
-    Bytes are in the order of the format: little-endian, C order, sub-byte types packed. For values, as
-    arrays of some framework, there are `safeweights.stream`, `safe_open` and ``load_file``.
+    Bytes are in the order of the format: little-endian, C order, sub-byte types packed. Values come from
+    `numpy`, `torch`, `jax`, indexing and ``numpy.asarray``; those of many tensors faster from
+    `safeweights.stream`, which takes a checkpoint.
 
     Attributes:
         name: What its file calls it; for messages (a renamed view keeps it).
@@ -65,13 +72,53 @@ class Tensor(ABC):
             UnsupportedError: The file describes the tensor, but its values cannot be given.
         """
 
-    def __array__(self, *_: object, **__: object) -> NoReturn:
-        # Without it NumPy would make an array of one object.
-        raise UnsupportedError(
-            f"tensor {quote(self.name)} has not been read: values come from "
-            '`safeweights.stream(path, "np")`, `safe_open` or `safeweights.numpy.load_file`',
-            tensor=self.name,
-        )
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """All values as a NumPy array of their own memory.
+
+        Cost: reads the tensor once; of one in memory a copy. Types that NumPy lacks (BF16, F8) are those
+        of ml_dtypes; without that package they are decoded to F32.
+
+        Raises:
+            UnsupportedError: The file describes the tensor, but its values cannot be given.
+            DTypeError: NumPy has no such element type.
+            SafetensorError, OSError: Reading failed.
+
+        >>> MemoryTensor("a", "F32", (2,), bytes(8)).numpy()
+        array([0., 0.], dtype=float32)
+        """
+        found: np.ndarray[Any, Any] = _values_of(self, "np")
+        return found
+
+    def torch(self, device: Any = "cpu") -> Any:
+        """All values as a torch tensor, which shares the memory of a mapped tensor; see `numpy`."""
+        return _values_of(self, "pt", device)
+
+    def jax(self, device: Any = "cpu") -> Any:
+        """All values as a JAX array; see `numpy`."""
+        return _values_of(self, "jax", device)
+
+    def __getitem__(self, expression: Any) -> Any:
+        """The selected values as a NumPy array; only what is selected is read.
+
+        Integers, slices, ``...``, None, arrays and masks, as in NumPy; except that slice bounds beyond
+        the axis are errors.
+
+        Raises:
+            SelectionError: The expression does not fit the shape.
+            UnsupportedError, DTypeError, OSError: As `numpy`.
+
+        >>> MemoryTensor("a", "U8", (2, 3), bytes(range(6)))[1, ::2]
+        array([3, 5], dtype=uint8)
+        """
+        return _selected(self, expression)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if copy is False:
+            raise ValueError(
+                f"the values of tensor {quote(self.name)} are read: copy=False cannot be"
+            )
+        values = self.numpy()
+        return values if dtype is None else values.astype(dtype)
 
     @property
     def info(self) -> TensorInfo:
@@ -127,15 +174,21 @@ class Tensor(ABC):
 
 
 class FileTensor(Tensor):
-    """A tensor whose bytes stand in one piece in a source."""
+    """A tensor whose bytes stand in one piece in a source.
 
-    __slots__ = ("_info", "_offset", "_source", "in_memory")
+    Attributes:
+        source: The source.
+        data_start: Offset in the source from which the tensor's `info` counts.
+    """
+
+    __slots__ = ("_info", "_offset", "data_start", "in_memory", "source")
 
     def __init__(self, name: str, info: TensorInfo, source: Source, data_start: int) -> None:
         super().__init__(name, info.dtype, info.shape, info.nbytes)
         self.in_memory = source.in_memory
         self._info = info
-        self._source = source
+        self.source = source
+        self.data_start = data_start
         self._offset = data_start + info.begin
 
     @property
@@ -143,10 +196,10 @@ class FileTensor(Tensor):
         return self._info
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
-        self._source.read_into(self._offset + offset, self._within(buffer, offset))
+        self.source.read_into(self._offset + offset, self._within(buffer, offset))
 
     def _read_range(self, offset: int, length: int) -> memoryview:
-        return self._source.view(self._offset + offset, length)
+        return self.source.view(self._offset + offset, length)
 
 
 class MemoryTensor(Tensor):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ..errors import (
     DeviceError,
+    DTypeError,
     MissingDependencyError,
     SafetensorError,
     UnsupportedError,
@@ -76,6 +77,14 @@ class Adapter(ABC):
             if name and error.tensor is None:
                 error.tensor, error.message = name, f"tensor {quote(name)}: {error.message}"
             raise
+        except KeyError as error:
+            if dtype in DTYPES:
+                raise
+            which = f"tensor {quote(name)}: " if name else ""
+            raise DTypeError(
+                f"{which}{dtype} is no element type of the format: cast it to one first",
+                tensor=name or None,
+            ) from error
         except (ValueError, TypeError, OverflowError, RuntimeError) as error:
             if self._can_have(data, dtype, shape):
                 raise  # out of memory, a broken device: not a matter of type or shape

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from .. import checkpoint
+from ..checkpoint import Checkpoint, Tensor
+from ..checkpoint.sharding import save_sharded
 from ..errors import UnsupportedError
 from ..format.gcpause import gc_paused
 from ..storage.memory import copied
@@ -15,10 +19,7 @@ from .handle import safe_open
 from .wording import saving
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Mapping
-
-    from ..checkpoint import Tensor
+    from collections.abc import Callable
 
 __all__ = ["load", "load_file", "save", "save_file"]
 
@@ -67,18 +68,42 @@ def save_file(
     filename: str | os.PathLike[str] | IO[bytes],
     metadata: Mapping[str, str] | None = None,
     *,
+    max_shard_size: int | str | None = None,
     durable: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Write `tensors` to the file at `filename`."""
+    """Write `tensors` to the file at `filename`; with `max_shard_size`, as shards into that folder."""
     encoded = _encode(framework, tensors)
     with saving():
-        checkpoint.save(encoded, filename, metadata, durable=durable, progress=progress)
+        if max_shard_size is None:
+            checkpoint.save(encoded, filename, metadata, durable=durable, progress=progress)
+        elif isinstance(filename, str | os.PathLike):
+            save_sharded(
+                encoded, filename, max_shard_size=max_shard_size, metadata=metadata,
+                durable=durable, progress=progress,
+            )  # fmt: skip
+        else:
+            kind = type(filename).__name__
+            raise UnsupportedError(
+                f"shards are written into a folder: expected its path, found {kind}"
+            )
 
 
-def _encode(framework: str, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+def _encode(framework: str, tensors: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The tensors as the format has them; those that are unread (`safeweights.Tensor`) stay as they are."""
+    if isinstance(tensors, Checkpoint):
+        return tensors
+    unread: dict[str, Tensor] = {}
+    if isinstance(tensors, Mapping) and any(
+        issubclass(kind, Tensor) for kind in set(map(type, tensors.values()))
+    ):
+        unread = {name: each for name, each in tensors.items() if isinstance(each, Tensor)}
+        order = list(tensors)
+        tensors = {name: each for name, each in tensors.items() if name not in unread}
     with gc_paused():
         encoded = adapter_for(framework).encode(tensors)
+    if unread:
+        encoded = {name: unread[name] if name in unread else encoded[name] for name in order}
     for name in encoded:
         if not isinstance(name, str):
             kind = type(name).__name__

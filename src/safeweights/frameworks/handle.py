@@ -1,22 +1,20 @@
-"""`safe_open`: one file, opened for one framework."""
+"""`safe_open`: a file or a whole checkpoint, opened for one framework."""
 
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
-from .. import checkpoint
-from ..checkpoint import SafetensorsFile
-from ..errors import ClosedError, SafetensorError, UnsupportedError
-from ..storage import BACKENDS, Verifier
+from ..checkpoint import Checkpoint, SafetensorsFile, Tensor
+from ..errors import ClosedError, UnsupportedError
 from ..storage.memory import copied
-from ..trust.verifier import verifier
 from .adapter import adapter_for
 from .loading import Progress, load_all
 from .prefetch import THREADS, PrefetchLoader, PrefetchPlan, TensorMeta
 from .slices import Slice
-from .wording import opening, prefixed, reading, worded
+from .targets import opened
+from .wording import prefixed, reading, worded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,61 +27,24 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self
 
-    from ..checkpoint import Checkpoint
     from ..format.header import TensorInfo
 
-__all__ = ["PySafeSlice", "_safe_open_handle", "opened", "safe_open"]
+__all__ = ["PySafeSlice", "_safe_open_handle", "safe_open"]
 
 T = TypeVar("T")
-Target = str | os.PathLike[str] | IO[bytes]
+Target = str | os.PathLike[str] | IO[bytes] | Mapping[str, Tensor]
 PySafeSlice = Slice
 
 
-def opened(target: Any, backend: str, trust: object = None) -> SafetensorsFile:
-    """Open a path or file object; errors have the reference's words.
-
-    Args:
-        target: One of these.
-        backend: One of `safeweights.storage.BACKENDS`.
-        trust: See `safe_open`.
-
-    Raises:
-        TrustError: The file is not what `trust` asks for.
-        FormatError: The file breaks a rule of the format, or is of another format.
-        OSError: It cannot be opened.
-        SafetensorError: No such backend.
-    """
-    with _opening(backend, trust) as verify:
-        return SafetensorsFile.open(target, backend=backend, verify=verify)
-
-
-def opened_checkpoint(target: Any, backend: str, trust: object = None) -> Checkpoint:
-    """Like `opened`, of an index or a folder too."""
-    with _opening(backend, trust) as verify:
-        return checkpoint.open(target, backend=backend, verify=verify)
-
-
-@contextmanager
-def _opening(backend: str, trust: object) -> Iterator[Verifier | None]:
-    if not isinstance(backend, str):
-        kind = type(backend).__name__
-        raise UnsupportedError(f"argument 'backend': '{kind}' object is not an instance of 'str'")
-    if backend not in BACKENDS:
-        known = ", ".join(f'"{name}"' for name in BACKENDS)
-        raise SafetensorError(f'backend "{backend}" is invalid (expected one of: {known})')
-    verify = verifier(trust)
-    with opening():
-        yield verify
-
-
 class safe_open(Generic[T]):  # noqa: N801 - the reference's name
-    """Open a file and hand out its tensors one at a time.
+    """Open a checkpoint and hand out its tensors one at a time.
 
-    Opening reads and checks the header; nothing else is read until it is asked for. Tensors and
+    Opening reads and checks the headers; nothing else is read until it is asked for. Tensors and
     slices stay valid after the file is closed, and closing is optional.
 
     Args:
-        filename: Path, or a readable file object.
+        filename: A file, an ``index.json``, a folder, a readable file object, or a `Checkpoint` of any
+            kind: filtered, renamed, cast, converted.
         framework: ``"pt"``, ``"np"``, ``"jax"`` ... (`safeweights.frameworks.adapter.FRAMEWORKS`).
         device: Where tensors go; what the framework understands.
         backend: ``"mmap"``: tensors share a private mapping of the file; values are read when they are
@@ -195,8 +156,10 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         self._device = adapter.check_device(device)
         if backend is None:
             backend = "mmap" if adapter.maps else "read"
+        # What is mapped or read for this handle alone may be shared among all that is loaded in one go.
         self._copies = not adapter.maps and backend != "mmap"
-        self._file: SafetensorsFile | None = opened(filename, backend, trust)
+        self._copies_all = self._copies and isinstance(filename, Mapping)
+        self._checkpoint: Checkpoint | None = opened(filename, backend, trust)
 
     @classmethod
     def of(cls, data: Any, framework: str, device: Any = "cpu") -> Self:
@@ -204,34 +167,32 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         self = cls.__new__(cls)
         self._adapter = adapter_for(framework)
         self._device = self._adapter.check_device(device)
-        self._copies = False
+        self._copies = self._copies_all = False
         with prefixed("Error while deserializing: "):
-            self._file = SafetensorsFile.open(data)
+            file = SafetensorsFile.open(data)
+        self._checkpoint = Checkpoint.from_files([file], file.name)
         return self
 
-    def _opened(self) -> SafetensorsFile:
-        if self._file is None:
+    def _opened(self) -> Checkpoint:
+        if self._checkpoint is None:
             raise ClosedError
-        return self._file
+        return self._checkpoint
 
     def keys(self) -> list[str]:
         """Names of the tensors, sorted."""
-        return sorted(self._opened().header.tensors)
+        return sorted(self._opened())
 
     def offset_keys(self) -> list[str]:
-        """Names of the tensors, in the order of the data."""
-        return list(self._opened().header.tensors)
+        """Names of the tensors, in the order of the files and of their data."""
+        return list(self._opened())
 
     def metadata(self) -> dict[str, str] | None:
-        """The file's metadata; None where it has none."""
-        metadata = self._opened().header.metadata
-        return None if metadata is None else dict(metadata)
+        """The file's metadata, of several what they agree on; None where there is none."""
+        return self._opened().metadata
 
     def info(self, name: str) -> TensorInfo:
         """Type, shape and place of a tensor, without reading it."""
-        file = self._opened()
-        file.tensor(name)
-        return file.header.tensors[name]
+        return self._opened()[name].info
 
     def get_tensor_meta(self, name: str) -> TensorMeta:
         """Type, shape and offsets of a tensor, without reading it.
@@ -251,7 +212,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
             TensorNotFoundError: There is none of that name.
             UnsupportedError: The framework has no such element type.
         """
-        tensor = self._opened().tensor(name)
+        tensor = self._opened()[name]
         try:
             data = tensor.view()
             if self._copies and tensor.in_memory:  # the caller's bytes, or verified ones
@@ -263,7 +224,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
 
     def get_bytes(self, name: str) -> memoryview:
         """A tensor's bytes as they stand in the file, for types that no framework has."""
-        return self._opened().tensor(name).view()
+        return self._opened()[name].view()
 
     def get_tensors(self, *, progress: Progress | None = None) -> dict[str, T]:
         """All tensors, in the order of the data.
@@ -273,15 +234,16 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
                 mapped file nothing is read here: it is called once, with all.
         """
         with reading():
-            return load_all(self._opened(), self._adapter, self._device, progress)
+            return load_all(
+                self._opened(), self._adapter, self._device, progress, copies=self._copies_all
+            )
 
     def get_slice(self, name: str) -> Slice[T]:
         """A tensor to take parts of, by indexing; only what is selected is read."""
-        file = self._opened()
+        tensor = self._opened()[name]
         return Slice(
-            file.tensor(name), self._adapter, self._device,
-            mapped=file.source.in_memory, copies=self._copies,
-        )  # fmt: skip
+            tensor, self._adapter, self._device, mapped=tensor.in_memory, copies=self._copies
+        )
 
     def prefetch(
         self,
@@ -320,23 +282,23 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         array([[3., 4., 5.]])
         """
         return PrefetchLoader(
-            [self._opened()],
+            self._opened(),
             self._adapter,
             self._device if device is None else self._adapter.check_device(device),
-            plan=plan, threads=threads, progress=progress,
+            plan=plan, threads=threads, progress=progress, copies=self._copies_all,
         )  # fmt: skip
 
     def __getitem__(self, name: str) -> T:
         return self.get_tensor(name)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._opened().header.tensors
+        return isinstance(name, str) and name in self._opened()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.offset_keys())
 
     def __len__(self) -> int:
-        return len(self._opened().header.tensors)
+        return len(self._opened())
 
     def items(self) -> Iterator[tuple[str, T]]:
         """(name, tensor), in the order of the data, one at a time."""
@@ -344,8 +306,8 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
             yield name, self.get_tensor(name)
 
     def close(self) -> None:
-        """Let go of the file; closing twice is allowed."""
-        self._file = None
+        """Close the files; closing twice is allowed."""
+        self._checkpoint = None
 
     def __enter__(self) -> Self:
         return self
@@ -354,7 +316,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._file is None else repr(self._file.name)
+        state = "closed" if self._checkpoint is None else repr(self._checkpoint.name)
         return f"<safe_open {state} for {self._adapter.name}>"
 
 

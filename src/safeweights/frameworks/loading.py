@@ -16,13 +16,16 @@ from threading import Condition, Lock
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ClosedError, UnsupportedError
+from ..storage import allocate
 from ..storage.parallel import CHUNK, Background, thread_count
 from .plans import Batch, Landing, Scattered, Transfer, batches
 from .slices import Part, read_part
+from .values import own_bytes
 from .wording import worded
 
 if TYPE_CHECKING:
-    from ..checkpoint import SafetensorsFile
+    from ..checkpoint import Checkpoint, SafetensorsFile
+    from ..storage import Source
     from .adapter import Adapter
 
 __all__ = [
@@ -47,21 +50,33 @@ class HostLanding:
     threads = 0
     in_place = True
 
-    def __init__(self, adapter: Adapter, device: Any) -> None:
+    def __init__(self, adapter: Adapter, device: Any, *, copies: bool = False) -> None:
         self._adapter = adapter
         self._device = device
+        self._copies = copies
+        self.in_place = not copies
 
     def begin(self, batch: Batch | Scattered) -> Transfer:
         made = _HostTransfer if isinstance(batch, Batch) else Gathering
-        return made(batch, self._adapter, self._device)  # type: ignore[arg-type]
+        return made(batch, self._adapter, self._device, copies=self._copies)  # type: ignore[arg-type]
 
 
 class _HostTransfer:
-    def __init__(self, batch: Batch, adapter: Adapter, device: Any) -> None:
-        reading = batch.source.reading(batch.data_start + batch.begin, batch.nbytes)
+    def __init__(self, batch: Batch, adapter: Adapter, device: Any, *, copies: bool) -> None:
+        self._batch, self._adapter, self._device = batch, adapter, device
+        self._source, self._offset = batch.source, batch.data_start + batch.begin
+        if copies and batch.source.in_memory:
+            self._data = allocate(batch.nbytes)
+            self.extent, self.step = batch.nbytes, CHUNK
+            self.fill: Callable[[int, int], object] = self._copy
+            return
+        reading = batch.source.reading(self._offset, batch.nbytes)
         self.extent, self.step, self.fill = reading.extent, reading.step, reading.fill
         self._data = reading.data
-        self._batch, self._adapter, self._device = batch, adapter, device
+
+    def _copy(self, begin: int, end: int) -> None:
+        # Reads a mapped file, too: where it was truncated, that is an error instead of SIGBUS.
+        self._source.read_into(self._offset + begin, self._data[begin:end])
 
     def tensors(self) -> dict[str, Any]:
         batch = self._batch
@@ -73,22 +88,36 @@ class Gathering:
 
     extent = step = 1
 
-    def __init__(self, part: Scattered, adapter: Adapter, device: Any) -> None:
+    def __init__(
+        self, part: Scattered, adapter: Adapter, device: Any, *, copies: bool = False
+    ) -> None:
         self._wanted, self._adapter, self._device = part, adapter, device
+        self._copies = copies
         self._part: Part | None = None
 
     def fill(self, begin: int, end: int) -> None:
         del begin, end  # all of it
-        self._part = read_part(self._wanted.tensor, self._wanted.expression)
+        tensor, expression = self._wanted.tensor, self._wanted.expression
+        if expression is not None:
+            self._part = read_part(tensor, expression)
+        else:
+            data = own_bytes(tensor) if self._copies else tensor.view()
+            self._part = Part(data, tensor.shape)
 
     def tensors(self) -> dict[str, Any]:
         assert self._part is not None
         return self._adapter.decode_all(self._part.data, 0, self._wanted.tensors, self._device)
 
 
-def landing_of(adapter: Adapter, device: Any) -> Landing:
-    """Where tensors for `device` (what the adapter's `check_device` returned) go."""
-    return adapter.landing(device) or HostLanding(adapter, device)
+def landing_of(adapter: Adapter, device: Any, *, copies: bool = False) -> Landing:
+    """Where tensors for `device` (what the adapter's `check_device` returned) go.
+
+    Args:
+        adapter: Of the framework.
+        device: The device.
+        copies: Tensors on the host share no memory with what they are read from.
+    """
+    return adapter.landing(device) or HostLanding(adapter, device, copies=copies)
 
 
 class Job:
@@ -340,31 +369,62 @@ def reader_count(jobs: Sequence[Job], landing: Landing, at_most: int = 0) -> int
         return 1
     threads = landing.threads
     if not threads:
-        threads = max(job.batch.source.threads for job in jobs) or thread_count()
+        threads = max(job.batch.threads for job in jobs) or thread_count()
     return min(pieces, threads, at_most or threads)
 
 
 def load_all(
-    file: SafetensorsFile, adapter: Adapter, device: Any, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    adapter: Adapter,
+    device: Any,
+    progress: Progress | None = None,
+    *,
+    copies: bool = False,
 ) -> dict[str, Any]:
-    """All tensors of a file, in the order of the data.
+    """All tensors of a checkpoint, in the order of the files and of their data.
 
-    Cost: each byte is read once; of a file that is mapped or in memory nothing is.
+    Args:
+        checkpoint: Any.
+        adapter: Of the framework.
+        device: What the adapter's `check_device` returned.
+        progress: Called with the number of bytes read so far.
+        copies: See `landing_of`.
+
+    Cost: each byte is read once; of what is mapped or in memory nothing is, unless it is copied.
     """
-    header, landing = file.header, landing_of(adapter, device)
-    source = file.source.for_all()
-    if landing.in_place and source.in_memory:
-        data = source.view(header.data_start, source.size - header.data_start)
-        result = adapter.decode_all(data, 0, header.tensors.items(), device)
-        if progress is not None:
-            progress(len(data))
-        return result
-    adapter.require(header.tensors.items())
-    jobs = [Job(batch) for batch in batches([file], None, landing.arena)]
+    landing = landing_of(adapter, device, copies=copies)
+    files = checkpoint.files
+    if landing.in_place and files:
+        sources = [file.source.for_all() for file in files]
+        if all(source.in_memory for source in sources):
+            return _decoded_in_place(files, sources, adapter, device, progress)
+    jobs = [Job(batch) for batch in batches(checkpoint, None, landing.arena)]
+    adapter.require(item for job in jobs for item in job.batch.tensors)
     Pipeline(jobs, landing.begin).run(reader_count(jobs, landing), progress)
-    result = {}
+    result: dict[str, Any] = {}
     for job in jobs:
         assert job.transfer is not None
         result.update(job.transfer.tensors())
         job.transfer = None
+    return result if files else {name: result[name] for name in checkpoint}
+
+
+def _decoded_in_place(
+    files: Sequence[SafetensorsFile],
+    sources: Sequence[Source],
+    adapter: Adapter,
+    device: Any,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """The tensors of files that are mapped or in memory, over that memory."""
+    result: dict[str, Any] = {}
+    done = 0
+    for file, source in zip(files, sources, strict=True):
+        start, tensors = file.header.data_start, file.header.tensors.items()
+        data = source.view(start, source.size - start)
+        found = adapter.decode_all(data, 0, tensors, device)
+        result = result | found if result else found
+        done += len(data)
+    if progress is not None:
+        progress(done)
     return result

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from ..checkpoint import FileTensor, SafetensorsFile, not_found
+from ..checkpoint import FileTensor, not_found
+from ..errors import DTypeError, quote
 from ..format import indexing
+from ..format.dtypes import BITS
 from ..format.header import TensorInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from ..checkpoint import Checkpoint, SafetensorsFile, Tensor
     from ..storage import Source
 
 __all__ = ["Batch", "Landing", "Scattered", "Transfer", "batches"]
@@ -38,6 +41,11 @@ class Batch(NamedTuple):
     tensors: list[tuple[str, TensorInfo]]
 
     @property
+    def threads(self) -> int:
+        """How many the source is best read with."""
+        return self.source.threads
+
+    @property
     def begin(self) -> int:
         """Offset in the file's data."""
         return self.tensors[0][1].begin
@@ -49,19 +57,22 @@ class Batch(NamedTuple):
 
 
 class Scattered(NamedTuple):
-    """A part of one tensor that is in many places: columns, every other row.
+    """A tensor, or a part of it, that is not one piece of a file: columns, every other row, cast values.
 
     Attributes:
-        source: Where it is.
         tensor: Of which it is a part.
-        expression: Which part.
+        expression: Which part; None for all of it.
         tensors: Name -> type and shape of the part, as `Batch` has it.
     """
 
-    source: Source
-    tensor: FileTensor
+    tensor: Tensor
     expression: Any
     tensors: list[tuple[str, TensorInfo]]
+
+    @property
+    def threads(self) -> int:
+        """How many it is best read with; 0 for as many as there are processors."""
+        return 0
 
     @property
     def nbytes(self) -> int:
@@ -100,47 +111,71 @@ class Landing(Protocol):
 
 
 def batches(
-    files: Sequence[SafetensorsFile], plan: Mapping[str, Any] | None, arena: int
+    checkpoint: Checkpoint, plan: Mapping[str, Any] | None, arena: int
 ) -> list[Batch | Scattered]:
-    """What `plan` wants of `files` (None: everything), in the order of the files and of their data.
+    """What `plan` wants of a checkpoint (None: everything), in the order of the files and of their data.
 
     Args:
-        files: Without two tensors of one name.
+        checkpoint: Files, or any mapping of names to tensors: filtered, renamed, cast, converted.
         plan: Name -> index expression, None for the whole tensor.
         arena: Neighbours are joined up to this number of bytes.
 
     Raises:
-        TensorNotFoundError: No file has a tensor of a name.
+        TensorNotFoundError: The checkpoint has no tensor of a name.
         SelectionError: An expression does not fit its tensor.
-        UnsupportedError: It turns elements round that share bytes.
+        UnsupportedError: It reverses elements that share bytes; or a tensor cannot be read.
     """
     if plan is not None:
-        _require_present(files, plan)
+        for name in plan:
+            if not isinstance(name, str) or name not in checkpoint:
+                raise not_found(name, checkpoint.name or None)
     found: list[Batch | Scattered] = []
-    for file in files:
-        source, start = file.source.for_all(), file.header.data_start
-        run: list[tuple[str, TensorInfo]] = []
-        for item in _wanted(file, source, plan):
-            if run and (
-                isinstance(item, Scattered)
-                or item[1].end - run[0][1].begin > arena
-                or item[1].begin - run[-1][1].end > GAP_MAX
-            ):
-                found.append(Batch(source, start, run))
-                run = []
-            if isinstance(item, Scattered):
-                found.append(item)
-            else:
-                run.append(item)
-        if run:
-            found.append(Batch(source, start, run))
+    if checkpoint.files:
+        for file in checkpoint.files:
+            source = file.source.for_all()
+            wanted = _wanted(file, source, plan)
+            found += _joined(wanted, source, file.header.data_start, arena)
+        return found
+    groups: dict[tuple[Source, int], list[tuple[str, FileTensor]]] = {}
+    for name in checkpoint if plan is None else plan:
+        tensor = checkpoint[name]
+        tensor.check_readable()
+        if isinstance(tensor, FileTensor):
+            place = tensor.source, tensor.data_start
+            groups.setdefault(place, []).append((name, tensor))
+        else:
+            found.append(_scattered(name, tensor, None if plan is None else plan[name]))
+    for (opened, start), tensors in groups.items():
+        source = opened.for_all()
+        # By the end too: an empty tensor begins where the next one does, and comes before it.
+        tensors.sort(key=lambda item: (item[1].info.begin, item[1].info.end))
+        parts = (
+            _part(source, start, name, tensor.info, None if plan is None else plan[name])
+            for name, tensor in tensors
+        )
+        found += _joined(parts, source, start, arena)
     return found
 
 
-def _require_present(files: Sequence[SafetensorsFile], plan: Mapping[str, Any]) -> None:
-    for name in plan:
-        if not isinstance(name, str) or not any(name in file.header.tensors for file in files):
-            raise not_found(name, files[0].name if len(files) == 1 else None)
+def _joined(
+    wanted: Iterable[tuple[str, TensorInfo] | Scattered], source: Source, start: int, arena: int
+) -> Iterator[Batch | Scattered]:
+    """Batches of neighbours; `wanted` is in the order of the data."""
+    run: list[tuple[str, TensorInfo]] = []
+    for item in wanted:
+        if run and (
+            isinstance(item, Scattered)
+            or item[1].end - run[0][1].begin > arena
+            or not 0 <= item[1].begin - run[-1][1].end <= GAP_MAX
+        ):
+            yield Batch(source, start, run)
+            run = []
+        if isinstance(item, Scattered):
+            yield item
+        else:
+            run.append(item)
+    if run:
+        yield Batch(source, start, run)
 
 
 def _wanted(
@@ -152,27 +187,37 @@ def _wanted(
         return tensors.items()
     present = plan.keys() & tensors.keys()
     names: Iterable[str]
-    if len(present) * 8 < len(tensors):  # a few of many: better sort them than look at all
-        # By the end too: an empty tensor begins where the next one does, and comes before it.
+    if len(present) * 8 < len(tensors):  # a few of many: sorting them is cheaper than visiting all
         names = sorted(present, key=lambda name: (tensors[name].begin, tensors[name].end))
     else:
         names = (name for name in tensors if name in present)
-    return (
-        (name, tensors[name]) if plan[name] is None else _part(file, source, name, plan[name])
-        for name in names
-    )
+    start = file.header.data_start
+    return (_part(source, start, name, tensors[name], plan[name]) for name in names)
 
 
 def _part(
-    file: SafetensorsFile, source: Source, name: str, expression: Any
+    source: Source, start: int, name: str, info: TensorInfo, expression: Any
 ) -> tuple[str, TensorInfo] | Scattered:
-    info = file.header.tensors[name]
+    if expression is None:
+        return name, info
     selection = indexing.select(expression, info.shape)
     runs = indexing.runs(selection, info.shape, info.dtype)
     if runs.run_count > 1 or selection.reversed:
-        indexing.require_reversible(selection, info.dtype)
-        tensor = FileTensor(name, info, source, file.header.data_start)
-        part = TensorInfo(info.dtype, selection.shape, 0, runs.nbytes)
-        return Scattered(source, tensor, expression, [(name, part)])
+        return _scattered(name, FileTensor(name, info, source, start), expression)
     begin = info.begin + (runs.offset if runs.nbytes else 0)
     return name, TensorInfo(info.dtype, selection.shape, begin, begin + runs.nbytes)
+
+
+def _scattered(name: str, tensor: Tensor, expression: Any) -> Scattered:
+    if expression is None:
+        return Scattered(
+            tensor, None, [(name, TensorInfo(tensor.dtype, tensor.shape, 0, tensor.nbytes))]
+        )
+    if tensor.dtype not in BITS:
+        raise DTypeError(f"tensor {quote(name)} is of type {tensor.dtype}, which cannot be indexed")
+    selection = indexing.select(expression, tensor.shape)
+    if selection.reversed:
+        indexing.require_reversible(selection, tensor.dtype)
+    runs = indexing.runs(selection, tensor.shape, tensor.dtype)
+    part = TensorInfo(tensor.dtype, selection.shape, 0, runs.nbytes)
+    return Scattered(tensor, expression, [(name, part)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -16,14 +16,13 @@ from typing import (
     overload,
 )
 
-from .. import checkpoint
 from ..checkpoint import not_found
 from ..errors import ClosedError, SafetensorError, UnsupportedError, quote
 from ..format.gcpause import gc_paused
-from ..trust.verifier import verifier
 from .adapter import adapter_for
 from .loading import CLOSED, Job, Pipeline, Progress, landing_of, reader_count
 from .plans import batches
+from .targets import opened
 
 if TYPE_CHECKING:
     import jax
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Self, Unpack
 
-    from ..checkpoint import SafetensorsFile
+    from ..checkpoint import Checkpoint
     from .adapter import Adapter
 
 __all__ = ["PrefetchLoader", "PrefetchPlan", "TensorMeta", "stream"]
@@ -84,18 +83,19 @@ class PrefetchLoader(Generic[T]):
 
     def __init__(
         self,
-        files: Sequence[SafetensorsFile],
+        checkpoint: Checkpoint,
         adapter: Adapter,
         device: Any,
         *,
         plan: PrefetchPlan | None = None,
         threads: int = THREADS,
         progress: Progress | None = None,
+        copies: bool = False,
     ) -> None:
         if isinstance(threads, bool) or not hasattr(threads, "__index__") or threads < 1:
             raise UnsupportedError(f"threads is {threads!r}, a number from 1 on is needed")
-        landing = landing_of(adapter, device)
-        found = batches(files, None if plan is None else _wanted(plan), landing.arena)
+        landing = landing_of(adapter, device, copies=copies)
+        found = batches(checkpoint, None if plan is None else _wanted(plan), landing.arena)
         adapter.require(item for batch in found for item in batch.tensors)
         jobs = [Job(batch) for batch in found]
         self._nbytes = sum(batch.nbytes for batch in found)
@@ -277,7 +277,8 @@ def stream(
     """The tensors of a checkpoint, of many files too, read in the background, each as it arrives.
 
     Args:
-        target: A file, an ``index.json``, a folder, a file object, or bytes.
+        target: A file, an ``index.json``, a folder, a file object, bytes, or a `Checkpoint` of any kind:
+            filtered, renamed, cast, converted.
         framework: As for `safe_open`.
         device: Where tensors go; as for `safe_open`.
         plan: What is wanted: names to index expressions (None for the whole tensor, a slice for its
@@ -307,5 +308,8 @@ def stream(
     found = adapter.check_device(device)
     if backend is None:
         backend = "auto" if adapter.maps else "read"
-    files = checkpoint.open(target, backend=backend, verify=verifier(trust)).files
-    return PrefetchLoader(files, adapter, found, plan=plan, threads=threads, progress=progress)
+    return PrefetchLoader(
+        opened(target, backend, trust), adapter, found,
+        plan=plan, threads=threads, progress=progress,
+        copies=not adapter.maps and isinstance(target, Mapping),
+    )  # fmt: skip

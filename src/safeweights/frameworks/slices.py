@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, Typ
 
 import numpy as np
 
-from ..errors import SelectionError, StepError, UnsupportedError, quote
+from ..errors import DTypeError, SelectionError, StepError, UnsupportedError, quote
 from ..format import indexing
 from ..format.dtypes import BITS
 from ..storage.memory import copied
 
 if TYPE_CHECKING:
-    from ..checkpoint import FileTensor
+    from ..checkpoint import Tensor
     from .adapter import Adapter
 
 __all__ = ["Part", "Slice", "read_part"]
@@ -31,11 +31,11 @@ class Part(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_part(tensor: FileTensor, expression: Any, *, clamp: bool = False) -> Part:
+def read_part(tensor: Tensor, expression: Any, *, clamp: bool = False) -> Part:
     """Read the part of `tensor` that a basic index expression selects.
 
     Args:
-        tensor: Of a file.
+        tensor: Any.
         expression: Integers, slices, ``...`` and None.
         clamp: Slice bounds beyond the axis mean its end, as in NumPy, instead of an error.
 
@@ -59,13 +59,19 @@ class Slice(Generic[T]):
 
     def __init__(
         self,
-        tensor: FileTensor,
+        tensor: Tensor,
         adapter: Adapter,
         device: Any,
         *,
         mapped: bool,
         copies: bool = False,
     ) -> None:
+        tensor.check_readable()
+        if tensor.dtype not in BITS:
+            raise DTypeError(
+                f"tensor {quote(tensor.name)} is of type {tensor.dtype}, which cannot be indexed",
+                tensor=tensor.name,
+            )
         self._tensor = tensor
         self._adapter = adapter
         self._device = device
@@ -130,7 +136,7 @@ class Slice(Generic[T]):
         return f"<Slice of {self._tensor!r}>"
 
 
-def _take(tensor: FileTensor, expression: Any) -> Part:
+def _take(tensor: Tensor, expression: Any) -> Part:
     """Index by arrays and masks as NumPy does; frameworks differ, and some clamp what is out of bounds."""
     bits = BITS[tensor.dtype]
     if bits < 8:

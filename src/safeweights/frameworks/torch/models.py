@@ -9,7 +9,7 @@ import torch
 
 from ...errors import LayoutError, NoDataError, StateDictError, UnsupportedError, quote
 from .. import functions
-from ..handle import opened_checkpoint
+from ..targets import opened
 from .adapter import ADAPTER, CODES, PLAIN, has_memory, host_bytes, packed_shape
 from .sharing import duplicates
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import os
 
     from ...checkpoint import Checkpoint, Tensor
+    from ..handle import Target as Named
 
 __all__ = ["load_into", "load_model", "save_model"]
 
@@ -61,7 +62,7 @@ def save_model(
 
 def load_model(
     model: torch.nn.Module,
-    filename: str | os.PathLike[str] | IO[bytes],
+    filename: Named,
     *,
     strict: bool = True,
     device: Any = "cpu",
@@ -95,14 +96,14 @@ def _require_same(target: Target, missing: Iterable[str], unexpected: Iterable[s
 
 def load_into(
     target: Target,
-    filename: str | os.PathLike[str] | IO[bytes],
+    filename: Named,
     *,
     strict: bool = True,
     backend: str = "pread",
     trust: object = None,
 ) -> tuple[set[str], list[str]]:
     """See `safeweights.torch.load_into`."""
-    stored = opened_checkpoint(filename, backend, trust)
+    stored = opened(filename, backend, trust)
     module = target if isinstance(target, torch.nn.Module) else None
     # keep_vars: the parameters themselves, so that tied ones are recognised as one.
     existing = dict(module.state_dict(keep_vars=True) if module is not None else target)  # type: ignore[arg-type]
