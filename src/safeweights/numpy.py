@@ -21,7 +21,9 @@ __all__ = ["load", "load_file", "safe_open", "save", "save_file"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def save(tensor_dict: Mapping[str, Array | Unread], metadata: Mapping[str, str] | None = None) -> bytes:
+def save(
+    tensor_dict: Mapping[str, Array | Unread], metadata: Mapping[str, str] | None = None
+) -> bytes:
     r"""Serialize arrays to the bytes of a safetensors file.
 
     Arrays may have any memory layout: transposed, strided and big-endian arrays are written in C order,

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["load", "load_file", "safe_open", "save", "save_file"]
 
 
-def save(tensors: Mapping[str, tf.Tensor | Unread], metadata: Mapping[str, str] | None = None) -> bytes:
+def save(
+    tensors: Mapping[str, tf.Tensor | Unread], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """Serialize `tensors` to the bytes of a safetensors file. The tensors are not changed.
 
     Args:

@@ -46,7 +46,9 @@ __all__ = [
 ]
 
 
-def save(tensors: Mapping[str, torch.Tensor | Unread], metadata: Mapping[str, str] | None = None) -> bytes:
+def save(
+    tensors: Mapping[str, torch.Tensor | Unread], metadata: Mapping[str, str] | None = None
+) -> bytes:
     r"""Serialize tensors to the bytes of a safetensors file.
 
     Args:
