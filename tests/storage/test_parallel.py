@@ -78,6 +78,12 @@ def test_thread_count(monkeypatch: pytest.MonkeyPatch, processors: int | None) -
 # ---- calls beside the caller
 
 
+def test_a_result_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_PATIENCE", 0.001)
+    with Background() as beside:
+        assert beside.submit(lambda: (time.sleep(0.05), 7)[1]).result() == 7
+
+
 def test_jobs_run_one_at_a_time_in_order_and_keep_their_errors() -> None:
     ran: list[tuple[int, int]] = []
 
@@ -110,7 +116,8 @@ def test_no_more_threads_than_were_allowed_and_than_there_are_jobs() -> None:
         assert beside.start() == 3
 
 
-def test_closing_drops_what_has_not_begun() -> None:
+def test_closing_drops_what_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_PATIENCE", 0.001)  # so that a wait is many of them
     begun, release = threading.Event(), threading.Event()
 
     def hold() -> str:
@@ -122,9 +129,11 @@ def test_closing_drops_what_has_not_begun() -> None:
     held = beside.submit(hold)
     dropped = beside.submit(begun.clear)
     begun.wait(30)
-    threading.Timer(0.05, release.set).start()
+    timer = threading.Timer(0.05, release.set)
+    timer.start()
     beside.close()
     beside.close()
+    timer.join()
     assert (held.result(), begun.is_set()) == ("held", True)
     with pytest.raises(parallel._AbandonedError):
         dropped.result()
@@ -434,9 +443,13 @@ def test_cheap_neighbours_are_handled_together(monkeypatch: pytest.MonkeyPatch) 
         run(batch, *given)
 
     monkeypatch.setattr(parallel._Batch, "run", noting)
-    costs = [1, 2, 7, 50, 3, 3, 3, 3, 9]
+    costs = [1, 2, 7, 50, 3, 3, 3, 3]
     assert in_threads(lambda item, _: item, costs, cost=int, workers=2) == costs
+    assert sorted(ran) == [[1, 2, 7], [3, 3, 3, 3], [50]]
+    ran.clear()
+    assert in_threads(lambda item, _: item, [*costs, 9], cost=int, workers=2) == [*costs, 9]
     assert sorted(ran) == [[1, 2, 7], [3, 3, 3, 3], [9], [50]]
+    assert in_threads(lambda item, _: item, [], cost=int) == []
 
 
 def test_a_failure_among_neighbours_is_the_first_in_order() -> None:

@@ -76,8 +76,8 @@ class InflatedSource(Source):
     """The inflated bytes of a compressed stream whose inflated size is known.
 
     Reading forward costs what decompression costs; reading backwards starts over. Memory: two blocks. The
-    stream must inflate to exactly `size` bytes, and to the CRC-32 `crc` if that is given; the read that
-    reaches the last byte checks both before it returns.
+    stream must inflate to exactly `size` bytes, end with `parent`, and have the CRC-32 `crc` if that is
+    given; the read that reaches the last byte checks all of this before it returns.
     """
 
     def __init__(
@@ -115,6 +115,8 @@ class InflatedSource(Source):
 
     def _next_block(self) -> None:
         self._block = self._inflate()
+        if not self._block:
+            raise self._fault(f"inflates to {self._position} bytes, not {self.size}")
         self._position += len(self._block)
         if self._crc is not None:
             self._running_crc = zlib.crc32(self._block, self._running_crc)
@@ -122,6 +124,7 @@ class InflatedSource(Source):
             self._finish()
 
     def _inflate(self) -> bytes:
+        """The next block; empty at the end of the stream, or of the data."""
         block = _advance(self._stream, b"", self)
         while not block and not self._stream.eof:
             count = min(_BLOCK, self._parent.size - self._input)
@@ -130,13 +133,16 @@ class InflatedSource(Source):
             data = read_bytes(self._parent, self._input, count)
             self._input += count
             block = _advance(self._stream, data, self)
-        if not block:
-            raise self._fault(f"inflates to {self._position} bytes, not {self.size}")
         return block
 
     def _finish(self) -> None:
-        if self._position > self.size:
+        """Check that the stream ends here, and what it holds."""
+        if self._position > self.size or self._inflate():
             raise self._fault(f"inflates to more than the declared {self.size} bytes")
+        if not self._stream.eof:
+            raise self._fault("ends before its stream does")
+        if self._stream.unused_data or self._input < self._parent.size:
+            raise self._fault("goes on after the end of its stream")
         if self._crc is not None and self._running_crc != self._crc:
             raise self._fault("does not match its CRC-32 checksum")
 
@@ -177,6 +183,8 @@ def spooled(parent: Source, codec: str, name: str, limits: Limits = DEFAULT_LIMI
             if block:
                 file.write(block)
                 continue
+            if stream.eof:  # its last bytes were no data, but a checksum
+                break
             data = read_bytes(parent, position, min(_BLOCK, parent.size - position))
             position += len(data)
             if not data:

@@ -148,7 +148,11 @@ class ByteReader:
         return start
 
     def line(self, limit: int) -> bytes:
-        """The bytes before the next newline, which is skipped; a FormatError beyond `limit` bytes."""
+        """The bytes before the next newline, which is skipped.
+
+        Raises:
+            FormatError: There is no newline, or none within about `limit` bytes (a block of 64 KiB more).
+        """
         searched = 0
         while True:
             found = self._buffer.find(b"\n", self._position + searched)
