@@ -22,8 +22,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from . import __version__, checkpoint
-from .conversion import formats
+from .conversion.foreign import ForeignCheckpoint
+from .conversion.opening import open as open_any
 from .errors import MissingDependencyError, SafetensorError, quote
+from .reports.calls import loading_calls
 from .storage import DescriptorSource
 from .trust.content.digests import hash_file
 from .trust.errors import DocumentError
@@ -87,7 +89,7 @@ class ModelTools:
         Reads no tensor and executes nothing. At most 200 tensors are listed, from `offset` on.
         """
         full = self._inside(path)
-        opened = self._open(full)
+        opened = open_any(full, backend="pread", trust=self._confined)
         listed = [
             {
                 "name": _shown(name),
@@ -100,15 +102,15 @@ class ModelTools:
         metadata = opened.metadata or {}
         result = {
             "path": path,
-            "format": getattr(opened, "format", "safetensors"),
+            "format": opened.format,
             "tensors": len(opened),
             "bytes": sum(tensor.nbytes for tensor in opened.values()),
             "listed_from": max(offset, 0),
             "listed": listed,
             "metadata": {_shown(k): _shown(v) for k, v in islice(metadata.items(), _LISTED)},
         }
-        if calls := getattr(opened, "calls", None):
-            result["would_execute"] = [_shown(str(call)) for call in calls[:_LISTED]]
+        if calls := loading_calls(opened):
+            result["would_execute"] = [_shown(call) for call in calls[:_LISTED]]
         return result
 
     def admit(self, path: str) -> dict[str, Any]:
@@ -138,7 +140,8 @@ class ModelTools:
         if os.path.basename(name) != name or not name.endswith(".safetensors"):
             raise SafetensorError("`name` must be a plain file name that ends in .safetensors")
         target = os.path.join(self.output, name)
-        opened = formats.open(full, trust=self._confined)
+        opened = open_any(full, backend="pread", trust=self._confined)
+        others = opened.others if isinstance(opened, ForeignCheckpoint) else []
         refused = opened.refused
         readable = {name: opened[name] for name in opened if name not in refused}
         try:
@@ -159,7 +162,7 @@ class ModelTools:
             "bytes": digest.size,
             "tensors": len(readable),
             "refused": {_shown(k): _shown(v) for k, v in islice(refused.items(), _LISTED)},
-            "left_out": [_shown(other.name) for other in opened.others[:_LISTED]],
+            "left_out": [_shown(other.name) for other in others[:_LISTED]],
         }
         if self.log:
             self.log.append("convert", {"path": path, **result})
@@ -184,11 +187,6 @@ class ModelTools:
         """The file at `path`, opened so that no link leads out of the folder."""
         with open_regular(path, beneath=self._real_root) as (descriptor, _size):
             return DescriptorSource(os.dup(descriptor), path, mapped=False)
-
-    def _open(self, full: str) -> checkpoint.Checkpoint:
-        if os.path.isdir(full) or full.endswith((checkpoint.SUFFIX, ".json")):
-            return checkpoint.open(full, backend="pread", verify=self._confined)
-        return formats.open(full, trust=self._confined)
 
 
 def _rooted(policy: Policy, root: str) -> Policy:

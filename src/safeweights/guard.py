@@ -226,7 +226,8 @@ def _converted(call: str, file: Any, framework: str, device: Any = None) -> Any:
             "convert` turns the file into safetensors without executing it",
             path=str(path) if path else None,
         )
-    from .conversion.formats import open as open_foreign
+    from .conversion.foreign import ForeignCheckpoint
+    from .conversion.opening import open as open_any
     from .conversion.rebuilding import rebuild
     from .frameworks.adapter import adapter_for
 
@@ -238,8 +239,9 @@ def _converted(call: str, file: Any, framework: str, device: Any = None) -> Any:
         chosen, where = (arrays, None) if is_array else (adapter, place)
         return chosen.decode(tensor.view(), tensor.dtype, tensor.shape, where)
 
-    checkpoint = open_foreign(file)
-    if checkpoint.tree is None:  # a format that has only tensors
+    checkpoint = open_any(file, backend="pread")
+    if not isinstance(checkpoint, ForeignCheckpoint) or checkpoint.tree is None:
+        # a format that has only tensors
         return {name: decode(tensor, False) for name, tensor in checkpoint.items()}
     found = rebuild(checkpoint, decode)
     if found.changed:

@@ -438,7 +438,7 @@ def test_an_archive_that_is_no_checkpoint_is_named(run, tmp_path, model, target)
     for name, kind in (("a", "zip"), ("b", "tar")):
         result = run("convert", str(tmp_path / name), target)
         assert result.exit_code == 1
-        assert f"it is a {kind} archive of other things" in result.stderr
+        assert f"it is a {kind} archive of other files" in result.stderr
         assert "safeweights convert" not in result.stderr
 
 

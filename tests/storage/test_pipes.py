@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import errno
+import gzip
 import io
 import itertools
 import pickle
@@ -12,10 +13,11 @@ import sys
 import tempfile
 import zipfile
 
+import numpy as np
 import pytest
 
 from safeweights.checkpoint import SafetensorsFile
-from safeweights.conversion.opening import is_known
+from safeweights.conversion.opening import is_known, read_source
 from safeweights.errors import FormatError, UnsupportedError
 from safeweights.format.writer import layout
 from safeweights.storage import FileObjectSource
@@ -206,3 +208,13 @@ def test_standard_input_that_is_a_device_is_read_like_a_pipe(monkeypatch):
     with open("/dev/zero", "rb") as file:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(file))
         assert 1024 <= stdin_source(is_known).size <= (1 << 20) + 1024  # it has no end
+
+
+@pytest.mark.parametrize("headers_only", [False, True])
+def test_a_stream_that_begins_like_the_length_of_a_header(headers_only):
+    """So does gzip, if it has no time in it."""
+    data = gzip.compress(pickle.dumps({"a": np.arange(3.0)}), mtime=0)
+    assert int.from_bytes(data[:8], "little") == 559_903
+    opened = read_source(piped(Pipe(data), is_known, headers_only=headers_only))
+    assert opened.format == "joblib"
+    assert bytes(opened["a"].view()) == np.arange(3.0).tobytes()

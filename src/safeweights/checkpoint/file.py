@@ -16,6 +16,10 @@ __all__ = ["SafetensorsFile", "not_found"]
 class SafetensorsFile:
     """One opened safetensors file: its source and its header.
 
+    Args:
+        source: The file.
+        head: Bytes of its beginning that were read already; they are not read again.
+
     Attributes:
         name: Path, or what else to call it.
         header: The validated header.
@@ -24,10 +28,10 @@ class SafetensorsFile:
 
     __slots__ = ("header", "name", "source")
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, head: bytes = b"") -> None:
         self.source = source
         self.name = source.name
-        self.header = _read_header(source)
+        self.header = _read_header(source, head)
 
     @classmethod
     def open(
@@ -63,13 +67,15 @@ def not_found(name: object, path: str | None) -> TensorNotFoundError:
     return kind(f"File does not contain tensor {shown}", path=path or None, tensor=where)
 
 
-def _read_header(source: Source) -> Header:
+def _read_header(source: Source, head: bytes) -> Header:
     name = source.name or None
     # Not viewed: the first touch of a mapping takes longer than reading.
-    head = source.read(0, min(PREFIX, source.size))
+    head = head or source.read(0, min(PREFIX, source.size))
     try:
         length = header_length(head, source.size, path=name)
-        return parse(source.read(PREFIX, length), source.size - PREFIX - length, path=name)
+        end = PREFIX + length
+        text = head[PREFIX:end] if end <= len(head) else source.read(PREFIX, length)
+        return parse(text, source.size - end, path=name)
     except FormatError as error:
         found = identify(bytes(source.view(0, min(HEAD, source.size))))
         if found is not None:

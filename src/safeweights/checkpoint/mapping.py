@@ -59,6 +59,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     Attributes:
         name: Path of the file or folder, for messages.
+        format: What the files are: ``"safetensors"``, or another format that tensors were read from.
         files: The safetensors files behind it, in order; empty for other formats and views of them.
     """
 
@@ -69,11 +70,13 @@ class Checkpoint(Mapping[str, Tensor]):
         *,
         name: str = "",
         files: Iterable[SafetensorsFile] = (),
+        format: str = "safetensors",  # noqa: A002 - what other formats' readers call it
     ) -> None:
         self._tensors: Mapping[str, Tensor] | None = tensors
         self._metadata = None if metadata is None else dict(metadata)
         self.name = name
         self.files = tuple(files)
+        self.format = format
 
     @classmethod
     def from_files(cls, files: Iterable[SafetensorsFile], name: str) -> Checkpoint:
@@ -192,7 +195,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._with(renamed)
 
     def _with(self, tensors: Mapping[str, Tensor]) -> Checkpoint:
-        return Checkpoint(tensors, self._metadata, name=self.name)
+        return Checkpoint(tensors, self._metadata, name=self.name, format=self.format)
 
     def close(self) -> None:
         """Let go of the files; tensors already handed out stay usable."""

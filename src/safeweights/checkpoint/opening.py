@@ -1,41 +1,45 @@
-"""Opening safetensors files, indexes and folders as one mapping."""
+"""Opening safetensors files, indexes and folders as one mapping.
+
+`find_files` says which files a path leads to, also for readers of other formats.
+"""
 
 from __future__ import annotations
 
 import os
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from ..errors import FormatError
+from ..storage import LocalStore, Store
 from .file import SafetensorsFile
 from .mapping import Checkpoint
 from .shardindex import (
     SUFFIX,
-    ShardIndex,
     check_complete,
     check_present,
     check_twin,
     disagreements,
     find_shards,
-    read_index,
+    parse_index,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Collection, Iterator, Mapping
 
-    from ..storage import Verifier
+    from ..storage import Source, Verifier
 
-__all__ = ["open"]
+__all__ = ["Files", "find_files", "kind_of", "open"]
+
+Place: TypeAlias = Literal["file", "index", "folder"]
 
 
 def open(target: Any, *, backend: str = "mmap", verify: Verifier | None = None) -> Checkpoint:
-    """Open a checkpoint: a file, an ``index.json``, a folder, a file object, or bytes.
+    """Open a checkpoint of safetensors: a file, an ``index.json``, a folder, a file object, or bytes.
 
-    Reads and checks headers only. A folder is read through its index where it has one; without one
-    all its ``.safetensors`` files are taken together.
+    Reads and checks headers only. A folder is read through its index if it has one; otherwise all its
+    ``.safetensors`` files are taken together.
 
     Args:
-        target: Path, readable file object, or bytes-like object that holds a file.
+        target: Path, store, readable file object, or bytes-like object that holds a file.
         backend: ``"mmap"`` maps the file, ``"pread"`` reads what is asked for. A mapping is fastest,
             but if another process truncates the file, touching it kills the process. ``"direct"``,
             ``"auto"``: see `safeweights.storage.open_source`.
@@ -52,42 +56,129 @@ def open(target: Any, *, backend: str = "mmap", verify: Verifier | None = None) 
     >>> open(data)["a"]
     <FileTensor `a` F32 [3]>
     """
-    if not isinstance(target, str | os.PathLike):
+    files = find_files(target, verify=verify)
+    if files is None:
+        target = os.fsdecode(target) if isinstance(target, os.PathLike) else target
         file = SafetensorsFile.open(target, backend=backend, verify=verify)
         return Checkpoint.from_files([file], file.name)
-    path = os.fsdecode(target)
-    read = partial(SafetensorsFile.open, backend=backend, verify=verify)
+    opened = {name: SafetensorsFile(source) for name, source in files.open(backend, verify)}
+    files.check({name: file.header.tensors for name, file in opened.items()})
+    return Checkpoint.from_files(opened.values(), files.name)
+
+
+def kind_of(path: str) -> Place:
+    """What a path is taken for: a folder if there is one, an index by its name, or else a file."""
     if os.path.isdir(path):
-        return _open_folder(path, read, verify)
-    if path.endswith(".json"):
-        return _open_shards(path, read_index(path, verify=verify), read, name=path)
-    return Checkpoint.from_files([read(path)], path)
+        return "folder"
+    return "index" if path.endswith(".json") else "file"
 
 
-def _open_folder(
-    path: str, read: Callable[[str], SafetensorsFile], verify: Verifier | None
-) -> Checkpoint:
-    names = os.listdir(path)
-    index, files = find_shards(names, path)
-    if index is not None:
-        found = read_index(os.path.join(path, index), verify=verify)
-        check_twin(index, found.shards, names, path)
-        return _open_shards(os.path.join(path, index), found, read, name=path)
-    if not files:
-        raise FormatError(f"the folder has no {SUFFIX} file and no index", rule="folder", path=path)
-    check_complete(files, path)
-    return Checkpoint.from_files([read(os.path.join(path, file)) for file in files], path)
+class Files(NamedTuple):
+    """The files of a checkpoint that has several.
+
+    Attributes:
+        name: What to call the checkpoint.
+        store: Where the files are.
+        names: Their names there, in order.
+        index_name: The name of the index, if there is one.
+        weight_map: Tensor -> name, as the index has it.
+    """
+
+    name: str
+    store: Store
+    names: list[str]
+    index_name: str | None = None
+    weight_map: Mapping[str, str] | None = None
+
+    def open(self, backend: str, verify: Verifier | None) -> Iterator[tuple[str, Source]]:
+        """Name and source of each file, opened one after another."""
+        for name in self.names:
+            yield name, _open_in(self.store, name, backend, verify)
+
+    def check(self, tensors: Mapping[str, Collection[str]]) -> None:
+        """Compare the files with their index, if they have one.
+
+        Args:
+            tensors: Name of a file -> the names of its tensors.
+
+        Raises:
+            FormatError: The index and the files do not have the same tensors in the same places.
+        """
+        if self.index_name is not None and self.weight_map is not None:
+            path = self.store.locate(self.index_name)
+            for error in disagreements(self.weight_map, tensors, path):
+                raise error
 
 
-def _open_shards(
-    path: str, index: ShardIndex, read: Callable[[str], SafetensorsFile], *, name: str
-) -> Checkpoint:
-    """The shards of the index at `path`."""
-    folder, shards = os.path.dirname(path), index.shards
-    missing = [shard for shard in shards if not os.path.lexists(os.path.join(folder, shard))]
-    check_present(shards, missing, path)
-    files = {shard: read(os.path.join(folder, shard)) for shard in shards}
-    tensors = {shard: file.header.tensors for shard, file in files.items()}
-    for error in disagreements(index.weight_map, tensors, path):
-        raise error
-    return Checkpoint.from_files(files.values(), name)
+_SAFETENSORS_ONLY: Final = ((SUFFIX,),)
+
+
+def find_files(
+    target: Any,
+    *,
+    suffixes: tuple[tuple[str, ...], ...] = _SAFETENSORS_ONLY,
+    shard_suffix: str = SUFFIX,
+    verify: Verifier | None = None,
+) -> Files | None:
+    """The files that a folder, a store, or an index consists of; None for anything else.
+
+    Args:
+        target: A path, a store, or anything else.
+        suffixes: How names of weight files end. The first group counts of which a folder has a file or
+            an index; the others are tried in turn.
+        shard_suffix: How the names end that an index may list; ``""`` allows any.
+        verify: See `open`; for the index.
+
+    Raises:
+        FormatError: A folder without weights (rule ``folder``) or with several indexes; an index that
+            cannot be read or lists files that are missing.
+        OSError: Something cannot be opened or read.
+    """
+    if isinstance(target, Store):
+        return _find_in_folder(target, target.location, suffixes, shard_suffix, verify)
+    if not isinstance(target, str | os.PathLike):
+        return None
+    path = os.fsdecode(target)
+    kind = kind_of(path)
+    if kind == "folder":
+        return _find_in_folder(LocalStore(path), path, suffixes, shard_suffix, verify)
+    if kind == "index":
+        folder, name = os.path.split(path)
+        return _read_index(LocalStore(folder), name, path, shard_suffix, verify)
+    return None
+
+
+def _find_in_folder(
+    store: Store,
+    path: str,
+    suffixes: tuple[tuple[str, ...], ...],
+    shard_suffix: str,
+    verify: Verifier | None,
+) -> Files:
+    names = [entry.name for entry in store.list(recursive=False)]
+    for group in suffixes:
+        index, files = find_shards(names, path, group)
+        if index is not None:
+            found = _read_index(store, index, path, shard_suffix, verify)
+            check_twin(index, found.names, names, path)
+            return found
+        if files:
+            check_complete(files, path)
+            return Files(path, store, files)
+    raise FormatError(f"the folder has no {SUFFIX} file and no index", rule="folder", path=path)
+
+
+def _read_index(
+    store: Store, name: str, path: str, shard_suffix: str, verify: Verifier | None
+) -> Files:
+    source = _open_in(store, name, "pread", verify)
+    index = parse_index(source, store.locate(name), suffix=shard_suffix)
+    shards = index.shards
+    missing = [shard for shard in shards if store.kind(shard) is None]
+    check_present(shards, missing, store.locate(name))
+    return Files(path, store, shards, name, index.weight_map)
+
+
+def _open_in(store: Store, name: str, backend: str, verify: Verifier | None) -> Source:
+    source = store.open(name, backend=backend)
+    return source if verify is None else verify(source, source.name)

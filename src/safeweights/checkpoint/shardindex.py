@@ -48,6 +48,9 @@ ANY_INDEX: Final = ".index.json"
 """How the names of indexes end, whatever the format of their shards."""
 
 _INDEX_MAX: Final = 1 << 28
+_TRAINING: Final = re.compile(
+    r"(training_args|optimizer|scheduler|rng_state.*|scaler|random_states.*)\.(bin|pt|pth)"
+).fullmatch
 _SHARD = re.compile(r"(.*)-(\d{5,9})-of-(\d{5,9})(.*)", re.ASCII | re.DOTALL).fullmatch
 
 
@@ -85,7 +88,8 @@ def find_shards(
     """The index of a folder, if it has one, and its files with one of the suffixes, sorted.
 
     Hidden files are left out: they belong to an editor, to a file manager (``._model.safetensors``) or
-    to a save that has not finished.
+    to a save that has not finished. So is what training keeps beside the weights, such as the state of
+    the optimizer.
 
     Args:
         names: What is in the folder.
@@ -102,7 +106,7 @@ def find_shards(
         raise FormatError(
             f"the folder has several indexes, name one of them: {listed}", rule="index", path=path
         )
-    files = [name for name in visible if name.endswith(suffixes)]
+    files = [name for name in visible if name.endswith(suffixes) and not _TRAINING(name)]
     return (indexes[0] if indexes else None), files
 
 

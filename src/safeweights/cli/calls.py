@@ -8,19 +8,13 @@ from ..errors import quote
 from ..text import escape, plural, printable
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
     from ..reports.documents import UnreadableRecord
     from .output import Output
 
-__all__ = ["calls_of", "draw_unreadable", "say_calls"]
+__all__ = ["draw_unreadable", "say_calls"]
 
 _CALLS_SHOWN: Final = 3
 _REASONS_SHOWN: Final = 5
-
-
-def calls_of(checkpoint: Checkpoint) -> list[str]:
-    """Functions that the checkpoint's own library would call, other than those that build tensors."""
-    return list(getattr(checkpoint, "calls", ()))
 
 
 def say_calls(out: Output, path: str, calls: list[str]) -> None:

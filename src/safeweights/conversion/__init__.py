@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from ..storage.limits import DEFAULT_LIMITS, Limits
     from .converting import Options, convert
     from .foreign import ForeignCheckpoint
-    from .formats import FORMATS, open
+    from .formats import FORMATS
+    from .opening import open
     from .record import Conversion
     from .scanning import Finding, Report, scan, scan_folder
 
@@ -45,7 +46,7 @@ __getattr__, __dir__ = lazy_names(
         "Options": "converting",
         "Report": "scanning",
         "convert": "converting",
-        "open": "formats",
+        "open": "opening",
         "scan": "scanning",
         "scan_folder": "scanning",
     },

@@ -1,6 +1,6 @@
 """Converting checkpoints of other formats to safetensors files.
 
-Reads with `formats`, decides with `plan` and `destination`, and writes all files as one commit of a
+Reads through `opening`, decides with `plan` and `destination`, and writes all files as one commit of a
 store: if anything fails, the destination is as it was. Memory: at most 64 MiB of chunks on their way to
 the disk, and the largest tensor that must be gathered or computed.
 """
@@ -26,10 +26,10 @@ from ..storage.hashing import sha256
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.parallel import Background, Job
 from ..trust.verifier import verifier
-from . import formats
 from .destination import Destination, Output
 from .folders import find_checkpoints
 from .foreign import ForeignCheckpoint, OpenOptions
+from .opening import read_foreign
 from .plan import Plan, Selection, make_plan, parse_renames
 from .record import Conversion, FileRecord, dropped_records, others_as_json
 
@@ -217,7 +217,7 @@ def _refuse_twice(paths: list[str]) -> None:
 def _open(file: Source, options: Options, verify: Verifier | None) -> ForeignCheckpoint:
     casts = parse_casts(options.dtype) if options.dtype else {}
     given = OpenOptions(options.limits, options.densify, casts, verify=verify)
-    return formats.read(file, given, options.format)
+    return read_foreign(file, given, options.format)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ given, and the calls that loading the file with its own library would have made.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint
+from ..errors import FormatError, quote
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from .pickles.flatten import Flat, Other, flatten
 from .pickles.materialize import Materialized, Storages, materialize
@@ -22,7 +24,7 @@ from .pickles.torch_nodes import TORCH_CONSTRUCTORS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ..storage import Verifier
+    from ..storage import Source, Verifier
     from .pickles.machine import Pickle
     from .pickles.nodes import Call, Value
 
@@ -42,6 +44,7 @@ class OpenOptions:
         casts: Element type -> the type that its tensors are converted to.
         paddle: Read arrays of 16-bit unsigned integers as BF16, which is what Paddle means by them.
         verify: Given the source of a further file and its path, the source to read from instead.
+        backend: How a further file is read; see `safeweights.storage.open_source`.
     """
 
     limits: Limits = DEFAULT_LIMITS
@@ -49,6 +52,12 @@ class OpenOptions:
     casts: Mapping[str, str] = field(default_factory=dict)
     paddle: bool = False
     verify: Verifier | None = None
+    backend: str = "pread"
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> OpenOptions:
+        """The options of a call, of which those that are None are left at their defaults."""
+        return cls(**{name: value for name, value in given.items() if value is not None})
 
 
 class ForeignCheckpoint(Checkpoint):
@@ -59,10 +68,12 @@ class ForeignCheckpoint(Checkpoint):
         aliases: Name -> the first name that shows the same bytes (tied weights).
         others: What is not a tensor, the first 100,000 of `others_count`.
         calls: The calls that the format's own loader would have made, in order.
+        sources: The files that were opened.
         tree: What the file holds, as `rebuilding` takes it; None for a format that holds only tensors.
         nodes: Name -> the node of `tree` that describes what is called so.
     """
 
+    sources: tuple[Source, ...] = ()
     tree: Value = None
     nodes: Mapping[str, Value] = MappingProxyType({})
 
@@ -77,12 +88,45 @@ class ForeignCheckpoint(Checkpoint):
         others_count: int = 0,
         calls: Iterable[Call] = (),
     ) -> None:
-        super().__init__(found.tensors, metadata, name=name)
-        self.format = format_name
+        super().__init__(found.tensors, metadata, name=name, format=format_name)
         self.aliases = found.aliases
         self.others = list(others)
         self.others_count = others_count
         self.calls = list(calls)
+
+    @classmethod
+    def union(cls, parts: Iterable[Checkpoint], name: str) -> ForeignCheckpoint:
+        """Several files together, not all of them safetensors.
+
+        Metadata is that of the only one, or none.
+
+        Raises:
+            FormatError: Two of them have a tensor of the same name.
+        """
+        parts = list(parts)
+        foreign = [part for part in parts if isinstance(part, ForeignCheckpoint)]
+        found = Materialized()
+        for part in parts:
+            for twice in found.tensors.keys() & part:
+                raise FormatError(
+                    f"tensor {quote(twice)} is in two files, one of them {quote(part.name)}; if they "
+                    "are two models, open one of them by its name",
+                    rule="duplicate-key", path=name, tensor=twice,
+                )  # fmt: skip
+            found.tensors.update(part)
+        for each in foreign:
+            found.aliases.update(each.aliases)
+        union = cls(
+            name,
+            ", ".join(sorted({part.format for part in parts})),
+            found,
+            metadata=parts[0].metadata if len(parts) == 1 else None,
+            others=chain.from_iterable(each.others for each in foreign),
+            others_count=sum(each.others_count for each in foreign),
+            calls=chain.from_iterable(each.calls for each in foreign),
+        )
+        union.sources = tuple(source for each in foreign for source in each.sources)
+        return union
 
 
 def from_tree(

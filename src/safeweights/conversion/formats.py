@@ -1,43 +1,36 @@
-"""Which format a file is in, and the reader for it.
+"""The formats other than safetensors: how each is recognised, and its reader.
 
-Decided by what is in the file, never by its name alone: a name is only asked where bytes do not
-tell (a TensorFlow index, Paddle's pickles). `open` gives the same mapping for all of them.
+What is in a file decides; its name is asked only where bytes do not tell (Paddle's pickles). Every
+reader gives the same mapping. Which format a file is in, `opening` decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ..checkpoint import SafetensorsFile
 from ..derived.casting import cast
-from ..errors import FormatError
-from ..format.sniffing import identify
-from ..storage import BytesSource, Source, open_source
+from ..errors import FormatError, UnsupportedError, quote
+from ..format.sniffing import HEAD, identify
+from ..storage import Source
 from ..storage.windows import read_bytes
-from ..trust.verifier import verifier
 from .archives import tar_reader, zip_reader
 from .foreign import ForeignCheckpoint, OpenOptions
 from .pickles.materialize import Materialized
 from .readers import flax_msgpack, gguf, hdf5, numpy_files, tensorflow_v2, torch_files, torch_tar
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
-
-    from ..storage import Verifier
     from ..storage.limits import Limits
 
-__all__ = ["FORMATS", "identify_format", "identify_zip", "open", "read"]
-
-HEAD: Final = 1024
+__all__ = ["FORMATS", "identify_foreign", "identify_zip", "read_as", "unknown_format"]
 
 Reader = Callable[[Source, OpenOptions], ForeignCheckpoint]
 
 
 def _read_safetensors(source: Source, options: OpenOptions) -> ForeignCheckpoint:
-    """A safetensors file, so that conversion can rename, filter and cast one as well."""
+    """A safetensors file as conversion takes it: its tensors are cast like those of other formats."""
     file = SafetensorsFile(source)
     tensors = {
         name: cast(file.tensor(name), options.casts, source.name) for name in file.header.tensors
@@ -70,15 +63,22 @@ _PADDLE_SUFFIXES: Final = (".pdparams", ".pdopt", ".pdiparams")
 _TEXT_PICKLES: Final = (b"(", b"c", b"]", b"}", b")", b"i", b"N", b"I", b"L", b"S", b"V", b"F")
 
 
-def identify_format(source: Source, limits: Limits) -> str | None:
-    """The key of `FORMATS` that `source` is in, or None.
+def identify_foreign(
+    source: Source, head: bytes, limits: Limits, *, certain: bool = False
+) -> str | None:
+    """The key of `FORMATS` that `source`, which is not safetensors, is in; or None.
 
-    Cost: the first KiB; the directory of a zip or tar archive; the first 4 MiB of a compressed stream.
+    Cost: the directory of a zip or tar archive; the first 4 MiB of a compressed stream.
+
+    Args:
+        source: The file.
+        head: Its first bytes.
+        limits: What an archive may cost.
+        certain: Go by signatures alone, not by what text and plain pickles usually begin with.
 
     Raises:
         FormatError: It is an archive that breaks a rule.
     """
-    head = read_bytes(source, 0, min(HEAD, source.size))
     if zip_reader.looks_like_zip(head):
         return identify_zip(zip_reader.ZipArchive(source, limits))
     if torch_files.is_legacy(head):
@@ -93,11 +93,9 @@ def identify_format(source: Source, limits: Limits) -> str | None:
     if tar_reader.looks_like_tar(head):
         archive = tar_reader.TarArchive(source, limits)
         return "torch-tar" if torch_tar.is_torch_tar(archive) else None
-    if tensorflow_v2.is_table(source):
+    if not certain and tensorflow_v2.is_table(source):  # known by the end of the file
         return "tensorflow-v2"
-    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= source.size - 8:
-        return "safetensors"
-    return _identify_stream(head, source)
+    return _identify_stream(head, source, certain=certain)
 
 
 def identify_zip(archive: zip_reader.ZipArchive) -> str | None:
@@ -109,91 +107,53 @@ def identify_zip(archive: zip_reader.ZipArchive) -> str | None:
     return "npz" if numpy_files.is_npz(archive) else None
 
 
-def _identify_stream(head: bytes, source: Source) -> str | None:
-    if source.name.endswith(_PADDLE_SUFFIXES):
+def _identify_stream(head: bytes, source: Source, *, certain: bool) -> str | None:
+    if not certain and source.name.endswith(_PADDLE_SUFFIXES):
         return "paddle"
-    if head[:1] == b"\x80" and 2 <= head[1:2][0] <= 5 if len(head) > 1 else False:
+    if not certain and len(head) > 1 and head[:1] == b"\x80" and 2 <= head[1] <= 5:
         return "pickle"
     if numpy_files.compressed_kind(source) is not None:
         return "pickle" if numpy_files.holds_pickle(source) else None
+    if certain:
+        return None
     if flax_msgpack.looks_like_map(head):
         return "flax-msgpack"
     return "pickle" if head[:1] in _TEXT_PICKLES else None
 
 
-def open(
-    target: str | os.PathLike[str] | bytes | Any,
-    *,
-    format: str | None = None,  # noqa: A002 - what callers call it
-    densify: bool = False,
-    casts: Mapping[str, str] | None = None,
-    limits: Limits | None = None,
-    trust: object = None,
-) -> ForeignCheckpoint:
-    """Open a checkpoint of another format as a mapping from names to tensors.
-
-    Nothing in the file is executed, imported or called; tensors are read when they are asked for.
-
-    Args:
-        target: Path, bytes, or seekable file object.
-        format: A key of `FORMATS`, for a file that cannot be told by its contents.
-        densify: Make sparse and quantised tensors dense instead of refusing them.
-        casts: Element type -> the type its tensors are converted to while they are read.
-        limits: What the file may cost; see `Limits`.
-        trust: What the file must fulfil before a byte of it is used; see `safeweights.open`.
+def read_as(name: str, source: Source, options: OpenOptions) -> ForeignCheckpoint:
+    """A file that is open, and that is trusted as far as it has to be, in the format `name`.
 
     Raises:
-        FormatError: The file is in no known format, or breaks a rule of its own.
-        UnsupportedError: Something other than a path is to be trusted.
-        TrustError: The file is not what `trust` asks for.
-        OSError: It cannot be opened or read.
-
-    >>> import io, numpy
-    >>> file = io.BytesIO()
-    >>> numpy.savez(file, a=numpy.zeros(3, "f4"))
-    >>> open(file.getvalue())["a"]
-    <StridedTensor `a` F32 [3]>
+        FormatError: There is no such format, or the file breaks a rule of it.
     """
-    verify = verifier(trust)
-    options = OpenOptions(densify=densify, casts=dict(casts or {}), verify=verify)
-    if limits is not None:
-        options = replace(options, limits=limits)
-    return read(_source(target, verify), options, format)
-
-
-def read(source: Source, options: OpenOptions, format: str | None = None) -> ForeignCheckpoint:  # noqa: A002
-    """What `open` gives, of a source that is open and that is trusted as far as it has to be."""
-    name = format or identify_format(source, options.limits)
     if name not in FORMATS:
-        raise _unknown(source)
-    return FORMATS[name](source, options)
+        known = ", ".join(FORMATS)
+        raise UnsupportedError(f"no such format: {quote(name)}; there are {known}")
+    source.name = source.name or "<bytes>"
+    found = FORMATS[name](source, options)
+    found.sources = (source,)
+    return found
 
 
-def _source(target: Any, verify: Verifier | None) -> Source:
-    if verify is None and isinstance(target, (bytes, bytearray, memoryview)):
-        return BytesSource(target, "<bytes>")
-    if verify is None and isinstance(target, Source):
-        return target
-    return open_source(target, backend="pread", verify=verify)
-
-
-def _unknown(source: Source) -> FormatError:
+def unknown_format(source: Source) -> FormatError:
+    """The error for a file that is in no format that is known."""
     return FormatError(
-        f"this is no checkpoint of a format that can be converted{_what(source)}",
+        f"this is no checkpoint of a known format{_what(source)}",
         rule="unknown-format",
-        path=source.name,
+        path=source.name or None,
     )
 
 
 def _what(source: Source) -> str:
-    """What is known of a file that is not: an archive is one that was looked into."""
+    """What such a file looks like."""
     head = read_bytes(source, 0, min(HEAD, source.size))
     for looks_like, kind in (
         (zip_reader.looks_like_zip, "zip"),
         (tar_reader.looks_like_tar, "tar"),
     ):
         if looks_like(head):
-            return f"; it is a {kind} archive of other things than a checkpoint's: extract it first"
+            return f"; it is a {kind} archive of other files: extract it first"
     if (packed := numpy_files.compressed_kind(source)) is not None:
         return f"; it is {packed}"
     found = identify(head)

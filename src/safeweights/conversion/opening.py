@@ -1,135 +1,253 @@
 """Any path, file object or bytes, in any format -> a checkpoint; nothing in it is executed.
 
-Where ``trust=`` is given, only bytes that were verified are handed out. Without it `trust` is not
-imported; without a foreign format neither are the readers.
+Everything that opens a model goes through here: `safeweights.open`, the command line, the tools for
+agents, the guard. What a file is, its contents decide, from one look at its first bytes; its name is
+asked only where they do not tell. A safetensors file imports none of the readers of other formats.
 """
 
 from __future__ import annotations
 
-import os
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
-from .. import checkpoint
-from ..checkpoint import INDEX_SUFFIX, SUFFIX, Checkpoint
+from ..checkpoint import SUFFIX, Checkpoint, SafetensorsFile
+from ..checkpoint.opening import Files, find_files
 from ..errors import FormatError
+from ..format.header import MAX_HEADER, PREFIX
 from ..storage import Source, open_source
 from ..storage.pipes import STDIN, stdin_source
 from ..trust.verifier import verifier
 
-__all__ = ["SAFETENSORS", "foreign_format", "kind_of", "open", "open_checkpoint"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..storage import Verifier
+    from ..storage.limits import Limits
+    from .foreign import ForeignCheckpoint, OpenOptions
+
+__all__ = [
+    "HEAD",
+    "SAFETENSORS",
+    "WEIGHT_SUFFIXES",
+    "identify",
+    "is_known",
+    "open",
+    "open_checkpoint",
+    "read_foreign",
+    "read_source",
+]
+
+SAFETENSORS: Final = "safetensors"
+
+HEAD: Final = 1024
+"""Bytes at the beginning of a file by which formats are told apart."""
+
+WEIGHT_SUFFIXES: Final = (
+    ".bin", ".pt", ".pth", ".ckpt", ".npz", ".npy", ".pdparams", ".msgpack", ".h5", ".keras",
+)  # fmt: skip
+"""How the names of weight files of other formats end, in a folder that is opened as a whole."""
 
 
-def open(target: Any, *, backend: str = "mmap", trust: object = None) -> checkpoint.Checkpoint:
-    """Open a checkpoint: a file, an ``index.json``, a folder, a file object, or bytes.
+def open(
+    target: Any,
+    *,
+    backend: str = "mmap",
+    trust: object = None,
+    format: str | None = None,  # noqa: A002 - what callers call it
+    densify: bool = False,
+    casts: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
+) -> Checkpoint:
+    """Open a checkpoint of any format: a file, an index, a folder, a file object, or bytes.
 
-    Reads and checks headers only. A folder is read through its index where it has one; without one
-    all its ``.safetensors`` files are taken together.
+    Reads and checks headers only, or what a format has instead; nothing in a file is executed, imported
+    or called. A folder is read through its index if it has one; otherwise all its ``.safetensors`` files
+    are taken together, or if it has none, its weight files of other formats.
 
     Args:
-        target: Path, readable file object, or bytes-like object that holds a file.
+        target: Path, store, readable file object, or bytes-like object that holds a file.
         backend: ``"mmap"`` maps files, ``"pread"`` reads what is asked for. A mapping is fastest, but
             if another process truncates the file, touching it kills the process.
         trust: A policy, a public key, a warrant, or the path of one (`safeweights.trust.as_verifier`).
-            Of every file, the index too, only bytes that were checked are then handed out; of one that was
-            signed with a block tree only the blocks that are read.
+            Of every file, the index too, only bytes that were checked are then handed out; of one that
+            was signed with a block tree only the blocks that are read.
+        format: A key of `safeweights.conversion.FORMATS`, for a file that cannot be told by its
+            contents.
+        densify: Give sparse and quantised tensors dense; otherwise reading them is an error.
+        casts: Element type -> the type its tensors are converted to while they are read.
+        limits: What a file of another format may cost; see `safeweights.conversion.Limits`.
+
+    Returns:
+        A mapping from names to unread tensors: a `safeweights.conversion.ForeignCheckpoint` if not all
+        files are safetensors.
 
     Raises:
-        FormatError: A file breaks the format; an index disagrees with its shards; shards are missing.
+        FormatError: A file breaks its format, or is of none that is known; an index disagrees with its
+            shards; shards are missing.
         UnsupportedError: `target` is none of these, or there is no such backend, or something other
             than a path is to be trusted.
         TrustError: A file is not what `trust` asks for, here or when it is read.
         OSError: Something cannot be opened or read.
 
-    >>> import safeweights.numpy, numpy
-    >>> data = safeweights.numpy.save({"a": numpy.zeros(3, "f4")})
-    >>> open(data)["a"]
+    >>> import io, numpy, safeweights.numpy
+    >>> open(safeweights.numpy.save({"a": numpy.zeros(3, "f4")}))["a"]
     <FileTensor `a` F32 [3]>
+    >>> file = io.BytesIO()
+    >>> numpy.savez(file, a=numpy.zeros(3, "f4"))
+    >>> open(file.getvalue())["a"]
+    <StridedTensor `a` F32 [3]>
     """
-    return checkpoint.open(target, backend=backend, verify=verifier(trust))
-
-
-SAFETENSORS: Final = "safetensors"
+    verify = verifier(trust)
+    given: dict[str, Any] = {"verify": verify, "backend": backend}
+    if densify or casts or limits:
+        given |= {"densify": densify, "casts": dict(casts or {}), "limits": limits}
+    if not isinstance(target, Source):
+        files = _find_files(target, verify)
+        if files is not None:
+            return _read_files(files, given)
+        target = open_source(target, backend=backend, verify=verify)
+    return read_source(target, given, format)
 
 
 def open_checkpoint(path: str, *, headers_only: bool = False) -> Checkpoint:
-    """The checkpoint at a file, index.json or folder, or on standard input.
-
-    A file of another format that `safeweights.convert` reads is opened through it; nothing in it is
-    executed.
+    """What the command line calls PATH: what `open` takes, or ``-`` for standard input.
 
     Args:
-        path: The path as it was given; ``-`` is standard input.
-        headers_only: No tensor will be read.
+        path: The path as it was given.
+        headers_only: No tensor will be read; then less of standard input has to be kept.
 
     Raises:
-        FormatError: See `safeweights.checkpoint.open` and `safeweights.conversion.open`.
-        OSError: It cannot be opened or read.
+        FormatError, OSError: See `open`.
     """
-    kind = kind_of(path)
-    if kind == "folder" and not _has_safetensors(path):
-        from .folders import open_folder  # readers are imported where there is a foreign format
-
-        return open_folder(path)
-    if kind == "index" and path.endswith(".index.json") and not path.endswith(INDEX_SUFFIX):
-        from .folders import open_index
-
-        return open_index(path)
-    if kind in {"folder", "index"}:
-        return checkpoint.open(path, backend="pread")
-    if kind == "stdin":
-        source = stdin_source(is_known, headers_only=headers_only)
-    else:
-        source = open_source(path, backend="pread")
-    try:
-        file = checkpoint.SafetensorsFile(source)
-    except FormatError as error:
-        if (name := foreign_format(source, error)) is None:
-            raise
-        from .folders import open_foreign
-
-        return open_foreign(source, name)
-    return checkpoint.Checkpoint.from_files([file], file.name)
-
-
-def _has_safetensors(folder: str) -> bool:
-    """Whether it is for `safeweights.open`: also where it holds nothing at all, to say so."""
-    names = [name for name in os.listdir(folder) if not name.startswith(".")]
-    return not names or any(name.endswith((SUFFIX, INDEX_SUFFIX)) for name in names)
-
-
-def foreign_format(source: Source, refused: FormatError) -> str | None:
-    """The format that a file is in which was refused as safetensors; None if none is recognised.
-
-    Only where the length of a header makes no sense: other formats begin with their name, which is
-    no small number, and a damaged safetensors file should be described as what it was meant to be.
-    """
-    if refused.rule not in {"header-too-small", "header-too-large"}:
-        return None
-    from ..storage.limits import DEFAULT_LIMITS
-    from .formats import identify_format
-
-    return identify_format(source, DEFAULT_LIMITS)
-
-
-def kind_of(path: str) -> Literal["file", "index", "folder", "stdin"]:
-    """What PATH is."""
     if path == STDIN:
-        return "stdin"
-    if os.path.isdir(path):
-        return "folder"
-    return "index" if path.endswith(".json") else "file"
+        return read_source(stdin_source(is_known, headers_only=headers_only))
+    return open(path, backend="pread")
+
+
+def read_source(
+    source: Source,
+    given: Mapping[str, Any] | None = None,
+    format: str | None = None,  # noqa: A002
+) -> Checkpoint:
+    """The checkpoint in one file that is open.
+
+    Args:
+        source: The file.
+        given: Fields of `OpenOptions`, for other formats.
+        format: See `open`.
+
+    Raises:
+        FormatError: It breaks its format, or is of none that is known.
+    """
+    head = source.read(0, min(HEAD, source.size)) if format is None else b""
+    kind = format or identify(source, head) or _unknown(source, head)
+    if kind == SAFETENSORS and not (given and given.get("casts")):
+        file = SafetensorsFile(source, head)
+        return Checkpoint.from_files([file], file.name)
+    from .foreign import OpenOptions  # readers are imported only for other formats
+    from .formats import read_as
+
+    return read_as(kind, source, OpenOptions.of(given or {}))
+
+
+def _unknown(source: Source, head: bytes) -> str:
+    """What to read a file of no known format as, for the error: safetensors, if it could be cut or damaged.
+
+    Raises:
+        FormatError: It has nothing of a safetensors file.
+    """
+    if len(head) <= PREFIX or head[PREFIX : PREFIX + 1] == b"{":
+        return SAFETENSORS
+    from .formats import unknown_format
+
+    raise unknown_format(source)
+
+
+def read_foreign(
+    source: Source,
+    options: OpenOptions,
+    format: str | None = None,  # noqa: A002
+) -> ForeignCheckpoint:
+    """The same for conversion: safetensors are read as one format among others.
+
+    Raises:
+        FormatError: It is in no format that is known, or breaks a rule of its own.
+    """
+    from .formats import read_as, unknown_format
+
+    if format is None:
+        head = source.read(0, min(HEAD, source.size))
+        format = identify(source, head, options.limits, damaged=False)
+    if format is None:
+        raise unknown_format(source)
+    return read_as(format, source, options)
+
+
+def identify(
+    source: Source, head: bytes, limits: Limits | None = None, *, damaged: bool = True
+) -> str | None:
+    """The format of a file: ``"safetensors"``, another key of `FORMATS`, or None if it is not known.
+
+    Cost: nothing more is read for safetensors; of others, what `formats.identify_foreign` says.
+
+    Args:
+        source: The file.
+        head: Its first `HEAD` bytes, or all it has.
+        limits: What it may cost to look into an archive.
+        damaged: Also take a file for safetensors of which only the first 8 bytes, the length of a
+            header, make sense, unless it has the signature of another format. Errors then describe a
+            damaged file as what it was meant to be. (Some gzip streams begin with such a number too.)
+
+    Raises:
+        FormatError: It is an archive that breaks a rule.
+    """
+    length = int.from_bytes(head[:PREFIX], "little") if len(head) >= PREFIX else MAX_HEADER + 1
+    most = MAX_HEADER if damaged else min(MAX_HEADER, source.size - PREFIX)
+    if length <= most and head[PREFIX : PREFIX + 1] == b"{":
+        return SAFETENSORS
+    from ..storage.limits import DEFAULT_LIMITS
+    from .formats import identify_foreign
+
+    likely = damaged and length <= MAX_HEADER
+    found = identify_foreign(source, head, limits or DEFAULT_LIMITS, certain=likely)
+    return SAFETENSORS if found is None and likely else found
 
 
 def is_known(head: bytes) -> bool:
     """Whether a file of a format other than safetensors may begin with `head`."""
     from ..storage import BytesSource
-    from ..storage.limits import DEFAULT_LIMITS
-    from .formats import identify_format
     from .readers.numpy_files import COMPRESSED
 
     if head.startswith(tuple(magic for magic, _ in COMPRESSED)):
         return True  # the beginning of a compressed block may tell nothing of what is in it
     try:
-        return identify_format(BytesSource(head, "<stdin>"), DEFAULT_LIMITS) is not None
+        return identify(BytesSource(head, "<stdin>"), head) not in {None, SAFETENSORS}
     except FormatError:  # an archive, of which this is only the beginning
         return True
+
+
+def _find_files(target: Any, verify: Verifier | None) -> Files | None:
+    try:
+        return find_files(
+            target, suffixes=((SUFFIX,), WEIGHT_SUFFIXES), shard_suffix="", verify=verify
+        )
+    except FormatError as error:
+        if error.rule == "folder":
+            error.message = (
+                f"the folder has no {SUFFIX} file, no index and no file of another format"
+            )
+        raise
+
+
+def _read_files(files: Files, given: Mapping[str, Any]) -> Checkpoint:
+    parts = {
+        name: read_source(source, given)
+        for name, source in files.open(given["backend"], given["verify"])
+    }
+    files.check(parts)
+    if all(part.files for part in parts.values()):
+        return Checkpoint.from_files(
+            [file for part in parts.values() for file in part.files], files.name
+        )
+    from .foreign import ForeignCheckpoint
+
+    return ForeignCheckpoint.union(parts.values(), files.name)

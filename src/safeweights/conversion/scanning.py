@@ -34,6 +34,7 @@ from .grading import (
     grade_global,
     is_nested_file,
 )
+from .opening import HEAD, identify
 from .pickles.flatten import summary, unfolded_size
 from .pickles.machine import Pickle, PickleMachine
 from .pickles.materialize import Storages, located
@@ -196,7 +197,7 @@ class _Scanner:
         self._unread(source, error.offset, error.message, error.path)
 
     def _file(self, source: Source) -> str | None:
-        head = read_bytes(source, 0, min(formats.HEAD, source.size))
+        head = read_bytes(source, 0, min(HEAD, source.size))
         shape, read = self._reader(source, head)
         kind = None
         try:
@@ -226,7 +227,7 @@ class _Scanner:
         """Scan a file that is known to be valid safetensors."""
         self._depth = 0
         self.report.format = "safetensors"
-        head = read_bytes(source, 0, min(formats.HEAD, source.size))
+        head = read_bytes(source, 0, min(HEAD, source.size))
         try:
             self._other_readers(source, head, "safetensors")
         except SafetensorError as error:
@@ -249,7 +250,8 @@ class _Scanner:
 
     def _plain(self, source: Source) -> str | None:
         """A format without archives: one without code, or a stream of pickles."""
-        kind = formats.identify_format(source, self._limits)
+        head = read_bytes(source, 0, min(HEAD, source.size))
+        kind = identify(source, head, self._limits, damaged=False)
         if kind in ("gguf", "tensorflow-v2", "flax-msgpack", "safetensors"):
             formats.FORMATS[kind](source, self._options)  # its reader accounts for all of it
             return kind

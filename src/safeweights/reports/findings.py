@@ -23,7 +23,7 @@ from ..checkpoint.shardindex import (
     disagreements,
     read_index,
 )
-from ..conversion.opening import SAFETENSORS, foreign_format, is_known
+from ..conversion.opening import HEAD, SAFETENSORS, identify, is_known
 from ..errors import FormatError, SafetensorError, quote
 from ..format import header
 from ..format.dtypes import BITS
@@ -178,15 +178,17 @@ def _check_file(out: _Findings, path: str) -> SafetensorsFile | None:
 
 def _check_source(out: _Findings, source: Source) -> SafetensorsFile | None:
     """Check one file; None if it is none."""
+    head = source.read(0, min(HEAD, source.size))
+    kind = identify(source, head)
+    if kind not in {None, SAFETENSORS} or _is_compressed(source, head):
+        _check_foreign(out, source, kind or "compressed")
+        return None
     refused: FormatError | None = None
     file: SafetensorsFile | None = None
     try:
-        file = SafetensorsFile(source)
+        file = SafetensorsFile(source, head)
     except FormatError as error:
         refused = error
-    if refused is not None and (foreign := _foreign(source, refused)) is not None:
-        _check_foreign(out, source, foreign)
-        return None
     if refused is not None or out.strict:
         for problem in _problems(source, refused, strict=out.strict):
             out.add_error(problem, source.name)
@@ -202,14 +204,13 @@ def _check_source(out: _Findings, source: Source) -> SafetensorsFile | None:
     return file
 
 
-def _foreign(source: Source, refused: FormatError) -> str | None:
-    """The format of a file that is not safetensors, where something can be said of what it holds."""
-    found = foreign_format(source, refused)
-    if found is None and refused.rule.startswith("header-"):
-        from ..conversion.readers.numpy_files import compressed_kind
+def _is_compressed(source: Source, head: bytes) -> bool:
+    """Whether it is a compressed file; not asked of what has a header's first character."""
+    if head[header.PREFIX : header.PREFIX + 1] == b"{":
+        return False
+    from ..conversion.readers.numpy_files import compressed_kind
 
-        found = "compressed" if compressed_kind(source) is not None else None
-    return found
+    return compressed_kind(source) is not None
 
 
 def _check_foreign(out: _Findings, source: Source, name: str) -> None:

@@ -60,7 +60,8 @@ def piped(
     """
     head = stream.read(_HEAD)
     length = int.from_bytes(head[:PREFIX], "little")
-    if length <= MAX_HEADER:
+    has_header = head[PREFIX : PREFIX + 1] == b"{"
+    if length <= MAX_HEADER and (has_header or not is_known(head)):
         head += stream.read(max(0, PREFIX + length - len(head)))
         return _by_header(stream, head, length, headers_only)
     return _kept(stream, head) if is_known(head) else BytesSource(head, NAME)

@@ -86,18 +86,18 @@ def _check_bill(data: bytes) -> None:
 
 def _look(path: str) -> Foreign | None:
     """Tensors of a file of another format and the functions that loading it calls; executes nothing."""
-    from ...conversion import DEFAULT_LIMITS, FORMATS, scan
-    from ...conversion.foreign import OpenOptions
-    from ...conversion.formats import identify_format
+    from ...conversion import scan
     from ...conversion.grading import Grade
+    from ...conversion.opening import HEAD, SAFETENSORS, identify, read_source
     from ...reports.bom import Foreign
     from ...reports.inventory import rows
     from ...storage import open_source
 
     source = open_source(path, backend="pread")
-    name = identify_format(source, DEFAULT_LIMITS)
-    if name is None:
+    name = identify(source, source.read(0, min(HEAD, source.size)))
+    if name in {None, SAFETENSORS}:
         return None
+    assert name is not None
     report = scan(source)
     calls = list(
         dict.fromkeys(
@@ -108,7 +108,7 @@ def _look(path: str) -> Foreign | None:
     )
     unread = [printable(part.reason) for part in report.unread]
     try:
-        found = list(rows(FORMATS[name](source, OpenOptions())))
+        found = list(rows(read_source(source, format=name)))
     except SafetensorError:
         return Foreign(name, calls=calls, unread=unread)
     parameters: dict[str, int] = {}

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from ...conversion.opening import open_checkpoint
+from ...reports.calls import loading_calls
 from ...reports.inventory import branches, natural, rows, total, unreadable
 from ...reports.problems import NO, YES
 from ...text import count, escape, human_bytes, human_count, plural, printable
 from ..app import checkpoint_path, json_option
-from ..calls import calls_of, draw_unreadable, say_calls
+from ..calls import draw_unreadable, say_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -59,7 +60,7 @@ def command(
     if depth is not None and not tree:
         raise click.UsageError("--depth needs --tree")
     checkpoint = open_checkpoint(path, headers_only=True)
-    calls = calls_of(checkpoint)
+    calls = loading_calls(checkpoint)
     found = _sorted([row for row in rows(checkpoint) if _matches(row.name, globs)], sort)
     if out.json:
         out.document(_document(path, found, calls, tree=tree, depth=depth))

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ...conversion.opening import kind_of, open_checkpoint
+from ...checkpoint.opening import kind_of
+from ...conversion.opening import open_checkpoint
+from ...reports.calls import loading_calls
 from ...reports.inventory import rows, total, unreadable
+from ...storage.pipes import STDIN
 from ...text import count, escape, human_bytes, human_count, plural, printable
 from ..app import checkpoint_path, json_option
-from ..calls import calls_of, draw_unreadable, say_calls
+from ..calls import draw_unreadable, say_calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -57,14 +60,14 @@ def _document(path: str, checkpoint: Checkpoint) -> ShowDocument:
     return {
         "schema": "safeweights.show/1",
         "path": path,
-        "kind": kind_of(path),
-        "format": str(getattr(checkpoint, "format", "safetensors")),
+        "kind": "stdin" if path == STDIN else kind_of(path),
+        "format": checkpoint.format,
         "total": total(found),
         "dtypes": _by_dtype(found),
         "files": [_file(file) for file in checkpoint.files],
         "metadata": checkpoint.metadata,
         "unreadable": unreadable(found),
-        "calls": calls_of(checkpoint),
+        "calls": loading_calls(checkpoint),
     }
 
 

@@ -239,7 +239,7 @@ def read_tensorflow(
         FormatError: The index is malformed, or a variable lies outside its shard.
         OSError: A shard cannot be opened.
     """
-    open_file = partial(open_source, backend="pread", verify=options.verify)
+    open_file = partial(open_source, backend=options.backend, verify=options.verify)
     prefix = re.sub(r"\.index$", "", source.name)
     entries = _table_entries(source, options.limits)
     first = next(entries, None)
