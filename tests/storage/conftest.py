@@ -19,10 +19,10 @@ CALLS = (
 class SystemCalls:
     """Records the calls of `os` functions, and makes chosen ones fail."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, calls: tuple[str, ...] = CALLS) -> None:
         self.log: list[str] = []
         self._faults: dict[int, BaseException] = {}
-        for name in CALLS:
+        for name in calls:
             monkeypatch.setattr(os, name, self._wrapped(name, getattr(os, name)))
 
     def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,6 +52,12 @@ class SystemCalls:
 def system_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[SystemCalls]:
     with monkeypatch.context() as patch:
         yield SystemCalls(patch)
+
+
+@pytest.fixture
+def system_calls_class() -> type[SystemCalls]:
+    """For tests that patch several times, or other calls."""
+    return SystemCalls
 
 
 @pytest.fixture

@@ -136,6 +136,16 @@ class StoreTests:
         assert caught.value.path == store.locate("a")
         assert store.open("a").version != first.version
 
+    def test_deleting(self, store: Store) -> None:
+        store.write("a", [b"1"])
+        store.write("b", [b"2"])
+        before = store.open("a")
+        store.delete("a")
+        assert contents(store) == {"b": b"2"}
+        assert before.read(0, 1) == b"1"
+        with pytest.raises(FileNotFoundError):
+            store.delete("a")
+
     # ---- what is not there, and names that cannot be
 
     def test_what_is_missing(self, store: Store) -> None:

@@ -116,6 +116,23 @@ def test_folders_made_for_nothing_are_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_deleting_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with LocalStore(tmp_path / "x").commit(durable=True) as commit:
+        commit.delete("y/a")
+        commit.delete_where(lambda name: True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_file_replaces_is_checked_before_anything_is_made(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        pytest.raises(OSError, match="not a regular file"),
+        LocalStore(tmp_path).commit() as commit,
+    ):
+        commit.write("pipe", [b"1"])
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
 def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1")
     for store, name in ((LocalStore(tmp_path), "file/a"), (LocalStore(tmp_path / "file"), "a")):
@@ -231,6 +248,27 @@ def test_a_listing_reads_one_folder_at_a_time(
     listing = store.list()
     next(listing)
     assert len(scanned) == 2  # the store itself and its first folder
+
+
+def test_a_staged_file_that_cannot_be_made_is_named_by_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    real = os.open
+
+    def opens(path: Any, flags: int, *mode: int) -> int:
+        if flags & os.O_EXCL:
+            raise OSError(errno.EDQUOT, "injected", path)
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", opens)
+    with (
+        pytest.raises(OSError, match="injected") as caught,
+        LocalStore(tmp_path).commit() as commit,
+    ):
+        commit.write("a/b", [b"1"])
+    assert caught.value.filename == str(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path) == []
 
 
 # ---- filesystems and systems that lack something

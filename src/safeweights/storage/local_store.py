@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from .files import DescriptorSource, decoded
 from .opening import open_source
@@ -147,7 +147,7 @@ class _LocalCommit(Commit):
         self._durable = durable
         self._staging = store.locate(staging_name())
         self._made: list[str] = []
-        self._state: Literal["staging", "overwriting", "exchanged"] = "staging"
+        self._state: Literal["staging", "stuck", "exchanged"] = "staging"
 
     def _open(self, name: str) -> Source:
         source = open_source(self._new(name), backend="pread")
@@ -178,11 +178,14 @@ class _LocalCommit(Commit):
         stage_file(path, target, buffers, size=size, durable=self._durable, progress=progress)
 
     def _publish(self) -> None:
-        arriving = [(self._new(name), self._store.locate(name)) for name in self._arriving()]
-        for _, target in arriving:
-            _make_folder(os.path.dirname(target), self._made)
+        arriving = [
+            _Move(self._new(name), self._store.locate(name), create_only=name in self._create_only)
+            for name in self._arriving()
+        ]
+        for move in arriving:
+            _make_folder(os.path.dirname(move.target), self._made)
         root = self._store.location or "."
-        if not os.path.isdir(root):  # nothing arrives, and there is nothing that could leave
+        if not arriving and not _is_folder(root):  # there is nothing that could leave
             return
         with ExitStack() as stack:
             for folder in self._folders():
@@ -197,10 +200,10 @@ class _LocalCommit(Commit):
     def _folders(self) -> list[str]:
         """The folders in which names change."""
         named = {os.path.dirname(self._store.locate(name)) or "." for name in self._written}
-        return sorted(filter(os.path.isdir, {*named, self._store.location or "."}))
+        return sorted(filter(_is_folder, {*named, self._store.location or "."}))
 
-    def _found(self) -> list[tuple[str, str]]:
-        """(from, to) of the old files that leave."""
+    def _found(self) -> list[_Move]:
+        """The moves of the old files that leave."""
         leaving = []
         for name in self._leaving():
             path, kind = self._store.locate(name), self._store.kind(name)
@@ -208,43 +211,53 @@ class _LocalCommit(Commit):
                 continue
             if kind != "link":
                 stat_replaceable(path)  # raises if it is a folder or a device
-            leaving.append((path, self._old(name)))
+            leaving.append(_Move(path, self._old(name), leaves=True))
         return leaving
 
-    def _exchange(self, leaving: list[tuple[str, str]], arriving: list[tuple[str, str]]) -> bool:
+    def _exchange(self, leaving: list[_Move], arriving: list[_Move]) -> bool:
         """Make all the moves, or none: False if the filesystem cannot rename."""
-        create_only = {self._store.locate(name) for name in self._create_only}
-        begun: list[tuple[str, str]] = []
+        for move in leaving:
+            os.makedirs(os.path.dirname(move.target), exist_ok=True)
+        begun: list[_Move] = []
+        self._state = "stuck"  # unless all is undone, or done
         try:
-            for _, target in leaving:
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-            for source, target in leaving + arriving:
-                begun.append((source, target))  # first: an interrupt may come once it is done
-                if not rename(source, target, create_only=target in create_only):
+            for move in leaving + arriving:
+                begun.append(move)  # first: an interrupt may come once it is made
+                if not rename(move.source, move.target, create_only=move.create_only):
                     begun.pop()
                     break
             else:
                 return True
         except BaseException:
-            _undo(begun)
+            self._undo(begun)
             raise
-        _undo(begun)
+        self._undo(begun)
         return False
 
-    def _overwrite(self, leaving: list[tuple[str, str]], arriving: list[tuple[str, str]]) -> None:
+    def _undo(self, begun: list[_Move]) -> None:
+        whole = True
+        for source, target, leaves, _ in reversed(begun):
+            if _is_missing(source):
+                with suppress(FileNotFoundError):  # the last one may not have been made
+                    os.replace(target, source)
+            elif leaves:  # not made, or another process wrote a file of that name meanwhile
+                whole = whole and _is_missing(target)
+            elif not _is_missing(target) and os.path.samefile(source, target):
+                os.unlink(target)  # linked, and interrupted before the old name was removed
+        if whole:
+            self._state = "staging"
+
+    def _overwrite(self, leaving: list[_Move], arriving: list[_Move]) -> None:
         """The same by copying. Until it has succeeded, the staged files are the only whole ones."""
-        self._state = "overwriting"
-        for source, _ in leaving:
-            os.unlink(source)
-        for source, target in arriving:
-            copy_over(source, target, durable=self._durable, follow=False, keep=True)
+        self._state = "stuck"
+        for move in leaving:
+            os.unlink(move.source)
+        for move in arriving:
+            copy_over(move.source, move.target, durable=self._durable, follow=False, keep=True)
 
     def _discard(self, error: BaseException) -> None:
-        """Remove what was staged, unless it is all there is: old files that could not be brought back."""
-        kept = self._state == "overwriting" or (
-            self._state == "staging" and _has_files(os.path.join(self._staging, "old"))
-        )
-        if not kept:
+        """Remove what was staged, unless some files exist nowhere else."""
+        if self._state != "stuck":
             shutil.rmtree(self._staging, ignore_errors=True)
             _remove_empty(self._made)
         elif isinstance(error, OSError) and not isinstance(error, PartialOverwriteError):
@@ -252,17 +265,13 @@ class _LocalCommit(Commit):
             raise PartialOverwriteError(where, self._staging, error) from error
 
 
-def _undo(begun: list[tuple[str, str]]) -> None:
-    for source, target in reversed(begun):
-        if not os.path.lexists(source):
-            with suppress(FileNotFoundError):  # the last one may not have been made
-                os.replace(target, source)
-        elif os.path.lexists(target) and os.path.samefile(source, target):
-            os.unlink(target)  # linked already, and interrupted before the old name was removed
+class _Move(NamedTuple):
+    """A file to be renamed: an old one that leaves, or a new one that arrives."""
 
-
-def _has_files(folder: str) -> bool:
-    return any(names for _, _, names in os.walk(folder))
+    source: str
+    target: str
+    leaves: bool = False
+    create_only: bool = False
 
 
 @contextmanager
@@ -287,15 +296,32 @@ def _make_folder(folder: str, made: list[str]) -> None:
     """Make a folder and its missing parents; those made are put in front of `made`, deepest first."""
     missing = []
     path = folder
-    while path and not os.path.lexists(path):
+    while path and _is_missing(path):
         missing.append(path)
         path = os.path.dirname(path)
     made[:0] = missing
-    if path and not os.path.isdir(path):
+    if path and not _is_folder(path):
         message = "a folder is needed here, but there is a file"
         raise NotADirectoryError(errno.ENOTDIR, message, path)
     if missing:
         os.makedirs(folder, exist_ok=True)
+
+
+def _is_missing(path: str) -> bool:
+    """Whether there is nothing at `path`; unlike `os.path.lexists`, errors are not an answer."""
+    try:
+        os.lstat(path)
+    except _NOTHING:
+        return True
+    return False
+
+
+def _is_folder(path: str) -> bool:
+    """Whether `path` leads to a folder; unlike `os.path.isdir`, errors are not an answer."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except _NOTHING:
+        return False
 
 
 def _remove_empty(folders: Iterable[str]) -> None:
