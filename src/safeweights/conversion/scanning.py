@@ -56,8 +56,12 @@ _ARGUMENTS_MAX: Final = 160
 _KEPT_FINDINGS: Final = 50_000
 _KEPT_UNREAD: Final = 1000
 _STEPS_PER_FILE: Final = 40
-_STEPS_PER_PICKLE: Final = 40
+_STEPS_PER_PICKLE: Final = 80
 _PICKLE_KINDS: Final = ("pickle", "paddle", "torch-legacy")
+_PICKLE_STARTS: Final = tuple(
+    code.encode("latin-1") for code in "\x80\x95(N\x88\x89IJKMLFGSTUVXBC)]}cP"
+) + tuple(bytes([code]) for code in (*range(0x82, 0x85), *range(0x8A, 0x90), 0x96, 0x97))
+"""The opcodes that need nothing on the stack and nothing in the memo."""
 _CERTAIN: Final = ("pickle", "truncated")
 """Rules of errors at which CPython's unpickler stops as well."""
 _PLAIN_MEMBERS: Final = frozenset(
@@ -170,6 +174,12 @@ class _Scanner:
         self._options = OpenOptions(limits=self._limits)
         self._depth = -1
         self._nested: dict[object, object] = {}
+        self._constructors = {
+            **ALL_CONSTRUCTORS,
+            ("torch.storage", "_load_from_bytes"): self._load_from_bytes,
+        }
+        self._storages = torch_files.NestedStorages(self._limits)  # of the pickle that is read
+        self._place = path
         self._kept: Counter[Grade] = Counter()
 
     def file(self, source: Source) -> str | None:
@@ -235,7 +245,7 @@ class _Scanner:
 
     def _other_readers(self, source: Source, head: bytes, kind: str | None) -> None:
         """Report what readers of other formats than `kind` would make of the same bytes."""
-        if kind not in _PICKLE_KINDS:
+        if kind not in _PICKLE_KINDS and head.startswith(_PICKLE_STARTS):
             self._as_pickle(source)
         zipped = looks_like_zip(head)
         others = {
@@ -302,22 +312,17 @@ class _Scanner:
     ) -> None:
         at: int | None = 0
         while at is not None and at < source.size:
-            found = self._pickle(source, at, references)
+            found = self._pickle(source, at, references, storages)
             at = None if found is None else found.end
-            if found is not None:
-                self._check_tensors(found, references, storages, source)
-
-    def _check_tensors(
-        self,
-        pickle: Pickle,
-        references: torch_files.References,
-        storages: Storages,
-        source: Source,
-    ) -> None:
-        """Report storages and views that contradict the bytes of the file."""
         try:
             for storage in references.storages.values():
                 storages.find(storage)
+        except SafetensorError as error:
+            self._fault(source, error)
+
+    def _check_tensors(self, pickle: Pickle, storages: Storages, source: Source) -> None:
+        """Report views that contradict the storages of the file."""
+        try:
             for call in pickle.calls:
                 node = call.result
                 node = node.tensor if isinstance(node, QuantisedNode) else node
@@ -382,15 +387,15 @@ class _Scanner:
         for pickle, _ in pickles:
             self._findings(pickle, source.name)
             self._check_size(pickle, source)
-        self._check_tensors(pickles[3][0], references, storages, source)
+        self._check_tensors(pickles[3][0], storages, source)
         return "torch-legacy"
 
     def _npy(self, source: Source) -> str:
-        start = numpy_files.object_start(source)
-        if start is not None:
-            self._pickles(source, start)
+        header = numpy_files.npy_header(source, self._limits)
+        if header.dtype.is_object:
+            self._pickles(source, header.start)
         else:
-            numpy_files.npy_array(source, self._limits)
+            numpy_files.npy_numbers(source, header)
         return "npy"
 
     # -- code that is not a pickle
@@ -423,11 +428,16 @@ class _Scanner:
             at = None if found is None else found.end
 
     def _pickle(
-        self, source: Source, offset: int, persistent: Persistent | None = None
+        self,
+        source: Source,
+        offset: int,
+        persistent: Persistent | None = None,
+        storages: Storages | None = None,
     ) -> Pickle | None:
         """Scan one pickle; None if it could not be read to its end."""
         arrays = numpy_files.JoblibArrays(self._limits)
         machine = self._machine(source, offset, persistent, arrays)
+        nested = self._storages
         try:
             self._limits.spend("opcodes", _STEPS_PER_PICKLE, source.name, offset)
             found = machine.run()
@@ -445,6 +455,7 @@ class _Scanner:
         self.report.pickles += 1
         self._findings(found, source.name)
         self._check_size(found, source)
+        self._check_tensors(found, storages or nested, source)
         return found
 
     def _machine(
@@ -454,23 +465,24 @@ class _Scanner:
         persistent: Persistent | None,
         arrays: numpy_files.JoblibArrays | None = None,
     ) -> PickleMachine:
-        nested = torch_files.NestedStorages(self._limits)
-
-        def load(call: Call) -> Value:
-            if not is_nested_file(call):
-                return NotImplemented
-            self._scan_nested(call, source.name)
-            return nested.load(call)
-
-        constructors = {**ALL_CONSTRUCTORS, ("torch.storage", "_load_from_bytes"): load}
+        self._storages, self._place = torch_files.NestedStorages(self._limits), source.name
         return PickleMachine(
             source,
             offset=offset,
-            constructors=constructors,
+            constructors=self._constructors,
             persistent=persistent,
             on_build=arrays,
             limits=self._limits,
         )
+
+    def _load_from_bytes(self, call: Call) -> Value:
+        """Scan a file in a byte string, and describe the storage in it."""
+        if not is_nested_file(call):
+            return NotImplemented
+        storages, place = self._storages, self._place
+        self._scan_nested(call, place)
+        self._storages, self._place = storages, place
+        return storages.load(call)
 
     def _as_pickle(self, source: Source, offset: int = 0) -> None:
         """Report what an unpickler that starts at `offset` would do until it fails."""
@@ -479,11 +491,14 @@ class _Scanner:
             found = machine.run()
         except SafetensorError as error:
             found = machine.result
-            if getattr(error, "rule", "") not in _CERTAIN and (found.globals or found.persistent):
+            stops_too = isinstance(error, FormatError) and error.rule in _CERTAIN
+            if not stops_too and (found.globals or found.persistent):
                 self._unread(source, error.offset, f"read as a pickle: {error.message}")
         else:
             if found.globals:
                 self._unread(source, offset, "another reader takes the same bytes for a pickle")
+        if not found.globals:
+            return
         known = {(f.path, f.offset, f.opcode) for f in self.report.findings if f.grade}
         for finding in self._graded(found, source.name):
             if finding.grade and (finding.path, finding.offset, finding.opcode) not in known:

@@ -36,6 +36,7 @@ cannot be what the name promises."""
 
 _HIGHEST_PROTOCOL: Final = 5
 _STOP: Final = ord(".")
+_CALL_OBJECTS: Final = 4  # a call takes the memory of about four tuples
 
 
 @dataclass
@@ -455,7 +456,7 @@ class PickleMachine:
         if not isinstance(arguments, tuple):
             # The argument tuple itself may be computed: keep it as the one thing known of it.
             arguments = (arguments,)
-        self._count()
+        self._count(_CALL_OBJECTS)
         call = Call(function, arguments, opcode, self._arguments.at, keywords)
         self.result.calls.append(call)
         self._stack.append(self._described(call))

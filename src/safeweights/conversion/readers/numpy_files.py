@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ...derived.element_types import item_size
 from ...derived.strided import contiguous_strides
@@ -43,9 +43,9 @@ __all__ = [
     "compressed_kind",
     "holds_pickle",
     "is_npz",
-    "npy_array",
+    "npy_header",
+    "npy_numbers",
     "numpy_pickle",
-    "object_start",
     "read_npy",
     "read_npz",
     "read_object_pickle",
@@ -64,6 +64,7 @@ COMPRESSED: Final = (
     (b"\x78\xda", "zlib"),
 )
 """First bytes of a compressed stream -> codec."""
+_COMPRESSED: Final = tuple(magic for magic, _ in COMPRESSED)
 
 _HEADER_MAX: Final = 1 << 16
 _ENTRY: Final = re.compile(
@@ -81,29 +82,55 @@ def _npy_fault(source: Source, message: str) -> FormatError:
     return FormatError(f"the .npy header {message}", rule="npy", path=source.name, offset=0)
 
 
-def npy_array(source: Source, limits: Limits) -> tuple[ArrayNode | Value, tuple[Pickle, ...]]:
-    """The array in a .npy file, and the pickle it is made of where it holds Python objects.
+class NpyHeader(NamedTuple):
+    """What a .npy header says; `start` is the offset of the data."""
+
+    dtype: DtypeNode
+    shape: tuple[int, ...]
+    fortran: bool
+    start: int
+
+
+def npy_header(source: Source, limits: Limits) -> NpyHeader:
+    """The header of a .npy file.
 
     Raises:
-        FormatError: The header is malformed, or the data is not as long as it says.
+        FormatError: It is malformed, or its type is not one that is known to be read in one way.
     """
     text, start = _npy_header(source)
     fields = _npy_fields(source, text)
     shape = tuple(int(part.rstrip("L")) for part in re.findall(r"\d+L?", fields["shape"]))
     if len(shape) > limits.tensor_rank:
         raise _npy_fault(source, f"has {len(shape)} dimensions")
-    dtype = _npy_dtype(source, fields)
-    if dtype.is_object:
-        pickle = numpy_pickle(source, start, limits)
-        return pickle.value, (pickle,)
+    return NpyHeader(_npy_dtype(source, fields), shape, fields["flag"] == "True", start)
+
+
+def npy_numbers(source: Source, header: NpyHeader) -> ArrayNode:
+    """The array in a .npy file that holds no Python objects.
+
+    Raises:
+        FormatError: The data is not as long as the header says.
+    """
+    dtype, shape, fortran, start = header
     rest = Window(source, start, source.size - start)
-    strides = contiguous_strides(shape, fortran=fields["flag"] == "True")
-    node = ArrayNode(start, dtype, shape, strides, rest)
     if dtype.code is not None and math.prod(shape) * item_size(dtype.code) != rest.size:
         raise _npy_fault(
-            source, f"says {fields['shape']} of {dtype.kind}; {rest.size} bytes follow"
+            source, f"says {quote(str(shape))} of {dtype.kind}; {rest.size} bytes follow"
         )
-    return node, ()
+    return ArrayNode(start, dtype, shape, contiguous_strides(shape, fortran=fortran), rest)
+
+
+def npy_array(source: Source, limits: Limits) -> tuple[ArrayNode | Value, tuple[Pickle, ...]]:
+    """The array in a .npy file, and the pickle it is made of where it holds Python objects.
+
+    Raises:
+        FormatError: The header is malformed, or the data is not as long as it says.
+    """
+    header = npy_header(source, limits)
+    if header.dtype.is_object:
+        pickle = numpy_pickle(source, header.start, limits)
+        return pickle.value, (pickle,)
+    return npy_numbers(source, header), ()
 
 
 _TOKEN: Final = re.compile(r"\s*(?:'([^'\\]*)'|\"([^\"\\]*)\"|(\d+)L?|([\[\](),]))\s*")
@@ -184,12 +211,6 @@ def _npy_fields(source: Source, text: str) -> dict[str, str]:
     if kinds:
         raise _npy_fault(source, f"lacks {quote(min(kinds))}")
     return fields
-
-
-def object_start(source: Source) -> int | None:
-    """Where the pickle of a .npy file of Python objects begins; None for one of numbers."""
-    text, start = _npy_header(source)
-    return start if _npy_dtype(source, _npy_fields(source, text)).is_object else None
 
 
 def read_npy(source: Source, options: OpenOptions) -> ForeignCheckpoint:
@@ -387,6 +408,8 @@ def holds_pickle(source: Source) -> bool:
 def _compressed(source: Source) -> tuple[str, bytes] | None:
     """The codec, and how that begins which is compressed."""
     head = read_bytes(source, 0, min(8, source.size))
+    if not head.startswith(_COMPRESSED):
+        return None
     for magic, codec in COMPRESSED:
         if head.startswith(magic) and (inner := inflated_head(source, codec, HEAD)) is not None:
             return codec, inner
