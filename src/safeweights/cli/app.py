@@ -35,6 +35,7 @@ COMMANDS: Final = {
     "sign": "Sign a file or a folder.",
     "verify": "Verify a model against its signature.",
     "admit": "Decide by a policy whether a model may be used.",
+    "policy": "Write, check and explain policies.",
     "bom": "Write a model's bill of materials (CycloneDX).",
 }
 """Name of each command (and of its module) -> the first line of its help."""

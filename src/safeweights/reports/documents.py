@@ -35,7 +35,12 @@ __all__ = [
     "KeygenDocument",
     "Level",
     "LsDocument",
+    "PolicyCheckDocument",
+    "PolicyExplainDocument",
+    "PolicyNewDocument",
     "ReasonRecord",
+    "RememberedRecord",
+    "RuleRecord",
     "ShowDocument",
     "SignDocument",
     "SignerRecord",
@@ -414,6 +419,61 @@ class AdmitDocument(TypedDict):
     log_head: Annotated[str | None, "With `--log`, the log's last hash."]
 
 
+class RuleRecord(TypedDict):
+    """A rule of a policy."""
+
+    number: Annotated[int, "From 1, in the order of the policy."]
+    pattern: str
+    level: Annotated[str, "none, known, pinned, signed or logged."]
+    signers: list[str]
+    first_use: bool
+
+
+class RememberedRecord(TypedDict):
+    """What a lock file remembers of a model."""
+
+    level: str
+    signer: str | None
+    release: int | None
+    files: Annotated[dict[str, str], "File name -> SHA-256."]
+
+
+class PolicyNewDocument(TypedDict):
+    """`safeweights policy new`: the policy that was written."""
+
+    schema: Literal["safeweights.policy-new/1"]
+    path: str
+    kind: str
+
+
+class PolicyCheckDocument(TypedDict):
+    """`safeweights policy check`: a policy without errors."""
+
+    schema: Literal["safeweights.policy-check/1"]
+    path: str
+    mode: Annotated[str, "enforce, warn or off."]
+    root: Annotated[str, "The folder that models are named relative to."]
+    rules: list[RuleRecord]
+    unreachable: Annotated[list[int], "Numbers of rules that never apply."]
+
+
+class PolicyExplainDocument(TypedDict):
+    """`safeweights policy explain`: which rule applies to a model, and why."""
+
+    schema: Literal["safeweights.policy-explain/1"]
+    path: Annotated[str, "Below the root, in the one spelling that rules see."]
+    subject: Annotated[str, "The model that the path belongs to."]
+    root: str | None
+    problem: Annotated[str | None, "Why no rule can apply."]
+    rules: list[RuleRecord]
+    matches: Annotated[list[str | None], "For each rule, the path or the folder that it matches."]
+    applies: Annotated[int | None, "Number of the rule that decides."]
+    signature: Annotated[str, "The signature file that is looked for."]
+    has_signature: bool
+    other_rules: Annotated[list[str], "Files of a folder to which an earlier rule applies."]
+    remembered: RememberedRecord | None
+
+
 DOCUMENTS = (
     ShowDocument,
     LsDocument,
@@ -428,5 +488,8 @@ DOCUMENTS = (
     VerifyLogDocument,
     AdmitDocument,
     ErrorDocument,
+    PolicyNewDocument,
+    PolicyCheckDocument,
+    PolicyExplainDocument,
 )
 """The documents that have a schema file."""
