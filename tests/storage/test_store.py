@@ -256,10 +256,10 @@ def test_a_staged_file_that_cannot_be_made_is_named_by_its_place(
     monkeypatch.delattr(os, "O_TMPFILE", raising=False)
     real = os.open
 
-    def opens(path: Any, flags: int, *mode: int) -> int:
+    def opens(path: Any, flags: int, *mode: int, **how: Any) -> int:
         if flags & os.O_EXCL:
             raise OSError(errno.EDQUOT, "injected", path)
-        return real(path, flags, *mode)
+        return real(path, flags, *mode, **how)
 
     monkeypatch.setattr(os, "open", opens)
     with (
