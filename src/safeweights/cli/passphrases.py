@@ -50,7 +50,7 @@ def read(path: str, *, what: str = "passphrase", limit: int = _MAX) -> str:
     except UnicodeDecodeError:
         raise click.UsageError(f"the {what} is not UTF-8") from None
     if not text or len(line) > limit:
-        problem = "too long" if text else "empty: leave the option out where there is none"
+        problem = "too long" if text else "empty: omit the option if there is none"
         raise click.UsageError(f"the {what} is {problem}")
     return text
 

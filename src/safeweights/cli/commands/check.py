@@ -128,7 +128,14 @@ def _plain(result: CheckResult) -> Iterator[tuple[str, ...]]:
             printable(finding["message"]),
         )
     if result["truncated"]:
-        yield "note", escape(result["path"]), "truncated", "", "", "there is more than is listed"
+        yield (
+            "note",
+            escape(result["path"]),
+            "truncated",
+            "",
+            "",
+            "more findings exist than are listed",
+        )
 
 
 def _draw(screen: Terminal, result: CheckResult) -> None:
@@ -146,4 +153,4 @@ def _draw(screen: Terminal, result: CheckResult) -> None:
         screen.text((level, _STYLES[level]), (heading, "dim"), indent=4)
         screen.text(printable(finding["message"]), indent=6)
     if result["truncated"]:
-        screen.text(("there is more than is listed", "dim"), indent=4)
+        screen.text(("more findings exist than are listed", "dim"), indent=4)

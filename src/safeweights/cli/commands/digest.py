@@ -19,10 +19,13 @@ __all__ = ["command"]
 
 @click.command("digest")
 @click.argument("path", metavar="PATH", type=FILE)
-@click.option("--signature", metavar="FILE", type=FILE, help="Not PATH/model.sig or PATH.sig.")
+@click.option(
+    "--signature", metavar="FILE", type=FILE,
+    help="The signature, which is left out [default: PATH/model.sig or PATH.sig].",
+)  # fmt: skip
 @click.option("--ignore", metavar="NAME", multiple=True, help="Leave out a file or folder in PATH.")
-@click.option("--no-trees", is_flag=True, help="Of a signature without FILE.swtree.")
-@click.option("--allow-symlinks", is_flag=True, help="Follow links to files.")
+@click.option("--no-trees", is_flag=True, help="As for sign --no-trees: without FILE.swtree.")
+@click.option("--allow-symlinks", is_flag=True, help="Follow symbolic links to files.")
 @json_option
 @click.pass_obj
 def command(
@@ -37,9 +40,9 @@ def command(
 ) -> None:
     """Print the digest that identifies a model's contents.
 
-    It is the one that sign, given the same options, writes into the signature: the SHA-256 over the
-    SHA-256 of every file, in the order of their names. Every file is read, and nothing is written. The
-    signature is not part of the contents. A policy can require the digest.
+    It is the digest that sign, with the same options, writes into the signature: the SHA-256 over the
+    SHA-256 of all files, in the order of their names. The signature is not part of the contents. Every file
+    is read, none is written. A policy can require the digest.
 
     Piped, the line is the digest and PATH, separated by a tab.
 

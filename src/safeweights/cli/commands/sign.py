@@ -26,15 +26,18 @@ __all__ = ["command"]
 
 
 def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what signs."""
+    """Add the options that select the key or identity to sign with."""
     options = (
         click.option("--key", metavar="KEY", type=FILE, help="The private key, in PEM."),
         passphrase_option,
         click.option(
             "--key-command", metavar="COMMAND",
-            help="A program that signs: it reads the digest and prints the signature.",
+            help="A program that signs: it reads the digest from standard input and prints the signature.",
         ),
-        click.option("--public-key", metavar="FILE", type=FILE, help="The key of --key-command."),
+        click.option(
+            "--public-key", metavar="FILE", type=FILE,
+            help="The public key of --key-command, in PEM.",
+        ),
         click.option(
             "--whole-message", is_flag=True, help="Give --key-command the message, not its digest."
         ),
@@ -43,7 +46,7 @@ def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="The key's certificate and its chain up to the root, in PEM.",
         ),
         click.option(
-            "--timestamp-url", metavar="URL", help="Have an RFC 3161 authority timestamp it."
+            "--timestamp-url", metavar="URL", help="Add a timestamp by this RFC 3161 authority."
         ),
         click.option("--keyless", is_flag=True, help="Sign with the identity of this job (Sigstore)."),
         click.option(

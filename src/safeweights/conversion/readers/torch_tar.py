@@ -1,8 +1,11 @@
-"""PyTorch's oldest container, written before 0.1.10: a tar file of three streams.
+"""PyTorch's oldest container, a tar file of three streams, which PyTorch wrote before version 0.1.10.
 
-`storages` holds a count, then for each storage a pickle (key, location, class) and its bytes, then
-the list of views; `tensors` holds a count, then for each tensor a pickle (key, storage, class) and
-its geometry in binary; `pickle` refers to both by number. Source: torch/serialization.py.
+Why it is still read: `torch.load` reads it today (with ``weights_only=False``, which runs its pickles), so
+the scanner must find the pickles in it, and conversion is the only way to read it without running code.
+
+`storages` has a count, then for each storage a pickle (key, location, class) and its bytes, then the list
+of views; `tensors` has a count, then for each tensor a pickle (key, storage, class) and its geometry in
+binary; `pickle` refers to both by number. Source: `legacy_load` in torch/serialization.py.
 """
 
 from __future__ import annotations
