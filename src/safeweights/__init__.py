@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .format.header import Header, TensorInfo
     from .frameworks.handle import PySafeSlice, _safe_open_handle, safe_open
     from .frameworks.prefetch import PrefetchLoader, PrefetchPlan, TensorMeta, stream
+    from .reports.findings import check
     from .serialization import TensorSpec, deserialize, serialize, serialize_file
     from .storage.buffer_pool import release_idle
     from .trust import admit
@@ -45,6 +46,7 @@ __all__ = [
     "__version__",
     "_safe_open_handle",
     "admit",
+    "check",
     "convert",
     "deserialize",
     "guard",
@@ -73,6 +75,7 @@ __getattr__, __dir__ = lazy_names(
         "TensorSpec": "serialization",
         "_safe_open_handle": "frameworks.handle",
         "admit": "trust.policies.admission",
+        "check": "reports.findings",
         "convert": "conversion",
         "deserialize": "serialization",
         "open": "conversion.opening",

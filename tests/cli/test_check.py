@@ -4,12 +4,16 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import safeweights
 from safeweights import checkpoint
 from safeweights.errors import SafetensorError
 from safeweights.reports.findings import MAX_FINDINGS, check_path
@@ -324,3 +328,71 @@ def test_on_a_terminal_at_80_columns(terminal, plain, hostile, tmp_path):
     lines = plain(shown).splitlines()
     assert max(map(len, lines)) <= 80
     assert all(line.isprintable() for line in lines)
+
+
+# ---- in Python
+
+
+def test_python_gets_what_json_prints(run, model, sharded, quantised, tmp_path, monkeypatch):
+    (tmp_path / "bad.safetensors").write_bytes(b"bad")
+    for path in (model, sharded, quantised, str(tmp_path / "bad.safetensors"), "missing"):
+        for strict in (False, True):
+            options = ["--strict"] if strict else []
+            printed = run("check", path, *options, "--json").document
+            assert safeweights.check(path, strict=strict) == printed
+    assert safeweights.check(Path(model))["ok"]
+    monkeypatch.chdir(tmp_path)
+    Path("-").write_bytes(b"bad")
+    found = safeweights.check("-")["results"][0]
+    assert (found["path"], found["status"]) == (os.path.join(".", "-"), "bad")
+
+
+def test_python_needs_neither_click_nor_rich(model):
+    code = (
+        "import sys; sys.modules['click'] = sys.modules['rich'] = None; import safeweights; "
+        f"assert safeweights.check({model!r})['ok']"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# ---- what check promises, convert does
+
+
+def promised(result):
+    return "makes it safetensors" in "".join(each["message"] for each in result["findings"])
+
+
+def test_what_convert_cannot_write_is_not_promised(run, quantised, tmp_path):
+    target = str(tmp_path / "new.safetensors")
+    (result,) = run("check", quantised, "--json").document["results"]
+    notes = {each["message"]: each["tensor"] for each in result["findings"]}
+    assert notes == {
+        "gguf, which builds data only; `safeweights convert` cannot write 3 of 4 tensors": None,
+        "2 tensors cannot be converted: it is quantised as Q8_0, which only GGML reads": "blk.0.weight",
+        "1 tensor cannot be converted: it is quantised as Q4_0, which only GGML reads": "norm",
+    }
+    assert (result["status"], promised(result)) == ("ok", False)
+    assert run("convert", quantised, target).exit_code == 1
+    assert run("convert", quantised, target, "--only", "scale").exit_code == 0
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["file", "folder"])
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ({"w": np.ones(2, "f4")}, True),
+        ({"w": np.ones(2, "f4"), "z": np.ones(2, "c16")}, False),
+        ({"only": "text"}, False),
+        ({"a.b": np.ones(1), "a": {"b": np.ones(1)}}, False),  # two tensors of one name
+    ],
+    ids=["all", "complex", "none", "collision"],
+)
+def test_promises_are_kept(run, tmp_path, value, kept, inside):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "m.pkl").write_bytes(pickle.dumps(value))
+    path = folder if inside else folder / "m.pkl"
+    (result,) = run("check", str(path), "--json").document["results"]
+    assert promised(result) is kept
+    target = str(tmp_path / "new.safetensors")
+    assert (run("convert", str(folder / "m.pkl"), target).exit_code == 0) is kept

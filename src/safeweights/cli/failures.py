@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..reports.problems import explain
+from ..reports.problems import error_record, explain
 
 if TYPE_CHECKING:
     from ..reports.documents import ErrorDocument
@@ -22,7 +22,10 @@ __all__ = ["report"]
 
 def report(out: Output, error: Exception) -> int:
     """Print an error on standard error, and as JSON with ``--json``; return the exit status."""
-    status, record = explain(error)
+    if isinstance(error, click.ClickException):
+        status, record = error.exit_code, error_record("usage", error.format_message())
+    else:
+        status, record = explain(error)
     if isinstance(error, click.UsageError) and error.ctx is not None:
         click.echo(error.ctx.get_usage(), err=True)
         click.echo(f"Try '{error.ctx.command_path} --help' for help.\n", err=True)

@@ -30,7 +30,7 @@ from ..format.dtypes import BITS
 from ..storage import open_source
 from ..storage.pipes import STDIN, stdin_source
 from ..text import plural, printable
-from .inventory import rows, total
+from .inventory import rows, total, unreadable
 from .problems import explain
 
 if TYPE_CHECKING:
@@ -39,16 +39,22 @@ if TYPE_CHECKING:
     from ..conversion import Finding as Call
     from ..conversion import Report
     from ..storage import Source
-    from .documents import CheckResult, FindingRecord, Level, Status, TotalRecord
+    from .documents import CheckDocument, CheckResult, FindingRecord, Level, Status, TotalRecord
     from .inventory import Row
 
-__all__ = ["check_path"]
+__all__ = ["check", "check_document", "check_path"]
 
 MAX_FINDINGS: Final = 1000
 """Most findings listed for one path."""
 
 LONG_NAME: Final = 512
 """Characters from which on a name is reported; the longest in use have under 200."""
+
+_MAPPED_NOTE: Final = (
+    "do not truncate a file while a program has it mapped: a program that reads the lost part is killed "
+    "(SIGBUS); replace files by renaming, or read them with backend='pread'"
+)
+"""Applies to every valid file: printed once, on terminals and in JSON."""
 
 _OTHER_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Names by which programs take a file for a pickle."""
@@ -139,6 +145,46 @@ class _Findings:
         }
 
 
+def check(path: str | os.PathLike[str], *, strict: bool = False) -> CheckDocument:
+    """Find everything that is wrong with a file, an index or a folder; what ``check --json`` prints.
+
+    Reads headers only; of files of other formats what tells what loading them would run, executing
+    nothing. Errors of the content and of the system are in the result, not raised.
+
+    Args:
+        path: The file, index.json or folder.
+        strict: Warnings fail; also look for what the format allows and no good writer writes.
+
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "bad.safetensors")
+    >>> with open(path, "wb") as file:
+    ...     _ = file.write(bytes(4))
+    >>> found = check(path)
+    >>> found["ok"], found["results"][0]["findings"][0]["rule"]
+    (False, 'header-too-small')
+    """
+    name = os.fsdecode(path)
+    # A file called "-" is no standard input here.
+    checked = check_path(os.path.join(os.curdir, name) if name == STDIN else name, strict=strict)
+    return check_document([checked], strict=strict)
+
+
+def check_document(results: list[CheckResult], *, strict: bool) -> CheckDocument:
+    """The document for what was found at several paths."""
+    return {
+        "schema": "safeweights.check/1",
+        "ok": all(result["status"] == "ok" for result in results),
+        "strict": strict,
+        "results": results,
+        "notes": [_MAPPED_NOTE] if any(map(_may_be_mapped, results)) else [],
+    }
+
+
+def _may_be_mapped(result: CheckResult) -> bool:
+    """Whether the path has valid safetensors files, which programs may map."""
+    return result["status"] == "ok" and result["total"] is not None and result["path"] != STDIN
+
+
 def check_path(path: str, *, strict: bool) -> CheckResult:
     """What is wrong with a file, an index.json, a folder, or standard input.
 
@@ -220,7 +266,39 @@ def _check_foreign(out: _Findings, source: Source, name: str) -> None:
     if source.name.endswith(SUFFIX):
         message = f"this file is called {SUFFIX}, and is in the format {name}"
         out.add("error", "wrong-name", message, source.name)
-    _report_calls(out, scan(source), name)
+    report = scan(source)
+    _report_calls(out, report, name)
+    if report.clean:
+        _report_conversion(out, source, name)
+
+
+def _report_conversion(out: _Findings, source: Source, name: str) -> None:
+    """Say of a harmless file of another format what `convert` would make of it."""
+    from ..conversion.foreign import OpenOptions
+    from ..conversion.opening import read_foreign
+
+    try:
+        found = list(rows(read_foreign(source, OpenOptions())))
+    except FormatError as error:
+        if error.rule != "unknown-format":
+            out.add_error(error, source.name)  # it would fail with the same
+            return
+        found = []
+    groups = unreadable(found)
+    what = f"{name}, which builds data only"
+    if not found:
+        message = f"{what}; there is no tensor in it that `safeweights convert` could write"
+    elif groups:
+        refused = sum(group["tensors"] for group in groups)
+        message = (
+            f"{what}; `safeweights convert` cannot write {refused:,} of {len(found):,} tensors"
+        )
+    else:
+        message = f"{what}; `safeweights convert` makes it safetensors"
+    out.add("note", "foreign-format", message, source.name)
+    for group in groups:
+        message = f"{plural(group['tensors'], 'tensor')} cannot be converted: {group['reason']}"
+        out.add("note", "unreadable-tensor", printable(message), source.name, tensor=group["first"])
 
 
 def _report_calls(out: _Findings, report: Report, name: str | None) -> None:
@@ -239,18 +317,15 @@ def _report_calls(out: _Findings, report: Report, name: str | None) -> None:
             out.add("error", rule, message, call.path, offset=call.offset)
     for target, calls in _harmless(report).items():
         times = f"{plural(len(calls), 'time')}" if len(calls) > 1 else "once"
-        message = f"loading it uses {quote(target)} {times} (builds tensors only)"
+        message = f"loading it uses {quote(target)} {times} ({Grade.DATA.label})"
         out.add("note", "tensor-call", message, calls[0].path, offset=calls[0].offset)
     for part in report.unread:
         message = f"not read to the end, so nothing can be said of the rest: {part.reason}"
         out.add("error", "unread", printable(message), part.path, offset=part.offset)
-    if report.clean:
-        message = f"{name}, which builds tensors only; `safeweights convert` makes it safetensors"
-        out.add("note", "foreign-format", message, report.path)
 
 
 def _harmless(report: Report) -> dict[str, list[Call]]:
-    """What a file calls that builds tensors only, by name: a checkpoint calls it for every tensor."""
+    """The calls that only build data, by name: a checkpoint makes the same one for every tensor."""
     found: dict[str, list[Call]] = {}
     for call in report.findings:
         if not call.grade:
@@ -367,6 +442,8 @@ def _scan_others(out: _Findings, path: str) -> bool:
             _check_file(out, report.path)
         else:
             _report_calls(out, report, report.format)
+            if report.clean and report.format is not None:
+                _report_conversion(out, open_source(report.path, backend="pread"), report.format)
     return found
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-import click
-
 from ..errors import (
     FormatError,
     MissingDependencyError,
@@ -20,7 +18,16 @@ from ..text import escape, printable
 if TYPE_CHECKING:
     from .documents import ErrorRecord
 
-__all__ = ["INTERRUPTED", "NO", "PIPE_CLOSED", "UNREADABLE", "USAGE", "YES", "explain"]
+__all__ = [
+    "INTERRUPTED",
+    "NO",
+    "PIPE_CLOSED",
+    "UNREADABLE",
+    "USAGE",
+    "YES",
+    "error_record",
+    "explain",
+]
 
 
 YES: Final = 0
@@ -59,17 +66,15 @@ def explain(error: Exception) -> tuple[int, ErrorRecord]:
     """The exit status for an exception, and its description."""
     if isinstance(error, SafetensorError):
         return _explain_ours(error)
-    if isinstance(error, click.ClickException):
-        return error.exit_code, _record("usage", error.format_message())
     if isinstance(error, OSError):
         return UNREADABLE, _explain_system(error)
     if isinstance(error, MemoryError):
-        return UNREADABLE, _record("memory", "not enough memory for this")
+        return UNREADABLE, error_record("memory", "not enough memory for this")
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith(_US):
         name = error.name.partition(".")[0]
         text = f"this needs the package {name}, which is not installed: pip install {name}"
-        return UNREADABLE, _record("dependency", text)
-    return UNREADABLE, _record("internal", _locate(error))
+        return UNREADABLE, error_record("dependency", text)
+    return UNREADABLE, error_record("internal", _locate(error))
 
 
 def _locate(error: Exception) -> str:
@@ -86,7 +91,7 @@ def _locate(error: Exception) -> str:
 def _explain_ours(error: SafetensorError) -> tuple[int, ErrorRecord]:
     kind = next((name for family, name in _KINDS if isinstance(error, family)), "refused")
     default = UNREADABLE if isinstance(error, MissingDependencyError) else NO
-    record = _record(kind, str(error))
+    record = error_record(kind, str(error))
     # Errors of trust have an exit status of their own (NO or UNREADABLE), and a reason.
     record["rule"] = getattr(error, "rule", None) or getattr(error, "reason", None)
     record["path"], record["tensor"], record["offset"] = error.path, error.tensor, error.offset
@@ -101,12 +106,13 @@ def _explain_system(error: OSError) -> ErrorRecord:
         what = "not a regular file, but a device, a pipe or a socket; - reads standard input"
     if path == "":
         what = f"the path is empty ({what})"
-    record = _record("os", f"{escape(path)}: {what}" if path else what)
+    record = error_record("os", f"{escape(path)}: {what}" if path else what)
     record["path"] = path
     return record
 
 
-def _record(kind: str, message: str) -> ErrorRecord:
+def error_record(kind: str, message: str) -> ErrorRecord:
+    """A record of an error that has no place."""
     return {
         "kind": kind,
         "rule": None,

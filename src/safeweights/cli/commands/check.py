@@ -6,26 +6,19 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ...reports.findings import check_path
+from ...reports.findings import check_document, check_path
 from ...reports.problems import NO, UNREADABLE, YES
-from ...storage.pipes import STDIN
 from ...text import escape, human_bytes, plural, printable
 from ..app import checkpoint_path, json_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ...reports.documents import CheckDocument, CheckResult
+    from ...reports.documents import CheckResult
     from ..output import Output
     from ..terminal import Terminal
 
 __all__ = ["command"]
-
-_MAPPED_NOTE: Final = (
-    "do not truncate a file while a program has it mapped: a program that reads the lost part is killed "
-    "(SIGBUS); replace files by renaming, or read them with backend='pread'"
-)
-"""Applies to every valid file: printed once, on terminals and in JSON."""
 
 _STYLES: Final = {
     "ok": "green",
@@ -82,30 +75,18 @@ def command(out: Output, paths: tuple[str, ...], strict: bool, sarif: bool) -> i
         if not (out.json or sarif):
             _print(out, result)
     statuses = {result["status"] for result in results}
-    notes = [_MAPPED_NOTE] if any(map(_may_be_mapped, results)) else []
+    document = check_document(results, strict=strict)
     if out.json:
-        document: CheckDocument = {
-            "schema": "safeweights.check/1",
-            "ok": statuses == {"ok"},
-            "strict": strict,
-            "results": results,
-            "notes": notes,
-        }
         out.document(document)
     elif sarif:
         from ...reports.sarif import log
 
         out.document(log(results))
     elif out.terminal:
-        for note in notes:
+        for note in document["notes"]:
             out.pretty().text((f"note  {note}", "dim"))
     # A bad file takes precedence over one that could not be read.
     return NO if "bad" in statuses else UNREADABLE if "unreadable" in statuses else YES
-
-
-def _may_be_mapped(result: CheckResult) -> bool:
-    """Whether the path has valid safetensors files, which programs may map."""
-    return result["status"] == "ok" and result["total"] is not None and result["path"] != STDIN
 
 
 def _print(out: Output, result: CheckResult) -> None:
