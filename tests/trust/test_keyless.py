@@ -508,6 +508,11 @@ def test_the_command_line(model: Path, config: str, root: str, tmp_path: Path) -
     options = ["--identity", PATTERN, "--issuer", ISSUER, "--trusted-root", root]
     assert run.invoke(cli, ["verify", str(model), *options]).exit_code == 0
     options[1] = "https://github.com/org/*"
+    # Another identity may have made the one that is there.
+    again = ["sign", str(model), "--keyless", "--trust-config", config, "--identity-token-file"]
+    again.append(str(tmp_path / "token"))
+    assert run.invoke(cli, again).exit_code == 3
+    assert run.invoke(cli, [*again, "--force"]).exit_code == 0
     assert run.invoke(cli, ["verify", str(model), *options]).exit_code == 1
 
 

@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingDependencyError, quote
-from ..format.strictjson import MAX_DEPTH, JSONError, Reader
+from ..format.strictjson import MAX_DEPTH, MAX_NUMBER, JSONError, Reader
 from .errors import DocumentError
 
 if TYPE_CHECKING:
@@ -212,8 +212,9 @@ def _load_strictly(text: str) -> Any:
     if _SURROGATE_ESCAPE.search(text):
         raise ValueError("may express a lone surrogate")
     value = json.loads(
-        text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
-    )
+        text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite,
+        parse_int=_bounded,
+    )  # fmt: skip
     outer, depth = [value], 0
     while outer := [each for each in outer if isinstance(each, dict | list)]:
         depth += 1
@@ -234,6 +235,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _bounded(text: str) -> int:
+    # Python before 3.10.7 takes quadratic time for any number of digits.
+    if len(text) > MAX_NUMBER:
+        raise ValueError("the number is too long")
+    return int(text)
 
 
 def _finite(text: str) -> float:

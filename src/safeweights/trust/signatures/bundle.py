@@ -11,7 +11,7 @@ verifiers to ignore: the root of the file's block tree, a release number, the mo
 of a single file.
 
 Rules: no I/O, and no cryptography but SHA-256. `parse_bundle` reads the container of a signature
-that nobody has checked yet, so its cost is bounded; `parse_statement` is called only for a payload
+that is not verified yet, so its cost is bounded; `parse_statement` is called only for a payload
 whose signature was verified. A parsed bundle is a claim.
 """
 

@@ -19,6 +19,8 @@ _REPOSITORY = re.compile(r"(?:models|datasets|spaces)--.+")
 
 def is_blob_link(path: str) -> bool:
     """Whether the link at `path`, in a snapshot of the Hub's cache, leads to a blob beside it."""
+    if not os.path.islink(path):
+        return False
     target = os.path.realpath(path)
     folder, repository = os.path.split(os.path.dirname(os.path.dirname(target)))
     blobs = os.path.dirname(target)

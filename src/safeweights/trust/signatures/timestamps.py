@@ -99,7 +99,7 @@ def verify_timestamps(
 ) -> tuple[datetime, ...]:
     """The times at which `signature` existed, earliest first.
 
-    Timestamps of authorities that are not trusted count for nothing: anybody can add one.
+    Timestamps of authorities that are not trusted are ignored: any program can add one.
 
     Cost: about 1 ms for each; no network.
 
