@@ -23,6 +23,7 @@ from safeweights.errors import MissingDependencyError
 from safeweights.trust.errors import DocumentError, TrustError, VerificationError
 from safeweights.trust.signatures import bundle as bundles
 from safeweights.trust.signatures import signing, verifying
+from safeweights.trust.signatures.certificates import CertificateTrust
 from safeweights.trust.signatures.timestamps import (
     MAX_RESPONSE,
     KeyTrust,
@@ -122,6 +123,15 @@ def make_authority(tmp_path_factory: pytest.TempPathFactory, make_certificate: A
 def authority(make_authority: Any) -> TimestampAuthority:
     made: TimestampAuthority = make_authority()
     return made
+
+
+def roots_pem(authority: TimestampAuthority) -> bytes:
+    from cryptography import x509
+
+    return b"".join(
+        x509.load_der_x509_certificate(der).public_bytes(serialization.Encoding.PEM)
+        for der in authority.roots
+    )
 
 
 @pytest.mark.parametrize("digest", ["sha256", "sha384", "sha512"])
@@ -320,6 +330,38 @@ class TestKeys:
             safeweights.open(model, trust=trust)
 
 
+class TestPolicies:
+    """The settings of a policy's signers."""
+
+    def policy(self, tmp_path: Path, signer: str, authority: TimestampAuthority) -> Any:
+        from safeweights.trust import parse_policy
+
+        (tmp_path / "tsa.pem").write_bytes(roots_pem(authority))
+        text = f"[signers.us]\n{signer}\n[[rules]]\npattern = '*'\nsigners = ['us']\n"
+        return parse_policy(text.encode(), path=str(tmp_path / "policy.toml")).signers["us"]
+
+    def test_of_a_key(
+        self, tmp_path: Path, signer: FileSigner, authority: TimestampAuthority
+    ) -> None:
+        key = f"public_key = '''{signer.public_key.pem.decode()}'''\n"
+        found = self.policy(tmp_path, key + "timestamp_roots = 'tsa.pem'", authority)
+        assert found == KeyTrust(signer.public_key, authority.trust)
+        until = "timestamp_roots = ['tsa.pem']\nuntil = 2026-06-30T00:00:00Z"
+        found = self.policy(tmp_path, key + until, authority)
+        assert found.until == dt.datetime(2026, 6, 30, tzinfo=dt.timezone.utc)
+        with pytest.raises(DocumentError, match="until"):
+            self.policy(tmp_path, key + "until = 2026-06-30T00:00:00Z", authority)
+
+    def test_of_a_certificate(
+        self, tmp_path: Path, pki: Any, authority: TimestampAuthority
+    ) -> None:
+        (tmp_path / "root.pem").write_bytes(pki.root.pem)
+        text = "roots = 'root.pem'\ncertificate_subject = 'CN=a'\ntimestamp_roots = 'tsa.pem'"
+        found = self.policy(tmp_path, text, authority)
+        expected = CertificateTrust((pki.root.der,), subject="CN=a", timestamps=authority.trust)
+        assert found == expected
+
+
 def test_where_bundles_keep_it(
     model: Path, signer: FileSigner, authority: TimestampAuthority
 ) -> None:
@@ -367,6 +409,37 @@ class TestRequests:
     def test_granted(self, server: Any, authority: TimestampAuthority) -> None:
         stamp = request_timestamp(b"signature", server["url"])
         assert len(verify_timestamps([stamp], b"signature", authority.trust)) == 1
+
+    def test_the_command_line(
+        self,
+        server: Any,
+        authority: TimestampAuthority,
+        model: Path,
+        signer: FileSigner,
+        tmp_path: Path,
+    ) -> None:
+        from click.testing import CliRunner
+
+        from safeweights.cli.app import cli
+
+        (tmp_path / "key").write_bytes(
+            signer._key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )  # fmt: skip
+        (tmp_path / "key.pub").write_bytes(signer.public_key.pem)
+        (tmp_path / "roots").write_bytes(roots_pem(authority))
+        run = CliRunner()
+        options = ["--key", str(tmp_path / "key"), "--timestamp-url", server["url"]]
+        assert run.invoke(cli, ["sign", str(model), *options]).exit_code == 0
+        verify = ["verify", str(model), "--key", str(tmp_path / "key.pub")]
+        verify += ["--timestamp-roots", str(tmp_path / "roots")]
+        done = run.invoke(cli, [*verify, "--json"])
+        assert json.loads(done.stdout)["signed_by"]["timestamp"].startswith("20")
+        hour = dt.timedelta(hours=1)
+        for until, status in ((NOW + hour, 0), (NOW - hour, 1)):
+            assert run.invoke(cli, [*verify, "--until", until.isoformat()]).exit_code == status
 
     def test_another_answer(self, server: Any, authority: TimestampAuthority) -> None:
         old = request_timestamp(b"signature", server["url"])
