@@ -15,10 +15,10 @@ import os
 import re
 import stat
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ..errors import quote
+from ..storage import Entry, LocalStore, check_name
 from .errors import DocumentError, TrustError, VerificationError
 
 try:
@@ -44,19 +44,6 @@ _SAFE_FLAGS: Final = (
     | getattr(os, "O_NOCTTY", 0)
     | getattr(os, "O_BINARY", 0)
 )
-
-
-@dataclass(frozen=True, order=True)
-class Entry:
-    """An entry of a folder that is not a folder.
-
-    Attributes:
-        name: Path relative to the folder, with ``/`` between its parts.
-        kind: ``"file"``, ``"link"`` (a symbolic link to anything) or ``"special"``.
-    """
-
-    name: str
-    kind: str
 
 
 _BOOKKEEPING: Final = re.compile(
@@ -251,32 +238,6 @@ def locked(path: str) -> Iterator[int]:
         os.close(descriptor)  # which releases the lock
 
 
-def check_name(name: str) -> str | None:
-    """Why `name` cannot be a file's name relative to a folder; None where it can.
-
-    The rules of OMS section 6.1.2, and no backslash, which is a separator on one system and a
-    letter on another.
-
-    >>> check_name("../weights")
-    'has an empty, `.` or `..` part'
-    """
-    if not name or "\0" in name:
-        return "is empty or contains NUL"
-    if (
-        name.startswith("/")
-        or "\\" in name
-        or (len(name) > 1 and name[1] == ":" and name[0].isascii() and name[0].isalpha())
-    ):
-        return "is not a relative path with `/` between its parts"
-    if any(part in {"", ".", ".."} for part in name.split("/")):
-        return "has an empty, `.` or `..` part"
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return "is not valid UTF-8"
-    return None
-
-
 def list_folder(root: str) -> list[Entry]:
     """Everything below `root` that is not a folder, by name in code point order.
 
@@ -287,28 +248,14 @@ def list_folder(root: str) -> list[Entry]:
         OSError: A folder that cannot be read.
     """
     found: list[Entry] = []
-    pending = [""]
-    while pending:
-        prefix = pending.pop()
-        with os.scandir(os.path.join(root, prefix) if prefix else root) as entries:
-            for entry in entries:
-                name = prefix + entry.name
-                if problem := check_name(name):
-                    raise VerificationError(
-                        f"the file name {quote(name)} {problem}", reason="name", path=root
-                    )
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(name + "/")
-                else:
-                    found.append(Entry(name, _kind(entry)))
-        if len(found) > MAX_ENTRIES:
+    for entry in LocalStore(root).list():
+        if problem := check_name(entry.name):
+            raise VerificationError(
+                f"the file name {quote(entry.name)} {problem}", reason="name", path=root
+            )
+        if len(found) == MAX_ENTRIES:
             raise VerificationError(
                 f"more than {MAX_ENTRIES} files", reason="too-many-files", path=root
             )
-    return sorted(found)
-
-
-def _kind(entry: os.DirEntry[str]) -> str:
-    if entry.is_symlink():
-        return "link"
-    return "file" if entry.is_file(follow_symlinks=False) else "special"
+        found.append(entry)
+    return found
