@@ -466,6 +466,12 @@ def frames_and_expansion() -> Iterator[tuple[str, bytes, str]]:
     )
     wide = b"](" + b"N" * 9000 + b"eq\x00](" + b"h\x00" * 9000 + b"e"
     yield "a wide list in a wide list", whole(wide), "incomplete"
+    level = torch_legacy(b"N", [], keys=b"]")
+    for _ in range(3):
+        once = b"(B" + struct.pack("<I", len(level)) + level + b"q\x000"
+        loads = name("torch.storage", "_load_from_bytes") + b"q\x010" + b"h\x01h\x00\x85R" * 200
+        level = torch_legacy(once + loads + b"t", [], keys=b"]")
+    yield "eight million files in 4 KB", level, "incomplete"
     yield "a large memo key", whole(b"Nr\xff\xff\xff\x7f"), "incomplete"
     yield "an octal number, then a call", b"I010\ncos\ngetpid\n)R.", "dangerous"
     yield "a number up to a NUL, then a call", b"I5\0x\ncos\ngetpid\n)R.", "dangerous"

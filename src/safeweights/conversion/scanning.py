@@ -55,6 +55,7 @@ Reason = tuple[Grade, str]
 _ARGUMENTS_MAX: Final = 160
 _KEPT_FINDINGS: Final = 50_000
 _KEPT_UNREAD: Final = 1000
+_LOADS_MAX: Final = 100_000
 _STEPS_PER_FILE: Final = 40
 _STEPS_PER_PICKLE: Final = 80
 _PICKLE_KINDS: Final = ("pickle", "paddle", "torch-legacy")
@@ -173,7 +174,8 @@ class _Scanner:
         self._limits = limits.counted()
         self._options = OpenOptions(limits=self._limits)
         self._depth = -1
-        self._nested: dict[object, object] = {}
+        self._nested: dict[object, tuple[object, int]] = {}
+        self._loads = 0
         self._constructors = {
             **ALL_CONSTRUCTORS,
             ("torch.storage", "_load_from_bytes"): self._load_from_bytes,
@@ -554,19 +556,23 @@ class _Scanner:
         self.report.findings.append(finding)
 
     def _scan_nested(self, call: Call, path: str) -> None:
-        """Scan the byte strings that the call would load as files, each once."""
+        """Scan the byte strings that the call would load as files, each once; count the loads."""
         for argument in call.arguments:
             data = as_bytes(argument)
             if data is None or (isinstance(data, bytes) and len(data) < 2):
                 continue
             key = data if isinstance(data, bytes) else (id(data.source), data.offset, data.length)
-            if key in self._nested:
-                continue
-            self._nested[key] = data  # its source too must live, or another may get its id
-            name = f"{path}!bytes@{call.offset}"
-            self.file(
-                BytesSource(data, name) if isinstance(data, bytes) else blob_source(data, name)
-            )
+            if key not in self._nested:
+                # `data` is kept: its source must live, or another may get its id.
+                self._nested[key] = data, 1
+                before = self._loads
+                self.file(blob_source(data, f"{path}!bytes@{call.offset}"))
+                self._nested[key] = data, 1 + self._loads - before
+            loads = self._nested[key][1]
+            if self._loads <= _LOADS_MAX < self._loads + loads:
+                reason = f"files in byte strings load each other {_LOADS_MAX:,} times or more"
+                self._unread(BytesSource(b"", path), call.offset, reason)
+            self._loads += loads
 
 
 def _torch_only(value: Value) -> Value:
