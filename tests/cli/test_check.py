@@ -396,3 +396,18 @@ def test_promises_are_kept(run, tmp_path, value, kept, inside):
     assert promised(result) is kept
     target = str(tmp_path / "new.safetensors")
     assert (run("convert", str(folder / "m.pkl"), target).exit_code == 0) is kept
+
+
+def test_a_valid_file_that_another_loader_executes_is_not_ok(run, file):
+    """The length 0x56 is UNICODE: a text up to the first newline, then the opcodes in the data."""
+    calls = b"\nX\x02\x00\x00\x00osX\x06\x00\x00\x00getpid\x93)R."
+    text = header(entry("w", shape=(len(calls),), end=len(calls)))
+    pickled = file(raw(text + " " * (ord("V") - len(text)), calls))
+    assert checkpoint.open(pickled)["w"].nbytes == len(calls)
+    result = run("check", pickled, "--json")
+    assert (result.exit_code, rules(result)) == (1, ["dangerous-call", "unread"])
+
+
+def test_what_was_not_read_to_its_end_cannot_be_looked_at(run, file):
+    result = run("check", file(b"\x80\x02" + b"N0" * 5_000_000 + b"N.", "x.pkl"), "--json")
+    assert (result.exit_code, rules(result)) == (3, ["unread"])

@@ -56,6 +56,9 @@ _MAPPED_NOTE: Final = (
 )
 """Applies to every valid file: printed once, on terminals and in JSON."""
 
+_UNREAD_RULES: Final = ("os", "unread")
+"""Rules of findings that say that something could not be read, not that it is bad."""
+
 _OTHER_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Names by which programs take a file for a pickle."""
 
@@ -130,8 +133,8 @@ class _Findings:
         sums: TotalRecord | None = None
         if self.files:
             sums = total(row for file in self.files for row in _rows(file))
-        # What is known to be bad stays bad, whatever could not be read besides.
-        certain = any(f["level"] == "error" and f["rule"] != "os" for f in self.found)
+        # What is known to be bad stays bad, even if something else could not be read.
+        certain = any(f["level"] == "error" and f["rule"] not in _UNREAD_RULES for f in self.found)
         status: Status = (
             "unreadable" if self.unreadable and not certain else "bad" if self.bad else "ok"
         )
@@ -247,7 +250,17 @@ def _check_source(out: _Findings, source: Source) -> SafetensorsFile | None:
         for row in _rows(file):
             _check_tensor(out, row)
         _check_metadata(out, file)
+        _check_other_readers(out, source)
     return file
+
+
+def _check_other_readers(out: _Findings, source: Source) -> None:
+    """Report what loaders of other formats would do with a valid safetensors file."""
+    from ..conversion.scanning import scan_other_readers
+
+    report = scan_other_readers(source)
+    if not report.clean:
+        _report_calls(out, report, None)
 
 
 def _is_compressed(source: Source, head: bytes) -> bool:
@@ -320,6 +333,7 @@ def _report_calls(out: _Findings, report: Report, name: str | None) -> None:
         message = f"loading it uses {quote(target)} {times} ({Grade.DATA.label})"
         out.add("note", "tensor-call", message, calls[0].path, offset=calls[0].offset)
     for part in report.unread:
+        out.unreadable = True
         message = f"not read to the end, so nothing can be said of the rest: {part.reason}"
         out.add("error", "unread", printable(message), part.path, offset=part.offset)
 
