@@ -91,7 +91,7 @@ public_key = "approvers.pub"
 [[rules]]                        # signed once, by the approvers, for exactly this content
 pattern = "approved/base"
 signers = ["approvers"]
-models = ["org/base"]            # the id that was signed: `safeweights sign --model-id org/base`
+models = ["org/base"]            # the id that was signed: `safeweights sign --id org/base`
 root_digests = ["{root_digest}"]
 
 [[rules]]                        # not signed: every file is pinned
