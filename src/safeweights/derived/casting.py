@@ -1,7 +1,7 @@
 """Convert tensors from one element type to another, checking every value.
 
-NumPy computes the values. Types that it lacks come from ml_dtypes, an optional package, which is imported
-only when values of such a type are computed; copying them does not need it.
+NumPy computes the values. Types that it lacks are decoded to F32 (`small_floats`); only converting *to* one
+of them takes ml_dtypes, an optional package.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from ..checkpoint import Tensor
 from ..errors import MissingDependencyError, UnsupportedError, quote
 from ..format.dtypes import BITS, DTYPES, byte_count
+from . import small_floats
 from .element_types import FLOATS, FOREIGN, item_size
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ class CastTensor(Tensor):
         )
         self.original = tensor
         self._path = path
-        self._from, self._to = numpy_type(tensor.dtype), numpy_type(dtype)
+        self._small = tensor.dtype in small_floats.CODES and BITS[tensor.dtype] >= 8
+        self._from = np.dtype("<f4") if self._small else numpy_type(tensor.dtype)
+        self._to = numpy_type(dtype)
         self._range = _safe_range(tensor.dtype, dtype)
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
@@ -131,11 +134,12 @@ class CastTensor(Tensor):
         width = item_size(self.original.dtype)
         data = bytearray(count * width)
         self.original.read_into(memoryview(data), first * width)
-        values = np.frombuffer(data, self._from)
+        code = self.original.dtype
+        values = (
+            small_floats.widened(code, data) if self._small else np.frombuffer(data, self._from)
+        )
         with np.errstate(over="ignore", invalid="ignore"):
-            # ml_dtypes cannot cast between E8M0 and other F8 types: go through F32, which is exact.
-            known = np.can_cast(self._from, self._to, "unsafe")
-            converted = (values if known else _parts(values)).astype(self._to)
+            converted = values.astype(self._to)
             if not self._surely_kept(values):
                 lost = np.flatnonzero(_lost(values, converted))
                 if lost.size:
@@ -190,12 +194,7 @@ def _safe_range(source: str, target: str) -> tuple[float, float] | None:
 
 
 def _finfo(code: str) -> Any:
-    if code not in DTYPES or not DTYPES[code].ml_dtypes:
-        return np.finfo(numpy_type(code))
-    import ml_dtypes
-
-    finfo: Any = ml_dtypes.finfo
-    return finfo(numpy_type(code))
+    return small_floats.limits(code) if code in small_floats.CODES else np.finfo(numpy_type(code))
 
 
 def _parts(values: Array) -> Array:

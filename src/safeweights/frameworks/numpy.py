@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..checkpoint import MemoryTensor, Tensor
+from ..derived.small_floats import widened
 from ..errors import DTypeError, MissingDependencyError, UnsupportedError, quote
 from ..format.dtypes import DTYPES
 from .adapter import Adapter
@@ -16,7 +17,7 @@ from .adapter import Adapter
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ADAPTER", "code_of", "numpy_dtype"]
+__all__ = ["ADAPTER", "WIDENING", "code_of", "dtype_of_values", "numpy_dtype"]
 
 _CODES: Final = {row.numpy: row.code for row in DTYPES.values()}
 
@@ -41,7 +42,8 @@ def numpy_dtype(code: str) -> np.dtype[Any]:
         import ml_dtypes
     except ImportError as error:
         raise MissingDependencyError(
-            f"{code} in NumPy needs the package ml_dtypes: pip install 'safeweights[ml-dtypes]'"
+            f"{code} arrays need the package ml_dtypes (pip install 'safeweights[ml-dtypes]'); without it "
+            "`safeweights.open(path)[name].numpy()` decodes to F32, which holds every value"
         ) from error
     found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, row.numpy))
     return found
@@ -71,6 +73,24 @@ class NumPyAdapter(Adapter):
                 f"Expected a dict of [str, numpy.ndarray] but received {type(tensors)}"
             )
         return {name: encode_array(name, array) for name, array in tensors.items()}
+
+
+class WideningAdapter(NumPyAdapter):
+    """Types that only ml_dtypes has are decoded to F32 where it is not installed."""
+
+    def make(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
+        try:
+            return super().make(data, dtype, shape, device)
+        except MissingDependencyError:
+            return widened(dtype, data).reshape(shape)
+
+
+def dtype_of_values(code: str) -> np.dtype[Any]:
+    """The type of the arrays that `WideningAdapter` makes."""
+    try:
+        return numpy_dtype(code)
+    except MissingDependencyError:
+        return np.dtype("<f4")
 
 
 def decode_array(data: memoryview, dtype: str, shape: tuple[int, ...]) -> Any:
@@ -163,3 +183,5 @@ def pack(values: Any, name: str) -> Any:
 
 
 ADAPTER: Final = NumPyAdapter()
+WIDENING: Final = WideningAdapter()
+"""For values that are looked at or computed with, not loaded to be saved again."""

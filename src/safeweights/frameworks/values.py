@@ -14,6 +14,7 @@ from .slices import Slice
 
 if TYPE_CHECKING:
     from ..checkpoint import Tensor
+    from .adapter import Adapter
 
 __all__ = ["own_bytes", "selected", "values_of"]
 
@@ -31,16 +32,25 @@ def values_of(tensor: Tensor, framework: str, device: Any = "cpu") -> Any:
         DTypeError: The framework has no such element type.
         SafetensorError, OSError: Reading failed.
     """
-    adapter = adapter_for(framework)
+    adapter = _adapter_for(framework)
     found = adapter.check_device(device)
     tensor.check_readable()
     data = tensor.view() if adapter.maps else own_bytes(tensor)
     return adapter.decode(data, tensor.dtype, tensor.shape, found, name=tensor.name)
 
 
+def _adapter_for(framework: str) -> Adapter:
+    adapter = adapter_for(framework)
+    if adapter.name != "numpy":
+        return adapter
+    from .numpy import WIDENING
+
+    return WIDENING
+
+
 def selected(tensor: Tensor, expression: Any) -> Any:
     """The values that an index expression selects, as a NumPy array; see `safe_open.get_slice`."""
-    return Slice[Any](tensor, adapter_for("np"), None, mapped=False, copies=True)[expression]
+    return Slice[Any](tensor, _adapter_for("np"), None, mapped=False, copies=True)[expression]
 
 
 def own_bytes(tensor: Tensor) -> memoryview:

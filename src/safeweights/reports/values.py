@@ -1,6 +1,6 @@
 """Parts of a tensor as NumPy arrays, within bounded memory: read, cut into blocks, summarised, saved.
 
-Types that NumPy does not have come from ml_dtypes (`safeweights.frameworks.numpy`).
+Types that NumPy does not have come from ml_dtypes; where it is not installed, they are decoded to F32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import SelectionError
 from ..format.dtypes import BITS, DTYPES
 from ..format.indexing import Selection
-from ..frameworks.numpy import ADAPTER, numpy_dtype
+from ..frameworks.numpy import WIDENING, dtype_of_values, numpy_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,10 +57,10 @@ def read(tensor: Tensor, selection: Selection) -> Any:
     except SelectionError:
         if BITS[tensor.dtype] >= 8 or tensor.nbytes > _WHOLE_MAX:
             raise
-        whole = ADAPTER.decode(tensor.view(), tensor.dtype, tensor.shape, None)
+        whole = WIDENING.decode(tensor.view(), tensor.dtype, tensor.shape, None)
         found = whole[_slices(selection)]
     else:
-        found = ADAPTER.decode(data, tensor.dtype, selection.counts, None)
+        found = WIDENING.decode(data, tensor.dtype, selection.counts, None)
     return np.flip(found, selection.reversed).reshape(selection.shape)
 
 
@@ -115,7 +115,7 @@ def first_values(tensor: Tensor, selection: Selection, limit: int) -> Any:
         missing -= len(found[-1])
         if missing <= 0:
             break
-    return np.concatenate(found) if found else np.empty(0, numpy_dtype(tensor.dtype))
+    return np.concatenate(found) if found else np.empty(0, dtype_of_values(tensor.dtype))
 
 
 def render(tensor: Tensor, selection: Selection, *, limit: int, width: int) -> str:
@@ -139,7 +139,7 @@ def _corners(tensor: Tensor, selection: Selection, edges: int) -> Any:
     """An array that looks, with its middle left out, like the whole one."""
     parts = [_ends(count, edges, exact=BITS[tensor.dtype] >= 8) for count in selection.counts]
     shape = [sum(count for _, count in ends) for ends in parts]
-    corners = np.empty(shape, numpy_dtype(tensor.dtype))
+    corners = np.empty(shape, dtype_of_values(tensor.dtype))
     for choice in product(*(_placed(ends) for ends in parts)):
         part = selection
         for axis, (_, first, count) in enumerate(choice):
