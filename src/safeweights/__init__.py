@@ -18,7 +18,21 @@ from .lazy import lazy_names
 
 TYPE_CHECKING = False  # importing typing takes longer than the rest; type checkers know this name
 if TYPE_CHECKING:
-    from . import guard, trust
+    from . import (  # noqa: F401 - for type checkers; not listed, so that `import *` imports none
+        agents,
+        checkpoint,
+        compat,
+        conformance,
+        conversion,
+        flax,
+        guard,
+        mlx,
+        numpy,
+        paddle,
+        tensorflow,
+        torch,
+        trust,
+    )
     from .checkpoint import Checkpoint, Tensor, save
     from .conversion import convert, scan
     from .conversion.opening import open
@@ -89,4 +103,8 @@ __getattr__, __dir__ = lazy_names(
         "guard": "",
         "trust": "",
     },
-)
+    modules=(
+        "agents", "checkpoint", "compat", "conformance", "conversion", "flax", "mlx", "numpy", "paddle",
+        "tensorflow", "torch",
+    ),
+)  # fmt: skip

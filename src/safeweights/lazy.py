@@ -13,24 +13,30 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # importing typing takes longer than the rest; type checkers know this name
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
 __all__ = ["deferred", "lazy_names"]
 
 
 def lazy_names(
-    package: str, homes: Mapping[str, str]
+    package: str, homes: Mapping[str, str], modules: Iterable[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Make ``__getattr__`` and ``__dir__`` for a package (PEP 562).
 
     Args:
         package: Full name of the package.
         homes: Name -> module below `package` that defines it; ``""`` if the name is itself a module.
+        modules: Names of modules below `package` that are imported when asked for, without being listed.
     """
 
     def get(name: str) -> Any:
         home = homes.get(name)
+        if home is None and name in modules:
+            try:
+                return import_module(f".{name}", package)
+            except ImportError as error:  # `hasattr` must answer
+                raise AttributeError(f"{package}.{name} cannot be imported: {error}") from error
         if home is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         if not home:
