@@ -1,4 +1,4 @@
-"""Files to look at, and three ways to run the command line: in process, as a process, on a terminal."""
+"""Example files, and three ways to run the command line: in this process, in a new one, on a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 @pytest.fixture(scope="session")
 def write():
-    """Write a safetensors file of zeros, or of the given data; the Header."""
+    """Write a safetensors file of zeros or of the given data; return its Header."""
 
     def write(path, tensors, metadata=None, data=None):
         header, head = layout(tensors, metadata)
@@ -74,7 +74,7 @@ def hostile(tmp_path_factory, write):
 
 @pytest.fixture
 def sharded(tmp_path, write):
-    """A folder of three shards with an index; `index` changes what the index says."""
+    """A folder of three shards with an index, whose members `index` changes."""
     folder = tmp_path / "sharded"
     folder.mkdir()
     weight_map, size = {}, 0
@@ -138,10 +138,10 @@ COMMAND = [sys.executable, "-W", "error", "-m", "safeweights"]
 
 @pytest.fixture
 def process():
-    """Start a command as a process of its own; returns the Popen."""
+    """Start a command in a new process; return the Popen."""
 
     def process(*arguments, **options):
-        # Unbuffered output would hide what happens to bytes that nobody takes.
+        # Unbuffered output would hide what happens to bytes that no process reads.
         kept = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": kept, **options}
         return subprocess.Popen([*COMMAND, *arguments], **options)
@@ -151,7 +151,7 @@ def process():
 
 @pytest.fixture
 def terminal():
-    """Run a command on a terminal; (what it shows, exit status)."""
+    """Run a command on a terminal; return (what it prints, exit status)."""
     pty = pytest.importorskip("pty", reason="pseudo-terminals are a thing of POSIX")
     import fcntl
     import struct
@@ -187,5 +187,5 @@ def terminal():
 
 @pytest.fixture(scope="session")
 def plain():
-    """What is left of terminal output without colours."""
+    """Terminal output without its escape sequences."""
     return lambda text: ANSI.sub("", text)

@@ -67,7 +67,7 @@ def test_what_truncating_a_mapped_file_does_is_said_once(run, terminal, plain, m
     shown = plain(terminal("check", model, str(other))[0])
     assert shown.count("do not truncate") == 1
     assert run("check", model, "--strict", "--json").document["notes"][0].startswith("do not")
-    # Not of what is read from a pipe, nor of what is bad anyway, nor in lines and in SARIF.
+    # Not for standard input, nor for bad files, nor in piped lines and SARIF.
     for stdin, *arguments in (
         (Path(model).read_bytes(), "-", "--json"),
         (b"", "-", "--json"),

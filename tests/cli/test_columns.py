@@ -1,4 +1,4 @@
-"""Aligned columns on a terminal, however many rows there are and whatever their texts are."""
+"""Aligned columns on a terminal, for any number of rows and any text."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_where_a_name_has_no_room_it_gets_lines_of_its_own():
         "step",
         "  I64          []               8 B",
     ]
-    # Narrower still, columns are broken at spaces, and no word is.
+    # In a narrower window columns are broken at spaces, but not within words.
     assert shown[30][2:6] == [
         name[:30],
         name[30:],

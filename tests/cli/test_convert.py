@@ -1,4 +1,4 @@
-"""`safeweights convert`, and what the other commands make of files of other formats."""
+"""`safeweights convert`, and the other commands on files of other formats."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def target(tmp_path):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A PyTorch checkpoint with tied weights and things that are no tensors."""
+    """A PyTorch checkpoint with tied weights and values other than tensors."""
     path = tmp_path / "model.pt"
     weight = torch.arange(6.0).reshape(2, 3)
     torch.save({"a": weight, "b": weight.view(2, 3), "epoch": 3, "note": "x\x1b[2J"}, path)
@@ -67,7 +67,7 @@ class Evil:
 
 @pytest.fixture
 def evil(tmp_path):
-    """A pickle that would make a file; it must never exist."""
+    """A pickle that would create a file, which must never exist."""
     marker = tmp_path / "executed"
     path = tmp_path / "evil.pkl"
     path.write_bytes(pickle.dumps({"w": np.zeros(3), "x": Evil(str(marker))}))
@@ -154,7 +154,7 @@ def test_shards(run, npz, tmp_path):
 
 
 def test_a_folder_is_a_folder_whatever_it_holds(run, npz, tmp_path):
-    """One file or several, and as `cp` does it where DST is a folder."""
+    """One file or several; a folder as DST works as with `cp`."""
     source = tmp_path / "old"
     source.mkdir()
     os.rename(npz, source / "old.npz")

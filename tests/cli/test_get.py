@@ -345,7 +345,7 @@ def test_names_are_completed(monkeypatch, model):
 
 @pytest.mark.parametrize("code", [code for code in CODES if DTYPES[code].bits in (4, 8, 16)])
 def test_piped_values_of_narrow_types_are_exact(code):
-    """Whoever reads them reads more than the type has: awk 64 bits."""
+    """The reader may have a wider type: awk has 64 bits."""
     if np.dtype(values.numpy_dtype(code)).kind in "biu":
         return
     bits = min(DTYPES[code].bits, 16)

@@ -1,4 +1,4 @@
-"""What only a process of its own shows: pipes, signals, terminals, what is imported."""
+"""What needs a new process: pipes, signals, terminals, imported modules."""
 
 from __future__ import annotations
 
@@ -395,7 +395,7 @@ def test_progress_is_shown_on_a_terminal_and_taken_away(terminal, write, tmp_pat
 
 @pytest.fixture
 def endless(tmp_path):
-    """A file that takes longer to read than anybody waits, and no room."""
+    """A file that takes hours to read, and a destination without space."""
     path = tmp_path / "folder" / "endless.safetensors"
     path.parent.mkdir()
     head = json.dumps({"a": {"dtype": "U8", "shape": [1 << 40], "data_offsets": [0, 1 << 40]}})

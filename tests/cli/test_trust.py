@@ -401,7 +401,7 @@ def type_at(arguments, *lines):
     """Run a command on a terminal, typing a line at each prompt, or sending it a signal.
 
     Returns:
-        What is shown, and the exit status.
+        The output, and the exit status.
     """
     import pty
 
@@ -491,7 +491,7 @@ def test_one_file_whose_signature_is_elsewhere(run, folder, pair):
 
 
 class TestKeyCommand:
-    """A program that has the key: here openssl, which stands for a hardware module."""
+    """A program that has the key: openssl, in place of a hardware module."""
 
     @pytest.mark.parametrize("output", ["", " | base64"])
     def test_the_digest_is_signed(self, run, folder, pair, output):

@@ -1,4 +1,4 @@
-"""Headers built to hurt, of any size; the tests and the benchmark of limits share them.
+"""Hostile headers of any size, shared by the tests and the benchmark of limits.
 
 Each is a function of the wanted size of the header in bytes, which it comes close to, and gives the
 text and the size of the data behind it.
@@ -20,7 +20,7 @@ FIELDS: Final = '"dtype":"U8","shape":[1],"data_offsets":[0,1]'
 
 
 def entries(size: int, entry: Callable[[int], str], last: str = "") -> Header:
-    """Entries of one byte each, one after another."""
+    """Contiguous entries of one byte each."""
     parts: list[str] = []
     length = 2 + len(last)
     for number in count():
@@ -38,7 +38,7 @@ def plain(number: int, name: str = "{:x}") -> str:
 
 
 def realistic(number: int) -> str:
-    """An entry as a large model has it."""
+    """An entry as in a large model."""
     name = f"model.layers.{number // 9}.self_attn.q_proj.weight_{number % 9}"
     begin = number * 8192
     return f'"{name}":{{"dtype":"BF16","shape":[64,64],"data_offsets":[{begin},{begin + 8192}]}}'
@@ -50,7 +50,7 @@ def legitimate(size: int) -> Header:
 
 
 def one(size: int, inside: Callable[[int], str]) -> Header:
-    """One tensor whose entry, or what stands beside it, is large; `inside` gets the room there is."""
+    """One tensor with a large entry or large text beside it; `inside` gets the remaining number of bytes."""
     return ("{" + inside(size - 100) + "}").encode(), 1
 
 
@@ -91,7 +91,7 @@ REFUSED: Final[dict[str, tuple[str, Callable[[int], Header]]]] = {
     "quotes": ("json", lambda n: (b'"' * n, 0)),
     "backslashes": ("json", lambda n: (b'{"' + b"\\" * (n // 2 * 2), 0)),
 }  # fmt: skip
-"""What it is -> (the rule that refuses it early, how to make it)."""
+"""Name -> (the rule that rejects it early, a function that makes it)."""
 
 READ: Final[dict[str, Callable[[int], Header]]] = {
     "white space": lambda n: (b"{" + b" " * (n - 2) + b"}", 0),
@@ -106,4 +106,4 @@ READ: Final[dict[str, Callable[[int], Header]]] = {
     "a new shape each": lambda n: (entries(n, lambda i: f'"layers.of.some.model.{i:x}":{{"dtype":"U8","shape":[{i},0],"data_offsets":[0,0]}}')[0], 0),
     "legitimate": legitimate,
 }  # fmt: skip
-"""What is allowed and has to be read, with work in proportion to its size."""
+"""Valid headers, which must be read with work proportional to their size."""

@@ -2,7 +2,7 @@
 
 A file is first made as a model (entries, their fields, their values, all as JSON text), then broken in
 its structure, then written with random white space and order, then broken byte by byte. Everything
-comes from the one `random.Random` that is handed in.
+comes from the `random.Random` that the caller passes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def file(rng: random.Random) -> bytes:
 
 
 def header(rng: random.Random) -> tuple[bytes, int]:
-    """The text of such a file's header and the size of its data, whatever its length field says."""
+    """The header text and data size of such a file, independent of its length field."""
     data = file(rng)
     length = int.from_bytes(data[:8], "little")
     text = data[8 : 8 + length]
@@ -103,7 +103,7 @@ def _model(rng: random.Random) -> tuple[Model, int]:
 
 
 def _string(rng: random.Random, text: str) -> str:
-    """`text` as JSON, spelled in one of the ways that JSON allows."""
+    """`text` as a JSON string, in one of its possible spellings."""
     if rng.random() < 0.97:
         return json.dumps(text, ensure_ascii=rng.random() < 0.3)
     units = text.encode("utf-16-be")
@@ -119,7 +119,7 @@ def _respelled(rng: random.Random, key: str) -> str:
 
 
 def _write(rng: random.Random, model: Model) -> str:
-    """The JSON text, all entries written alike or each its own way."""
+    """The JSON text; entries are all written alike, or each in a different way."""
     tidy = rng.random() < 0.5
     style = [rng.choice(SPACES) for _ in range(6)] if rng.random() < 0.5 else [""] * 6
     order = rng.sample(range(3), 3) if rng.random() < 0.4 else [0, 1, 2]
@@ -145,7 +145,7 @@ def _write(rng: random.Random, model: Model) -> str:
 
 
 def _break(rng: random.Random, model: Model, size: int) -> tuple[Model, int]:
-    """Break a rule, or bend it."""
+    """Break a rule, or write something unusual that is allowed."""
     what = rng.choice((0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 9, 10, 10, 10, 10, 10, 11, 11, 12))
     if what == 0:
         return model, max(0, size + rng.choice((-8, -1, 1, 8)))
@@ -226,7 +226,7 @@ def _break_bytes(rng: random.Random, data: bytes) -> bytes:
 
 
 def regular(rng: random.Random) -> tuple[bytes, int]:
-    """A header as one program writes it, of up to 60 tensors, most often with one odd place."""
+    """A header as a program writes it, with up to 60 tensors, usually with one irregularity."""
     style = [rng.choice(SPACES) for _ in range(6)]
     order = rng.sample(range(3), 3) if rng.random() < 0.5 else [0, 1, 2]
     sizes = [rng.choice((0, 1, 2, 5, 10, 1000)) for _ in range(rng.randrange(1, 60))]

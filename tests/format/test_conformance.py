@@ -1,4 +1,4 @@
-"""The vectors, and the runner that holds implementations against them."""
+"""The vectors, and the runner that tests implementations with them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_reference_differs_where_the_manifest_says(capsys: pytest.CaptureFix
 
 
 def refusing(data: bytes) -> list[str]:
-    """An implementation to find fault with: it refuses all there is."""
+    """A wrong implementation: it rejects every file."""
     raise NotImplementedError("not\x1b[2J yet")
 
 
@@ -133,9 +133,7 @@ def test_an_interrupt_is_no_verdict() -> None:
 
 
 @pytest.mark.parametrize("name", ["no_such_module:read", "json:no_such", "json", "", ":x"])
-def test_an_implementation_that_cannot_be_had(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_implementation(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert conformance.main(["--impl", name]) == 3
     assert capsys.readouterr().err.startswith("implementation")
 
@@ -151,7 +149,7 @@ def test_without_the_reference(
 @pytest.mark.parametrize(
     "manifest", [None, "{", "[]", '{"schema":"other/1"}', '{"schema":"safeweights.conformance/1"}']
 )
-def test_vectors_that_cannot_be_had(
+def test_missing_vectors(
     tmp_path: Path, manifest: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if manifest is not None:

@@ -1,8 +1,8 @@
 """Verdicts on mutated files, against the reference implementation (the `safetensors` package).
 
-Every file that both read must give the same names, types, shapes and bytes. The reference reads some
-files that we refuse, and each of these must break one of the rules that we documented as stricter; it
-never refuses what we read.
+Every file that both read must give the same names, types, shapes and bytes. The reference reads some files
+that we reject; each of these must break a rule that is documented as stricter. It never rejects a file that
+we read.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STRICTER = frozenset({"duplicate-key", "entry", "rank", "metadata-limit", "extra-limit"})
-"""Rules that the reference does not have; ``entry`` where an entry is an array or a dtype an object."""
+"""Rules that the reference lacks; ``entry`` only if an entry is an array or a dtype an object."""
 
 FILES = 12_000
 
 
 def ours(data: bytes) -> dict[str, tuple[str, list[int], bytes]] | str:
-    """The tensors, or the rule that the file breaks; anything but our error is a failure."""
+    """The tensors, or the rule that the file breaks; any error but ours is a failure."""
     try:
         found = checkpoint.open(data)
     except FormatError as error:
@@ -37,7 +37,7 @@ def ours(data: bytes) -> dict[str, tuple[str, list[int], bytes]] | str:
 
 
 def reference(data: bytes) -> dict[str, tuple[str, list[int], bytes]] | None:
-    """The tensors, or None if it refuses the file."""
+    """The tensors, or None if the reference rejects the file."""
     try:
         found = safetensors.deserialize(data)
     except safetensors.SafetensorError:
@@ -46,7 +46,7 @@ def reference(data: bytes) -> dict[str, tuple[str, list[int], bytes]] | None:
 
 
 def difference(data: bytes, mine: dict[str, Any] | str | None = None) -> str | None:
-    """What is not as documented; None if all is."""
+    """An undocumented difference; None if there is none."""
     mine, theirs = ours(data) if mine is None else mine, reference(data)
     if isinstance(mine, str):
         return None if theirs is None or mine in STRICTER else f"only we refuse it: {mine}"
@@ -56,7 +56,7 @@ def difference(data: bytes, mine: dict[str, Any] | str | None = None) -> str | N
 
 
 def smallest(data: bytes, fails: Callable[[bytes], Any]) -> bytes:
-    """The file with ever smaller pieces of its header left out, as long as it still fails."""
+    """Remove ever smaller pieces of the header while the file still fails."""
     length = int.from_bytes(data[:8], "little")
     text, rest = data[8 : 8 + length], data[8 + length :]
     step = max(1, len(text) // 2)
@@ -83,13 +83,13 @@ def test_verdicts_differ_only_where_documented(series: int) -> None:
             shown = smallest(data, lambda shorter: difference(shorter) == problem)
             pytest.fail(f"{problem}: {shown!r} (file {number} of series {series})")
         seen[mine if isinstance(mine, str) else "valid"] += 1
-    # The files are worth comparing only while they reach every rule, and some reach none.
+    # The comparison is meaningful only if the files break every rule, and some break none.
     assert seen["valid"] > FILES // 5
     assert len(seen) > 14, seen
 
 
 def test_a_difference_would_be_found_and_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The yardstick itself: a reader that overlooks a hole is caught, with a small file to show."""
+    """The test itself: it detects a reader that overlooks a hole, and reports a small file."""
     text = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]},"__metadata__":{"x":"y"}}'
     data = len(text).to_bytes(8, "little") + text + b"12"
     assert difference(data) is None
@@ -118,7 +118,7 @@ def test_a_difference_would_be_found_and_shrunk(monkeypatch: pytest.MonkeyPatch)
     ids=["array", "dtype object", "key", "metadata key", "nested key", "rank", "metadata", "extra"],
 )  # fmt: skip
 def test_documented_differences_are_still_there(text: str, rule: str) -> None:
-    """Each was reproduced with the reference; if it becomes stricter, the documentation is wrong."""
+    """Each was reproduced with the reference; if that becomes stricter, change the documentation."""
     data = len(text).to_bytes(8, "little") + text.encode() + b"1"
     assert reference(data) is not None
     assert ours(data) == rule

@@ -1,4 +1,4 @@
-"""The table of element types, against the reference's and the frameworks'."""
+"""The table of element types, compared with the reference's and the frameworks' types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fast ways of reading entries against the exact one: the same result for every input."""
+"""Bulk reading of entries, compared with reading value by value: the same result for every input."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from safeweights.format.entries import Entries
 
 @pytest.fixture(params=[60, 250, 1 << 17])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many bytes are taken at once; with few, entries lie across the boundaries."""
+    """Bytes per chunk; if there are few, entries cross the boundaries of chunks."""
     for module in (chunks, entries, header):
         monkeypatch.setattr(module, "CHUNK", request.param)
     return request.param
 
 
 def outcome(text: bytes, *, bulk: bool, collect: bool) -> Any:
-    """All that can be seen of `Entries`, or of the errors."""
+    """All attributes of `Entries`, or of the errors."""
     report = rules.Report(None, collect=collect, strict=collect)
     try:
         found = Entries(text, report, bulk=bulk)
@@ -76,13 +76,13 @@ def join(*parts: list[str]) -> bytes:
 
 
 def odd(dtype: str, shape: str, begin: int = 20, end: int = 21) -> bytes:
-    """A header in whose middle one entry is odd."""
+    """A header with one irregular entry in the middle."""
     entry = f'"x":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{begin},{end}]}}'
     return join(many(), [entry], many(start=21))
 
 
 def ragged(space: str = " ", count: int = 60) -> bytes:
-    """Entries with white space around their punctuation, never the same."""
+    """Entries with varying white space around their punctuation."""
     spaced = (space * (i % 3) + r"\g<0>" + space * (i % 4) for i in range(count))
     return join([re.sub("[],:{}[]", *pair) for pair in zip(spaced, many(count), strict=True)])
 
@@ -205,7 +205,7 @@ def test_chosen_headers_are_read_alike(chunk: int, name: str) -> None:
     assert_same(LAYOUTS[name])
 
 
-def test_many_kinds_are_forgotten(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_kinds_is_bounded(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "_MAX_KINDS", 5)
     assert_same(LAYOUTS["new kind for three"])
 
@@ -218,7 +218,7 @@ def test_many_kinds_are_forgotten(chunk: int, monkeypatch: pytest.MonkeyPatch) -
     data=st.data(),
 )
 def test_round_trip(names: list[str], data: st.DataObject) -> None:
-    """What `layout` writes, `parse` reads, and so does the exact way."""
+    """`parse` reads what `layout` writes, in bulk and value by value."""
     tensors = [
         (
             name,
@@ -239,8 +239,8 @@ def test_round_trip(names: list[str], data: st.DataObject) -> None:
     assert_same(head[8:])
 
 
-def test_the_fast_ways_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work, not time: of a regular header only the first and last entries are read exactly."""
+def test_regular_headers_are_read_in_bulk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a regular header, only the first and last entries are read value by value."""
     exact: list[str] = []
     read = Entries._read_info
     monkeypatch.setattr(
@@ -279,7 +279,7 @@ def scanned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_every_order_of_fields_is_split(
     order: tuple[int, ...], spaces: str, scanned: list[int]
 ) -> None:
-    """In one style all entries but the first are taken by the template, the last too."""
+    """If all entries have one style, the template matches all but the first, including the last."""
     text = join(ordered(*order)).replace(b",", b"," + spaces.encode())
     found = Entries(text, rules.Report(None))
     assert len(found.tensors) == 20
@@ -292,13 +292,13 @@ def test_every_order_of_fields_is_split(
     ["escapes", "escaped quotes", "not printable", "out of order", "hole", "wrong size", "scalars"],
 )
 def test_what_is_valid_text_is_split(name: str, scanned: list[int]) -> None:
-    """All but the last entry, where its name has escaped quotes."""
+    """The template matches every entry, except perhaps the last one."""
     Entries(LAYOUTS[name], rules.Report(None))
     assert all(position > len(LAYOUTS[name]) - 100 for position in scanned)
 
 
 def test_a_template_that_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is learnt from a chunk with one odd entry is what was known."""
+    """A chunk with one irregular entry does not change the template."""
     tried: list[int] = []
     split = chunks._Template.split
     monkeypatch.setattr(
@@ -310,7 +310,7 @@ def test_a_template_that_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("space", list(" \t\n\r"))
-def test_white_space_that_differs_is_taken_out(scanned: list[int], space: str) -> None:
+def test_varying_white_space_is_removed(scanned: list[int], space: str) -> None:
     text = ragged(space, 5000)
     found = Entries(text, rules.Report(None))
     assert len(found.tensors) == 5000
@@ -319,8 +319,8 @@ def test_white_space_that_differs_is_taken_out(scanned: list[int], space: str) -
     assert all(position > len(text) - 300 for position in scanned)
 
 
-def test_entries_refused_together_leave_nothing_behind() -> None:
-    """Of a chunk with a name that is there already, nothing is added before it is read exactly."""
+def test_a_rejected_chunk_adds_nothing() -> None:
+    """A chunk with a duplicate name adds nothing before it is read value by value."""
     found = Entries(join(many()), rules.Report(None))
     before = dict(found.tensors)
     for names in (["x", "n3", "y"], ["x", "y", "x"], ["x", "__metadata__"]):
@@ -331,10 +331,10 @@ def test_entries_refused_together_leave_nothing_behind() -> None:
         assert found.end == 20
 
 
-def test_a_style_for_every_entry_costs_no_chunk_for_every_entry(
+def test_a_new_style_per_entry_does_not_cost_a_chunk_per_entry(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The tail of the entry before is found again at a chunk's end, that of the next one behind it."""
+    """Styles repeat once per chunk: the learnt tail occurs again at the end of the chunk."""
     spaces = ["".join(pattern) for pattern in product(" \t\n\r", repeat=6)]
     entry = '"{:05x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}{}'
     period = chunks.CHUNK // len(entry.format(0, spaces[0]) + ",")
@@ -352,7 +352,7 @@ def test_a_style_for_every_entry_costs_no_chunk_for_every_entry(
 
 
 def test_a_template_is_learnt_again(scanned: list[int]) -> None:
-    """After a change of style, the new style is split too."""
+    """After a change of style, entries in the new style are split too."""
     text = join(many(3000), [entry.replace(":", " : ") for entry in many(9000, 3000)])
     found = Entries(text, rules.Report(None))
     assert len(found.tensors) == 12000

@@ -1,4 +1,4 @@
-"""The exception family: what a message shows, and that it survives a process boundary."""
+"""Exceptions: their messages, and that they can be pickled between processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pausing the garbage collector: nesting, threads, and leaving all as it was."""
+"""Pausing the garbage collector: nesting, threads, and restoring its state."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_stays_off_where_it_was_off() -> None:
 
 
 def test_threads_overlap() -> None:
-    """The first to leave must not enable it while another is inside."""
+    """A block that ends must not enable the collector while another block is open."""
     inside, leave = threading.Event(), threading.Event()
 
     def first() -> None:
@@ -83,8 +83,8 @@ def test_many_threads_leave_it_as_it_was() -> None:
 @pytest.mark.skipif(
     gc.get_freeze_count() > 0, reason="Python 3.12 starts with objects that it froze itself"
 )
-def test_many_new_objects_pass_as_old() -> None:
-    """The collection that is due afterwards must not look at them all."""
+def test_many_new_objects_are_promoted() -> None:
+    """The next collection must not visit all of them."""
     with gc_paused():
         made = [[number] for number in range(20_000)]
     assert gc.get_count()[0] < 10_000
@@ -111,7 +111,7 @@ def test_what_was_frozen_stays_frozen() -> None:
 
 
 def test_a_signal_handler_may_pause_it_too() -> None:
-    """Whichever two lines it comes between: here it comes between all of them."""
+    """Between any two lines: here between all of them."""
     handled: list[int] = []
     within: list[bool] = []
 
@@ -147,7 +147,7 @@ def test_a_signal_handler_may_pause_it_too() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_child_forked_within_a_block_has_its_collector() -> None:
-    """The thread that was in the block is not in the child, and cannot leave it there."""
+    """The thread that opened the block does not exist in the child and cannot close it there."""
     inside, leave = threading.Event(), threading.Event()
 
     def load() -> None:
@@ -171,7 +171,7 @@ def test_a_child_forked_within_a_block_has_its_collector() -> None:
 
 
 def test_leaving_all_blocks_at_once() -> None:
-    """What a child does, in this process."""
+    """The handler of a forked child, called in this process."""
     with gc_paused():
         gcpause._leave_all()
         assert gc.isenabled()

@@ -1,4 +1,4 @@
-"""Headers: what is reported, where, in which order; and what is written."""
+"""Headers: which problems are reported, where and in which order; writing headers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_everything_wrong_is_reported_with_its_place() -> None:
         ("entry", "a"),
         ("entry", "a"),
         ("entry", "a"),
-        ("size", "f"),  # holes and coverage mean nothing while tensors are unknown
+        ("size", "f"),  # no holes and no coverage: some tensors are unknown
     ]
     places = [data[error.offset - 8 :] for error in found if error.offset is not None]
     beginnings = [b'"F99"', b"1.5", b"[6]", b"[]", b'"a":{}', b"{}", b"{}", b"{}", b'"f":']
@@ -112,7 +112,7 @@ def test_positions_are_those_of_the_entry_and_not_of_a_lookalike() -> None:
 
 
 def test_problems_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand are enough; what is left is not even looked at."""
+    """After 1,000 problems the rest is not checked."""
     many = "{" + ",".join(f'"{i}":[]' for i in range(5000)) + "}"
     assert len(header.problems(many.encode(), 0)) == rules.MAX_PROBLEMS
     wrong = (
@@ -196,7 +196,7 @@ def test_order_is_by_begin_then_end_then_text() -> None:
     assert list(header.parse(data, 2).tensors) == ["first", "zero", "zero2", "last"]
 
 
-def test_late_zero_does_not_heal_an_overflow() -> None:
+def test_a_later_zero_does_not_undo_an_overflow() -> None:
     assert rules.byte_count("U8", (2**63, 2, 0)) is None
     assert rules.byte_count("U8", (0, 2**63, 2)) == 0
     assert rules.byte_count("U64", (2**63, 0)) == 0
@@ -291,6 +291,6 @@ def test_metadata_is_sorted_and_not_shared() -> None:
 
 
 def test_empty_metadata_is_readable() -> None:
-    """The reference's own writer makes an unreadable file of it."""
+    """The reference's writer writes a file that cannot be read."""
     head = writer.layout([], {})[1]
     assert checkpoint.open(head).metadata == {}

@@ -1,4 +1,4 @@
-"""Headers built to hurt: refused early, or read; in little memory, and with work that is bounded."""
+"""Hostile headers are rejected early or read, with little memory and bounded work."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LIMITS = {"MAX_EXTRA": 1 << 16, "MAX_EXTRA_FIELDS": 5_000, "MAX_METADATA": 5_000
 
 @pytest.fixture(autouse=True)
 def smaller_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Headers and limits a fraction of the real size: the same, faster."""
+    """Headers and limits at a fraction of the real size, for speed."""
     for name, value in LIMITS.items():
         monkeypatch.setattr(entries, name, value)
 
 
 class Work:
-    """Counts steps: looks at the next character, and entries in chunks; and the bytes of text cut out."""
+    """Counts steps: calls of `peek`, entries read in bulk, and bytes of text that are copied."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps = 0
@@ -57,7 +57,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
 
 @pytest.fixture
 def peak() -> Iterator[Callable[[], int]]:
-    """The most memory in use since the test began to measure."""
+    """Peak memory since the test began to measure."""
     tracemalloc.start()
     yield lambda: tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -72,7 +72,7 @@ def refusal(text: bytes, size: int) -> str:
 
 @pytest.mark.parametrize("name", hostile.REFUSED)
 def test_refused_early(name: str, work: Work) -> None:
-    """Twice the header, the same work."""
+    """A header of twice the size costs the same work."""
     rule, make = hostile.REFUSED[name]
     steps = []
     for size in (SIZE, 2 * SIZE):
@@ -108,7 +108,7 @@ def test_problems_is_bounded_too(name: str, peak: Callable[[], int]) -> None:
 
 @pytest.mark.parametrize("name", hostile.READ)
 def test_read_in_proportion(name: str, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entries are taken in chunks, so that exact reading stays a matter of a few of them."""
+    """Entries are read in bulk, and only a few of them value by value."""
     exact = []
     read = entries.Entries._read_info
     monkeypatch.setattr(
@@ -126,7 +126,7 @@ def test_read_in_proportion(name: str, work: Work, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", hostile.READ)
 def test_read_in_little_memory(name: str, peak: Callable[[], int]) -> None:
-    """What is read is in memory as well: text, numbers, and an entry of the dictionary each."""
+    """The result takes memory too: text, numbers, and a dictionary entry per tensor."""
     text, data = hostile.READ[name](SIZE)
     tracemalloc.clear_traces()
     tracemalloc.reset_peak()
@@ -175,6 +175,6 @@ def test_each_bound_holds(
 
 
 def test_an_array_beyond_the_bound_is_still_named() -> None:
-    """Of a value both of the wrong type and too long, the type is reported first."""
+    """If a value has the wrong type and is too long, the type is reported."""
     found = header.problems(f'{{"a":[{"1," * 700_000}1]}}'.encode(), 0)
     assert [error.rule for error in found] == ["entry", "extra-limit"]

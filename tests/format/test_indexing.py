@@ -1,4 +1,4 @@
-"""Index expressions against NumPy's, element by element."""
+"""Index expressions, compared with NumPy's element by element."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from safeweights.format.indexing import Runs, Selection, runs, select
 
 
 def gathered(array: np.ndarray, expression: Any, **options: Any) -> np.ndarray:
-    """The elements that the runs of an expression find."""
+    """The elements at the runs of an expression."""
     selection = select(expression, array.shape, **options)
     found = runs(selection, array.shape, "I16")
     data = array.tobytes()
@@ -172,7 +172,7 @@ def test_backwards_and_empty_slices_are_empty() -> None:
 
 
 def test_dimensions_beyond_63_bits() -> None:
-    """Beside a zero, a dimension may be anything below 2^64; len() of a range may not."""
+    """If another dimension is 0, a dimension may be up to 2^64-1, but len() of a range may not."""
     shape = (2**64 - 1, 0)
     assert select(..., shape).shape == shape
     assert select(slice(None, None, -2), shape).shape == (2**63, 0)
@@ -193,9 +193,7 @@ def test_dimensions_beyond_63_bits() -> None:
         ((1, 8, 1), (..., slice(None, None, 3), 0), Runs(0, 4, ((3, 12),))),
     ],
 )
-def test_runs_are_as_long_and_few_as_can_be(
-    shape: tuple[int, ...], expression: Any, wanted: Runs
-) -> None:
+def test_adjacent_runs_are_joined(shape: tuple[int, ...], expression: Any, wanted: Runs) -> None:
     found = runs(select(expression, shape), shape, "F32")
     assert found == wanted
     last = list(found.offsets())[-1]
@@ -204,7 +202,7 @@ def test_runs_are_as_long_and_few_as_can_be(
 
 
 def test_offsets_are_never_listed() -> None:
-    """A column of a matrix of a billion rows costs nothing until it is read."""
+    """Selecting a column of a billion rows takes no memory."""
     found = runs(select((slice(None), slice(None, None, 2), 0), (10**9, 5, 7)), (10**9, 5, 7), "U8")
     assert found.run_count == 3 * 10**9
     assert list(itertools.islice(found.offsets(), 4)) == [0, 14, 28, 35]

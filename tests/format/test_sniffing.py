@@ -1,4 +1,4 @@
-"""What a file that is not safetensors is, for the message."""
+"""Recognising files of other formats, for the message."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_the_error_says_so(what: str) -> None:
 
 @pytest.mark.parametrize("length", [0x0280, 0x0480, 0x7B, 0x8B1F, 0x5A42, 0x88B1F])
 def test_a_length_of_a_header_is_no_signature(length: int) -> None:
-    """Bytes 80 02 begin a pickle, and a header of 640 bytes."""
+    """The bytes 80 02 begin a pickle, but also a file with a header of 640 bytes."""
     entry = b'{"a":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}}'
     contents = length.to_bytes(8, "little") + entry.ljust(length) + bytes(9)
     assert list(checkpoint.open(contents)) == ["a"]

@@ -1,4 +1,4 @@
-"""The JSON reader: RFC 8259 and nothing else, positions, bounds."""
+"""The JSON reader: exactly RFC 8259, positions of errors, limits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_skip_takes_all_json(value: Any, ascii_only: bool, indent: int | str | N
     | st.text('{}[]":,0123456789-+.eEtrufalsn\\ \n', max_size=20).map(str.encode)
 )
 def test_skip_takes_no_more_than_json(text: bytes) -> None:
-    """Whatever we take, `json` takes; it takes more."""
+    """`json` accepts everything that we accept, and more."""
     refused = None
     try:
         skip(text)
@@ -198,7 +198,7 @@ def test_numbers_are_bounded() -> None:
 
 @pytest.mark.parametrize("size", [10_000, 1_000_000])
 def test_a_bound_ends_the_search_for_the_end(size: int) -> None:
-    # Behind the bound stands what is no JSON: whoever met it has looked too far.
+    # The text after the limit is not JSON: a reader that reports it has read too far.
     for text in ('"' + "x" * size + "\0", '"' + "\\n" * size + "\0", "1" * size + "x"):
         with pytest.raises(JSONError) as caught:
             Reader(text.encode()).skip(limit=1000)
@@ -229,7 +229,7 @@ def test_surrogates() -> None:
 
 
 LONG = [4095, 4096, 4097, 4096 + 32768, 4097 + 32768, 5 * 32768 + 5]
-"""Lengths on both sides of where whole blocks are looked at."""
+"""Lengths below and above the length from which blocks are scanned."""
 
 
 @pytest.mark.parametrize("length", LONG)
@@ -265,7 +265,7 @@ def test_a_long_string_without_an_end(length: int, end: bytes) -> None:
 @pytest.mark.parametrize("length", LONG)
 @pytest.mark.parametrize("odd", [b"", b"\t", b"\v", b"\f", b"\x1c", b"\x85", b"1"])
 def test_long_white_space(length: int, odd: bytes) -> None:
-    """Of what Python counts as space, JSON knows four characters."""
+    """JSON has only four of the characters that Python counts as white space."""
     for before in (0, 5, length // 2, length):
         reader = Reader(b" " * before + odd + b"\n" * (length - before) + b",")
         expected, at = (b",", length + len(odd)) if odd in (b"", b"\t") else (odd, before)
@@ -274,7 +274,7 @@ def test_long_white_space(length: int, odd: bytes) -> None:
 
 @pytest.mark.parametrize("escape", ['\\"', "\\\\", "\\n", "\\u00e9"])
 def test_escapes_at_the_ends_of_blocks(escape: str) -> None:
-    """However they lie, none is cut in two."""
+    """Escapes at any position: none is cut in two."""
     for before in range(7):
         text = f'"{escape * 1500}{"x" * before}{escape * 70_000}"'
         assert Reader(text.encode()).string() == json.loads(text)

@@ -1,4 +1,4 @@
-"""Byte identity with the reference's writer, for any tensors and at most one metadata key."""
+"""The same bytes as the reference's writer, for any tensors and at most one metadata key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safeweights.errors import FormatError
 from safeweights.format import writer
 from safeweights.format.dtypes import BITS, CODES
 
-# The names by which the reference's writer knows the types.
+# The reference writer's names of the types.
 REFERENCE = {
     "BOOL": "bool", "F4": "float4_e2m1fn_x2", "U8": "uint8", "I8": "int8", "F8_E5M2": "float8_e5m2",
     "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
@@ -39,7 +39,7 @@ def ours(tensors: Tensors, metadata: dict[str, str] | None) -> bytes:
 def reference(tensors: Tensors, metadata: dict[str, str] | None) -> bytes:
     specs, alive = {}, []
     for name, (dtype, shape, data) in tensors.items():
-        # It is told F4 in bytes, two elements each, along the last axis.
+        # It takes F4 in bytes along the last axis, with two elements per byte.
         dims = [*shape[:-1], shape[-1] // 2] if dtype == "F4" else list(shape)
         array = np.frombuffer(data, "u1")
         alive.append(array)
