@@ -245,6 +245,22 @@ def test_rename(opened: Checkpoint, path: Path) -> None:
     assert caught.value.path == str(path)
 
 
+def test_names_with_brackets_are_themselves() -> None:
+    names = ["w[0]", "w0", "w[1]"]
+    opened = Checkpoint({name: MemoryTensor(name, "U8", (0,), b"") for name in names})
+    assert list(opened.filter(only="w[0]")) == ["w[0]", "w0"]  # as a name, and as a pattern
+    assert list(opened.filter(skip=["w[1]"])) == ["w[0]", "w0"]
+
+
+def test_renames_that_collide_name_both_as_they_are_called_here(opened: Checkpoint) -> None:
+    view = opened.rename(lambda name: f"model.{name}").filter(skip="*.Z")
+    with pytest.raises(
+        FormatError, match=r"`model\.x\..*` and `model\.x\..*` would both"
+    ) as caught:
+        view.rename(lambda name: name[:7])
+    assert caught.value.rule == "name-collision"
+
+
 def test_views_of_views(opened: Checkpoint) -> None:
     view = opened.filter(skip="y*").rename(str.upper).filter(only="X*")
     assert contents(view) == {"X.BIAS": b"bb", "X.WEIGHT": b"wwww"}

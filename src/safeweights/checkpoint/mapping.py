@@ -7,7 +7,7 @@ Frameworks appear only above: here a tensor is its type, its shape and its bytes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..format.header import TensorInfo
 
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "matches"]
 
 
 class _Unread(Mapping[str, Tensor]):
@@ -161,37 +161,40 @@ class Checkpoint(Mapping[str, Tensor]):
         """A view of the tensors that match one of `only` (all, if empty) and none of `skip`.
 
         Args:
-            only: Shell pattern or patterns, case-sensitive: ``*`` matches anything, dots and slashes
-                too.
+            only: Name, shell pattern, or several; case-sensitive: ``*`` matches anything, dots and
+                slashes too.
             skip: The same.
+
+        >>> ours = Checkpoint(dict.fromkeys(["norm.weight", "norm.bias", "w[0]"]))
+        >>> list(ours.filter(only=["norm.*", "w[0]"], skip="*.bias"))
+        ['norm.weight', 'w[0]']
         """
         wanted, unwanted = _patterns(only), _patterns(skip)
         return self._with(
             {
                 name: tensor
                 for name, tensor in self._open_tensors().items()
-                if (not wanted or any(fnmatchcase(name, pattern) for pattern in wanted))
-                and not any(fnmatchcase(name, pattern) for pattern in unwanted)
+                if (not wanted or matches(name, wanted)) and not matches(name, unwanted)
             }
         )
 
     def rename(self, new_name: Callable[[str], str]) -> Checkpoint:
-        """A view in which each tensor is called what `new_name` makes of its name.
+        """A view in which each tensor is called what `new_name` makes of its name, in the same order.
 
         Raises:
-            SafetensorError: Two tensors would get the same name.
+            FormatError: Two tensors would get the same name (rule ``name-collision``).
         """
         renamed: dict[str, Tensor] = {}
+        old_names: dict[str, str] = {}
         for name, tensor in self._open_tensors().items():
             target = new_name(name)
             if target in renamed:
-                raise SafetensorError(
-                    f"{quote(name)} and {quote(renamed[target].name)} would both be called "
+                raise FormatError(
+                    f"{quote(old_names[target])} and {quote(name)} would both be called "
                     f"{quote(target)}",
-                    path=self.name or None,
-                    tensor=name,
-                )
-            renamed[target] = tensor
+                    rule="name-collision", path=self.name or None, tensor=name,
+                )  # fmt: skip
+            renamed[target], old_names[target] = tensor, name
         return self._with(renamed)
 
     def _with(self, tensors: Mapping[str, Tensor]) -> Checkpoint:
@@ -207,6 +210,11 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def matches(name: str, patterns: Collection[str]) -> bool:
+    """Whether `name` is one of `patterns`, brackets and all, or matches one as a shell pattern."""
+    return name in patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _patterns(given: str | Iterable[str]) -> list[str]:

@@ -30,7 +30,7 @@ from .destination import Destination, Output
 from .folders import find_checkpoints
 from .foreign import ForeignCheckpoint, OpenOptions
 from .opening import read_foreign
-from .plan import Plan, Selection, make_plan, parse_renames
+from .plan import Plan, make_plan, parse_renames
 from .record import Conversion, FileRecord, dropped_records, others_as_json
 
 if TYPE_CHECKING:
@@ -91,12 +91,6 @@ class Options:
     format: str | None = None
     limits: Limits = DEFAULT_LIMITS
     trust: object = None
-
-    @property
-    def selection(self) -> Selection:
-        """The options that choose and name tensors."""
-        renames = tuple(parse_renames(self.rename))
-        return Selection(tuple(self.only), tuple(self.skip), renames, self.keep_ties)
 
     def changes(self) -> dict[str, object]:
         """The options that change what is written, for the record."""
@@ -323,7 +317,14 @@ class _Job:
 
     def _plan(self, path: str, checkpoint: ForeignCheckpoint) -> Plan:
         options, report = self.options, self.report
-        plan = make_plan(checkpoint, checkpoint.aliases, options.selection, path)
+        plan = make_plan(
+            checkpoint,
+            checkpoint.aliases,
+            only=options.only,
+            skip=options.skip,
+            renames=parse_renames(options.rename),
+            keep_ties=options.keep_ties,
+        )
         report.tensors += len(plan.tensors)
         report.nbytes += plan.nbytes
         report.ties.update(plan.ties)

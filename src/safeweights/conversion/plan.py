@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from ..checkpoint import Tensor  # noqa: TC001 - get_type_hints must work
-from ..errors import FormatError, UnsupportedError, quote
+from ..checkpoint import Checkpoint, Tensor  # noqa: TC001 - get_type_hints must work
+from ..errors import UnsupportedError, quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Plan", "Selection", "make_plan", "parse_renames"]
+__all__ = ["Plan", "make_plan", "parse_renames"]
 
 
 def parse_renames(rules: Iterable[str | tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
@@ -51,34 +50,6 @@ def _split(rule: str) -> tuple[str, str, str]:
     return match[1].replace(r"\=", "="), match[2], match[3]
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which tensors are written, and what they are called.
-
-    Attributes:
-        only: Shell patterns; all tensors if there are none.
-        skip: Shell patterns of what is left out.
-        renames: Regular expressions and replacements, applied in order.
-        keep_ties: Write tied weights once for each name instead of once.
-    """
-
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    renames: tuple[tuple[re.Pattern[str], str], ...] = ()
-    keep_ties: bool = False
-
-    def wants(self, name: str) -> bool:
-        """Whether the tensor of the source called `name` is to be written."""
-        wanted = not self.only or any(fnmatchcase(name, pattern) for pattern in self.only)
-        return wanted and not any(fnmatchcase(name, pattern) for pattern in self.skip)
-
-    def new_name(self, name: str) -> str:
-        """What the tensor of the source called `name` is to be called."""
-        for pattern, replacement in self.renames:
-            name = pattern.sub(replacement, name)
-        return name
-
-
 @dataclass
 class Plan:
     """What will be written.
@@ -102,50 +73,45 @@ class Plan:
 
 
 def make_plan(
-    tensors: Mapping[str, Tensor],
+    checkpoint: Checkpoint,
     aliases: Mapping[str, str],
-    selection: Selection,
-    path: str,
+    *,
+    only: Iterable[str] = (),
+    skip: Iterable[str] = (),
+    renames: Iterable[tuple[re.Pattern[str], str]] = (),
+    keep_ties: bool = False,
 ) -> Plan:
     """The plan for one source.
 
     Args:
-        tensors: Name -> tensor.
+        checkpoint: The source.
         aliases: Name -> the first name that shows the same bytes.
-        selection: What is wanted.
-        path: The source, for messages.
+        only: What is written, and
+        skip: what is left out; see `Checkpoint.filter`.
+        renames: Regular expressions and replacements, applied in order.
+        keep_ties: Write tied weights once for each name instead of once.
 
     Raises:
         UnsupportedError: A wanted tensor cannot be given.
         FormatError: Two tensors would get one name.
     """
-    refused = {
-        name: tensor.unreadable
-        for name, tensor in tensors.items()
-        if tensor.unreadable is not None and selection.wants(name)
-    }
-    if refused:
-        raise _refusal(refused, path)
-    plan = Plan()
-    written: dict[str, str] = {}  # the first name of each tied group that is wanted
-    origin: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        if not selection.wants(name):
-            plan.skipped.append(name)
-            continue
-        target = selection.new_name(name)
-        if target in origin:
-            raise FormatError(
-                f"{quote(origin[target])} and {quote(name)} would both be called {quote(target)}",
-                rule="name-collision",
-                path=path,
-                tensor=name,
-            )
-        origin[target] = name
+
+    def new_name(name: str) -> str:
+        for pattern, replacement in renames:
+            name = pattern.sub(replacement, name)
+        return name
+
+    kept = checkpoint.filter(only=only, skip=skip)
+    if refused := kept.refused:
+        raise _refusal(refused, checkpoint.name)
+    named = kept.rename(new_name)
+    plan = Plan(skipped=[name for name in checkpoint if name not in kept])
+    written: dict[str, str] = {}  # the new name of the first of each tied group that is wanted
+    for name, (target, tensor) in zip(kept, named.items(), strict=True):
         if target != name:
             plan.renamed[name] = target
         first = written.setdefault(aliases.get(name, name), target)
-        if first != target and not selection.keep_ties:
+        if first != target and not keep_ties:
             plan.ties[target] = first
         else:
             plan.tensors[target] = tensor

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import click
 
+from ...checkpoint.mapping import matches
 from ...conversion.opening import open_checkpoint
 from ...reports.calls import loading_calls
 from ...reports.inventory import branches, natural, rows, total, unreadable
@@ -61,7 +61,9 @@ def command(
         raise click.UsageError("--depth needs --tree")
     checkpoint = open_checkpoint(path, headers_only=True)
     calls = loading_calls(checkpoint)
-    found = _sorted([row for row in rows(checkpoint) if _matches(row.name, globs)], sort)
+    found = _sorted(
+        [row for row in rows(checkpoint) if not globs or matches(row.name, globs)], sort
+    )
     if out.json:
         out.document(_document(path, found, calls, tree=tree, depth=depth))
     elif tree:
@@ -73,10 +75,6 @@ def command(
         return YES
     out.message(f"no tensor matches {' '.join(map(escape, globs))}")
     return NO
-
-
-def _matches(name: str, globs: Sequence[str]) -> bool:
-    return not globs or name in globs or any(fnmatchcase(name, glob) for glob in globs)
 
 
 def _sorted(found: list[Row], order: str) -> list[Row]:
