@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import subprocess
 from typing import Any, Final
 
 __all__ = ["CONTENDERS", "Contender", "Unavailable"]
@@ -65,6 +66,10 @@ class Contender:
     def sliced(self, path: str, name: str, how: str) -> Any:
         """An open tensor, of which ``[index]`` reads a part; and what keeps it open."""
         raise Unavailable("reads whole tensors only")
+
+    def hash_folder(self, path: str) -> str:
+        """The SHA-256 of every file below a folder, as sha256sum prints it."""
+        raise Unavailable("does not hash files")
 
 
 def _synced(path: str) -> None:
@@ -160,6 +165,11 @@ class Safeweights(Safetensors):
         self._torch.save_file(tensors, path, durable=durable)
         return path
 
+    def hash_folder(self, path: str) -> str:
+        from safeweights import trust
+
+        return trust.format_check_file(trust.hash_paths([path]))
+
 
 class Fastsafetensors(Contender):
     """IBM's loader, on the CPU: its buffered copier where GPUDirect is not."""
@@ -237,6 +247,20 @@ class Torch(Contender):
         return self._torch.load(path, mmap=True, weights_only=True)[name], None
 
 
+class Coreutils(Contender):
+    """sha256sum, over the names that find gives."""
+
+    def __init__(self) -> None:
+        shown = subprocess.run(
+            ["sha256sum", "--version"], capture_output=True, text=True, check=True
+        )
+        self.version = shown.stdout.splitlines()[0].rpartition(" ")[2]
+
+    def hash_folder(self, path: str) -> str:
+        command = ["find", path, "-type", "f", "-exec", "sha256sum", "{}", "+"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 class Machine(Contender):
     """No library: the process in which the machine's own limits are measured."""
 
@@ -248,5 +272,6 @@ CONTENDERS: Final[dict[str, type[Contender]]] = {
     "fastsafetensors": Fastsafetensors,
     "runai": RunaiStreamer,
     "torch": Torch,
+    "coreutils": Coreutils,
     "machine": Machine,
 }

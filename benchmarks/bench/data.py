@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,7 +39,8 @@ class Spec:
 
     Attributes:
         layout: ``"model"``: `count` tensors in the proportions of a decoder; ``"equal"``: `count`
-            tensors of equal size; ``"square"``: one matrix.
+            tensors of equal size; ``"square"``: one matrix; ``"folder"``: no file, but a folder of
+            `count` files of equal size in folders of 500.
         dtype: Code of the element type.
         count: Number of tensors.
         nbytes: Bytes of all of them, about.
@@ -51,7 +53,8 @@ class Spec:
 
     @property
     def filename(self) -> str:
-        return f"{self.layout}-{self.dtype}-{self.count}x-{self.nbytes}.safetensors"
+        suffix = "" if self.layout == "folder" else ".safetensors"
+        return f"{self.layout}-{self.dtype}-{self.count}x-{self.nbytes}{suffix}"
 
 
 def entries(spec: Spec) -> list[Entry]:
@@ -66,7 +69,13 @@ def entries(spec: Spec) -> list[Entry]:
 
 def _shapes(spec: Spec) -> Iterator[tuple[str, tuple[int, ...]]]:
     size = _BYTES[spec.dtype]
-    if spec.layout == "square":
+    if spec.layout == "folder":
+        for number in range(spec.count):
+            yield (
+                f"{number // 500:03}/{number:06}.bin",
+                (max(1, spec.nbytes // spec.count // size),),
+            )
+    elif spec.layout == "square":
         side = math.isqrt(spec.nbytes // size) // 64 * 64
         yield "matrix", (side, side)
     elif spec.layout == "equal":
@@ -105,12 +114,16 @@ def _decoder(spec: Spec, size: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def ensure(spec: Spec, folder: Path) -> Path:
-    """The file, made if it is not there; synced to disk, so that no write-back disturbs a timing."""
+    """The file or folder, made if it is not there; synced, so that no write-back disturbs a timing."""
     path = folder / spec.filename
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
+    if spec.layout == "folder":
+        _make_folder(spec, partial)
+        partial.rename(path)
+        return path
     try:
         with partial.open("wb", buffering=0) as file:
             found = entries(spec)
@@ -122,6 +135,19 @@ def ensure(spec: Spec, folder: Path) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def _make_folder(spec: Spec, path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)  # left by a run that was killed
+    generator = np.random.Generator(np.random.SFC64(_SEED))
+    try:
+        for name, _, _, begin, end in entries(spec):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(generator.bytes(end - begin))
+        os.sync()
+    except BaseException:
+        shutil.rmtree(path)
+        raise
 
 
 def _head(found: list[Entry]) -> bytes:

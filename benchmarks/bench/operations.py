@@ -129,6 +129,10 @@ def _slice(contender: Contender, arguments: Mapping[str, Any], inputs: dict[str,
     return Operation(run, lambda tensor: _of_tensors({"slice": tensor}))
 
 
+def _hash(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]) -> Operation:
+    return Operation(lambda: contender.hash_folder(arguments["path"]), _of_lines)
+
+
 _VERBS: Final[dict[str, Callable[[Contender, Mapping[str, Any], dict[str, Any]], Operation]]] = {
     "load": _load,
     "open header": _open_header,
@@ -137,6 +141,7 @@ _VERBS: Final[dict[str, Callable[[Contender, Mapping[str, Any], dict[str, Any]],
     "save bytes": _save_bytes,
     "save file": _save_file,
     "slice": _slice,
+    "hash folder": _hash,
 }
 
 
@@ -164,6 +169,10 @@ def _of_tensors(tensors: Mapping[str, Any]) -> int:
     for name, tensor in tensors.items():
         total ^= _of_bytes(name, memoryview(_flat(tensor)))
     return total
+
+
+def _of_lines(text: str) -> int:
+    return zlib.crc32("\n".join(sorted(text.splitlines())).encode())
 
 
 def fingerprint_of_file(path: str) -> int:

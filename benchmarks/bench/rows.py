@@ -246,6 +246,7 @@ _LARGE: Final = Spec("model", "BF16", 300, 2 * _GIB)
 _HALF: Final = Spec("model", "BF16", 300, 512 * MIB)
 _SMALL: Final = Spec("equal", "BF16", _GIB // (64 << 10), _GIB)
 _SQUARE: Final = Spec("square", "F32", 1, _GIB)
+_FILES: Final = Spec("folder", "F16", 20_000, 20_000 * 4096)
 
 
 def _tiny(count: int) -> Spec:
@@ -460,6 +461,16 @@ def _rows() -> list[Row]:
             writes=True,
         ),
         *_slice_rows(),
+        Row(
+            name="hash-small",
+            title="hash {count} files / sha256sum",
+            verb="hash folder",
+            entries=(Entry(OURS, "safeweights"), Entry("sha256sum", "coreutils")),
+            data=_FILES,
+            limits=("open, read and hash",),
+            versus="sha256sum",
+            reach=Reach(ratio=2.0),
+        ),
         _import_row("safeweights", "import safeweights", Reach(most=0.012)),
         _import_row("safeweights.numpy", "import safeweights.numpy", None),
         _memory_row(

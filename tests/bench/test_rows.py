@@ -10,7 +10,7 @@ import pytest
 from bench.contenders import CONTENDERS
 from bench.data import MIB, Spec, ensure, entries, header_of, tensor_views
 from bench.limits import LIMITS, index_of
-from bench.operations import _VERBS
+from bench.operations import _VERBS, _of_lines
 from bench.rows import BEST, OURS, PEERS, ROWS, Scale, index_text, selection_size
 
 from bench import data
@@ -37,7 +37,7 @@ def test_what_is_to_be_reached_is_what_was_promised():
         "load-owned": 0.7, "load-cold": 0.9, "header-100k": 0.9, "first-tensor": 0.5,
         "load-bytes": 0.6, "save-bytes": 0.6, "save-torch": 0.9, "save-64k": 0.6,
         "save-tiny-10k": 0.2, "save-tiny-100k": 0.2, "save-durable": 0.75,
-        "slice-rows": 0.2, "slice-columns": 0.2, "slice-every8": 0.2,
+        "slice-rows": 0.2, "slice-columns": 0.2, "slice-every8": 0.2, "hash-small": 2.0,
     }  # fmt: skip
     assert wanted["load-cold"].limit_share == 0.85
     assert wanted["import"].most == 0.012
@@ -68,6 +68,28 @@ def test_files_are_the_same_each_time(tmp_path, layout):
     assert found == entries(spec)
     assert start + found[-1][4] == len(first)
     assert 0.4 * spec.nbytes < found[-1][4] <= spec.nbytes
+
+
+def test_a_folder_of_files_is_hashed_alike_by_all_and_the_same_each_time(tmp_path):
+    spec = Spec("folder", "F16", 1001, 1001 * 100)
+    made = [ensure(spec, tmp_path / name) for name in "ab"]
+    assert not list(tmp_path.glob("*/*.partial"))
+    found = [CONTENDERS[name]().hash_folder(str(made[0])) for name in ("safeweights", "coreutils")]
+    assert _of_lines(found[0]) == _of_lines(found[1])
+    assert len(found[0].splitlines()) == 1001
+    assert len({line[:64] for line in found[0].splitlines()}) == 1001
+    assert found[0].replace(str(made[0]), str(made[1])) == CONTENDERS["safeweights"]().hash_folder(
+        str(made[1])
+    )
+    assert {path.stat().st_size for path in made[0].rglob("*.bin")} == {100}
+    LIMITS["open, read and hash"]({"path": str(made[0])})()
+
+
+def test_a_folder_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.os, "sync", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ensure(Spec("folder", "F16", 3, 300), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_are_what_the_package_reads(tmp_path):
