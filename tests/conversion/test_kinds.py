@@ -225,6 +225,20 @@ def test_a_cut_onnx_model_is_never_data(cut: int) -> None:
     assert examined(model()[:-cut], "model.onnx").verdict == "unread"
 
 
+def test_a_tokenizer_of_sentencepiece_is_data() -> None:
+    piece = field(1, field(1, "▁a".encode()), b"\x15\0\0\x80\x3f")
+    proto = piece * 3 + field(2, field(1, b"corpus")) + field(3, field(1, b"nmt_nfkc"))
+    found = examined(proto, "tokenizer.model")
+    assert found.kind is KINDS["sentencepiece"]
+    assert found.verdict == "data"
+    assert examined(proto[:-1], "tokenizer.model").verdict == "unread"
+
+
+def test_external_data_of_onnx_goes_by_its_name_unless_it_is_a_pickle() -> None:
+    assert examined(np.arange(9, dtype="f4").tobytes(), "model.onnx_data").verdict == "data"
+    assert examined(evil(), "model.onnx_data").verdict == "acts"
+
+
 # --- SavedModel
 
 

@@ -6,6 +6,6 @@ harmless: a file is data only if its kind is known and everything in it that cou
 """
 
 from .catalog import KINDS, Kind, recognize
-from .examining import Concern, Examination, examine
+from .examining import SCANNED, Concern, Examination, examine, kind_of
 
-__all__ = ["KINDS", "Concern", "Examination", "Kind", "examine", "recognize"]
+__all__ = ["KINDS", "SCANNED", "Concern", "Examination", "Kind", "examine", "kind_of", "recognize"]

@@ -84,6 +84,7 @@ _TABLE: Final = (
     Kind("torch7", "a Torch7 file (.t7)", "acts", "hold Lua bytecode"),
     Kind("llamafile", "a llamafile", "acts", "run: it is a program", "extract the GGUF in it"),
     Kind("sentencepiece", "a SentencePiece model", "data"),
+    Kind("raw", "raw data of the tensors of an ONNX model", "data"),
     # programs and code
     Kind("program", "a program or a library", "acts", "run"),
     Kind("script", "a script (#!)", "acts", "run"),
@@ -164,6 +165,7 @@ _SUFFIXES: Final = (
     (r"jinja2?|j2", "jinja"), (r"ya?ml", "yaml"), (r"json|jsonl|ndjson|webmanifest", "json"),
     (r"nemo", "nemo"), (r"mar", "mar"), (r"rds|rdata|rda", "rds"), (r"t7", "torch7"),
     (r"mlmodel|mlpackage|mlmodelc", "coreml"), (r"engine|plan|trt", "tensorrt"), (r"pmml", "pmml"),
+    (r"onnx_data|onnx\.data", "raw"),
     (r"llamafile", "llamafile"), (r"onnx", "onnx"), (r"tflite", "tflite"), (r"pte", "executorch"),
     (r"pt2", "torch-export"), (r"skops", "skops"), (r"sig", "signature"),
 )  # fmt: skip
@@ -242,7 +244,7 @@ def _text(head: bytes, name: str) -> Kind | None:
     """The kind of text, by what it begins with and what it is called; None where it is not text."""
     named = by_name(name)
     if b"\0" in head or not _is_utf8(head):
-        return named if named is not None and named.power != "data" else None
+        return named if named is not None and named.id != "signature" else None
     start = head.lstrip(_BLANK)
     if _MARKUP(start):
         return KINDS["html"]

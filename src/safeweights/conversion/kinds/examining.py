@@ -22,7 +22,7 @@ from ..grading import Grade
 from ..scanning import scan
 from .catalog import HEAD, KINDS, TAIL, Kind, by_name, recognize
 from .concerns import Concern, Power
-from .graphs import is_onnx, is_saved_model, onnx_concerns, saved_model_concerns
+from .graphs import is_onnx, is_saved_model, is_sentencepiece, onnx_concerns, saved_model_concerns
 from .settings import MAX_TEXT, json_concerns, yaml_concerns
 from .templates import template_concerns
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from ...storage import Source
 
-__all__ = ["Concern", "Examination", "examine"]
+__all__ = ["SCANNED", "Concern", "Examination", "examine", "kind_of"]
 
 _CONCERNS_MAX: Final = 100
-_SCANNED: Final = frozenset(
+SCANNED: Final = frozenset(
     {"safetensors", "gguf", "npy", "hdf5", "pickle", "torch-zip", "torchscript", "keras", "zip", "tar",
      "gzip", "bzip2", "xz", "zlib"}
 )  # fmt: skip
@@ -80,16 +80,25 @@ def examine(source: Source, name: str, *, limits: Limits = DEFAULT_LIMITS) -> Ex
     >>> examine(BytesSource(b"# A model"), "README.md").verdict
     'data'
     """
-    head = read_bytes(source, 0, min(HEAD, source.size))
-    kind = _kind(source, head, name, limits)
+    kind = kind_of(source, name, limits=limits)
     concerns = list(_concerns(source, name, kind, limits))
     order = ("acts", "unread", "unknown")
     concerns.sort(key=lambda concern: order.index(concern.power))
     return Examination(name, kind, tuple(concerns[:_CONCERNS_MAX]))
 
 
-def _kind(source: Source, head: bytes, name: str, limits: Limits) -> Kind | None:
-    kind = recognize(head, source.size, name)
+def kind_of(source: Source, name: str, *, limits: Limits = DEFAULT_LIMITS) -> Kind | None:
+    """The kind of a file: from its first bytes, the directory of an archive, the fields of a message.
+
+    Args:
+        source: The file.
+        name: What it is called; it only tells kinds of text apart.
+        limits: What the file may cost.
+
+    Raises:
+        OSError: Reading failed.
+    """
+    kind = recognize(read_bytes(source, 0, min(HEAD, source.size)), source.size, name)
     if kind is not None and kind.id == "zip":
         return KINDS[_zip_kind(source, limits)]
     if kind is not None and kind.id == "tar":
@@ -100,6 +109,8 @@ def _kind(source: Source, head: bytes, name: str, limits: Limits) -> Kind | None
             return KINDS["onnx"]
         if is_saved_model(source):
             return KINDS["saved-model"]
+        if is_sentencepiece(source):
+            return KINDS["sentencepiece"]
     return kind
 
 
@@ -140,7 +151,7 @@ def _concerns(source: Source, name: str, kind: Kind | None, limits: Limits) -> I
         yield Concern("unread", "unknown-kind", "the kind of this file is not known")
     elif kind.power == "acts":
         yield Concern("acts", f"kind-{kind.id}", f"this is {kind.name}: it can {kind.can}")
-    elif kind.power == "unknown" and kind.id not in _SCANNED:
+    elif kind.power == "unknown" and kind.id not in SCANNED:
         advice = f"; {kind.advice}" if kind.advice else ""
         message = f"this is {kind.name}: it can {kind.can}; it is not read here{advice}"
         yield Concern("unread", f"kind-{kind.id}", message)
@@ -150,12 +161,12 @@ def _concerns(source: Source, name: str, kind: Kind | None, limits: Limits) -> I
     if named is not None and named.power == "acts" and (kind is None or kind.power != "acts"):
         yield Concern("acts", f"name-{named.id}", f"it goes by the name of {named.name}")
     archive = source.size >= 4 and read_bytes(source, 0, 4) == b"PK\x03\x04"
-    if not archive and (kind is None or kind.id not in _SCANNED) and _ends_in_archive(source):
+    if not archive and (kind is None or kind.id not in SCANNED) and _ends_in_archive(source):
         yield Concern("acts", "polyglot", "it ends in a zip archive, which Python would run")
 
 
 def _of_kind(source: Source, name: str, kind: Kind, limits: Limits) -> Iterator[Concern]:
-    if kind.id in _SCANNED:
+    if kind.id in SCANNED:
         yield from _scanned(source, limits)
         return
     reader = _READERS.get(kind.id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 from typing import TYPE_CHECKING, Final
 
-from ...errors import quote
+from ...errors import FormatError, quote
 from .concerns import Concern
 from .vocabulary import TENSORFLOW_OPERATORS
 from .wire import Budget, Message
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ...storage import Source
 
-__all__ = ["is_onnx", "is_saved_model", "onnx_concerns", "saved_model_concerns"]
+__all__ = ["is_onnx", "is_saved_model", "is_sentencepiece", "onnx_concerns", "saved_model_concerns"]
 
 _ONNX_TOP: Final = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
 _ONNX_DOMAINS: Final = frozenset(
@@ -50,26 +50,33 @@ _TF_ACTS: Final = frozenset(
 def is_onnx(source: Source) -> bool:
     """Whether all of a file is an ONNX ModelProto: every top field known, with a graph (field 7)."""
     numbers = _top(source, _ONNX_TOP)
-    return 7 in numbers and bool(numbers & {1, 8})
+    return numbers.get(7) is True and (numbers.get(1) is False or 8 in numbers)
 
 
 def is_saved_model(source: Source) -> bool:
     """Whether all of a file is a SavedModel: a schema version (1) and graphs (2), nothing else."""
-    return _top(source, frozenset({1, 2})) == {1, 2}
+    return _top(source, frozenset({1, 2})) == {1: False, 2: True}
 
 
-def _top(source: Source, allowed: frozenset[int]) -> set[int]:
-    """The numbers of a message's fields; empty where another than `allowed` is among them."""
-    from ...errors import FormatError
+def is_sentencepiece(source: Source) -> bool:
+    """Whether all of a file is a SentencePiece ModelProto: pieces (1), trainer (2), normalizer (3)."""
+    numbers = _top(source, frozenset({1, 2, 3, 4, 5}))
+    return all(numbers.get(number) for number in (1, 2, 3))
 
-    found: set[int] = set()
+
+def _top(source: Source, allowed: frozenset[int]) -> dict[int, bool]:
+    """The number of each field of a message -> whether it has content, which varints have not.
+
+    Empty where there is another field than `allowed`, or the bytes are no message.
+    """
+    found: dict[int, bool] = {}
     try:
-        for field in Message(source, 0, source.size, Budget(100_000)).fields():
+        for field in Message(source, 0, source.size, Budget(1_000_000)).fields():
             if field.number not in allowed:
-                return set()
-            found.add(field.number)
+                return {}
+            found[field.number] = found.get(field.number, False) or field.length > 0
     except FormatError:
-        return set()
+        return {}
     return found
 
 
