@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from .formats import FORMATS
     from .opening import open
     from .record import Conversion
-    from .scanning import Finding, Report, scan, scan_folder
+    from .scanning import ScanFinding, ScanReport, scan, scan_folder
 
 __all__ = [
     "DEFAULT_LIMITS",
     "FORMATS",
     "Conversion",
-    "Finding",
     "ForeignCheckpoint",
     "Limits",
     "Options",
-    "Report",
+    "ScanFinding",
+    "ScanReport",
     "convert",
     "open",
     "scan",
@@ -41,10 +41,10 @@ __getattr__, __dir__ = lazy_names(
         "Limits": ".storage.limits",
         "Conversion": "record",
         "FORMATS": "formats",
-        "Finding": "scanning",
+        "ScanFinding": "scanning",
         "ForeignCheckpoint": "foreign",
         "Options": "converting",
-        "Report": "scanning",
+        "ScanReport": "scanning",
         "convert": "converting",
         "open": "opening",
         "scan": "scanning",

@@ -31,7 +31,7 @@ from .folders import find_checkpoints
 from .foreign import ForeignCheckpoint, OpenOptions
 from .opening import read_foreign
 from .plan import Plan, make_plan, parse_renames
-from .record import Conversion, FileRecord, dropped_records, others_as_json
+from .record import Conversion, ConvertedFile, dropped_records, others_as_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -382,7 +382,7 @@ class _Job:
     def _add_output(self, output: Output, size: int, digest: str | None) -> None:
         path = self.destination.store.locate(output.name)
         tensors = len(output.tensors)
-        self.report.outputs.append(FileRecord(path, size, "safetensors", tensors, digest))
+        self.report.outputs.append(ConvertedFile(path, size, "safetensors", tensors, digest))
 
     def _make_index(self, name: str | None, weight_map: dict[str, str]) -> bytes:
         if name is None:
@@ -391,14 +391,14 @@ class _Job:
         wanted = self.options.digests and not self.options.dry_run
         digest = hashlib.sha256(text).hexdigest() if wanted else None
         path = self.destination.store.locate(name)
-        self.report.outputs.append(FileRecord(path, len(text), "index", 0, digest))
+        self.report.outputs.append(ConvertedFile(path, len(text), "index", 0, digest))
         return text
 
     def _add_sources(self, inputs: list[_Input]) -> None:
         for each in inputs:
             digest = each.digest.result() if each.digest is not None else None
             tensors, kind = len(each.checkpoint), each.checkpoint.format
-            self.report.sources.append(FileRecord(each.path, each.size, kind, tensors, digest))
+            self.report.sources.append(ConvertedFile(each.path, each.size, kind, tensors, digest))
         self.report.calls = dict(sorted(self._calls.items()))
 
     def _write_record(self, commit: Commit) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "identify_foreign", "identify_zip", "read_as", "unknown_format"]
 
-Reader = Callable[[Source, OpenOptions], ForeignCheckpoint]
+FormatReader = Callable[[Source, OpenOptions], ForeignCheckpoint]
 
 
 def _read_safetensors(source: Source, options: OpenOptions) -> ForeignCheckpoint:
@@ -40,7 +40,7 @@ def _read_safetensors(source: Source, options: OpenOptions) -> ForeignCheckpoint
     )
 
 
-FORMATS: Final[dict[str, Reader]] = {
+FORMATS: Final[dict[str, FormatReader]] = {
     "safetensors": _read_safetensors,
     "torch-zip": torch_files.read_zip,
     "torch-legacy": torch_files.read_legacy,

@@ -22,14 +22,14 @@ from .pickles.nodes import Blob, DictNode, Value
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Conversion", "DroppedRecord", "FileRecord", "json_value", "others_as_json"]
+__all__ = ["Conversion", "ConvertedFile", "DroppedItem", "json_value", "others_as_json"]
 
 RECORD_TYPE: Final = "safeweights/provenance/v1"
 _TEXT_MAX: Final = 1 << 20
 
 
 @dataclass(frozen=True)
-class FileRecord:
+class ConvertedFile:
     """One file that was read or written; `sha256` is None where digests were not asked for."""
 
     path: str
@@ -40,7 +40,7 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class DroppedRecord:
+class DroppedItem:
     """Something of the source that the output does not hold."""
 
     source: str
@@ -66,14 +66,14 @@ class Conversion:
         dry_run: Whether nothing was written.
     """
 
-    sources: list[FileRecord] = field(default_factory=list)
-    outputs: list[FileRecord] = field(default_factory=list)
+    sources: list[ConvertedFile] = field(default_factory=list)
+    outputs: list[ConvertedFile] = field(default_factory=list)
     tensors: int = 0
     nbytes: int = 0
     ties: dict[str, str] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
-    dropped: list[DroppedRecord] = field(default_factory=list)
+    dropped: list[DroppedItem] = field(default_factory=list)
     dropped_count: int = 0
     calls: dict[str, int] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
@@ -90,13 +90,13 @@ class Conversion:
         return {"type": RECORD_TYPE, "tool": tool, **fields}
 
 
-def dropped_records(path: str, others: Iterable[Other], limit: int) -> list[DroppedRecord]:
+def dropped_records(path: str, others: Iterable[Other], limit: int) -> list[DroppedItem]:
     """The first `limit` things of a source that are no tensors, in words."""
-    records: list[DroppedRecord] = []
+    records: list[DroppedItem] = []
     for other in others:
         if len(records) == limit:
             break
-        records.append(DroppedRecord(path, other.name, summary(other.value), other.reason))
+        records.append(DroppedItem(path, other.name, summary(other.value), other.reason))
     return records
 
 

@@ -47,7 +47,7 @@ from .readers import hdf5, numpy_files, tensorflow_v2, torch_files, torch_tar
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Finding", "Report", "Unread", "scan", "scan_folder", "scan_other_readers"]
+__all__ = ["ScanFinding", "ScanReport", "Unread", "scan", "scan_folder", "scan_other_readers"]
 
 Persistent = Callable[[Value], Value]
 Reason = tuple[Grade, str]
@@ -81,7 +81,7 @@ _PICKLE_SUFFIXES: Final = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class ScanFinding:
     """One thing that loading the file would execute.
 
     Attributes:
@@ -120,7 +120,7 @@ class Unread:
 
 
 @dataclass
-class Report:
+class ScanReport:
     """What a scan found.
 
     Attributes:
@@ -132,7 +132,7 @@ class Report:
     """
 
     path: str
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[ScanFinding] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
     pickles: int = 0
     format: str | None = None
@@ -170,7 +170,7 @@ class _Scanner:
     """The state of one scan: one budget for everything in the file, however it is nested."""
 
     def __init__(self, path: str, limits: Limits) -> None:
-        self.report = Report(path)
+        self.report = ScanReport(path)
         self._limits = limits.counted()
         self._options = OpenOptions(limits=self._limits)
         self._depth = -1
@@ -404,14 +404,14 @@ class _Scanner:
 
     def _code(self, source: Source, module: str, reason: str) -> None:
         name = source.name.rsplit("!", 1)[-1]
-        self._add(Finding(source.name, 0, "CODE", module, name, "", Grade.UNKNOWN, reason))
+        self._add(ScanFinding(source.name, 0, "CODE", module, name, "", Grade.UNKNOWN, reason))
 
     def _keras_config(self, source: Source) -> None:
         self._code(source, "keras", "a model configuration; building it can run code")
         if _contains(source, b'"Lambda"'):
             reason = "a Lambda layer holds compiled Python code"
             self._add(
-                Finding(source.name, 0, "CODE", "keras", "Lambda", "", Grade.DANGEROUS, reason)
+                ScanFinding(source.name, 0, "CODE", "keras", "Lambda", "", Grade.DANGEROUS, reason)
             )
 
     def _hdf5(self, source: Source) -> str:
@@ -524,10 +524,10 @@ class _Scanner:
             if _names(call.function) in NESTED_LOADERS:
                 self._scan_nested(call, path)
 
-    def _graded(self, pickle: Pickle, path: str) -> list[Finding]:
+    def _graded(self, pickle: Pickle, path: str) -> list[ScanFinding]:
         """What the pickle would do, in its order; no more than a report keeps."""
         room = {grade: _KEPT_FINDINGS - self._kept[grade] for grade in Grade}
-        found: list[Finding] = []
+        found: list[ScanFinding] = []
 
         def add(offset: int, opcode: str, node: Value, arguments: Value, why: Reason) -> None:
             grade, reason = why
@@ -535,7 +535,7 @@ class _Scanner:
             if room[grade] >= 0:
                 module, name = _names(node)
                 text = summary(arguments, _ARGUMENTS_MAX) if arguments is not None else ""
-                found.append(Finding(path, offset, opcode, module, name, text, grade, reason))
+                found.append(ScanFinding(path, offset, opcode, module, name, text, grade, reason))
 
         called = {id(call.function) for call in pickle.calls}
         for node in pickle.globals:
@@ -551,7 +551,7 @@ class _Scanner:
             add(effect.offset, effect.opcode, node, None, why)
         return sorted(found, key=lambda finding: finding.offset)
 
-    def _add(self, finding: Finding) -> None:
+    def _add(self, finding: ScanFinding) -> None:
         self._kept[finding.grade] += 1
         self.report.findings.append(finding)
 
@@ -616,7 +616,7 @@ def _contains(source: Source, needle: bytes) -> bool:
 
 def scan(
     target: str | os.PathLike[str] | bytes | Source, *, limits: Limits | None = None
-) -> Report:
+) -> ScanReport:
     """Report every call that loading a file with its own library would make.
 
     Looks into zip and tar archives, compressed streams, arrays of objects, several pickles in one
@@ -645,7 +645,7 @@ def scan(
     return scanner.report
 
 
-def scan_other_readers(source: Source, *, limits: Limits | None = None) -> Report:
+def scan_other_readers(source: Source, *, limits: Limits | None = None) -> ScanReport:
     """Report what readers of other formats would make of a valid safetensors file.
 
     Such a file can be a pickle too, whose first opcode is the first byte of the header's length, or
@@ -660,7 +660,9 @@ def scan_other_readers(source: Source, *, limits: Limits | None = None) -> Repor
     return scanner.report
 
 
-def scan_folder(path: str | os.PathLike[str], *, limits: Limits | None = None) -> Iterator[Report]:
+def scan_folder(
+    path: str | os.PathLike[str], *, limits: Limits | None = None
+) -> Iterator[ScanReport]:
     """Scan the files below a folder that may hold pickles, by their suffix or first bytes.
 
     Symbolic links are not followed out of the folder. Files of other kinds are passed over.

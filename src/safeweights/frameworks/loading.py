@@ -19,7 +19,7 @@ from ..errors import ClosedError, UnsupportedError
 from ..storage import allocate
 from ..storage.parallel import CHUNK, Background, thread_count
 from .plans import Batch, Landing, Scattered, Transfer, batches
-from .slices import Part, read_part
+from .slices import ReadPart, read_part
 from .values import own_bytes
 from .wording import worded
 
@@ -93,7 +93,7 @@ class Gathering:
     ) -> None:
         self._wanted, self._adapter, self._device = part, adapter, device
         self._copies = copies
-        self._part: Part | None = None
+        self._part: ReadPart | None = None
 
     def fill(self, begin: int, end: int) -> None:
         del begin, end  # all of it
@@ -102,7 +102,7 @@ class Gathering:
             self._part = read_part(tensor, expression)
         else:
             data = own_bytes(tensor) if self._copies else tensor.view()
-            self._part = Part(data, tensor.shape)
+            self._part = ReadPart(data, tensor.shape)
 
     def tensors(self) -> dict[str, Any]:
         assert self._part is not None

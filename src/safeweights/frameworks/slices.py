@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from ..checkpoint import Tensor
     from .adapter import Adapter
 
-__all__ = ["Part", "Slice", "read_part"]
+__all__ = ["ReadPart", "Slice", "read_part"]
 
 T = TypeVar("T")
 
 _INDEX_ERRORS: Final = (IndexError, TypeError, ValueError, OverflowError)
 
 
-class Part(NamedTuple):
+class ReadPart(NamedTuple):
     """The bytes of a selection, in C order, and the shape they have."""
 
     data: memoryview
     shape: tuple[int, ...]
 
 
-def read_part(tensor: Tensor, expression: Any, *, clamp: bool = False) -> Part:
+def read_part(tensor: Tensor, expression: Any, *, clamp: bool = False) -> ReadPart:
     """Read the part of `tensor` that a basic index expression selects.
 
     Args:
@@ -46,7 +46,7 @@ def read_part(tensor: Tensor, expression: Any, *, clamp: bool = False) -> Part:
     data = tensor.read_selection(selection)
     if selection.reversed and len(data):
         data = _reverse(data, selection, tensor.dtype)
-    return Part(data, selection.shape)
+    return ReadPart(data, selection.shape)
 
 
 class Slice(Generic[T]):
@@ -136,7 +136,7 @@ class Slice(Generic[T]):
         return f"<Slice of {self._tensor!r}>"
 
 
-def _take(tensor: Tensor, expression: Any) -> Part:
+def _take(tensor: Tensor, expression: Any) -> ReadPart:
     """Index by arrays and masks as NumPy does; frameworks differ, and some clamp what is out of bounds."""
     bits = BITS[tensor.dtype]
     if bits < 8:
@@ -149,7 +149,7 @@ def _take(tensor: Tensor, expression: Any) -> Part:
         part = np.asarray(whole[expression])
     except _INDEX_ERRORS as error:
         raise SelectionError(str(error), tensor=tensor.name) from error
-    return Part(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data, part.shape)
+    return ReadPart(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data, part.shape)
 
 
 def _items(expression: Any) -> tuple[Any, ...]:

@@ -36,8 +36,8 @@ from .problems import explain
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..conversion import Finding as Call
-    from ..conversion import Report
+    from ..conversion import ScanFinding as Call
+    from ..conversion import ScanReport
     from ..storage import Source
     from .documents import CheckDocument, CheckResult, FindingRecord, Level, Status, TotalRecord
     from .inventory import Row
@@ -314,7 +314,7 @@ def _report_conversion(out: _Findings, source: Source, name: str) -> None:
         out.add("note", "unreadable-tensor", printable(message), source.name, tensor=group["first"])
 
 
-def _report_calls(out: _Findings, report: Report, name: str | None) -> None:
+def _report_calls(out: _Findings, report: ScanReport, name: str | None) -> None:
     from ..conversion.grading import Grade
 
     if name is not None:
@@ -338,7 +338,7 @@ def _report_calls(out: _Findings, report: Report, name: str | None) -> None:
         out.add("error", "unread", printable(message), part.path, offset=part.offset)
 
 
-def _harmless(report: Report) -> dict[str, list[Call]]:
+def _harmless(report: ScanReport) -> dict[str, list[Call]]:
     """The calls that only build data, by name: a checkpoint makes the same one for every tensor."""
     found: dict[str, list[Call]] = {}
     for call in report.findings:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ...conversion import Conversion, Limits, Options
-    from ...conversion.record import FileRecord
+    from ...conversion.record import ConvertedFile
     from ...reports.documents import ConvertDocument, ConvertedFileRecord
     from ..output import Output
     from ..terminal import Terminal
@@ -201,7 +201,7 @@ def _document(done: Conversion) -> ConvertDocument:
     }
 
 
-def _file(file: FileRecord) -> ConvertedFileRecord:
+def _file(file: ConvertedFile) -> ConvertedFileRecord:
     return {
         "path": file.path,
         "format": file.format,

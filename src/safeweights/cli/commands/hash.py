@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from ...reports.documents import FailedFileRecord, HashDocument
-    from ...trust.content.digests import CheckResult, FileDigest, TensorDigest
+    from ...trust.content.digests import CheckedFile, FileDigest, TensorDigest
     from ..output import Output
 
 __all__ = ["command"]
@@ -236,7 +236,7 @@ def _check(out: Output, against: str) -> int:
 
     lines = parse_check_file(read_document(against), path=against)
     with watched_files("hashing", [name for name, _ in lines]) as progress:
-        found: list[CheckResult] = check_lines(lines, progress=progress)
+        found: list[CheckedFile] = check_lines(lines, progress=progress)
     statuses = {each.status for each in found}
     ok = statuses == {"ok"}
     if out.json:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ...checkpoint import Tensor
 
 __all__ = [
-    "CheckResult",
+    "CheckedFile",
     "FileDigest",
     "TensorDigest",
     "check",
@@ -85,7 +85,7 @@ class TensorDigest:
 
 
 @dataclass(frozen=True)
-class CheckResult:
+class CheckedFile:
     """One line of a check file, compared with the disk."""
 
     name: str
@@ -391,7 +391,7 @@ def check(
     base: str | None = None,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
-) -> list[CheckResult]:
+) -> list[CheckedFile]:
     """Compare every line of the check file `path` with the disk.
 
     Args:
@@ -414,21 +414,21 @@ def check_lines(
     base: str | None = None,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
-) -> list[CheckResult]:
+) -> list[CheckedFile]:
     """Compare (name, digest) pairs, as `parse_check_file` gives them, with the disk."""
 
     def path_of(line: tuple[str, str]) -> str:
         return os.path.join(base or "", line[0])
 
-    def one(line: tuple[str, str], tell: Callable[[int], object]) -> CheckResult:
+    def one(line: tuple[str, str], tell: Callable[[int], object]) -> CheckedFile:
         name, expected = line
         try:
             found = hash_file(path_of(line), progress=tell).sha256
         except FileNotFoundError:
-            return CheckResult(name, "missing")
+            return CheckedFile(name, "missing")
         except (OSError, VerificationError):  # no permission, a folder, changed while it was read
-            return CheckResult(name, "unreadable")
-        return CheckResult(name, "ok" if found == expected else "mismatch")
+            return CheckedFile(name, "unreadable")
+        return CheckedFile(name, "ok" if found == expected else "mismatch")
 
     return in_threads(
         one, lines, cost=lambda line: file_cost(path_of(line)), workers=workers, progress=progress
