@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, open
 from safeweights.checkpoint.sharding import EarlierSave, parse_size, save_sharded, split
 from safeweights.errors import FormatError, SafetensorError, UnsupportedError
-from safeweights.storage import LocalStore, MemoryStore, PartialOverwriteError
+from safeweights.storage import ChangedError, LocalStore, MemoryStore, PartialOverwriteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -454,3 +454,50 @@ def test_shards_in_another_store() -> None:
     assert [entry.name for entry in store.list()] == [*shard_names(3), INDEX]
     source = store.open(shard_names(3)[2])
     assert contents(dict(open(source.read(0, source.size)))) == {"t2": b"\2" * 10}
+
+
+# ---- replaced while a reader opens it
+
+
+@pytest.mark.parametrize("place", ["folder", "memory"])
+@pytest.mark.parametrize(
+    ("index", "before", "result"),
+    [
+        (True, 0, "error"), (True, 1, "error"), (True, 2, "error"), (True, 3, "old"),
+        (False, 0, "new"), (False, 1, "error"), (False, 2, "error"), (False, 3, "error"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_is_replaced_while_it_is_opened(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    index: bool,
+    before: int,
+    result: str,
+) -> None:
+    """Before the reader opens a shard; both saves have the same tensors in files of the same names."""
+    saves = {"old": model(1, 10, 10, 10), "new": model(2, 10, 10, 10)}
+    store = LocalStore(tmp_path) if place == "folder" else MemoryStore()
+
+    def save(tensors: dict[str, Tensor]) -> None:
+        save_sharded(tensors, store, max_shard_size=10)
+        if not index:
+            store.delete(INDEX)
+
+    save(saves["old"])
+    real, opened = type(store).open, iter(range(100))
+
+    def opens(self: Any, name: str, **how: Any) -> Any:
+        if name in shard_names(3) and next(opened) == before:
+            with monkeypatch.context() as patch:
+                patch.setattr(type(store), "open", real)
+                save(saves["new"])
+        return real(self, name, **how)
+
+    monkeypatch.setattr(type(store), "open", opens)
+    if result == "error":
+        with pytest.raises(ChangedError, match="replaced while it was being opened"):
+            open(store)
+    else:
+        data = {name: bytes(tensor.view()) for name, tensor in open(store).items()}
+        assert data == contents(saves[result])

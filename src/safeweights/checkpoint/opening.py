@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from ..errors import FormatError
-from ..storage import LocalStore, Store
+from ..storage import ChangedError, LocalStore, Store
 from .file import SafetensorsFile
 from .mapping import Checkpoint
 from .shardindex import (
@@ -48,6 +48,7 @@ def open(target: Any, *, backend: str = "mmap", verify: Verifier | None = None) 
 
     Raises:
         FormatError: A file breaks the format; an index disagrees with its shards; shards are missing.
+        ChangedError: The checkpoint was replaced while it was being opened.
         UnsupportedError: `target` is none of these, or there is no such backend.
         OSError: Something cannot be opened or read.
 
@@ -82,6 +83,7 @@ class Files(NamedTuple):
         names: Their names there, in order.
         index_name: The name of the index, if there is one.
         weight_map: Tensor -> name, as the index has it.
+        index_version: The `Source.version` of the index.
     """
 
     name: str
@@ -89,11 +91,34 @@ class Files(NamedTuple):
     names: list[str]
     index_name: str | None = None
     weight_map: Mapping[str, str] | None = None
+    index_version: str | None = None
 
     def open(self, backend: str, verify: Verifier | None) -> Iterator[tuple[str, Source]]:
-        """Name and source of each file, opened one after another."""
+        """Name and source of each file, opened one after another.
+
+        Raises:
+            ChangedError: After the last file: the checkpoint was replaced in the meantime.
+        """
+        versions = {}
         for name in self.names:
-            yield name, _open_in(self.store, name, backend, verify)
+            source = self.store.open(name, backend=backend)
+            versions[name] = source.version
+            yield name, source if verify is None else verify(source, source.name)
+        # A commit removes the index first and adds the new one last: if the same index is still there,
+        # no file was replaced before this moment. Without an index, each file has to be the same.
+        if self.index_name is not None:
+            versions = {self.index_name: self.index_version}
+        elif len(versions) == 1:
+            return
+        self._require_versions(versions)
+
+    def _require_versions(self, versions: Mapping[str, str | None]) -> None:
+        try:
+            for name, version in versions.items():
+                self.store.open(name, backend="pread", version=version)
+        except (ChangedError, FileNotFoundError):
+            message = "the checkpoint was replaced while it was being opened; open it again"
+            raise ChangedError(message, path=self.name) from None
 
     def check(self, tensors: Mapping[str, Collection[str]]) -> None:
         """Compare the files with their index, if they have one.
@@ -171,14 +196,11 @@ def _find_in_folder(
 def _read_index(
     store: Store, name: str, path: str, shard_suffix: str, verify: Verifier | None
 ) -> Files:
-    source = _open_in(store, name, "pread", verify)
+    source = store.open(name, backend="pread")
+    version = source.version
+    source = source if verify is None else verify(source, source.name)
     index = parse_index(source, store.locate(name), suffix=shard_suffix)
     shards = index.shards
     missing = [shard for shard in shards if store.kind(shard) is None]
     check_present(shards, missing, store.locate(name))
-    return Files(path, store, shards, name, index.weight_map)
-
-
-def _open_in(store: Store, name: str, backend: str, verify: Verifier | None) -> Source:
-    source = store.open(name, backend=backend)
-    return source if verify is None else verify(source, source.name)
+    return Files(path, store, shards, name, index.weight_map, version)
