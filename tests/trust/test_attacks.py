@@ -554,6 +554,25 @@ def test_an_empty_folder_is_not_signed(tmp_path: Path, signer: FileSigner) -> No
     assert caught.value.reason == "empty-resources"
 
 
+def test_bookkeeping_files_are_not_extra(signed: Path, signer: FileSigner) -> None:
+    """What tools write beside a model is reported as unsigned; names that hide code are refused."""
+    cache = signed / ".cache" / "huggingface"
+    (cache / "download").mkdir(parents=True)
+    for name in ("download/config.json.metadata", ".gitignore"):
+        (cache / name).write_text("x")
+    (signed / "vae" / ".DS_Store").write_text("x")
+    assert set(verifying.verify(str(signed), signer.public_key).unsigned) == {
+        ".cache/huggingface/.gitignore", ".cache/huggingface/download/config.json.metadata",
+        "vae/.DS_Store",
+    }  # fmt: skip
+    for name in ("download/evil.py", "modeling.py", "download.metadata"):
+        (cache / name).write_text("import os")
+        with pytest.raises(VerificationError) as caught:
+            verifying.verify(str(signed), signer.public_key)
+        assert caught.value.reason == "extra-file"
+        (cache / name).unlink()
+
+
 def test_what_a_caller_may_relax(signed: Path, signer: FileSigner) -> None:
     add_code(signed)
     link_to_file(signed)

@@ -377,6 +377,43 @@ def test_first_use_is_remembered_for_all(
     assert refusal(lambda: USES[second](root, policy)) == "changed-since-first-use"
 
 
+def test_one_entry_for_all_shards(
+    tmp_path: Path,
+    two_releases: tuple[Path, Path],
+    rules: Callable[..., Policy],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first file of a signed model has the whole statement remembered, in one write."""
+    policy = rules(LOCKED)
+    written: list[object] = []
+    write = LockFile._write
+
+    def counted(self: LockFile, entries: Any) -> None:
+        written.append(entries)
+        write(self, entries)
+
+    monkeypatch.setattr(LockFile, "_write", counted)
+    for _ in range(2):
+        safeweights.open(two_releases[1], trust=policy)
+    for shard in SHARDS:
+        safeweights.numpy.load_file(two_releases[1] / shard, trust=policy)
+    assert len(written) == 1
+    entry = LockFile(tmp_path / "lock.json").get("r2/m")
+    assert entry is not None
+    assert set(entry.files) == {*SHARDS, f"{WEIGHTS}.index.json"}
+
+
+def test_a_bookkeeping_file_cannot_be_loaded_under_a_warrant(tmp_path: Path) -> None:
+    root = make(tmp_path / "m")
+    hidden = root / ".cache" / "huggingface" / "download"
+    hidden.mkdir(parents=True)
+    shutil.copy(root / WEIGHTS, hidden / f"{WEIGHTS}.metadata")
+    warrant = admit(root, Policy((Rule("*", level="none"),))).require()
+    assert refusal(
+        lambda: safeweights.numpy.load_file(hidden / f"{WEIGHTS}.metadata", trust=warrant)
+    ) == "not-admitted"  # fmt: skip
+
+
 def test_parts_of_a_known_model(tmp_path: Path, rules: Callable[..., Policy]) -> None:
     """What was admitted as a whole is known to loads of folders inside it, and the reverse."""
     policy = rules('lock="lock.json"\n[[rules]]\npattern="*"\nlevel="known"\nfirst_use=true\n')

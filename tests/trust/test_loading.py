@@ -327,6 +327,21 @@ def test_conversion(signed: Path, tmp_path: Path, signer: FileSigner, values: An
     assert same(by_numpy(target, None), values)
 
 
+def test_several_sources_have_signatures_of_their_own(
+    tmp_path: Path, signer: FileSigner, values: Any
+) -> None:
+    for name in "ab":
+        np.savez(tmp_path / f"{name}.npz", **values)
+        sign(tmp_path / f"{name}.npz", signer)
+    sources = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    (tmp_path / "out").mkdir()
+    safeweights.convert(sources, tmp_path / "out", trust=signer.public_key)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 2
+    spoil(tmp_path / "b.npz", 5000)
+    with pytest.raises(VerificationError):
+        safeweights.convert(sources, tmp_path / "out", trust=signer.public_key, force=True)
+
+
 def test_the_digest_of_a_conversion_is_that_of_the_bytes_that_were_read(
     signed: Path, tmp_path: Path, signer: FileSigner, values: Any
 ) -> None:

@@ -138,7 +138,7 @@ def convert(
     1
     """
     chosen = replace(options or Options(), **changes)  # type: ignore[arg-type]
-    verify = _verifier(chosen.trust)
+    verify = _verifier(chosen.trust, separate=not isinstance(sources, (str, os.PathLike)))
     paths, index, into_folder = _resolve(sources, verify)
     job = _Job(chosen, Destination.of(os.fspath(target), paths, into_folder), progress)
     with ExitStack() as stack:
@@ -162,8 +162,11 @@ def convert(
         return job.run(inputs, index)
 
 
-def _verifier(trust: object) -> Verifier | None:
-    """What gives one verified source a path, however often that is opened: one check, one digest."""
+def _verifier(trust: object, *, separate: bool) -> Verifier | None:
+    """A verifier that gives one source for a path, however often that is opened: one check, one digest.
+
+    One signed statement must cover all files, unless they are `separate`: several sources.
+    """
     gate = verifier(trust)
     if gate is None:
         return None
@@ -171,7 +174,9 @@ def _verifier(trust: object) -> Verifier | None:
 
     def verify(source: Source, path: str) -> Source:
         if path not in admitted:
-            admitted[path] = gate(source, path)
+            one = verifier(trust) if separate else gate
+            assert one is not None
+            admitted[path] = one(source, path)
         return admitted[path]
 
     return verify

@@ -232,6 +232,7 @@ def _warrant(gathered: Gathered) -> Warrant:
     files = {
         name: WarrantedFile(fact.sha256, fact.size or 0, _root(gathered.trees.get(name)))
         for name, fact in gathered.evidence.files.items()
+        if fact.role != "bookkeeping"
     }
     return Warrant(gathered.evidence.subject, gathered.folder, files, gathered.trees)
 

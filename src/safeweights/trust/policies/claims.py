@@ -10,13 +10,16 @@ A signature is checked before its statement is parsed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ...errors import quote
+from ..content.sidecars import SIDECAR
 from ..errors import TrustError, VerificationError
 from ..signatures.bundle import SINGLE_FILE, parse_statement
 from ..signatures.discovery import Located, locate
@@ -29,9 +32,12 @@ if TYPE_CHECKING:
     from ..signatures.verifying import SignedBy
     from .policy import Policy, Rule
 
-__all__ = ["Claim", "Claims", "locate_for"]
+__all__ = ["Claim", "Claims", "digests_of", "locate_for"]
 
 _NOT_THEM: Final = frozenset({"wrong-method", "wrong-key"})
+_KEPT: Final = 16
+"""Signatures whose statements are kept, for the next file of the same model."""
+
 _SUBJECT: Final = "{subject}"
 _SHARD: Final = re.compile(r".*-\d{5,9}-of-\d{5,9}\..*", re.ASCII | re.DOTALL)
 
@@ -96,6 +102,15 @@ class Claim:
         }
 
 
+def digests_of(resources: dict[str, Resource]) -> dict[str, str]:
+    """The SHA-256 of each file for which a statement gives one; not of block trees."""
+    return {
+        name: resource.sha256
+        for name, resource in resources.items()
+        if resource.sha256 and not name.endswith(SIDECAR)
+    }
+
+
 @dataclass
 class Claims:
     """The signatures that were checked so far.
@@ -109,11 +124,11 @@ class Claims:
     policy: Policy
     one_statement: bool = False
     beneath: str | None = None
-    _checked: dict[tuple[bytes, tuple[str, ...]], tuple[str, SignedBy, Statement]] = field(
-        default_factory=dict, repr=False
+    _checked: OrderedDict[tuple[bytes, tuple[str, ...]], _Checked] = field(
+        default_factory=OrderedDict, repr=False
     )
-    _kept: dict[str, bytes] = field(default_factory=dict, repr=False)
-    _first: bytes = field(default=b"", repr=False)
+    _kept: dict[str, str] = field(default_factory=dict, repr=False)
+    _first: str = field(default="", repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     def for_checkpoint(self) -> Claims:
@@ -134,25 +149,48 @@ class Claims:
             DocumentError: It is malformed.
         """
         bundle = read_bundle(located.signature, beneath=self.beneath)
-        key = bundle.source, rule.signers
-        if (known := self._checked.get(key)) is None:
-            signer, signed_by = _who_signed(bundle, self.policy, rule)
-            known = signer, signed_by, parse_statement(bundle.payload, path=bundle.path)
-            self._checked[key] = known
-        claim = Claim(*known, located)
+        checked = self._check(bundle, rule)
+        claim = Claim(checked.signer, checked.signed_by, checked.statement, located)
         _check_alone(claim, path)
         model = path if located.alone else located.base
         with self._lock:
-            kept = {self._kept.setdefault(model, bundle.source)}
+            kept = {self._kept.setdefault(model, checked.digest)}
             if self.one_statement:
-                self._first = self._first or bundle.source
+                self._first = self._first or checked.digest
                 kept.add(self._first)
-        if kept != {bundle.source}:
+        if kept != {checked.digest}:
             raise VerificationError(
                 "another signed statement covers other files of this checkpoint; one must cover all",
                 reason="one-statement", path=located.signature,
             )  # fmt: skip
         return claim
+
+    def _check(self, bundle: Bundle, rule: Rule) -> _Checked:
+        """Who signed `bundle`, and what; the last few are kept."""
+        key = bundle.source, rule.signers
+        with self._lock:
+            if (known := self._checked.get(key)) is not None:
+                self._checked.move_to_end(key)
+                return known
+        signer, signed_by = _who_signed(bundle, self.policy, rule)
+        statement = parse_statement(bundle.payload, path=bundle.path)
+        digest = hashlib.sha256(bundle.source).hexdigest()
+        found = _Checked(signer, signed_by, statement, digest)
+        with self._lock:
+            self._checked[key] = found
+            while len(self._checked) > _KEPT:
+                self._checked.popitem(last=False)
+        return found
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A signature that was checked: the policy's name of the signer, what was signed, its SHA-256."""
+
+    signer: str
+    signed_by: SignedBy
+    statement: Statement
+    digest: str
 
 
 def _check_alone(claim: Claim, path: str) -> None:

@@ -23,7 +23,7 @@ from ..signatures.keyless import KeylessTrust
 from ..signatures.keys import PublicKey, load_public_key
 from ..signatures.timestamps import KeyTrust
 from .admission import Warrant
-from .claims import Claims
+from .claims import Claims, digests_of
 from .evidence import model_of
 from .lockfile import lock_of, settle
 from .policy import Evidence, FileFact, Policy, Rule
@@ -84,6 +84,7 @@ class PolicyVerifier:
         self._lock = lock_of(self.policy, lock)
         self._log = log
         self._claims = Claims(self.policy)
+        self._complete: set[tuple[str, str | None]] = set()
 
     def for_checkpoint(self) -> PolicyVerifier:
         """A verifier for the files of one checkpoint, all of which one statement must cover."""
@@ -119,6 +120,7 @@ class PolicyVerifier:
         if self.policy.mode == "warn" and claim and not fact.signed:
             status, claim = "the content is not what was signed", None
         inside = None if model.alone else relative(place.path, model.folder)
+        listed = _listed(claim, model)
         evidence = Evidence(
             subject=model.subject,
             files={inside or os.path.basename(place.path): fact},
@@ -128,12 +130,13 @@ class PolicyVerifier:
             release=claim.statement.release if claim else None,
             model=claim.model if claim else None,
             root_digest=claim.statement.root if claim else None,
+            statement_files=digests_of(listed),
             scope="file" if model.alone else "part",
             path=None if self._name is not None else place.name,
             problem=None if self._name is not None else place.problem,
             policy_root=self.policy.base,
         )
-        self._decide(evidence, path, model, _signed_names(claim, model))
+        self._decide(evidence, path, model, frozenset(listed))
         return admitted
 
     def _claim(self, path: str, model: Model) -> tuple[str, Claim | None, Resource | None]:
@@ -171,10 +174,15 @@ class PolicyVerifier:
             if self._log:
                 self._log.append("load", {"path": path, **decision.to_dict()})
 
+        # The files of a checkpoint are opened one after another: once all were there, they were.
+        complete = (model.folder, evidence.root_digest)
         decision = settle(
-            self.policy, evidence, self._lock, signed=signed, record=record,
+            self.policy, evidence, self._lock, record=record,
+            signed=() if complete in self._complete else signed,
             present=lambda name: os.path.lexists(os.path.join(model.folder, name)),
         )  # fmt: skip
+        if self._claims.one_statement and decision.verdict == "allow":
+            self._complete.add(complete)
         if decision.verdict == "warn":
             warnings.warn(decision.explain(), UnverifiedWarning, stacklevel=3)
         try:
@@ -184,14 +192,14 @@ class PolicyVerifier:
             raise
 
 
-def _signed_names(claim: Claim | None, model: Model) -> frozenset[str]:
-    """Names of the files that must be there because the statement lists them."""
+def _listed(claim: Claim | None, model: Model) -> dict[str, Resource]:
+    """What the statement lists in the model; all of it must be there."""
     if claim is None or model.alone or SINGLE_FILE in claim.statement.resources:
-        return frozenset()
+        return {}
     try:
-        return frozenset(claim.resources_in(model.folder))
+        return claim.resources_in(model.folder)
     except TrustError:  # the signature of one file, kept elsewhere
-        return frozenset()
+        return {}
 
 
 def as_verifier(trust: object) -> Callable[[Source, str], Source]:

@@ -25,7 +25,7 @@ from ..content.sidecars import SIDECAR
 from ..errors import TrustError, VerificationError
 from ..files import is_bookkeeping, list_folder, open_regular
 from ..signatures.signing import WEIGHTS
-from .claims import Claims, locate_for
+from .claims import Claims, digests_of, locate_for
 from .examination import Finding, examine_source
 from .policy import Evidence, FileFact, Role
 from .subjects import canonical, place_of, relative
@@ -229,6 +229,7 @@ def gather(
         findings=tuple(findings),
         model=claim.model if claim else None,
         root_digest=claim.statement.root if claim else None,
+        statement_files=digests_of(signed),
         scope="whole" if place.folder else "file" if model.alone else "part",
         path=None if name is not None or place.folder else place.name,
         problem=None if name is not None else place.problem,

@@ -15,6 +15,7 @@ import os
 import posixpath
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from ...storage.sink import write_file
@@ -65,9 +66,7 @@ class LockFile:
             data = read_document(self.path)
         except FileNotFoundError:
             return {}
-        document = parse_json(data, path=self.path).only("schema", "models")
-        document.member("schema").equals(_SCHEMA)
-        return {name: _from_json(entry) for name, entry in document.member("models").members()}
+        return dict(_parsed(data, self.path))
 
     def remember(self, subject: str, entry: LockEntry) -> None:
         """Remember `entry`, durably.
@@ -111,6 +110,14 @@ class LockFile:
                 "remembered", reason="too-many-files", path=self.path,
             )  # fmt: skip
         write_file(self.path, [encoded], durable=True)
+
+
+@lru_cache(maxsize=2)
+def _parsed(data: bytes, path: str) -> dict[str, LockEntry]:
+    """The entries in `data`; kept, because every shard of a model asks for them."""
+    document = parse_json(data, path=path).only("schema", "models")
+    document.member("schema").equals(_SCHEMA)
+    return {name: _from_json(entry) for name, entry in document.member("models").members()}
 
 
 def settle(

@@ -233,6 +233,7 @@ class Evidence:
         findings: What in the model runs code.
         model: The id or name that the signed statement gives the model.
         root_digest: The signed statement's root digest.
+        statement_files: File name -> SHA-256 of everything that the signed statement lists in the model.
         scope: ``"whole"``: `files` are all files of a folder; ``"part"``: some of them; ``"file"``: the
             subject is one file.
         missing: Names of files that are signed, pinned or remembered, and absent.
@@ -250,6 +251,7 @@ class Evidence:
     findings: tuple[Finding, ...] = ()
     model: str | None = None
     root_digest: str | None = None
+    statement_files: dict[str, str] = field(default_factory=dict)
     scope: Scope = "part"
     missing: tuple[str, ...] = ()
     path: str | None = None
@@ -474,11 +476,12 @@ def _remember(
     scope = evidence.scope
     if signer is None and lock is None and _all_known(files, related):
         return None  # a folder above or below remembers them already
-    same = lock is not None and (lock.signer, lock.release) == (signer, evidence.release)
-    if scope == "part" and lock is not None and same:
-        # Files of one release are loaded one by one; together they are what is remembered.
-        files = {**lock.files, **files}
-        scope = lock.scope
+    if scope == "part":
+        # The statement as a whole was accepted: one entry, however many of its files are loaded.
+        files = {**evidence.statement_files, **files}
+        if lock is not None and (lock.signer, lock.release) == (signer, evidence.release):
+            files = {**lock.files, **files}
+            scope = lock.scope
     entry = LockEntry(level, signer, evidence.release, files, scope)
     return None if entry == lock else entry
 

@@ -76,7 +76,9 @@ def parse_policy(data: bytes, *, path: str | None = None) -> Policy:
     if found := document.get("mode"):
         mode = found.choice("off", "warn", "enforce")  # type: ignore[assignment]
     least = found.choice(*LEVELS) if (found := document.get("minimum_level")) else None
-    root = os.path.join(base, found.text(limit=4096)) if (found := document.get("root")) else None
+    root = None
+    if found := document.get("root"):
+        root = os.path.join(base, os.path.expanduser(found.text(limit=4096)))
     rules = document.get("rules")
     if rules is None and mode != "off":
         raise document.error("the policy has no [[rules]]; without rules it refuses everything")
