@@ -133,6 +133,19 @@ class TestAuthorities:
         chain = [leaf, pki.intermediate]
         assert reason(model, below, chain, pki.trust()) == "certificate-untrusted"
 
+    def test_a_certificate_that_is_its_own_root(
+        self, model: Path, pki: Any, make_certificate: Any
+    ) -> None:
+        """Trusted by itself, as the conformance suite of OMS has one: it may sign, and issue nothing."""
+        own = make_certificate(
+            "releases", authority=True, signs=True, issues=False, purposes=[Purpose.CODE_SIGNING]
+        )
+        assert reason(model, own, [], pki.trust(roots=(own.der,))) == ""
+        assert reason(model, own, [], pki.trust()) == "certificate-untrusted"
+        below = make_certificate("releases", own)
+        trust = pki.trust(roots=(own.der,))
+        assert reason(model, below, [own], trust) == "certificate-untrusted"
+
     def test_path_length(self, model: Path, pki: Any, make_certificate: Any) -> None:
         above = make_certificate("above", pki.root, authority=True, path_length=0)
         below = make_certificate("below", above, authority=True)
