@@ -28,7 +28,7 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
 def outcome(text: bytes, *, bulk: bool, collect: bool) -> Any:
     """All attributes of `Entries`, or of the errors."""
-    report = rules.Report(None, collect=collect, strict=collect)
+    report = rules.Problems(None, collect=collect, strict=collect)
     try:
         found = Entries(text, report, bulk=bulk)
     except (FormatError, rules.Stop) as error:
@@ -257,7 +257,7 @@ def test_regular_headers_are_read_in_bulk(monkeypatch: pytest.MonkeyPatch) -> No
         LAYOUTS["not printable"],
     ):
         exact.clear()
-        Entries(text, rules.Report(None))
+        Entries(text, rules.Problems(None))
         assert len(exact) <= 2, exact
 
 
@@ -281,7 +281,7 @@ def test_every_order_of_fields_is_split(
 ) -> None:
     """If all entries have one style, the template matches all but the first, including the last."""
     text = join(ordered(*order)).replace(b",", b"," + spaces.encode())
-    found = Entries(text, rules.Report(None))
+    found = Entries(text, rules.Problems(None))
     assert len(found.tensors) == 20
     assert found.in_order
     assert not scanned
@@ -293,7 +293,7 @@ def test_every_order_of_fields_is_split(
 )
 def test_what_is_valid_text_is_split(name: str, scanned: list[int]) -> None:
     """The template matches every entry, except perhaps the last one."""
-    Entries(LAYOUTS[name], rules.Report(None))
+    Entries(LAYOUTS[name], rules.Problems(None))
     assert all(position > len(LAYOUTS[name]) - 100 for position in scanned)
 
 
@@ -304,7 +304,7 @@ def test_a_template_that_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         chunks._Template, "split", lambda self, *given: tried.append(1) or split(self, *given)
     )
-    found = Entries(LAYOUTS["unknown field"], rules.Report(None))
+    found = Entries(LAYOUTS["unknown field"], rules.Problems(None))
     assert len(found.tensors) == 41
     assert len(tried) == 1
 
@@ -312,7 +312,7 @@ def test_a_template_that_failed_is_not_tried_again(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("space", list(" \t\n\r"))
 def test_varying_white_space_is_removed(scanned: list[int], space: str) -> None:
     text = ragged(space, 5000)
-    found = Entries(text, rules.Report(None))
+    found = Entries(text, rules.Problems(None))
     assert len(found.tensors) == 5000
     assert found.sized
     assert found.in_order
@@ -321,7 +321,7 @@ def test_varying_white_space_is_removed(scanned: list[int], space: str) -> None:
 
 def test_a_rejected_chunk_adds_nothing() -> None:
     """A chunk with a duplicate name adds nothing before it is read value by value."""
-    found = Entries(join(many()), rules.Report(None))
+    found = Entries(join(many()), rules.Problems(None))
     before = dict(found.tensors)
     for names in (["x", "n3", "y"], ["x", "y", "x"], ["x", "__metadata__"]):
         kinds = chunks.Kinds(["U8"] * 3, [(7,)] * 3, [7] * 3)
@@ -347,13 +347,13 @@ def test_a_new_style_per_entry_does_not_cost_a_chunk_per_entry(
         return columns(self, part, *given, **how)
 
     monkeypatch.setattr(chunks._Template, "columns", counted)
-    assert len(Entries(text, rules.Report(None)).tensors) == 3 * period
+    assert len(Entries(text, rules.Problems(None)).tensors) == 3 * period
     assert sum(looked) < 6 * len(text)
 
 
 def test_a_template_is_learnt_again(scanned: list[int]) -> None:
     """After a change of style, entries in the new style are split too."""
     text = join(many(3000), [entry.replace(":", " : ") for entry in many(9000, 3000)])
-    found = Entries(text, rules.Report(None))
+    found = Entries(text, rules.Problems(None))
     assert len(found.tensors) == 12000
     assert len(scanned) < 8

@@ -56,7 +56,7 @@ def shown(error: FormatError | None) -> tuple[str, str] | None:
 
 def outcome(text: bytes, *, bulk: bool) -> object:
     try:
-        found = entries.Entries(text, rules.Report(None), bulk=bulk)
+        found = entries.Entries(text, rules.Problems(None), bulk=bulk)
     except FormatError as error:
         return shown(error)
     return list(found.tensors.items()), found.metadata, found.sized, found.in_order, found.end

@@ -25,7 +25,7 @@ from .rules import (
     MAX_METADATA,
     MAX_RANK,
     METADATA_KEY,
-    Report,
+    Problems,
     Stop,
     TensorInfo,
     byte_count,
@@ -62,7 +62,7 @@ class Entries:
         Stop: The rest of the text cannot be read, and `report` collects problems.
     """
 
-    def __init__(self, text: bytes, report: Report, *, bulk: bool = True) -> None:
+    def __init__(self, text: bytes, report: Problems, *, bulk: bool = True) -> None:
         self.tensors: dict[str, TensorInfo] = {}
         self.metadata: dict[str, str] | None = None
         self.sized = True

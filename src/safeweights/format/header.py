@@ -26,7 +26,7 @@ from .rules import (
     METADATA_KEY,
     PREFIX,
     RULES,
-    Report,
+    Problems,
     Stop,
     TensorInfo,
     byte_count,
@@ -122,7 +122,7 @@ def parse(text: bytes, data_size: int, *, path: str | None = None) -> Header:
     >>> parse(b'{"a":{"dtype":"I32","shape":[2],"data_offsets":[0,8]}}', 8).tensors
     {'a': TensorInfo(dtype='I32', shape=(2,), begin=0, end=8)}
     """
-    report = Report(path)
+    report = Problems(path)
     with gc_paused():
         try:
             entries = Entries(text, report)
@@ -152,7 +152,7 @@ def problems(
         strict: Also report what the format allows but the reference's writer never writes (rules
             ``strict-...``).
     """
-    report = Report(path, collect=True, strict=strict)
+    report = Problems(path, collect=True, strict=strict)
     try:
         _check_utf8(text, report)
         entries = Entries(text, report)
@@ -162,7 +162,7 @@ def problems(
     return report.found
 
 
-def _check_utf8(text: bytes, report: Report) -> None:
+def _check_utf8(text: bytes, report: Problems) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")()
     for begin in range(0, len(text), CHUNK):
         pending = len(decoder.getstate()[0])
@@ -193,7 +193,7 @@ def _end_of(infos: Iterable[TensorInfo]) -> int | None:
 
 
 def _check_layout(
-    entries: Entries, tensors: Mapping[str, TensorInfo], data_size: int, report: Report
+    entries: Entries, tensors: Mapping[str, TensorInfo], data_size: int, report: Problems
 ) -> None:
     """Report every wrong position and size. `tensors` are those of `entries`, sorted by offset."""
     found = _layout_faults(tensors)

@@ -97,7 +97,7 @@ class Stop(Exception):
     """Ends a search for problems: the rest cannot be read, or there are too many."""
 
 
-class Report:
+class Problems:
     """Receives problems: raises the first, or collects them.
 
     Attributes:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from ..errors import UnsupportedError
 from ..format.entries import Entries
 from ..format.header import MAX_HEADER, PREFIX
-from ..format.rules import Report, Stop
+from ..format.rules import Problems, Stop
 from ..text import human_bytes
 from .file_objects import FileObjectSource
 from .files import DescriptorSource
@@ -78,7 +78,7 @@ def _by_header(stream: IO[bytes], head: bytes, length: int, headers_only: bool) 
 def _announced(text: bytes) -> int:
     """Bytes of data that a header announces; 0 if it is damaged."""
     try:
-        entries = Entries(text, Report(None, collect=True))
+        entries = Entries(text, Problems(None, collect=True))
     except Stop:
         return 0
     return max((info.end for info in entries.tensors.values()), default=0)
