@@ -7,6 +7,7 @@ admitted or loaded; both must give the same answer.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -568,8 +569,6 @@ def test_revocations(tmp_path: Path, signer: FileSigner, pki: Any) -> None:
             lambda policy=policy: safeweights.numpy.load_file(root / WEIGHTS, trust=policy)
         ) == "revoked"  # fmt: skip
     sign(root, pki.leaf.signer, certificates=pki.chain)
-    import hashlib
-
     fingerprint = hashlib.sha256(pki.leaf.der).hexdigest()
     policy = Policy(
         (Rule("*", ("ca",)),), {"ca": pki.trust()},
@@ -619,6 +618,51 @@ def test_code_hidden_between_two_reads(
         assert codes(admit(root, policy)) == {"deny-native"}
     except VerificationError as error:
         assert error.reason == "block-mismatch"  # noqa: PT017 - the other way to refuse
+
+
+def test_a_thousand_exchanges_while_admitting(tmp_path: Path) -> None:
+    """A file alternates between code and text: what is admitted is always the text."""
+    root = make(tmp_path / "m")
+    kinds = [root.parent / "good", root.parent / "bad"]
+    kinds[0].write_bytes(b"# harmless")
+    kinds[1].write_bytes(b"#!/bin/sh\n")
+    place = root / "notes.txt"
+    place.write_bytes(b"# harmless")
+    digest = hashlib.sha256(b"# harmless").hexdigest()
+    policy = Policy((Rule("*", level="none"),))
+    stop = threading.Event()
+    swaps = 0
+
+    def attack() -> None:
+        nonlocal swaps
+        while not stop.is_set():
+            if swaps % 3:
+                shutil.copy(kinds[swaps % 2], root.parent / "next")
+                os.replace(root.parent / "next", place)
+            else:
+                place.write_bytes(kinds[swaps % 2].read_bytes())
+            swaps += 1
+
+    attacker = threading.Thread(target=attack)
+    attacker.start()
+    admitted = refused = 0
+    try:
+        while swaps < 1000 or not (admitted and refused):
+            assert swaps < 200_000, "one of the two outcomes never comes"
+            try:
+                admission = admit(root, policy)
+            except (TrustError, OSError):
+                refused += 1  # a file of another length, or cut at that moment
+                continue
+            if admission.warrant is None:
+                assert codes(admission) == {"deny-native"}
+                refused += 1
+            elif admission.warrant.files["notes.txt"].size:
+                assert admission.warrant.files["notes.txt"].sha256 == digest
+                admitted += 1
+    finally:
+        stop.set()
+        attacker.join()
 
 
 def test_each_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -750,8 +794,6 @@ def test_bookkeeping_files_do_not_count(
 
 def test_pins_say_which_files_lack_one(tmp_path: Path, rules: Callable[..., Policy]) -> None:
     root = make(tmp_path / "m")
-    import hashlib
-
     digest = hashlib.sha256((root / WEIGHTS).read_bytes()).hexdigest()
     pin = f'[rules.digests]\n"{WEIGHTS}" = "{digest}"\n'
     policy = rules(f'[[rules]]\npattern="m"\nlevel="pinned"\n{pin}')

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeweights.trust.errors import DocumentError, PolicyViolationError
+from safeweights.trust import LockFile, Warrant, verify_log
+from safeweights.trust.errors import DocumentError, PolicyViolationError, TrustError
 from safeweights.trust.policies import policy as policies
 from safeweights.trust.policies import policy_file
 from safeweights.trust.policies.examination import Finding
@@ -269,6 +272,21 @@ python = false
     def test_any_bytes(self, data: bytes) -> None:
         with contextlib.suppress(DocumentError):
             policy_file.parse_policy(data)
+
+    @given(st.integers(0, 2), st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+    def test_any_bytes_as_other_documents(self, kind: int, data: bytes) -> None:
+        """Lock files, warrants and audit logs are read as strictly as policies."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "document")
+            with open(path, "wb") as file:
+                file.write(data)
+            with contextlib.suppress(TrustError):
+                if kind == 0:
+                    LockFile(path).entries()
+                elif kind == 1:
+                    Warrant.from_json(data)
+                else:
+                    assert verify_log(path) == 0
 
     def test_a_key_is_told_from_a_policy(self, signer: FileSigner) -> None:
         with pytest.raises(DocumentError, match="this is PEM; a policy is TOML"):

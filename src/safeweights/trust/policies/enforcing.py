@@ -120,7 +120,9 @@ class PolicyVerifier:
         if self.policy.mode == "warn" and claim and not fact.signed:
             status, claim = "the content is not what was signed", None
         inside = None if model.alone else relative(place.path, model.folder)
-        listed = _listed(claim, model)
+        # The files of a checkpoint are opened one after another: once all were there, they were.
+        complete = (model.folder, claim.statement.root if claim else None)
+        listed = {} if complete in self._complete else _listed(claim, model)
         evidence = Evidence(
             subject=model.subject,
             files={inside or os.path.basename(place.path): fact},
@@ -136,7 +138,9 @@ class PolicyVerifier:
             problem=None if self._name is not None else place.problem,
             policy_root=self.policy.base,
         )
-        self._decide(evidence, path, model, frozenset(listed))
+        decision = self._decide(evidence, path, model, frozenset(listed))
+        if self._claims.one_statement and decision.verdict == "allow":
+            self._complete.add(complete)
         return admitted
 
     def _claim(self, path: str, model: Model) -> tuple[str, Claim | None, Resource | None]:
@@ -169,20 +173,17 @@ class PolicyVerifier:
             return copy, FileFact(copy.sha256, copy.size)
         return copy, FileFact(copy.sha256, copy.size, signed=True)
 
-    def _decide(self, evidence: Evidence, path: str, model: Model, signed: frozenset[str]) -> None:
+    def _decide(
+        self, evidence: Evidence, path: str, model: Model, signed: frozenset[str]
+    ) -> Decision:
         def record(decision: Decision) -> None:
             if self._log:
                 self._log.append("load", {"path": path, **decision.to_dict()})
 
-        # The files of a checkpoint are opened one after another: once all were there, they were.
-        complete = (model.folder, evidence.root_digest)
         decision = settle(
-            self.policy, evidence, self._lock, record=record,
-            signed=() if complete in self._complete else signed,
+            self.policy, evidence, self._lock, signed=signed, record=record,
             present=lambda name: os.path.lexists(os.path.join(model.folder, name)),
         )  # fmt: skip
-        if self._claims.one_statement and decision.verdict == "allow":
-            self._complete.add(complete)
         if decision.verdict == "warn":
             warnings.warn(decision.explain(), UnverifiedWarning, stacklevel=3)
         try:
@@ -190,6 +191,7 @@ class PolicyVerifier:
         except PolicyViolationError as error:
             error.path = path
             raise
+        return decision
 
 
 def _listed(claim: Claim | None, model: Model) -> dict[str, Resource]:
