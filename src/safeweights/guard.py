@@ -17,11 +17,14 @@ is guarded only if it installs the guard itself.
 
 from __future__ import annotations
 
+import _pickle
 import argparse
+import copyreg
 import functools
 import importlib.abc
 import importlib.util
 import os
+import pickle
 import runpy
 import sys
 import warnings
@@ -41,9 +44,14 @@ __all__ = ["PickleRefusedError", "install", "installed", "main"]
 Mode = Literal["refuse", "convert"]
 
 _LOADERS: Final = {"torch": "load", "joblib": "load", "numpy": "load"}
-_IPC: Final = (
-    "multiprocessing.", "concurrent.futures.process", "torch.multiprocessing.", "joblib.externals.loky.",
-)  # fmt: skip
+_MESSAGES: Final = {
+    "multiprocessing.connection": ("_ConnectionBase.recv",),
+    "multiprocessing.queues": ("Queue.get", "SimpleQueue.get"),
+    "multiprocessing.spawn": ("_main",),
+    "torch.multiprocessing.queue": ("ConnectionWrapper.recv",),
+}
+"""The functions that unpickle messages between processes, by module. No other function is exempt: in
+``ThreadPool.map(pickle.loads, ...)`` it is a function of `multiprocessing.pool` that calls `loads`."""
 
 
 class PickleRefusedError(SafetensorError, PermissionError):
@@ -89,13 +97,15 @@ def install(
             arguments.
         on_refusal: Called with the name of every refused global, before the error is raised.
 
-    Messages between processes of `multiprocessing` are not restricted: a process that can write to these
-    pipes can run code already.
+    Messages between processes are not restricted where a queue or connection of `multiprocessing`
+    unpickles them itself: a process that can write to these pipes can run code already.
     """
     if mode not in {"refuse", "convert"}:
         msg = f"mode must be refuse or convert, not {quote(str(mode))}"
         raise ValueError(msg)
     sys.addaudithook(_hook(frozenset(allow), on_refusal))
+    copyreg.clear_extension_cache()  # what is in it is used without an event
+    _watch_subclasses()
     if _State.mode is None:
         sys.meta_path.insert(0, _PatchOnImport())
     _State.mode = mode
@@ -108,13 +118,13 @@ def _hook(
     allowed: frozenset[str], on_refusal: Callable[[str], None] | None
 ) -> Callable[[str, tuple[Any, ...]], None]:
     """The audit hook. Its closure holds its configuration, so that no assignment can change it."""
-    get_frame, is_ipc, error = sys._getframe, _is_ipc, _refusal  # noqa: SLF001 - the only way
+    get_frame, is_message, error = sys._getframe, _is_message, _refusal  # noqa: SLF001 - the only way
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event != "pickle.find_class":
             return
         wanted = f"{arguments[0]}.{arguments[1]}"
-        if wanted in allowed or is_ipc(get_frame(1)):
+        if wanted in allowed or is_message(get_frame(1)):
             return
         if on_refusal is not None:
             on_refusal(wanted)
@@ -131,17 +141,72 @@ def _refusal(wanted: str) -> PickleRefusedError:
     )
 
 
-def _is_ipc(frame: FrameType | None) -> bool:
-    """Whether `multiprocessing` itself called the unpickler, for a message between processes."""
-    while frame is not None and frame.f_globals.get("__name__") in {"pickle", "_pickle"}:
+def _is_message(frame: FrameType | None) -> bool:
+    """Whether the unpickler was called by a function that unpickles messages between processes."""
+    while frame is not None and (
+        frame.f_globals is vars(pickle) or frame.f_code is _find_class.__code__
+    ):
         frame = frame.f_back
     if frame is None:
         return False
-    name = str(frame.f_globals.get("__name__"))
-    if not name.startswith(_IPC):
+    name = frame.f_globals.get("__name__")
+    module = sys.modules.get(name) if isinstance(name, str) else None
+    if module is None or frame.f_globals is not vars(module):
         return False
-    module = sys.modules.get(name)
-    return module is not None and frame.f_globals is vars(module)
+    for path in _MESSAGES.get(module.__name__, ()):
+        function: Any = module
+        for part in path.split("."):
+            function = getattr(function, part, None)
+        if frame.f_code is getattr(function, "__code__", None):
+            return True
+    return False
+
+
+# ---------------------------------------------------------------- unpicklers that find classes themselves
+
+
+def _find_class(original: Any, unpickler: Any, module: str, name: str) -> Any:
+    """`original`, a `find_class`, after the event that only the built-in ones raise."""
+    sys.audit("pickle.find_class", module, name)
+    return original(unpickler, module, name)
+
+
+class _Unpickler(_pickle.Unpickler):
+    """Python's unpickler in C. Its class cannot be changed, so this one takes its place."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _watch(cls)
+
+
+def _watch_subclasses() -> None:
+    """Let every `find_class` of a subclass of the unpicklers raise the event, now and later.
+
+    `torch.package` has one that imports without it. A subclass that is derived after `install` from
+    an unpickler in C that was imported before is not seen.
+    """
+    in_python: Any = pickle._Unpickler  # noqa: SLF001 - pickle.Unpickler, where C is missing
+    for base in (_pickle.Unpickler, in_python, _Unpickler):
+        pending = list(base.__subclasses__())
+        while pending:
+            each = pending.pop()
+            pending += each.__subclasses__()
+            _watch(each)
+    in_python.__init_subclass__ = classmethod(_watch)
+    pickle.Unpickler = _pickle.Unpickler = _Unpickler  # type: ignore[misc]
+
+
+def _watch(cls: Any) -> None:
+    original = vars(cls).get("find_class")
+    if original is None or hasattr(original, "__guarded__"):
+        return
+
+    @functools.wraps(original)
+    def find_class(unpickler: Any, module: str, name: str) -> Any:
+        return _find_class(original, unpickler, module, name)
+
+    find_class.__guarded__ = True  # type: ignore[attr-defined]
+    cls.find_class = find_class
 
 
 # ---------------------------------------------------------------- the loaders people call

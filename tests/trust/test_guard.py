@@ -125,6 +125,117 @@ def test_processes_still_talk_to_each_other(run: object) -> None:
     assert done.stdout == "1/3\n"
 
 
+OWN = """
+class Own({base}):
+    def find_class(self, module, name):
+        return getattr(__import__(module), name)
+"""
+
+
+LOADS = {
+    "threads": [
+        "ThreadPool(1).map(pickle.loads, [data])",
+        "ThreadPool(1).apply(pickle.loads, (data,))",
+        "multiprocessing.dummy.Pool(1).map(pickle.loads, [data])",
+    ],
+    "processes": [
+        "pool.map(pickle.loads, [data])",
+        "pool.apply(pickle.loads, (data,))",
+        "next(pool.imap(pickle.loads, [data]))",
+        "list(executor.map(pickle.loads, [data]))",
+        "executor.submit(pickle.loads, data).result()",
+    ],
+    "classes": [
+        "Early(io.BytesIO(data)).load()",
+        "EarlyInPython(io.BytesIO(data)).load()",
+        "Late(io.BytesIO(data)).load()",
+        "LateInPython(io.BytesIO(data)).load()",
+        "Lower(io.BytesIO(data)).load()",
+        "pickle.loads(extension)",
+    ],
+}
+
+
+@pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS)
+def test_no_way_around_the_event(tmp_path: Path, loads: list[str]) -> None:
+    """Functions that messages of other processes pass through, unpicklers of one's own, caches."""
+    classes = {"Early": "pickle.Unpickler", "EarlyInPython": "pickle._Unpickler"}
+    before = "".join(OWN.format(base=base).replace("Own", new) for new, base in classes.items())
+    setup = r"""
+    import copyreg, io, multiprocessing.dummy
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing.pool import ThreadPool
+    copyreg.add_extension("pathlib", "Path", 7)
+    extension = b"\x80\x02\x82\x07."
+    pickle.loads(extension)  # which is cached now
+    from safeweights import guard
+    guard.install()
+    fork = multiprocessing.get_context("fork")
+    data = pickle.dumps(Evil(), 2)
+    class Lower(Early): pass
+    """
+    tries = """
+    def attempt(load):
+        try:
+            return load()
+        except guard.PickleRefusedError:
+            return "refused"
+    """
+    tries += f"""
+    with fork.Pool(1) as pool, ProcessPoolExecutor(1, mp_context=fork) as executor:
+        for load in [{", ".join(f"lambda: {load}" for load in loads)}]:
+            print(attempt(load))
+    """
+    script = tmp_path / "script.py"
+    late = before.replace("Early", "Late")
+    script.write_text(EVIL + before + textwrap.dedent(setup) + late + textwrap.dedent(tries))
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": SOURCE},
+    )  # fmt: skip
+    assert not (tmp_path / "executed").exists(), "a pickle ran code"
+    assert done.stdout == "refused\n" * len(loads), done.stderr
+
+
+@needs_torch
+def test_packages_of_torch_are_refused(run: object) -> None:
+    run("""
+    import torch.package
+    from safeweights.guard import PickleRefusedError
+    with torch.package.PackageExporter("model.pt") as out:
+        out.extern("**")
+        out.save_pickle("package", "evil.pkl", Evil())
+    try:
+        torch.package.PackageImporter("model.pt").load_pickle("package", "evil.pkl")
+    except PickleRefusedError:
+        print("refused")
+    else:
+        raise SystemExit("loaded")
+    """)
+
+
+def test_messages_still_pass_queues_and_connections(run: object) -> None:
+    done = run("""
+    import fractions, multiprocessing
+    def work(queue, simple, connection):
+        queue.put(fractions.Fraction(1, 3))
+        simple.put(fractions.Fraction(1, 5))
+        connection.send(fractions.Fraction(1, 7))
+
+    if __name__ == "__main__":
+        fork = multiprocessing.get_context("fork")
+        queue, simple, (here, there) = fork.Queue(), fork.SimpleQueue(), fork.Pipe()
+        process = fork.Process(target=work, args=(queue, simple, there))
+        process.start()
+        print(queue.get(), simple.get(), here.recv())
+        process.join()
+        with fork.Pool(1) as pool:
+            print(pool.map(fractions.Fraction, [2]))
+    """)
+    assert done.stdout == "1/3 1/5 1/7\n[Fraction(2, 1)]\n"
+
+
 def test_a_module_that_is_only_called_like_that_is_not_trusted(run: object) -> None:
     done = run("""
     scope = {"__name__": "multiprocessing.connection", "pickle": pickle, "data": pickle.dumps(Evil())}
