@@ -183,7 +183,7 @@ def _exports(module: str) -> dict[str, Any]:
 
 
 def _bind(module: ModuleType) -> None:
-    """Bind a module of the reference to ours, and whoever took something from it by name."""
+    """Bind the names of a module of the reference to ours, also in modules that imported them by name."""
     exports = _exports(module.__name__)
     if not hasattr(module, "__version__") and module.__name__ == PACKAGE:
         exports["__version__"] = API_VERSION

@@ -1,9 +1,8 @@
-"""Documents somebody else wrote (JSON, TOML), read field by field.
+"""Untrusted documents (JSON, TOML), read field by field.
 
-Every getter says what it expects and, when that is not what is there, raises one `DocumentError`
-that names the file and the field (``predicate.resources[2].digest``). Values are never put into a
-message unescaped, and values of unknown length never unbounded. JSON must be strict: no duplicate
-keys, no NaN, bounded depth (`safeweights.format.strictjson`).
+Every getter names the type it expects and raises one `DocumentError` for anything else, with the file
+and the field (``predicate.resources[2].digest``). Messages show values escaped and shortened. JSON
+must be strict: no duplicate keys, no NaN, bounded depth (`safeweights.format.strictjson`).
 
 This module knows nothing of what the documents mean.
 """

@@ -1,10 +1,9 @@
-"""What goes wrong when trust is asked for: three kinds of refusal, each with a stable identifier.
+"""Errors of `trust`: three kinds of refusal, each with a stable identifier.
 
-A document (bundle, sidecar, policy, key) that cannot be understood, content that is not what was
-signed, and content that a policy does not admit are different answers for a caller: the first is
-"input could not be read" (exit code 3), the others are "no" (exit code 1). Where the question was about the
-document itself, a signature or a log, one that cannot be understood is a "no" too. Nothing here ever
-carries key material or a password.
+Malformed documents (bundle, sidecar, policy, key), content that was not signed, and content that a
+policy does not admit are different answers: the first is "input could not be read" (exit code 3), the
+others are "no" (exit code 1). If the question was about the document itself, a signature or a log, a
+malformed one is a "no" too. No error contains key material or a password.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class TrustError(SafetensorError):
 
     Attributes:
         reason: Stable identifier of what was wrong, e.g. ``"digest-mismatch"``.
-        exit_code: What a command line tool should exit with.
+        exit_code: Exit status for a command line tool.
     """
 
     exit_code: ClassVar[int] = 1
@@ -39,7 +38,7 @@ class TrustError(SafetensorError):
 
 
 class DocumentError(TrustError, ValueError):
-    """A bundle, sidecar, policy, lock, log or key that is not what it has to be.
+    """A malformed bundle, sidecar, policy, lock file, log or key.
 
     Attributes:
         field: Where in the document, e.g. ``"predicate.resources[2].digest"``; empty for the whole.
@@ -60,18 +59,18 @@ class DocumentError(TrustError, ValueError):
 
 
 class VerificationError(TrustError):
-    """The content, or who signed it, is not what was asked for."""
+    """The content was not signed as required: another content, another signer, or none."""
 
 
 class RefusedDocumentError(DocumentError, VerificationError):
-    """A signature or a log that cannot be understood: as much a refusal as a wrong one."""
+    """A malformed signature or log, which is a refusal like a wrong one."""
 
     exit_code: ClassVar[int] = 1
 
 
 @contextmanager
 def refusing(path: str) -> Iterator[None]:
-    """Within, a `DocumentError` about what is in the document at `path` is a refusal."""
+    """Raise a `DocumentError` about the contents of the document at `path` as a refusal."""
     try:
         yield
     except DocumentError as error:
@@ -83,10 +82,10 @@ def refusing(path: str) -> Iterator[None]:
 
 
 class PolicyViolationError(TrustError):
-    """The policy does not admit this.
+    """The policy refuses a model or a file.
 
     Attributes:
-        decision: The `safeweights.trust.policies.policy.Decision` that explains it, when there is one.
+        decision: The `safeweights.trust.policies.policy.Decision` with all reasons, where there is one.
     """
 
     def __init__(self, message: str, *, decision: Any = None, **where: Any) -> None:

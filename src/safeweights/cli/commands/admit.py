@@ -23,7 +23,10 @@ __all__ = ["command"]
 @click.command("admit")
 @click.argument("path", metavar="PATH", type=FILE)
 @click.option("--policy", metavar="FILE", type=FILE, required=True, help="The policy, in TOML.")
-@click.option("--name", help="The model's name in the policy's rules [default: PATH].")
+@click.option(
+    "--name",
+    help="The model's name in the policy's rules [default: its path below the policy's root].",
+)
 @click.option(
     "--signature", metavar="FILE", type=FILE,
     help="The signature [default: PATH/model.sig or PATH.sig].",

@@ -139,7 +139,10 @@ def check(out: Output, path: str) -> int:
 @command.command("explain")
 @click.argument("path", metavar="PATH", type=FILE)
 @click.option("--policy", metavar="FILE", type=FILE, required=True, help="The policy, in TOML.")
-@click.option("--name", help="The model's name in the policy's rules [default: PATH].")
+@click.option(
+    "--name",
+    help="The model's name in the policy's rules [default: its path below the policy's root].",
+)
 @json_option
 @click.pass_obj
 def explain(out: Output, path: str, policy: str, name: str | None) -> int:

@@ -98,7 +98,10 @@ def _signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="The signed folder of the file PATH, if --signature is elsewhere.",
 )  # fmt: skip
 @_signer_options
-@click.option("--name", help="With --policy: the model's name in its rules [default: PATH].")
+@click.option(
+    "--name",
+    help="With --policy: the model's name in its rules [default: its path below the policy's root].",
+)
 @click.option(
     "--explain", is_flag=True, help="With --policy: also print the reasons for the model."
 )
