@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kits import Kit, file_of, sample
 
@@ -72,6 +72,7 @@ def test_indexes(kit: Kit, backend: str, path: Path) -> None:
 def test_names_plans_and_arguments(kit: Kit, path: Path) -> None:
     @SETTINGS
     @given(ANYTHING, ANYTHING)
+    @example(np.array([0, 1]), None)  # has no truth value
     def check(one: Any, other: Any) -> None:
         with safeweights.safe_open(path, kit.spellings[0]) as file:
             for call in (

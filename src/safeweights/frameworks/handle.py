@@ -156,10 +156,11 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         self._device = adapter.check_device(device)
         if backend is None:
             backend = "mmap" if adapter.maps else "read"
+        # First of all, because `opened` also checks the type of `backend`.
+        self._checkpoint: Checkpoint | None = opened(filename, backend, trust)
         # What is mapped or read for this handle alone may be shared among all that is loaded in one go.
         self._copies = not adapter.maps and backend != "mmap"
         self._copies_all = self._copies and isinstance(filename, Mapping)
-        self._checkpoint: Checkpoint | None = opened(filename, backend, trust)
 
     @classmethod
     def of(cls, data: Any, framework: str, device: Any = "cpu") -> Self:
