@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import safeweights
+from safeweights.checkpoint import MemoryTensor
+from safeweights.checkpoint.sharding import save_sharded
 from safeweights.conversion import convert
 from safeweights.errors import FormatError, SafetensorError, UnsupportedError
-from safeweights.storage import LocalStore, sink
+from safeweights.storage import ChangedError, LocalStore, sink
+
+if TYPE_CHECKING:
+    from safeweights.checkpoint import Tensor
 
 INDEX = "model.safetensors.index.json"
 RECORD = "model.safetensors.provenance.json"
@@ -253,3 +259,78 @@ def test_another_model_in_the_folder_stays(tmp_path: Path, out: Path) -> None:
     convert(sources, out, record=False)
     assert listing(out) == sorted([*before, "text.safetensors", "vae.safetensors"])
     assert values(out) == {1}
+
+
+# ---- a folder with an index
+
+
+def indexed(folder: Path, count: int, value: float, metadata: dict[str, str] | None = None) -> Path:
+    """A folder of shards with two tensors each."""
+    tensors: dict[str, Tensor] = {
+        f"w{number}": MemoryTensor(f"w{number}", "F32", (10,), np.full(10, value, "f4").tobytes())
+        for number in range(2 * count)
+    }
+    save_sharded(tensors, folder, max_shard_size=80, metadata=metadata)
+    return folder / INDEX
+
+
+@pytest.mark.parametrize(
+    ("size", "names"),
+    [(40, shards(6)), (120, shards(2)), ("1GB", ["model.safetensors"]), (None, shards(3))],
+)
+def test_shards_are_split_anew(tmp_path: Path, size: int | str | None, names: list[str]) -> None:
+    index = indexed(tmp_path / "old", 3, 1, {"format": "pt"})
+    convert(index, tmp_path / "new", max_shard_size=size, record=False)
+    assert listing(tmp_path / "new") == sorted([*names, *([INDEX] if len(names) > 1 else [])])
+    opened = safeweights.checkpoint.open(tmp_path / "new")
+    assert [*opened] == [f"w{number}" for number in range(6)]
+    assert opened.metadata == {"format": "pt"}
+
+
+def test_shards_are_split_anew_in_place(tmp_path: Path) -> None:
+    index = indexed(tmp_path / "model", 3, 1)
+    convert(index, tmp_path / "model", max_shard_size=120, force=True, record=False)
+    assert listing(tmp_path / "model") == [*shards(2), INDEX]
+    assert len(safeweights.checkpoint.open(tmp_path / "model")) == 6
+
+
+def test_metadata_that_differs_between_shards_needs_a_choice(tmp_path: Path) -> None:
+    index = indexed(tmp_path / "old", 2, 1)
+    for number, name in enumerate(shards(2)):
+        opened = safeweights.checkpoint.open(tmp_path / "old" / name, backend="pread")
+        safeweights.checkpoint.save(opened, tmp_path / "old" / name, {"part": str(number)})
+    convert(index, tmp_path / "same")  # as many shards: each keeps its own
+    with pytest.raises(FormatError, match="`part` differs between shards") as caught:
+        convert(index, tmp_path / "new", max_shard_size=40)
+    assert caught.value.path == str(tmp_path / "old" / shards(2)[1])
+    convert(index, tmp_path / "new", max_shard_size=40, metadata={"part": "all"})
+    assert safeweights.checkpoint.open(tmp_path / "new").metadata == {"part": "all"}
+
+
+def test_tensors_that_get_one_name_in_two_shards_are_refused(tmp_path: Path) -> None:
+    index = indexed(tmp_path / "old", 2, 1)
+    for size in (None, 40):
+        with pytest.raises(FormatError, match="in two sources"):
+            convert(
+                index, tmp_path / "new", rename=["w[13]=x"], only=["w1", "w3"], max_shard_size=size
+            )
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_is_replaced_while_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = indexed(tmp_path / "old", 3, 1)
+    real = LocalStore.open
+    opened: list[str] = []
+
+    def opens(store: LocalStore, name: str, **how: Any) -> Any:
+        opened.append(name)
+        if opened == [INDEX, *shards(3)[:2]]:
+            indexed(tmp_path / "old", 3, 2)
+        return real(store, name, **how)
+
+    monkeypatch.setattr(LocalStore, "open", opens)
+    with pytest.raises(ChangedError, match="replaced while it was being opened"):
+        convert(index, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

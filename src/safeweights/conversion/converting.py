@@ -18,7 +18,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
 from ..checkpoint.saving import serialized
-from ..checkpoint.shardindex import ANY_INDEX, disagreements, index_text, read_index
+from ..checkpoint.shardindex import ANY_INDEX, index_text
 from ..derived.casting import CastTensor, parse_casts
 from ..errors import FormatError, UnsupportedError, quote
 from ..storage import Commit, Source, Verifier, open_source
@@ -26,7 +26,7 @@ from ..storage.hashing import sha256
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.parallel import Background, Job
 from ..trust.verifier import verifier
-from .destination import Destination, Output
+from .destination import Destination, Output, split_output
 from .folders import find_checkpoints
 from .foreign import ForeignCheckpoint, OpenOptions
 from .opening import read_foreign
@@ -35,6 +35,9 @@ from .record import Conversion, ConvertedFile, dropped_records, others_as_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+
+    from ..checkpoint import Tensor
+    from ..checkpoint.opening import Files
 
 __all__ = ["Options", "convert"]
 
@@ -64,14 +67,16 @@ class Options:
         dry_run: Do everything but write.
         densify: Write sparse and quantised tensors dense instead of refusing them.
         keep_ties: Write tied weights once for each of their names.
-        keep_others: Put what is no tensor into the metadata, as JSON under ``safeweights.others``.
-        metadata: Texts to put into the metadata.
+        keep_others: Store values other than tensors in the metadata, as JSON under
+            ``safeweights.others``.
+        metadata: Texts to add to the metadata.
         digests: Record SHA-256 digests of sources and outputs.
         record: Leave a provenance record beside the output.
         durable: Return only when the outputs would survive a loss of power.
-        format: The sources' format, where their contents do not tell.
-        limits: What a source may cost.
-        trust: What every source must fulfil before a byte of it is used; see `safeweights.open`.
+        format: The format of the sources, if their contents do not tell.
+        limits: Bounds on what a source may cost.
+        trust: Requirements that every source must meet before a byte of it is used; see
+            `safeweights.open`.
     """
 
     dtype: str | None = None
@@ -115,8 +120,8 @@ def convert(
             or a path that ends in a slash, files are named like the sources. Missing folders are made. A
             symbolic link to a file is replaced, not followed.
         options: See `Options`; single ones can also be given as keyword arguments.
-        progress: Called with the bytes done so far and in all. Those of a tensor count when it is
-            written, and where digests are recorded once more when the file is read back.
+        progress: Called with the bytes done so far and in total. The bytes of a tensor count when it is
+            written and, if digests are recorded, again when its file is read back.
         changes: Fields of `Options`.
 
     Returns:
@@ -124,6 +129,7 @@ def convert(
 
     Raises:
         FormatError: A source is damaged, hostile or of no known format.
+        ChangedError: The files of a folder were replaced while they were opened.
         UnsupportedError: A tensor cannot be written; the message names the option that would help.
         TrustError: A source is not what ``trust`` asks for.
         FileExistsError: Without `force`: an output exists, or another file of an earlier checkpoint of
@@ -139,10 +145,14 @@ def convert(
     """
     chosen = replace(options or Options(), **changes)  # type: ignore[arg-type]
     verify = _verifier(chosen.trust, separate=not isinstance(sources, (str, os.PathLike)))
-    paths, index, into_folder = _resolve(sources, verify)
+    paths, found = _resolve(sources, verify)
+    into_folder = found is not None or len(paths) > 1
     job = _Job(chosen, Destination.of(os.fspath(target), paths, into_folder), progress)
     with ExitStack() as stack:
-        files = [open_source(path, backend="pread", verify=verify) for path in paths]
+        if found is not None:
+            files = [file for _, file in found.open("pread", verify)]
+        else:
+            files = [open_source(path, backend="pread", verify=verify) for path in paths]
         hashing = _Hashing() if chosen.digests else None
         if hashing is not None:
             stack.callback(hashing.close)
@@ -151,15 +161,10 @@ def convert(
             _Input(path, file.size, checkpoint, hashing.begin(file) if hashing else None)
             for path, file, checkpoint in zip(paths, files, opened, strict=True)
         ]
-        if index is not None:
-            found = read_index(index, suffix="", verify=verify)
-            shards = {
-                shard: each.checkpoint.keys()
-                for shard, each in zip(found.shards, inputs, strict=True)
-            }
-            for error in disagreements(found.weight_map, shards, index):
-                raise error
-        return job.run(inputs, index)
+        if found is not None:
+            tensors = (each.checkpoint.keys() for each in inputs)
+            found.check(dict(zip(found.names, tensors, strict=True)))
+        return job.run(inputs, None if found is None else found.index_name)
 
 
 def _verifier(trust: object, *, separate: bool) -> Verifier | None:
@@ -184,25 +189,20 @@ def _verifier(trust: object, *, separate: bool) -> Verifier | None:
 
 def _resolve(
     sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], verify: Verifier | None
-) -> tuple[list[str], str | None, bool]:
-    """The files to read, the index that lists them, and whether a folder is to be written."""
+) -> tuple[list[str], Files | None]:
+    """The paths to read; and, if a folder or an index was given, what they are of it."""
     several = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     paths = [os.fspath(source) for source in several]
     if not paths:
         raise UnsupportedError("there is nothing to convert")
     if len(paths) > 1:
         _refuse_twice(paths)
-        return paths, None, True
+        return paths, None
     (path,) = paths
-    if os.path.isdir(path):
-        names, found = find_checkpoints(path, verify)
-        index = os.path.join(path, found) if found else None
-    elif path.endswith(ANY_INDEX):
-        index, path = path, os.path.dirname(path)
-        names = read_index(index, suffix="", verify=verify).shards
-    else:
-        return paths, None, False
-    return [os.path.join(path, name) for name in names], index, True
+    if not os.path.isdir(path) and not path.endswith(ANY_INDEX):
+        return paths, None
+    found = find_checkpoints(path, verify)
+    return [found.store.locate(name) for name in found.names], found
 
 
 def _refuse_twice(paths: list[str]) -> None:
@@ -221,7 +221,7 @@ def _open(file: Source, options: Options, verify: Verifier | None) -> ForeignChe
 
 @dataclass(frozen=True)
 class _Input:
-    """One source: opened once, so that a file put in its place meanwhile changes nothing."""
+    """One source. It was opened once: a file that replaces it in the meantime changes nothing."""
 
     path: str
     size: int
@@ -230,7 +230,7 @@ class _Input:
 
 
 class _Hashing:
-    """Digests of sources, made in a thread beside the rest, and given up where the rest fails."""
+    """Digests of sources, computed in another thread; abandoned if the conversion fails."""
 
     def __init__(self) -> None:
         self._wanted = True
@@ -297,28 +297,26 @@ class _Job:
         self, inputs: list[_Input], index: str | None
     ) -> tuple[list[Output], dict[str, str]]:
         """The files to write, and the weight map of the index, if there is to be one."""
-        outputs: list[Output] = []
-        sharded = index is not None
-        seen: dict[str, str] = {}
-        for path, checkpoint in ((each.path, each.checkpoint) for each in inputs):
-            plan = self._plan(path, checkpoint)
-            metadata = self._metadata(checkpoint, plan)
-            made = self.destination.outputs(
-                path, plan.tensors, metadata, self.options.max_shard_size
-            )
-            outputs += made
-            for output in made:
-                if seen.setdefault(output.name, path) != path:
-                    raise FormatError(
-                        f"{quote(seen[output.name])} and {quote(path)} would both become "
-                        f"{quote(output.name)}",
-                        rule="output",
-                        path=path,
-                    )
-            sharded = sharded or len(made) > 1
+        size = self.options.max_shard_size
+        whole = [self._whole(each) for each in inputs]
+        if index is not None and size is not None:
+            # Shards of one checkpoint are split anew, wherever a tensor was.
+            name = self.destination.index_name(index).removesuffix(ANY_INDEX)
+            whole = [_merged(whole, name, self.options.metadata)]
+            index = None
+        _check_distinct(whole)
+        split = [part for each in whole for part in split_output(each, size)]
+        outputs = [output for output in split if output.tensors]
         if not outputs:
             raise FormatError("there is no tensor to write", rule="empty", path=inputs[0].path)
-        return outputs, _weight_map(outputs, seen) if sharded else {}
+        indexed = index is not None or len(split) > len(whole)
+        return outputs, _weight_map(outputs) if indexed else {}
+
+    def _whole(self, source: _Input) -> Output:
+        """What one source becomes, before it is split."""
+        plan = self._plan(source.path, source.checkpoint)
+        metadata = self._metadata(source.checkpoint, plan)
+        return Output(self.destination.name_of(source.path), source.path, plan.tensors, metadata)
 
     def _plan(self, path: str, checkpoint: ForeignCheckpoint) -> Plan:
         options, report = self.options, self.report
@@ -425,21 +423,55 @@ class _Job:
         return advance
 
 
-def _weight_map(outputs: list[Output], sources: dict[str, str]) -> dict[str, str]:
-    """Tensor -> file, for the index of all `outputs`; `sources` says which source each was made from."""
+def _merged(outputs: list[Output], name: str, given: Mapping[str, str]) -> Output:
+    """One output of all: tensors and metadata; `given` is metadata that replaces that of sources."""
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for output in outputs:
+        for key, value in output.metadata.items():
+            if metadata.setdefault(key, value) != value and key not in given:
+                raise FormatError(
+                    f"metadata {quote(key)} differs between shards: choose a value (--metadata)",
+                    rule="metadata",
+                    path=output.source,
+                )
+        for tensor in output.tensors.keys() & tensors:
+            raise _twice(tensor, output.source)
+        tensors |= output.tensors
+    return Output(name, outputs[0].source, tensors, metadata)
+
+
+def _check_distinct(outputs: list[Output]) -> None:
+    sources: dict[str, str] = {}
+    for output in outputs:
+        if output.tensors and sources.setdefault(output.name, output.source) != output.source:
+            raise FormatError(
+                f"{quote(sources[output.name])} and {quote(output.source)} would both become "
+                f"{quote(output.name)}",
+                rule="output",
+                path=output.source,
+            )
+
+
+def _weight_map(outputs: list[Output]) -> dict[str, str]:
+    """Tensor -> file, for the index of all `outputs`."""
     weight_map: dict[str, str] = {}
     for output in outputs:
         for tensor in output.tensors:
             if tensor in weight_map:
-                raise FormatError(
-                    f"tensor {quote(tensor)} is in two sources; convert them one at a time, or leave "
-                    "one out (--skip)",
-                    rule="index",
-                    path=sources[output.name],
-                    tensor=tensor,
-                )
+                raise _twice(tensor, output.source)
             weight_map[tensor] = output.name
     return weight_map
+
+
+def _twice(tensor: str, path: str) -> FormatError:
+    return FormatError(
+        f"tensor {quote(tensor)} is in two sources; convert them one at a time, or leave one out "
+        "(--skip)",
+        rule="index",
+        path=path,
+        tensor=tensor,
+    )
 
 
 def _version() -> str:

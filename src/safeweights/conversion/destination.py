@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ..checkpoint import SUFFIX, Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..storage import Store
 
-__all__ = ["Destination", "Output"]
+__all__ = ["Destination", "Output", "split_output"]
 
 RECORD_SUFFIX: Final = ".provenance.json"
 _FOLDER_INDEX: Final = f"model{INDEX_SUFFIX}"
@@ -27,9 +27,10 @@ _FOLDER_INDEX: Final = f"model{INDEX_SUFFIX}"
 
 @dataclass(frozen=True)
 class Output:
-    """One file to be written."""
+    """One file to be written, and the source that it is made from."""
 
     name: str
+    source: str
     tensors: Mapping[str, Tensor]
     metadata: dict[str, str]
 
@@ -37,6 +38,17 @@ class Output:
     def nbytes(self) -> int:
         """Bytes of its tensors, without its header."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def split_output(output: Output, max_shard_size: int | str | None) -> list[Output]:
+    """The shards of `output`; itself if it needs no splitting."""
+    if max_shard_size is None:
+        return [output]
+    stem = output.name.removesuffix(SUFFIX)
+    shards = split_into_shards(output.tensors, stem, max_shard_size)
+    if len(shards) == 1:
+        return [output]  # whose name need not end in .safetensors
+    return [replace(output, name=name, tensors=part) for name, part in shards.items()]
 
 
 @dataclass(frozen=True)
@@ -85,22 +97,9 @@ class Destination:
             return output_name(name) + ANY_INDEX
         return _FOLDER_INDEX if self.name is None else self._stem(self.name) + INDEX_SUFFIX
 
-    def outputs(
-        self,
-        source: str,
-        tensors: dict[str, Tensor],
-        metadata: dict[str, str],
-        max_shard_size: int | str | None,
-    ) -> list[Output]:
-        """The files that the tensors of one source become; none for no tensors."""
-        name = self.name or output_name(os.path.basename(source))
-        if not tensors:
-            return []
-        if max_shard_size is not None:
-            shards = split_into_shards(tensors, name.removesuffix(SUFFIX), max_shard_size)
-            if len(shards) > 1:
-                return [Output(shard, part, metadata) for shard, part in shards.items()]
-        return [Output(name, tensors, metadata)]
+    def name_of(self, source: str) -> str:
+        """The name of what the source at a path becomes, before it is split."""
+        return self.name or output_name(os.path.basename(source))
 
     def earlier_save(self, outputs: list[Output], index: str | None) -> EarlierSave:
         """The files that must not stay beside `outputs` and their index."""

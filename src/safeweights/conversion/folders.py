@@ -16,6 +16,7 @@ from ..errors import FormatError
 from .opening import WEIGHT_SUFFIXES
 
 if TYPE_CHECKING:
+    from ..checkpoint.opening import Files
     from ..storage import Verifier
 
 __all__ = ["find_checkpoints", "output_name"]
@@ -31,8 +32,8 @@ def output_name(name: str) -> str:
     return re.sub(r"^pytorch_model(?=-\d|$)", "model", stem) + ".safetensors"
 
 
-def find_checkpoints(folder: str, verify: Verifier | None = None) -> tuple[list[str], str | None]:
-    """The names of the checkpoints of other formats in `folder`, and of the index that lists them, if any.
+def find_checkpoints(path: str, verify: Verifier | None = None) -> Files:
+    """The checkpoints of other formats in a folder, or the files that an index lists.
 
     Without an index, every file with the suffix of a checkpoint counts, but for what training
     frameworks keep beside the weights (optimizer states, arguments).
@@ -41,7 +42,7 @@ def find_checkpoints(folder: str, verify: Verifier | None = None) -> tuple[list[
         FormatError: There is none, there are several indexes, or shards are missing.
     """
     try:
-        files = find_files(folder, suffixes=(WEIGHT_SUFFIXES,), shard_suffix="", verify=verify)
+        files = find_files(path, suffixes=(WEIGHT_SUFFIXES,), shard_suffix="", verify=verify)
     except FormatError as error:
         if error.rule == "folder":
             error.message = (
@@ -50,4 +51,4 @@ def find_checkpoints(folder: str, verify: Verifier | None = None) -> tuple[list[
             )
         raise
     assert files is not None
-    return files.names, files.index_name
+    return files

@@ -1,7 +1,6 @@
-"""What a conversion will write: which tensors, under which names.
+"""Decides what a conversion writes: which tensors, under which names; tied weights once.
 
-Pure decisions over a mapping of tensors: filter, rename, tied weights. Nothing is read and nothing
-written here.
+Nothing is read or written here.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ __all__ = ["Plan", "make_plan", "parse_renames"]
 
 
 def parse_renames(rules: Iterable[str | tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
-    r"""Rules ``"OLD=NEW"`` as regular expressions and replacements.
+    r"""Parse rules ``"OLD=NEW"`` into regular expressions and replacements.
 
-    The first ``=`` that is not escaped separates them; ``\1`` in NEW stands for a group of OLD.
+    The first ``=`` without a backslash separates them; ``\1`` in NEW stands for a group of OLD.
 
     Raises:
-        UnsupportedError: A rule has no ``=`` or is no regular expression.
+        UnsupportedError: A rule has no ``=``, or its OLD is not a regular expression.
 
     >>> [(old.pattern, new) for old, new in parse_renames([r"^module\.="])]
     [('^module\\.', '')]
@@ -37,7 +36,7 @@ def parse_renames(rules: Iterable[str | tuple[str, str]]) -> list[tuple[re.Patte
             pattern = re.compile(old)
             pattern.sub(new, "")
         except (re.error, IndexError) as error:
-            raise UnsupportedError(f"{quote(old)} is no regular expression: {error}") from error
+            raise UnsupportedError(f"{quote(old)} is not a regular expression: {error}") from error
         if not separator:
             raise UnsupportedError(f"the rule {quote(old)} has no `=`; write OLD=NEW")
         parsed.append((pattern, new))
@@ -52,11 +51,11 @@ def _split(rule: str) -> tuple[str, str, str]:
 
 @dataclass
 class Plan:
-    """What will be written.
+    """What is written for one source.
 
     Attributes:
         tensors: New name -> tensor.
-        ties: New name -> the new name of the tensor that is written for it.
+        ties: New name -> the new name of the tensor that has the same bytes and is written instead.
         renamed: Old name -> new name, where they differ.
         skipped: Old names that were left out on request.
     """
@@ -85,11 +84,11 @@ def make_plan(
 
     Args:
         checkpoint: The source.
-        aliases: Name -> the first name that shows the same bytes.
-        only: What is written, and
-        skip: what is left out; see `Checkpoint.filter`.
+        aliases: Name -> the first name of a tensor with the same memory.
+        only: Patterns of names to write; see `Checkpoint.filter`.
+        skip: Patterns of names to leave out.
         renames: Regular expressions and replacements, applied in order.
-        keep_ties: Write tied weights once for each name instead of once.
+        keep_ties: Write tied weights under each of their names.
 
     Raises:
         UnsupportedError: A wanted tensor cannot be given.

@@ -1,8 +1,7 @@
-"""What a conversion did: the report it returns and the provenance record it leaves.
+"""What a conversion did: the report that it returns and the provenance record that it writes.
 
-The record lies beside the output as JSON, so that anybody who finds the file later can tell what it
-was made from, with which tool, and what of the source it does not hold. It has no time stamp: the
-same conversion gives the same record.
+The record is a JSON file beside the output. It says what the output was made from, with which tool, and
+what of the source it does not contain. It has no time stamp: the same conversion gives the same record.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _TEXT_MAX: Final = 1 << 20
 
 @dataclass(frozen=True)
 class ConvertedFile:
-    """One file that was read or written; `sha256` is None where digests were not asked for."""
+    """One file that was read or written; `sha256` is None if no digests were computed."""
 
     path: str
     size: int
@@ -41,7 +40,7 @@ class ConvertedFile:
 
 @dataclass(frozen=True)
 class DroppedItem:
-    """Something of the source that the output does not hold."""
+    """Something in the source that the output does not contain."""
 
     source: str
     name: str
@@ -54,14 +53,16 @@ class Conversion:
     """What a conversion read, wrote and left out.
 
     Attributes:
-        sources: The files read.
-        outputs: The files written, or that would be written.
-        tensors: How many tensors the outputs hold, and `nbytes` how large they are.
-        ties: Name -> the name whose bytes it shares, for names that are not written twice.
+        sources: The files that were read.
+        outputs: The files that were written; those of a dry run would be.
+        tensors: Number of tensors in the outputs.
+        nbytes: Bytes of these tensors.
+        ties: Name -> the name of the tensor whose bytes it shares; those bytes are written once.
         renamed: Old name -> new name.
         skipped: Tensors left out on request.
-        dropped: What is not a tensor, the first entries of `dropped_count`.
-        calls: What the sources' own loader would have called, each once, with how often.
+        dropped: Values other than tensors that were left out: the first ones.
+        dropped_count: How many there are in all.
+        calls: Name of a function that the format's own loader would have called -> how often.
         options: The options that changed values.
         dry_run: Whether nothing was written.
     """
@@ -83,7 +84,7 @@ class Conversion:
         """The provenance record as plain data for `json.dumps`."""
         fields = asdict(self)
         for entry in (*fields["sources"], *fields["outputs"]):
-            entry["path"] = os.path.basename(entry["path"])  # folders are nobody else's business
+            entry["path"] = os.path.basename(entry["path"])  # folders may be private
         for entry in fields["dropped"]:
             entry["source"] = os.path.basename(entry["source"])
         tool = {"name": "safeweights", "version": version}
@@ -91,7 +92,7 @@ class Conversion:
 
 
 def dropped_records(path: str, others: Iterable[Other], limit: int) -> list[DroppedItem]:
-    """The first `limit` things of a source that are no tensors, in words."""
+    """The first `limit` values of a source that are not tensors, described."""
     records: list[DroppedItem] = []
     for other in others:
         if len(records) == limit:
@@ -101,10 +102,10 @@ def dropped_records(path: str, others: Iterable[Other], limit: int) -> list[Drop
 
 
 def others_as_json(others: Iterable[Other]) -> str:
-    """What is no tensor as one JSON object, flattened name -> value.
+    """Values other than tensors as one JSON object: flattened name -> value.
 
-    Bytes become ``{"base64": ...}``; numbers that JSON lacks become text; what is an object rather
-    than data becomes its description.
+    Bytes become ``{"base64": ...}``; numbers that JSON lacks become text; an object that is not plain
+    data becomes a description.
 
     Raises:
         FormatError: A text is longer than 1 MiB.
