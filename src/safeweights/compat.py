@@ -14,20 +14,26 @@ modules took by name (``from safetensors import safe_open``) is bound anew in ev
 loaded. `uninstall` undoes all of it. What a program keeps elsewhere (in a closure, a table, a default
 value) cannot be found; run it with ``python -m`` so that it never sees anything else.
 
+Python processes that this one starts (multiprocessing, torchrun, ``accelerate launch``, pytest-xdist) do
+the same: `install` sets SAFEWEIGHTS_COMPAT and puts a folder with a ``sitecustomize`` module in front of
+PYTHONPATH. Processes that ignore the environment (``python -I``, ``-E``) or do not import `site` (``-S``)
+do not.
+
 The distribution stays installed, with its version: clients look for it (`importlib.metadata`). Where
 it is not, modules of its name are made, and `safetensors.__version__` says `API_VERSION`.
 """
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import os
-import runpy
 import sys
 import threading
+import zipfile
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -40,6 +46,12 @@ __all__ = ["API_VERSION", "install", "installed", "main", "uninstall"]
 
 API_VERSION: Final = "0.8.0"
 """The version of the reference whose names and behaviour these are."""
+
+_COMPAT_VARIABLE: Final = "SAFEWEIGHTS_COMPAT"
+"""The environment variable that tells child processes to stand in as well."""
+
+_CHILDREN: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_children")
+"""The folder of the ``sitecustomize`` that child processes import."""
 
 _POLICY_VARIABLE: Final = "SAFEWEIGHTS_POLICY"
 """The environment variable that names the policy under which a process loads models."""
@@ -55,6 +67,7 @@ _TORCH: Final = (
     "_filter_shared_not_shared", "_find_shared_tensors", "_flatten", "_flatten_as_ptr", "_getdtype",
     "_is_complete", "_remove_duplicate_names", "_to_ndarray", "_tobytes", "_view2torch",
 )  # fmt: skip
+_NUMPY: Final = ("_TYPES", "_flatten", "_getdtype", "_is_little_endian", "_view2np")
 _CORE_OF_FACES: Final = ("TensorSpec", "deserialize", "serialize", "serialize_file")
 _FACES: Final = ("numpy", "torch", "flax", "tensorflow", "mlx", "paddle")
 _ABSENT: Final = object()
@@ -82,6 +95,8 @@ class _State:
         self.made: list[str] = []
         self.already_ours: set[tuple[int, str]] = set()
         self.trusting = False
+        self.environment: dict[str, str | None] = {}
+        self.replaced_main: ModuleType | None = None
 
 
 _STATE: Final = _State()
@@ -101,26 +116,72 @@ def install(*, trust: object = None) -> None:
     Raises:
         TypeError, TrustError, OSError: `trust` cannot be used; nothing is bound.
     """
+    _set_trust(trust)
+    with _STATE.changing:
+        with _STATE.lock:
+            if _STATE.finder is not None:
+                return
+            _insert_finder()
+        _set_environment(trust)
+        importlib.import_module(PACKAGE)  # which a thread may be doing that waits for the lock
+        with _STATE.lock:
+            for name, module in list(sys.modules.items()):
+                if module is not None and _is_ours_to_bind(name):
+                    _bind(module)
+
+
+def _join() -> None:
+    """What a child process does at its start: bind the names when `safetensors` is first imported.
+
+    If the policy cannot be used, the process ends: without it, it must load no model.
+    """
+    try:
+        _set_trust(None)
+    except (SafetensorError, OSError) as error:
+        print(f"safeweights.compat: error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(
+            _COULD_NOT_START
+        )  # Python, which is starting, would call a SystemExit a fatal error
+    with _STATE.changing, _STATE.lock:
+        if _STATE.finder is None:
+            _insert_finder()
+
+
+def _set_trust(trust: object) -> None:
     trust = trust or os.environ.get(_POLICY_VARIABLE) or None
     if trust is not None:
         from .trust.verifier import set_default
 
         set_default(trust)
         _STATE.trusting = True
-    with _STATE.changing:
-        with _STATE.lock:
-            if _STATE.finder is not None:
-                return
-            _STATE.finder = _Finder()
-            _STATE.already_ours = {
-                (id(module), name) for module, name, _ in _names_bound_to(_ours_by_id())
-            }
-            sys.meta_path.insert(0, _STATE.finder)
-        importlib.import_module(PACKAGE)  # which a thread may be doing that waits for the lock
-        with _STATE.lock:
-            for name, module in list(sys.modules.items()):
-                if module is not None and _is_ours_to_bind(name):
-                    _bind(module)
+
+
+def _insert_finder() -> None:
+    _STATE.finder = _Finder()
+    _STATE.already_ours = {(id(module), name) for module, name, _ in _names_bound_to(_ours_by_id())}
+    sys.meta_path.insert(0, _STATE.finder)
+
+
+def _set_environment(trust: object) -> None:
+    """Have child processes do the same."""
+    folders = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if _CHILDREN not in folders:
+        folders.insert(0, _CHILDREN)
+    wanted = {_COMPAT_VARIABLE: "1", "PYTHONPATH": os.pathsep.join(folders)}
+    if isinstance(trust, str | os.PathLike):
+        wanted[_POLICY_VARIABLE] = os.path.abspath(os.fsdecode(trust))
+    for name, value in wanted.items():
+        _STATE.environment[name] = os.environ.get(name)
+        os.environ[name] = value
+
+
+def _restore_environment() -> None:
+    for name, value in _STATE.environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _STATE.environment.clear()
 
 
 def uninstall() -> None:
@@ -139,6 +200,7 @@ def uninstall() -> None:
             return
         sys.meta_path.remove(_STATE.finder)
         _STATE.finder = None
+        _restore_environment()
         theirs = {
             id(binding.ours): binding.before
             for binding in _STATE.bindings
@@ -176,7 +238,7 @@ def _exports(module: str) -> dict[str, Any]:
     if face not in _FACES:
         return {name: getattr(core, name) for name in _CORE}
     ours = importlib.import_module(f"{here}.{face}")
-    names = _FUNCTIONS + (_TORCH if face == "torch" else ())
+    names = _FUNCTIONS + {"torch": _TORCH, "numpy": _NUMPY}.get(face, ())
     return {name: getattr(ours, name) for name in names} | {
         name: getattr(core, name) for name in _CORE_OF_FACES
     }
@@ -301,15 +363,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SafetensorError, OSError) as error:
         print(f"safeweights.compat: error: {error}", file=sys.stderr)  # noqa: T201
         return _COULD_NOT_START
-    sys.argv = words
     if module is not None:
-        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        return _run_module(words)
+    return _run_script(words)
+
+
+def _run_script(words: list[str]) -> int:
+    """What ``python SCRIPT`` does; a folder or archive is run by its ``__main__`` module."""
+    script = os.path.abspath(words[0])
+    sys.argv = words
+    if os.path.isdir(script) or zipfile.is_zipfile(script):
+        sys.path[0] = script
+        # Not `importlib.util`, which takes the module that is running for the one of this name.
+        return _run_spec(importlib.machinery.PathFinder.find_spec("__main__", [script]), words[0])
+    # `python SCRIPT` looks for modules beside the script, `python -m` in the current folder.
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = os.path.dirname(os.path.realpath(script))
+    if script.endswith(".pyc"):
+        compiled = importlib.machinery.SourcelessFileLoader("__main__", script)
+        _run(compiled.get_code("__main__"), __file__=script, __loader__=compiled)
     else:
-        # `python SCRIPT` looks for modules beside the script, `python -m` in the current folder.
-        if not getattr(sys.flags, "safe_path", False):
-            sys.path[0] = os.path.dirname(os.path.realpath(words[0]))
-        runpy.run_path(words[0], run_name="__main__")
+        loader = importlib.machinery.SourceFileLoader("__main__", script)
+        code = loader.source_to_code(loader.get_data(script), script)
+        _run(code, __file__=script, __loader__=loader)
     return 0
+
+
+def _run_module(words: list[str]) -> int:
+    """What ``python -m NAME`` does."""
+    name = words[0]
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{name}.__main__")
+    except ModuleNotFoundError as error:
+        print(f"{sys.executable}: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    sys.argv = [name if spec is None or spec.origin is None else spec.origin, *words[1:]]
+    return _run_spec(spec, name)
+
+
+def _run_spec(spec: importlib.machinery.ModuleSpec | None, name: str) -> int:
+    loader: Any = None if spec is None else spec.loader
+    code = None if spec is None or loader is None else loader.get_code(spec.name)
+    if spec is None or code is None:
+        print(f"{sys.executable}: No module named {name}", file=sys.stderr)  # noqa: T201
+        return 1
+    _run(
+        code, __file__=spec.origin, __cached__=spec.cached, __loader__=loader,
+        __package__=spec.parent, __spec__=spec,
+    )  # fmt: skip
+    return 0
+
+
+def _run(code: Any, **attributes: Any) -> None:
+    """Execute a program in a module `__main__` that stays until the process ends.
+
+    `runpy` takes its module away again as soon as the code is done, but exit handlers, threads and
+    pickles of the program's own classes need it.
+    """
+    main_module = ModuleType("__main__")
+    _STATE.replaced_main = sys.modules["__main__"]  # whose code is running
+    vars(main_module).update(
+        __builtins__=builtins, __spec__=None, __cached__=None, __package__=None
+    )
+    vars(main_module).update(attributes)
+    sys.modules["__main__"] = main_module
+    exec(code, vars(main_module))  # noqa: S102 - the program to run
 
 
 if __name__ == "__main__":

@@ -6,6 +6,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._numpy_private import (  # noqa: F401 - clients import them from here
+    _TYPES,
+    _flatten,
+    _getdtype,
+    _is_little_endian,
+    _view2np,
+)
 from .frameworks import functions
 from .frameworks.handle import safe_open
 

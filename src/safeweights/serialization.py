@@ -73,7 +73,8 @@ class TensorSpec:
             return NotImplemented
         return all(getattr(self, field) == getattr(other, field) for field in self.__slots__)
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        return hash((self.dtype, tuple(self.shape), self.data_ptr, self.data_len))
 
 
 def _type_and_shape(dtype: str, shape: Iterable[int]) -> tuple[str, list[int]]:

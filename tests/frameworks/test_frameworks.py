@@ -301,14 +301,16 @@ def test_unknown_frameworks() -> None:
         safeweights.safe_open("x", 3)  # type: ignore[call-overload]
 
 
-def test_a_framework_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_framework_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "mlx", None)
     monkeypatch.setitem(sys.modules, "mlx.core", None)
     monkeypatch.delitem(sys.modules, "safeweights.frameworks.mlx", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'safeweights\[mlx\]'") as caught:
-        safeweights.safe_open("x", "mlx")
+        safeweights.safe_open(written(tmp_path, x=("F32", (2,))), "mlx").get_tensor("x")
     assert isinstance(caught.value, safeweights.SafetensorError)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..format.header import TensorInfo
     from .plans import Landing
 
-__all__ = ["FRAMEWORKS", "Adapter", "adapter_for", "is_default"]
+__all__ = ["FRAMEWORKS", "Adapter", "MissingAdapter", "adapter_for", "is_default"]
 
 FRAMEWORKS: Final = {
     "np": "numpy", "numpy": "numpy",
@@ -165,6 +165,35 @@ class Adapter(ABC):
         """How tensors get onto `device` if not through the memory of the host and `decode`."""
         del device
         return None
+
+
+class MissingAdapter(Adapter):
+    """Stands for a framework that is not installed: everything about values is the error that says so.
+
+    Args:
+        framework: Its name.
+        error: To be raised.
+    """
+
+    maps = True
+
+    def __init__(self, framework: str, error: MissingDependencyError) -> None:
+        self.name = framework  # type: ignore[misc]
+        self._error = error
+
+    def check_device(self, device: Any) -> Any:
+        return device
+
+    def landing(self, device: Any) -> Landing | None:
+        del device
+        raise self._error
+
+    def make(self, *_: object) -> Any:
+        raise self._error
+
+    def encode(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+        del tensors
+        raise self._error
 
 
 def is_default(device: object) -> bool:

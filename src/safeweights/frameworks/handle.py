@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from ..checkpoint import Checkpoint, SafetensorsFile, Tensor
-from ..errors import ClosedError, UnsupportedError
+from ..errors import ClosedError, MissingDependencyError, UnsupportedError
 from ..storage.memory import copied
-from .adapter import adapter_for
+from .adapter import Adapter, MissingAdapter, adapter_for
 from .loading import Progress, load_all
 from .prefetch import THREADS, PrefetchLoader, PrefetchPlan, TensorMeta
 from .slices import Slice
@@ -152,7 +152,12 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         backend: str | None = None,
         trust: object = None,
     ) -> None:
-        self._adapter = adapter = adapter_for(framework)
+        # As in the reference, names and metadata can be had without the framework.
+        try:
+            self._adapter: Adapter = adapter_for(framework)
+        except MissingDependencyError as error:
+            self._adapter = MissingAdapter(framework, error)
+        adapter = self._adapter
         self._device = adapter.check_device(device)
         if backend is None:
             backend = "mmap" if adapter.maps else "read"
@@ -321,11 +326,14 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         return f"<safe_open {state} for {self._adapter.name}>"
 
 
-def _safe_open_handle(
-    f: Any, framework: str, device: Any = "cpu", *, backend: str | None = None
-) -> safe_open[Any]:
+class _safe_open_handle(safe_open[T]):  # noqa: N801 - the reference's name
     """`safe_open` of a file object; one opened as text is read through its buffer."""
-    target = getattr(f, "buffer", f)
-    if not hasattr(target, "read"):
-        raise UnsupportedError(f"expected a readable file object, found {type(f).__name__}")
-    return safe_open(target, framework, device, backend=backend)
+
+    def __init__(
+        self, f: Any, framework: str, device: Any = "cpu", *, backend: str | None = None
+    ) -> None:
+        target = getattr(f, "buffer", f)
+        if not hasattr(target, "read"):
+            kind = type(f).__name__
+            raise UnsupportedError(f"expected a readable file object, found {kind}")
+        super().__init__(target, framework, device, backend=backend)
