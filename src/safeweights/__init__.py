@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from .format.header import Header, TensorInfo
     from .frameworks.handle import PySafeSlice, _safe_open_handle, safe_open
     from .frameworks.prefetch import PrefetchLoader, PrefetchPlan, TensorMeta, stream
-    from .reports.findings import check
+    from .reports.checking import (
+        check,
+    )
     from .serialization import TensorSpec, deserialize, serialize, serialize_file
     from .storage.buffer_pool import release_idle
     from .trust import admit
@@ -89,7 +91,7 @@ __getattr__, __dir__ = lazy_names(
         "TensorSpec": "serialization",
         "_safe_open_handle": "frameworks.handle",
         "admit": "trust.policies.admission",
-        "check": "reports.findings",
+        "check": "reports.checking",
         "convert": "conversion",
         "deserialize": "serialization",
         "open": "conversion.opening",

@@ -16,7 +16,12 @@ from hypothesis import strategies as st
 import safeweights
 from safeweights import checkpoint
 from safeweights.errors import SafetensorError
-from safeweights.reports.findings import MAX_FINDINGS, check_path
+from safeweights.reports.checking import (
+    check_path,
+)
+from safeweights.reports.findings import (
+    MAX_FINDINGS,
+)
 
 
 def raw(text, data=b""):

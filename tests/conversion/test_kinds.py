@@ -211,6 +211,13 @@ def test_external_data_beside_the_model_is_data() -> None:
     assert examined(model(location="weights/model.data")).verdict == "data"
 
 
+def test_a_model_whose_bytes_are_all_ascii_is_no_text() -> None:
+    node = helper.make_node("Relu", ["x"], ["y"], domain="custom")
+    data = helper.make_model(helper.make_graph([node], "g", [], [])).SerializeToString()
+    assert data.isascii()
+    assert examined(data).verdict == "unknown"
+
+
 def test_a_function_of_the_model_is_no_custom_operator() -> None:
     proto = onnx.load_model_from_string(model("own"))
     body = [helper.make_node("Sub", ["a", "b"], ["c"])]

@@ -8,8 +8,7 @@ import json
 import pickle
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,6 +22,9 @@ from safeweights.conversion.opening import HEAD, identify, read_source
 from safeweights.errors import FormatError, UnsupportedError
 from safeweights.reports.calls import loading_calls
 from safeweights.storage import BytesSource, MemoryStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BACKENDS = ["mmap", "pread", "direct", "auto"]
 

@@ -1,34 +1,25 @@
-"""Everything that is wrong at a path: the checks behind `safeweights check`.
+"""Findings, and what is wrong with one file; `checking` puts them together for a path.
 
-An error breaks the format, or makes `safeweights.open` refuse the path; a warning is allowed but
-suspicious, and fails with `--strict`; a note is worth knowing. Checking reads headers only, through
-the pread backend.
+Of a safetensors file the header is read, through the pread backend; of files of other formats what tells
+what loading them would run.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from .. import checkpoint
 from ..checkpoint import SafetensorsFile
 from ..checkpoint.shardindex import (
-    INDEX_SUFFIX,
     SUFFIX,
-    ShardIndex,
-    check_twin,
-    disagreements,
-    read_index,
 )
-from ..conversion.opening import HEAD, SAFETENSORS, identify, is_known
+from ..conversion.opening import HEAD, SAFETENSORS, identify
 from ..errors import FormatError, SafetensorError, quote
 from ..format import header
 from ..format.dtypes import BITS
 from ..storage import open_source
-from ..storage.pipes import STDIN, stdin_source
 from ..text import plural, printable
 from .inventory import rows, total, unreadable
 from .problems import explain
@@ -39,10 +30,18 @@ if TYPE_CHECKING:
     from ..conversion import ScanFinding as Call
     from ..conversion import ScanReport
     from ..storage import Source
-    from .documents import CheckDocument, CheckResult, FindingRecord, Level, Status, TotalRecord
+    from .documents import CheckResult, FindingRecord, Level, Status, TotalRecord
     from .inventory import Row
 
-__all__ = ["check", "check_document", "check_path"]
+__all__ = [
+    "LONG_NAME",
+    "MAX_FINDINGS",
+    "Findings",
+    "Full",
+    "check_file",
+    "check_source",
+    "report_scan",
+]
 
 MAX_FINDINGS: Final = 1000
 """Most findings listed for one path."""
@@ -50,11 +49,6 @@ MAX_FINDINGS: Final = 1000
 LONG_NAME: Final = 512
 """Characters from which on a name is reported; the longest in use have under 200."""
 
-_MAPPED_NOTE: Final = (
-    "do not truncate a file while a program has it mapped: a program that reads the lost part is killed "
-    "(SIGBUS); replace files by renaming, or read them with backend='pread'"
-)
-"""Applies to every valid file: printed once, on terminals and in JSON."""
 
 _UNREAD_RULES: Final = ("os", "unread")
 """Rules of findings that say that something could not be read, not that it is bad."""
@@ -66,12 +60,12 @@ _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]").search
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]").match
 
 
-class _Full(Exception):
+class Full(Exception):
     """Enough was found."""
 
 
 @dataclass
-class _Findings:
+class Findings:
     """Collects what is found at one path."""
 
     path: str
@@ -95,11 +89,11 @@ class _Findings:
         """Take down one finding.
 
         Raises:
-            _Full: There are too many.
+            Full: There are too many.
         """
         if len(self.found) >= MAX_FINDINGS:
             self.full = True
-            raise _Full
+            raise Full
         self.found.append(
             {
                 "level": level,
@@ -132,7 +126,7 @@ class _Findings:
     def result(self) -> CheckResult:
         sums: TotalRecord | None = None
         if self.files:
-            sums = total(row for file in self.files for row in _rows(file))
+            sums = total(row for file in self.files for row in rows_of(file))
         # What is known to be bad stays bad, even if something else could not be read.
         certain = any(f["level"] == "error" and f["rule"] not in _UNREAD_RULES for f in self.found)
         status: Status = (
@@ -148,84 +142,16 @@ class _Findings:
         }
 
 
-def check(path: str | os.PathLike[str], *, strict: bool = False) -> CheckDocument:
-    """Find everything that is wrong with a file, an index or a folder; what ``check --json`` prints.
-
-    Reads headers only; of files of other formats what tells what loading them would run, executing
-    nothing. Errors of the content and of the system are in the result, not raised.
-
-    Args:
-        path: The file, index.json or folder.
-        strict: Warnings fail; also look for what the format allows and no good writer writes.
-
-    >>> import os, tempfile
-    >>> path = os.path.join(tempfile.mkdtemp(), "bad.safetensors")
-    >>> with open(path, "wb") as file:
-    ...     _ = file.write(bytes(4))
-    >>> found = check(path)
-    >>> found["ok"], found["results"][0]["findings"][0]["rule"]
-    (False, 'header-too-small')
-    """
-    name = os.fsdecode(path)
-    # A file called "-" is no standard input here.
-    checked = check_path(os.path.join(os.curdir, name) if name == STDIN else name, strict=strict)
-    return check_document([checked], strict=strict)
-
-
-def check_document(results: list[CheckResult], *, strict: bool) -> CheckDocument:
-    """The document for what was found at several paths."""
-    return {
-        "schema": "safeweights.check/1",
-        "ok": all(result["status"] == "ok" for result in results),
-        "strict": strict,
-        "results": results,
-        "notes": [_MAPPED_NOTE] if any(map(_may_be_mapped, results)) else [],
-    }
-
-
-def _may_be_mapped(result: CheckResult) -> bool:
-    """Whether the path has valid safetensors files, which programs may map."""
-    return result["status"] == "ok" and result["total"] is not None and result["path"] != STDIN
-
-
-def check_path(path: str, *, strict: bool) -> CheckResult:
-    """What is wrong with a file, an index.json, a folder, or standard input.
-
-    Never raises an error of the content or of the system: those are findings.
-
-    Args:
-        path: The path as it was given; ``-`` is standard input.
-        strict: Also look for what the format allows and no good writer writes; warnings count.
-    """
-    out = _Findings(path, strict)
-    with suppress(_Full):
-        _check(out, path)
-    return out.result()
-
-
-def _check(out: _Findings, path: str) -> None:
+def check_file(out: Findings, path: str) -> SafetensorsFile | None:
+    """Check the file at a path; None if it is not safetensors, or cannot be read."""
     try:
-        if path == STDIN:
-            _check_source(out, stdin_source(is_known, headers_only=True))
-        elif os.path.isdir(path):
-            _check_folder(out, path)
-        elif path.endswith(".json"):
-            _check_index(out, path)
-        else:
-            _check_file(out, path)
-    except (SafetensorError, OSError) as error:
-        out.add_error(error, path)
-
-
-def _check_file(out: _Findings, path: str) -> SafetensorsFile | None:
-    try:
-        return _check_source(out, open_source(path, backend="pread"))
+        return check_source(out, open_source(path, backend="pread"))
     except (SafetensorError, OSError) as error:
         out.add_error(error, path)
         return None
 
 
-def _check_source(out: _Findings, source: Source) -> SafetensorsFile | None:
+def check_source(out: Findings, source: Source) -> SafetensorsFile | None:
     """Check one file; None if it is none."""
     head = source.read(0, min(HEAD, source.size))
     kind = identify(source, head)
@@ -247,14 +173,14 @@ def _check_source(out: _Findings, source: Source) -> SafetensorsFile | None:
         if source.name.endswith(_OTHER_SUFFIXES):
             message = f"this is a safetensors file; loaders that go by the name look for {SUFFIX}"
             out.add("note", "other-suffix", message, source.name)
-        for row in _rows(file):
+        for row in rows_of(file):
             _check_tensor(out, row)
         _check_metadata(out, file)
         _check_other_readers(out, source)
     return file
 
 
-def _check_other_readers(out: _Findings, source: Source) -> None:
+def _check_other_readers(out: Findings, source: Source) -> None:
     """Report what loaders of other formats would do with a valid safetensors file."""
     from ..conversion.scanning import scan_other_readers
 
@@ -272,20 +198,32 @@ def _is_compressed(source: Source, head: bytes) -> bool:
     return compressed_kind(source) is not None
 
 
-def _check_foreign(out: _Findings, source: Source, name: str) -> None:
+def _check_foreign(out: Findings, source: Source, name: str) -> None:
     """Report what loading a file of another format would execute; nothing of it is executed here."""
-    from ..conversion import scan
-
     if source.name.endswith(SUFFIX):
         message = f"this file is called {SUFFIX}, and is in the format {name}"
         out.add("error", "wrong-name", message, source.name)
+    report_scan(out, source, name)
+
+
+def report_scan(out: Findings, source: Source, name: str | None = None) -> None:
+    """Report what loading a file of another format would run, and what `convert` would make of it.
+
+    Args:
+        out: Where findings go.
+        source: The file.
+        name: Its format; by default what the scan finds.
+    """
+    from ..conversion import scan
+
     report = scan(source)
+    name = name or report.format
     _report_calls(out, report, name)
-    if report.clean:
+    if report.clean and name is not None:
         _report_conversion(out, source, name)
 
 
-def _report_conversion(out: _Findings, source: Source, name: str) -> None:
+def _report_conversion(out: Findings, source: Source, name: str) -> None:
     """Say of a harmless file of another format what `convert` would make of it."""
     from ..conversion.foreign import OpenOptions
     from ..conversion.opening import read_foreign
@@ -314,7 +252,7 @@ def _report_conversion(out: _Findings, source: Source, name: str) -> None:
         out.add("note", "unreadable-tensor", printable(message), source.name, tensor=group["first"])
 
 
-def _report_calls(out: _Findings, report: ScanReport, name: str | None) -> None:
+def _report_calls(out: Findings, report: ScanReport, name: str | None) -> None:
     from ..conversion.grading import Grade
 
     if name is not None:
@@ -367,11 +305,11 @@ def _problems(
             yield problem
 
 
-def _rows(file: SafetensorsFile) -> Iterator[Row]:
+def rows_of(file: SafetensorsFile) -> Iterator[Row]:
     return rows(checkpoint.Checkpoint({}, files=[file]))
 
 
-def _check_tensor(out: _Findings, row: Row) -> None:
+def _check_tensor(out: Findings, row: Row) -> None:
     assert row.file is not None
     for rule, what in _suspicions(row.name):
         message = f"the name of tensor {quote(row.name)} {what}"
@@ -406,7 +344,7 @@ def _suspicions(name: str) -> Iterator[tuple[str, str]]:
         yield "name-path", "looks like a path that leads out of a folder"
 
 
-def _check_metadata(out: _Findings, file: SafetensorsFile) -> None:
+def _check_metadata(out: Findings, file: SafetensorsFile) -> None:
     for key, value in (file.header.metadata or {}).items():
         # Line breaks and tabs are common in descriptions; nothing else below a space is.
         text = f"{key}{value}".translate({9: None, 10: None, 13: None})
@@ -415,81 +353,3 @@ def _check_metadata(out: _Findings, file: SafetensorsFile) -> None:
         if _BIDI(text) or any(c < " " or "\x7f" <= c <= "\x9f" for c in text):
             message = f"metadata {quote(key)} has control or direction characters"
             out.add("warning", "metadata-control", message, file.name)
-
-
-def _check_folder(out: _Findings, path: str) -> None:
-    names = sorted(name for name in os.listdir(path) if not name.startswith("."))
-    indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
-    listed: set[str] = set()
-    for name in indexes:
-        shards = _check_index(out, os.path.join(path, name))
-        if shards is None:
-            continue
-        listed.update(shards)
-        try:
-            check_twin(name, shards, names, path)
-        except FormatError as error:
-            out.add_error(error, path)
-    others = [name for name in names if name.endswith(SUFFIX) and name not in listed]
-    for name in others:
-        if indexes:
-            message = "no index of the folder lists this file; it is not part of what is loaded"
-            out.add("note", "unlisted-file", message, os.path.join(path, name))
-        _check_file(out, os.path.join(path, name))
-    scanned = _scan_others(out, path)
-    if not indexes and (others or not scanned) and not out.bad and not out.unreadable:
-        # What concerns all files together (missing shards, tensors in two files, no file at all) is
-        # for `open` to say; its errors become findings of the folder.
-        checkpoint.open(path, backend="pread")
-
-
-def _scan_others(out: _Findings, path: str) -> bool:
-    """Report what the pickles below a folder would execute; whether there are any."""
-    from ..conversion import scan_folder
-
-    found = False
-    for report in scan_folder(path):
-        if report.path.endswith(SUFFIX):
-            continue  # those are checked as what they are called
-        found = True
-        if report.format == SAFETENSORS:
-            _check_file(out, report.path)
-        else:
-            _report_calls(out, report, report.format)
-            if report.clean and report.format is not None:
-                _report_conversion(out, open_source(report.path, backend="pread"), report.format)
-    return found
-
-
-def _check_index(out: _Findings, path: str) -> list[str] | None:
-    """Check an index and its shards; the names of the shards, or None if it cannot be read."""
-    try:
-        index = read_index(path)
-    except (SafetensorError, OSError) as error:
-        out.add_error(error, path)
-        return None
-    folder = os.path.dirname(path)
-    opened: dict[str, SafetensorsFile] = {}
-    for shard in index.shards:
-        target = os.path.join(folder, shard)
-        if not os.path.lexists(target):
-            out.add("error", "missing-shard", f"the index needs {quote(shard)}", target)
-        elif (file := _check_file(out, target)) is not None:
-            opened[shard] = file
-    tensors = {shard: file.header.tensors for shard, file in opened.items()}
-    for problem in disagreements(index.weight_map, tensors, path):
-        out.add_error(problem, path)
-    if len(opened) == len(index.shards):
-        _check_total_size(out, path, index, sum(f.header.data_size for f in opened.values()))
-    return index.shards
-
-
-def _check_total_size(out: _Findings, path: str, index: ShardIndex, actual: int) -> None:
-    """The index announces how many bytes its tensors take; programs plan memory by it."""
-    announced, error = index.total_size, index.total_size_error
-    if error is not None:
-        message = f"`metadata` of the index has no usable total_size: {error}"
-        out.add("warning", "index-total-size", message, path, offset=error.position)
-    elif announced is not None and announced != actual:
-        message = f"the index announces {plural(announced, 'byte')}, the tensors take {actual:,}"
-        out.add("warning", "index-total-size", message, path)

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ...reports.findings import check_document, check_path
+from ...reports.checking import (
+    check_document,
+    check_path,
+)
 from ...reports.problems import NO, UNREADABLE, YES
 from ...text import escape, human_bytes, plural, printable
 from ..app import checkpoint_path, json_option

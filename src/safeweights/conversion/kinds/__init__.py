@@ -6,6 +6,16 @@ harmless: a file is data only if its kind is known and everything in it that cou
 """
 
 from .catalog import KINDS, Kind, recognize
-from .examining import SCANNED, Concern, Examination, examine, kind_of
+from .examining import SCANNED, Concern, Examination, examine, kind_of, name_concerns
 
-__all__ = ["KINDS", "SCANNED", "Concern", "Examination", "Kind", "examine", "kind_of", "recognize"]
+__all__ = [
+    "KINDS",
+    "SCANNED",
+    "Concern",
+    "Examination",
+    "Kind",
+    "examine",
+    "kind_of",
+    "name_concerns",
+    "recognize",
+]

@@ -84,7 +84,11 @@ _TABLE: Final = (
     Kind("torch7", "a Torch7 file (.t7)", "acts", "hold Lua bytecode"),
     Kind("llamafile", "a llamafile", "acts", "run: it is a program", "extract the GGUF in it"),
     Kind("sentencepiece", "a SentencePiece model", "data"),
-    Kind("raw", "raw data of the tensors of an ONNX model", "data"),
+    Kind("tensorflow-v2", "the index of a TensorFlow checkpoint", "data"),
+    Kind("flax-msgpack", "a Flax checkpoint (msgpack)", "data"),
+    Kind("paddle", "a Paddle checkpoint", "reads", "run any code through its pickle", _CONVERT),
+    Kind("raw", "raw data of tensors that another file describes", "data"),
+    Kind("apple-double", "attributes that macOS keeps beside a file", "data"),
     # programs and code
     Kind("program", "a program or a library", "acts", "run"),
     Kind("script", "a script (#!)", "acts", "run"),
@@ -144,7 +148,8 @@ _HEADS: Final[tuple[tuple[bytes, str], ...]] = (
     (b"\x89PNG\r\n\x1a\n", "image"), (b"\xff\xd8\xff", "image"), (b"GIF87a", "image"),
     (b"GIF89a", "image"), (b"%PDF-", "pdf"), (b"PAR1", "parquet"), (b"ARROW1\0\0", "arrow"),
     (b"SQLite format 3\0", "sqlite"), (b"fLaC", "audio"), (b"OggS", "audio"),
-    (b"\x89SWTREE\n", "block-tree"), (b"version https://git-lfs", "lfs"),
+    (b"\x89SWTREE\n", "block-tree"), (b"\0\x05\x16\x07\0\x02\0\0", "apple-double"),
+    (b"version https://git-lfs", "lfs"),
 )  # fmt: skip
 _PE: Final = b"MZ"  # programs of Windows; llamafile begins with MZqFpD
 _SAFETENSORS = re.compile(rb".{4}\0{4}\{", re.DOTALL).match
@@ -153,6 +158,7 @@ _PICKLE = re.compile(rb"\x80[\x02-\x05]|\x80\0\x80").match
 _TAR = re.compile(rb".{257}ustar[ \0]", re.DOTALL).match
 _PYC = re.compile(rb"[^\0].\r\n[\0-\x03]\0\0\0", re.DOTALL).match
 _ZLIB: Final = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
+_CONTROL = re.compile(rb"[\0-\x08\x0b\x0e-\x1f\x7f]").search
 _BLANK: Final = b"\xef\xbb\xbf \t\r\n"
 _MARKUP = re.compile(rb"<(?:!doctype html|html|head)", re.IGNORECASE).match
 
@@ -165,7 +171,7 @@ _SUFFIXES: Final = (
     (r"jinja2?|j2", "jinja"), (r"ya?ml", "yaml"), (r"json|jsonl|ndjson|webmanifest", "json"),
     (r"nemo", "nemo"), (r"mar", "mar"), (r"rds|rdata|rda", "rds"), (r"t7", "torch7"),
     (r"mlmodel|mlpackage|mlmodelc", "coreml"), (r"engine|plan|trt", "tensorrt"), (r"pmml", "pmml"),
-    (r"onnx_data|onnx\.data", "raw"),
+    (r"onnx_data|onnx\.data|data-\d{5}-of-\d{5}", "raw"),
     (r"llamafile", "llamafile"), (r"onnx", "onnx"), (r"tflite", "tflite"), (r"pte", "executorch"),
     (r"pt2", "torch-export"), (r"skops", "skops"), (r"sig", "signature"),
 )  # fmt: skip
@@ -243,7 +249,7 @@ def _by_shape(head: bytes, size: int) -> str | None:
 def _text(head: bytes, name: str) -> Kind | None:
     """The kind of text, by what it begins with and what it is called; None where it is not text."""
     named = by_name(name)
-    if b"\0" in head or not _is_utf8(head):
+    if _CONTROL(head) or not _is_utf8(head):
         return named if named is not None and named.id != "signature" else None
     start = head.lstrip(_BLANK)
     if _MARKUP(start):

@@ -19,6 +19,7 @@ from ...text import printable
 from ..archives.tar_reader import TarArchive
 from ..archives.zip_reader import ZipArchive
 from ..grading import Grade
+from ..opening import identify
 from ..scanning import scan
 from .catalog import HEAD, KINDS, TAIL, Kind, by_name, recognize
 from .concerns import Concern, Power
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
 
     from ...storage import Source
 
-__all__ = ["SCANNED", "Concern", "Examination", "examine", "kind_of"]
+__all__ = ["SCANNED", "Concern", "Examination", "examine", "kind_of", "name_concerns"]
 
 _CONCERNS_MAX: Final = 100
 SCANNED: Final = frozenset(
     {"safetensors", "gguf", "npy", "hdf5", "pickle", "torch-zip", "torchscript", "keras", "zip", "tar",
-     "gzip", "bzip2", "xz", "zlib"}
+     "gzip", "bzip2", "xz", "zlib", "tensorflow-v2", "flax-msgpack", "paddle"}
 )  # fmt: skip
 """Kinds whose every byte `scan` accounts for."""
 
@@ -111,7 +112,18 @@ def kind_of(source: Source, name: str, *, limits: Limits = DEFAULT_LIMITS) -> Ki
             return KINDS["saved-model"]
         if is_sentencepiece(source):
             return KINDS["sentencepiece"]
+    if kind is None and (found := _foreign(source, limits)) is not None:
+        return KINDS[found]
     return kind
+
+
+def _foreign(source: Source, limits: Limits) -> str | None:
+    """A format that `conversion` reads and that has no signature of its own."""
+    try:
+        found = identify(source, read_bytes(source, 0, min(HEAD, source.size)), limits)
+    except SafetensorError:
+        return None
+    return found if found in {"tensorflow-v2", "flax-msgpack", "paddle"} else None
 
 
 def _holds(source: Source, limits: Limits, member: str) -> bool:
@@ -157,12 +169,17 @@ def _concerns(source: Source, name: str, kind: Kind | None, limits: Limits) -> I
         yield Concern("unread", f"kind-{kind.id}", message)
     else:
         yield from _of_kind(source, name, kind, limits)
-    named = by_name(name)
-    if named is not None and named.power == "acts" and (kind is None or kind.power != "acts"):
-        yield Concern("acts", f"name-{named.id}", f"it goes by the name of {named.name}")
+    yield from name_concerns(name, kind)
     archive = source.size >= 4 and read_bytes(source, 0, 4) == b"PK\x03\x04"
     if not archive and (kind is None or kind.id not in SCANNED) and _ends_in_archive(source):
         yield Concern("acts", "polyglot", "it ends in a zip archive, which Python would run")
+
+
+def name_concerns(name: str, kind: Kind | None) -> Iterator[Concern]:
+    """What a file's name makes programs do with it, whatever is in it."""
+    named = by_name(name)
+    if named is not None and named.power == "acts" and (kind is None or kind.power != "acts"):
+        yield Concern("acts", f"name-{named.id}", f"it goes by the name of {named.name}")
 
 
 def _of_kind(source: Source, name: str, kind: Kind, limits: Limits) -> Iterator[Concern]:

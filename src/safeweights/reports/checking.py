@@ -1,0 +1,251 @@
+"""Everything that is wrong at a path: a file, an index, a folder, or standard input.
+
+What `safeweights check` and `safeweights.check` say. An error breaks the format, makes `safeweights.open`
+refuse the path, or says what loading a file would run; a warning is allowed but suspicious, and fails with
+``--strict``; a note is worth knowing.
+
+A folder is ok only if every file in it was read and judged, hidden ones and those of subfolders too. What
+could not be read is a finding, and makes the folder unreadable rather than ok.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from .. import checkpoint
+from ..checkpoint.shardindex import INDEX_SUFFIX, SUFFIX, check_twin, disagreements, read_index
+from ..conversion.opening import is_known
+from ..errors import FormatError, SafetensorError, quote
+from ..storage import LocalStore, open_source
+from ..storage.pipes import STDIN, stdin_source
+from ..text import plural
+from ..trust.files import is_bookkeeping
+from .findings import Findings, Full, check_file, check_source, report_scan
+
+if TYPE_CHECKING:
+    from ..checkpoint import SafetensorsFile
+    from ..checkpoint.shardindex import ShardIndex
+    from ..conversion.kinds import Concern
+    from .documents import CheckDocument, CheckResult
+
+__all__ = ["check", "check_document", "check_path"]
+
+_MAPPED_NOTE: Final = (
+    "do not truncate a file while a program has it mapped: a program that reads the lost part is killed "
+    "(SIGBUS); replace files by renaming, or read them with backend='pread'"
+)
+"""Applies to every valid file: printed once, on terminals and in JSON."""
+
+
+def check(path: str | os.PathLike[str], *, strict: bool = False) -> CheckDocument:
+    """Find everything that is wrong with a file, an index or a folder; what ``check --json`` prints.
+
+    Reads headers only; of files of other formats what tells what loading them would run, executing
+    nothing. Errors of the content and of the system are in the result, not raised.
+
+    Args:
+        path: The file, index.json or folder.
+        strict: Warnings fail; also look for what the format allows and no good writer writes.
+
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "bad.safetensors")
+    >>> with open(path, "wb") as file:
+    ...     _ = file.write(bytes(4))
+    >>> found = check(path)
+    >>> found["ok"], found["results"][0]["findings"][0]["rule"]
+    (False, 'header-too-small')
+    """
+    name = os.fsdecode(path)
+    # A file called "-" is no standard input here.
+    checked = check_path(os.path.join(os.curdir, name) if name == STDIN else name, strict=strict)
+    return check_document([checked], strict=strict)
+
+
+def check_document(results: list[CheckResult], *, strict: bool) -> CheckDocument:
+    """The document for what was found at several paths."""
+    return {
+        "schema": "safeweights.check/1",
+        "ok": all(result["status"] == "ok" for result in results),
+        "strict": strict,
+        "results": results,
+        "notes": [_MAPPED_NOTE] if any(map(_may_be_mapped, results)) else [],
+    }
+
+
+def _may_be_mapped(result: CheckResult) -> bool:
+    """Whether the path has valid safetensors files, which programs may map."""
+    return result["status"] == "ok" and result["total"] is not None and result["path"] != STDIN
+
+
+def check_path(path: str, *, strict: bool) -> CheckResult:
+    """What is wrong with a file, an index.json, a folder, or standard input.
+
+    Never raises an error of the content or of the system: those are findings.
+
+    Args:
+        path: The path as it was given; ``-`` is standard input.
+        strict: Also look for what the format allows and no good writer writes; warnings count.
+    """
+    out = Findings(path, strict)
+    with suppress(Full):
+        _check(out, path)
+    return out.result()
+
+
+def _check(out: Findings, path: str) -> None:
+    try:
+        if path == STDIN:
+            check_source(out, stdin_source(is_known, headers_only=True))
+        elif os.path.isdir(path):
+            _check_folder(out, path)
+        elif path.endswith(".json"):
+            _check_index(out, path)
+        else:
+            check_file(out, path)
+    except (SafetensorError, OSError) as error:
+        out.add_error(error, path)
+
+
+def _check_folder(out: Findings, path: str) -> None:
+    done: set[str] = set()
+    names = []
+    passed = []
+    for entry in LocalStore(path).list():
+        full = os.path.join(path, entry.name)
+        if is_bookkeeping(entry.name):
+            passed.append(entry.name)
+        elif entry.kind == "special":
+            _unread(out, full, "this is not a regular file")
+        elif entry.kind == "link" and not os.path.isfile(full):
+            what = "a folder, which is not followed" if os.path.isdir(full) else "nothing"
+            _unread(out, full, f"this is a link to {what}")
+        else:
+            names.append(entry.name)
+    for name in names:
+        if name.endswith(INDEX_SUFFIX):
+            done |= {name, *_check_index_in(out, path, name, names)}
+    for name in names:
+        if name not in done:
+            _check_one(
+                out, path, name, indexed=any(_folder(each) == _folder(name) for each in done)
+            )
+    _check_names(out, path, names)
+    if passed:
+        message = f"{plural(len(passed), 'file')} of other tools not read: {quote(passed[0])}"
+        out.add("note", "bookkeeping", message, path)
+    if not out.bad and not out.unreadable:
+        top = [name for name in names if "/" not in name and not name.startswith(".")]
+        weights = any(name.endswith(SUFFIX) for name in top)
+        if not any(name.endswith(INDEX_SUFFIX) for name in top) and (weights or not out.formats):
+            # What concerns all files together (missing shards, a tensor in two files, no weights) is
+            # for `open` to say.
+            checkpoint.open(path, backend="pread")
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _check_index_in(out: Findings, path: str, name: str, names: list[str]) -> set[str]:
+    """Check an index somewhere in a folder; the names of its shards, relative to the folder."""
+    shards = _check_index(out, os.path.join(path, name))
+    if shards is None:
+        return set()
+    inside = _folder(name)
+    beside = [each.rpartition("/")[2] for each in names if _folder(each) == inside]
+    try:
+        check_twin(name.rpartition("/")[2], shards, beside, os.path.join(path, inside))
+    except FormatError as error:
+        out.add_error(error, os.path.join(path, inside))
+    return {f"{inside}/{shard}" if inside else shard for shard in shards}
+
+
+def _check_one(out: Findings, path: str, name: str, *, indexed: bool) -> None:
+    """Check one file of a folder, which no index lists."""
+    full = os.path.join(path, name)
+    if name.endswith(SUFFIX) and not name.rpartition("/")[2].startswith("."):
+        if indexed:
+            message = "no index of the folder lists this file; it is not part of what is loaded"
+            out.add("note", "unlisted-file", message, full)
+        check_file(out, full)
+        return
+    try:
+        _examine(out, full, name)
+    except (SafetensorError, OSError) as error:
+        out.add_error(error, full)
+
+
+def _examine(out: Findings, path: str, name: str) -> None:
+    """Report what a file beside the weights is, and what loading it could do."""
+    from ..conversion.kinds import SCANNED, examine, kind_of, name_concerns
+
+    source = open_source(path, backend="pread")
+    kind = kind_of(source, name)
+    if kind is not None and kind.id == "safetensors":
+        check_source(out, source)
+    elif kind is not None and kind.id in SCANNED:
+        report_scan(out, source)
+    else:
+        for concern in examine(source, name).concerns:
+            _report_concern(out, concern, path)
+        return
+    for concern in name_concerns(name, kind):
+        _report_concern(out, concern, path)
+
+
+def _report_concern(out: Findings, concern: Concern, path: str) -> None:
+    if concern.power == "unread":
+        _unread(out, path, concern.message, concern.offset)
+    else:
+        out.add("error", concern.rule, concern.message, path, offset=concern.offset)
+
+
+def _unread(out: Findings, path: str, message: str, offset: int | None = None) -> None:
+    out.unreadable = True
+    out.add("error", "unread", message, path, offset=offset)
+
+
+def _check_names(out: Findings, path: str, names: list[str]) -> None:
+    """Warn of names that are one on file systems that ignore case, or whose twins would be."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            message = f"{quote(other)} and {quote(name)} are one file where case does not count"
+            out.add("warning", "name-case", message, os.path.join(path, name))
+
+
+def _check_index(out: Findings, path: str) -> list[str] | None:
+    """Check an index and its shards; the names of the shards, or None if it cannot be read."""
+    try:
+        index = read_index(path)
+    except (SafetensorError, OSError) as error:
+        out.add_error(error, path)
+        return None
+    folder = os.path.dirname(path)
+    opened: dict[str, SafetensorsFile] = {}
+    for shard in index.shards:
+        target = os.path.join(folder, shard)
+        if not os.path.lexists(target):
+            out.add("error", "missing-shard", f"the index needs {quote(shard)}", target)
+        elif (file := check_file(out, target)) is not None:
+            opened[shard] = file
+    tensors = {shard: file.header.tensors for shard, file in opened.items()}
+    for problem in disagreements(index.weight_map, tensors, path):
+        out.add_error(problem, path)
+    if len(opened) == len(index.shards):
+        _check_total_size(out, path, index, sum(f.header.data_size for f in opened.values()))
+    return index.shards
+
+
+def _check_total_size(out: Findings, path: str, index: ShardIndex, actual: int) -> None:
+    """The index announces how many bytes its tensors take; programs plan memory by it."""
+    announced, error = index.total_size, index.total_size_error
+    if error is not None:
+        message = f"`metadata` of the index has no usable total_size: {error}"
+        out.add("warning", "index-total-size", message, path, offset=error.position)
+    elif announced is not None and announced != actual:
+        message = f"the index announces {plural(announced, 'byte')}, the tensors take {actual:,}"
+        out.add("warning", "index-total-size", message, path)
