@@ -81,6 +81,11 @@ def test_large_reads_are_shared_among_threads(small_runs: int, begin: int, end: 
     assert fetch.source().view(begin, end - begin) == CONTENT[begin:end]
     assert sorted(fetch.fetched) == touched
     fetch.fetched.clear()
+    source = fetch.source()
+    source.read_into(begin, memoryview(bytearray(end - begin)))
+    cut = {place // STEP for place in (begin, end) if place % STEP and place < len(CONTENT)}
+    assert set(source._recent) == cut  # the others were fetched in place
+    fetch.fetched.clear()
     reading = fetch.source().reading(begin, end - begin)
     assert reading.step == 2 * STEP
     pieces = [

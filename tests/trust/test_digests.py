@@ -59,6 +59,20 @@ def test_a_file_that_grows_or_shrinks_meanwhile(
     assert caught.value.reason == "changed"
 
 
+@pytest.mark.parametrize("change", [-1000, 1, 1000])
+def test_a_file_that_changes_its_size_half_way(tmp_path: Path, change: int) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(4 * RUN))
+
+    def progress(done: int) -> None:
+        if done == RUN:
+            os.truncate(path, 4 * RUN + change)
+
+    with pytest.raises(VerificationError) as caught:
+        digests.hash_file(path, progress=progress)
+    assert (caught.value.reason, caught.value.path) == ("changed", str(path))
+
+
 def test_folders_are_listed_completely(tmp_path: Path) -> None:
     for name in ("b", "sub/a", ".hidden/c"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -161,9 +161,8 @@ class Background:
 
     def finish(self) -> None:
         """Let the threads end when all that was submitted is done. Returns at once; submit no more."""
-        for (
-            _
-        ) in self._working:  # not `_threads`: one whose start was interrupted may be running, too
+        # One for each start that was tried: a thread whose start was interrupted may be running, too.
+        for _ in self._working:
             self._queue.put(None)
 
     def close(self) -> None:
@@ -204,7 +203,6 @@ class Background:
         try:
             thread.start()
         except RuntimeError:
-            self._working.pop()
             return False
         self._threads.append(thread)
         return True
