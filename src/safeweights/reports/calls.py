@@ -1,4 +1,4 @@
-"""What loading a checkpoint with its own library would run."""
+"""Functions that a checkpoint's own library would call while loading it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["loading_calls"]
 _PICKLES: Final = frozenset(
     {"torch-zip", "torch-legacy", "torch-tar", "pickle", "joblib", "paddle"}
 )
-"""Formats that are pickles, or hold some."""
+"""Formats that are pickles or contain pickles."""
 
 _CALLS_MAX: Final = 1000
 
 
 def loading_calls(checkpoint: Checkpoint) -> list[str]:
-    """The names that loading it with its own library calls, other than to build tensors; 1,000 at most.
+    """At most 1,000 functions that its own library would call, except those that build tensors.
 
-    Cost: pickles are executed once more, symbolically; for safetensors, nothing.
+    Cost: pickles are evaluated symbolically once more; safetensors files cost nothing.
     """
     if checkpoint.files:
         return []
@@ -37,7 +37,7 @@ def _calls(checkpoint: Checkpoint) -> Iterator[str]:
     if not isinstance(checkpoint, ForeignCheckpoint):
         return
     if not (checkpoint.calls or _PICKLES.intersection(checkpoint.format.split(", "))):
-        return  # scanning reads more than opening did; formats without code are not worth it
+        return  # scanning reads more than opening; formats without code do not need it
     for source in checkpoint.sources:
         found = scan(source)
         yield from (each.target for each in found.findings if each.grade > Grade.DATA)

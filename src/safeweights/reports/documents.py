@@ -1,10 +1,10 @@
-"""What ``--json`` prints: the shape of every document, defined once.
+"""The documents that ``--json`` prints, as types; the JSON schemas are generated from them.
 
-The files in ``docs/schema`` are generated from these types (``python -m safeweights.reports.schema``)
-and tested against what the commands print. Every key is always there; what does not apply is null.
-Within a version keys may be added, never removed or changed in meaning.
+``python -m safeweights.reports.schema docs/schema`` writes the schemas; tests validate the output of all
+commands with them. Every key is always present; its value is null if it does not apply. Within a version,
+keys may be added, but never removed or changed in meaning.
 
-Types only: no command, no reading.
+Types only: no commands, no I/O.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ Number = int | float | None
 
 
 class ErrorRecord(TypedDict):
-    """Why a command did not do what was asked."""
+    """The error that ended a command."""
 
     kind: Annotated[str, "Stable identifier of the kind of error, e.g. `format`, `os`, `usage`."]
     rule: Annotated[str | None, "The broken rule of the format, or another stable identifier."]
-    message: Annotated[str, "One sentence for a person."]
+    message: Annotated[str, "A sentence for people."]
     path: Annotated[str | None, "The file."]
     tensor: Annotated[str | None, "The tensor's name."]
     offset: Annotated[int | None, "Byte offset in the file."]
@@ -81,7 +81,7 @@ class TotalRecord(TypedDict):
     """Sums over tensors."""
 
     tensors: Annotated[int, "Number of tensors."]
-    parameters: Annotated[int, "Number of elements of all of them."]
+    parameters: Annotated[int, "Total number of elements."]
     bytes: Annotated[int, "Bytes of their data."]
 
 
@@ -90,7 +90,7 @@ class DTypeRecord(TypedDict):
 
     dtype: Annotated[str, "Code of the element type, e.g. `BF16`."]
     tensors: Annotated[int, "Number of tensors."]
-    parameters: Annotated[int, "Number of elements of all of them."]
+    parameters: Annotated[int, "Total number of elements."]
     bytes: Annotated[int, "Bytes of their data."]
 
 
@@ -104,30 +104,32 @@ class FileRecord(TypedDict):
 
 
 class UnreadableRecord(TypedDict):
-    """Tensors whose values cannot be given, all for one reason."""
+    """Tensors whose values cannot be read, all for the same reason."""
 
-    reason: Annotated[str, "Why, and what would allow it."]
+    reason: Annotated[str, "Why, and what would help."]
     first: Annotated[str, "The name of the first of them."]
     tensors: Annotated[int, "Number of tensors."]
-    parameters: Annotated[int, "Number of elements of all of them, as far as known."]
+    parameters: Annotated[int, "Total number of elements, as far as known."]
     bytes: Annotated[int, "Bytes of their data, as far as known."]
 
 
 class ShowDocument(TypedDict):
-    """`safeweights show`: what a model is."""
+    """`safeweights show`: summary of a model."""
 
     schema: Literal["safeweights.show/1"]
     path: str
-    kind: Annotated[Literal["file", "index", "folder", "stdin"], "What the path is."]
+    kind: Annotated[Literal["file", "index", "folder", "stdin"], "Kind of the path."]
     format: Annotated[str, "`safetensors`, or the format that was read as tensors."]
     total: TotalRecord
-    dtypes: Annotated[list[DTypeRecord], "By element type, the most parameters first."]
+    dtypes: Annotated[list[DTypeRecord], "By element type, in descending order of parameters."]
     files: Annotated[list[FileRecord], "The safetensors files read; empty for other formats."]
-    metadata: Annotated[dict[str, str] | None, "The `__metadata__`; null where there is none."]
+    metadata: Annotated[dict[str, str] | None, "The `__metadata__`; null if there is none."]
     unreadable: Annotated[
         list[UnreadableRecord], "Tensors of the total whose values cannot be given, by the reason."
     ]
-    calls: Annotated[list[str], "What loading it calls but to build tensors; see `check`."]
+    calls: Annotated[
+        list[str], "Functions that loading it calls, except those that build tensors; see `check`."
+    ]
 
 
 class TensorRecord(TypedDict):
@@ -140,18 +142,18 @@ class TensorRecord(TypedDict):
     shape: Annotated[list[int], "Elements along each axis; empty for a scalar, and with `?`."]
     parameters: Annotated[int, "Number of elements; 0 if unknown."]
     bytes: Annotated[int, "Bytes of its data."]
-    file: Annotated[str | None, "The safetensors file it is in; null for other formats."]
+    file: Annotated[str | None, "The safetensors file that has it; null for other formats."]
     offset: Annotated[int | None, "Position of its first byte in that file."]
-    unreadable: Annotated[str | None, "Why its values cannot be given; null if they can."]
+    unreadable: Annotated[str | None, "Why its values cannot be read; null if they can."]
 
 
 class GroupRecord(TypedDict):
-    """Tensors whose names begin alike, up to a dot."""
+    """Tensors whose names have the same beginning, up to a dot."""
 
-    path: Annotated[str, "What the names begin with, the final dot included."]
-    depth: Annotated[int, "Groups around this one."]
+    path: Annotated[str, "The beginning of the names, including the final dot."]
+    depth: Annotated[int, "Number of enclosing groups."]
     tensors: Annotated[int, "Number of tensors."]
-    parameters: Annotated[int, "Number of elements of all of them."]
+    parameters: Annotated[int, "Total number of elements."]
     bytes: Annotated[int, "Bytes of their data."]
 
 
@@ -160,54 +162,61 @@ class LsDocument(TypedDict):
 
     schema: Literal["safeweights.ls/1"]
     path: str
-    total: Annotated[TotalRecord, "Of the tensors listed."]
+    total: Annotated[TotalRecord, "Sums over the listed tensors."]
     tensors: list[TensorRecord]
-    groups: Annotated[list[GroupRecord] | None, "With `--tree`, outer groups first; else null."]
-    calls: Annotated[list[str], "What loading it calls but to build tensors; see `check`."]
+    groups: Annotated[
+        list[GroupRecord] | None, "With `--tree`, outer groups first; otherwise null."
+    ]
+    calls: Annotated[
+        list[str], "Functions that loading it calls, except those that build tensors; see `check`."
+    ]
 
 
 class FindingRecord(TypedDict):
-    """One thing that `safeweights check` found."""
+    """A finding of `safeweights check`."""
 
     level: Annotated[Level, "An error breaks the format; a warning fails with `--strict`."]
     rule: Annotated[str, "Stable identifier of the rule."]
-    message: Annotated[str, "One sentence for a person."]
+    message: Annotated[str, "A sentence for people."]
     file: Annotated[str, "The file."]
     tensor: Annotated[str | None, "The tensor's name."]
     offset: Annotated[int | None, "Byte offset in the file."]
 
 
 class CheckResult(TypedDict):
-    """What `safeweights check` found at one path."""
+    """The findings of `safeweights check` at one path."""
 
     path: str
-    status: Annotated[Status, "`unreadable`: it could not be looked at, so neither ok nor bad."]
+    status: Annotated[Status, "`unreadable`: it could not be read, so it is neither ok nor bad."]
     formats: Annotated[list[str], "Formats of the files found there, e.g. `safetensors`."]
-    total: Annotated[TotalRecord | None, "Of the safetensors files; null where none is valid."]
+    total: Annotated[TotalRecord | None, "Sums over the safetensors files; null if none is valid."]
     findings: list[FindingRecord]
-    truncated: Annotated[bool, "There is more than was listed."]
+    truncated: Annotated[bool, "More findings exist than are listed."]
 
 
 class CheckDocument(TypedDict):
-    """`safeweights check`: everything that is wrong."""
+    """`safeweights check`: every problem."""
 
     schema: Literal["safeweights.check/1"]
     ok: Annotated[bool, "Every path has the status `ok`."]
     strict: bool
     results: list[CheckResult]
-    notes: Annotated[list[str], "What is true of all good files, and no finding of any."]
+    notes: Annotated[list[str], "Advice for all valid files."]
 
 
 class StatisticsRecord(TypedDict):
-    """Statistics of values; min, max, mean and std are those of the finite ones."""
+    """Statistics of values; min, max, mean and std are computed from the finite values."""
 
-    min: Annotated[Number, "Null where no value is finite, and for complex numbers."]
-    max: Annotated[Number, "Null where no value is finite, and for complex numbers."]
+    min: Annotated[Number, "Null if no value is finite, and for complex numbers."]
+    max: Annotated[Number, "Null if no value is finite, and for complex numbers."]
     mean: Annotated[
         float | list[float] | None,
-        "[real, imaginary] for complex numbers; null where no value is finite or it overflows.",
+        "[real, imaginary] for complex numbers; null if no value is finite, or on overflow.",
     ]
-    std: Annotated[float | None, "Of the population; null where the mean is, or it overflows."]
+    std: Annotated[
+        float | None,
+        "Standard deviation of the population; null if the mean is null, or on overflow.",
+    ]
     zeros: Annotated[int, "Values equal to 0."]
     nan: Annotated[int, "Values that are not a number."]
     inf: Annotated[int, "Infinite values."]
@@ -218,42 +227,44 @@ class GetDocument(TypedDict):
 
     schema: Literal["safeweights.get/1"]
     path: str
-    tensor: Annotated[str, "Its name."]
+    tensor: Annotated[str, "The tensor's name."]
     dtype: Annotated[str, "Code of the element type, e.g. `BF16`."]
     tensor_shape: Annotated[list[int], "Shape of the whole tensor."]
-    selection: Annotated[str | None, "What was selected, e.g. `[0, :]`; null for all of it."]
-    shape: Annotated[list[int], "Shape of what was selected."]
+    selection: Annotated[str | None, "The selection, e.g. `[0, :]`; null for the whole tensor."]
+    shape: Annotated[list[int], "Shape of the selection."]
     values: Annotated[
         list[bool | int | float | str | list[float | str]] | None,
         "The first values in C order, complex ones as [real, imaginary]; `NaN`, `Infinity` and "
         "`-Infinity` are strings. Null with `--stats` and `-o`.",
     ]
     truncated: Annotated[bool, "There are more values than `values` has."]
-    statistics: Annotated[StatisticsRecord | None, "With `--stats`, else null."]
-    output: Annotated[str | None, "The file written with `-o`, else null."]
+    statistics: Annotated[StatisticsRecord | None, "With `--stats`, otherwise null."]
+    output: Annotated[str | None, "The file written with `-o`, otherwise null."]
 
 
 class ConvertedFileRecord(TypedDict):
     """One file that was read or written."""
 
     path: str
-    format: Annotated[str, "The format it was read as; `safetensors`, or `index` of shards."]
+    format: Annotated[
+        str, "The format in which it was read; `safetensors`, or `index` for an index of shards."
+    ]
     tensors: Annotated[int, "Number of tensors in it."]
     bytes: Annotated[int, "Size of the file; with `--dry-run`, of an output's tensors."]
     sha256: Annotated[str | None, "Null for an output of `--dry-run`, and with `--no-digests`."]
 
 
 class DroppedRecord(TypedDict):
-    """Something that is no tensor, which the output does not hold."""
+    """A value that is not a tensor and was left out."""
 
-    source: Annotated[str, "The file it is in."]
-    name: Annotated[str, "Where in it."]
-    what: Annotated[str, "What it is, in a few words."]
-    reason: Annotated[str, "Why it was left out; empty where being no tensor is why."]
+    source: Annotated[str, "The file that has it."]
+    name: Annotated[str, "Its place in the file."]
+    what: Annotated[str, "Its kind, in a few words."]
+    reason: Annotated[str, "Why it was left out; empty if the reason is that it is not a tensor."]
 
 
 class ConvertDocument(TypedDict):
-    """`safeweights convert`: what was read, written and left out."""
+    """`safeweights convert`: the files and tensors read, written and left out."""
 
     schema: Literal["safeweights.convert/1"]
     dry_run: Annotated[bool, "Nothing was written."]
@@ -261,16 +272,20 @@ class ConvertDocument(TypedDict):
     outputs: list[ConvertedFileRecord]
     tensors: Annotated[int, "Number of tensors in the outputs."]
     bytes: Annotated[int, "Bytes of their data."]
-    ties: Annotated[dict[str, str], "Name -> the name that is written for both."]
+    ties: Annotated[dict[str, str], "Name -> the name under which the tensor was written."]
     renamed: Annotated[dict[str, str], "Old name -> new name."]
     skipped: Annotated[list[str], "Tensors left out on request."]
-    dropped: Annotated[list[DroppedRecord], "What is no tensor; at most 1,000 of `dropped_count`."]
+    dropped: Annotated[
+        list[DroppedRecord], "Values that are not tensors; at most 1,000 of `dropped_count`."
+    ]
     dropped_count: int
-    calls: Annotated[dict[str, int], "What the sources' own loader would have called -> how often."]
+    calls: Annotated[
+        dict[str, int], "Function that the source's own loader would call -> number of calls."
+    ]
 
 
 class HashedFileRecord(TypedDict):
-    """One file by its contents."""
+    """A file and its digest."""
 
     path: str
     bytes: Annotated[int, "Size of the file."]
@@ -278,7 +293,7 @@ class HashedFileRecord(TypedDict):
 
 
 class HashedTensorRecord(TypedDict):
-    """One tensor by its type, shape and bytes; not by its name or place."""
+    """A tensor and the digest of its type, shape and bytes, independent of name and position."""
 
     file: str
     name: str
@@ -288,27 +303,27 @@ class HashedTensorRecord(TypedDict):
 
 
 class CheckedFileRecord(TypedDict):
-    """One line of a check file."""
+    """A line of a file of digests."""
 
     path: str
     status: Literal["ok", "mismatch", "missing", "unreadable"]
 
 
 class FailedFileRecord(TypedDict):
-    """What could not be hashed."""
+    """A file or tensor that could not be hashed."""
 
     path: str
-    message: Annotated[str, "One sentence for a person."]
+    message: Annotated[str, "A sentence for people."]
 
 
 class HashDocument(TypedDict):
-    """`safeweights hash`: digests of files or tensors, or whether a check file's are right."""
+    """`safeweights hash`: digests of files or tensors, or the result of `--check`."""
 
     schema: Literal["safeweights.hash/1"]
     ok: Annotated[bool, "Whether everything was hashed; with `--check`, every status is `ok`."]
     files: Annotated[list[HashedFileRecord] | None, "Null with `--tensors` and `--check`."]
-    tensors: Annotated[list[HashedTensorRecord] | None, "With `--tensors`, else null."]
-    checked: Annotated[list[CheckedFileRecord] | None, "With `--check`, else null."]
+    tensors: Annotated[list[HashedTensorRecord] | None, "With `--tensors`, otherwise null."]
+    checked: Annotated[list[CheckedFileRecord] | None, "With `--check`, otherwise null."]
     failed: Annotated[list[FailedFileRecord] | None, "Null with `--check`."]
 
 
@@ -319,12 +334,12 @@ class KeygenDocument(TypedDict):
     private_key: Annotated[str, "The file to keep secret."]
     public_key: Annotated[str, "The file to publish."]
     curve: str
-    encrypted: Annotated[bool, "Using the private key takes a passphrase."]
+    encrypted: Annotated[bool, "The private key needs a passphrase."]
     key_hint: Annotated[str, "SHA-256 of the public key's PEM: how signatures name the key."]
 
 
 class SignDocument(TypedDict):
-    """`safeweights sign`: what was signed and written."""
+    """`safeweights sign`: the files signed and written."""
 
     schema: Literal["safeweights.sign/1"]
     path: str
@@ -333,79 +348,83 @@ class SignDocument(TypedDict):
     signature: Annotated[str, "The signature file."]
     method: Method
     key_hint: Annotated[str | None, "SHA-256 of the public key's PEM; null for keyless."]
-    files: Annotated[list[HashedFileRecord], "What the signature covers, relative to the path."]
+    files: Annotated[
+        list[HashedFileRecord], "The files that the signature covers, relative to the path."
+    ]
     sidecars: Annotated[list[str], "The block trees written, for verified partial reads."]
 
 
 class DigestDocument(TypedDict):
-    """`safeweights digest`: what a signature of the model would say about its contents."""
+    """`safeweights digest`: the digest of the contents that a signature would have."""
 
     schema: Literal["safeweights.digest/1"]
     path: str
     subject: Annotated[str, "The model's name."]
     root: Annotated[str, "SHA-256 over all digests, which identifies the contents."]
-    files: Annotated[list[HashedFileRecord], "What a signature would cover, relative to the path."]
+    files: Annotated[
+        list[HashedFileRecord], "The files that a signature would cover, relative to the path."
+    ]
 
 
 class SignerRecord(TypedDict):
-    """Who signed."""
+    """The signer."""
 
     method: Method
     key_hint: Annotated[str | None, "SHA-256 of the public key's PEM; null for keyless."]
-    subject: Annotated[str | None, "Of the certificate."]
-    issuer: Annotated[str | None, "Of the certificate."]
+    subject: Annotated[str | None, "From the certificate."]
+    issuer: Annotated[str | None, "From the certificate."]
     certificate_sha256: Annotated[str | None, "The certificate's fingerprint."]
     identity: Annotated[str | None, "The keyless identity."]
-    oidc_issuer: Annotated[str | None, "Who vouched for that identity."]
+    oidc_issuer: Annotated[str | None, "The issuer of the identity."]
     timestamp: Annotated[str | None, "The earliest trusted timestamp over the signature."]
     recorded: Annotated[str | None, "When the transparency log recorded it (RFC 3339)."]
 
 
 class ReasonRecord(TypedDict):
-    """One thing that spoke for or against a model."""
+    """A reason for or against a model."""
 
     code: Annotated[str, "Stable identifier."]
-    text: Annotated[str, "One sentence for a person."]
-    against: Annotated[bool, "Whether it stands in the way."]
-    file: Annotated[str | None, "The file it is about, if one."]
+    text: Annotated[str, "A sentence for people."]
+    against: Annotated[bool, "Whether it is a reason to refuse the model."]
+    file: Annotated[str | None, "The file concerned, or null."]
 
 
 class DecisionRecord(TypedDict):
-    """What a policy says of a model, and why."""
+    """A policy's decision about a model, and its reasons."""
 
     verdict: Annotated[
         Literal["allow", "warn", "refuse"],
-        "`warn`: it would be refused, but the policy's mode lets it pass.",
+        "`warn`: the rules refuse the model, but the policy's mode allows it.",
     ]
-    subject: Annotated[str, "The model's name, for the rules."]
-    level: Annotated[str, "The level of trust that was reached."]
-    rule: Annotated[str | None, "The pattern of the rule that decided; null where none matched."]
-    signer: Annotated[str | None, "The policy's name of who signed."]
-    reasons: Annotated[list[ReasonRecord], "What stands in the way first."]
-    files: Annotated[dict[str, str], "File -> SHA-256: what the verdict is about."]
+    subject: Annotated[str, "The model's name in the rules."]
+    level: Annotated[str, "The level of trust reached."]
+    rule: Annotated[str | None, "The pattern of the rule that decided; null if none matched."]
+    signer: Annotated[str | None, "The signer's name in the policy."]
+    reasons: Annotated[list[ReasonRecord], "Reasons against the model come first."]
+    files: Annotated[dict[str, str], "File -> SHA-256: the contents that the verdict applies to."]
 
 
 class VerifyDocument(TypedDict):
-    """`safeweights verify`: a model is what was signed. If not, there is an error instead."""
+    """`safeweights verify`: a model that matches its signature. Otherwise an error is printed."""
 
     schema: Literal["safeweights.verify/1"]
-    ok: Annotated[bool, "False only where a policy refuses."]
+    ok: Annotated[bool, "False only if a policy refuses the model."]
     path: str
     signature: Annotated[str, "The signature file."]
-    signed_by: Annotated[SignerRecord | None, "Null where a policy asks for no signature."]
-    files: Annotated[list[HashedFileRecord], "What was compared, relative to the path."]
-    unsigned: Annotated[list[str], "Files that are there and that the signature leaves out."]
-    decision: Annotated[DecisionRecord | None, "With `--policy`, else null."]
+    signed_by: Annotated[SignerRecord | None, "Null if a policy requires no signature."]
+    files: Annotated[list[HashedFileRecord], "The files compared, relative to the path."]
+    unsigned: Annotated[list[str], "Existing files that the signature does not cover."]
+    decision: Annotated[DecisionRecord | None, "With `--policy`, otherwise null."]
 
 
 class VerifyLogDocument(TypedDict):
-    """`safeweights verify --log`: an audit log is as it was written. If not, there is an error instead."""
+    """`safeweights verify --log`: an unchanged audit log. Otherwise an error is printed."""
 
     schema: Literal["safeweights.verify-log/1"]
-    ok: Annotated[bool, "False only where the log has no line."]
+    ok: Annotated[bool, "False only if the log has no line."]
     path: str
     lines: int
-    head: Annotated[str, "The hash of the last line; keep it elsewhere, for `--head`."]
+    head: Annotated[str, "The hash of the last line; store it elsewhere, for `--head`."]
 
 
 class AdmitDocument(TypedDict):
@@ -414,7 +433,7 @@ class AdmitDocument(TypedDict):
     schema: Literal["safeweights.admit/1"]
     path: str
     decision: DecisionRecord
-    warrant: Annotated[str | None, "Identifier of what was admitted; null for a refusal."]
+    warrant: Annotated[str | None, "Identifier of the warrant; null if the model is refused."]
     warrant_file: Annotated[str | None, "With `--warrant`, the file written."]
     log_head: Annotated[str | None, "With `--log`, the log's last hash."]
 
@@ -430,7 +449,7 @@ class RuleRecord(TypedDict):
 
 
 class RememberedRecord(TypedDict):
-    """What a lock file remembers of a model."""
+    """The entry of a model in a lock file."""
 
     level: str
     signer: str | None
@@ -468,7 +487,7 @@ class PolicyExplainDocument(TypedDict):
     rules: list[RuleRecord]
     matches: Annotated[list[str | None], "For each rule, the path or the folder that it matches."]
     applies: Annotated[int | None, "Number of the rule that decides."]
-    signature: Annotated[str, "The signature file that is looked for."]
+    signature: Annotated[str, "The expected signature file."]
     has_signature: bool
     other_rules: Annotated[list[str], "Files of a folder to which an earlier rule applies."]
     remembered: RememberedRecord | None

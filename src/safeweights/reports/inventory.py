@@ -1,4 +1,4 @@
-"""What a checkpoint holds, counted: rows of tensors, sums, and groups by the dots of their names."""
+"""The contents of a checkpoint: rows of tensors, sums, and groups by the dots in their names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Branch", "Row", "branches", "natural", "rows", "total", "unreadable"]
 
 MAX_DEPTH: Final = 64
-"""Groups around a tensor; names may consist of millions of dots."""
+"""Maximum number of nested groups; a name may have millions of dots."""
 
 _NUMBERS = re.compile(r"([0-9]+)").split
 
@@ -27,14 +27,14 @@ class Row(NamedTuple):
     """One tensor.
 
     Attributes:
-        name: What it is called.
-        dtype: Its element type; `safeweights.checkpoint.tensor.UNKNOWN` if the file does not tell it.
+        name: Name of the tensor.
+        dtype: Element type; `safeweights.checkpoint.tensor.UNKNOWN` if the file does not have it.
         shape: Elements along each axis.
         parameters: Number of elements; 0 if the shape is unknown.
         nbytes: Bytes of its data.
-        file: The safetensors file it is in.
+        file: The safetensors file that has it.
         offset: Position of its first byte in that file.
-        unreadable: Why its values cannot be given; None for a tensor that can be read.
+        unreadable: Why its values cannot be read; None if they can.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Row(NamedTuple):
     unreadable: str | None = None
 
     def record(self) -> TensorRecord:
-        """For JSON."""
+        """The row as a JSON record."""
         return {
             "name": self.name,
             "dtype": self.dtype,
@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
 
 def rows(checkpoint: Checkpoint) -> Iterator[Row]:
-    """The tensors of a checkpoint, in the order of the data; nothing of them is read."""
+    """The tensors of a checkpoint in the order of the data, without reading values."""
     if not checkpoint.files:
         for name, tensor in checkpoint.items():
             dtype, shape = tensor.dtype, tensor.shape
@@ -85,7 +85,7 @@ def total(found: Iterable[Row]) -> TotalRecord:
 
 
 def unreadable(found: Iterable[Row]) -> list[UnreadableRecord]:
-    """The tensors whose values cannot be given, by the reason, the most bytes first."""
+    """The tensors whose values cannot be read, grouped by reason, in descending order of bytes."""
     groups: dict[str, list[Row]] = {}
     for row in found:
         if row.unreadable is not None:
@@ -101,7 +101,7 @@ def natural(name: str) -> list[Any]:
     parts: list[Any] = _NUMBERS(name)
     for index in range(1, len(parts), 2):
         digits = parts[index].lstrip("0")
-        # Longer is larger; converting a number of a million digits would take minutes.
+        # Compare lengths first: int() of a million digits would take minutes.
         parts[index] = (len(digits), digits)
     return parts
 
@@ -110,9 +110,9 @@ class Branch(NamedTuple):
     """A line of the tree: a group of tensors, or (with `row`) one tensor.
 
     Attributes:
-        path: What all names of the group begin with, the final dot included; a tensor's name.
-        label: The part of it that the group around it does not have.
-        lasts: For each group around it and for itself: is it the last one there?
+        path: The common beginning of the group's names, including the final dot; or a tensor's name.
+        label: The part of `path` after the enclosing group's.
+        lasts: For each enclosing group and for itself, whether it is the last at its level.
         total: Sums over the group.
         row: The tensor, for a leaf.
     """
@@ -125,19 +125,19 @@ class Branch(NamedTuple):
 
 
 def branches(found: Iterable[Row], depth: int | None = None) -> Iterator[Branch]:
-    """The tree of tensors by the dots of their names, every group before what is in it.
+    """The tree of tensors by the dots in their names; every group precedes its members.
 
-    A group that holds nothing but one tensor or one group is shown as one with it.
+    A group with a single member is merged with it.
 
     Args:
         found: The tensors.
-        depth: Leave out what has more groups around it.
+        depth: Maximum number of levels.
     """
     yield from _walk(list(found), 0, (), MAX_DEPTH if depth is None else depth - 1)
 
 
 def _walk(found: list[Row], start: int, lasts: tuple[bool, ...], depth: int) -> Iterator[Branch]:
-    """The branches of tensors whose names have their first `start` characters in common."""
+    """The branches of tensors whose names have the same first `start` characters."""
     groups: dict[str, list[Row]] = {}
     for row in found:
         name = row.name

@@ -1,7 +1,6 @@
-"""What `safeweights check` found as a SARIF 2.1.0 log (OASIS), which code scanning services read.
+"""The findings of `safeweights check` as a SARIF 2.1.0 log (OASIS), for code scanning services.
 
-Results in, plain data out. Knows the rules by their identifiers only; a finding's message says
-what it is about.
+Results in, plain data out. Knows only the identifiers of rules; the messages describe the findings.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def log(results: Iterable[CheckResult]) -> dict[str, Any]:
 
 
 def _result(finding: FindingRecord, places: dict[str, int]) -> dict[str, Any]:
-    # What lies in a file that lies in a file is called FILE!MEMBER; an offset is that in the member.
+    # FILE!MEMBER names a member of an archive; the offset is then relative to the member.
     path = _file_of(finding["file"])
     physical: dict[str, Any] = {"artifactLocation": {"uri": _uri(path)}}
     place: dict[str, Any] = {"physicalLocation": physical}
@@ -66,7 +65,7 @@ def _result(finding: FindingRecord, places: dict[str, int]) -> dict[str, Any]:
 
 
 def _file_of(name: str) -> str:
-    """The file that is there, of FILE!MEMBER; both may have exclamation marks themselves."""
+    """The existing file FILE of FILE!MEMBER; both may contain exclamation marks."""
     path = name
     while "!" in path and not os.path.lexists(path):
         path = path.rpartition("!")[0]
@@ -74,6 +73,6 @@ def _file_of(name: str) -> str:
 
 
 def _uri(path: str) -> str:
-    """A path as a URI reference (RFC 3986), relative ones relative to where the command ran."""
+    """A path as a URI reference (RFC 3986); a relative path stays relative to the current folder."""
     text = quote_url(os.fsencode(path.replace(os.sep, "/")))
     return f"file://{text}" if os.path.isabs(path) else text

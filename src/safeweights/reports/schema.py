@@ -1,6 +1,6 @@
-"""JSON Schema (draft 2020-12) from the types in `records`.
+"""JSON Schema (draft 2020-12) from the types in `documents`.
 
-``python -m safeweights.reports.schema docs/schema`` writes one file a document; a test compares them.
+``python -m safeweights.reports.schema docs/schema`` writes one file per document; a test compares them.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def schema_of(document: Any, *, closed: bool = False) -> dict[str, Any]:
     """The JSON Schema of a document type.
 
     Args:
-        document: One of `records.DOCUMENTS`.
-        closed: Refuse keys that the type does not have. Published schemas are open: a consumer must
-            ignore keys added later.
+        document: One of `documents.DOCUMENTS`.
+        closed: Reject keys that the type lacks. Published schemas are open, because later versions may
+            add keys, which a consumer must ignore.
     """
     identifier = _identifier(document)
     name, version = identifier.removeprefix("safeweights.").split("/")
@@ -53,7 +53,7 @@ def schema_of(document: Any, *, closed: bool = False) -> dict[str, Any]:
 
 
 def file_name(document: Any) -> str:
-    """What the schema's file is called, e.g. ``"safeweights.ls-1.json"``."""
+    """Name of the schema's file, e.g. ``"safeweights.ls-1.json"``."""
     return f"{_identifier(document).replace('/', '-')}.json"
 
 

@@ -1,9 +1,8 @@
-"""Minimum, maximum, mean, deviation and oddities of values that come in blocks.
+"""Minimum, maximum, mean, standard deviation, and numbers of zeros, NaNs and infinities, block by block.
 
-Memory is that of a few blocks. Values of one byte are counted, and then looked at once each. Means
-and squared deviations of blocks are combined as in Chan, Golub and LeVeque, "Updating formulae and a
-pairwise algorithm for computing sample variances" (1979), so that a large mean does not drown the
-deviation.
+Memory: a few blocks. Values of one byte are counted, so that only 256 different ones are computed with.
+Means and squared deviations of blocks are combined as in Chan, Golub and LeVeque, "Updating formulae and a
+pairwise algorithm for computing sample variances" (1979), which is accurate even if the mean is large.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ __all__ = ["describe"]
 
 
 def describe(blocks: Iterable[Any]) -> StatisticsRecord:
-    """The statistics of all blocks together; see `StatisticsRecord` for what they mean.
+    """The statistics of all blocks together; `StatisticsRecord` describes them.
 
     Args:
-        blocks: Flat arrays of one type; any that NumPy or ml_dtypes has.
+        blocks: Flat arrays of the same type, one of NumPy or ml_dtypes.
 
     >>> describe([np.float32([1, 2]), np.float32([3, np.nan])])["mean"]
     2.0
@@ -33,7 +32,7 @@ def describe(blocks: Iterable[Any]) -> StatisticsRecord:
     summary = _Summary()
     counts: Any = 0
     kind: Any = None
-    # Sums of huge values may overflow, and a signalling NaN is still only a NaN.
+    # Sums may overflow, and signalling NaNs would warn.
     with np.errstate(all="ignore"):
         for block in blocks:
             if block.dtype.itemsize == 1:
@@ -55,17 +54,17 @@ class _Summary:
         self.squares = 0.0
 
     def add(self, block: Any) -> None:
-        """Take in values of more than a byte each."""
+        """Add values of more than one byte each."""
         if not block.size:
             return
         if block.dtype.kind not in "iuc" and block.dtype.itemsize < 4:
-            block = block.astype(np.float32)  # exact, and as fast as NumPy can be
+            block = block.astype(np.float32)  # exact, and NumPy is fastest with it
         self.zeros += int(block.size - np.count_nonzero(block))
         if block.dtype.kind == "c":
             block = self._only_finite(block)
         else:
             low, high = block.min(), block.max()
-            if not (np.isfinite(low) and np.isfinite(high)):  # a NaN is both
+            if not (np.isfinite(low) and np.isfinite(high)):  # with a NaN, both are NaN
                 block = self._only_finite(block)
                 if block.size:
                     low, high = block.min(), block.max()
@@ -78,9 +77,9 @@ class _Summary:
             self._combine(wide.size, mean, float(np.vdot(wide, wide).real))
 
     def add_counted(self, codes: Any, counts: Any, kind: Any) -> None:
-        """Take in values of one byte each: `codes` are the bytes, which occur `counts` times."""
+        """Add values of one byte each: `codes` are the bytes, which occur `counts` times."""
         bytes_ = codes.astype(np.uint8)
-        # Whatever byte stands for true is true.
+        # Any byte other than 0 is true.
         values = (bytes_ != 0) if kind.kind == "b" else bytes_.view(kind)
         exact = values.astype(np.int64 if kind.kind in "biu" else np.float64)
         self.zeros += int(counts[exact == 0].sum())
@@ -106,11 +105,11 @@ class _Summary:
         self.high = high if self.high is None else max(self.high, high)
 
     def _combine(self, size: int, mean: Any, squares: float) -> None:
-        """Take in `size` finite values of a mean and a sum of squared deviations from it."""
+        """Add `size` finite values, given by their mean and sum of squared deviations from it."""
         total = self.finite + size
         distance = mean - self.mean
         self.mean += distance * (size / total)
-        # Products become infinite where powers and absolute values raise OverflowError.
+        # Products overflow to infinity, but `**` and `abs` would raise OverflowError.
         apart = distance.real * distance.real + distance.imag * distance.imag
         self.squares += squares + apart * (self.finite * (size / total))
         self.finite = total

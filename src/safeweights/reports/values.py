@@ -1,6 +1,6 @@
-"""Parts of a tensor as NumPy arrays, within bounded memory: read, cut into blocks, summarised, saved.
+"""Values of a part of a tensor as NumPy arrays, in bounded memory: read in blocks, printed, saved.
 
-Types that NumPy does not have come from ml_dtypes; where it is not installed, they are decoded to F32.
+Types that NumPy lacks come from ml_dtypes; if it is not installed, they are decoded to F32.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ __all__ = [
 ]
 
 BLOCK: Final = 1 << 19
-"""Elements of one block: some megabytes, whatever the type."""
+"""Elements of a block: a few megabytes for every type."""
 
 _WHOLE_MAX: Final = 1 << 26
-"""Bytes up to which a tensor of a sub-byte type is read whole for a part not made of whole bytes."""
+"""Maximum size of a sub-byte tensor that is read as a whole if a part does not fill whole bytes."""
 
 _EDGES: Final = {1: 3, 2: 3, 3: 3, 4: 2, 5: 1, 6: 1}
-"""Rank -> values shown at both ends of a long axis, so that under 1,000 are shown altogether."""
+"""Rank -> values printed at both ends of a long axis, so that fewer than 1,000 are printed in total."""
 
 
 def read(tensor: Tensor, selection: Selection) -> Any:
     """The selected values, as an array of the selection's shape.
 
     Raises:
-        UnsupportedError: NumPy cannot have the type (F6).
-        SelectionError: Elements of a sub-byte type that do not fill whole bytes, in a tensor too
-            large to be read whole for them.
+        UnsupportedError: NumPy cannot represent the type (F6).
+        SelectionError: Selected elements of a sub-byte type do not fill whole bytes, and the tensor is
+            too large to be read as a whole.
     """
     try:
         data = tensor.read_selection(selection)
@@ -74,7 +74,7 @@ def _slices(selection: Selection) -> tuple[slice, ...]:
 
 
 def blocks(tensor: Tensor, selection: Selection, size: int = BLOCK) -> Iterator[Any]:
-    """The selected values in C order, flat arrays of at most `size` elements one after another."""
+    """The selected values in C order, as consecutive flat arrays of at most `size` elements."""
     for part in split(selection, size):
         yield read(tensor, part).reshape(-1)
 
@@ -92,7 +92,7 @@ def split(selection: Selection, size: int) -> Iterator[Selection]:
     if step > 8:
         step -= step % 8  # whole bytes of any type
     firsts = range(0, counts[axis], step)
-    # Elements are selected ascending; an axis that is wanted descending is cut from its end.
+    # Selections are ascending. A reversed axis is cut from its end, so that blocks come in result order.
     for first in reversed(firsts) if axis in selection.reversed else firsts:
         yield from split(_narrow(selection, axis, first, min(step, counts[axis] - first)), size)
 
@@ -119,9 +119,9 @@ def first_values(tensor: Tensor, selection: Selection, limit: int) -> Any:
 
 
 def render(tensor: Tensor, selection: Selection, *, limit: int, width: int) -> str:
-    """The selected values as NumPy prints them; of more than `limit`, those at the corners.
+    """The selected values as NumPy prints them; only the corners if there are more than `limit`.
 
-    Cost: reads what it shows, a thousand values at most beyond `limit`.
+    Cost: reads only the values that it prints: all, or at most a thousand at the corners.
     """
     total = math.prod(selection.counts)
     long_axes = sum(count > 1 for count in selection.counts)
@@ -136,7 +136,7 @@ def render(tensor: Tensor, selection: Selection, *, limit: int, width: int) -> s
 
 
 def _corners(tensor: Tensor, selection: Selection, edges: int) -> Any:
-    """An array that looks, with its middle left out, like the whole one."""
+    """A small array that NumPy prints like the whole one, with the middle left out."""
     parts = [_ends(count, edges, exact=BITS[tensor.dtype] >= 8) for count in selection.counts]
     shape = [sum(count for _, count in ends) for ends in parts]
     corners = np.empty(shape, dtype_of_values(tensor.dtype))
@@ -145,23 +145,23 @@ def _corners(tensor: Tensor, selection: Selection, edges: int) -> Any:
         for axis, (_, first, count) in enumerate(choice):
             part = _narrow(part, axis, first, count)
         target = tuple(slice(at, at + count) for at, _, count in choice)
-        # Within the corners every axis ascends; they are turned round together.
+        # The corners are read in ascending order; all of them are reversed together below.
         corners[target] = read(tensor, part._replace(reversed=()))
-    # Axes of one element come and go with integers and None; the others keep their order.
+    # Integers remove axes of length 1 and None adds them; the other axes keep their order.
     long_axes = iter(size for size, count in zip(shape, selection.counts, strict=True) if count > 1)
     result = [1 if size == 1 else next(long_axes) for size in selection.shape]
     return np.flip(corners, selection.reversed).reshape(result)
 
 
 def _ends(count: int, edges: int, *, exact: bool) -> list[tuple[int, int]]:
-    """(first, number) of the elements that are shown of an axis of `count`."""
-    # One more than is shown makes NumPy write the dots; types below a byte are read by whole bytes.
+    """(first, number) of the printed elements at both ends of an axis of `count` elements."""
+    # One more than printed makes NumPy print the dots; sub-byte types are read in whole bytes.
     begin, end = (edges + 1, edges) if exact else (8, 8)
     return [(0, count)] if count <= begin + end else [(0, begin), (count - end, end)]
 
 
 def _placed(ends: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """(position among the corners, first, number) of each end."""
+    """(position in the small array, first, number) of each end."""
     at = 0
     placed = []
     for first, count in ends:
@@ -171,16 +171,16 @@ def _placed(ends: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
 
 
 def widen(array: Any, kind: Any = np.float64) -> Any:
-    """An array in a wider type; NaNs of any kind stay NaNs, without a warning."""
+    """Convert an array to a wider type; NaNs stay NaNs, without a warning."""
     with np.errstate(all="ignore"):
         return array.astype(kind, copy=False)
 
 
 def spelt(array: Any) -> Iterator[str]:
-    """Each value with the digits that it takes to be read as the same number again.
+    """Each value with as many digits as a program needs to read the same number.
 
-    Types of fewer than 32 bits are spelt as float32, which holds each of their values exactly: their
-    own fewest digits (6.55e+04 for the 65504 of F16) are another number to whoever reads them as more.
+    Types of fewer than 32 bits are written as float32, which holds their values exactly. The shortest
+    digits of the type itself (6.55e+04 for 65504 in F16) would be another number in a wider type.
     """
     if array.dtype.kind not in "biuc" and array.dtype.itemsize < 4:
         array = widen(array, np.float32)
@@ -190,14 +190,13 @@ def spelt(array: Any) -> Iterator[str]:
 def npy_dtype(tensor: Tensor) -> Any:
     """The type in which `npy` writes a tensor.
 
-    Those that NumPy itself does not have (BF16, F8, F4) are written as float32, which holds each of
-    their values exactly.
+    BF16, F8 and F4, which NumPy lacks, are written as float32, which holds their values exactly.
     """
     return np.dtype("<f4") if DTYPES[tensor.dtype].ml_dtypes else numpy_dtype(tensor.dtype)
 
 
 def npy(tensor: Tensor, selection: Selection) -> Iterator[bytes | memoryview]:
-    """The bytes of a ``.npy`` file (NumPy format 1.0) with the selected values, a block at a time."""
+    """The bytes of a ``.npy`` file (format 1.0) with the selected values, block by block."""
     target = npy_dtype(tensor)
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(
