@@ -6,8 +6,11 @@ import io
 import json
 import pickle
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -148,7 +151,8 @@ def test_a_file_that_ends_in_a_zip_archive_acts() -> None:
 
 
 def test_four_bytes_of_an_end_record_are_no_archive() -> None:
-    assert examined(b"# text PK\x05\x06" + b"." * 60, "a.md").verdict == "data"
+    image = b"\x89PNG\r\n\x1a\n" + b"PK\x05\x06" + b"." * 60
+    assert examined(image, "a.png").verdict == "data"
 
 
 @pytest.mark.parametrize("name", ["weights", "README.md", "vocab.txt", "a.json"])
@@ -464,3 +468,9 @@ def test_a_deep_message_is_bounded() -> None:
 def test_a_file_of_zero_bytes_is_of_no_kind() -> None:
     assert recognize(bytes(64), 64) is None
     assert recognize(struct.pack("<Q", 2) + b"{}", 10) is KINDS["safetensors"]
+
+
+def test_the_documented_table_is_that_of_the_code() -> None:
+    script = Path(__file__).resolve().parents[2] / "scripts" / "kinds_table.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -66,7 +66,7 @@ _TABLE: Final = (
     Kind("saved-model", "a TensorFlow SavedModel graph", "reads",
          "read and write files and call Python functions", "export the weights as safetensors"),
     Kind("onnx", "an ONNX model", "reads", "load external files and custom operators", _ONNX_ADVICE),
-    Kind("coreml", "a Core ML model", "unknown", "name custom layers", "open it on a Mac you can reset"),
+    Kind("coreml", "a Core ML model", "unknown", "name custom layers", "export the weights as safetensors"),
     Kind("openvino", "an OpenVINO model (XML)", "unknown", "name extension libraries"),
     Kind("tensorrt", "a TensorRT engine", "acts",
          "run plugin code; engines are trusted by their runtime", "build it from ONNX yourself"),
