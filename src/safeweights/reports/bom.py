@@ -1,15 +1,13 @@
 """A bill of materials for a model: CycloneDX 1.6 (ECMA-424), as JSON.
 
-What is in it was read from the files themselves: every file with its SHA-256, the tensors of the
-weights by type, architecture and family from ``config.json``, and licence, data sets and base model
-as far as the model card's front matter states them. What a file claims is passed on as a claim;
-digests are measured.
+It lists every file with its SHA-256, the number of tensors and parameters of each type, the architecture
+from ``config.json``, and licence, data sets and base model from the front matter of the model card. Digests
+are computed; statements of a file are passed on unchecked.
 
-Nothing in the folder is left out but what git keeps for itself: a link is listed as what it leads to,
-and says so; what is neither a file nor a link to one is listed without a digest; what runs code, or
-can, is marked.
+All files of the folder are listed, except git's own. A link is listed with its target's digest, and marked.
+An entry that is neither a file nor a link to one has no digest. Files that run code, or can, are marked.
 
-Two runs over the same files give the same document, but for the time, which the caller may fix.
+Two runs on the same files give the same document, except for the time, which the caller can set.
 """
 
 from __future__ import annotations
@@ -53,14 +51,14 @@ _SHOWN: Final = 100
 
 @dataclass(frozen=True)
 class Foreign:
-    """What is known of a file in another format than safetensors.
+    """Facts about a file in another format than safetensors.
 
     Attributes:
-        format: Its name.
-        tensors: How many; None where that cannot be read.
-        parameters: Element type -> elements.
-        calls: What loading it would call beyond what builds tensors.
-        unread: Why not all of it could be read: who knows what the rest calls.
+        format: Name of the format.
+        tensors: Number of tensors; None if it cannot be read.
+        parameters: Element type -> number of elements.
+        calls: Functions that loading it would call, except those that build tensors.
+        unread: Why parts of it could not be read, in which there may be further calls.
     """
 
     format: str
@@ -81,24 +79,24 @@ def bill_of_materials(
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
-    """The bill of materials of the model at `path`; ready for `json.dumps`.
+    """The bill of materials of the model at `path`, ready for `json.dumps`.
 
     Cost: every file is read once.
 
     Args:
         path: A file, a folder, or the index of a model in several files.
-        name: What it is called; the last part of the path unless told.
-        version: Of the model.
-        signed_by: Who signed it, where that was verified.
-        when: The time to state; now unless told.
-        look: What reads files of other formats; without it only safetensors are counted.
-        workers: Files read at a time; the number of cores unless told.
-        progress: Called with the bytes read so far, from the calling thread.
+        name: The model's name; by default the last part of the path.
+        version: The model's version.
+        signed_by: The verified signer, if there is one.
+        when: The document's time; by default now.
+        look: Reads a file of another format; by default, only safetensors files are counted.
+        workers: Number of files read in parallel; by default the number of cores.
+        progress: Called with the number of bytes read so far, from the calling thread.
 
     Raises:
         VerificationError: ``empty-resources``: there is no file.
-        FormatError: An index that is none.
-        OSError: As the operating system has it.
+        FormatError: The index is invalid.
+        OSError: A file cannot be read.
     """
     path = os.path.abspath(path)
     check_model(path)
@@ -151,20 +149,20 @@ def _names(path: str) -> list[str]:
 
 
 class _Count:
-    """Parameters by type, of each format for itself: a folder may hold the same weights in several."""
+    """Parameters by type, per format: a folder may have the same weights in several formats."""
 
     def __init__(self) -> None:
         self._formats: dict[str, Counter[str]] = {}
         self._seen: set[str] = set()
 
     def add(self, path: str, format_name: str, parameters: Mapping[str, int]) -> None:
-        """Count the file at `path`, once under however many names."""
+        """Count the file at `path`, unless it was counted under another name."""
         if (real := os.path.realpath(path)) not in self._seen:
             self._seen.add(real)
             self._formats.setdefault(format_name, Counter()).update(parameters)
 
     def weights(self) -> Counter[str]:
-        """Of the safetensors where there are any, or else of the format that has the most."""
+        """The parameters in safetensors files, or if there are none, in the format with the most."""
         if _OURS in self._formats:
             return self._formats[_OURS]
         return max(self._formats.values(), key=Counter.total, default=Counter())
@@ -192,7 +190,7 @@ def _file(
 
 
 def _special(base: str, name: str) -> dict[str, Any]:
-    """What has no bytes to take a digest of."""
+    """The component of an entry without a digest."""
     link = _link(base, name)
     what = "a link to something that is not a file" if link else "not a regular file"
     return {
@@ -211,7 +209,7 @@ def _link(base: str, name: str) -> list[tuple[str, str]]:
 def _contents(
     base: str, name: str, count: _Count, look: Callable[[str], Foreign | None]
 ) -> Iterator[tuple[str, str]]:
-    """What is in a file: its tensors, and what runs code."""
+    """Facts about the contents of a file: its tensors, and code that it runs."""
     path = os.path.join(base, name)
     findings = list(examine_file(path, name))
     valid = False
@@ -228,7 +226,7 @@ def _contents(
             count.add(path, _OURS, parameters)
             yield "tensors", str(len(tensors))
     foreign = None if valid else look(path)
-    # Text may begin like a pickle; what is one looks like it otherwise, too.
+    # Text may begin like a pickle. It is one if its tensors could be read or the examination says so.
     if foreign and (foreign.tensors is not None or any(f.kind == "pickle" for f in findings)):
         yield "format", foreign.format
         if foreign.tensors is not None:
@@ -278,7 +276,7 @@ def _model(base: str, names: list[str], name: str, version: str | None) -> dict[
 
 
 def _architecture(path: str) -> dict[str, str]:
-    """What a config states, as far as it is JSON and states it in the usual places."""
+    """The architecture in a config, if that is JSON of the usual form."""
     found: dict[str, str] = {}
     try:
         config = parse_json(read_document(path, limit=_MAX_TEXT), path=path)
@@ -287,7 +285,7 @@ def _architecture(path: str) -> dict[str, str]:
         if (names := config.get("architectures")) and (first := names.strings()):
             found["modelArchitecture"] = first[0][:200]
     except TrustError:
-        pass  # not a config in the usual form: nothing is stated
+        pass  # another form: the document has no architecture
     return found
 
 
