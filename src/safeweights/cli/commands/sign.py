@@ -39,7 +39,8 @@ def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="The public key of --key-command, in PEM.",
         ),
         click.option(
-            "--whole-message", is_flag=True, help="Give --key-command the message, not its digest."
+            "--whole-message", is_flag=True,
+            help="Pass the whole message to --key-command instead of its digest.",
         ),
         click.option(
             "--certificate", metavar="FILE", type=FILE, multiple=True,
@@ -55,7 +56,7 @@ def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--trust-config", metavar="FILE", type=FILE,
-            help="The services of another Sigstore than the public one.",
+            help="The services of a Sigstore instance other than the public one.",
         ),
     )  # fmt: skip
     for option in reversed(options):
@@ -82,7 +83,7 @@ def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--no-trees", is_flag=True,
     help="Do not write FILE.swtree; reading a part of a file then hashes all of it.",
 )  # fmt: skip
-@click.option("--allow-symlinks", is_flag=True, help="Follow links to files.")
+@click.option("--allow-symlinks", is_flag=True, help="Follow symbolic links to files.")
 @click.option("--force", is_flag=True, help="Replace another signature, or any other file.")
 @json_option
 @click.pass_obj

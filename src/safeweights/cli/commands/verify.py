@@ -73,10 +73,12 @@ def _signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--timestamp-roots", metavar="FILE", type=FILE, multiple=True,
-            help="Roots of RFC 3161 authorities, in PEM: a certificate may have been valid then.",
+            help="Root certificates of RFC 3161 authorities, in PEM: accept a signature if its "
+            "certificate was valid at their timestamp.",
         ),
         click.option(
-            "--until", metavar="TIME", help="With --key and --timestamp-roots: timestamped by then."
+            "--until", metavar="TIME",
+            help="With --key and --timestamp-roots: the latest timestamp to accept.",
         ),
         click.option("--policy", metavar="FILE", type=FILE, help="Signed as this TOML policy requires."),
         click.option("--log", is_flag=True, help="PATH is an audit log, written by admit --log."),
@@ -95,7 +97,7 @@ def _signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )  # fmt: skip
 @click.option(
     "--base", metavar="FOLDER", type=FILE,
-    help="The signed folder of the file PATH, if --signature is elsewhere.",
+    help="With --signature: the signed folder that contains the file PATH.",
 )  # fmt: skip
 @_signer_options
 @click.option(
@@ -118,8 +120,8 @@ def command(out: Output, /, path: str, **given: Any) -> int:
     match.
 
     In an address or URI, * matches any characters except / and @, and ** any except @. With
-    --timestamp-roots, a signature stays valid after its certificate has expired if one of these
-    authorities has timestamped it before; with --key, a timestamp is then required.
+    --timestamp-roots, a signature stays valid after its certificate has expired, if one of these
+    authorities timestamped it before that. With --key, --timestamp-roots requires a timestamp.
 
     With --policy, nothing is written to a lock file or log; admit does that.
 
