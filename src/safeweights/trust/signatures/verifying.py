@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ...errors import quote
@@ -154,9 +153,19 @@ def read_bundle(path: str, *, beneath: str | None = None) -> Bundle:
         ) from None  # fmt: skip
 
 
-@lru_cache(maxsize=4)
 def _parsed(data: bytes, path: str) -> Bundle:
-    return parse_bundle(data, path=path)
+    # Comparing the bytes with those of the last time takes a tenth of hashing them for a cache.
+    known = _RECENT.get(path)
+    if known is None or known.source != data:
+        known = parse_bundle(data, path=path)
+        if len(_RECENT) >= _KEPT:
+            _RECENT.clear()
+        _RECENT[path] = known
+    return known
+
+
+_KEPT = 4
+_RECENT: dict[str, Bundle] = {}
 
 
 def check_signature(bundle: Bundle, trust: Trust) -> SignedBy:
