@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
+    "ChangedError",
     "ClosedError",
     "DTypeError",
     "DeviceError",
@@ -165,6 +166,10 @@ class FormatError(SafetensorError, ValueError):
     ) -> None:
         super().__init__(message, path=path, tensor=tensor, offset=offset)
         self.rule = rule
+
+
+class ChangedError(SafetensorError):
+    """A file, or a file of a checkpoint, was replaced between two looks at it; open it again."""
 
 
 class TensorNotFoundError(SafetensorError, KeyError):

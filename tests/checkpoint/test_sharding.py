@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, open
 from safeweights.checkpoint.sharding import EarlierSave, parse_size, save_sharded, split
-from safeweights.errors import FormatError, SafetensorError, UnsupportedError
-from safeweights.storage import ChangedError, LocalStore, MemoryStore, PartialOverwriteError
+from safeweights.errors import ChangedError, FormatError, SafetensorError, UnsupportedError
+from safeweights.storage import LocalStore, MemoryStore, PartialOverwriteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,8 +13,8 @@ import safeweights
 from safeweights.checkpoint import MemoryTensor
 from safeweights.checkpoint.sharding import save_sharded
 from safeweights.conversion import convert
-from safeweights.errors import FormatError, SafetensorError, UnsupportedError
-from safeweights.storage import ChangedError, LocalStore, sink
+from safeweights.errors import ChangedError, FormatError, SafetensorError, UnsupportedError
+from safeweights.storage import LocalStore, sink
 
 if TYPE_CHECKING:
     from safeweights.checkpoint import Tensor

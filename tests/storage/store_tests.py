@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from safeweights.errors import UnsupportedError
-from safeweights.storage import ChangedError, Entry, check_name
+from safeweights.errors import ChangedError, UnsupportedError
+from safeweights.storage import Entry, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

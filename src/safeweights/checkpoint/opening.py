@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
-from ..errors import FormatError
-from ..storage import ChangedError, LocalStore, Store
+from ..errors import ChangedError, FormatError
+from ..storage import LocalStore, Store
 from .file import SafetensorsFile
 from .mapping import Checkpoint
 from .shardindex import (

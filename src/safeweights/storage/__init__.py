@@ -35,13 +35,12 @@ from .sink import (
     write_stream,
 )
 from .source import Buffer, BytesSource, Reading, Source, TruncatedError, Verifier, flat
-from .store import ChangedError, Commit, Entry, MemoryStore, Store, check_name
+from .store import Commit, Entry, MemoryStore, Store, check_name
 
 __all__ = [
     "BACKENDS",
     "Buffer",
     "BytesSource",
-    "ChangedError",
     "Commit",
     "DescriptorSource",
     "Entry",

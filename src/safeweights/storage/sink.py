@@ -69,16 +69,16 @@ _CANNOT_LINK: Final = _CANNOT_RENAME | {errno.EMLINK}
 
 
 class PartialOverwriteError(OSError):
-    """What was there could be replaced in part only.
+    """The old contents could be replaced only in part.
 
     Attributes:
-        kept: The file that holds the new contents, whole; or the folder with all files, old and new, that
-            are not in place.
+        kept: The file that has all of the new contents; or the folder with all files, old and new, that
+            are not in their places.
     """
 
     def __init__(self, target: str, kept: str, cause: OSError) -> None:
         whole = "what is not in place" if os.path.isdir(kept) else "all of the new contents"
-        what = f"{cause.strerror}: overwritten in part only; {whole} is in {kept!r}"
+        what = f"{cause.strerror}: replaced only in part; {whole} is in {kept!r}"
         super().__init__(cause.errno, what, target)
         self.kept = kept
         self._cause = cause
@@ -128,15 +128,13 @@ def write_file(
     target = os.path.realpath(name) if links == "follow" else _resolve_parent(name)
     directory = os.path.dirname(target)
     staged = os.path.join(directory, staging_name())
-    replaced = stat_replaceable(target, follow=links != "refuse")
-    new = _NewFile(staged, target, replaced, size=size, durable=durable)
+    stat_replaceable(target, follow=links != "refuse")
     with sync_directory(directory, durable=durable):
+        stage_file(staged, target, buffers, size=size, durable=durable, progress=progress)
         try:
-            new.create(buffers, progress)
-            renamed = rename(staged, target, create_only=create_only)
-        except BaseException as error:
-            if isinstance(error, OSError) and error.filename == staged:
-                error.filename = target  # what the caller asked for
+            with _about(target):
+                renamed = rename(staged, target, create_only=create_only)
+        except BaseException:
             _discard(staged)
             raise
         if not renamed:
@@ -152,9 +150,15 @@ def stage_file(
     durable: bool = False,
     progress: _Progress | None = None,
 ) -> None:
-    """Write a new file at `path`, to be renamed to `target` later: it gets that one's owner and mode.
+    """Write a new file at `path` that is to be renamed to `target`, with the owner and mode of the old one.
 
-    The other arguments are those of `write_file`.
+    Args:
+        path: The new file; nothing exists there.
+        target: The file that it will replace, if there is one.
+        buffers: As for `write_file`.
+        size: As for `write_file`.
+        durable: As for `write_file`, without the name.
+        progress: As for `write_file`.
 
     Raises:
         OSError: About `target`; there is nothing at `path`.
@@ -209,7 +213,7 @@ def write_stream(
 
 
 def rename(source: str, target: str, *, create_only: bool = False) -> bool:
-    """Rename a file, over another if there is one; False where that cannot be done (and nothing was).
+    """Rename a file, over another if there is one; False if the filesystem cannot, and nothing changed.
 
     Args:
         source: The file.
@@ -251,7 +255,7 @@ def _rename_new(source: str, target: str) -> None:
 
 @contextlib.contextmanager
 def sync_directory(directory: str, *, durable: bool) -> Iterator[None]:
-    """If `durable`, make the names in `directory` survive a loss of power when the block has ended."""
+    """If `durable`, sync the names in `directory` at the end of the block, if that did not fail."""
     if not (durable and hasattr(os, "O_DIRECTORY")):  # Windows has none: NTFS journals names
         yield
         return
@@ -263,7 +267,7 @@ def sync_directory(directory: str, *, durable: bool) -> Iterator[None]:
 
 
 def stat_replaceable(target: str, *, follow: bool = True) -> os.stat_result | None:
-    """The status of the regular file at `target`; None where there is nothing.
+    """The status of the regular file at `target`; None if there is nothing.
 
     Args:
         target: A path.
@@ -309,7 +313,7 @@ class _NewFile:
         self._mode = 0o666 if replaced is None else stat.S_IMODE(replaced.st_mode) & 0o700
 
     def create(self, buffers: Iterable[Buffer], progress: _Progress | None) -> None:
-        """Write it. Where the system can, it has no name until it is complete."""
+        """Write it. It has no name until it is complete, if the system can do that."""
         unnamed = _open_unnamed(os.path.dirname(self._path), self._mode)
         if unnamed is None:
             self._create_named(buffers, progress)
@@ -340,7 +344,7 @@ class _NewFile:
 
 
 def _open_unnamed(directory: str, mode: int) -> int | None:
-    """A new file that has no name yet; None where the system or the filesystem has none."""
+    """A new file without a name; None if the system or the filesystem has no such files."""
     # It gets its name through /proc, which a chroot may lack.
     if not (hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd")):
         return None
@@ -351,7 +355,7 @@ def _open_unnamed(directory: str, mode: int) -> int | None:
 
 
 def _name(descriptor: int, path: str) -> bool:
-    """Give the file a name, as open(2) says; False where a security policy forbids that."""
+    """Give the file a name, as open(2) describes; False if a security policy forbids that."""
     try:
         # A src_dir_fd makes Python call linkat, which follows the link.
         os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor, follow_symlinks=True)

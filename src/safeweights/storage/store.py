@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from itertools import chain, count
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from ..errors import SafetensorError, UnsupportedError, quote
+from ..errors import ChangedError, UnsupportedError, quote
 from .source import BytesSource, flat
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from .source import Buffer, Source
 
-__all__ = ["ChangedError", "Commit", "Entry", "Kind", "MemoryStore", "Store", "check_name"]
+__all__ = ["Commit", "Entry", "Kind", "MemoryStore", "Store", "check_name"]
 
 Kind: TypeAlias = Literal["file", "link", "special", "folder"]
 """What a name stands for: a regular file, a symbolic link, another special file, or a folder."""
@@ -44,10 +44,6 @@ class Entry(NamedTuple):
 
     name: str
     kind: Kind
-
-
-class ChangedError(SafetensorError):
-    """The file is not the version that was asked for: it was replaced in the meantime."""
 
 
 def check_name(name: str) -> str | None:
