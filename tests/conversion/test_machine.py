@@ -214,7 +214,7 @@ def test_numpy_in_every_protocol_and_spelling() -> None:
 def test_frames_and_protocol_numbers_are_checked() -> None:
     with pytest.raises(FormatError, match="protocol 6"):
         read(b"\x80\x06N.")
-    with pytest.raises(FormatError, match="bytes are expected"):
+    with pytest.raises(FormatError, match="frame reaches past"):
         read(b"\x80\x04\x95" + struct.pack("<Q", 100) + b"N.")
 
 

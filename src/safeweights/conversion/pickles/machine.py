@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import FormatError, quote
 from ...storage.limits import DEFAULT_LIMITS, Limits, exceeded
-from ...storage.windows import ByteReader, truncated
+from ...storage.windows import ByteReader
 from .nodes import Blob, Call, DictNode, Effect, Global, PersistentId, SetNode, Value, modern
 from .opcodes import OPCODES, Arguments
 
@@ -223,7 +223,7 @@ class PickleMachine:
 
     def _op_frame(self, length: int) -> None:
         if length > self.reader.left:
-            raise truncated(self.source, self.reader.offset, length)
+            raise self._fault("a frame reaches past the end of the data", strict=True)
         if self.in_frame:
             raise self._fault("a frame begins inside another", strict=True)
         self._frame_end = self.reader.offset + length
@@ -530,11 +530,16 @@ def _has_no_attributes(value: Value) -> bool:
 def _is_no_state(state: Value) -> bool:
     """Whether BUILD with `state` changes nothing, and so is no error for an object without state."""
     parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
-    return all(
-        part is None or (isinstance(part, DictNode) and not part.pairs) or part in ((), [])
-        for part in parts
-        if not isinstance(part, Call)
-    ) and not any(isinstance(part, Call) for part in parts)
+    return all(_is_false(part) for part in parts)
+
+
+def _is_false(value: Value) -> bool:
+    """Whether what `value` describes is false in a condition."""
+    if isinstance(value, DictNode):
+        return not value.pairs
+    if isinstance(value, SetNode):
+        return not value.items
+    return isinstance(value, (type(None), bool, int, float, str, bytes, list, tuple)) and not value
 
 
 _CALLED_BY_PICKLE: Final = frozenset({"append", "extend", "add"})

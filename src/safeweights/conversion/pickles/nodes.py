@@ -54,7 +54,8 @@ class Global:
     @property
     def path(self) -> str:
         """The dotted name; ``?`` for a part that the pickle computes."""
-        return f"{self.module or '?'}.{self.name or '?'}"
+        module, name = ("?" if part is None else part for part in (self.module, self.name))
+        return f"{module}.{name}"
 
 
 @dataclass(eq=False, slots=True, repr=False)

@@ -223,7 +223,10 @@ class Arguments:
     # -- names
 
     def _name(self, *, module: bool) -> str:
-        line = self._line()
+        try:
+            line = self._line()
+        except FormatError as error:  # the unpickler in Python takes the last line without its end
+            raise self.fault("a name does not end", strict=True) from error
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
