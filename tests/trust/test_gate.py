@@ -845,6 +845,23 @@ def test_a_signature_elsewhere(
         use()
 
 
+@pytest.mark.parametrize("inside", ["", "vae"], ids=["top", "nested"])
+def test_a_signature_that_the_caller_names(tmp_path: Path, signer: FileSigner, inside: str) -> None:
+    """The signature is elsewhere, and names of files are relative to the model's folder."""
+    root = make(tmp_path / "m")
+    make(root / "vae", b=1)
+    made = str(tmp_path / "elsewhere.json")
+    sign(root, signer, signature=made)
+    policy = Policy((Rule("*", ("us",)),), {"us": signer.public_key})
+    assert not codes(admit(root, policy, signature=made))
+    gate = PolicyVerifier(policy, signature=made, base=str(root))
+    assert safeweights.numpy.load_file(root / inside / WEIGHTS, trust=gate)
+    shutil.copy(root / "vae" / WEIGHTS, root / WEIGHTS)
+    gate = PolicyVerifier(policy, signature=made, base=str(root))
+    with pytest.raises(TrustError):
+        safeweights.numpy.load_file(root / WEIGHTS, trust=gate)
+
+
 def test_a_base_above_the_model(
     tmp_path: Path, signer: FileSigner, rules: Callable[..., Policy]
 ) -> None:

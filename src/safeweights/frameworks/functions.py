@@ -13,7 +13,6 @@ from ..errors import UnsupportedError
 from ..format.gcpause import gc_paused
 from ..storage.memory import copied
 from ..storage.source import flat
-from ..trust.verifier import check_unnamed
 from .adapter import adapter_for
 from .handle import safe_open
 from .wording import saving
@@ -30,7 +29,6 @@ def load(framework: str, data: Any, device: Any = "cpu") -> dict[str, Any]:
         raise UnsupportedError(
             "argument 'data': 'str' object is not bytes; for a path use load_file"
         )
-    check_unnamed()
     # The copy belongs to the tensors: what the caller does with `data` afterwards is the caller's.
     with (
         safe_open[Any].of(copied(flat(data)), framework, device) as file,

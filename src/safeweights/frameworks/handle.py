@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 from ..checkpoint import Checkpoint, SafetensorsFile, Tensor
 from ..errors import ClosedError, MissingDependencyError, UnsupportedError
 from ..storage.memory import copied
+from ..trust.verifier import check_unnamed
 from .adapter import Adapter, MissingAdapter, adapter_for
 from .loading import Progress, load_all
 from .prefetch import THREADS, PrefetchLoader, PrefetchPlan, TensorMeta
@@ -170,6 +171,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
     @classmethod
     def of(cls, data: Any, framework: str, device: Any = "cpu") -> Self:
         """A handle on bytes in memory that hold a whole file."""
+        check_unnamed()
         self = cls.__new__(cls)
         self._adapter = adapter_for(framework)
         self._device = self._adapter.check_device(device)

@@ -225,17 +225,32 @@ def _who_signed(bundle: Bundle, policy: Policy, rule: Rule) -> tuple[str, Signed
     raise nearest or VerificationError("the rule names no signer", reason="no-signer")
 
 
-def locate_for(place: Place, policy: Policy, rule: Rule | None, given: str | None) -> Located:
-    """The signature of what is at `place`: the caller's, the rule's, or the one found by convention."""
+def locate_for(
+    place: Place,
+    policy: Policy,
+    rule: Rule | None,
+    given: str | None = None,
+    base: str | None = None,
+) -> Located:
+    """The signature of what is at `place`: the caller's, the rule's, or the one found by convention.
+
+    Args:
+        place: The file or folder.
+        policy: For its root and folder.
+        rule: The rule that applies.
+        given: The signature file that the caller names.
+        base: The folder that names in that are relative to; by default the folder of the model.
+    """
     top = os.path.realpath(policy.base) if policy.base and not place.problem else None
     if given is not None:
         signature = os.path.abspath(given)
-        return Located(signature, _base(place, rule, top, signature))
+        found = os.path.realpath(base) if base else _base(place, rule, top, signature)
+        return Located(signature, found)
     if rule is None or rule.signature is None:
-        found = locate(place.path, top=top)
+        convention = locate(place.path, top=top)
         if rule is None or rule.base is None:
-            return found
-        return Located(found.signature, _base(place, rule, top, found.signature))
+            return convention
+        return Located(convention.signature, _base(place, rule, top, convention.signature))
     beside = os.path.dirname(os.path.abspath(policy.path)) if policy.path else os.getcwd()
     if _SUBJECT not in rule.signature:
         signature = os.path.join(beside, rule.signature)
@@ -262,6 +277,8 @@ def _base(
     if subject is not None:
         model = os.path.realpath(os.path.join(top or os.sep, subject))
         return model if os.path.isdir(model) else os.path.dirname(model)
-    # A signature in a folder above speaks of names relative to that folder.
+    if place.folder:
+        return place.path
+    # Of a file: a signature in a folder above gives names relative to that folder.
     holder = os.path.realpath(os.path.dirname(signature))
     return folder if relative(folder, holder) is None else holder

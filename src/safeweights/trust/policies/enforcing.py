@@ -62,6 +62,8 @@ class PolicyVerifier:
         policy: A policy, or the path of one.
         name: What the rules call the model, in place of its path below the policy's root.
         signature: The signature file; by default the rule's, or found by convention.
+        base: The folder that names in `signature` are relative to, where that is not the folder of
+            the file, or one above it that holds the signature.
         lock: What was accepted before, remembered by model; by default the policy's own.
         log: Where every decision is recorded.
 
@@ -75,12 +77,14 @@ class PolicyVerifier:
         *,
         name: str | None = None,
         signature: str | None = None,
+        base: str | None = None,
         lock: LockFile | None = None,
         log: AuditLog | None = None,
     ) -> None:
         self.policy = load_policy(policy) if isinstance(policy, str) else policy
         self._name = name
         self._signature = signature
+        self._base = base
         self._lock = lock_of(self.policy, lock)
         self._log = log
         self._claims = Claims(self.policy)
@@ -89,8 +93,9 @@ class PolicyVerifier:
     def for_checkpoint(self) -> PolicyVerifier:
         """A verifier for the files of one checkpoint, all of which one statement must cover."""
         one = PolicyVerifier(
-            self.policy, name=self._name, signature=self._signature, lock=self._lock, log=self._log
-        )
+            self.policy, name=self._name, signature=self._signature, base=self._base,
+            lock=self._lock, log=self._log,
+        )  # fmt: skip
         one._claims = self._claims.for_checkpoint()
         return one
 
@@ -107,7 +112,9 @@ class PolicyVerifier:
         if self.policy.mode == "off":
             return source
         place = place_of(path, self.policy.base)
-        model = model_of(place, self.policy, name=self._name, signature=self._signature)
+        model = model_of(
+            place, self.policy, name=self._name, signature=self._signature, base=self._base
+        )
         status, claim, resource = self._claim(place.path, model)
         try:
             admitted, fact = self._open(source, place.path, resource)

@@ -71,7 +71,12 @@ class Model:
 
 
 def model_of(
-    place: Place, policy: Policy, *, name: str | None = None, signature: str | None = None
+    place: Place,
+    policy: Policy,
+    *,
+    name: str | None = None,
+    signature: str | None = None,
+    base: str | None = None,
 ) -> Model:
     """The model that what is at `place` belongs to.
 
@@ -90,7 +95,7 @@ def model_of(
         rule = policy.rule_for(canonical(name))
     elif place.problem is None:
         rule = policy.rule_for(place.name)
-    located = locate_for(place, policy, rule, signature)
+    located = locate_for(place, policy, rule, signature, base)
     if place.folder:
         return Model(name or place.name, place.path, rule, located)
     folder, alone = os.path.dirname(place.path), False
