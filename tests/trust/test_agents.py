@@ -14,7 +14,8 @@ import pytest
 
 from safeweights import __version__, agents
 from safeweights.errors import SafetensorError
-from safeweights.trust import DocumentError, load_policy
+from safeweights.trust import DocumentError, VerificationError, load_policy
+from safeweights.trust.files import open_beneath
 from safeweights.trust.policies.audit import AuditLog, verify_log
 from safeweights.trust.policies.policy import Policy, Rule
 from safeweights.trust.signatures import signing
@@ -223,6 +224,35 @@ def test_a_thousand_links_put_in_the_way(
     finally:
         stop.set()
         attacker.join()
+
+
+@pytest.mark.parametrize("by_parts", [True, False], ids=["by parts", "as on Windows"])
+@pytest.mark.parametrize("part", ["folder", "file"])
+def test_a_link_put_there_between_resolving_and_opening(
+    tmp_path: Path, outside: Path, monkeypatch: pytest.MonkeyPatch, part: str, by_parts: bool
+) -> None:
+    root = tmp_path / "models"
+    (root / "m").mkdir(parents=True)
+    (root / "m" / "secret.txt").write_text("harmless")
+    opened = os.open
+    calls = 0
+
+    def exchanging(path: Any, flags: int, *args: Any, **options: Any) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == 1:  # everything was resolved
+            if part == "folder":
+                (root / "m").rename(root / "kept")
+                (root / "m").symlink_to(outside)
+            else:
+                (root / "m" / "secret.txt").unlink()
+                (root / "m" / "secret.txt").symlink_to(outside / "secret.txt")
+        return opened(path, flags, *args, **options)
+
+    monkeypatch.setattr("safeweights.trust.files.os.open", exchanging)
+    monkeypatch.setattr(os, "supports_dir_fd", {exchanging} if by_parts else set())
+    with pytest.raises((OSError, VerificationError), match=r"m/secret\.txt"):
+        open_beneath(str(root), str(root / "m" / "secret.txt"))
 
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "model/config.json/x", "x" * 5000])

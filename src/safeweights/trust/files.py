@@ -84,9 +84,10 @@ def open_beneath(root: str, path: str) -> int:
     parts = inside.split(os.sep)
     if parts[0] == os.pardir or os.path.isabs(inside):
         raise outside
-    if os.open not in os.supports_dir_fd:  # Windows
+    if os.open not in os.supports_dir_fd:  # Windows, where making a link takes a privilege
         descriptor = os.open(real, _SAFE_FLAGS)
-        if not os.path.samestat(os.fstat(descriptor), os.stat(real, follow_symlinks=False)):
+        same = os.path.samestat(os.fstat(descriptor), os.stat(real, follow_symlinks=False))
+        if not same or os.path.realpath(real) != real:
             os.close(descriptor)
             raise outside
         return descriptor
