@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import pickle
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,39 @@ def test_inspect(tools: agents.ModelTools) -> None:
     assert found["listed"][0] == {"name": "a", "dtype": "U8", "shape": [700_000]}
     assert answer(call(tools, "inspect", path="old.npz"))["format"] == "npz"
     assert not answer(call(tools, "inspect", path="model", offset=5))["listed"]
+
+
+class Acting:
+    def __reduce__(self) -> Any:
+        return os.getcwd, ()
+
+
+def test_inspect_names_what_loading_would_run(tools: agents.ModelTools, tmp_path: Path) -> None:
+    """By name, and not what only builds arrays."""
+    (tmp_path / "old.pkl").write_bytes(pickle.dumps({"w": np.ones(2), "x": Acting()}))
+    found = answer(call(tools, "inspect", path="old.pkl"))
+    assert found["would_execute"] == ["posix.getcwd" if os.name == "posix" else "nt.getcwd"]
+    assert "would_execute" not in answer(call(tools, "inspect", path="old.npz"))
+
+
+def test_inspect_and_convert_name_what_cannot_be_given(
+    tools: agents.ModelTools, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "mixed.npz", w=np.ones(2), z=np.ones(3, "c16"))
+    found = answer(call(tools, "inspect", path="mixed.npz"))
+    assert found["tensors"] == 2
+    assert [row["dtype"] for row in found["listed"]] == ["F64", "C128"]
+    assert [bool(row.get("unreadable")) for row in found["listed"]] == [False, True]
+    converted = answer(call(tools, "convert", path="mixed.npz", name="new.safetensors"))
+    assert (converted["tensors"], list(converted["refused"])) == (1, ["z"])
+
+
+def test_inspect_opens_a_folder_of_another_format(tools: agents.ModelTools, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in "ab":
+        np.savez(tmp_path / "folder" / f"{name}.npz", **{name: np.ones(2)})
+    found = answer(call(tools, "inspect", path="folder"))
+    assert (found["format"], found["tensors"]) == ("npz", 2)
 
 
 def test_hostile_names_stay_data(

@@ -8,11 +8,12 @@ import pickle
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from safeweights.reports.bom import Foreign, bill_of_materials
+from safeweights.reports.bom import ForeignFile, bill_of_materials, look_into
 from safeweights.trust.content.digests import hash_file
 from safeweights.trust.errors import VerificationError
 from safeweights.trust.signatures.verifying import SignedBy
@@ -158,10 +159,10 @@ def test_other_formats_are_counted_where_there_are_no_safetensors(
     (tmp_path / "c.h5").write_bytes(b"c")
     (tmp_path / "notes.txt").write_bytes(b"d")
 
-    def look(path: str) -> Foreign | None:
+    def look(path: str) -> ForeignFile | None:
         if path.endswith("txt"):
-            return Foreign("pickle")  # text that begins like one
-        return Foreign("gguf" if path.endswith("gguf") else "hdf5", 1, {"F32": 5}, ["x"], ["y"])
+            return ForeignFile("pickle")  # text that begins like one
+        return ForeignFile("gguf" if path.endswith("gguf") else "hdf5", 1, {"F32": 5}, ["x"], ["y"])
 
     found, files = listed(tmp_path, look=look)
     assert (found["parameters"], found["parameters:F32"]) == ("10", "10")
@@ -180,3 +181,20 @@ def test_nothing_has_no_bill(tmp_path: Path) -> None:
     (tmp_path / ".git" / "x").touch()
     with pytest.raises(VerificationError, match="no file to list"):
         bill_of_materials(str(tmp_path))
+
+
+def test_tensors_that_cannot_be_given_are_counted_with_the_reason(tmp_path: Path) -> None:
+    np.savez(tmp_path / "m.npz", a=np.zeros(3, "f4"), b=np.zeros((2, 2), "c16"))
+    found, files = listed(tmp_path, look=look_into)
+    facts = properties(files["m.npz"])
+    assert (facts["format"], facts["tensors"]) == ("npz", "2")
+    assert facts["unreadable-tensors"].startswith("1 tensor: its type is complex128")
+    assert (found["parameters"], found["parameters:C128"]) == ("7", "4")
+
+
+def test_an_index_of_another_format_lists_its_shards(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", a=np.zeros(3, "f4"))
+    (tmp_path / "other.txt").write_text("not part of it")
+    index = tmp_path / "m.npz.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "a.npz"}}))
+    assert sorted(listed(index, look=look_into)[1]) == ["a.npz", "m.npz.index.json"]

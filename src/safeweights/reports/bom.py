@@ -23,21 +23,24 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 from ..checkpoint import SafetensorsFile
-from ..checkpoint.shardindex import INDEX_SUFFIX, SUFFIX, read_index
-from ..errors import FormatError, quote
+from ..checkpoint.shardindex import ANY_INDEX, SUFFIX, read_index
+from ..errors import FormatError, SafetensorError, quote
+from ..storage import open_source
+from ..text import plural, printable
 from ..trust.content.digests import FileDigest, hash_files
 from ..trust.documents import parse_json
 from ..trust.errors import TrustError, VerificationError
 from ..trust.files import check_model, list_folder, read_document
 from ..trust.policies.examination import examine_file
 from ..trust.signatures.bundle import DEFAULT_IGNORED, covers
+from .inventory import rows, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ..trust.signatures.verifying import SignedBy
 
-__all__ = ["Foreign", "bill_of_materials"]
+__all__ = ["ForeignFile", "bill_of_materials", "look_into"]
 
 _NAMESPACE: Final = uuid.UUID("6f1d1f6e-4f0b-5c6f-9d53-0a3a0f6d2c11")
 _MAX_TEXT: Final = 4 << 20
@@ -50,7 +53,7 @@ _SHOWN: Final = 100
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ForeignFile:
     """Facts about a file in another format than safetensors.
 
     Attributes:
@@ -66,6 +69,43 @@ class Foreign:
     parameters: Mapping[str, int] = field(default_factory=dict)
     calls: Sequence[str] = ()
     unread: Sequence[str] = ()
+    unreadable: Sequence[str] = ()
+
+
+def look_into(path: str) -> ForeignFile | None:
+    """What is known of a file in another format, found without executing it; None for any other file.
+
+    Raises:
+        FormatError: An archive that breaks a rule.
+        OSError: It cannot be opened or read.
+    """
+    from ..conversion import scan
+    from ..conversion.grading import Grade
+    from ..conversion.opening import HEAD, SAFETENSORS, identify, read_source
+
+    source = open_source(path, backend="pread")
+    name = identify(source, source.read(0, min(HEAD, source.size)))
+    if name is None or name == SAFETENSORS:
+        return None
+    report = scan(source)
+    calls = dict.fromkeys(
+        f"{quote(call.target)} ({call.grade.label})"
+        for call in report.findings
+        if call.grade > Grade.DATA
+    )
+    unread = [printable(part.reason) for part in report.unread]
+    try:
+        found = list(rows(read_source(source, format=name)))
+    except SafetensorError:
+        return ForeignFile(name, calls=list(calls), unread=unread)
+    parameters: Counter[str] = Counter()
+    for row in found:
+        parameters[row.dtype] += row.parameters
+    refused = [
+        f"{plural(group['tensors'], 'tensor')}: {printable(group['reason'])}"
+        for group in unreadable(found)
+    ]
+    return ForeignFile(name, len(found), parameters, list(calls), unread, refused)
 
 
 def bill_of_materials(
@@ -75,7 +115,7 @@ def bill_of_materials(
     version: str | None = None,
     signed_by: SignedBy | None = None,
     when: datetime | None = None,
-    look: Callable[[str], Foreign | None] = lambda _: None,
+    look: Callable[[str], ForeignFile | None] = lambda _: None,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
@@ -138,8 +178,8 @@ def bill_of_materials(
 
 
 def _names(path: str) -> list[str]:
-    if path.endswith(INDEX_SUFFIX) and os.path.isfile(path):
-        return [os.path.basename(path), *read_index(path).shards]
+    if path.endswith(ANY_INDEX) and os.path.isfile(path):
+        return [os.path.basename(path), *read_index(path, suffix="").shards]
     if not os.path.isdir(path):
         return [os.path.basename(path)]
     found = [entry.name for entry in list_folder(path) if not covers(DEFAULT_IGNORED, entry.name)]
@@ -177,7 +217,7 @@ def _tool() -> dict[str, Any]:
 
 
 def _file(
-    base: str, digest: FileDigest, count: _Count, look: Callable[[str], Foreign | None]
+    base: str, digest: FileDigest, count: _Count, look: Callable[[str], ForeignFile | None]
 ) -> dict[str, Any]:
     facts = [("size", str(digest.size)), *_contents(base, digest.name, count, look)]
     return {
@@ -207,7 +247,7 @@ def _link(base: str, name: str) -> list[tuple[str, str]]:
 
 
 def _contents(
-    base: str, name: str, count: _Count, look: Callable[[str], Foreign | None]
+    base: str, name: str, count: _Count, look: Callable[[str], ForeignFile | None]
 ) -> Iterator[tuple[str, str]]:
     """Facts about the contents of a file: its tensors, and code that it runs."""
     path = os.path.join(base, name)
@@ -236,6 +276,8 @@ def _contents(
             yield "loading-calls", call
         for reason in foreign.unread[:_SHOWN]:
             yield "unread", reason
+        for reason in foreign.unreadable[:_SHOWN]:
+            yield "unreadable-tensors", reason
     for finding in findings:
         yield f"finding:{finding.kind}", finding.detail
 

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...errors import SafetensorError, quote
-from ...text import escape, printable
+from ...text import escape
 from ..app import FILE, json_option
 from ..watching import watched_files
 from ..writing import STDOUT, check_replaceable
 
 if TYPE_CHECKING:
-    from ...reports.bom import Foreign
     from ..output import Output
 
 __all__ = ["command"]
@@ -56,7 +54,7 @@ def command(
       safeweights bom model/ -o model.cdx.json
       safeweights bom model/ --version 2.1 | jq '.components[].name'
     """
-    from ...reports.bom import bill_of_materials
+    from ...reports.bom import bill_of_materials, look_into
     from ...trust.files import check_model
 
     check_model(path)
@@ -66,7 +64,7 @@ def command(
         check_replaceable(output, _check_bill, "a bill of materials", force=force)
     with watched_files("reading", [path]) as progress:
         document = bill_of_materials(
-            path, name=name, version=version, look=_look, progress=progress
+            path, name=name, version=version, look=look_into, progress=progress
         )
     if output is not None:
         from ...storage import write_file
@@ -82,36 +80,3 @@ def _check_bill(data: bytes) -> None:
     from ...trust.documents import parse_json
 
     parse_json(data).member("bomFormat").equals("CycloneDX")
-
-
-def _look(path: str) -> Foreign | None:
-    """Tensors of a file of another format and the functions that loading it calls; executes nothing."""
-    from ...conversion import scan
-    from ...conversion.grading import Grade
-    from ...conversion.opening import HEAD, SAFETENSORS, identify, read_source
-    from ...reports.bom import Foreign
-    from ...reports.inventory import rows
-    from ...storage import open_source
-
-    source = open_source(path, backend="pread")
-    name = identify(source, source.read(0, min(HEAD, source.size)))
-    if name in {None, SAFETENSORS}:
-        return None
-    assert name is not None
-    report = scan(source)
-    calls = list(
-        dict.fromkeys(
-            f"{quote(call.target)} ({call.grade.label})"
-            for call in report.findings
-            if call.grade > Grade.DATA
-        )
-    )
-    unread = [printable(part.reason) for part in report.unread]
-    try:
-        found = list(rows(read_source(source, format=name)))
-    except SafetensorError:
-        return Foreign(name, calls=calls, unread=unread)
-    parameters: dict[str, int] = {}
-    for row in found:
-        parameters[row.dtype] = parameters.get(row.dtype, 0) + row.parameters
-    return Foreign(name, len(found), parameters, calls, unread)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...checkpoint.shardindex import INDEX_SUFFIX, SUFFIX
+from ...checkpoint.shardindex import ANY_INDEX, SUFFIX
 from ...conversion.opening import open_checkpoint
 from ...errors import SafetensorError, quote
 from ...reports.problems import NO, UNREADABLE, YES, explain
@@ -221,8 +221,8 @@ def _weights(path: str, failed: _Failures) -> list[str]:
         if os.path.isdir(path):
             names = [entry.name for entry in list_folder(path) if entry.name.endswith(SUFFIX)]
             return [os.path.join(path, name) for name in names]
-        if path.endswith(INDEX_SUFFIX):
-            shards = read_index(path).shards
+        if path.endswith(ANY_INDEX):
+            shards = read_index(path, suffix="").shards
             return [os.path.join(os.path.dirname(path), shard) for shard in shards]
     except (SafetensorError, OSError) as error:
         failed.add(path, error, explain(error)[0])
