@@ -25,6 +25,7 @@ __all__ = [
     "DTypeError",
     "DeviceError",
     "FormatError",
+    "IndexTypeError",
     "LayoutError",
     "MissingDependencyError",
     "MissingPluginError",
@@ -186,6 +187,10 @@ class SelectionError(SafetensorError, IndexError):
 
 class StepError(SelectionError, ValueError):
     """A slice whose step is zero."""
+
+
+class IndexTypeError(SelectionError, TypeError):
+    """An index of a type that torch does not take."""
 
 
 class UnsupportedError(SafetensorError, TypeError):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 
-__all__ = ["count", "escape", "human_bytes", "human_count", "plural", "printable"]
+__all__ = ["count", "escape", "human_bytes", "human_count", "plural", "printable", "similar_names"]
 
 
 _UNITS: Final = ("kB", "MB", "GB", "TB", "PB", "EB")
@@ -77,3 +77,32 @@ def plural(number: int, noun: str) -> str:
     ('1 tensor', '1,200 tensors')
     """
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+_COMPARED_MAX: Final = 2000
+"""Names compared letter by letter, at most: some 20 ms."""
+
+_SEARCHED_MAX: Final = 20_000
+"""Names searched, at most: an error message must not take long, where a program asks for many names."""
+
+
+def similar_names(name: str, known: Collection[str], limit: int = 3) -> list[str]:
+    """Names that may be meant by `name`: with another prefix, or spelled alike.
+
+    >>> similar_names("layer.0.wieght", ["layer.0.weight", "layer.0.bias", "norm"])
+    ['layer.0.weight']
+    >>> similar_names("norm.weight", ["model.norm.weight", "model.norm.bias"])
+    ['model.norm.weight']
+    """
+    if not 0 < len(name) < 200 or len(known) > _SEARCHED_MAX:
+        return []
+    ending = f".{name}"
+    found = [other for other in known if other.endswith(ending) or name.endswith(f".{other}")]
+    if not found:
+        alike = [other for other in known if abs(len(other) - len(name)) <= 8]
+        if len(alike) <= _COMPARED_MAX:
+            from difflib import get_close_matches
+
+            found = get_close_matches(name, alike, limit)
+    found = found or [other for other in known if name in other and len(other) < 200]
+    return found[:limit]

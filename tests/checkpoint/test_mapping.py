@@ -429,3 +429,41 @@ def test_tensors_are_made_when_asked_for(path: Path, monkeypatch: pytest.MonkeyP
     assert made == []
     assert opened["Z"].view() == b"zzz"
     assert made == ["Z"]
+
+
+def named(*names: str) -> Checkpoint:
+    return Checkpoint({name: MemoryTensor(name, "U8", (0,), b"") for name in names})
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        ("norm.weight", "`model.norm.weight`"),  # a prefix is missing
+        ("base.model.norm.weight", "`model.norm.weight`"),  # or is too much
+        ("model.norm.wieght", "`model.norm.weight`"),
+        ("head", "`lm_head.bias`, `lm_head.weight`"),
+    ],
+)
+def test_similar_names_are_said(asked: str, hint: str) -> None:
+    found = named("model.norm.weight", "lm_head.bias", "lm_head.weight")
+    with pytest.raises(TensorNotFoundError) as caught:
+        found[asked]
+    assert str(caught.value) == f"File does not contain tensor {asked}; similar names: {hint}"
+
+
+def test_nothing_is_similar() -> None:
+    for asked in ("zzzzzzzzz", "", "x" * 300):
+        with pytest.raises(TensorNotFoundError) as caught:
+            named("model.norm.weight")[asked]
+        assert "similar" not in str(caught.value)
+    many = named(*(f"model.{i}.weight" for i in range(2500)))
+    with pytest.raises(TensorNotFoundError, match=r"similar names: `model\.7\.weight`"):
+        many["7.weight"]
+    with pytest.raises(TensorNotFoundError, match=r"tensor model\.7\.wieght$"):
+        many["model.7.wieght"]  # too many to compare letter by letter
+    assert many.get("model.7.wieght") is None
+    assert many.get(7, 1) == 1  # type: ignore[call-overload]
+    assert many.get("model.7.weight") is many["model.7.weight"]
+    with pytest.raises(TensorNotFoundError) as caught:
+        named(*map(str, range(20_001)))["2000x"]
+    assert "similar" not in str(caught.value)

@@ -40,6 +40,8 @@ def test_one_family_that_pickles(kind: type[SafetensorError]) -> None:
         (errors.NameTypeError, TypeError),
         (errors.StepError, IndexError),
         (errors.StepError, ValueError),
+        (errors.IndexTypeError, IndexError),
+        (errors.IndexTypeError, TypeError),
         (errors.DTypeError, TypeError),
         (errors.DTypeError, KeyError),
         (errors.DeviceError, RuntimeError),

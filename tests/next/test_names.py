@@ -140,3 +140,18 @@ def test_the_same_bytes(tmp_path: Path) -> None:
     assert ours == safetensors.torch.save(tensors, {"format": "pt"})
     for name, tensor in safetensors.torch.load(ours).items():
         assert torch.equal(tensor, tensors[name])
+
+
+def test_no_difference_is_unexplained() -> None:
+    script = Path(__file__).parents[2] / "scripts" / "compare_reference.py"
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"safetensors {reference_version()}" in done.stdout
+
+
+def reference_version() -> str:
+    import safetensors
+
+    return str(safetensors.__version__)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, NameTypeError, TensorNotFoundError, quote
 from ..format.header import PREFIX, Header, header_length, parse
 from ..format.sniffing import HEAD, identify
 from ..storage import Source, Verifier, open_source
+from ..text import similar_names
 from .tensor import FileTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 __all__ = ["SafetensorsFile", "not_found"]
 
@@ -59,12 +63,14 @@ class SafetensorsFile:
         return FileTensor(name, info, self.source, self.header.data_start)
 
 
-def not_found(name: object, path: str | None) -> TensorNotFoundError:
+def not_found(name: object, path: str | None, known: Collection[str] = ()) -> TensorNotFoundError:
     """The error for a name that a checkpoint does not have; the reference's words."""
     where = name if isinstance(name, str) else None
     shown = repr(name) if where is None else quote(where)[1:-1]
     kind = NameTypeError if where is None else TensorNotFoundError
-    return kind(f"File does not contain tensor {shown}", path=path or None, tensor=where)
+    close = ", ".join(map(quote, similar_names(where, known))) if where is not None else ""
+    hint = f"; similar names: {close}" if close else ""
+    return kind(f"File does not contain tensor {shown}{hint}", path=path or None, tensor=where)
 
 
 def _read_header(source: Source, head: bytes) -> Header:

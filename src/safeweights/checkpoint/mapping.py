@@ -124,7 +124,11 @@ class Checkpoint(Mapping[str, Tensor]):
             # Ours are of these classes too; only one of them says that there is no such tensor.
             if isinstance(error, SafetensorError) and not isinstance(error, TensorNotFoundError):
                 raise
-            raise not_found(name, self.name or None) from None
+            raise not_found(name, self.name or None, self._open_tensors()) from None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The tensor called `name`, or `default`, without the search for similar names of ``[name]``."""
+        return self[name] if isinstance(name, str) and name in self else default
 
     @property
     def refused(self) -> dict[str, str]:

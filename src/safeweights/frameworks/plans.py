@@ -128,7 +128,7 @@ def batches(
     if plan is not None:
         for name in plan:
             if not isinstance(name, str) or name not in checkpoint:
-                raise not_found(name, checkpoint.name or None)
+                raise not_found(name, checkpoint.name or None, checkpoint)
     found: list[Batch | Scattered] = []
     if checkpoint.files:
         for file in checkpoint.files:

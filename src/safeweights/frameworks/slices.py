@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, Typ
 
 import numpy as np
 
-from ..errors import DTypeError, SelectionError, StepError, UnsupportedError, quote
+from ..errors import DTypeError, IndexTypeError, SelectionError, StepError, UnsupportedError, quote
 from ..format import indexing
 from ..format.dtypes import BITS
 from ..storage.memory import copied
@@ -119,7 +119,8 @@ class Slice(Generic[T]):
         except (*_INDEX_ERRORS, RuntimeError) as error:
             if "allocate" in str(error):
                 raise  # torch has no class of its own for having run out of host memory
-            kind = StepError if isinstance(error, ValueError) else SelectionError
+            kinds = {ValueError: StepError, TypeError: IndexTypeError}
+            kind = kinds.get(type(error), SelectionError)
             raise kind(str(error), tensor=tensor.name) from error
         placed: T = adapter.place(part, self._device)
         return placed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from ..output import Output
 
 __all__ = ["command"]
-
-_NAMES_MAX: Final = 20_000
-"""Maximum number of names to search for a similar one."""
 
 
 def _complete_name(
@@ -86,7 +83,7 @@ def command(
         raise click.UsageError("-o - needs standard output without --json, and not a terminal")
     checkpoint = open_checkpoint(path)
     choice = split(tensor, checkpoint)
-    found = _lookup(checkpoint, choice)
+    found = checkpoint[choice.name]
     found.check_readable()
     selection = _select(choice, found, path)
     document = _document(path, choice, found, selection)
@@ -103,24 +100,6 @@ def command(
         _print_statistics(out, document)
     elif output is None:
         _print_values(out, document, found, selection, limit or sys.maxsize)
-
-
-def _lookup(checkpoint: Checkpoint, choice: Choice) -> Tensor:
-    """The tensor; if it does not exist, the error lists similar names."""
-    from ...errors import TensorNotFoundError, quote
-
-    try:
-        return checkpoint[choice.name]
-    except TensorNotFoundError as error:
-        if len(checkpoint) <= _NAMES_MAX and len(choice.name) < 200:
-            from difflib import get_close_matches
-
-            names = [name for name in checkpoint if len(name) < 200]
-            close = get_close_matches(choice.name, names)
-            close = close or [name for name in names if choice.name in name][:3]
-            if close and choice.name:
-                error.message += f"; similar names: {', '.join(map(quote, close))}"
-        raise
 
 
 def _select(choice: Choice, tensor: Tensor, path: str) -> Selection:
