@@ -137,6 +137,11 @@ def calls(package: str, folder: Path) -> dict[str, Callable[[], object]]:
         usual = {"dtype": "float32", "shape": [1], "data_ptr": 64, "data_len": 4}
         return core.TensorSpec(**{**usual, **changed})
 
+    def closed_keys() -> object:
+        handle = opened()
+        handle.__exit__(None, None, None)
+        return handle.keys()
+
     class WithExtraState(torch.nn.Linear):
         def get_extra_state(self) -> dict[str, int]:
             return {"version": 1}
@@ -179,7 +184,7 @@ def calls(package: str, folder: Path) -> dict[str, Callable[[], object]]:
         },
         "slice: numpy, a list": lambda: opened(framework="np").get_slice("a")[[0]],
         "slice: numpy, stop beyond": lambda: opened(framework="np").get_slice("a")[0:7],
-        "closed": lambda: (lambda f: (f.__exit__(None, None, None), f.keys()))(opened()),
+        "closed": closed_keys,
         "load: str": lambda: st.load("x"),
         "load: bytearray": lambda: st.load(bytearray(path.read_bytes())),
         "load: not a file": lambda: st.load(b"abc"),

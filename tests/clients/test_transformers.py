@@ -79,6 +79,19 @@ def test_a_broken_file_is_an_error(files: Path, tiny_llama: Any) -> None:
         LlamaForCausalLM.from_pretrained(files)
 
 
+def test_the_recipe_of_the_documentation(
+    files: Path, tiny_llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "frameworks.md"
+    section = page.read_text().partition("## Transformers without patching")[2]
+    block = section.partition("```python\n")[2].partition("```")[0]
+    tiny_llama.save_pretrained(files / "folder", max_shard_size="20KB")
+    monkeypatch.chdir(files)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert same(tiny_llama.state_dict(), names["model"].state_dict())
+
+
 def test_slices_of_a_handle_are_a_state_dict(files: Path, tiny_llama: Any) -> None:
     """The recipe of docs/frameworks.md: no patching at all, for transformers >= 5."""
     tiny_llama.save_pretrained(files)
