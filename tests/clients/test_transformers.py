@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,6 @@ from safetensors import safe_open as safe_open_as_clients_see_it
 from transformers import BertConfig, BertModel, LlamaForCausalLM, modeling_utils
 
 import safeweights
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
