@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ..checkpoint import SafetensorsFile
-from ..errors import FormatError, SafetensorError
+from ..errors import FormatError, SafetensorError, quote
 from ..storage import BytesSource, Source, open_source
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.windows import read_bytes
 from . import formats
 from .archives.tar_reader import TarArchive, looks_like_tar
 from .archives.zip_reader import ZipArchive, ends_in_zip, looks_like_zip
-from .foreign import ALL_CONSTRUCTORS, OpenOptions
+from .foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions
 from .grading import (
     NESTED_LOADERS,
     Grade,
@@ -39,7 +39,7 @@ from .pickles.flatten import summary, unfolded_size
 from .pickles.machine import Pickle, PickleMachine
 from .pickles.materialize import Storages, located
 from .pickles.nodes import Call, Global, Value
-from .pickles.numpy_nodes import blob_source
+from .pickles.numpy_nodes import RefusedNode, blob_source
 from .pickles.object_nodes import as_bytes
 from .pickles.torch_nodes import QuantisedNode, TensorNode
 from .readers import hdf5, numpy_files, tensorflow_v2, torch_files, torch_tar
@@ -417,7 +417,13 @@ class _Scanner:
     def _hdf5(self, source: Source) -> str:
         if _contains(source, b"model_config"):
             self._keras_config(source)
-        hdf5.read_hdf5(source, self._options)
+        found = hdf5.read_hdf5(source, self._options)
+        for name, reason in _unread_datasets(found):
+            self._unread(source, None, f"dataset {quote(name)} was not read: {reason}")
+        for name, data in hdf5.byte_strings(source, self._limits):
+            # PyTables and pandas unpickle such strings; what is not a pickle stays text for them.
+            self._limits.spend("opcodes", _STEPS_PER_PICKLE, source.name)
+            self._as_pickle(BytesSource(data, f"{source.name}!{name}"), second=False)
         return "hdf5"
 
     # -- pickles
@@ -486,8 +492,14 @@ class _Scanner:
         self._storages, self._place = storages, place
         return storages.load(call)
 
-    def _as_pickle(self, source: Source, offset: int = 0) -> None:
-        """Report what an unpickler that starts at `offset` would do until it fails."""
+    def _as_pickle(self, source: Source, offset: int = 0, *, second: bool = True) -> None:
+        """Report what an unpickler that starts at `offset` would do until it fails.
+
+        Args:
+            source: The bytes.
+            offset: Where it starts.
+            second: The bytes were also read as something else.
+        """
         machine = self._machine(source, offset, _torch_only)
         try:
             found = machine.run()
@@ -497,7 +509,7 @@ class _Scanner:
             if not stops_too and (found.globals or found.persistent):
                 self._unread(source, error.offset, f"read as a pickle: {error.message}")
         else:
-            if found.globals:
+            if found.globals and second:
                 self._unread(source, offset, "another reader takes the same bytes for a pickle")
         if not found.globals:
             return
@@ -580,6 +592,13 @@ def _torch_only(value: Value) -> Value:
     if not isinstance(value, (tuple, Call)):
         raise FormatError("nothing resolves this persistent id", rule="pickle")
     return NotImplemented
+
+
+def _unread_datasets(found: ForeignCheckpoint) -> Iterator[tuple[str, str]]:
+    """Name and reason of each dataset of numbers whose values are elsewhere or cannot be read."""
+    for name, node in found.nodes.items():
+        if isinstance(node, RefusedNode) and not node.dtype:
+            yield name, node.reason
 
 
 def _hdf5_start(source: Source) -> int | None:
