@@ -223,7 +223,7 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(keys.__file__).parents[2])}, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(keys.__file__).parents[3])}, check=False,
     )  # fmt: skip
     assert "safeweights[trust]" in done.stdout, done.stderr
     assert issubclass(MissingDependencyError, ImportError)

@@ -377,6 +377,23 @@ def test_where_bundles_keep_it(
     assert len(TimestampVerificationData.from_json(data).rfc3161_timestamps) == 1
 
 
+def test_the_reference_accepts_it(
+    model: Path, pki: Any, authority: TimestampAuthority, tmp_path: Path
+) -> None:
+    import model_signing
+
+    signed = signing.sign(model, pki.leaf.signer, certificates=pki.chain, timestamp=authority.stamp)
+    (tmp_path / "root.pem").write_bytes(pki.root.pem)
+    model_signing.verifying.Config().use_certificate_verifier(
+        certificate_chain=[tmp_path / "root.pem"]
+    ).verify(model, Path(signed.signature))
+    signed = signing.sign(model, pki.leaf.signer, timestamp=authority.stamp)
+    (tmp_path / "key.pub").write_bytes(pki.leaf.signer.public_key.pem)
+    model_signing.verifying.Config().use_elliptic_key_verifier(
+        public_key=tmp_path / "key.pub"
+    ).verify(model, Path(signed.signature))
+
+
 class TestRequests:
     """Asking an authority over http."""
 

@@ -41,8 +41,8 @@ def command(
     """Print the digest that identifies a model's contents.
 
     It is the digest that sign, with the same options, writes into the signature: the SHA-256 over the
-    SHA-256 of all files, in the order of their names. The signature is not part of the contents. Every file
-    is read, none is written. A policy can require the digest.
+    SHA-256 of all files, in the order of their names. It covers neither the names nor the signature. Every
+    file is read, none is written. A policy can require the digest of a signed model (root_digests).
 
     Piped, the line is the digest and PATH, separated by a tab.
 
