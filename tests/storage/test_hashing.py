@@ -40,6 +40,11 @@ class Once(Source):
         self._data[offset : offset + len(buffer)] = bytes(len(buffer))
 
 
+def test_the_digest_alone() -> None:
+    data = hashlib.shake_128(b"x").digest(5 * STEP)
+    assert sha256(Once(data)) == hashlib.sha256(data).hexdigest()
+
+
 @pytest.mark.parametrize("into", [False, True])
 @pytest.mark.parametrize("also", [False, True])
 @pytest.mark.parametrize("size", [0, 1, STEP, STEP + 1, 2 * STEP, 7 * STEP + 13])

@@ -244,6 +244,19 @@ def test_a_limit_is_at_least_one() -> None:
         Limits(depth=0)
 
 
+def test_what_parts_of_a_file_spend_together_is_counted() -> None:
+    each = Limits(opcodes=10)
+    for _ in range(3):
+        each.spend("opcodes", 10, None)  # by default every stream has the whole of it
+    shared = each.counted()
+    shared.spend("opcodes", 7, None)
+    assert (shared.left("opcodes"), shared.left("depth"), each.left("opcodes")) == (3, 500, 10)
+    with pytest.raises(FormatError, match="opcodes=10"):
+        shared.spend("opcodes", 4, "x")
+    shared.count("opcodes", 4)
+    assert shared.left("opcodes") == -1
+
+
 def test_the_error_says_how_to_raise_a_limit() -> None:
     error = exceeded("inline_bytes", 7, "x.pt", 3)
     assert (error.rule, error.path, error.offset) == ("limit-inline-bytes", "x.pt", 3)

@@ -757,6 +757,8 @@ def test_what_is_no_buffer_is_refused() -> None:
         write_stream(io.BytesIO(), [memoryview(b"abcd")[::2]])
     with pytest.raises(UnsupportedError, match="str"):
         write_stream(io.BytesIO(), ["text"])  # type: ignore[list-item]
+    with pytest.raises(UnsupportedError, match="takes text: open it in mode 'wb'"):
+        write_stream(io.StringIO(), [b"bytes"])  # type: ignore[arg-type]
 
 
 LARGE = [bytes([number]) * (1 << 18) for number in range(5)]

@@ -32,6 +32,7 @@ from safeweights.storage import (
     Source,
     TruncatedError,
     file_objects,
+    files,
     flat,
     open_source,
     syscalls,
@@ -646,6 +647,34 @@ def test_where_pages_cannot_be_fetched_they_come_by_themselves(
         reading.fill(0, reading.extent)
         reading.fill(0, 0)
         assert reading.data == bytes(range(7, 107))
+
+
+@pytest.mark.parametrize("size", [5000, 4096])
+def test_pages_that_cannot_be_fetched_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """To a mapping a disk that fails looks like a file that was truncated."""
+    (tmp_path / "a").write_bytes(bytes(5000))
+    reading = open_source(tmp_path / "a").reading(0, 5000)
+    os.truncate(tmp_path / "a", size)
+    monkeypatch.setattr(files, "populate", lambda _: False)
+    expected: Any = OSError if size == 5000 else TruncatedError
+    with pytest.raises(expected, match=r"Input/output error|it ends at byte 4096") as caught:
+        reading.fill(0, reading.extent)
+    assert str(tmp_path / "a") in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_large_copy_of_bytes(tmp_path: Path, backend: str) -> None:
+    data = random.Random(2).randbytes((5 << 20) + 3)
+    (tmp_path / "a").write_bytes(data)
+    source = open_source(tmp_path / "a", backend=backend)
+    for offset in (0, 7):
+        copy = source.read(offset, len(data) - offset)
+        assert type(copy) is bytes
+        assert copy == data[offset:]
+    with pytest.raises(TruncatedError, match="it ends at byte"):
+        source.read(8, len(data) - 7)
 
 
 def test_a_mapping_holds_no_descriptor(tmp_path: Path, descriptors: Callable[[], int]) -> None:

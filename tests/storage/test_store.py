@@ -322,10 +322,10 @@ def test_commits_where_folders_cannot_be_locked(
     elif lack == "folder":
         real = os.open
 
-        def opens(path: Any, flags: int, *mode: int) -> int:
+        def opens(path: Any, flags: int, *mode: int, **how: Any) -> int:
             if flags == os.O_RDONLY | os.O_DIRECTORY:
                 raise PermissionError(errno.EACCES, "not readable", path)
-            return real(path, flags, *mode)
+            return real(path, flags, *mode, **how)
 
         monkeypatch.setattr(os, "open", opens)
     else:
