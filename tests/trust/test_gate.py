@@ -189,6 +189,24 @@ def test_a_path_outside_the_root(tmp_path: Path, rules: Callable[..., Policy], w
     assert not codes(admit(tmp_path / "models" / "m", policy))
 
 
+def test_a_program_that_changes_its_folder_changes_no_rule(
+    tmp_path: Path, rules: Callable[..., Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules(f'lock = "lock.json"\n{STRICT_VENDOR}')
+    model = make(tmp_path / "vendor" / "m")
+    monkeypatch.chdir(tmp_path)
+    policy = load_policy("policy.toml")
+    monkeypatch.chdir(model)
+    for use in (
+        lambda: admit(".", policy).require(),
+        lambda: safeweights.numpy.load_file(WEIGHTS, trust=policy),
+    ):
+        with pytest.raises(PolicyViolationError) as caught:
+            use()
+        assert caught.value.decision.rule == "vendor/*"
+    assert policy.lock == str(tmp_path / "lock.json")
+
+
 @pytest.mark.parametrize("pattern", ["./vendor/*", "vendor//*", "vendor/", "a/../b", "/srv/*", ""])
 def test_a_pattern_that_can_never_match_is_an_error(
     rules: Callable[..., Policy], pattern: str

@@ -251,7 +251,7 @@ def locate_for(
         if rule is None or rule.base is None:
             return convention
         return Located(convention.signature, _base(place, rule, top, convention.signature))
-    beside = os.path.dirname(os.path.abspath(policy.path)) if policy.path else os.getcwd()
+    beside = policy.folder or os.getcwd()
     if _SUBJECT not in rule.signature:
         signature = os.path.join(beside, rule.signature)
         return Located(signature, _base(place, rule, top, signature))

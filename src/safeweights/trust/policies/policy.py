@@ -138,6 +138,8 @@ class Policy:
         root: The folder that subjects are relative to; by default that of the policy's own file. A
             policy without either has absolute paths as subjects.
         revoked: Keys, certificates, files and statements that are refused.
+        base: The folder that subjects are relative to: `root`, or `folder`; absolute.
+        folder: The folder of the policy's own file; absolute.
 
     Raises:
         DocumentError: A pattern that can never match a subject.
@@ -151,18 +153,18 @@ class Policy:
     path: str | None = None
     root: str | None = None
     revoked: Revocations = Revocations()
+    base: str | None = field(init=False, repr=False, compare=False)
+    folder: str | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        # Now, so that a program that changes its folder does not change what rules mean.
+        folder = None if self.path is None else os.path.dirname(os.path.abspath(self.path))
+        object.__setattr__(self, "folder", folder)
+        root = folder if self.root is None else os.path.abspath(self.root)
+        object.__setattr__(self, "base", root)
         for number, rule in enumerate(self.rules):
             if problem := check_pattern(rule.pattern, rooted=self.base is not None):
                 raise DocumentError(problem, field=f"rules[{number}].pattern", path=self.path)
-
-    @property
-    def base(self) -> str | None:
-        """The folder that subjects are relative to: `root`, or that of the policy's own file."""
-        if self.root is not None:
-            return os.path.abspath(self.root)
-        return None if self.path is None else os.path.dirname(os.path.abspath(self.path))
 
     def rule_for(self, subject: str) -> Rule | None:
         """The first rule that matches the subject or a folder above it."""

@@ -89,7 +89,7 @@ def parse_policy(data: bytes, *, path: str | None = None) -> Policy:
         raise document.error("`first_use` needs a `lock` file: without one, every use is the first")
     return Policy(
         read, signers, mode, _deny(document.get("deny")),
-        os.path.join(base, lock.text(limit=4096)) if lock else None, path, root,
+        os.path.abspath(os.path.join(base, lock.text(limit=4096))) if lock else None, path, root,
         _revoked(document.get("revoked")),
     )  # fmt: skip
 
@@ -251,7 +251,7 @@ def _keyless(entry: Field, base: str) -> Trust:
     root = entry.get("trusted_root")
     return KeylessTrust(
         entry.member("identity").text(), entry.member("issuer").text(),
-        os.path.join(base, root.text()) if root else None,
+        os.path.abspath(os.path.join(base, root.text())) if root else None,
     )  # fmt: skip
 
 
