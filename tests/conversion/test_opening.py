@@ -8,7 +8,8 @@ import json
 import pickle
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +22,7 @@ from safeweights.checkpoint import Checkpoint, MemoryTensor, to_bytes
 from safeweights.conversion.opening import HEAD, identify, read_source
 from safeweights.errors import FormatError, UnsupportedError
 from safeweights.reports.calls import loading_calls
-from safeweights.storage import BytesSource, MemoryStore
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from safeweights.storage import BytesSource, MemoryStore, Source
 
 BACKENDS = ["mmap", "pread", "direct", "auto"]
 
@@ -115,6 +113,23 @@ def test_a_store_is_opened_like_a_folder(suffix: str) -> None:
     opened = safeweights.open(store)
     assert contents(opened) == {"a": b"1", "b": b"2"}
     assert [file.name for file in opened.files] == [f"memory:/2{suffix}", f"memory:/part/1{suffix}"]
+
+
+def test_every_file_of_any_format_is_read_through_what_is_trusted(folder: Path) -> None:
+    """The index too; and what a verifier gives is read, not what it was given."""
+    other = npz(a=np.zeros(3))
+    seen: list[str] = []
+
+    def verify(source: Source, path: str) -> Source:
+        seen.append(Path(path).name)
+        return BytesSource(other, path) if path.endswith("a.npz") else source
+
+    opened = safeweights.open(folder, trust=verify)
+    assert seen == ["m.bin.index.json", "a.npz", "b.bin"]
+    assert contents(opened)["a"] == bytes(24)
+    for unnamed in (other, io.BytesIO(other), BytesSource(other, "a.npz")):
+        with pytest.raises(UnsupportedError, match="opened by its path can be verified"):
+            safeweights.open(unnamed, trust=verify)
 
 
 # ---- what a file is

@@ -100,7 +100,7 @@ def open(
     given: dict[str, Any] = {"verify": verify, "backend": backend}
     if densify or casts or limits:
         given |= {"densify": densify, "casts": dict(casts or {}), "limits": limits}
-    if not isinstance(target, Source):
+    if not isinstance(target, Source) or verify is not None:  # a source is refused then, below
         files = _find_files(target, verify)
         if files is not None:
             return _read_files(files, given)
