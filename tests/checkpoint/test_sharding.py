@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -13,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, open
+from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, open, to_bytes
 from safeweights.checkpoint.sharding import EarlierSave, parse_size, save_sharded, split
 from safeweights.errors import ChangedError, FormatError, SafetensorError, UnsupportedError
-from safeweights.storage import LocalStore, MemoryStore, PartialOverwriteError
+from safeweights.storage import LocalStore, MemoryStore, PartialOverwriteError, local_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -454,6 +455,50 @@ def test_shards_in_another_store() -> None:
     assert [entry.name for entry in store.list()] == [*shard_names(3), INDEX]
     source = store.open(shard_names(3)[2])
     assert contents(dict(open(source.read(0, source.size)))) == {"t2": b"\2" * 10}
+
+
+# ---- killed between two renames
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_files_without_an_index_after_a_commit_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Neither an index nor numbers tell that some of these files are missing."""
+    store = LocalStore(tmp_path)
+    saves = [{name: model(value, 10, prefix=name) for name in "ab"} for value in (1, 2)]
+
+    def save(files: dict[str, dict[str, Tensor]]) -> None:
+        with store.commit() as commit:
+            for name, tensors in files.items():
+                commit.write(f"{name}.safeweights.safetensors", [to_bytes(tensors)])
+
+    save(saves[0])
+    real, calls = os.replace, iter(range(100))
+
+    def replace(source: str, target: str) -> None:
+        if next(calls) == count:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:  # what the process would do after its death
+        for name in ("_undo", "_discard"):
+            patch.setattr(local_store._LocalCommit, name, lambda *_: None)
+        patch.setattr(os, "replace", replace)
+        with contextlib.suppress(KeyboardInterrupt):
+            save(saves[1])
+    if count == 4:  # all was done
+        assert store.interrupted() is None
+        assert found(tmp_path) == contents({**saves[1]["a"], **saves[1]["b"]})
+        return
+    with pytest.raises(FormatError, match="interrupted, or is going on") as caught:
+        open(tmp_path)
+    assert caught.value.rule == "interrupted-save"
+    [hidden] = [name for name in listing(tmp_path) if name[0] == "."]
+    assert store.interrupted() == str(tmp_path / hidden)
+    assert str(tmp_path / hidden) in str(caught.value)
+    shutil.rmtree(tmp_path / hidden)
+    assert store.interrupted() is None
 
 
 # ---- replaced while a reader opens it

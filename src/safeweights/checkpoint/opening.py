@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
-from ..errors import ChangedError, FormatError
+from ..errors import ChangedError, FormatError, quote
 from ..storage import LocalStore, Store
 from .file import SafetensorsFile
 from .mapping import Checkpoint
@@ -187,10 +187,22 @@ def _find_in_folder(
             found = _read_index(store, index, path, shard_suffix, verify)
             check_twin(index, found.names, names, path)
             return found
+        if SUFFIX in group:
+            _refuse_interrupted(store, path)
         if files:
             check_complete(files, path)
             return Files(path, store, files)
     raise FormatError(f"the folder has no {SUFFIX} file and no index", rule="folder", path=path)
+
+
+def _refuse_interrupted(store: Store, path: str) -> None:
+    # Files without an index do not tell whether they are all of one save.
+    if (kept := store.interrupted()) is not None:
+        raise FormatError(
+            "a save into this folder was interrupted, or is going on; its files are in "
+            f"{quote(kept, 400)}: move the old ones back or save again, and delete that folder",
+            rule="interrupted-save", path=path,
+        )  # fmt: skip
 
 
 def _read_index(

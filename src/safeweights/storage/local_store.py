@@ -2,7 +2,8 @@
 
 How a commit works: new files are written into a hidden folder beside the old ones
 (``.safeweights-*.tmp/new``). When all are complete, the old files are renamed into its ``old``, and the
-new ones to their places. If a rename fails, those already made are undone. Commits of the same folder
+new ones to their places. If a rename fails, those already made are undone. A folder ``old`` that exists
+means that this is going on, or that the process was killed meanwhile. Commits of the same folder
 exchange their files one after another (flock(2), where the filesystem has it).
 """
 
@@ -21,6 +22,7 @@ from .sink import (
     PartialOverwriteError,
     check_absent,
     copy_over,
+    is_staging_name,
     rename,
     stage_file,
     staging_name,
@@ -134,6 +136,12 @@ class LocalStore(Store):
     def commit(self, *, durable: bool = False) -> Commit:
         return _LocalCommit(self, durable=durable)
 
+    def interrupted(self) -> str | None:
+        for name, kind in self.list(recursive=False):
+            if kind == "folder" and is_staging_name(name) and self.kind(f"{name}/old") == "folder":
+                return self.locate(name)
+        return None
+
     def locate(self, name: str) -> str:
         # Where `/` is the separator, all other letters are just letters; a drive or a backslash is not.
         if problem := check_inside(name) if _POSIX else check_name(name):
@@ -195,6 +203,8 @@ class _LocalCommit(Commit):
             if not self._exchange(leaving, arriving):
                 self._overwrite(leaving, arriving)
             self._state = "exchanged"
+        with suppress(OSError):
+            os.rename(os.path.join(self._staging, "old"), os.path.join(self._staging, "done"))
         shutil.rmtree(self._staging, ignore_errors=True)
 
     def _folders(self) -> list[str]:
@@ -216,6 +226,7 @@ class _LocalCommit(Commit):
 
     def _exchange(self, leaving: list[_Move], arriving: list[_Move]) -> bool:
         """Make all the moves, or none: False if the filesystem cannot rename."""
+        os.makedirs(os.path.join(self._staging, "old"))  # seen by `interrupted`
         for move in leaving:
             os.makedirs(os.path.dirname(move.target), exist_ok=True)
         begun: list[_Move] = []

@@ -38,6 +38,7 @@ __all__ = [
     "PartialOverwriteError",
     "check_absent",
     "copy_over",
+    "is_staging_name",
     "rename",
     "stage_file",
     "staging_name",
@@ -290,6 +291,11 @@ def stat_replaceable(target: str, *, follow: bool = True) -> os.stat_result | No
 def staging_name() -> str:
     """A hidden name that nothing else has, for a file or folder that is not complete yet."""
     return f".safeweights-{os.urandom(8).hex()}.tmp"
+
+
+def is_staging_name(name: str) -> bool:
+    """Whether `staging_name` may have made `name`."""
+    return name.startswith(".safeweights-") and name.endswith(".tmp")
 
 
 class _NewFile:

@@ -173,6 +173,14 @@ class Store(ABC):
             durable: Return from the commit only when all of it would survive a loss of power.
         """
 
+    def interrupted(self) -> str | None:
+        """Where the old files of a commit are that is being published, or was killed then; else None.
+
+        Until they are back, or were deleted, the store may have only a part of a set. Stores whose
+        commits are atomic have no such state.
+        """
+        return None
+
     @abstractmethod
     def locate(self, name: str) -> str:
         """Where the file called `name` is, for messages: a path or a URL.
