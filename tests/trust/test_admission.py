@@ -29,7 +29,7 @@ from safeweights.trust.errors import (
 from safeweights.trust.policies.admission import Warrant, admit
 from safeweights.trust.policies.audit import AuditLog, verify_log
 from safeweights.trust.policies.enforcing import PolicyVerifier, UnverifiedWarning, as_verifier
-from safeweights.trust.policies.examination import examine
+from safeweights.trust.policies.evidence import gather
 from safeweights.trust.policies.lockfile import LockFile
 from safeweights.trust.policies.policy import LockEntry, Policy, Rule
 from safeweights.trust.signatures import signing
@@ -239,7 +239,8 @@ class TestAdmission:
         (model / "chat_template.jinja").write_text("{{ messages }}")
         (model / "tokenizer_config.json").write_text('{"chat_template": "{{ evil }}"}')
         signing.sign(str(model), signer)
-        found = {f.sha256 for f in examine(str(model)) if f.kind == "template"}
+        seen = gather(str(model), Policy(())).evidence.findings
+        found = {each.sha256 for each in seen if each.kind == "template"}
         assert len(found) == 2
         rule = Rule("*", ("us",), templates=tuple(map(str, found)))
         policy = Policy((rule,), {"us": signer.public_key})

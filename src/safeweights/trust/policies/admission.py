@@ -22,6 +22,7 @@ from ..documents import canonical_json, parse_json
 from ..errors import VerificationError
 from ..files import check_name
 from .evidence import gather
+from .examination import examine_source
 from .lockfile import lock_of, settle
 from .policy_file import load_policy
 from .subjects import place_of
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ...storage.source import Source
     from ..content.blocktree import BlockTree
     from .audit import AuditLog
-    from .evidence import Gathered
+    from .evidence import Examine, Gathered
     from .lockfile import LockFile
     from .policy import Decision, Policy
 
@@ -178,6 +179,7 @@ def admit(
     lock: LockFile | None = None,
     log: AuditLog | None = None,
     beneath: str | None = None,
+    examine: Examine = examine_source,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Admission:
@@ -193,6 +195,7 @@ def admit(
             own.
         log: Where the decision is recorded, before it is returned.
         beneath: A folder that every file must be in, links included.
+        examine: Given a file's bytes and name, finds code in it.
         workers: Files read at a time; by default the number of cores.
         progress: Called with the bytes read so far, from the calling thread.
 
@@ -207,8 +210,8 @@ def admit(
     if log:
         log.check()
     gathered = gather(
-        os.fspath(path), policy, name=name, signature=signature, beneath=beneath, workers=workers,
-        progress=progress,
+        os.fspath(path), policy, name=name, signature=signature, beneath=beneath, examine=examine,
+        workers=workers, progress=progress,
     )  # fmt: skip
     warrants: list[Warrant] = []
     heads: list[str] = []

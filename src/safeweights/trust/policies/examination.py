@@ -1,11 +1,11 @@
-"""What in a model's folder runs code, or can: pickles, Python, native code, and switches in JSON.
+"""Code in a model's files: pickles, Python, native code, and settings in JSON that load code.
 
-The format cannot execute anything; the folder around it can. A file is judged by its name *and* by
-its bytes, so that a pickle called `weights.safetensors`, or a valid safetensors file that ends in a
-zip archive which ``python FILE`` would run, is found as well.
+The format cannot execute anything, but other files of a folder can. A file is judged by its name
+*and* by its bytes, so that a pickle called `weights.safetensors`, or a valid safetensors file that
+ends in a zip archive which ``python FILE`` would run, is found too.
 
-Findings are evidence: whether they are allowed is for a policy to say. Nothing is executed,
-imported or unpickled; JSON is read, templates are only hashed.
+Findings are evidence; a policy decides what is allowed. Nothing is executed, imported or unpickled;
+JSON is read, templates are only hashed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from typing import TYPE_CHECKING, Any, Final
 from ...errors import quote
 from ...storage import DescriptorSource
 from ..errors import TrustError
-from ..files import list_folder, open_regular
-from ..signatures.bundle import DEFAULT_IGNORED, covers
+from ..files import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...storage.source import Source
 
-__all__ = ["KINDS", "Finding", "examine", "examine_file", "examine_source"]
+__all__ = ["KINDS", "Finding", "examine_file", "examine_source"]
 
 KINDS: Final = (
     "pickle", "python", "native", "auto_map", "trust_remote_code", "remote_kernel", "template",
@@ -56,7 +55,7 @@ _HEAD: Final = 4096
 
 @dataclass(frozen=True)
 class Finding:
-    """Something in a folder that a policy should know about.
+    """Something in a file that a policy decides about.
 
     Attributes:
         kind: One of `KINDS`.
@@ -69,29 +68,6 @@ class Finding:
     file: str
     detail: str
     sha256: str | None = None
-
-
-def examine(root: str) -> list[Finding]:
-    """Everything below `root` that runs code or can, by file name; not what git keeps for itself.
-
-    A link to a file counts as that file. Cost: the first and last 64 KiB of every file, all of
-    every JSON file.
-
-    Raises:
-        OSError: As the operating system has it.
-    """
-    found: list[Finding] = []
-    for entry in list_folder(root):
-        path = os.path.join(root, entry.name)
-        if covers(DEFAULT_IGNORED, entry.name):
-            continue
-        if os.path.isfile(path):
-            found += examine_file(path, entry.name)
-        else:
-            what = "a link to something that is not a file"
-            detail = what if entry.kind == "link" else "not a regular file"
-            found.append(Finding("special", entry.name, detail))
-    return found
 
 
 def examine_file(path: str, name: str) -> Iterator[Finding]:
