@@ -233,9 +233,14 @@ def same(ours: Any, theirs: Any, depth: int = 0) -> bool:
 
 
 def alike(ours: list[Event], theirs: list[Event]) -> bool:
-    """Whether events are the same; arguments that are not a tuple count as one in the machine."""
+    """Whether events are the same.
+
+    In the machine, arguments that are not a tuple count as one, and a call of a call's result has no
+    name.
+    """
     return len(ours) == len(theirs) and all(
-        one == other or (one[:2] == other[:2] and one[2:] == (1,))
+        one == other
+        or (one[0] == other[0] and one[1] in ("?", other[1]) and (one[1] == "?" or one[2:] == (1,)))
         for one, other in zip(ours, theirs, strict=True)
     )
 

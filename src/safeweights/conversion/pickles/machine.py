@@ -142,7 +142,11 @@ class PickleMachine:
                 if code == _STOP:
                     return
             else:
-                value = read(arguments)
+                try:
+                    value = read(arguments)
+                except FormatError as error:
+                    self._doubt(error)
+                    raise
                 if self._frame_end:
                     self._check_frame()
                 act(self, value)
@@ -152,6 +156,12 @@ class PickleMachine:
     def in_frame(self) -> bool:
         """Whether the next byte is inside of a frame that the pickle announced."""
         return self.reader.offset < self._frame_end
+
+    def _doubt(self, error: FormatError) -> None:
+        """Note on an error of an argument that the argument is another to readers of frames."""
+        past = self.reader.offset > self._frame_end or error.rule == "truncated"
+        if self._arguments.at < self._frame_end and past:
+            error.rule = "pickle-strict"
 
     def _check_frame(self) -> None:
         """Refuse an argument that reaches past its frame: unpicklers read it differently."""
