@@ -152,7 +152,9 @@ class TestHubCache:
             verifying.verify(str(snapshot), signer.public_key)
         assert caught.value.reason == "digest-mismatch"
 
-    @pytest.mark.parametrize("place", ["outside", "other-repository", "blobs/folder", "missing"])
+    @pytest.mark.parametrize(
+        "place", ["outside", "other-repository", "blobs/folder", "missing", "refs"]
+    )
     def test_other_links_are_not_followed(
         self, snapshot: Path, model: Path, signer: FileSigner, place: str
     ) -> None:
@@ -165,6 +167,7 @@ class TestHubCache:
             "other-repository": repository.parent / "models--org--other" / "blobs" / "file",
             "blobs/folder": repository / "blobs" / "folder",
             "missing": repository / "blobs" / "missing",
+            "refs": repository / "refs" / "main",
         }[place]
         target.parent.mkdir(parents=True, exist_ok=True)
         if place == "blobs/folder":
@@ -178,6 +181,14 @@ class TestHubCache:
         assert caught.value.reason == "symlink"
         with pytest.raises(VerificationError) as caught:
             verifying.verify(str(snapshot), signer.public_key)
+        assert caught.value.reason == "symlink"
+
+    def test_a_folder_that_only_looks_like_the_cache(
+        self, snapshot: Path, signer: FileSigner
+    ) -> None:
+        other = snapshot.parents[1].rename(snapshot.parents[2] / "repository")
+        with pytest.raises(VerificationError) as caught:
+            signing.sign(other / "snapshots" / snapshot.name, signer)
         assert caught.value.reason == "symlink"
 
     def test_links_elsewhere_where_allowed(
