@@ -396,6 +396,24 @@ def test_first_use_is_remembered_for_all(
     assert refusal(lambda: USES[second](root, policy)) == "changed-since-first-use"
 
 
+@pytest.mark.parametrize("second", USES)
+@pytest.mark.parametrize("first", USES)
+def test_revisions_in_the_cache_of_the_hub_have_one_memory(
+    tmp_path: Path,
+    two_releases: tuple[Path, Path],
+    rules: Callable[..., Policy],
+    first: str,
+    second: str,
+) -> None:
+    policy = rules(LOCKED.replace("*", "hub/*"))
+    revisions = tmp_path / "hub" / "models--org--m" / "snapshots"
+    for number, release in enumerate(two_releases, 1):
+        shutil.copytree(release, revisions / f"{number:040}")
+    USES[first](revisions / f"{2:040}", policy)
+    assert set(LockFile(tmp_path / "lock.json").entries()) == {"hub/models--org--m"}
+    assert refusal(lambda: USES[second](revisions / f"{1:040}", policy)) == "rollback"
+
+
 def test_one_entry_for_all_shards(
     tmp_path: Path,
     two_releases: tuple[Path, Path],

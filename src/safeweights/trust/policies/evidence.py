@@ -28,7 +28,7 @@ from ..signatures.signing import WEIGHTS
 from .claims import Claims, digests_of, locate_for
 from .examination import Finding, examine_source
 from .policy import Evidence, FileFact, Role
-from .subjects import canonical, place_of, relative
+from .subjects import canonical, place_of, relative, repository
 
 if TYPE_CHECKING:
     from ...storage.source import Source
@@ -97,7 +97,7 @@ def model_of(
         rule = policy.rule_for(place.name)
     located = locate_for(place, policy, rule, signature, base)
     if place.folder:
-        return Model(name or place.name, place.path, rule, located)
+        return Model(name or repository(place.name), place.path, rule, located)
     folder, alone = os.path.dirname(place.path), False
     if name is None and rule is not None and rule.names_one_model and not place.problem:
         root = os.path.realpath(policy.base) if policy.base else os.sep
@@ -114,7 +114,7 @@ def model_of(
     subject = name
     if subject is None:
         inside = "" if alone else (relative(place.path, folder) or "")
-        subject = place.name if alone else _above(place.name, inside)
+        subject = place.name if alone else repository(_above(place.name, inside))
     return Model(subject, folder, rule, located, alone)
 
 
@@ -236,7 +236,7 @@ def gather(
         root_digest=claim.statement.root if claim else None,
         statement_files=digests_of(signed),
         scope="whole" if place.folder else "file" if model.alone else "part",
-        path=None if name is not None or place.folder else place.name,
+        path=None if name is not None else place.name,
         problem=None if name is not None else place.problem,
         policy_root=policy.base,
     )

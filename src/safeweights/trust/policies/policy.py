@@ -668,7 +668,8 @@ def _other_rules(policy: Policy, rule: Rule, evidence: Evidence) -> Iterator[Rea
     if evidence.scope != "whole":
         return
     stricter = policy.rules[: policy.rules.index(rule)]
-    prefix = "" if evidence.subject == "." else f"{evidence.subject.rstrip('/')}/"
+    path = evidence.path or evidence.subject
+    prefix = "" if path == "." else f"{path.rstrip('/')}/"
     for name in evidence.files if stricter else ():
         other = next((each for each in stricter if each.matches(f"{prefix}{name}")), None)
         if other is not None:

@@ -11,8 +11,9 @@ Which rule applies is a function of that path alone, never of what is stored the
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ..errors import VerificationError
 from ..files import check_name
@@ -20,7 +21,11 @@ from ..files import check_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Place", "canonical", "folders_above", "place_of", "relative"]
+__all__ = ["Place", "canonical", "folders_above", "place_of", "relative", "repository"]
+
+_SNAPSHOT: Final = re.compile(
+    r"((?:.*/)?(?:models|datasets|spaces)--[^/]+)/snapshots/[^/]+", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,18 @@ def relative(path: str, folder: str) -> str | None:
         return "."
     prefix = folder if folder.endswith(os.sep) else folder + os.sep
     return path[len(prefix) :].replace(os.sep, "/") if path.startswith(prefix) else None
+
+
+def repository(name: str) -> str:
+    """The subject of a model whose folder is called `name`: in the Hub's cache, its repository.
+
+    There every revision has a folder of its own, and an older one must not pass as a new model.
+
+    >>> repository("hub/models--org--m/snapshots/0a1b")
+    'hub/models--org--m'
+    """
+    match = _SNAPSHOT.fullmatch(name)
+    return match[1] if match else name
 
 
 def canonical(name: str) -> str:
