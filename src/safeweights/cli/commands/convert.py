@@ -72,7 +72,11 @@ _SHOWN: Final = 20
 @click.option(
     "--no-digests", is_flag=True, help="Skip the SHA-256 of sources and outputs, which takes time."
 )
-@click.option("--force", is_flag=True, help="Replace existing files.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace existing files, and all shards of an existing checkpoint.",
+)
 @click.option("--dry-run", is_flag=True, help="Do everything except writing.")
 @json_option
 @click.pass_obj
@@ -84,7 +88,8 @@ def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any)
 
     If SRC is one file, DST is a file, or a folder that exists or ends in a slash. If there are several
     files, or SRC is a folder of checkpoints (with or without an index), DST is a folder that gets one
-    output per source. A failed or interrupted conversion leaves no partial file.
+    output per source. Missing folders are made. All files are written, or none: a conversion that fails or
+    is interrupted changes nothing.
 
     With --dtype, floats are rounded to a narrower type. A value that the new type cannot hold, for
     example a too large one, is an error that names the value.
