@@ -416,3 +416,50 @@ def test_a_valid_file_that_another_loader_executes_is_not_ok(run, file):
 def test_what_was_not_read_to_its_end_cannot_be_looked_at(run, file):
     result = run("check", file(b"\x80\x02" + b"N0" * 5_000_000 + b"N.", "x.pkl"), "--json")
     assert (result.exit_code, rules(result)) == (3, ["unread"])
+
+
+# ---- shards of other formats
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two .npz files and their index; `index` says what it says."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for name in "ab":
+        np.savez(folder / f"{name}.npz", **{name: np.ones(2)})
+
+    def index(weight_map):
+        (folder / "m.npz.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    index({"a": "a.npz", "b": "b.npz"})
+    path = type("Shards", (str,), {})(folder)
+    path.index = index
+    return path
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["folder", "index"])
+def test_an_index_of_another_format_is_checked_like_any(run, shards, inside):
+    path = shards if inside else os.path.join(shards, "m.npz.index.json")
+
+    def found():
+        return rules(run("check", path, "--json"))
+
+    assert found() == []
+    assert sorted(safeweights.open(path)) == ["a", "b"]
+    shards.index({"a": "b.npz", "b": "b.npz"})
+    assert found() == ["index-tensor-missing"]
+    shards.index({"a": "a.npz", "b": "c.npz"})
+    assert "missing-shard" in found()
+    shards.index({"a": "../a.npz"})
+    assert found() == ["index"]
+
+
+def test_what_open_says_of_a_folder_of_another_format(run, shards):
+    os.unlink(os.path.join(shards, "m.npz.index.json"))
+    assert rules(run("check", shards, "--json")) == []
+    np.savez(os.path.join(shards, "c.npz"), a=np.ones(1))
+    assert rules(run("check", shards, "--json")) == ["duplicate-key"]
+    os.unlink(os.path.join(shards, "c.npz"))
+    np.savez(os.path.join(shards, "m-00001-of-00002.npz"), c=np.ones(1))
+    assert rules(run("check", shards, "--json")) == ["missing-shard"]

@@ -14,9 +14,9 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from .. import checkpoint
-from ..checkpoint.shardindex import INDEX_SUFFIX, SUFFIX, check_twin, disagreements, read_index
+from ..checkpoint.shardindex import ANY_INDEX, SUFFIX, check_twin, disagreements, read_index
 from ..conversion.opening import is_known
+from ..conversion.opening import open as open_any
 from ..errors import FormatError, SafetensorError, quote
 from ..storage import LocalStore, open_source
 from ..storage.pipes import STDIN, stdin_source
@@ -25,6 +25,8 @@ from ..trust.files import is_bookkeeping
 from .findings import Findings, Full, check_file, check_source, report_scan
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ..checkpoint import SafetensorsFile
     from ..checkpoint.shardindex import ShardIndex
     from ..conversion.kinds import Concern
@@ -124,7 +126,7 @@ def _check_folder(out: Findings, path: str) -> None:
         else:
             names.append(entry.name)
     for name in names:
-        if name.endswith(INDEX_SUFFIX):
+        if name.endswith(ANY_INDEX):
             done |= {name, *_check_index_in(out, path, name, names)}
     for name in names:
         if name not in done:
@@ -137,11 +139,17 @@ def _check_folder(out: Findings, path: str) -> None:
         out.add("note", "bookkeeping", message, path)
     if not out.bad and not out.unreadable:
         top = [name for name in names if "/" not in name and not name.startswith(".")]
-        weights = any(name.endswith(SUFFIX) for name in top)
-        if not any(name.endswith(INDEX_SUFFIX) for name in top) and (weights or not out.formats):
-            # What concerns all files together (missing shards, a tensor in two files, no weights) is
-            # for `open` to say.
-            checkpoint.open(path, backend="pread")
+        if not any(name.endswith(ANY_INDEX) for name in top):
+            # Missing shards, a tensor in two files or no weights at all: `open` says so.
+            _check_together(out, path)
+
+
+def _check_together(out: Findings, path: str) -> None:
+    try:
+        open_any(path, backend="pread")
+    except FormatError as error:
+        if error.rule != "folder" or not out.formats:  # files other than weights are no model
+            raise
 
 
 def _folder(name: str) -> str:
@@ -220,7 +228,7 @@ def _check_names(out: Findings, path: str, names: list[str]) -> None:
 def _check_index(out: Findings, path: str) -> list[str] | None:
     """Check an index and its shards; the names of the shards, or None if it cannot be read."""
     try:
-        index = read_index(path)
+        index = read_index(path, suffix="")
     except (SafetensorError, OSError) as error:
         out.add_error(error, path)
         return None
@@ -232,7 +240,12 @@ def _check_index(out: Findings, path: str) -> list[str] | None:
             out.add("error", "missing-shard", f"the index needs {quote(shard)}", target)
         elif (file := check_file(out, target)) is not None:
             opened[shard] = file
-    tensors = {shard: file.header.tensors for shard, file in opened.items()}
+    tensors: dict[str, Collection[str]] = {
+        shard: file.header.tensors for shard, file in opened.items()
+    }
+    for shard in set(index.shards) - opened.keys():
+        with suppress(SafetensorError, OSError):  # what is wrong with it was found above
+            tensors[shard] = open_any(os.path.join(folder, shard), backend="pread").keys()
     for problem in disagreements(index.weight_map, tensors, path):
         out.add_error(problem, path)
     if len(opened) == len(index.shards):
