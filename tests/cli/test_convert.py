@@ -395,7 +395,11 @@ def test_what_is_compressed_and_no_pickle_is_to_be_decompressed_first(
     words = f"{codec}-compressed: decompress it first"
     checked = run("check", str(path), "--json")
     (result,) = checked.document["results"]
-    assert (checked.exit_code, result["status"], result["formats"]) == (1, "bad", ["compressed"])
+    assert (checked.exit_code, result["status"], result["formats"]) == (
+        3,
+        "unreadable",
+        ["compressed"],
+    )
     assert any(words in each["message"] for each in result["findings"])
     assert "foreign-format" not in {each["rule"] for each in result["findings"]}
     converted = run("convert", str(path), target)
