@@ -14,6 +14,7 @@ import safeweights
 import safeweights.numpy
 from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, UnreadableTensor
 from safeweights.errors import DTypeError, SelectionError, StepError, UnsupportedError
+from safeweights.frameworks import values
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,3 +120,11 @@ def test_numpy_is_all_that_values_need() -> None:
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_device_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = MemoryTensor("a", "U8", (2,), b"ab")
+    monkeypatch.setattr(values, "values_of", lambda *words: words)
+    assert tensor.jax() == (tensor, "jax", "cpu")
+    assert tensor.jax("gpu:1") == (tensor, "jax", "gpu:1")
+    assert tensor.torch("cuda:1") == (tensor, "pt", "cuda:1")

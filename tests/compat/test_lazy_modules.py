@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from safeweights.lazy import lazy_names
+
 NAMES = (
     "agents",
     "checkpoint",
@@ -61,3 +63,14 @@ except AttributeError as error:
     assert first == "False False"
     assert second.startswith("safeweights.torch cannot be imported: ")
     assert "torch" in second.partition(":")[2]
+
+
+def test_names_of_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    get, listed = lazy_names("safeweights", {"guard": ""}, modules=("compat", "absent"))
+    assert "guard" in listed()
+    assert "absent" not in listed()
+    assert get("compat") is sys.modules["safeweights.compat"]
+    with pytest.raises(AttributeError, match=r"safeweights\.absent cannot be imported: No module"):
+        get("absent")
+    with pytest.raises(AttributeError, match="has no attribute 'other'"):
+        get("other")

@@ -51,6 +51,44 @@ class TestJax:
             with pytest.raises(safeweights.SafetensorError, match=r"Device .* is not supported"):
                 safeweights.flax.load_file(tmp_path / "x", device=device)
 
+    def test_errors_of_jax_pass_unchanged(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import jax
+
+        import safeweights.flax
+
+        path = tmp_path / "x"
+        path.write_bytes(file_of({"a": ("F32", (2,), bytes(8))}))
+        failure = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+        def full(*_: object, **__: object) -> None:
+            raise failure
+
+        device = jax.devices("cpu")[1]
+        handle = safeweights.safe_open(path, "jax", device=device)
+        monkeypatch.setattr(jax, "device_put", full)
+        for call in (
+            lambda: handle.get_tensor("a"),
+            lambda: handle.get_slice("a")[:],
+            lambda: dict(safeweights.stream(path, "jax", device=device)),
+            lambda: safeweights.flax.load_file(path, device=device, backend="mmap"),
+        ):
+            with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+                call()
+            assert caught.value is failure
+
+    def test_a_sharding_that_does_not_fit_is_jax_s_error(self, tmp_path: Path) -> None:
+        import jax
+
+        import safeweights.flax
+
+        safeweights.flax.save_file({"a": jax.numpy.ones((3, 2))}, tmp_path / "x")
+        mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")), ("data",))
+        split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        with pytest.raises(ValueError, match="divi(de|sible)"):
+            safeweights.flax.load_file(tmp_path / "x", device=split)
+
     def test_what_has_no_values_is_refused(self) -> None:
         import jax
 

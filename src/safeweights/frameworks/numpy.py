@@ -15,7 +15,9 @@ from ..format.dtypes import DTYPES
 from .adapter import Adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from ..format.header import TensorInfo
 
 __all__ = ["ADAPTER", "WIDENING", "code_of", "dtype_of_values", "numpy_dtype"]
 
@@ -49,6 +51,14 @@ def numpy_dtype(code: str) -> np.dtype[Any]:
     return found
 
 
+def _usual_dtype(code: str) -> np.dtype[Any] | None:
+    """The NumPy dtype of types of whole bytes; None for those that have to be looked at more closely."""
+    try:
+        return numpy_dtype(code) if DTYPES[code].bits >= 8 else None
+    except (KeyError, MissingDependencyError):
+        return None
+
+
 def code_of(dtype: np.dtype[Any]) -> str | None:
     """The code of an array's element type; None where the format has no such type."""
     code = _CODES.get(dtype.name)
@@ -66,6 +76,23 @@ class NumPyAdapter(Adapter):
     def make(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
         del device  # there is one
         return decode_array(data, dtype, shape)
+
+    def decode_all(
+        self, data: memoryview, base: int, tensors: Iterable[tuple[str, TensorInfo]], device: Any
+    ) -> dict[str, Any]:
+        # A type is looked up once for all its neighbours: half the time for a file of small tensors.
+        address = np.frombuffer(data, np.uint8).ctypes.data - base if data.nbytes else 0
+        result: dict[str, Any] = {}
+        last, array = "", np.ndarray
+        for name, (dtype, shape, begin, end) in tensors:
+            if dtype != last:
+                last, usual = dtype, _usual_dtype(dtype)
+            if usual is None or begin == end or (address + begin) % usual.alignment:
+                piece = data[begin - base : end - base]
+                result[name] = self.decode(piece, dtype, shape, device, name=name)
+            else:
+                result[name] = array(shape, usual, data, begin - base)
+        return result
 
     def encode(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
         if not hasattr(tensors, "items"):
