@@ -86,7 +86,7 @@ class TestJax:
         safeweights.flax.save_file({"a": jax.numpy.ones((3, 2))}, tmp_path / "x")
         mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")), ("data",))
         split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-        with pytest.raises(ValueError, match="divi(de|sible)"):
+        with pytest.raises(ValueError, match=r"divi(de|sible)"):
             safeweights.flax.load_file(tmp_path / "x", device=split)
 
     def test_what_has_no_values_is_refused(self) -> None:
