@@ -25,7 +25,7 @@ class SafetensorsFile:
         head: Bytes of its beginning that were read already; they are not read again.
 
     Attributes:
-        name: Path, or what else to call it.
+        name: Path, or another name for messages.
         header: The validated header.
         source: Where the bytes are.
     """
@@ -44,14 +44,14 @@ class SafetensorsFile:
         """Open a path, a readable file object, or memory that holds a file.
 
         Args:
-            target: One of these.
+            target: A path, a readable file object, or bytes-like memory.
             backend: How a path is read; see `safeweights.storage.open_source`.
             verify: Given the source of a path and the path, the source to read from instead.
 
         Raises:
             FormatError: The file breaks a rule of the format, or is of another format.
-            UnsupportedError: `target` is none of these.
-            OSError: It cannot be opened or read.
+            UnsupportedError: `target` is of another type.
+            OSError: The file cannot be opened or read.
         """
         return cls(open_source(target, backend=backend, verify=verify))
 
@@ -64,7 +64,7 @@ class SafetensorsFile:
 
 
 def not_found(name: object, path: str | None, known: Collection[str] = ()) -> TensorNotFoundError:
-    """The error for a name that a checkpoint does not have; the reference's words."""
+    """The error for a name that a checkpoint does not have, in the words of the reference."""
     where = name if isinstance(name, str) else None
     shown = repr(name) if where is None else quote(where)[1:-1]
     kind = NameTypeError if where is None else TensorNotFoundError
@@ -75,7 +75,7 @@ def not_found(name: object, path: str | None, known: Collection[str] = ()) -> Te
 
 def _read_header(source: Source, head: bytes) -> Header:
     name = source.name or None
-    # Not viewed: the first touch of a mapping takes longer than reading.
+    # Read, not viewed: the first access to a mapped page takes longer than reading it.
     head = head or source.read(0, min(PREFIX, source.size))
     try:
         length = header_length(head, source.size, path=name)

@@ -25,7 +25,7 @@ __all__ = ["Checkpoint", "matches"]
 
 
 class _Unread(Mapping[str, Tensor]):
-    """The tensors of files, each made when it is asked for: few who open 100,000 want them all.
+    """The tensors of files. Each `Tensor` is made when it is asked for: most callers need few of 100,000.
 
     Args:
         owners: Name -> where `file_of` finds its file; only its keys and order are used here.
@@ -52,10 +52,10 @@ class _Unread(Mapping[str, Tensor]):
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """A mapping from names to unread tensors, with what else a file says.
+    """A mapping from names to unread tensors, with the metadata of the file.
 
     Iteration follows the order of the data, so that reading one after another reads the disk in
-    order. Closing is optional: files are closed when nobody uses them any more.
+    order. Closing is optional: files are closed when no tensor refers to them any more.
 
     Attributes:
         name: Path of the file or folder, for messages.
@@ -80,9 +80,9 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @classmethod
     def from_files(cls, files: Iterable[SafetensorsFile], name: str) -> Checkpoint:
-        """The union of files.
+        """Several files as one checkpoint.
 
-        Metadata is that of all files together; a key on whose value they disagree is left out.
+        Metadata of all files is merged; a key that has different values in two files is left out.
 
         Raises:
             FormatError: Two files have a tensor of the same name.
@@ -109,7 +109,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def metadata(self) -> dict[str, str] | None:
-        """A copy of the file's metadata, or None where it has none."""
+        """A copy of the file's metadata; None if it has none."""
         return None if self._metadata is None else dict(self._metadata)
 
     def _open_tensors(self) -> Mapping[str, Tensor]:
@@ -121,7 +121,7 @@ class Checkpoint(Mapping[str, Tensor]):
         try:
             return self._open_tensors()[name]
         except (KeyError, TypeError) as error:
-            # Ours are of these classes too; only one of them says that there is no such tensor.
+            # Our own errors derive from these classes; only one of them means that the name is unknown.
             if isinstance(error, SafetensorError) and not isinstance(error, TensorNotFoundError):
                 raise
             raise not_found(name, self.name or None, self._open_tensors()) from None
@@ -147,7 +147,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self._open_tensors()
 
-    # Two are the same if they are one: comparing unread tensors would say nothing of their values.
+    # Compared by identity: comparing unread tensors says nothing about their values.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -183,7 +183,7 @@ class Checkpoint(Mapping[str, Tensor]):
         )
 
     def rename(self, new_name: Callable[[str], str]) -> Checkpoint:
-        """A view in which each tensor is called what `new_name` makes of its name, in the same order.
+        """A view in which `new_name(name)` is the name of each tensor; the order stays.
 
         Raises:
             FormatError: Two tensors would get the same name (rule ``name-collision``).
@@ -205,7 +205,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return Checkpoint(tensors, self._metadata, name=self.name, format=self.format)
 
     def close(self) -> None:
-        """Let go of the files; tensors already handed out stay usable."""
+        """Close the files. Tensors that were already taken from the mapping stay usable."""
         self._tensors = None
         self.files = ()
 
@@ -217,7 +217,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def matches(name: str, patterns: Collection[str]) -> bool:
-    """Whether `name` is one of `patterns`, brackets and all, or matches one as a shell pattern."""
+    """Whether `name` equals one of `patterns`, or matches one as a shell pattern."""
     return name in patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

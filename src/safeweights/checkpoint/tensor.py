@@ -24,7 +24,7 @@ _values_of = deferred("safeweights.frameworks.values", "values_of")
 _selected = deferred("safeweights.frameworks.values", "selected")
 
 UNKNOWN: Final = "?"
-"""The `Tensor.dtype` of a tensor whose file does not tell its type and shape."""
+"""The `Tensor.dtype` of a tensor whose type and shape the file does not tell."""
 
 
 class Tensor(ABC):
@@ -35,11 +35,11 @@ class Tensor(ABC):
     `safeweights.stream`, which takes a checkpoint.
 
     Attributes:
-        name: What its file calls it; for messages (a renamed view keeps it).
+        name: Its name in the file, for messages; a renamed view keeps it.
         dtype: Code of the element type, e.g. ``"BF16"``.
         shape: Elements along each axis.
-        nbytes: Bytes it takes.
-        in_memory: Whether `view` gives memory that is there already, mapped too, instead of reading.
+        nbytes: Size in bytes.
+        in_memory: Whether `view` returns existing memory (also mapped memory) instead of reading.
         unreadable: Why its values cannot be given; None for a tensor that can be read.
     """
 
@@ -126,11 +126,11 @@ class Tensor(ABC):
         return TensorInfo(self.dtype, self.shape, 0, self.nbytes)
 
     def view(self) -> memoryview:
-        """All its bytes: the memory itself where they are in memory or mapped, else a fresh copy."""
+        """All bytes: the memory itself if they are in memory or mapped, otherwise a copy."""
         return self._read_range(0, self.nbytes)
 
     def chunks(self, size: int = 1 << 24) -> Iterator[Buffer]:
-        """Its bytes in order, at most `size` at a time; memory for one chunk at a time."""
+        """All bytes in order, at most `size` at a time; only one chunk is in memory at a time."""
         for begin in range(0, self.nbytes, size):
             yield self._read_copy(begin, min(size, self.nbytes - begin))
 
@@ -162,7 +162,7 @@ class Tensor(ABC):
         return buffer
 
     def _within(self, buffer: Any, offset: int) -> memoryview:
-        """The bytes of a buffer that is to be filled from `offset` on."""
+        """The bytes of a buffer to be filled with the tensor's bytes from `offset` on."""
         view = flat(buffer)
         if not 0 <= offset <= self.nbytes - len(view):
             raise SafetensorError(
@@ -174,7 +174,7 @@ class Tensor(ABC):
 
 
 class FileTensor(Tensor):
-    """A tensor whose bytes stand in one piece in a source.
+    """A tensor whose bytes are contiguous in a source.
 
     Attributes:
         source: The source.
@@ -237,7 +237,7 @@ class UnreadableTensor(Tensor):
     """A tensor that its file describes, but whose values cannot be given: reading it says why.
 
     Args:
-        name: What its file calls it.
+        name: Its name in the file.
         dtype: The element type as its own format calls it, such as ``"Q4_K"``; `UNKNOWN` where the
             file does not tell it.
         shape: Elements along each axis; empty where the type is unknown.

@@ -1,4 +1,4 @@
-"""The mapping that every foreign container becomes, and how a pickle's tree gets there.
+"""The mapping that every file of another format becomes, and how it is made of a pickle's tree.
 
 A `ForeignCheckpoint` is what the rest of the package calls a checkpoint, a mapping from names to
 tensors not read yet, with what else the file held beside it: what is no tensor, what could not be
@@ -39,7 +39,7 @@ class OpenOptions:
     """How to open a foreign file.
 
     Attributes:
-        limits: What the file may cost.
+        limits: Bounds on memory and work; see `Limits`.
         densify: Make sparse and quantised tensors dense instead of refusing them.
         casts: Element type -> the type that its tensors are converted to.
         paddle: Read arrays of 16-bit unsigned integers as BF16, which is what Paddle means by them.
@@ -96,9 +96,9 @@ class ForeignCheckpoint(Checkpoint):
 
     @classmethod
     def union(cls, parts: Iterable[Checkpoint], name: str) -> ForeignCheckpoint:
-        """Several files together, not all of them safetensors.
+        """Several files as one checkpoint, not all of them safetensors.
 
-        Metadata is that of the only one, or none.
+        A single file keeps its metadata; several have none together.
 
         Raises:
             FormatError: Two of them have a tensor of the same name.

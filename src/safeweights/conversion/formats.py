@@ -1,7 +1,7 @@
 """The formats other than safetensors: how each is recognised, and its reader.
 
-What is in a file decides; its name is asked only where bytes do not tell (Paddle's pickles). Every
-reader gives the same mapping. Which format a file is in, `opening` decides.
+The contents of a file decide; its name counts only if they do not tell (Paddle's pickles). Every reader
+gives the same mapping. `opening` decides which format a file has.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ _TEXT_PICKLES: Final = (b"(", b"c", b"]", b"}", b")", b"i", b"N", b"I", b"L", b"
 def identify_foreign(
     source: Source, head: bytes, limits: Limits, *, certain: bool = False
 ) -> str | None:
-    """The key of `FORMATS` that `source`, which is not safetensors, is in; or None.
+    """The format (a key of `FORMATS`) of a source that is not safetensors; None if it is not known.
 
     Cost: the directory of a zip or tar archive; the first 4 MiB of a compressed stream.
 
     Args:
         source: The file.
         head: Its first bytes.
-        limits: What an archive may cost.
+        limits: Bounds on the work of reading an archive's directory.
         certain: Go by signatures alone, not by what text and plain pickles usually begin with.
 
     Raises:
@@ -122,7 +122,7 @@ def _identify_stream(head: bytes, source: Source, *, certain: bool) -> str | Non
 
 
 def read_as(name: str, source: Source, options: OpenOptions) -> ForeignCheckpoint:
-    """A file that is open, and that is trusted as far as it has to be, in the format `name`.
+    """Read an open file as the format `name`; verification has already been applied to `source`.
 
     Raises:
         FormatError: There is no such format, or the file breaks a rule of it.
@@ -137,7 +137,7 @@ def read_as(name: str, source: Source, options: OpenOptions) -> ForeignCheckpoin
 
 
 def unknown_format(source: Source) -> FormatError:
-    """The error for a file that is in no format that is known."""
+    """The error for a file of no known format."""
     return FormatError(
         f"this is no checkpoint of a known format{_what(source)}",
         rule="unknown-format",

@@ -1,8 +1,8 @@
-"""Any path, file object or bytes, in any format -> a checkpoint; nothing in it is executed.
+"""Open any path, file object or bytes, in any format, as a checkpoint; nothing in it is executed.
 
 Everything that opens a model goes through here: `safeweights.open`, the command line, the tools for
-agents, the guard. What a file is, its contents decide, from one look at its first bytes; its name is
-asked only where they do not tell. A safetensors file imports none of the readers of other formats.
+agents, the guard. The contents of a file decide its format, from one look at its first bytes; its name
+counts only if they do not tell. Opening safetensors imports no reader of another format.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def open(
             contents.
         densify: Give sparse and quantised tensors dense; otherwise reading them is an error.
         casts: Element type -> the type its tensors are converted to while they are read.
-        limits: What a file of another format may cost; see `safeweights.conversion.Limits`.
+        limits: Bounds on what a file of another format may cost; see `safeweights.conversion.Limits`.
 
     Returns:
         A mapping from names to unread tensors: a `safeweights.conversion.ForeignCheckpoint` if not all
@@ -109,11 +109,11 @@ def open(
 
 
 def open_checkpoint(path: str, *, headers_only: bool = False) -> Checkpoint:
-    """What the command line calls PATH: what `open` takes, or ``-`` for standard input.
+    """Open a PATH of the command line: what `open` takes, or ``-`` for standard input.
 
     Args:
         path: The path as it was given.
-        headers_only: No tensor will be read; then less of standard input has to be kept.
+        headers_only: No tensor will be read, so that less of standard input has to be kept.
 
     Raises:
         FormatError, OSError: See `open`.
@@ -150,10 +150,10 @@ def read_source(
 
 
 def _unknown(source: Source, head: bytes) -> str:
-    """What to read a file of no known format as, for the error: safetensors, if it could be cut or damaged.
+    """The format whose reader describes what is wrong: safetensors, if the file may be a damaged one.
 
     Raises:
-        FormatError: It has nothing of a safetensors file.
+        FormatError: It is clearly not a safetensors file.
     """
     if len(head) <= PREFIX or head[PREFIX : PREFIX + 1] == b"{":
         return SAFETENSORS
@@ -167,7 +167,7 @@ def read_foreign(
     options: OpenOptions,
     format: str | None = None,  # noqa: A002
 ) -> ForeignCheckpoint:
-    """The same for conversion: safetensors are read as one format among others.
+    """Like `read_source`, for conversion: safetensors files are read like those of other formats.
 
     Raises:
         FormatError: It is in no format that is known, or breaks a rule of its own.
@@ -192,7 +192,7 @@ def identify(
     Args:
         source: The file.
         head: Its first `HEAD` bytes, or all it has.
-        limits: What it may cost to look into an archive.
+        limits: Bounds on the work of reading an archive's directory.
         damaged: Also take a file for safetensors of which only the first 8 bytes, the length of a
             header, make sense, unless it has the signature of another format. Errors then describe a
             damaged file as what it was meant to be. (Some gzip streams begin with such a number too.)
@@ -218,7 +218,7 @@ def is_known(head: bytes) -> bool:
     from .readers.numpy_files import COMPRESSED
 
     if head.startswith(tuple(magic for magic, _ in COMPRESSED)):
-        return True  # the beginning of a compressed block may tell nothing of what is in it
+        return True  # the beginning of a compressed block need not tell what is in it
     try:
         return identify(BytesSource(head, "<stdin>"), head) not in {None, SAFETENSORS}
     except FormatError:  # an archive, of which this is only the beginning
