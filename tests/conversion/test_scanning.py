@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import _compat_pickle
+import argparse
+import collections
+import datetime as dt
+import decimal
+import fractions
 import io
+import pathlib
 import pickle
+import types
+import uuid
 
 import joblib
 import numpy as np
@@ -14,9 +22,13 @@ from builders import (
     archive,
     call,
     evil,
+    integer,
+    mapping,
     name,
     tar,
+    tensor,
     text,
+    torch_legacy,
     torch_tar,
     whole,
 )
@@ -60,6 +72,70 @@ def test_whole_modules_are_unknown_and_name_their_classes() -> None:
     assert report.verdict == "unknown"
     unknown = [finding for finding in report.findings if finding.grade == Grade.UNKNOWN]
     assert [finding.target for finding in unknown] == ["torch.nn.modules.linear.Linear"]
+
+
+def test_legacy_modules_name_their_classes() -> None:
+    """Their persistent ids are ("module", class, file, source)."""
+    kind = (
+        b"("
+        + text("module")
+        + name("my.module", "Net")
+        + text("net.py")
+        + text("class Net: ...")
+        + b"tQ"
+    )
+    report = scan(torch_legacy(kind + b")\x81" + mapping(w=tensor()) + b"b"))
+    assert report.verdict == "unknown"
+    assert {finding.target for finding in report.findings if finding.grade} == {"my.module.Net"}
+
+
+PLAIN = {
+    "path": pathlib.Path("a/b"), "bytes": io.BytesIO(b"abc"), "none": type(None), "more": ...,
+    "space": types.SimpleNamespace(a=1), "arguments": argparse.Namespace(lr=0.1),
+    "time": dt.datetime(2020, 1, 1, tzinfo=dt.timezone.utc), "day": dt.date(2020, 1, 1),
+    "number": decimal.Decimal("1.5"), "fraction": fractions.Fraction(1, 3), "id": uuid.UUID(int=7),
+    "counts": collections.Counter("aab"), "queue": collections.deque([1, 2], 5), "range": range(3),
+    "factory": collections.defaultdict(float, a=1.0), "slice": slice(1, 2), "array": bytearray(b"x"),
+    "text": np.array(["a"]), "times": np.array(["2020"], "M8[D]"),
+    "record": np.zeros(2, [("a", "f4"), ("b", "i2", (3,))]), "swapped": np.arange(3, dtype=">f8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_types_that_only_hold_data_are_clean(protocol: int) -> None:
+    for title, value in PLAIN.items():
+        if title == "bytes" and protocol < 2:
+            continue  # Python cannot pickle it so
+        report = scan(pickle.dumps(value, protocol))
+        assert report.clean, (title, report.unread, [f for f in report.findings if f.grade])
+
+
+def test_metadata_of_distributed_checkpoints_is_clean() -> None:
+    from torch.distributed.checkpoint.metadata import Metadata, TensorProperties
+
+    value = Metadata({"w": TensorProperties(torch.float32)})
+    assert scan(pickle.dumps(value)).verdict == "clean"
+
+
+def test_what_cannot_be_judged_is_not_called_dangerous() -> None:
+    for value in (np.random.RandomState(1), np.random.default_rng(1)):
+        report = scan(pickle.dumps(value))
+        assert report.verdict == "unknown", report.findings
+    assert scan(whole(call(name("my_package", "Colour"), integer(1)))).verdict == "unknown"
+    assert [grade.label for grade in Grade] == [
+        "builds data only", "unknown, cannot be judged", "can act",
+    ]  # fmt: skip
+
+
+def test_one_budget_counts_for_a_whole_file() -> None:
+    body = whole(b"N0" * 600 + b"N")
+    limits = Limits(opcodes=2000)
+    assert scan(body, limits=limits).clean
+    report = scan(archive({f"{number}.pkl": body for number in range(9)}), limits=limits)
+    assert report.verdict == "incomplete"
+    assert {part.reason.split(";")[0] for part in report.unread} == {
+        "the file exceeds the limit opcodes=2000"
+    }
 
 
 def test_safetensors_are_clean_and_damaged_ones_are_not() -> None:

@@ -199,9 +199,12 @@ class Blob:
 
 
 _MODERN: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+_MODERN_BUILTINS: Final = {"long": "int", "unicode": "str", "xrange": "range"}
 
 
 def modern(node: Global) -> tuple[str, str]:
     """Module and name of `node`, in Python 3's spelling of Python 2's standard modules."""
-    module = node.module or ""
-    return _MODERN.get(module, module), node.name or ""
+    module, name = node.module or "", node.name or ""
+    if module == "__builtin__":
+        name = _MODERN_BUILTINS.get(name, name)
+    return _MODERN.get(module, module), name

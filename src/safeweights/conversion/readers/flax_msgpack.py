@@ -1,4 +1,4 @@
-"""Flax's msgpack checkpoints, and a reader of msgpack that trusts no length.
+"""Flax's msgpack checkpoints, and a reader of msgpack that checks every length.
 
 Flax writes nested maps with extension types: 1 an array and 3 a scalar, both as msgpack of (shape,
 type name, bytes), 2 a complex number. Arrays above 1 GiB come as maps of chunks. Long byte strings
@@ -75,6 +75,7 @@ class _Reader:
         self._extension = extension
         self._bytes = ByteReader(source)
         self._objects = 0
+        self._objects_left = limits.left("objects")
 
     def run(self) -> Value:
         stack: list[_Open] = []
@@ -97,6 +98,7 @@ class _Reader:
                 return self._end(done)
 
     def _end(self, value: Value) -> Value:
+        self._limits.count("objects", self._objects)
         if self._bytes.left:
             raise self._fault(f"{self._bytes.left} bytes follow the value")
         return value
@@ -114,7 +116,7 @@ class _Reader:
 
     def _next(self) -> Value:
         self._objects += 1
-        if self._objects > self._limits.objects:
+        if self._objects > self._objects_left:
             raise exceeded("objects", self._limits.objects, self._source.name)
         code = self._bytes.take(1)[0]
         if code < 0x80 or code >= 0xE0:
@@ -162,7 +164,7 @@ class _Reader:
 def read_msgpack(
     source: Source, limits: Limits, extension: Callable[[int, Source], Value] | None = None
 ) -> Value:
-    """The one value that `source` holds: atoms, lists and `DictNode`s; byte strings are windows.
+    """The single value in `source`: atoms, lists and `DictNode`s; byte strings are windows.
 
     Args:
         source: The data.

@@ -130,6 +130,7 @@ def _unmasked(stored: int) -> int:
 def _block(source: Source, offset: int, size: int, limits: Limits) -> bytes:
     if size > limits.inline_bytes:
         raise exceeded("inline_bytes", limits.inline_bytes, source.name, offset)
+    limits.spend("opcodes", size // 2, source.name, offset)  # what its checksum costs
     data = read_bytes(source, offset, size + _TRAILER)
     body, kind = data[:size], data[size]
     if kind != 0:
