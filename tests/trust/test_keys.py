@@ -26,6 +26,7 @@ from safeweights.trust.errors import (
     TrustError,
     VerificationError,
 )
+from safeweights.trust.policies import deciding
 from safeweights.trust.policies import policy as policies
 from safeweights.trust.signatures import keys, signing, verifying
 
@@ -198,7 +199,7 @@ def test_no_secret_is_ever_shown(tmp_path: Path, model: Path) -> None:
 
 
 def test_errors_cross_processes() -> None:
-    decision = policies.decide(policies.Policy(()), policies.Evidence("m", {}))
+    decision = deciding.decide(policies.Policy(()), policies.Evidence("m", {}))
     for error in (
         DocumentError("m", field="a.b", reason="r", path="p", offset=3),
         VerificationError("m", reason="r", path="p"),

@@ -17,8 +17,9 @@ from safeweights.trust import LockFile, Warrant, verify_log
 from safeweights.trust.errors import DocumentError, PolicyViolationError, TrustError
 from safeweights.trust.policies import policy as policies
 from safeweights.trust.policies import policy_file
+from safeweights.trust.policies.deciding import decide
 from safeweights.trust.policies.examination import Finding
-from safeweights.trust.policies.policy import Evidence, FileFact, LockEntry, Policy, Rule, decide
+from safeweights.trust.policies.policy import Evidence, FileFact, LockEntry, Policy, Rule
 from safeweights.trust.signatures.certificates import CertificateTrust
 from safeweights.trust.signatures.keyless import KeylessTrust
 from safeweights.trust.signatures.verifying import SignedBy

@@ -49,9 +49,10 @@ if TYPE_CHECKING:
     )
     from .policies.admission import Admission, Warrant, admit
     from .policies.audit import AuditLog, verify_log
+    from .policies.deciding import decide
     from .policies.enforcing import PolicyVerifier, UnverifiedWarning, as_verifier
     from .policies.lockfile import LockFile
-    from .policies.policy import Decision, Policy, Revocations, Rule, decide
+    from .policies.policy import Decision, Policy, Revocations, Rule
     from .policies.policy_file import load_policy, parse_policy
     from .signatures.certificates import CertificateTrust, load_certificates
     from .signatures.keyless import KeylessSigner, KeylessTrust
@@ -152,7 +153,7 @@ __getattr__, __dir__ = lazy_names(
         "admit": "policies.admission",
         "as_verifier": "policies.enforcing",
         "check": "content.digests",
-        "decide": "policies.policy",
+        "decide": "policies.deciding",
         "format_check_file": "content.digests",
         "generate_key": "signatures.keys",
         "hash_file": "content.digests",

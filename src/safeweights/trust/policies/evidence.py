@@ -129,7 +129,7 @@ class Gathered:
     """Evidence, and what was made on the way that is worth keeping.
 
     Attributes:
-        evidence: For `policy.decide`.
+        evidence: For `deciding.decide`.
         signed: Names of the files that the signed statement lists.
         folder: The folder that names are relative to.
         signature: The signature file.
@@ -211,16 +211,7 @@ def gather(
         status, claim, signed = str(problems[0]), None, {}
     digests = {each.digest.name: each.digest for each in found}
     sidecars = _sidecars(digests)
-    beside = relative(os.path.realpath(model.located.signature), place.path)
-    facts = {}
-    for each in sorted(digests):
-        role: Role = "content"
-        if each in sidecars:
-            role = "sidecar"
-        elif is_bookkeeping(each) or each == beside:
-            role = "bookkeeping"
-        digest = digests[each]
-        facts[each] = FileFact(digest.sha256, digest.size, each in signed, role)
+    facts = _facts(digests, sidecars, signed, model, place)
     for result in found:
         if result.digest.name not in sidecars:
             findings += result.findings
@@ -244,6 +235,26 @@ def gather(
     return Gathered(
         evidence, frozenset(signed), model.folder, model.located.signature, trees
     )  # fmt: skip
+
+
+def _facts(
+    digests: dict[str, FileDigest],
+    sidecars: set[str],
+    signed: dict[str, Resource],
+    model: Model,
+    place: Place,
+) -> dict[str, FileFact]:
+    """What is known of each file, by name in order."""
+    signature = relative(os.path.realpath(model.located.signature), place.path)
+    facts = {}
+    for name, digest in sorted(digests.items()):
+        role: Role = "content"
+        if name in sidecars:
+            role = "sidecar"
+        elif is_bookkeeping(name) or name == signature:
+            role = "bookkeeping"
+        facts[name] = FileFact(digest.sha256, digest.size, name in signed, role)
+    return facts
 
 
 def _claim(

@@ -22,7 +22,8 @@ from ...storage.sink import write_file
 from ..documents import Field, parse_json
 from ..errors import DocumentError
 from ..files import MAX_DOCUMENT, locked, read_document
-from .policy import LEVELS, LockEntry, Policy, Related, decide, expected_names
+from .deciding import decide, expected_names
+from .policy import LEVELS, LockEntry, Policy, Related
 from .subjects import folders_above
 
 if TYPE_CHECKING:
