@@ -90,7 +90,7 @@ def similar_names(name: str, known: Collection[str], limit: int = 3) -> list[str
     """Names that may be meant by `name`: with another prefix, or spelled alike.
 
     >>> similar_names("layer.0.wieght", ["layer.0.weight", "layer.0.bias", "norm"])
-    ['layer.0.weight']
+    ['layer.0.weight', 'layer.0.bias']
     >>> similar_names("norm.weight", ["model.norm.weight", "model.norm.bias"])
     ['model.norm.weight']
     """
