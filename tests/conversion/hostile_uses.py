@@ -472,6 +472,11 @@ def frames_and_expansion() -> Iterator[tuple[str, bytes, str]]:
         loads = name("torch.storage", "_load_from_bytes") + b"q\x010" + b"h\x01h\x00\x85R" * 200
         level = torch_legacy(once + loads + b"t", [], keys=b"]")
     yield "eight million files in 4 KB", level, "incomplete"
+    doubled = b"N\x85" + b"2\x86" * 60
+    yield "a key that doubles", whole(b"}" + doubled + b"Ns0N"), "incomplete"
+    listed = call(name("builtins", "set"), b"](" + doubled + b"e")
+    yield "a set of a list with an item that doubles", whole(listed + b"0N"), "incomplete"
+    yield "an item of a set that doubles", whole(b"\x8f(" + doubled + b"\x900N", 4), "incomplete"
     yield "a large memo key", whole(b"Nr\xff\xff\xff\x7f"), "incomplete"
     yield "an octal number, then a call", b"I010\ncos\ngetpid\n)R.", "dangerous"
     yield "a number up to a NUL, then a call", b"I5\0x\ncos\ngetpid\n)R.", "dangerous"

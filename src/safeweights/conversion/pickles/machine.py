@@ -36,6 +36,7 @@ cannot be what the name promises."""
 
 _HIGHEST_PROTOCOL: Final = 5
 _STOP: Final = ord(".")
+_KEY_NODES: Final = 10_000
 _CALL_OBJECTS: Final = 4  # a call takes the memory of about four tuples
 
 
@@ -306,12 +307,33 @@ class PickleMachine:
 
     def _op_frozenset(self) -> None:
         items = self._pop_mark()
+        self._check_keys(items)
         self._push_object(SetNode(items, "frozenset"))
 
     def _pairs(self, items: list[Value]) -> list[tuple[Value, Value]]:
         if len(items) % 2:
             raise self._fault("a key has no value")
+        self._check_keys(items[::2])
         return list(zip(items[::2], items[1::2], strict=True))
+
+    def _check_keys(self, keys: list[Value]) -> None:
+        """Refuse keys whose hash CPython computes by a deep recursion, or of a tree that doubles."""
+        for key in keys:
+            if isinstance(key, (tuple, SetNode)):
+                self._check_key(key)
+
+    def _check_key(self, key: Value) -> None:
+        pending = [(key, 1)]
+        nodes = 0
+        while pending:
+            node, depth = pending.pop()
+            items = node.items if isinstance(node, SetNode) else node
+            nodes += len(items)
+            if depth > self.limits.depth or nodes > _KEY_NODES:
+                raise self._fault("a key is nested too deeply, or too large to hash", strict=True)
+            inner = [item for item in items if isinstance(item, (tuple, SetNode))]
+            pending += [(item, depth + 1) for item in inner]
+        self._count(nodes // 8)
 
     def _op_append(self) -> None:
         value = self._pop()
@@ -332,6 +354,7 @@ class PickleMachine:
 
     def _op_additems(self) -> None:
         items = self._pop_mark()
+        self._check_keys(items)
         target = self._top()
         if isinstance(target, SetNode) and target.type_name == "set":
             target.items.extend(items)
@@ -343,6 +366,8 @@ class PickleMachine:
 
     def _op_setitem(self) -> None:
         value, key = self._pop(), self._pop()
+        if isinstance(key, (tuple, SetNode)):
+            self._check_key(key)
         self._set_items("SETITEM", [(key, value)])
 
     def _op_setitems(self) -> None:
@@ -495,8 +520,10 @@ class PickleMachine:
             self._count(len(value))
         elif isinstance(value, DictNode):
             self._count(len(value.pairs))
+            self._check_keys([key for key, _ in value.pairs])
         elif isinstance(value, SetNode):
             self._count(len(value.items))
+            self._check_keys(value.items)
         elif isinstance(value, bytes):
             self._arguments.hold(len(value))
 
