@@ -85,7 +85,7 @@ class Adapter(ABC):
                 f"{which}{dtype} is no element type of the format: cast it to one first",
                 tensor=name or None,
             ) from error
-        except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+        except (ValueError, TypeError, OverflowError, RuntimeError, OSError) as error:
             if self._can_have(data, dtype, shape):
                 raise  # out of memory, a broken device: not a matter of type or shape
             which = f"tensor {quote(name)}: " if name else ""
