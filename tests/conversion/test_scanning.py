@@ -36,6 +36,8 @@ from builders import (
 from safeweights.conversion import Limits, scan, scan_folder
 from safeweights.conversion.grading import DATA_NAMES, Grade, grade_global
 from safeweights.conversion.pickles.nodes import Global
+from safeweights.conversion.scanning import scan_other_readers
+from safeweights.storage import BytesSource
 
 
 def saved(value: object, **options: object) -> bytes:
@@ -136,6 +138,17 @@ def test_one_budget_counts_for_a_whole_file() -> None:
     assert {part.reason.split(";")[0] for part in report.unread} == {
         "the file exceeds the limit opcodes=2000"
     }
+
+
+def test_ordinary_safetensors_are_clean_whatever_the_length_of_their_header() -> None:
+    """The lowest byte of the length is what an unpickler would take for the first opcode."""
+    data = np.random.default_rng(0).standard_normal(5000).astype("f4").tobytes()
+    entry = '{"model.w":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}'
+    header = (entry % (len(data), len(data))).encode()
+    for length in (*range(72, 72 + 512), *range(10_000, 10_256)):
+        file = length.to_bytes(8, "little") + header.ljust(length) + data
+        report = scan_other_readers(BytesSource(file, "x"))
+        assert report.clean, (length, report.findings, report.unread)
 
 
 def test_safetensors_are_clean_and_damaged_ones_are_not() -> None:
