@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from .format.header import Header, TensorInfo
     from .frameworks.handle import PySafeSlice, _safe_open_handle, safe_open
     from .frameworks.prefetch import PrefetchLoader, PrefetchPlan, TensorMeta, stream
+    from .reports.admission import admit
     from .reports.checking import (
         check,
     )
     from .serialization import TensorSpec, deserialize, serialize, serialize_file
     from .storage.buffer_pool import release_idle
-    from .trust import admit
 
 __version__ = "0.1.0"
 
@@ -90,7 +90,7 @@ __getattr__, __dir__ = lazy_names(
         "TensorMeta": "frameworks.prefetch",
         "TensorSpec": "serialization",
         "_safe_open_handle": "frameworks.handle",
-        "admit": "trust.policies.admission",
+        "admit": "reports.admission",
         "check": "reports.checking",
         "convert": "conversion",
         "deserialize": "serialization",

@@ -25,12 +25,12 @@ from . import __version__, checkpoint
 from .conversion.foreign import ForeignCheckpoint
 from .conversion.opening import open as open_any
 from .errors import MissingDependencyError, SafetensorError, quote
+from .reports.admission import admit
 from .reports.calls import loading_calls
 from .storage import DescriptorSource
 from .trust.content.digests import hash_file
 from .trust.errors import DocumentError
 from .trust.files import create_document, open_regular
-from .trust.policies.admission import admit
 from .trust.policies.audit import AuditLog
 from .trust.policies.policy_file import load_policy
 from .trust.policies.subjects import relative

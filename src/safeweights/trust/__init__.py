@@ -39,6 +39,7 @@ from ..lazy import lazy_names
 
 TYPE_CHECKING = False  # typing itself costs more to import than this module
 if TYPE_CHECKING:
+    from ..reports.admission import admit
     from .content.digests import check, format_check_file, hash_file, hash_paths, hash_tensors
     from .errors import (
         DocumentError,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
         TrustError,
         VerificationError,
     )
-    from .policies.admission import Admission, Warrant, admit
+    from .policies.admission import Admission, Warrant
     from .policies.audit import AuditLog, verify_log
     from .policies.deciding import decide
     from .policies.enforcing import PolicyVerifier, UnverifiedWarning, as_verifier
@@ -150,7 +151,7 @@ __getattr__, __dir__ = lazy_names(
         "Verification": "signatures.verifying",
         "VerificationError": "errors",
         "Warrant": "policies.admission",
-        "admit": "policies.admission",
+        "admit": ".reports.admission",  # which also knows other formats
         "as_verifier": "policies.enforcing",
         "check": "content.digests",
         "decide": "policies.deciding",

@@ -32,9 +32,13 @@ __all__ = ["KINDS", "Finding", "examine_file", "examine_source"]
 
 KINDS: Final = (
     "pickle", "python", "native", "auto_map", "trust_remote_code", "remote_kernel", "template",
-    "polyglot", "unreadable", "special",
+    "polyglot", "code", "unknown", "unreadable", "special",
 )  # fmt: skip
-"""Every kind of finding; ``template`` is the only one that is not dangerous in itself."""
+"""Every kind of finding; ``template`` is the only one that is not dangerous in itself.
+
+``code`` is code of any other kind; ``unknown`` is a file that could not be judged. Both come from an
+examiner that is handed in (`safeweights.reports.admission`): other formats are not read here.
+"""
 
 _PICKLE_NAMES = re.compile(
     r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|dill|dat|npy|npz|pdparams|model_state|t7|nemo|mar)",
