@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final
 
-from ..conversion.foreign import OpenOptions
-from ..conversion.kinds import examine
-from ..conversion.readers.gguf import read_gguf
-from ..errors import SafetensorError, quote
+from ..conversion.kinds.examining import GGUF_TEMPLATE, examine, gguf_template
+from ..errors import quote
 from ..trust.policies.admission import Admission
 from ..trust.policies.admission import admit as decide
 from ..trust.policies.examination import Finding, examine_source
@@ -36,8 +34,6 @@ _KINDS: Final = {
     "trust-remote-code": "trust_remote_code", "remote-kernel": "remote_kernel",
 }  # fmt: skip
 """Rule of a concern -> the kind of finding that a policy denies; others are ``code`` or ``unknown``."""
-
-_TEMPLATE: Final = "gguf.tokenizer.chat_template"
 
 
 def admit(
@@ -89,15 +85,8 @@ def findings_of(source: Source, name: str) -> Iterator[Finding]:
         if kind in {"code", "unknown"} or kind not in seen:
             yield Finding(kind, name, concern.message)
     if examination.kind is not None and examination.kind.id == "gguf":
-        yield from _gguf_template(source, name)
-
-
-def _gguf_template(source: Source, name: str) -> Iterator[Finding]:
-    try:
-        metadata = read_gguf(source, OpenOptions()).metadata or {}
-    except SafetensorError as error:
-        yield Finding("unreadable", name, error.message)
-        return
-    if text := metadata.get(_TEMPLATE):
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        yield Finding("template", name, f"the template {quote(f'{name}#{_TEMPLATE}')}", digest)
+        template = gguf_template(source)
+        if template is not None:
+            digest = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
+            place = quote(f"{name}#{GGUF_TEMPLATE}")
+            yield Finding("template", name, f"the template {place}", digest)

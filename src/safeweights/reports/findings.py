@@ -15,6 +15,7 @@ from ..checkpoint import SafetensorsFile
 from ..checkpoint.shardindex import (
     SUFFIX,
 )
+from ..conversion.disguises import may_be_another_format
 from ..conversion.opening import HEAD, SAFETENSORS, identify
 from ..errors import FormatError, SafetensorError, quote
 from ..format import header
@@ -176,7 +177,8 @@ def check_source(out: Findings, source: Source) -> SafetensorsFile | None:
         for row in rows_of(file):
             _check_tensor(out, row)
         _check_metadata(out, file)
-        _check_other_readers(out, source)
+        if may_be_another_format(source, head):
+            _check_other_readers(out, source)
     return file
 
 

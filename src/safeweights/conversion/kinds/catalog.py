@@ -10,13 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["HEAD", "KINDS", "TAIL", "Kind", "recognize"]
+__all__ = ["HEAD", "KINDS", "Kind", "recognize"]
 
 HEAD: Final = 4096
 """Bytes of the beginning that `recognize` wants."""
-
-TAIL: Final = 22 + 65_535
-"""Bytes of the end that `recognize` wants: the longest end record of a zip archive."""
 
 Power = Literal["data", "reads", "acts", "unknown"]
 

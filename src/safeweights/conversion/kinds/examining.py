@@ -17,11 +17,13 @@ from ...storage.limits import DEFAULT_LIMITS, Limits
 from ...storage.windows import read_bytes
 from ...text import printable
 from ..archives.tar_reader import TarArchive
-from ..archives.zip_reader import ZipArchive
+from ..archives.zip_reader import ZipArchive, ends_in_zip
+from ..foreign import OpenOptions
 from ..grading import Grade
 from ..opening import identify
+from ..readers.gguf import read_gguf
 from ..scanning import scan
-from .catalog import HEAD, KINDS, TAIL, Kind, by_name, recognize
+from .catalog import HEAD, KINDS, Kind, by_name, recognize
 from .concerns import Concern, Power
 from .graphs import is_onnx, is_saved_model, is_sentencepiece, onnx_concerns, saved_model_concerns
 from .settings import MAX_TEXT, json_concerns, yaml_concerns
@@ -32,7 +34,19 @@ if TYPE_CHECKING:
 
     from ...storage import Source
 
-__all__ = ["SCANNED", "Concern", "Examination", "examine", "kind_of", "name_concerns"]
+__all__ = [
+    "GGUF_TEMPLATE",
+    "SCANNED",
+    "Concern",
+    "Examination",
+    "examine",
+    "gguf_template",
+    "kind_of",
+    "name_concerns",
+]
+
+GGUF_TEMPLATE: Final = "tokenizer.chat_template"
+"""The key of the chat template in a GGUF file."""
 
 _CONCERNS_MAX: Final = 100
 SCANNED: Final = frozenset(
@@ -171,7 +185,7 @@ def _concerns(source: Source, name: str, kind: Kind | None, limits: Limits) -> I
         yield from _of_kind(source, name, kind, limits)
     yield from name_concerns(name, kind)
     archive = source.size >= 4 and read_bytes(source, 0, 4) == b"PK\x03\x04"
-    if not archive and (kind is None or kind.id not in SCANNED) and _ends_in_archive(source):
+    if not archive and (kind is None or kind.id not in SCANNED) and ends_in_zip(source):
         yield Concern("acts", "polyglot", "it ends in a zip archive, which Python would run")
 
 
@@ -185,6 +199,8 @@ def name_concerns(name: str, kind: Kind | None) -> Iterator[Concern]:
 def _of_kind(source: Source, name: str, kind: Kind, limits: Limits) -> Iterator[Concern]:
     if kind.id in SCANNED:
         yield from _scanned(source, limits)
+        if kind.id == "gguf" and (template := gguf_template(source, limits)):
+            yield from template_concerns(template, f"{name}#{GGUF_TEMPLATE}")
         return
     reader = _READERS.get(kind.id)
     try:
@@ -228,6 +244,18 @@ def _scanned(source: Source, limits: Limits) -> Iterator[Concern]:
         yield Concern("unread", "unread", printable(part.reason), part.offset)
 
 
+def gguf_template(source: Source, limits: Limits = DEFAULT_LIMITS) -> str | None:
+    """The chat template in a GGUF file; None if there is none, or the file is damaged.
+
+    What is damaged is said by `scan`.
+    """
+    try:
+        metadata = read_gguf(source, OpenOptions(limits=limits)).metadata or {}
+    except SafetensorError:
+        return None
+    return metadata.get(f"gguf.{GGUF_TEMPLATE}")
+
+
 def _text_pickle(source: Source, limits: Limits) -> Iterator[Concern]:
     """What a pickle that reads like text would call: protocol 0 has no signature."""
     report = scan(source, limits=limits)
@@ -235,21 +263,3 @@ def _text_pickle(source: Source, limits: Limits) -> Iterator[Concern]:
         if call.grade > Grade.DATA:
             message = f"`pickle.load` of it calls {quote(call.target)}"
             yield Concern("acts", "text-pickle", message, call.offset)
-
-
-def _ends_in_archive(source: Source) -> bool:
-    """Whether Python's zip readers would find an archive at the end.
-
-    They take the last end record and look for the directory just before it. Weights hold the four bytes
-    of an end record by chance once in 65,000 files; those of a directory in the right place too, never.
-    """
-    size = min(source.size, TAIL)
-    tail = read_bytes(source, source.size - size, size)
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or len(tail) < at + 22:
-        return False
-    length = int.from_bytes(tail[at + 12 : at + 16], "little")
-    begin = source.size - size + at - length
-    if length in {0, 0xFFFFFFFF} or begin < 0:  # an empty archive, or a zip64 directory elsewhere
-        return length == 0xFFFFFFFF
-    return read_bytes(source, begin, 4) == b"PK\x01\x02"
