@@ -55,8 +55,8 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
             reference's tensors of this framework do: ``"mmap"`` for torch, ``"read"`` for NumPy, JAX and
             TensorFlow. (MLX and Paddle copy in any case: ``"mmap"``.)
         trust: A policy, a public key, a warrant, or the path of one (`safeweights.trust.as_verifier`).
-            Every byte is then checked before it is handed out, from memory that nobody else can change;
-            of a file signed with a block tree only the blocks that are read.
+            Every byte is then checked before it is handed out, from memory that no other process can
+            change; of a file signed with a block tree only the blocks that are read.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.

@@ -173,10 +173,11 @@ class Pipeline:
     Args:
         jobs: In the order in which they are to be read.
         begin: Sets memory aside for a batch, when its turn has come.
-        ahead: Bytes that may be read, or be on their way, before somebody `release`s some.
+        ahead: Bytes that may be read, or be on their way, before some are `release`d.
 
-    Whoever waits may give a `Progress`, which is called with the number of bytes that have arrived, in
-    the thread that waits. It is not kept: the threads hold the pipeline, and it may hold anything.
+    A caller that waits may give a `Progress`, which is called with the number of bytes that have
+    arrived, in the thread that waits. It is not kept: the threads hold the pipeline, and it may hold
+    anything.
     """
 
     def __init__(

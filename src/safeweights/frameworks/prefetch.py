@@ -77,7 +77,7 @@ class PrefetchLoader(Generic[T]):
     belongs to the stream that was current when the loader was made: who uses tensors on another stream
     says so (``Tensor.record_stream``), as for any tensor.
 
-    An error of reading is raised by whoever waits for a tensor that has not arrived. A forked process
+    An error of reading is raised where a tensor is asked for that has not arrived. A forked process
     cannot use the loaders of its parent, but make its own.
     """
 
@@ -170,7 +170,7 @@ class PrefetchLoader(Generic[T]):
         return tensor
 
     def close(self) -> None:
-        """Stop reading, and let go of what was not handed out; closing twice is allowed.
+        """Stop reading, and drop what was not handed out; closing twice is allowed.
 
         Returns when no thread is left.
         """

@@ -48,7 +48,7 @@ MAX_FINDINGS: Final = 1000
 """Most findings listed for one path."""
 
 LONG_NAME: Final = 512
-"""Characters from which on a name is reported; the longest in use have under 200."""
+"""Names longer than this many characters are reported; the longest in use have under 200."""
 
 
 _UNREAD_RULES: Final = ("os", "unread")
@@ -326,7 +326,7 @@ def _check_tensor(out: Findings, row: Row) -> None:
 
 
 def _suspicions(name: str) -> Iterator[tuple[str, str]]:
-    """(rule, what is odd) for a name that the format allows and nobody needs."""
+    """(rule, what is odd) for a name that the format allows and no model needs."""
     if not name:
         yield "name-empty", "is empty"
     if len(name) > LONG_NAME:

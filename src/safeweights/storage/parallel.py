@@ -156,7 +156,7 @@ class Background:
             return job
         job.run()
         if job.error is not None and not isinstance(job.error, Exception):
-            job.result()  # Ctrl-C, which must not wait until somebody asks for the result
+            job.result()  # Ctrl-C, which must not wait until the result is asked for
         return job
 
     def finish(self) -> None:

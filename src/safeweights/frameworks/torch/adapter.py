@@ -362,7 +362,7 @@ PLAIN: Final = frozenset({torch.Tensor, torch.nn.Parameter})
 _COPY_MAX: Final = 1 << 12
 
 _PINNED_MIN: Final = 1 << 20
-"""Bytes from which on a copy through pinned memory is worth the trouble."""
+"""Size above which a copy through pinned memory pays off."""
 
 
 @cache
@@ -401,7 +401,7 @@ class HostTensor(Tensor):
         if nbytes <= _COPY_MAX:
             return iter((_array_at(nbytes)(address).raw,))
         memory: Any = (ctypes.c_ubyte * nbytes).from_address(address)
-        memory.owner = self._tensor  # whoever sees the memory keeps it
+        memory.owner = self._tensor  # a view of the memory keeps the tensor alive
         return iter((flat(memory),))
 
 

@@ -53,7 +53,7 @@ def are_disjoint(begins: Sequence[int], sizes: Iterable[int]) -> bool:
 
 
 def find_shared_tensors(tensors: Mapping[str, torch.Tensor]) -> list[set[str]]:
-    """Group tensors whose memory overlaps; a tensor that shares with nobody is a group of its own.
+    """Group tensors whose memory overlaps; a tensor that shares with no other is a group of its own.
 
     Every overlap is found: between views of one storage, and between storages that were made over the
     same memory. Meta and empty tensors, which have no memory, are left out.
