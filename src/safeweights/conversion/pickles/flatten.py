@@ -144,6 +144,7 @@ class _Walk:
             return []
         if isinstance(node, Call):
             return self._enter_call(node, name)
+        self._visits += _table_length(node) // 8  # a large list may be in many places
         children = [] if _is_table(node) else list(self._children(node, name))
         if not children:
             self.flat.add_other(name, node)
@@ -270,11 +271,17 @@ class _Walk:
             raise exceeded("tensors", self._limits.tensors, self._path)
 
 
+def _table_length(node: Value) -> int:
+    """Entries of a container that is long enough to be a table, else 0."""
+    length = len(node.pairs if isinstance(node, DictNode) else _items(node))
+    return length if length > _LONG else 0
+
+
 def _is_table(node: Value) -> bool:
     """Whether `node` is a long run of plain values, such as a vocabulary: one thing, not many."""
-    entries = node.pairs if isinstance(node, DictNode) else _items(node)
-    if len(entries) <= _LONG:
+    if not _table_length(node):
         return False
+    entries = node.pairs if isinstance(node, DictNode) else _items(node)
     values = (entry[1] for entry in entries) if isinstance(node, DictNode) else iter(entries)
     return all(isinstance(value, (str, bytes, int, float, Blob, type(None))) for value in values)
 
