@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PickleRefusedError", "install", "installed", "main"]
 
-Mode = Literal["refuse", "convert"]
+GuardMode = Literal["refuse", "convert"]
 
 _LOADERS: Final = {"torch": "load", "joblib": "load", "numpy": "load"}
 _MESSAGES: Final = {
@@ -69,16 +69,16 @@ class PickleRefusedError(SafetensorError, PermissionError):
 class _State:
     """The mode that `install` set. Changing it does not weaken the hook."""
 
-    mode: Mode | None = None
+    mode: GuardMode | None = None
 
 
-def installed() -> Mode | None:
+def installed() -> GuardMode | None:
     """The mode of this process's guard; None if it is not guarded."""
     return _State.mode
 
 
 def install(
-    mode: Mode = "refuse",
+    mode: GuardMode = "refuse",
     *,
     allow: Iterable[str] = (),
     on_refusal: Callable[[str], None] | None = None,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safeweights import checkpoint
-from safeweights.reports.inventory import MAX_DEPTH, Row, branches, natural
+from safeweights.reports.inventory import MAX_BRANCH_DEPTH, Row, branches, natural
 
 
 def test_lists_name_type_shape_and_bytes_in_the_order_of_the_file(run, model):
@@ -101,7 +101,7 @@ def test_names_that_end_in_dots_or_consist_of_them():
 def test_the_tree_is_bounded_for_a_name_of_a_million_dots():
     names = ["." * 1_000_000, "." * 1_000_000 + "x", *("a." * n for n in range(500))]
     found = list(branches(map(row, names)))
-    assert max(len(branch.lasts) for branch in found) <= MAX_DEPTH + 1
+    assert max(len(branch.lasts) for branch in found) <= MAX_BRANCH_DEPTH + 1
     assert sum(branch.row is not None for branch in found) == len(names)
 
 

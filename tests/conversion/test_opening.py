@@ -19,7 +19,7 @@ from builders import evil
 import safeweights
 from safeweights import conversion
 from safeweights.checkpoint import Checkpoint, MemoryTensor, to_bytes
-from safeweights.conversion.opening import HEAD, identify, read_source
+from safeweights.conversion.opening import FORMAT_HEAD, identify, read_source
 from safeweights.errors import FormatError, UnsupportedError
 from safeweights.reports.calls import loading_calls
 from safeweights.storage import BytesSource, MemoryStore, Source
@@ -151,7 +151,7 @@ def test_every_file_of_any_format_is_read_through_what_is_trusted(folder: Path) 
     ],
 )
 def test_what_a_file_is(data: bytes, expected: str | None) -> None:
-    assert identify(BytesSource(data), data[:HEAD]) == expected
+    assert identify(BytesSource(data), data[:FORMAT_HEAD]) == expected
 
 
 def test_conversion_takes_for_safetensors_only_what_can_be_one() -> None:

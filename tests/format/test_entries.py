@@ -337,7 +337,7 @@ def test_a_new_style_per_entry_does_not_cost_a_chunk_per_entry(
     """Styles repeat once per chunk: the learnt tail occurs again at the end of the chunk."""
     spaces = ["".join(pattern) for pattern in product(" \t\n\r", repeat=6)]
     entry = '"{:05x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}{}'
-    period = chunks.CHUNK // len(entry.format(0, spaces[0]) + ",")
+    period = chunks.BULK_SIZE // len(entry.format(0, spaces[0]) + ",")
     text = join([entry.format(i, spaces[i % period]) for i in range(3 * period)])
     looked: list[int] = []
     columns = chunks._Template.columns

@@ -17,7 +17,7 @@ import torch
 from safeweights import SafetensorError, save, serialize_file
 from safeweights.checkpoint import to_bytes
 from safeweights.format.header import TensorInfo
-from safeweights.frameworks.loading import Job, Pipeline
+from safeweights.frameworks.loading import LoadJob, Pipeline
 from safeweights.frameworks.plans import Batch
 from safeweights.frameworks.torch import staging
 from safeweights.frameworks.torch.adapter import ADAPTER, CODES, DeviceTensor, TorchAdapter
@@ -69,7 +69,7 @@ class StandIn:
 def stage(source: Source, parts: list[tuple[int, int]], device: StandIn) -> list[torch.Tensor]:
     """Bring (offset, length) parts of `source` to `device`; what arrived there."""
     infos = [TensorInfo("U8", (length,), begin, begin + length) for begin, length in parts]
-    jobs = [Job(Batch(source, 0, [("x", info)])) for info in infos]
+    jobs = [LoadJob(Batch(source, 0, [("x", info)])) for info in infos]
     landing = DeviceLanding(device, ADAPTER, None, lambda arena, *_: arena)
     Pipeline(jobs, landing.begin).run(landing.threads)
     return [job.transfer.tensors()["x"] for job in jobs]
@@ -350,7 +350,7 @@ def test_copies_are_on_a_stream_of_their_own_in_every_thread(tmp_path, streams, 
         callers = streams.current_stream(device)
         accelerator = TorchAdapter().accelerator(device)
         jobs = [
-            Job(
+            LoadJob(
                 Batch(
                     open_source(path, backend="pread"),
                     0,

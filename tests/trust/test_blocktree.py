@@ -93,7 +93,7 @@ def test_any_bytes_are_refused_with_our_error(data: bytes) -> None:
     with pytest.raises(DocumentError):
         BlockTree.decode(data, bytes(32))
     with pytest.raises(TrustError):
-        BlockTree.decode(blocktree.MAGIC + data, bytes(32))
+        BlockTree.decode(blocktree.TREE_MAGIC + data, bytes(32))
 
 
 def test_blocks_cannot_be_swapped_cut_or_extended() -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Files", "find_files", "kind_of", "open"]
 
-Place: TypeAlias = Literal["file", "index", "folder"]
+PathKind: TypeAlias = Literal["file", "index", "folder"]
 
 
 def open(target: Any, *, backend: str = "mmap", verify: Verifier | None = None) -> Checkpoint:
@@ -67,7 +67,7 @@ def open(target: Any, *, backend: str = "mmap", verify: Verifier | None = None) 
     return Checkpoint.from_files(opened.values(), files.name)
 
 
-def kind_of(path: str) -> Place:
+def kind_of(path: str) -> PathKind:
     """What a path is taken for: a folder if there is one, an index by its name, or else a file."""
     if os.path.isdir(path):
         return "folder"

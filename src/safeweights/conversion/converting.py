@@ -26,7 +26,7 @@ from ..storage.hashing import sha256
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.parallel import Background, Job
 from ..trust.verifier import verifier
-from .destination import Destination, Output, split_output
+from .destination import Destination, OutputFile, split_output
 from .folders import find_checkpoints
 from .foreign import ForeignCheckpoint, OpenOptions
 from .opening import read_foreign
@@ -295,7 +295,7 @@ class _Job:
 
     def _outputs(
         self, inputs: list[_Input], index: str | None
-    ) -> tuple[list[Output], dict[str, str]]:
+    ) -> tuple[list[OutputFile], dict[str, str]]:
         """The files to write, and the weight map of the index, if there is to be one."""
         size = self.options.max_shard_size
         whole = [self._whole(each) for each in inputs]
@@ -312,11 +312,13 @@ class _Job:
         indexed = index is not None or len(split) > len(whole)
         return outputs, _weight_map(outputs) if indexed else {}
 
-    def _whole(self, source: _Input) -> Output:
+    def _whole(self, source: _Input) -> OutputFile:
         """What one source becomes, before it is split."""
         plan = self._plan(source.path, source.checkpoint)
         metadata = self._metadata(source.checkpoint, plan)
-        return Output(self.destination.name_of(source.path), source.path, plan.tensors, metadata)
+        return OutputFile(
+            self.destination.name_of(source.path), source.path, plan.tensors, metadata
+        )
 
     def _plan(self, path: str, checkpoint: ForeignCheckpoint) -> Plan:
         options, report = self.options, self.report
@@ -352,7 +354,7 @@ class _Job:
 
     # -- writing
 
-    def _rehearse(self, outputs: list[Output]) -> None:
+    def _rehearse(self, outputs: list[OutputFile]) -> None:
         """Find what would fail: of tensors to be cast, only the values tell whether that can be done."""
         for output in outputs:
             for tensor in output.tensors.values():
@@ -362,7 +364,7 @@ class _Job:
             size, _ = serialized(output.tensors, output.metadata or None)
             self._add_output(output, size, None)
 
-    def _write(self, commit: Commit, outputs: list[Output]) -> None:
+    def _write(self, commit: Commit, outputs: list[OutputFile]) -> None:
         done = 0
         for output in outputs:
             payload = output.nbytes
@@ -382,7 +384,7 @@ class _Job:
                 done += payload
             self._add_output(output, size, digest)
 
-    def _add_output(self, output: Output, size: int, digest: str | None) -> None:
+    def _add_output(self, output: OutputFile, size: int, digest: str | None) -> None:
         path = self.destination.store.locate(output.name)
         tensors = len(output.tensors)
         self.report.outputs.append(ConvertedFile(path, size, "safetensors", tensors, digest))
@@ -423,7 +425,7 @@ class _Job:
         return advance
 
 
-def _merged(outputs: list[Output], name: str, given: Mapping[str, str]) -> Output:
+def _merged(outputs: list[OutputFile], name: str, given: Mapping[str, str]) -> OutputFile:
     """One output of all: tensors and metadata; `given` is metadata that replaces that of sources."""
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
@@ -438,10 +440,10 @@ def _merged(outputs: list[Output], name: str, given: Mapping[str, str]) -> Outpu
         for tensor in output.tensors.keys() & tensors:
             raise _twice(tensor, output.source)
         tensors |= output.tensors
-    return Output(name, outputs[0].source, tensors, metadata)
+    return OutputFile(name, outputs[0].source, tensors, metadata)
 
 
-def _check_distinct(outputs: list[Output]) -> None:
+def _check_distinct(outputs: list[OutputFile]) -> None:
     sources: dict[str, str] = {}
     for output in outputs:
         if output.tensors and sources.setdefault(output.name, output.source) != output.source:
@@ -453,7 +455,7 @@ def _check_distinct(outputs: list[Output]) -> None:
             )
 
 
-def _weight_map(outputs: list[Output]) -> dict[str, str]:
+def _weight_map(outputs: list[OutputFile]) -> dict[str, str]:
     """Tensor -> file, for the index of all `outputs`."""
     weight_map: dict[str, str] = {}
     for output in outputs:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..storage import Store
 
-__all__ = ["Destination", "Output", "split_output"]
+__all__ = ["Destination", "OutputFile", "split_output"]
 
 RECORD_SUFFIX: Final = ".provenance.json"
 _FOLDER_INDEX: Final = f"model{INDEX_SUFFIX}"
@@ -26,7 +26,7 @@ _FOLDER_INDEX: Final = f"model{INDEX_SUFFIX}"
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputFile:
     """One file to be written, and the source that it is made from."""
 
     name: str
@@ -40,7 +40,7 @@ class Output:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def split_output(output: Output, max_shard_size: int | str | None) -> list[Output]:
+def split_output(output: OutputFile, max_shard_size: int | str | None) -> list[OutputFile]:
     """The shards of `output`; itself if it needs no splitting."""
     if max_shard_size is None:
         return [output]
@@ -101,7 +101,7 @@ class Destination:
         """The name of what the source at a path becomes, before it is split."""
         return self.name or output_name(os.path.basename(source))
 
-    def earlier_save(self, outputs: list[Output], index: str | None) -> EarlierSave:
+    def earlier_save(self, outputs: list[OutputFile], index: str | None) -> EarlierSave:
         """The files that must not stay beside `outputs` and their index."""
         names = [output.name for output in outputs]
         stems = [self._stem(self.name or name) for name in names]

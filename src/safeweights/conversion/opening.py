@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .foreign import ForeignCheckpoint, OpenOptions
 
 __all__ = [
-    "HEAD",
+    "FORMAT_HEAD",
     "SAFETENSORS",
     "WEIGHT_SUFFIXES",
     "identify",
@@ -38,7 +38,7 @@ __all__ = [
 
 SAFETENSORS: Final = "safetensors"
 
-HEAD: Final = 1024
+FORMAT_HEAD: Final = 1024
 """Bytes at the beginning of a file by which formats are told apart."""
 
 WEIGHT_SUFFIXES: Final = (
@@ -138,7 +138,7 @@ def read_source(
     Raises:
         FormatError: It breaks its format, or is of none that is known.
     """
-    head = source.read(0, min(HEAD, source.size)) if format is None else b""
+    head = source.read(0, min(FORMAT_HEAD, source.size)) if format is None else b""
     kind = format or identify(source, head) or _unknown(source, head)
     if kind == SAFETENSORS and not (given and given.get("casts")):
         file = SafetensorsFile(source, head)
@@ -175,7 +175,7 @@ def read_foreign(
     from .formats import read_as, unknown_format
 
     if format is None:
-        head = source.read(0, min(HEAD, source.size))
+        head = source.read(0, min(FORMAT_HEAD, source.size))
         format = identify(source, head, options.limits, damaged=False)
     if format is None:
         raise unknown_format(source)
@@ -191,7 +191,7 @@ def identify(
 
     Args:
         source: The file.
-        head: Its first `HEAD` bytes, or all it has.
+        head: Its first `FORMAT_HEAD` bytes, or all it has.
         limits: Bounds on the work of reading an archive's directory.
         damaged: Also take a file for safetensors of which only the first 8 bytes, the length of a
             header, make sense, unless it has the signature of another format. Errors then describe a

@@ -34,7 +34,7 @@ from .grading import (
     grade_global,
     is_nested_file,
 )
-from .opening import HEAD, identify
+from .opening import FORMAT_HEAD, identify
 from .pickles.flatten import summary, unfolded_size
 from .pickles.machine import Pickle, PickleMachine
 from .pickles.materialize import Storages, located
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["ScanFinding", "ScanReport", "Unread", "scan", "scan_folder", "scan_other_readers"]
 
 Persistent = Callable[[Value], Value]
-Reason = tuple[Grade, str]
+GradeReason = tuple[Grade, str]
 
 _ARGUMENTS_MAX: Final = 160
 _KEPT_FINDINGS: Final = 50_000
@@ -209,7 +209,7 @@ class _Scanner:
         self._unread(source, error.offset, error.message, error.path)
 
     def _file(self, source: Source) -> str | None:
-        head = read_bytes(source, 0, min(HEAD, source.size))
+        head = read_bytes(source, 0, min(FORMAT_HEAD, source.size))
         shape, read = self._reader(source, head)
         kind = None
         try:
@@ -239,7 +239,7 @@ class _Scanner:
         """Scan a file that is known to be valid safetensors."""
         self._depth = 0
         self.report.format = "safetensors"
-        head = read_bytes(source, 0, min(HEAD, source.size))
+        head = read_bytes(source, 0, min(FORMAT_HEAD, source.size))
         try:
             self._other_readers(source, head, "safetensors")
         except SafetensorError as error:
@@ -262,7 +262,7 @@ class _Scanner:
 
     def _plain(self, source: Source) -> str | None:
         """A format without archives: one without code, or a stream of pickles."""
-        head = read_bytes(source, 0, min(HEAD, source.size))
+        head = read_bytes(source, 0, min(FORMAT_HEAD, source.size))
         kind = identify(source, head, self._limits, damaged=False)
         if kind in ("gguf", "tensorflow-v2", "flax-msgpack", "safetensors"):
             formats.FORMATS[kind](source, self._options)  # its reader accounts for all of it
@@ -543,7 +543,7 @@ class _Scanner:
         room = {grade: _KEPT_FINDINGS - self._kept[grade] for grade in Grade}
         found: list[ScanFinding] = []
 
-        def add(offset: int, opcode: str, node: Value, arguments: Value, why: Reason) -> None:
+        def add(offset: int, opcode: str, node: Value, arguments: Value, why: GradeReason) -> None:
             grade, reason = why
             room[grade] -= 1
             if room[grade] >= 0:

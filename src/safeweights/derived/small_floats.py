@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from ..storage import Buffer
 
-__all__ = ["CODES", "Limits", "limits", "widened"]
+__all__ = ["CODES", "FloatLimits", "limits", "widened"]
 
 Array = np.ndarray[Any, Any]
 
@@ -75,7 +75,7 @@ def widened(code: str, data: Buffer) -> Array:
     return _table(code)[values]
 
 
-class Limits(NamedTuple):
+class FloatLimits(NamedTuple):
     """What `numpy.finfo` says of other types.
 
     Attributes:
@@ -90,18 +90,18 @@ class Limits(NamedTuple):
 
 
 @cache
-def limits(code: str) -> Limits:
+def limits(code: str) -> FloatLimits:
     """The range and precision of a type of `CODES`.
 
     >>> limits("F8_E4M3")
-    Limits(min=-448.0, max=448.0, nmant=3)
+    FloatLimits(min=-448.0, max=448.0, nmant=3)
     """
     if code == "BF16":
         largest = float(widened(code, b"\x7f\x7f")[0])
-        return Limits(-largest, largest, 7)
+        return FloatLimits(-largest, largest, 7)
     finite = _table(code)[np.isfinite(_table(code))]
     mantissa = 0 if code == "F8_E8M0" else _LAYOUTS[code].mantissa
-    return Limits(float(finite.min()), float(finite.max()), mantissa)
+    return FloatLimits(float(finite.min()), float(finite.max()), mantissa)
 
 
 @cache

@@ -32,9 +32,9 @@ from .strictjson import MAX_UINT, has_surrogates
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["CHUNK", "BulkReader", "Columns"]
+__all__ = ["BULK_SIZE", "BulkReader", "Columns"]
 
-CHUNK: Final = 1 << 17
+BULK_SIZE: Final = 1 << 17
 """Bytes of text parsed at a time: small enough for the processor's cache."""
 
 _MAX_KINDS: Final = 10_000
@@ -145,13 +145,13 @@ class BulkReader:
             batch = self._split_by_template(position, expected)
             if batch is None and position >= self._learn_from and self._learn(self._text, position):
                 # Learn once per chunk at most: each attempt may look at a whole chunk.
-                self._learn_from = position + CHUNK
+                self._learn_from = position + BULK_SIZE
                 batch = self._split_by_template(position, expected)
         if batch is None:
             batch = self._split_ragged(position, expected)
             self._ragged = batch is not None
         if batch is None:
-            self._scan_until = position + CHUNK
+            self._scan_until = position + BULK_SIZE
         return batch
 
     def _learn(self, text: bytes, position: int) -> bool:
@@ -169,10 +169,10 @@ class BulkReader:
             return None
         begin, tail = opening.end(), template.tail
         self.first = begin - 1
-        last = text.rfind(tail, begin, begin + CHUNK)
+        last = text.rfind(tail, begin, begin + BULK_SIZE)
         if last < 0:
             return None
-        if begin + CHUNK >= len(text):
+        if begin + BULK_SIZE >= len(text):
             # No comma follows the last entry of the header. The number of quotes tells that it is an
             # entry; the comparison proves it.
             rest = text[begin:].rstrip(_SPACES)
@@ -184,7 +184,7 @@ class BulkReader:
 
     def _split_ragged(self, position: int, expected: int) -> Columns | None:
         """Method 2: remove the white space outside strings, then split and compare."""
-        region = self._text[position : position + CHUNK]
+        region = self._text[position : position + BULK_SIZE]
         region = region[: region.rfind(b'"') + 1]
         if b"\\" in region:
             return None
@@ -219,7 +219,7 @@ class BulkReader:
 
     def _scan(self, position: int) -> Columns | None:
         """Method 3: match entries by the regular expression, up to the first that does not match."""
-        text, limit = self._text, position + CHUNK
+        text, limit = self._text, position + BULK_SIZE
         self.first = text.find(b'"', position)
         rows = []
         while match := _ENTRY(text, position, limit):
@@ -329,7 +329,7 @@ class _Template:
     @classmethod
     def learn(cls, text: bytes, position: int) -> _Template | None:
         """The template of the entry after the comma at `position`; None if `_ENTRY` does not match it."""
-        entry = _ENTRY(text, position, position + CHUNK)
+        entry = _ENTRY(text, position, position + BULK_SIZE)
         following = entry and _COMMA(text, entry.end())
         if entry is None or following is None or None in entry.groups():
             return None

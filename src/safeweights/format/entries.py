@@ -17,7 +17,7 @@ from operator import sub
 from typing import TYPE_CHECKING
 
 from ..errors import quote
-from .bulk import CHUNK, BulkReader
+from .bulk import BULK_SIZE, BulkReader
 from .dtypes import DTYPES
 from .rules import (
     MAX_EXTRA,
@@ -128,7 +128,7 @@ class Entries:
     def _mark(self, position: int) -> None:
         if position >= self._next_mark:
             self._marks.append((len(self.tensors), position))
-            self._next_mark = position + CHUNK
+            self._next_mark = position + BULK_SIZE
 
     def _read_bulk(self, bulk: BulkReader) -> None:
         """After an entry, read as many of the next ones as possible in bulk."""

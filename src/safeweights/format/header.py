@@ -16,7 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import FormatError, quote
-from .bulk import CHUNK
+from .bulk import BULK_SIZE
 from .dtypes import BITS
 from .entries import Entries
 from .gcpause import gc_paused
@@ -164,10 +164,10 @@ def problems(
 
 def _check_utf8(text: bytes, report: Problems) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    for begin in range(0, len(text), CHUNK):
+    for begin in range(0, len(text), BULK_SIZE):
         pending = len(decoder.getstate()[0])
         try:
-            decoder.decode(text[begin : begin + CHUNK], final=begin + CHUNK >= len(text))
+            decoder.decode(text[begin : begin + BULK_SIZE], final=begin + BULK_SIZE >= len(text))
         except UnicodeDecodeError as error:
             at = begin - pending + error.start
             report("utf-8", f"invalid UTF-8 in header: {error.reason}", at=at)

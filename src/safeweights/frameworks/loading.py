@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CLOSED",
     "Gathering",
-    "Job",
+    "LoadJob",
     "Pipeline",
     "Progress",
     "landing_of",
@@ -120,7 +120,7 @@ def landing_of(adapter: Adapter, device: Any, *, copies: bool = False) -> Landin
     return adapter.landing(device) or HostLanding(adapter, device, copies=copies)
 
 
-class Job:
+class LoadJob:
     """A batch, and how far it is.
 
     Attributes:
@@ -149,7 +149,7 @@ class Job:
         """Whether everything has arrived."""
         return self._left == 0
 
-    def begin(self, transfer: Transfer) -> Iterator[tuple[Job, int, int]]:
+    def begin(self, transfer: Transfer) -> Iterator[tuple[LoadJob, int, int]]:
         """The pieces to be fetched."""
         self.transfer = transfer
         starts = range(0, transfer.extent, transfer.step)
@@ -182,7 +182,7 @@ class Pipeline:
 
     def __init__(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[LoadJob],
         begin: Callable[[Any], Transfer],
         *,
         ahead: float = math.inf,
@@ -191,8 +191,8 @@ class Pipeline:
         self._room = ahead
         self._changed = Condition()  # guards everything below; of the re-entrant kind, for `stop`
         self._waiting = OrderedDict.fromkeys(jobs)
-        self._complete: OrderedDict[Job, None] = OrderedDict()
-        self._pieces: deque[tuple[Job, int, int]] = deque()
+        self._complete: OrderedDict[LoadJob, None] = OrderedDict()
+        self._pieces: deque[tuple[LoadJob, int, int]] = deque()
         self._unreleased = len(jobs)
         self._bytes = 0
         self._failure: BaseException | None = None
@@ -236,7 +236,7 @@ class Pipeline:
             with self._changed:
                 self._fail(error)
 
-    def _next_piece(self) -> tuple[Job, int, int] | None:
+    def _next_piece(self) -> tuple[LoadJob, int, int] | None:
         with self._changed:
             while not self._pieces:
                 if self._stopped or not self._waiting:
@@ -247,7 +247,7 @@ class Pipeline:
                     self._changed.wait()
             return self._pieces.popleft()
 
-    def _set_out(self, job: Job) -> None:
+    def _set_out(self, job: LoadJob) -> None:
         del self._waiting[job]
         self._room -= job.batch.nbytes
         try:
@@ -263,14 +263,14 @@ class Pipeline:
             self._note(job, 0)
         self._changed.notify_all()
 
-    def _note(self, job: Job, nbytes: int) -> None:
+    def _note(self, job: LoadJob, nbytes: int) -> None:
         with self._changed:
             self._bytes += job.arrived(nbytes)
             if job.complete:
                 self._complete[job] = None
             self._changed.notify_all()
 
-    def wait_for(self, job: Job, progress: Progress | None = None) -> None:
+    def wait_for(self, job: LoadJob, progress: Progress | None = None) -> None:
         """Return when `job` is complete; it is begun now if its turn has not come.
 
         Raises:
@@ -285,9 +285,9 @@ class Pipeline:
 
         self._wait(arrived, progress)
 
-    def next_complete(self, progress: Progress | None = None) -> Job | None:
+    def next_complete(self, progress: Progress | None = None) -> LoadJob | None:
         """A job that is complete and not released; waits for one. None: there are no more."""
-        found: Job | None = None
+        found: LoadJob | None = None
 
         def any_complete() -> bool:
             # Taken here, under the lock: it may be released before this thread goes on.
@@ -319,7 +319,7 @@ class Pipeline:
             if done:
                 return
 
-    def release(self, job: Job) -> None:
+    def release(self, job: LoadJob) -> None:
         """Note that everything of a complete job was handed out: there is room for another."""
         with self._changed:
             if self._complete.pop(job, job) is None:
@@ -363,7 +363,7 @@ class Pipeline:
             self.close()
 
 
-def reader_count(jobs: Sequence[Job], landing: Landing, at_most: int = 0) -> int:
+def reader_count(jobs: Sequence[LoadJob], landing: Landing, at_most: int = 0) -> int:
     """How many threads to read with: what the sources are best read with, and not for two pieces."""
     pieces = sum(max(1, -(-job.batch.nbytes // CHUNK)) for job in jobs)
     if pieces <= 2:
@@ -399,7 +399,7 @@ def load_all(
         sources = [file.source.for_all() for file in files]
         if all(source.in_memory for source in sources):
             return _decoded_in_place(files, sources, adapter, device, progress)
-    jobs = [Job(batch) for batch in batches(checkpoint, None, landing.arena)]
+    jobs = [LoadJob(batch) for batch in batches(checkpoint, None, landing.arena)]
     adapter.require(item for job in jobs for item in job.batch.tensors)
     Pipeline(jobs, landing.begin).run(reader_count(jobs, landing), progress)
     result: dict[str, Any] = {}

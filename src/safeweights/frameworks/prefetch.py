@@ -20,7 +20,7 @@ from ..checkpoint import not_found
 from ..errors import ClosedError, SafetensorError, UnsupportedError, quote
 from ..format.gcpause import gc_paused
 from .adapter import adapter_for
-from .loading import CLOSED, Job, Pipeline, Progress, landing_of, reader_count
+from .loading import CLOSED, LoadJob, Pipeline, Progress, landing_of, reader_count
 from .plans import batches
 from .targets import opened
 
@@ -97,7 +97,7 @@ class PrefetchLoader(Generic[T]):
         landing = landing_of(adapter, device, copies=copies)
         found = batches(checkpoint, None if plan is None else _wanted(plan), landing.arena)
         adapter.require(item for batch in found for item in batch.tensors)
-        jobs = [Job(batch) for batch in found]
+        jobs = [LoadJob(batch) for batch in found]
         self._nbytes = sum(batch.nbytes for batch in found)
         self._owners = {name: job for job in jobs for name, _ in job.batch.tensors}
         self._progress = progress
@@ -147,13 +147,13 @@ class PrefetchLoader(Generic[T]):
             while (item := self._any_of(job)) is not None:
                 yield item
 
-    def _any_of(self, job: Job) -> tuple[str, T] | None:
+    def _any_of(self, job: LoadJob) -> tuple[str, T] | None:
         with job.lock:
             tensors = self._arrived(job)
             name = next(iter(tensors), None)
             return None if name is None else (name, self._hand_out(job, tensors, name))
 
-    def _arrived(self, job: Job) -> dict[str, T]:
+    def _arrived(self, job: LoadJob) -> dict[str, T]:
         """What was not handed out of a complete job; decoded when first looked at."""
         if job.tensors is None:
             if job.transfer is None:
@@ -163,7 +163,7 @@ class PrefetchLoader(Generic[T]):
             job.transfer = None
         return job.tensors
 
-    def _hand_out(self, job: Job, tensors: dict[str, T], name: str) -> T:
+    def _hand_out(self, job: LoadJob, tensors: dict[str, T], name: str) -> T:
         tensor = tensors.pop(name)
         if not tensors:
             self._pipeline.release(job)

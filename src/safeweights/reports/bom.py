@@ -81,10 +81,10 @@ def look_into(path: str) -> ForeignFile | None:
     """
     from ..conversion import scan
     from ..conversion.grading import Grade
-    from ..conversion.opening import HEAD, SAFETENSORS, identify, read_source
+    from ..conversion.opening import FORMAT_HEAD, SAFETENSORS, identify, read_source
 
     source = open_source(path, backend="pread")
-    name = identify(source, source.read(0, min(HEAD, source.size)))
+    name = identify(source, source.read(0, min(FORMAT_HEAD, source.size)))
     if name is None or name == SAFETENSORS:
         return None
     report = scan(source)

@@ -54,7 +54,7 @@ __all__ = [
 
 Level = Literal["error", "warning", "note"]
 Status = Literal["ok", "bad", "unreadable"]
-Method = Literal["key", "certificate", "keyless"]
+SignatureMethod = Literal["key", "certificate", "keyless"]
 Number = int | float | None
 
 
@@ -346,7 +346,7 @@ class SignDocument(TypedDict):
     subject: Annotated[str, "The model's name in the signed statement."]
     root: Annotated[str, "SHA-256 over all digests, which identifies the contents."]
     signature: Annotated[str, "The signature file."]
-    method: Method
+    method: SignatureMethod
     key_hint: Annotated[str | None, "SHA-256 of the public key's PEM; null for keyless."]
     files: Annotated[
         list[HashedFileRecord], "The files that the signature covers, relative to the path."
@@ -369,7 +369,7 @@ class DigestDocument(TypedDict):
 class SignerRecord(TypedDict):
     """The signer."""
 
-    method: Method
+    method: SignatureMethod
     key_hint: Annotated[str | None, "SHA-256 of the public key's PEM; null for keyless."]
     subject: Annotated[str | None, "From the certificate."]
     issuer: Annotated[str | None, "From the certificate."]

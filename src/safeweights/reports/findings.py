@@ -16,7 +16,7 @@ from ..checkpoint.shardindex import (
     SUFFIX,
 )
 from ..conversion.disguises import may_be_another_format
-from ..conversion.opening import HEAD, SAFETENSORS, identify
+from ..conversion.opening import FORMAT_HEAD, SAFETENSORS, identify
 from ..errors import FormatError, SafetensorError, quote
 from ..format import header
 from ..format.dtypes import BITS
@@ -154,7 +154,7 @@ def check_file(out: Findings, path: str) -> SafetensorsFile | None:
 
 def check_source(out: Findings, source: Source) -> SafetensorsFile | None:
     """Check one file; None if it is none."""
-    head = source.read(0, min(HEAD, source.size))
+    head = source.read(0, min(FORMAT_HEAD, source.size))
     kind = identify(source, head)
     if kind not in {None, SAFETENSORS} or _is_compressed(source, head):
         _check_foreign(out, source, kind or "compressed")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Branch", "Row", "branches", "natural", "rows", "total", "unreadable"]
 
-MAX_DEPTH: Final = 64
+MAX_BRANCH_DEPTH: Final = 64
 """Maximum number of nested groups; a name may have millions of dots."""
 
 _NUMBERS = re.compile(r"([0-9]+)").split
@@ -133,7 +133,7 @@ def branches(found: Iterable[Row], depth: int | None = None) -> Iterator[Branch]
         found: The tensors.
         depth: Maximum number of levels.
     """
-    yield from _walk(list(found), 0, (), MAX_DEPTH if depth is None else depth - 1)
+    yield from _walk(list(found), 0, (), MAX_BRANCH_DEPTH if depth is None else depth - 1)
 
 
 def _walk(found: list[Row], start: int, lasts: tuple[bool, ...], depth: int) -> Iterator[Branch]:
@@ -141,7 +141,7 @@ def _walk(found: list[Row], start: int, lasts: tuple[bool, ...], depth: int) -> 
     groups: dict[str, list[Row]] = {}
     for row in found:
         name = row.name
-        dot = name.find(".", start) if len(lasts) < MAX_DEPTH else -1
+        dot = name.find(".", start) if len(lasts) < MAX_BRANCH_DEPTH else -1
         groups.setdefault(name[start : dot + 1] if dot >= 0 else name[start:], []).append(row)
     ordered = sorted(groups, key=natural)
     for key in ordered:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from .source import Buffer, Source
-    from .store import Kind
+    from .store import EntryKind
 
 __all__ = ["LocalStore"]
 
@@ -81,7 +81,7 @@ class LocalStore(Store):
             entries = [Entry(prefix + each.name, _kind_of(each)) for each in found]
         return iter(sorted(entries, key=_full_name))
 
-    def kind(self, name: str) -> Kind | None:
+    def kind(self, name: str) -> EntryKind | None:
         try:
             mode = os.lstat(self.locate(name)).st_mode
         except _NOTHING:
@@ -341,7 +341,7 @@ def _remove_empty(folders: Iterable[str]) -> None:
             os.rmdir(folder)
 
 
-def _kind_of(entry: os.DirEntry[str]) -> Kind:
+def _kind_of(entry: os.DirEntry[str]) -> EntryKind:
     if entry.is_symlink():
         return "link"
     if entry.is_dir(follow_symlinks=False):

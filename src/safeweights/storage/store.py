@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from .source import Buffer, Source
 
-__all__ = ["Commit", "Entry", "Kind", "MemoryStore", "Store", "check_name"]
+__all__ = ["Commit", "Entry", "EntryKind", "MemoryStore", "Store", "check_name"]
 
-Kind: TypeAlias = Literal["file", "link", "special", "folder"]
+EntryKind: TypeAlias = Literal["file", "link", "special", "folder"]
 """What a name stands for: a regular file, a symbolic link, another special file, or a folder."""
 
 
@@ -43,7 +43,7 @@ class Entry(NamedTuple):
     """A name in a store, and what it stands for."""
 
     name: str
-    kind: Kind
+    kind: EntryKind
 
 
 def check_name(name: str) -> str | None:
@@ -104,7 +104,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def kind(self, name: str) -> Kind | None:
+    def kind(self, name: str) -> EntryKind | None:
         """What `name` stands for, without following a link; None if there is no such thing.
 
         Raises:
@@ -359,7 +359,7 @@ class MemoryStore(Store):
             found[Entry(prefix + first, "folder" if separator else "file")] = None
         return iter(found)
 
-    def kind(self, name: str) -> Kind | None:
+    def kind(self, name: str) -> EntryKind | None:
         self.locate(name)
         if name in self._files:
             return "file"

@@ -10,12 +10,12 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["HEAD", "KINDS", "Kind", "recognize"]
+__all__ = ["KINDS", "KIND_HEAD", "Kind", "recognize"]
 
-HEAD: Final = 4096
+KIND_HEAD: Final = 4096
 """Bytes of the beginning that `recognize` wants."""
 
-Power = Literal["data", "reads", "acts", "unknown"]
+KindPower = Literal["data", "reads", "acts", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Kind:
 
     id: str
     name: str
-    power: Power
+    power: KindPower
     can: str = ""
     advice: str = ""
 
@@ -199,7 +199,7 @@ def recognize(head: bytes, size: int, name: str = "") -> Kind | None:
     r"""The kind of a file, from its first bytes; its name only tells kinds of text apart.
 
     Args:
-        head: The first `HEAD` bytes, or all there are.
+        head: The first `KIND_HEAD` bytes, or all there are.
         size: Bytes of the file.
         name: What the file is called.
 

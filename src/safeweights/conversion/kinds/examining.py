@@ -23,7 +23,7 @@ from ..grading import Grade
 from ..opening import identify
 from ..readers.gguf import read_gguf
 from ..scanning import scan
-from .catalog import HEAD, KINDS, Kind, by_name, recognize
+from .catalog import KIND_HEAD, KINDS, Kind, by_name, recognize
 from .concerns import Concern, Power
 from .graphs import is_onnx, is_saved_model, is_sentencepiece, onnx_concerns, saved_model_concerns
 from .settings import MAX_TEXT, json_concerns, yaml_concerns
@@ -113,7 +113,7 @@ def kind_of(source: Source, name: str, *, limits: Limits = DEFAULT_LIMITS) -> Ki
     Raises:
         OSError: Reading failed.
     """
-    kind = recognize(read_bytes(source, 0, min(HEAD, source.size)), source.size, name)
+    kind = recognize(read_bytes(source, 0, min(KIND_HEAD, source.size)), source.size, name)
     if kind is not None and kind.id == "zip":
         return KINDS[_zip_kind(source, limits)]
     if kind is not None and kind.id == "tar":
@@ -134,7 +134,7 @@ def kind_of(source: Source, name: str, *, limits: Limits = DEFAULT_LIMITS) -> Ki
 def _foreign(source: Source, limits: Limits) -> str | None:
     """A format that `conversion` reads and that has no signature of its own."""
     try:
-        found = identify(source, read_bytes(source, 0, min(HEAD, source.size)), limits)
+        found = identify(source, read_bytes(source, 0, min(KIND_HEAD, source.size)), limits)
     except SafetensorError:
         return None
     return found if found in {"tensorflow-v2", "flax-msgpack", "paddle"} else None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ...storage import Source
 
-__all__ = ["Budget", "Field", "Message"]
+__all__ = ["Budget", "Message", "WireField"]
 
 _FIELDS_MAX: Final = 4_000_000
 _TEXT_MAX: Final = 1 << 16
@@ -43,7 +43,7 @@ class Budget:
             raise exceeded("objects", _FIELDS_MAX, path)
 
 
-class Field(NamedTuple):
+class WireField(NamedTuple):
     """One field of a message.
 
     Attributes:
@@ -77,7 +77,7 @@ class Message:
         self._budget = budget
         self._depth = depth
 
-    def fields(self) -> Iterator[Field]:
+    def fields(self) -> Iterator[WireField]:
         """Every field, in the file's order."""
         reader = ByteReader(self._source, self._begin, self._end)
         while reader.left:
@@ -88,7 +88,7 @@ class Message:
                 raise self._damaged(reader.offset, "a field has the number 0")
             if kind == 0:
                 value = self._varint(reader)
-                yield Field(number, reader.offset, 0, value)
+                yield WireField(number, reader.offset, 0, value)
                 continue
             length = {1: 8, 2: -1, 5: 4}.get(kind)
             if length is None:
@@ -97,7 +97,7 @@ class Message:
                 length = self._varint(reader)
             if length > reader.left:
                 raise self._damaged(reader.offset, f"{length} bytes do not fit")
-            yield Field(number, reader.skip(length), length, 0)
+            yield WireField(number, reader.skip(length), length, 0)
 
     def messages(self, number: int) -> Iterator[Message]:
         """The messages in the fields called `number`."""
@@ -105,13 +105,13 @@ class Message:
             if field.number == number and field.length:
                 yield self.inner(field)
 
-    def inner(self, field: Field) -> Message:
+    def inner(self, field: WireField) -> Message:
         """A field's bytes as a message."""
         return Message(
             self._source, field.offset, field.offset + field.length, self._budget, self._depth + 1
         )
 
-    def text(self, field: Field) -> str:
+    def text(self, field: WireField) -> str:
         """A field's bytes as text; what is no UTF-8 is escaped, and at most 64 KiB are read."""
         data = read_bytes(self._source, field.offset, min(field.length, _TEXT_MAX))
         return data.decode("utf-8", "backslashreplace")

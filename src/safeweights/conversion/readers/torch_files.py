@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ...storage import Source
 
 __all__ = [
-    "MAGIC",
+    "LEGACY_MAGIC",
     "NestedStorages",
     "References",
     "ZipStorages",
@@ -44,7 +44,7 @@ __all__ = [
     "torch_root",
 ]
 
-MAGIC: Final = 0x1950A86A20F9469CFC6C
+LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 """The first pickle of a legacy file."""
 
 _PROTOCOL: Final = 1001
@@ -296,7 +296,7 @@ def _member_pickle(archive: ZipArchive, name: str, prefix: str, limits: Limits) 
 
 def is_legacy(head: bytes) -> bool:
     """Whether a file that starts with `head` starts with the legacy magic number's pickle."""
-    return MAGIC.to_bytes(10, "little") in head[:_MAGIC_WITHIN]
+    return LEGACY_MAGIC.to_bytes(10, "little") in head[:_MAGIC_WITHIN]
 
 
 class LegacyStorages:
@@ -336,7 +336,7 @@ def legacy_pickles(source: Source, limits: Limits) -> Iterator[tuple[Pickle, Ref
         FormatError: One is malformed, or is not what PyTorch writes there.
     """
     offset = 0
-    for what, expected in (("magic number", MAGIC), ("protocol version", _PROTOCOL)):
+    for what, expected in (("magic number", LEGACY_MAGIC), ("protocol version", _PROTOCOL)):
         pickle = read_pickle(source, offset=offset, limits=limits)
         yield pickle, References()
         if pickle.value != expected or not is_int(pickle.value):

@@ -32,7 +32,7 @@ __all__ = ["BLOCK_SIZE", "FANOUT", "BlockTree", "TreeBuilder", "leaf_digest"]
 BLOCK_SIZE: Final = 256 << 10
 FANOUT: Final = 256
 DIGEST: Final = 32
-MAGIC: Final = b"\x89SWTREE\n"
+TREE_MAGIC: Final = b"\x89SWTREE\n"
 
 _HEADER = struct.Struct("<8sQII")
 _LEAF = struct.Struct("<QI")
@@ -98,7 +98,7 @@ class BlockTree:
 
     def encode(self) -> bytes:
         """The bytes of the sidecar file."""
-        header = _HEADER.pack(MAGIC, self.size, self.block_size, FANOUT)
+        header = _HEADER.pack(TREE_MAGIC, self.size, self.block_size, FANOUT)
         return b"".join([header, *self._levels])
 
     @classmethod
@@ -111,7 +111,7 @@ class BlockTree:
             DocumentError: It is not a sidecar, or not of the length that its header implies.
             VerificationError: ``stale-sidecar``: a well-formed sidecar of other contents.
         """
-        if len(data) < _HEADER.size or data[:8] != MAGIC:
+        if len(data) < _HEADER.size or data[:8] != TREE_MAGIC:
             raise DocumentError(
                 "not a block tree sidecar: bad magic", field="magic", path=path, offset=0
             )

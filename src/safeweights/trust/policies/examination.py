@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from ...storage.source import Source
 
-__all__ = ["KINDS", "Finding", "examine_file", "examine_source"]
+__all__ = ["FINDING_KINDS", "Finding", "examine_file", "examine_source"]
 
-KINDS: Final = (
+FINDING_KINDS: Final = (
     "pickle", "python", "native", "auto_map", "trust_remote_code", "remote_kernel", "template",
     "polyglot", "code", "unknown", "unreadable", "special",
 )  # fmt: skip
@@ -62,7 +62,7 @@ class Finding:
     """Something in a file that a policy decides about.
 
     Attributes:
-        kind: One of `KINDS`.
+        kind: One of `FINDING_KINDS`.
         file: Its name, relative to the folder.
         detail: What was found, in words, safe to show.
         sha256: Of a template's text.

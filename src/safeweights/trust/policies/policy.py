@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ...errors import quote
 from ..errors import DocumentError, PolicyViolationError
-from .examination import KINDS
+from .examination import FINDING_KINDS
 from .subjects import folders_above
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ in the policy; signed by a signer whom the policy names; signed and in a transpa
 Mode = Literal["off", "warn", "enforce"]
 Scope = Literal["whole", "part", "file"]
 Role = Literal["content", "sidecar", "bookkeeping"]
-DENIABLE: Final = tuple(kind for kind in KINDS if kind != "template")
+DENIABLE: Final = tuple(kind for kind in FINDING_KINDS if kind != "template")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ __all__ = ["Located", "find_signature", "locate"]
 
 _IN_FOLDER: Final = ("model.sig", "model.oms.sig")
 _BESIDE: Final = (".sig", ".oms.sig")
-LEVELS: Final = 4
+FOLDER_LEVELS: Final = 4
 """Folders above a path in which the signature of a folder is looked for."""
 
 
@@ -43,7 +43,7 @@ class Located:
     alone: bool = False
 
 
-def locate(path: str, *, top: str | None = None, above: int = LEVELS) -> Located:
+def locate(path: str, *, top: str | None = None, above: int = FOLDER_LEVELS) -> Located:
     """The signature that covers the file or folder at `path`, an absolute path, by convention.
 
     Args:
@@ -67,7 +67,7 @@ def locate(path: str, *, top: str | None = None, above: int = LEVELS) -> Located
 def find_signature(path: str) -> str:
     """The signature file that covers `path`; where there is none, the path it would have."""
     path = os.path.abspath(path)
-    return locate(path, above=0 if os.path.isdir(path) else LEVELS).signature
+    return locate(path, above=0 if os.path.isdir(path) else FOLDER_LEVELS).signature
 
 
 def _upwards(folder: str, levels: int, top: str | None) -> Iterator[str]:

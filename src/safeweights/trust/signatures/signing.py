@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from ...errors import quote
 from ...storage.sink import write_file
-from ..content.blocktree import MAGIC
+from ..content.blocktree import TREE_MAGIC
 from ..content.digests import FileDigest, hash_files
 from ..content.resources import Part, Resource, TreeReference
 from ..content.sidecars import SIDECAR
@@ -279,7 +279,7 @@ def _is_signature(path: str) -> bool:
 
 def _is_sidecar(path: str) -> bool:
     with open_regular(path) as (descriptor, _):
-        return os.read(descriptor, len(MAGIC)) == MAGIC
+        return os.read(descriptor, len(TREE_MAGIC)) == TREE_MAGIC
 
 
 def _chain(certificates: Sequence[bytes], signer: Signer | KeylessSigner) -> list[bytes]:

@@ -31,7 +31,7 @@ from .bundle import (
     parse_statement,
 )
 from .certificates import CertificateTrust, certified_key, verify_chain
-from .discovery import LEVELS, locate
+from .discovery import FOLDER_LEVELS, locate
 from .keyless import KeylessTrust, verify_keyless
 from .keys import PublicKey, load_public_key
 from .linked import is_blob_link
@@ -294,7 +294,7 @@ def verify(
     """
     path = os.path.abspath(path)
     if signature is None:
-        located = locate(path, above=0 if os.path.isdir(path) else LEVELS)
+        located = locate(path, above=0 if os.path.isdir(path) else FOLDER_LEVELS)
         signature = located.signature
         base = base or (None if located.alone else located.base)
     signature = os.path.abspath(signature)
