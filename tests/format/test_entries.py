@@ -22,7 +22,7 @@ from safeweights.format.entries import Entries
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes per chunk; if there are few, entries cross the boundaries of chunks."""
     for module in (chunks, entries, header):
-        monkeypatch.setattr(module, "CHUNK", request.param)
+        monkeypatch.setattr(module, "BULK_SIZE", request.param)
     return request.param
 
 
