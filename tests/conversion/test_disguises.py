@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from hypothesis import given
@@ -46,7 +47,7 @@ def test_what_the_scan_reports_is_always_looked_at(length: int, data: bytes) -> 
 def test_every_length_of_a_header_up_to_64_kib() -> None:
     """Each gives another prefix; a pickle needs one that takes the zeros of the length."""
     tail = b"cos\ngetpid\n(tR."
-    for length in range(64, 1 << 16):
+    for length in chain(range(64, 4096), range(4096, 1 << 16, 8)):  # writers pad to eight bytes
         source = BytesSource(struct.pack("<Q", length) + b"{" + tail, "file")
         if not may_be_another_format(source, source.read(0, source.size)):
             report = scan_other_readers(source)
