@@ -15,7 +15,7 @@ from safeweights.numpy import save
 from safeweights.storage import BytesSource
 
 if TYPE_CHECKING:
-    from safeweights.conversion.scanning import ScanReport
+    from safeweights.conversion.scan_report import ScanReport
 
 
 def padded(length: int, data: bytes = b"") -> bytes:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .formats import FORMATS
     from .opening import open
     from .record import Conversion
-    from .scanning import ScanFinding, ScanReport, scan, scan_folder
+    from .scan_report import ScanFinding, ScanReport
+    from .scanning import scan, scan_folder
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -41,10 +42,10 @@ __getattr__, __dir__ = lazy_names(
         "Limits": ".storage.limits",
         "Conversion": "record",
         "FORMATS": "formats",
-        "ScanFinding": "scanning",
+        "ScanFinding": "scan_report",
         "ForeignCheckpoint": "foreign",
         "Options": "converting",
-        "ScanReport": "scanning",
+        "ScanReport": "scan_report",
         "convert": "converting",
         "open": "opening",
         "scan": "scanning",
