@@ -177,6 +177,27 @@ def test_errors_describe_what_a_file_was_meant_to_be(data: bytes, rule: str, wor
     assert caught.value.rule == rule
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["Invalid username or password.", "Not Found", "Internal Error - We are working on it\n",
+     "Forbidden", "(401)\n" * 9, "Sorry, try later\n", "Language models\n" * 5000],
+)  # fmt: skip
+def test_a_text_is_not_a_pickle_for_its_first_letter(text: str) -> None:
+    with pytest.raises(FormatError, match="a text file") as caught:
+        safeweights.open(text.encode())
+    assert caught.value.rule == "unknown-format"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"I1\n0cos\nsystem\n(S'id'\ntR no pickle any more", b"Verror message\n0cos\nsystem\n)R.",
+     b"Not Found"[:1] + b"0cnot\nfound\n!", pickle.dumps(["text"] * 9, 0), pickle.dumps([1.5] * 30_000, 0)],
+)  # fmt: skip
+def test_a_pickle_made_of_letters_is_one(text: bytes) -> None:
+    head = text[:FORMAT_HEAD]
+    assert identify(BytesSource(text, "x"), head) == "pickle"
+
+
 def test_a_format_that_is_named() -> None:
     with pytest.raises(UnsupportedError, match="no such format: `onnx`; there are safetensors, t"):
         safeweights.open(b"", format="onnx")

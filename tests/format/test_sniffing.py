@@ -54,6 +54,13 @@ FILES = {
     "PDF": b"%PDF-1.7",
     "PEM": b"-----BEGIN PUBLIC KEY-----\nMCow",
     "text file": b"# A model\n\tof ours.\n",
+    "a text file with `Invalid username or password.`": b"Invalid username or password.",
+    "perhaps a server's reply": b"Entry not found",
+    "`Not Found`": b"Not Found",
+    "Repository not found": b'{"error":"Repository not found"}',
+    "JSON text": b'{"a":"\x01"}',
+    "begins with `Lizenz f\u00fcr": ("Lizenz f\u00fcr alle\n" * 30).encode(),
+    "begins with `\u8bb8\u53ef": ("\u8bb8\u53ef" * 300).encode(),  # cut within a letter
     "PNG": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
     "JPEG": b"\xff\xd8\xff\xe0\0\x10JFIF",
     "tar archive": tarred(),

@@ -754,3 +754,42 @@ def test_what_is_neither_path_nor_file_nor_bytes(target: Any) -> None:
         UnsupportedError, match="expected a path, a readable file object or bytes, found"
     ):
         open_source(target)
+
+
+@pytest.mark.parametrize(
+    ("link", "opened", "words"),
+    [
+        ("model", "model", ["it is a link to 'gone', which does not exist"]),
+        ("folder", "folder/model", ["folder' is a link to 'gone'"]),
+        (
+            "models--gpt2/snapshots/1/m",
+            "",
+            ["the Hub's cache is incomplete; run `hf download gpt2` "],
+        ),
+        ("datasets--a--b/snapshots/1/m", "", ["`hf download a/b --repo-type dataset`"]),
+    ],
+)
+def test_a_link_to_nothing_says_so(
+    tmp_path: Path, link: str, opened: str, words: list[str]
+) -> None:
+    (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / link).symlink_to("gone")
+    path = tmp_path / (opened or link)
+    with pytest.raises(FileNotFoundError) as caught:
+        open_source(path)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(path))
+    assert caught.value.strerror is not None
+    assert caught.value.strerror.startswith(os.strerror(errno.ENOENT))
+    assert all(word in caught.value.strerror for word in words)
+
+
+@pytest.mark.parametrize("name", ["gone", "link/gone", ""])
+def test_what_does_not_exist_and_is_no_link(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    with pytest.raises(FileNotFoundError) as caught:
+        open_source(name)
+    assert caught.value.strerror == os.strerror(errno.ENOENT)

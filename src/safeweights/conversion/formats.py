@@ -15,9 +15,11 @@ from ..derived.casting import cast
 from ..errors import FormatError, UnsupportedError, quote
 from ..format.sniffing import HEAD, identify
 from ..storage import Source
-from ..storage.windows import read_bytes
+from ..storage.limits import DEFAULT_LIMITS
+from ..storage.windows import Window, read_bytes
 from .archives import tar_reader, zip_reader
 from .foreign import ForeignCheckpoint, OpenOptions
+from .pickles.machine import PickleMachine
 from .pickles.materialize import Materialized
 from .readers import flax_msgpack, gguf, hdf5, numpy_files, tensorflow_v2, torch_files, torch_tar
 
@@ -60,6 +62,9 @@ FORMATS: Final[dict[str, FormatReader]] = {
 """Name of each format that can be read -> its reader."""
 
 _PADDLE_SUFFIXES: Final = (".pdparams", ".pdopt", ".pdiparams")
+_PROSE: Final = 1 << 16
+"""Bytes of a text that are read to find out that it is not a pickle."""
+
 _TEXT_PICKLES: Final = (b"(", b"c", b"]", b"}", b")", b"i", b"N", b"I", b"L", b"S", b"V", b"F")
 
 
@@ -118,7 +123,26 @@ def _identify_stream(head: bytes, source: Source, *, certain: bool) -> str | Non
         return None
     if flax_msgpack.looks_like_map(head):
         return "flax-msgpack"
-    return "pickle" if head[:1] in _TEXT_PICKLES else None
+    return "pickle" if head[:1] in _TEXT_PICKLES and not _is_prose(source) else None
+
+
+def _is_prose(source: Source) -> bool:
+    """Whether an unpickler fails at the first words of a text, before it has imported or called anything.
+
+    Any text may begin with letters that are opcodes, such as a server's reply, "Not Found".
+    """
+    size = min(source.size, _PROSE)
+    if identify(read_bytes(source, 0, min(HEAD, size))) is None:
+        return False  # not a text
+    machine = PickleMachine(Window(source, 0, size), limits=DEFAULT_LIMITS)
+    try:
+        machine.run()
+    except FormatError as error:
+        # Only under the rule `pickle` is it certain that CPython stops here too.
+        fails = error.rule == "pickle" or (error.rule == "truncated" and size == source.size)
+        found = machine.result
+        return fails and not (found.globals or found.calls or found.effects or found.persistent)
+    return False
 
 
 def read_as(name: str, source: Source, options: OpenOptions) -> ForeignCheckpoint:

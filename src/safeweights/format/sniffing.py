@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from ..errors import quote
+
 __all__ = ["HEAD", "identify"]
 
 HEAD: Final = 512
 """Number of bytes that `identify` needs."""
+
+_REPLY_MAX: Final = 200
+"""Bytes below which a text is taken for the reply of a server."""
 
 _SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
     (
@@ -32,12 +37,13 @@ _SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
     (b"\x7fELF", "an ELF program"),
     (b"%PDF-", "a PDF document"),
     (b"-----BEGIN ", "PEM text: a key or a certificate"),
-    (b"{", "JSON text, perhaps an index or a configuration"),
 )
 # The error message of S3 and compatible services; some begin it with a byte order mark.
 _STORAGE_ERROR = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<Error[\s>]").match
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml)", re.IGNORECASE).match
-_TEXT = re.compile(rb"[\t\n\r -~]{16,}").fullmatch
+# Eight printable bytes are no length of a header that any file could have. UTF-8 may be cut at the end.
+_TEXT = re.compile(r"[^\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]{8,}\ufffd?").fullmatch
+_ERROR_REPLY = re.compile(r"""\{\s*"(?:error|message|detail|statusCode|status)\w*"\s*:""").match
 # A pickle of protocol 2 to 5 begins with the opcode PROTO, and so does a legacy PyTorch file.
 _PICKLE = re.compile(rb"\x80[\x02-\x05]").match
 _TAR = re.compile(rb".{257}ustar[ \0]", re.DOTALL).match
@@ -75,4 +81,18 @@ def identify(head: bytes) -> str | None:
             "a tar archive: unpack it, or if it is a very old PyTorch checkpoint "
             "`safeweights convert` it"
         )
-    return "a text file" if _TEXT(head) else None
+    return _identify_text(head)
+
+
+def _identify_text(head: bytes) -> str | None:
+    """What a text is, with its beginning: a download that failed leaves the server's reply."""
+    text = head.decode("utf-8", "replace").lstrip("\ufeff")
+    if not _TEXT(text):
+        return "JSON text" if head.startswith(b"{") else None
+    reply = _ERROR_REPLY(text)
+    if text.startswith("{") and not reply:
+        return "JSON text, perhaps an index or a configuration"
+    shown = quote(" ".join(text[:200].split()), 80)
+    if reply or len(head) < _REPLY_MAX:
+        return f"a text file with {shown}: perhaps a server's reply to a download that failed"
+    return f"a text file that begins with {shown}"

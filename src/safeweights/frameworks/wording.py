@@ -51,7 +51,9 @@ def opening() -> Iterator[None]:
     except FileNotFoundError as error:
         if error.errno is None:
             raise
-        raise described(error, f"No such file or directory: {error.filename}") from error
+        _, _, more = (error.strerror or "").partition("; ")
+        words = f"No such file or directory: {error.filename}{more and f'; {more}'}"
+        raise described(error, words) from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import errno
 import io
 import mmap
 import os
+import re
 import stat
 import sys
 import threading
@@ -237,7 +238,12 @@ def _open_path(path: str | os.PathLike[str], backend: str) -> Source:
     # it the controlling terminal of this process.
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
     flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
-    descriptor = os.open(path, flags)
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError as error:
+        if (reason := _dangling(name)) is not None:
+            raise FileNotFoundError(errno.ENOENT, reason, name) from error
+        raise
     try:
         _require_regular(os.fstat(descriptor).st_mode, name)
     except BaseException:
@@ -252,6 +258,32 @@ def _open_path(path: str | os.PathLike[str], backend: str) -> Source:
         direct=backend == "direct",
         choose=chooses,
     )
+
+
+def _dangling(name: str) -> str | None:
+    """Why there is no file called `name`, if that is because a symbolic link leads nowhere."""
+    link = name
+    while not os.path.islink(link):
+        if link in {"", above := os.path.dirname(link)}:
+            return None
+        link = above
+    if os.path.exists(link):
+        return None
+    target = os.readlink(link)
+    found = f"{os.strerror(errno.ENOENT)}; {_what(link, name)} a link to {target!r}, which does not exist"
+    if (cached := _IN_HUB_CACHE(os.path.abspath(link))) is None:
+        return found
+    repository = cached[2].replace("--", "/")
+    kind = "" if cached[1] == "model" else f" --repo-type {cached[1]}"
+    return f"{found}: the Hub's cache is incomplete; run `hf download {repository}{kind}` again"
+
+
+def _what(link: str, name: str) -> str:
+    return "it is" if link == name else f"{link!r} is"
+
+
+# huggingface_hub links models--OWNER--NAME/snapshots/REVISION/FILE to ../../blobs/DIGEST.
+_IN_HUB_CACHE: Final = re.compile(r".*/(model|dataset|space)s--([\w.-]+)/snapshots/").match
 
 
 def _require_regular(mode: int, name: str) -> None:
