@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import threading
 import time
 import tracemalloc
@@ -26,10 +27,11 @@ from safeweights.checkpoint import Checkpoint, MemoryTensor
 from safeweights.checkpoint.sharding import parse_size
 from safeweights.conversion import Limits, Options, convert
 from safeweights.conversion.plan import parse_renames
-from safeweights.derived.casting import CastTensor, numpy_type, parse_casts
+from safeweights.derived.casting import CastTensor, parse_casts
 from safeweights.derived.element_types import FLOATS
-from safeweights.errors import FormatError, SafetensorError, UnsupportedError
+from safeweights.errors import DTypeError, FormatError, SafetensorError, UnsupportedError
 from safeweights.format.dtypes import BITS
+from safeweights.frameworks.numpy import numpy_dtype
 from safeweights.storage.hashing import sha256
 
 STATE = {
@@ -166,7 +168,7 @@ REAL = [code for code, bits in BITS.items() if bits >= 8 and code != "C64"]
 
 def edges(code: str) -> np.ndarray:
     """Values of that type at which other types end."""
-    kind = numpy_type(code)
+    kind = numpy_dtype(code)
     if kind.kind not in "iub":
         with np.errstate(all="ignore"):
             return np.array(EDGES).astype(kind)
@@ -198,7 +200,7 @@ def test_no_value_is_lost_by_a_conversion(source, target) -> None:
     values = edges(source)
     with np.errstate(all="ignore"):
         short = "F8" in source and "F8" in target  # not each of these to each of them
-        expected = values.astype("f4" if short else values.dtype).astype(numpy_type(target))
+        expected = values.astype("f4" if short else values.dtype).astype(numpy_dtype(target))
     kept = [
         is_kept(exact(old), exact(new), rounds=source in FLOATS and target in FLOATS)
         for old, new in zip(values, expected, strict=True)
@@ -255,6 +257,21 @@ def test_casts_that_make_no_sense_are_refused() -> None:
     for bad in ("I8", "X9", "F32=F4", "C64=F32", "F32=C64", "=", "F99=F32", ""):
         with pytest.raises(UnsupportedError):
             parse_casts(bad)
+
+
+def test_types_have_the_names_that_people_give_them() -> None:
+    for name in ("float16", "fp16", "half", "F16", "torch.float16", "np.float16", " FP16 "):
+        assert parse_casts(f"F32={name}") == {"F32": "F16"}
+    names = {"double": "F64", "bf16": "BF16", "fp8_e4m3": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+    for name, code in names.items():
+        assert parse_casts(name) == dict.fromkeys(parse_casts(code), code)
+    for wrong, hint in (
+        ("fp8", "F8_E5M2 or F8_E4M3"),
+        ("bloat16", "did you mean BF16?"),
+        ("?", "there are"),
+    ):
+        with pytest.raises(DTypeError, match=re.escape(hint)):
+            parse_casts(wrong)
 
 
 def test_shards_and_their_index(source, target) -> None:

@@ -1,7 +1,6 @@
 """Convert tensors from one element type to another, checking every value.
 
-NumPy computes the values. Types that it lacks are decoded to F32 (`small_floats`); only converting *to* one
-of them takes ml_dtypes, an optional package.
+NumPy computes the values. Types that it lacks are decoded to F32 and encoded from it (`small_floats`).
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..checkpoint import Tensor
-from ..errors import MissingDependencyError, UnsupportedError, quote
+from ..errors import UnsupportedError, quote
 from ..format.dtypes import BITS, DTYPES, byte_count
 from . import small_floats
-from .element_types import FLOATS, FOREIGN, item_size
+from .element_types import FLOATS, item_size, parse_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,42 +30,32 @@ def numpy_type(code: str) -> np.dtype[Any]:
     """The little-endian NumPy type for computing with elements of type `code`.
 
     Raises:
-        MissingDependencyError: The type needs ml_dtypes, which is not installed.
-        UnsupportedError: The type is packed (F4, F6), or NumPy cannot compute with it.
+        UnsupportedError: NumPy has no such type.
     """
     if code == "C128":
         return np.dtype("<c16")
     row = DTYPES.get(code)
-    if row is None or row.bits < 8:
+    if row is None or row.ml_dtypes:
         raise UnsupportedError(f"values of type {quote(code)} cannot be converted")
-    if not row.ml_dtypes:
-        return np.dtype(row.numpy).newbyteorder("<")
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"values of type {code} need the package ml_dtypes: "
-            "pip install 'safeweights[ml-dtypes]'"
-        ) from error
-    kind: np.dtype[Any] = np.dtype(getattr(ml_dtypes, row.numpy))
-    return kind
+    return np.dtype(row.numpy).newbyteorder("<")
 
 
 def parse_casts(text: str) -> dict[str, str]:
     """Parse a request such as ``"BF16"`` or ``"F64=F32,C128=C64"`` into a mapping from type to type.
 
     ``TO`` alone converts all real floating-point types; ``FROM=TO`` converts one type. C128, which the
-    format lacks, must be named.
+    format lacks, must be named. Types may have their names in PyTorch or NumPy too.
 
     Raises:
         UnsupportedError: A name is not an element type, or a conversion is between real and complex.
 
-    >>> parse_casts("C128=C64")
-    {'C128': 'C64'}
+    >>> parse_casts("C128=C64"), parse_casts("float64=half")
+    ({'C128': 'C64'}, {'F64': 'F16'})
     """
     casts: dict[str, str] = {}
-    for part in text.upper().split(","):
-        source, _, target = part.strip().rpartition("=")
+    for part in text.split(","):
+        given, equals, wanted = part.strip().rpartition("=")
+        source, target = parse_dtype(given) if equals else "", parse_dtype(wanted)
         _check_cast(source, target)
         sources = [source] if source else [c for c in FLOATS if BITS[c] >= 8 and c != target]
         casts.update(dict.fromkeys(sources, target))
@@ -74,9 +63,6 @@ def parse_casts(text: str) -> dict[str, str]:
 
 
 def _check_cast(source: str, target: str) -> None:
-    for code in (source, target):
-        if code and code not in BITS and code not in FOREIGN:
-            raise UnsupportedError(f"{quote(code)} is not an element type")
     if target not in BITS or BITS[target] < 8:
         raise UnsupportedError(f"values cannot be converted to {quote(target)}")
     from_complex, to_complex = source in ("C64", "C128"), target == "C64"
@@ -107,9 +93,8 @@ class CastTensor(Tensor):
         )
         self.original = tensor
         self._path = path
-        self._small = tensor.dtype in small_floats.CODES and BITS[tensor.dtype] >= 8
-        self._from = np.dtype("<f4") if self._small else numpy_type(tensor.dtype)
-        self._to = numpy_type(dtype)
+        self._from = _Numbers(tensor.dtype)
+        self._to = _Numbers(dtype)
         self._range = _safe_range(tensor.dtype, dtype)
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
@@ -120,7 +105,7 @@ class CastTensor(Tensor):
                 a conversion from or to integers or booleans would change a number.
         """
         target = memoryview(buffer).cast("B")
-        width = self._to.itemsize
+        width = item_size(self.dtype)
         position = 0
         while position < len(target):
             first, skip = divmod(offset + position, width)
@@ -134,17 +119,15 @@ class CastTensor(Tensor):
         width = item_size(self.original.dtype)
         data = bytearray(count * width)
         self.original.read_into(memoryview(data), first * width)
-        code = self.original.dtype
-        values = (
-            small_floats.widened(code, data) if self._small else np.frombuffer(data, self._from)
-        )
+        values = self._from.decoded(data)
         with np.errstate(over="ignore", invalid="ignore"):
-            converted = values.astype(self._to)
+            encoded = self._to.encoded(values)
             if not self._surely_kept(values):
+                converted = self._to.decoded(encoded)
                 lost = np.flatnonzero(_lost(values, converted))
                 if lost.size:
                     raise self._loss(first, values, converted, lost)
-        return memoryview(converted.tobytes())
+        return memoryview(encoded).cast("B")
 
     def _surely_kept(self, values: Array) -> bool:
         """Whether the minimum and maximum prove that no value is lost; they do not if one is NaN."""
@@ -170,16 +153,41 @@ class CastTensor(Tensor):
         )
 
 
+class _Numbers:
+    """The elements of one type, as an array that NumPy computes with."""
+
+    def __init__(self, code: str) -> None:
+        self._code = code
+        if code in small_floats.NARROWED:
+            self._dtype: np.dtype[Any] | None = None
+        else:
+            self._dtype = numpy_type(code)
+
+    def decoded(self, data: Any) -> Array:
+        """The values that are in `data`; of types that NumPy lacks in F32."""
+        if self._dtype is None:
+            return small_floats.widened(self._code, data)
+        return np.frombuffer(data, self._dtype)
+
+    def encoded(self, values: Array) -> Array:
+        """`values` in this type; of types that NumPy lacks their bit patterns."""
+        if self._dtype is None:
+            return small_floats.narrowed(self._code, values)
+        return values.astype(self._dtype)
+
+
 def _safe_range(source: str, target: str) -> tuple[float, float] | None:
     """A range of values of type `source` that are not lost in type `target`, apart from rounding.
 
     The range is empty if every value must be checked, None if no value can be lost.
     """
-    kind = numpy_type(target)
-    if target == "BOOL" or kind.kind in "iu":
+    if target == "BOOL" or target.startswith(("I", "U")):
         if source in FLOATS:
             return 1, 0  # empty: any value may have a fraction
-        return (0, 1) if target == "BOOL" else (int(np.iinfo(kind).min), int(np.iinfo(kind).max))
+        if target == "BOOL":
+            return 0, 1
+        integers = np.iinfo(numpy_type(target))
+        return int(integers.min), int(integers.max)
     limits = _finfo(target)
     low, high = (
         float(limits.min),
@@ -187,7 +195,10 @@ def _safe_range(source: str, target: str) -> tuple[float, float] | None:
     )  # low > 0 for E8M0, which has no sign and no zero
     if source in FLOATS or target == "C64":
         wider = low <= float(_finfo(source).min) and float(_finfo(source).max) <= high
-        infinite = np.isinf(_parts(np.array([np.inf]).astype(kind))).any()
+        numbers = _Numbers(target)
+        infinite = np.isinf(
+            _parts(numbers.decoded(numbers.encoded(np.array([np.inf], "<f4"))))
+        ).any()
         return None if wider and infinite else (low, high)
     exact = 2 ** (limits.nmant + 1)  # all integers up to this one are values of the float type
     return max(low, -exact), min(high, exact)

@@ -1,16 +1,26 @@
 """Element types of other formats, beyond the 22 of safetensors, and their names in PyTorch and NumPy files.
 
 A checkpoint of another format may have tensors of the types in `FOREIGN`. The writer refuses them until
-the caller chooses a type to convert them to. Pure data.
+the caller chooses a type to convert them to.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from ..errors import DTypeError, quote
 from ..format.dtypes import BITS, DTYPES
+from ..text import similar_names
 
-__all__ = ["FLOATS", "FOREIGN", "NUMPY_CODES", "TORCH_DTYPES", "TORCH_STORAGES", "item_size"]
+__all__ = [
+    "FLOATS",
+    "FOREIGN",
+    "NUMPY_CODES",
+    "TORCH_DTYPES",
+    "TORCH_STORAGES",
+    "item_size",
+    "parse_dtype",
+]
 
 FOREIGN: Final = {
     "C128": (16, "complex128"),
@@ -91,3 +101,35 @@ def item_size(code: str) -> int:
     if code in FOREIGN:
         return FOREIGN[code][0]
     return max(BITS[code] // 8, 1)
+
+
+_SPOKEN: Final = {
+    **{row.numpy: row.code for row in DTYPES.values()},
+    **TORCH_DTYPES,
+    **{f"fp{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    **{f"f{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    "bf16": "BF16",
+    "single": "F32",
+    "bool_": "BOOL",
+    **{f"fp{code[1:]}".lower(): code for code in DTYPES if code.startswith(("F4", "F6", "F8_"))},
+    **{code.lower(): code for code in (*DTYPES, *FOREIGN)},
+}
+"""Name of a type in lower case, as people write it -> code."""
+
+
+def parse_dtype(text: str) -> str:
+    """The code of an element type; its name in PyTorch or NumPy is taken too, in any case.
+
+    Raises:
+        DTypeError: There is no such type; the message names similar ones.
+
+    >>> [parse_dtype(name) for name in ("bf16", "fp16", "half", "torch.float8_e4m3fn", "I8", "np.int8")]
+    ['BF16', 'F16', 'F16', 'F8_E4M3', 'I8', 'I8']
+    """
+    name = text.strip().lower().rpartition(".")[2]
+    if name in _SPOKEN:
+        return _SPOKEN[name]
+    longer = [near for near in _SPOKEN if near.startswith(name)] if len(name) > 1 else []
+    close = dict.fromkeys(_SPOKEN[near] for near in longer or similar_names(name, _SPOKEN)[:1])
+    hint = f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(DTYPES)}"
+    raise DTypeError(f"{quote(text)} is not an element type{hint}")

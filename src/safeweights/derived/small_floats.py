@@ -1,14 +1,15 @@
-"""Floats of 4, 8 and 16 bits that NumPy lacks, decoded to F32, which holds each of their values exactly.
+"""Floats of 4, 8 and 16 bits that NumPy lacks: decoded to F32, which holds their values exactly, and back.
 
-BF16 is the upper half of an F32; the others have at most 256 values, so that a table decodes them. No
-other package is needed. Sources of the layouts: OCP 8-bit Floating Point Specification (E4M3, E5M2), OCP
+BF16 is the upper half of an F32; the others have at most 256 values, so that a table decodes them.
+Encoding rounds the bits of an F32 as integers. No other package is needed; results are those of ml_dtypes,
+bit by bit. Sources of the layouts: OCP 8-bit Floating Point Specification (E4M3, E5M2), OCP
 Microscaling Formats (E2M1, E8M0), Noune et al. 2022 (arXiv:2206.02915: the FNUZ types).
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from ..storage import Buffer
 
-__all__ = ["CODES", "FloatLimits", "limits", "widened"]
+__all__ = ["CODES", "NARROWED", "FloatLimits", "limits", "narrowed", "widened"]
 
 Array = np.ndarray[Any, Any]
 
@@ -73,6 +74,115 @@ def widened(code: str, data: Buffer) -> Array:
         np.right_shift(values, 4, out=halves[:, 1])
         values = halves.reshape(-1)
     return _table(code)[values]
+
+
+NARROWED: Final = CODES - {"F4"}
+"""Element types that `narrowed` encodes."""
+
+
+def narrowed(code: str, values: Array) -> Array:
+    """Values rounded to the nearest value of a type of `NARROWED`, as its bit patterns.
+
+    Ties go to the even pattern; of F8_E8M0, which has only powers of two, to the larger value. What is
+    too large becomes infinity, or NaN where the type has none: nothing is saturated. In F8_E8M0, which has
+    no sign and no zero, what is not positive becomes NaN. NaN keeps its sign, not its payload.
+
+    Cost: 1 (BF16) to 10 ns a value, and the memory of the result.
+
+    Args:
+        code: The type.
+        values: Real numbers of any NumPy type, in one dimension. Those that F32 cannot hold are first
+            rounded to F32, as ml_dtypes and torch do.
+
+    Returns:
+        Little-endian unsigned integers as wide as the type.
+
+    >>> narrowed("BF16", np.array([1.0, -2.0])).tolist()
+    [16256, 49152]
+    """
+    found = np.empty(values.shape, "<u2" if code == "BF16" else np.uint8)
+    encode = _ENCODERS.get(code) or partial(_as_small, code)
+    for start in range(0, len(values), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            bits = values[part].astype("<f4", copy=False).view("<u4")
+        found[part] = encode(bits)
+    return found
+
+
+_BLOCK: Final = 1 << 15
+"""Values at a time: their temporary arrays stay in the processor's cache, three times as fast."""
+
+_INFINITY: Final = 0x7F80_0000
+
+
+def _rounded(magnitude: Array, shift: int) -> Array:
+    """Integers without their lowest `shift` bits, rounded to the nearest, ties to even."""
+    rounded: Array = magnitude >> shift  # in place from here on: a third faster
+    rounded &= 1
+    rounded += (1 << (shift - 1)) - 1
+    rounded += magnitude
+    rounded >>= shift
+    return rounded
+
+
+def _as_bfloat16(bits: Array) -> Array:
+    """The upper halves. Without NaN, no carry of the rounding reaches the sign."""
+    found = _rounded(bits, 16)
+    nan = np.isnan(bits.view("<f4"))
+    if nan.any():
+        found[nan] = 0x7FC0 | (bits[nan] >> 31 << 15)
+    return found
+
+
+def _as_small(code: str, bits: Array) -> Array:
+    """A type of `_LAYOUTS`."""
+    layout, largest = _LAYOUTS[code], _largest(code)
+    magnitude = bits & 0x7FFF_FFFF
+    sign = bits >> 31 << 7
+    nan = magnitude > _INFINITY
+    found = _encoded(layout, magnitude)
+    too_large = found > largest
+    if code in _NEGATIVE_ZERO_IS_NAN:
+        sign[found == 0] = 0
+        found |= sign
+        found[too_large | nan] = 0x80
+        return found
+    quiet = 0x7F if layout.infinity is None else 0x7E
+    found[too_large] = quiet if layout.infinity is None else layout.infinity
+    found[nan] = quiet
+    return found | sign
+
+
+def _encoded(layout: _Layout, magnitude: Array) -> Array:
+    """The patterns of an 8-bit type without their signs; larger than any pattern for what is too large."""
+    exponent = 1 - layout.bias  # of the smallest normal value, and of the subnormal ones
+    least_normal = (exponent + 127) << 23
+    normal = np.clip(magnitude, least_normal, _INFINITY)
+    found = _rounded(normal, 23 - layout.mantissa) - ((exponent + 126) << layout.mantissa)
+    # The sum with a power of two whose last bit is worth the smallest subnormal value is that multiple of
+    # it which is nearest: the addition rounds.
+    step = np.float32(math.ldexp(1, exponent - layout.mantissa + 23))
+    small = np.minimum(magnitude, least_normal).view("<f4") + step
+    subnormal = small.view("<u4") - step.view("<u4")
+    return np.where(magnitude < least_normal, subnormal, found)
+
+
+def _as_powers(bits: Array) -> Array:
+    """F8_E8M0: the exponent of the nearest power of two; NaN for what is not positive and finite."""
+    found = (bits + (1 << 22)) >> 23
+    found[bits == 1 << 22] = 0  # 2**-127; both packages take every larger subnormal for 2**-126
+    found[(bits == 0) | (bits >= _INFINITY) | (found > 254)] = 255
+    return found
+
+
+_ENCODERS: Final = {"BF16": _as_bfloat16, "F8_E8M0": _as_powers}
+
+
+@cache
+def _largest(code: str) -> int:
+    """The pattern of the largest finite value."""
+    return int(np.nanargmax(np.where(np.isfinite(_table(code)), _table(code), np.nan)))
 
 
 class FloatLimits(NamedTuple):

@@ -30,7 +30,9 @@ _SHOWN: Final = 20
 @click.command("convert")
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=FILE)
 @click.argument("target", metavar="DST", type=FILE)
-@click.option("--dtype", metavar="TYPE", help="Convert values: BF16, or F64=F32,C128=C64.")
+@click.option(
+    "--dtype", metavar="TYPE", help="Convert values: BF16 (or bfloat16), or F64=F32,C128=C64."
+)
 @click.option(
     "--only", metavar="GLOB", multiple=True, help="Convert only tensors with matching names."
 )
