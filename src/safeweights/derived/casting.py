@@ -127,7 +127,7 @@ class CastTensor(Tensor):
                 lost = np.flatnonzero(_lost(values, converted))
                 if lost.size:
                     raise self._loss(first, values, converted, lost)
-        return memoryview(encoded).cast("B")
+        return encoded.view(np.uint8).data
 
     def _surely_kept(self, values: Array) -> bool:
         """Whether the minimum and maximum prove that no value is lost; they do not if one is NaN."""

@@ -151,7 +151,8 @@ def _as_small(code: str, bits: Array) -> Array:
     quiet = 0x7F if layout.infinity is None else 0x7E
     found[too_large] = quiet if layout.infinity is None else layout.infinity
     found[nan] = quiet
-    return found | sign
+    found |= sign
+    return found
 
 
 def _encoded(layout: _Layout, magnitude: Array) -> Array:
