@@ -40,9 +40,8 @@ if TYPE_CHECKING:
     from .frameworks.handle import PySafeSlice, _safe_open_handle, safe_open
     from .frameworks.prefetch import PrefetchLoader, PrefetchPlan, TensorMeta, stream
     from .reports.admission import admit
-    from .reports.checking import (
-        check,
-    )
+    from .reports.checking import check
+    from .reports.models import describe
     from .serialization import TensorSpec, deserialize, serialize, serialize_file
     from .storage.buffer_pool import release_idle
 
@@ -64,6 +63,7 @@ __all__ = [
     "admit",
     "check",
     "convert",
+    "describe",
     "deserialize",
     "guard",
     "open",
@@ -92,6 +92,7 @@ __getattr__, __dir__ = lazy_names(
         "_safe_open_handle": "frameworks.handle",
         "admit": "reports.admission",
         "check": "reports.checking",
+        "describe": "reports.models",
         "convert": "conversion",
         "deserialize": "serialization",
         "open": "conversion.opening",

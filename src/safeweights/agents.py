@@ -27,6 +27,7 @@ from .conversion.opening import open as open_any
 from .errors import MissingDependencyError, SafetensorError, quote
 from .reports.admission import admit
 from .reports.calls import loading_calls
+from .reports.models import describe
 from .storage import DescriptorSource
 from .trust.content.digests import hash_file
 from .trust.errors import DocumentError
@@ -84,11 +85,13 @@ class ModelTools:
             object.__setattr__(self, "policy", _rooted(self.policy, self._real_root))
 
     def inspect(self, path: str, offset: int = 0) -> dict[str, Any]:
-        """What a model is, from its headers: format, tensors, metadata, and code that would run.
+        """What a model is, from its headers: class, sizes, tensors, metadata, and code that would run.
 
-        Reads no tensor and executes nothing. At most 200 tensors are listed, from `offset` on.
+        Reads no tensor and executes nothing. `model` has what `safeweights show --json` has. At most
+        200 tensors are listed, from `offset` on.
         """
         full = self._inside(path)
+        model = describe(full, trust=self._confined)["model"]
         opened = open_any(full, backend="pread", trust=self._confined)
         listed = [
             {
@@ -102,6 +105,7 @@ class ModelTools:
         metadata = opened.metadata or {}
         result = {
             "path": path,
+            "model": _all_shown(model),
             "format": opened.format,
             "tensors": len(opened),
             "bytes": sum(tensor.nbytes for tensor in opened.values()),
@@ -200,6 +204,15 @@ def _rooted(policy: Policy, root: str) -> Policy:
             path=policy.path,
         )  # fmt: skip
     return replace(policy, root=root)
+
+
+def _all_shown(value: Any) -> Any:
+    """A JSON value with all its texts as `_shown` gives them."""
+    if isinstance(value, dict):
+        return {key: _all_shown(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_all_shown(each) for each in value]
+    return _shown(value) if isinstance(value, str) else value
 
 
 def _shown(text: str) -> str:

@@ -66,6 +66,16 @@ def test_on_a_terminal_at_80_columns(terminal, plain, sharded):
     assert "\x1b[" in shown
 
 
+def test_the_first_lines_say_what_the_model_is(run, terminal, plain, sharded):
+    with open(os.path.join(sharded, "config.json"), "w") as file:
+        json.dump({"architectures": ["Hostile\x1b[2J\u202eModel"]}, file)
+    summary = dict(row[:2] for row in run("show", sharded).rows)["summary"]
+    assert summary.startswith("Hostile\\x1b[2J\\u202eModel · 3.1K parameters · BF16")
+    shown = plain(terminal("show", sharded)[0])
+    assert "".join(summary.split()) in "".join(shown.split())
+    assert re.search(r"layers\.\[0-11\]\.attn +12 x +2\.3K", shown)
+
+
 def test_no_color_takes_colours_and_a_dumb_terminal_gets_no_codes(terminal, sharded):
     shown, _ = terminal("show", sharded, NO_COLOR="1")
     assert set(re.findall(r"\x1b\[[0-9;]*m", shown)) <= {"\x1b[0m", "\x1b[1m", "\x1b[2m"}

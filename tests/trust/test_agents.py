@@ -63,6 +63,23 @@ def test_inspect(tools: agents.ModelTools) -> None:
     assert not answer(call(tools, "inspect", path="model", offset=5))["listed"]
 
 
+def test_inspect_says_what_the_model_is(tools: agents.ModelTools, tmp_path: Path) -> None:
+    """From settings that stand in the folder; a link out of it is not followed."""
+    settings = tmp_path / "model" / "config.json"
+    settings.write_text(json.dumps({"architectures": ["Some\x1bModel"]}))
+    model = answer(call(tools, "inspect", path="model"))["model"]
+    assert model["architecture"] == "Some\\x1bModel"
+    assert "runs code: no" in model["summary"]
+    outside = tmp_path.parent / f"{tmp_path.name}-outside.json"
+    outside.write_text(json.dumps({"architectures": ["Secret"]}))
+    settings.unlink()
+    settings.symlink_to(outside)
+    refused = call(tools, "inspect", path="model")
+    assert refused.is_error
+    assert "out of the folder" in refused.content[0].text
+    assert "Secret" not in refused.content[0].text
+
+
 class Acting:
     def __reduce__(self) -> Any:
         return os.getcwd, ()

@@ -113,6 +113,84 @@ class UnreadableRecord(TypedDict):
     bytes: Annotated[int, "Bytes of their data, as far as known."]
 
 
+class CacheRecord(TypedDict):
+    """Memory for the keys and values of attention, which grows with every token."""
+
+    bytes_per_token: Annotated[int, "Bytes for one token of one sequence."]
+    dtype: Annotated[str, "Element type that is reckoned with."]
+    how: Annotated[str, "The product that this is."]
+
+
+class AdapterRecord(TypedDict):
+    """What an adapter adapts."""
+
+    type: Annotated[str | None, "Kind of adapter, e.g. `LORA`."]
+    base: Annotated[str | None, "Name or path of the model it was made for."]
+    rank: int | None
+    alpha: int | None
+    targets: Annotated[list[str], "Modules, or a pattern of modules, that it changes."]
+
+
+class PartRecord(TypedDict):
+    """A part of a pipeline, with weights of its own or without."""
+
+    name: Annotated[str, "Its folder."]
+    class_name: Annotated[str | None, "The class that it is loaded as."]
+    total: Annotated[TotalRecord | None, "Sums over its tensors; null if it has no weights."]
+    problem: Annotated[str | None, "Why its weights cannot be opened."]
+
+
+class ModuleRecord(TypedDict):
+    """A module of the model, or several of the same structure."""
+
+    path: Annotated[str, "The common beginning of its tensors' names; `[0-31]` stands for numbers."]
+    depth: Annotated[int, "Number of modules around it."]
+    copies: Annotated[int, "Number of modules that the record stands for."]
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+class MemoryRecord(TypedDict):
+    """Memory that the weights take if all are of one element type."""
+
+    dtype: str
+    bytes: int
+
+
+class CodeRecord(TypedDict):
+    """Whether loading the model can run code, as far as was looked."""
+
+    verdict: Annotated[Literal["no", "yes", "unknown"], "Unknown: something was not looked at."]
+    reasons: Annotated[list[str], "What runs code, or was not looked at; at most 20."]
+
+
+class ModelRecord(TypedDict):
+    """What the model is, from headers and from the configuration files beside them."""
+
+    summary: Annotated[str, "One line that says the most important."]
+    source: Annotated[str | None, "The file that says what the model is."]
+    architecture: Annotated[str | None, "Its class or family."]
+    layers: Annotated[int | None, "Number of layers."]
+    context: Annotated[int | None, "Number of tokens that it can attend to."]
+    vocabulary: Annotated[int | None, "Number of tokens that it knows."]
+    tied: Annotated[list[str], "Tensors that are another one's weights and are not stored."]
+    quantisation: Annotated[str | None, "What the settings say the weights are quantised as."]
+    bits_per_parameter: Annotated[float | None, "Bits of stored data for each element, on average."]
+    memory: Annotated[
+        list[MemoryRecord], "Memory for the weights alone: elements x bytes of the type."
+    ]
+    cache: Annotated[
+        CacheRecord | None, "Memory for keys and values; null if that cannot be reckoned."
+    ]
+    adapter: Annotated[AdapterRecord | None, "What it adapts; null if it is no adapter."]
+    parts: Annotated[list[PartRecord], "Parts of a pipeline, in its order; else empty."]
+    modules: Annotated[list[ModuleRecord], "The tree of modules, as deep as 200 records allow."]
+    signature: Annotated[str | None, "A signature file that covers it; it was not verified."]
+    code: CodeRecord
+    problems: Annotated[list[str], "Configuration files that could not be read."]
+
+
 class ShowDocument(TypedDict):
     """`safeweights show`: summary of a model."""
 
@@ -120,6 +198,7 @@ class ShowDocument(TypedDict):
     path: str
     kind: Annotated[Literal["file", "index", "folder", "stdin"], "Kind of the path."]
     format: Annotated[str, "`safetensors`, or the format that was read as tensors."]
+    model: ModelRecord
     total: TotalRecord
     dtypes: Annotated[list[DTypeRecord], "By element type, in descending order of parameters."]
     files: Annotated[list[FileRecord], "The safetensors files read; empty for other formats."]

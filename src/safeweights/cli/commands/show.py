@@ -6,21 +6,23 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ...checkpoint.opening import kind_of
-from ...conversion.opening import open_checkpoint
-from ...reports.calls import loading_calls
-from ...reports.inventory import rows, total, unreadable
-from ...storage.pipes import STDIN
+from ...reports.models import show_document
+from ...reports.modules import outline
 from ...text import count, escape, human_bytes, human_count, plural, printable
 from ..app import checkpoint_path, json_option
 from ..calls import draw_unreadable, say_calls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-    from ...checkpoint import Checkpoint, SafetensorsFile
-    from ...reports.documents import DTypeRecord, FileRecord, ShowDocument
-    from ...reports.inventory import Row
+    from ...reports.documents import (
+        FileRecord,
+        ModuleRecord,
+        PartRecord,
+        ShowDocument,
+        TotalRecord,
+        UnreadableRecord,
+    )
     from ..output import Output
 
 __all__ = ["command"]
@@ -28,15 +30,21 @@ __all__ = ["command"]
 _SHOWN: Final = 20
 """Maximum number of files, and of metadata keys, on a terminal."""
 
+_MODULES: Final = 16
+"""Maximum number of modules: as many levels of the tree as have no more."""
+
+_REASONS: Final = 5
+
 
 @click.command("show")
 @checkpoint_path()
 @json_option
 @click.pass_obj
 def command(out: Output, path: str) -> None:
-    """Summarise a model: tensors, parameters, size, metadata.
+    """Say what a model is: class, parameters, types, layers, parts, memory.
 
-    Only headers are read. Piped, each line is a key and its values, separated by tabs.
+    Reads headers, and the configuration files beside them. What is said of class, context and cache is
+    what those files claim. Piped, each line is a key and its values, separated by tabs.
 
     \b
     Examples:
@@ -45,7 +53,7 @@ def command(out: Output, path: str) -> None:
       safeweights show folder/ --json | jq .total.parameters
       curl -s https://example.org/model.safetensors | safeweights show -
     """
-    found = _document(path, open_checkpoint(path, headers_only=True))
+    found = show_document(path)
     if out.json:
         out.document(found)
     elif out.terminal:
@@ -55,84 +63,156 @@ def command(out: Output, path: str) -> None:
     say_calls(out, path, found["calls"])
 
 
-def _document(path: str, checkpoint: Checkpoint) -> ShowDocument:
-    found = list(rows(checkpoint))
-    return {
-        "schema": "safeweights.show/1",
-        "path": path,
-        "kind": "stdin" if path == STDIN else kind_of(path),
-        "format": checkpoint.format,
-        "total": total(found),
-        "dtypes": _by_dtype(found),
-        "files": [_file(file) for file in checkpoint.files],
-        "metadata": checkpoint.metadata,
-        "unreadable": unreadable(found),
-        "calls": loading_calls(checkpoint),
-    }
-
-
-def _by_dtype(found: Iterable[Row]) -> list[DTypeRecord]:
-    kinds: dict[str, list[Row]] = {}
-    for row in found:
-        kinds.setdefault(row.dtype, []).append(row)
-    records: list[DTypeRecord] = [{"dtype": dtype, **total(some)} for dtype, some in kinds.items()]
-    return sorted(records, key=lambda record: (-record["parameters"], record["dtype"]))
-
-
-def _file(file: SafetensorsFile) -> FileRecord:
-    return {
-        "path": file.name,
-        "bytes": file.source.size,
-        "header_bytes": file.header.size,
-        "tensors": len(file.header.tensors),
-    }
-
-
 def _plain(found: ShowDocument) -> Iterator[tuple[str, ...]]:
-    sums = found["total"]
+    sums, model = found["total"], found["model"]
     yield "path", escape(found["path"])
+    yield "summary", model["summary"]
     yield "kind", found["kind"]
     yield "format", escape(found["format"])
+    for key in ("architecture", "layers", "context", "vocabulary", "quantisation", "signature"):
+        value = model[key]
+        if value is not None:
+            yield key, escape(str(value))
     yield "tensors", str(sums["tensors"])
     yield "parameters", str(sums["parameters"])
     yield "bytes", str(sums["bytes"])
+    if model["cache"] is not None:
+        yield "cache", str(model["cache"]["bytes_per_token"]), model["cache"]["dtype"]
+    yield "code", model["code"]["verdict"]
+    for reason in model["code"]["reasons"]:
+        yield "code-reason", printable(reason)
+    for part in model["parts"]:
+        numbers = _numbers(part["total"]) if part["total"] else ()
+        yield "part", escape(part["name"]), escape(part["class_name"] or ""), *numbers
+    for module in outline(model["modules"], _MODULES):
+        yield "module", escape(module["path"]), str(module["copies"]), *_numbers(module)
     for kind in found["dtypes"]:
-        numbers = (kind["tensors"], kind["parameters"], kind["bytes"])
-        yield "dtype", kind["dtype"], *map(str, numbers)
+        yield "dtype", kind["dtype"], *_numbers(kind)
     for file in found["files"]:
         sizes = (file["bytes"], file["header_bytes"], file["tensors"])
         yield "file", escape(file["path"]), *map(str, sizes)
     for some in found["unreadable"]:
-        numbers = (some["tensors"], some["parameters"], some["bytes"])
-        yield "unreadable", printable(some["reason"]), *map(str, numbers)
+        yield "unreadable", printable(some["reason"]), *_numbers(some)
     for key, value in (found["metadata"] or {}).items():
         yield "metadata", escape(key), escape(value)
 
 
+def _numbers(sums: TotalRecord | ModuleRecord | UnreadableRecord) -> tuple[str, str, str]:
+    return str(sums["tensors"]), str(sums["parameters"]), str(sums["bytes"])
+
+
 def _draw(out: Output, found: ShowDocument) -> None:
-    sums, files = found["total"], found["files"]
-    screen = out.pretty()
+    screen, model = out.pretty(), found["model"]
     screen.text((escape(found["path"]), "bold"))
-    parameters = sums["parameters"]
-    about = human_count(parameters)
-    shown = count(parameters) if about == str(parameters) else f"{count(parameters)} ({about})"
-    items = [
-        ("format", escape(found["format"])),
-        ("tensors", count(sums["tensors"])),
-        ("parameters", shown),
-        ("size", human_bytes(sums["bytes"])),
-    ]
-    if len(files) == 1:
-        items.append(("header", human_bytes(files[0]["header_bytes"])))
-    elif files:
-        size = human_bytes(sum(file["bytes"] for file in files))
-        items.append(("files", f"{plural(len(files), 'file')}, {size}"))
-    screen.pairs(items)
+    screen.text(model["summary"])
+    screen.blank()
+    screen.pairs(_facts(found))
+    _draw_parts(out, model["parts"])
+    _draw_modules(out, found)
     _draw_dtypes(out, found)
-    if len(files) > 1:
-        _draw_files(out, files)
+    if len(found["files"]) > 1:
+        _draw_files(out, found["files"])
     draw_unreadable(out, found["unreadable"])
     _draw_metadata(out, found["metadata"])
+    for problem in model["problems"]:
+        screen.text((printable(problem), "yellow"))
+
+
+def _facts(found: ShowDocument) -> Iterator[tuple[str, str]]:
+    sums, files, model = found["total"], found["files"], found["model"]
+    yield "format", escape(found["format"])
+    yield "tensors", count(sums["tensors"])
+    about, exact = human_count(sums["parameters"]), count(sums["parameters"])
+    bits = model["bits_per_parameter"]
+    each = f", {bits:g} bits each" if bits is not None else ""
+    yield "parameters", f"{exact if about == exact else f'{exact} ({about})'}{each}"
+    yield "size", human_bytes(sums["bytes"])
+    if len(files) == 1:
+        yield "header", human_bytes(files[0]["header_bytes"])
+    elif files:
+        size = human_bytes(sum(file["bytes"] for file in files))
+        yield "files", f"{plural(len(files), 'file')}, {size}"
+    if model["context"]:
+        yield "context", plural(model["context"], "token")
+    if model["vocabulary"]:
+        yield "vocabulary", plural(model["vocabulary"], "token")
+    if (adapter := model["adapter"]) and adapter["targets"]:
+        yield "adapts", escape(", ".join(adapter["targets"]))
+    if model["tied"]:
+        yield "tied", escape(", ".join(model["tied"]))
+    kinds = (f"{human_bytes(each['bytes'])} as {each['dtype']}" for each in model["memory"])
+    if sums["parameters"]:
+        yield "weights take", ", ".join(kinds)
+    if cache := model["cache"]:
+        yield "KV cache", f"{human_bytes(cache['bytes_per_token'])} a token: {cache['how']}"
+    if model["signature"]:
+        yield "signature", f"{escape(model['signature'])} (see `safeweights verify`)"
+    for number, reason in enumerate(model["code"]["reasons"][:_REASONS]):
+        yield "" if number else "code", printable(reason)
+
+
+def _draw_parts(out: Output, parts: list[PartRecord]) -> None:
+    from ..terminal import Column
+
+    if not parts:
+        return
+    screen = out.pretty()
+    screen.blank()
+    screen.table(
+        (
+            Column("part"),
+            Column("class", style="cyan"),
+            Column("parameters", right=True),
+            Column("size", right=True, style="green"),
+        ),
+        (
+            (
+                escape(part["name"]),
+                escape(part["class_name"] or ""),
+                human_count(part["total"]["parameters"]) if part["total"] else "",
+                human_bytes(part["total"]["bytes"]) if part["total"] else "",
+            )
+            for part in parts
+        ),
+    )
+    for part in parts:
+        if part["problem"]:
+            screen.text((f"{escape(part['name'])}: {printable(part['problem'])}", "yellow"))
+
+
+def _draw_modules(out: Output, found: ShowDocument) -> None:
+    from ..terminal import Column
+
+    shown = outline(found["model"]["modules"], _MODULES)
+    if not shown:
+        return
+    whole = found["total"]["parameters"] or 1
+    screen = out.pretty()
+    screen.blank()
+    screen.table(
+        (
+            Column("module"),
+            Column("copies", right=True),
+            Column("parameters", right=True),
+            Column("share", right=True),
+        ),
+        (
+            (
+                "  " * module["depth"] + escape(_label(module, shown)),
+                f"{module['copies']} x" if module["copies"] > 1 else "",
+                human_count(module["parameters"]),
+                f"{module['parameters'] / whole:.1%}",
+            )
+            for module in shown
+        ),
+    )
+
+
+def _label(module: ModuleRecord, modules: list[ModuleRecord]) -> str:
+    """A module's path without that of the module around it."""
+    around = (each["path"] for each in modules if each["depth"] == module["depth"] - 1)
+    outer = next((path for path in around if module["path"].startswith(f"{path}.")), None)
+    return module["path"].removeprefix(f"{outer}.") if outer else module["path"]
 
 
 def _draw_dtypes(out: Output, found: ShowDocument) -> None:

@@ -1,0 +1,358 @@
+"""What a model is: one line, then sizes, parts, modules, memory, and whether loading it runs code.
+
+`describe` reads headers and the configuration files beside them, no tensor, and executes nothing. What it
+says of class, context and cache is what the settings claim; parameters, types and sizes are counted.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Final
+
+from ..checkpoint.opening import kind_of
+from ..conversion.opening import open as open_any
+from ..conversion.opening import open_checkpoint
+from ..errors import FormatError, SafetensorError, quote
+from ..format.dtypes import BITS
+from ..storage import LocalStore, open_source
+from ..storage.pipes import STDIN
+from ..text import human_bytes, human_count, plural, printable
+from ..trust.errors import TrustError
+from ..trust.verifier import verifier
+from .calls import loading_calls
+from .inventory import rows, total, unreadable
+from .modules import module_tree, most_repeated, outline
+from .settings import Facts, Part, Settings, gguf_facts, model_facts, model_parts, read_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ..checkpoint import Checkpoint, SafetensorsFile
+    from ..storage import Verifier
+    from .documents import (
+        CodeRecord,
+        DTypeRecord,
+        FileRecord,
+        MemoryRecord,
+        ModelRecord,
+        PartRecord,
+        ShowDocument,
+        TotalRecord,
+    )
+    from .inventory import Row
+
+__all__ = ["describe", "show_document"]
+
+_MODULES_MAX: Final = 200
+_REASONS_MAX: Final = 20
+_TIED_MAX: Final = 20
+_EXAMINED_MAX: Final = 1000
+"""Maximum number of files beside the weights that are examined."""
+
+_TEXT_MAX: Final = 8 << 20
+"""Bytes of the largest configuration that is examined for code: `check` examines all."""
+
+_TEXT_SUFFIXES: Final = (".json", ".jsonl", ".yaml", ".yml", ".txt", ".model")
+_TOKENIZERS: Final = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"})
+"""Files of the tokenizers library, which takes nothing but data from them."""
+
+_TEXTS: Final = frozenset({"json", "text"})
+
+_MEMORY: Final = ("F32", "BF16", "F8_E4M3", "F4")
+"""Element types for which `memory` is given, beside what is stored."""
+
+_HEADS: Final = ("lm_head.weight", "lm_head", "output.weight")
+"""Names of output layers that share the embedding's weights."""
+
+
+def describe(path: str | os.PathLike[str], *, trust: object = None) -> ShowDocument:
+    """What a model is: what ``show --json`` prints.
+
+    Reads headers and configuration files; of other formats what opening them takes.
+
+    Args:
+        path: A file of any format, an index.json, or a folder; of a diffusers pipeline the parts are
+            opened too.
+        trust: As for `safeweights.open`: of all files, the configuration too, only bytes that were
+            checked are then read.
+
+    Raises:
+        FormatError: A file breaks its format, or the folder has no weights.
+        TrustError: A file is not what `trust` asks for.
+        OSError: Something cannot be read.
+
+    >>> import tempfile, numpy, safeweights.numpy
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> safeweights.numpy.save_file({"a.weight": numpy.zeros((2, 3), "f4")}, path)
+    >>> describe(path)["model"]["summary"]
+    '6 parameters · F32 · 24 B · unsigned · runs code: no'
+    """
+    name = os.fsdecode(path)
+    # A file called "-" is no standard input here.
+    return show_document(os.path.join(os.curdir, name) if name == STDIN else name, trust=trust)
+
+
+def show_document(path: str, *, trust: object = None) -> ShowDocument:
+    """Like `describe`, for a PATH of the command line: ``-`` is standard input."""
+    verify = verifier(trust)
+    kind = "stdin" if path == STDIN else kind_of(path)
+    folder = None if path == STDIN else path if kind == "folder" else os.path.dirname(path) or "."
+    settings = Settings() if folder is None else read_settings(LocalStore(folder), verify)
+    opened = _Opened.of(path, settings, verify, is_folder=kind == "folder")
+    found = list(opened.rows())
+    return {
+        "schema": "safeweights.show/1",
+        "path": path,
+        "kind": kind,
+        "format": opened.format,
+        "model": _model(path, opened, found, settings, verify),
+        "total": total(found),
+        "dtypes": _by_dtype(found),
+        "files": [_file(file) for each in opened.checkpoints for file in each.files],
+        "metadata": None if opened.root is None else opened.root.metadata,
+        "unreadable": unreadable(found),
+        "calls": list(dict.fromkeys(chain.from_iterable(map(loading_calls, opened.checkpoints)))),
+    }
+
+
+def _open(path: str, verify: Verifier | None) -> Checkpoint:
+    if path == STDIN:
+        return open_checkpoint(path, headers_only=True)
+    return open_any(path, backend="pread", trust=verify)
+
+
+class _Opened:
+    """The checkpoints that a path consists of.
+
+    Attributes:
+        root: The one at the path itself; None for a pipeline, all of whose weights are in its parts.
+        parts: Part of a pipeline -> its checkpoint, why it cannot be opened, or None without weights.
+    """
+
+    def __init__(self, root: Checkpoint | None) -> None:
+        self.root = root
+        self.parts: dict[Part, Checkpoint | str | None] = {}
+
+    @classmethod
+    def of(
+        cls, path: str, settings: Settings, verify: Verifier | None, *, is_folder: bool
+    ) -> _Opened:
+        parts = model_parts(settings) if is_folder else []
+        try:
+            opened = cls(_open(path, verify))
+        except FormatError as error:
+            if error.rule != "folder" or not parts:
+                raise
+            opened = cls(None)
+        for part in parts:
+            opened.parts[part] = cls._part(os.path.join(path, part.name), verify)
+        return opened
+
+    @staticmethod
+    def _part(path: str, verify: Verifier | None) -> Checkpoint | str | None:
+        try:
+            return _open(path, verify) if os.path.isdir(path) else None
+        except FormatError as error:
+            return None if error.rule == "folder" else str(error)
+        except TrustError:
+            raise
+        except (SafetensorError, OSError) as error:
+            return str(error)
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """All that were opened."""
+        parts = [
+            each for each in self.parts.values() if not (each is None or isinstance(each, str))
+        ]
+        return parts if self.root is None else [self.root, *parts]
+
+    @property
+    def format(self) -> str:
+        """The formats of all."""
+        return ", ".join(sorted({each.format for each in self.checkpoints}))
+
+    def rows(self) -> Iterator[Row]:
+        """The tensors of all; names of a part's begin with the part's."""
+        if self.root is not None:
+            yield from rows(self.root)
+        for part, each in self.parts.items():
+            if each is not None and not isinstance(each, str):
+                yield from (row._replace(name=f"{part.name}.{row.name}") for row in rows(each))
+
+    def records(self) -> list[PartRecord]:
+        """The parts as JSON records."""
+        return [
+            {
+                "name": part.name,
+                "class_name": part.class_name,
+                "total": None if each is None or isinstance(each, str) else total(rows(each)),
+                "problem": each if isinstance(each, str) else None,
+            }
+            for part, each in self.parts.items()
+        ]
+
+
+def _model(
+    path: str, opened: _Opened, found: list[Row], settings: Settings, verify: Verifier | None
+) -> ModelRecord:
+    modules, kinds = module_tree(found), _by_dtype(found)
+    facts = model_facts(settings, next((k["dtype"] for k in kinds if k["dtype"] in BITS), ""))
+    if facts.architecture is None and (keys := _gguf_keys(opened.root)):
+        facts = gguf_facts(keys)
+    repeated = None if opened.parts else most_repeated(modules)
+    sums = total(found)
+    record: ModelRecord = {
+        "summary": "",
+        "source": facts.source,
+        "architecture": facts.architecture,
+        "layers": facts.layers or (repeated.copies if repeated else None),
+        "context": facts.context,
+        "vocabulary": facts.vocabulary,
+        "tied": _tied(opened.root, facts),
+        "quantisation": facts.quantisation,
+        "bits_per_parameter": _bits(found),
+        "memory": _memory(sums["parameters"]),
+        "cache": facts.cache,
+        "adapter": facts.adapter,
+        "parts": opened.records(),
+        "modules": outline((each.record() for each in modules), _MODULES_MAX),
+        "signature": None if path == STDIN else _signature(path),
+        "code": _code(path, opened, verify),
+        "problems": list(settings.problems),
+    }
+    files = sum(len(each.files) for each in opened.checkpoints)
+    record["summary"] = _summary(record, sums, kinds, files)
+    return record
+
+
+def _summary(record: ModelRecord, sums: TotalRecord, kinds: list[DTypeRecord], files: int) -> str:
+    """The most important of all, in one line."""
+    adapter, tied, layers = record["adapter"], record["tied"], record["layers"]
+    dtype = kinds[0]["dtype"] if kinds else None
+    facts = (
+        record["architecture"],
+        f"rank {adapter['rank']}" if adapter and adapter["rank"] else None,
+        f"for {adapter['base']}" if adapter and adapter["base"] else None,
+        f"{human_count(sums['parameters'])} parameters",
+        dtype and (f"{dtype} and {plural(len(kinds) - 1, 'type')} more" if kinds[1:] else dtype),
+        record["quantisation"],
+        plural(layers, "layer") if layers else None,
+        plural(len(record["parts"]), "part") if record["parts"] else None,
+        plural(files, "file") if files > 1 else None,
+        human_bytes(sums["bytes"]),
+        f"tied: {', '.join(tied[:2])}{' ...' if tied[2:] else ''}" if tied else None,
+        "signed (not verified)" if record["signature"] else "unsigned",
+        f"runs code: {record['code']['verdict']}",
+    )
+    return " · ".join(printable(fact) for fact in facts if fact)
+
+
+def _by_dtype(found: Iterable[Row]) -> list[DTypeRecord]:
+    kinds: dict[str, list[Row]] = {}
+    for row in found:
+        kinds.setdefault(row.dtype, []).append(row)
+    records: list[DTypeRecord] = [{"dtype": dtype, **total(some)} for dtype, some in kinds.items()]
+    return sorted(records, key=lambda record: (-record["parameters"], record["dtype"]))
+
+
+def _file(file: SafetensorsFile) -> FileRecord:
+    return {
+        "path": file.name,
+        "bytes": file.source.size,
+        "header_bytes": file.header.size,
+        "tensors": len(file.header.tensors),
+    }
+
+
+def _bits(found: Iterable[Row]) -> float | None:
+    """Bits of data for each element of floating-point and quantised tensors."""
+    sums = total(row for row in found if not row.dtype.startswith(("I", "U", "BOOL", "?")))
+    return round(8 * sums["bytes"] / sums["parameters"], 3) if sums["parameters"] else None
+
+
+def _memory(parameters: int) -> list[MemoryRecord]:
+    return [{"dtype": dtype, "bytes": -(-parameters * BITS[dtype] // 8)} for dtype in _MEMORY]
+
+
+def _gguf_keys(checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Keys and values of the header of a GGUF file."""
+    if checkpoint is None or checkpoint.format != "gguf":
+        return {}
+    from ..conversion.foreign import ForeignCheckpoint
+    from ..conversion.pickles.nodes import DictNode
+
+    if not isinstance(checkpoint, ForeignCheckpoint) or not isinstance(checkpoint.tree, DictNode):
+        return {}
+    keys = checkpoint.tree.get("gguf")
+    pairs = keys.pairs if isinstance(keys, DictNode) else []
+    return {key: value for key, value in pairs if isinstance(key, str)}
+
+
+def _tied(checkpoint: Checkpoint | None, facts: Facts) -> list[str]:
+    """Names that show another tensor's weights: of one file, or by the settings."""
+    if checkpoint is None:
+        return []
+    if not checkpoint.files:
+        return list(islice(getattr(checkpoint, "aliases", ()), _TIED_MAX))
+    metadata = checkpoint.metadata or {}  # `save_model` notes which name stands for which
+    noted = [
+        key for key, value in metadata.items() if value in checkpoint and key not in checkpoint
+    ]
+    if noted or not facts.ties or any(name in checkpoint for name in _HEADS):
+        return noted[:_TIED_MAX]
+    return ["lm_head"]
+
+
+def _signature(path: str) -> str | None:
+    from ..trust.signatures.discovery import find_signature
+
+    found = find_signature(path)
+    return found if os.path.lexists(found) else None
+
+
+def _code(path: str, opened: _Opened, verify: Verifier | None) -> CodeRecord:
+    """Whether loading runs code: by the pickles that were opened, and by the files beside them."""
+    acts: list[str] = []
+    unknown: list[str] = []
+    for each in opened.checkpoints:
+        acts += [f"{printable(each.name)} calls {printable(call)}" for call in loading_calls(each)]
+    if path != STDIN and os.path.isdir(path):
+        for name, verdict, message in _beside(path, opened, verify):
+            (acts if verdict == "acts" else unknown).append(f"{quote(name)}: {printable(message)}")
+    return {
+        "verdict": "yes" if acts else "unknown" if unknown else "no",
+        "reasons": (acts + unknown)[:_REASONS_MAX],
+    }
+
+
+def _beside(path: str, opened: _Opened, verify: Verifier | None) -> Iterator[tuple[str, str, str]]:
+    """Name, verdict and reason of each file in a folder that is not known to be data."""
+    from ..conversion.kinds import examine
+    from ..conversion.kinds import kind_of as kind_of_file
+    from ..trust.files import is_bookkeeping
+
+    read = {os.path.realpath(file.name) for each in opened.checkpoints for file in each.files}
+    read.add(os.path.realpath(_signature(path) or path))
+    examined = 0
+    for entry in LocalStore(path).list():
+        full = os.path.join(path, entry.name)
+        base = entry.name.rpartition("/")[2]
+        if is_bookkeeping(entry.name) or os.path.realpath(full) in read:
+            continue
+        examined += 1
+        if examined > _EXAMINED_MAX:
+            yield entry.name, "unread", f"only {_EXAMINED_MAX:,} files were looked at"
+            return
+        try:
+            source = open_source(full, backend="pread", verify=verify)
+            if base in _TOKENIZERS and (kind := kind_of_file(source, base)) and kind.id in _TEXTS:
+                continue
+            if source.size > _TEXT_MAX and base.endswith(_TEXT_SUFFIXES):
+                yield entry.name, "unread", "it is large and was not looked at"
+                continue
+            for concern in examine(source, entry.name).concerns[:1]:
+                yield entry.name, concern.power, concern.message
+        except (SafetensorError, OSError) as error:
+            yield entry.name, "unread", str(error)
