@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import gc
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import weakref
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +21,9 @@ from safeweights.storage.parallel import Background, in_parallel, in_threads, th
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import CodeType
+
+    from typing_extensions import Self
 
 
 @pytest.fixture(autouse=True)
@@ -56,14 +61,15 @@ def until(fact: Callable[[], bool]) -> None:
 
 
 class Alarm:
-    """Calls `action` in the main thread five times a second, from a signal, until it is left."""
+    """Calls `action` in the main thread every so many seconds, from a signal, until it is left."""
 
-    def __init__(self, action: Callable[[], object]) -> None:
+    def __init__(self, action: Callable[[], object], *, every: float = 0.2) -> None:
         self._action = action
+        self._every = every
 
     def __enter__(self) -> None:
         self._before = signal.signal(signal.SIGALRM, lambda *_: self._action())
-        signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+        signal.setitimer(signal.ITIMER_REAL, self._every, self._every)
 
     def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -244,6 +250,151 @@ def test_a_thread_whose_start_was_interrupted_ends_too(monkeypatch: pytest.Monke
     assert threading.active_count() == before + 1
     beside.close()
     until(lambda: threading.active_count() == before)
+
+
+def test_an_interrupt_that_spoils_the_start_of_a_thread_is_not_taken_for_a_lack_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`Thread.start` waits for an Event, whose `with` releases a lock that an interrupt took away."""
+
+    def interrupted(_: threading.Thread) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            threading.Lock().release()
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), Background() as beside:
+        beside.submit(int)
+
+
+def test_a_lack_of_threads_is_recognised_while_an_exception_is_handled(
+    scarce: Callable[[int], list[threading.Thread]],
+) -> None:
+    scarce(0)
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError:
+        with Background() as beside:
+            assert beside.submit(threading.get_ident).result() == threading.get_ident()
+
+
+# ---- an interrupt at every point
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at the given one of all points at which a signal can be handled.
+
+    These are, in `parallel` and `threading`, the beginning of a function, a jump back, and the return of
+    a call. The start of a thread is left out: an interrupt there may leave a thread that never begins,
+    for CPython's own code is not safe from it.
+
+    Attributes:
+        raised: Whether there were so many points.
+    """
+
+    _WHERE = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")
+    _FILES = frozenset({parallel.__file__, threading.__file__})
+
+    def __init__(self, point: int) -> None:
+        self.raised = False
+        self._left = point
+
+    def __enter__(self) -> Self:
+        self._before = sys.gettrace()
+        sys.settrace(self._enter_function)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _enter_function(self, frame: Any, event: str, _: object) -> Any:
+        if frame.f_code.co_filename not in self._FILES or self._in_start(frame):
+            return None
+        points = self._points(frame.f_code)
+        frame.f_trace_opcodes = True
+        before = -1
+
+        def each_instruction(frame: Any, event: str, _: object) -> Any:
+            nonlocal before
+            if event == "opcode":
+                last, before = before, frame.f_lasti
+                if last in points:
+                    self._left -= 1
+                    if self._left < 0 and not self.raised:
+                        self.raised = True
+                        raise KeyboardInterrupt
+            return each_instruction
+
+        return each_instruction
+
+    @classmethod
+    @lru_cache
+    def _points(cls, code: CodeType) -> frozenset[int]:
+        return frozenset(
+            each.offset for each in dis.get_instructions(code) if each.opname.startswith(cls._WHERE)
+        )
+
+    @staticmethod
+    def _in_start(frame: Any) -> bool:
+        while frame is not None and frame.f_code is not threading.Thread.start.__code__:
+            frame = frame.f_back
+        return frame is not None
+
+
+def _items(call: Callable[..., Any]) -> None:
+    in_threads(call, range(6), workers=2, progress=lambda _: None)
+
+
+def _one_item(call: Callable[..., Any]) -> None:
+    in_threads(call, range(1), progress=lambda _: None)
+
+
+def _no_progress(call: Callable[..., Any]) -> None:
+    in_threads(call, range(3), workers=2)
+
+
+def _chunks(call: Callable[..., Any]) -> None:
+    in_parallel(lambda begin, _: call(begin, lambda _: None), 60, chunk=10, threads=2)
+
+
+@posix
+@pytest.mark.parametrize("work", [_items, _one_item, _no_progress, _chunks])
+def test_an_interrupt_at_any_point_ends_all_calls_and_is_raised(
+    monkeypatch: pytest.MonkeyPatch, work: Callable[[Callable[..., Any]], None]
+) -> None:
+    monkeypatch.setattr(parallel, "_TICK", 0.0005)
+    under_way: list[int] = []
+
+    def call(item: int, tell: Callable[[int], object]) -> None:
+        under_way.append(item)
+        try:
+            for done in range(3):
+                time.sleep(0.0003)
+                tell(done)
+        finally:
+            under_way.remove(item)
+
+    def hangs() -> None:
+        raise TimeoutError(f"nothing ends after the interrupt at point {point}")
+
+    with Interrupt(sys.maxsize):
+        work(call)  # Python 3.12.1 traces no instructions the first time
+    threads = threading.active_count()
+    for point in range(1000):
+        # Twice, because the first is kept until what is under way has ended.
+        with Alarm(hangs, every=30), Interrupt(point) as interrupt:
+            try:
+                work(call)
+                raised = False
+            except KeyboardInterrupt:
+                raised = True
+            assert not under_way, point
+        assert raised is interrupt.raised, point
+        assert threading.active_count() == threads, point
+        if not raised:
+            break
+    assert 40 < point < 999
 
 
 # ---- where the system has no more threads
@@ -498,3 +649,27 @@ def test_a_failure_ends_what_is_under_way() -> None:
 
     with pytest.raises(ZeroDivisionError):
         in_threads(call, [0, 1], workers=2)
+
+
+@posix
+def test_an_interrupt_while_calls_end_after_a_failure_waits_for_them() -> None:
+    begun, done = threading.Event(), threading.Event()
+    interrupted: list[bool] = []
+
+    def call(item: int, tell: object) -> None:
+        if item == 0:
+            begun.wait(30)
+            raise ZeroDivisionError
+        begun.set()
+        until(lambda: bool(interrupted))
+        time.sleep(0.05)
+        done.set()
+
+    def interrupt() -> None:
+        if not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+
+    with Alarm(interrupt), pytest.raises(KeyboardInterrupt):
+        in_threads(call, [0, 1], workers=2)
+    assert done.is_set()

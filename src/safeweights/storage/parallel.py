@@ -6,6 +6,8 @@
 
 Rules for all three:
 - No thread outlives the call, or the `Background`, that started it, unless a second Ctrl-C insists.
+- Ctrl-C may arrive between any two instructions. So a flag says what has ended, and locks and queues
+  only wake: `threading.Event` keeps its lock for ever if the interrupt comes just after it was taken.
 - Where the system has no more threads (in a full container, at the interpreter's end) fewer share the
   work; where it has none, the calling thread does all of it.
 - Threads are daemons: a read from a dead network mount must not keep the process from ending.
@@ -18,9 +20,10 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
-from threading import Event, Lock, Thread, current_thread, get_ident
+from threading import Lock, Thread, current_thread, get_ident
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -63,6 +66,31 @@ class _AbandonedError(Exception):
     """The caller does not wait for this result any more."""
 
 
+class _End:
+    """The end of something in another thread, which can be waited for.
+
+    Attributes:
+        came: Whether it has come.
+    """
+
+    __slots__ = ("_wake", "came")
+
+    def __init__(self) -> None:
+        self.came = False
+        self._wake = Lock()
+        self._wake.acquire()  # until the end
+
+    def set(self) -> None:
+        self.came = True
+        self._wake.release()
+
+    def wait(self) -> None:
+        while not self.came:
+            # An interrupt between these two keeps the lock; other threads then look at the flag.
+            if self._wake.acquire(timeout=_PATIENCE):
+                self._wake.release()
+
+
 class Job(Generic[R]):
     """One call that was given to a `Background`, which runs or drops it.
 
@@ -70,12 +98,11 @@ class Job(Generic[R]):
         error: What the call raised.
     """
 
-    __slots__ = ("_call", "_ended", "_result", "error")
+    __slots__ = ("_call", "_end", "_result", "error")
 
     def __init__(self, call: Callable[[], R]) -> None:
         self._call: Callable[[], R] | None = call
-        self._ended = Lock()
-        self._ended.acquire()  # until the call has returned
+        self._end = _End()
         self._result: R | None = None
         self.error: BaseException | None = None
 
@@ -85,9 +112,7 @@ class Job(Generic[R]):
         Raises:
             BaseException: What the call raised.
         """
-        while not self._ended.acquire(timeout=_PATIENCE):
-            pass
-        self._ended.release()
+        self._end.wait()
         if self.error is None:
             return cast("R", self._result)
         try:
@@ -105,13 +130,13 @@ class Job(Generic[R]):
             self._result = call()
         except BaseException as error:  # noqa: BLE001 - raised by `result`
             self.error = error
-        self._ended.release()
+        self._end.set()
         del self  # see `result`
 
     def drop(self) -> None:
         """Make `result` an error, instead of running the call."""
         self._call, self.error = None, _AbandonedError()
-        self._ended.release()
+        self._end.set()
 
 
 class Background:
@@ -138,7 +163,7 @@ class Background:
         # Its `put` is re-entrant, which a finalizer needs that runs in the middle of another one.
         self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
         self._threads: list[Thread] = []
-        self._working: list[Lock] = []  # each held by a thread from its beginning to its end
+        self._workers: list[_Worker] = []  # one for each start that was tried
 
     def start(self) -> int:
         """Start all threads now, or as many as the system has; how many there are."""
@@ -161,8 +186,8 @@ class Background:
 
     def finish(self) -> None:
         """Let the threads end when all that was submitted is done. Returns at once; submit no more."""
-        # One for each start that was tried: a thread whose start was interrupted may be running, too.
-        for _ in self._working:
+        # A thread whose start was interrupted may be running, too.
+        for _ in self._workers:
             self._queue.put(None)
 
     def close(self) -> None:
@@ -172,20 +197,28 @@ class Background:
         that the caller is about to reuse. A second one is raised at once: a dead mount may never answer.
         In one of its own threads, where a finalizer may call this, it does not wait.
         """
+        try:
+            self.end()
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """`close`, but an interrupt is raised at once; another call does what is left."""
         while (job := self._next_unbegun()) is not None:
             job.drop()
         self.finish()
         if current_thread() in self._threads:
             return
-        # First the locks: up to Python 3.12 a `join` that is interrupted takes the thread for ended. A
-        # thread that has not come as far as its lock, since its start was interrupted, finds no call.
-        interrupts = [error for lock in self._working if (error := _wait_for(lock))]
+        # Not `join` alone: up to Python 3.12, one that is interrupted takes the thread for ended. A
+        # thread that has not begun, since its start was interrupted, will find no call.
+        for worker in self._workers:
+            if worker.begun:
+                worker.end.wait()
         for thread in self._threads:
             thread.join()
         self._threads.clear()
-        self._working.clear()
-        for error in interrupts:
-            raise error
+        self._workers.clear()
 
     def _next_unbegun(self) -> Job[Any] | None:
         try:
@@ -196,13 +229,17 @@ class Background:
     def _start_one(self) -> bool:
         if sys.is_finalizing():  # up to Python 3.11 the start of a thread would never return then
             return False
-        self._working.append(Lock())
+        self._workers.append(_Worker())
         thread = Thread(
-            target=_work, args=(self._queue, self._working[-1]), name=self._name, daemon=True
+            target=_work, args=(self._queue, self._workers[-1]), name=self._name, daemon=True
         )
+        handled = sys.exc_info()[1]
         try:
             thread.start()
-        except RuntimeError:
+        except RuntimeError as error:
+            # Either there are no more threads, or an interrupt left the lock of an Event in disorder.
+            if error.__context__ is not None and error.__context__ is not handled:
+                raise error.__context__ from None
             return False
         self._threads.append(thread)
         return True
@@ -214,28 +251,28 @@ class Background:
         self.close()
 
 
-def _work(queue: SimpleQueue[Job[Any] | None], working: Lock) -> None:
+class _Worker:
+    """How far a thread is.
+
+    Attributes:
+        begun: Whether it takes calls.
+        end: When it takes no more.
+    """
+
+    __slots__ = ("begun", "end")
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.end = _End()
+
+
+def _work(queue: SimpleQueue[Job[Any] | None], worker: _Worker) -> None:
     """What a thread does. It knows the queue only, so that it keeps no `Background` alive."""
-    with working:
-        while (job := queue.get()) is not None:
-            job.run()
-            del job  # else its result would live on while the next job is waited for
-
-
-def _wait_for(lock: Lock) -> BaseException | None:
-    """Return when no thread holds `lock`; one interrupt meanwhile is the result, a second is raised."""
-    interrupt = None
-    while True:
-        try:
-            while not lock.acquire(timeout=_PATIENCE):
-                pass
-        except BaseException as error:  # noqa: PERF203 - the first is raised by the caller
-            if interrupt is not None:
-                raise
-            interrupt = error
-        else:
-            lock.release()
-            return interrupt
+    worker.begun = True
+    while (job := queue.get()) is not None:
+        job.run()
+        del job  # else its result would live on while the next job is waited for
+    worker.end.set()
 
 
 def _next_of(waiting: deque[T]) -> T | None:
@@ -285,8 +322,13 @@ def in_parallel(
             others.submit(share)
         share()
     finally:
-        starts.clear()
-        others.close()
+        # As `close`, but without a call before the `try`, at which an interrupt could get out.
+        try:
+            starts.clear()
+            others.end()
+        except BaseException:
+            others.end()
+            raise
     for error in failures:
         raise error
 
@@ -330,7 +372,7 @@ def in_threads(
             batch.run(call, partial(meter.tell, index))
             if batch.error is not None:
                 waiting.clear()  # all of it comes after this one
-            meter.news.set()
+            meter.news.put(None)
 
     threads = Background(min(workers or thread_count(), len(batches)), "safeweights-job")
     try:
@@ -342,9 +384,14 @@ def in_threads(
             found += batch.results
         return found
     finally:
-        meter.abandoned = True
-        waiting.clear()
-        threads.close()
+        # As `close`, but without a call before the `try`, at which an interrupt could get out.
+        try:
+            meter.abandoned = True
+            waiting.clear()
+            threads.end()
+        except BaseException:
+            threads.end()
+            raise
 
 
 class _Batch(Generic[T, R]):
@@ -407,12 +454,12 @@ class _Meter:
 
     Attributes:
         abandoned: Whether the caller has stopped waiting.
-        news: Set whenever a batch has ended.
+        news: Something in it says that a batch has ended.
     """
 
     def __init__(self, progress: Callable[[int], object] | None, batches: int) -> None:
         self.abandoned = False
-        self.news = Event()
+        self.news: SimpleQueue[None] = SimpleQueue()
         self._progress = progress
         self._done = [0] * batches  # bytes; each is written by one thread
         self._told = 0
@@ -429,8 +476,8 @@ class _Meter:
     def wait(self, batch: _Batch[Any, Any]) -> None:
         """In the caller: return when the batch has ended, or raise what it raised."""
         while not batch.ended:
-            self.news.wait(_PATIENCE if self._progress is None else _TICK)
-            self.news.clear()
+            with suppress(Empty):
+                self.news.get(timeout=_PATIENCE if self._progress is None else _TICK)
             self._pass_on()
         self._pass_on()
         if batch.error is not None:
