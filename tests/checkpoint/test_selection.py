@@ -19,7 +19,7 @@ from safeweights.errors import SelectionError
 from safeweights.format.dtypes import BITS
 from safeweights.format.indexing import runs, select
 from safeweights.format.writer import layout
-from safeweights.storage import gathering
+from safeweights.storage import Source, gathering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ def test_selections_are_numpys_on_every_engine(
     expected = np.asarray(array[expression])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gathering, "_SLAB", slab)
-        patch.setattr(gathering, "_GAP_MAX", gap)
+        patch.setattr(Source, "gap", gap)
         for source in (tensor, *(open(path, backend=name)["t"] for name in BACKENDS)):
             found = chosen(source, expression)
             assert found.tobytes() == np.ascontiguousarray(expected).tobytes()

@@ -20,9 +20,16 @@ from hypothesis import strategies as st
 import safeweights
 import safeweights.numpy
 from safeweights import SafetensorError
-from safeweights.frameworks import loading, plans, prefetch
+from safeweights.frameworks import loading, prefetch
 from safeweights.frameworks.loading import HostLanding
-from safeweights.storage import BACKENDS, DescriptorSource, TruncatedError, files, parallel
+from safeweights.storage import (
+    BACKENDS,
+    DescriptorSource,
+    Source,
+    TruncatedError,
+    files,
+    parallel,
+)
 from safeweights.storage import source as sources
 
 if TYPE_CHECKING:
@@ -166,7 +173,7 @@ def test_neighbours_are_read_together_and_small_gaps_too(
     tmp_path: Path, read: list[tuple[int, int]]
 ) -> None:
     path = tmp_path / "x.safetensors"
-    size = plans.GAP_MAX
+    size = Source.gap
     arrays = {name: np.full(size + (name == "d"), ord(name), "u1") for name in "abcde"}
     safeweights.numpy.save_file(arrays, path)
     with safeweights.safe_open(path, "np", backend="pread") as file:

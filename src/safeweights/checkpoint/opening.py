@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from ..errors import ChangedError, FormatError, quote
-from ..storage import LocalStore, Store
+from ..storage import Store, place_of
+from ..storage.parallel import in_threads
 from .file import SafetensorsFile
 from .mapping import Checkpoint
 from .shardindex import (
@@ -23,13 +24,17 @@ from .shardindex import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from ..storage import Source, Verifier
+    from ..storage.places import PlaceKind
 
 __all__ = ["Files", "find_files", "kind_of", "open"]
 
-PathKind: TypeAlias = Literal["file", "index", "folder"]
+R = TypeVar("R")
+
+_REQUESTS: Final = 16
+"""Requests to one remote store at a time."""
 
 
 def open(target: Any, *, backend: str = "mmap", verify: Verifier | None = None) -> Checkpoint:
@@ -39,7 +44,7 @@ def open(target: Any, *, backend: str = "mmap", verify: Verifier | None = None) 
     ``.safetensors`` files are taken together.
 
     Args:
-        target: Path, store, readable file object, or bytes-like object that holds a file.
+        target: Path, URL, store, readable file object, or bytes-like object that holds a file.
         backend: ``"mmap"`` maps the file, ``"pread"`` reads what is asked for. A mapping is fastest,
             but if another process truncates the file, touching it kills the process. ``"direct"``,
             ``"auto"``: see `safeweights.storage.open_source`.
@@ -67,11 +72,9 @@ def open(target: Any, *, backend: str = "mmap", verify: Verifier | None = None) 
     return Checkpoint.from_files(opened.values(), files.name)
 
 
-def kind_of(path: str) -> PathKind:
-    """What a path is taken for: a folder if there is one, an index by its name, or else a file."""
-    if os.path.isdir(path):
-        return "folder"
-    return "index" if path.endswith(".json") else "file"
+def kind_of(path: str) -> PlaceKind:
+    """What a path or URL is taken for: a folder if there is one, an index by its name, or else a file."""
+    return place_of(path).kind()
 
 
 class Files(NamedTuple):
@@ -100,8 +103,7 @@ class Files(NamedTuple):
             ChangedError: After the last file: the checkpoint was replaced in the meantime.
         """
         versions = {}
-        for name in self.names:
-            source = self.store.open(name, backend=backend)
+        for name, source in self._sources(backend):
             versions[name] = source.version
             yield name, source if verify is None else verify(source, source.name)
         # A commit removes the index first and adds the new one last: if the same index is still there,
@@ -112,8 +114,26 @@ class Files(NamedTuple):
             return
         self._require_versions(versions)
 
+    def _sources(self, backend: str) -> Iterator[tuple[str, Source]]:
+        if not self.store.is_remote:
+            return ((name, self.store.open(name, backend=backend)) for name in self.names)
+        # A request takes a long time, in which nothing else happens: all of them together. Headers are
+        # among the first bytes, which remote stores fetch when they open a file.
+        return iter(zip(self.names, _each_of(self.names, self._open_or_missing), strict=True))
+
+    def _open_or_missing(self, name: str) -> Source:
+        try:
+            return self.store.open(name)
+        except FileNotFoundError:
+            if self.index_name is not None:
+                check_present(self.names, [name], self.store.locate(self.index_name))
+            raise
+
     def _require_versions(self, versions: Mapping[str, str | None]) -> None:
         try:
+            if self.store.is_remote:
+                _each_of(versions, lambda name: self.store.open(name, version=versions[name]))
+                return
             for name, version in versions.items():
                 self.store.open(name, backend="pread", version=version)
         except (ChangedError, FileNotFoundError):
@@ -148,7 +168,7 @@ def find_files(
     """The files that a folder, a store, or an index consists of; None for anything else.
 
     Args:
-        target: A path, a store, or anything else.
+        target: A path, a URL, a store, or anything else.
         suffixes: How names of weight files end. The first group counts of which a folder has a file or
             an index; the others are tried in turn.
         shard_suffix: How the names end that an index may list; ``""`` allows any.
@@ -163,13 +183,12 @@ def find_files(
         return _find_in_folder(target, target.location, suffixes, shard_suffix, verify)
     if not isinstance(target, str | os.PathLike):
         return None
-    path = os.fsdecode(target)
-    kind = kind_of(path)
+    place = place_of(target)
+    kind = place.kind()
     if kind == "folder":
-        return _find_in_folder(LocalStore(path), path, suffixes, shard_suffix, verify)
+        return _find_in_folder(place.folder(), place.path, suffixes, shard_suffix, verify)
     if kind == "index":
-        folder, name = os.path.split(path)
-        return _read_index(LocalStore(folder), name, path, shard_suffix, verify)
+        return _read_index(place.store, place.name, place.path, shard_suffix, verify)
     return None
 
 
@@ -180,6 +199,8 @@ def _find_in_folder(
     shard_suffix: str,
     verify: Verifier | None,
 ) -> Files:
+    if not store.can_list:
+        return _find_by_name(store, path, shard_suffix, verify)
     names = [entry.name for entry in store.list(recursive=False)]
     for group in suffixes:
         index, files = find_shards(names, path, group)
@@ -193,6 +214,35 @@ def _find_in_folder(
             check_complete(files, path)
             return Files(path, store, files)
     raise FormatError(f"the folder has no {SUFFIX} file and no index", rule="folder", path=path)
+
+
+_USUAL_NAMES: Final = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "adapter_model.safetensors",
+)
+"""Names that checkpoints have, in the order in which they are looked for where no folder can be listed."""
+
+
+def _find_by_name(store: Store, path: str, shard_suffix: str, verify: Verifier | None) -> Files:
+    for name in _USUAL_NAMES:
+        if store.kind(name) is None:
+            continue
+        if name.endswith(SUFFIX):
+            return Files(path, store, [name])
+        return _read_index(store, name, path, shard_suffix, verify)
+    raise FormatError(
+        f"this server does not list folders, and has none of {', '.join(_USUAL_NAMES)} here; name a file "
+        "or an index",
+        rule="no-listing", path=path,
+    )  # fmt: skip
+
+
+def _each_of(names: Iterable[str], call: Callable[[str], R]) -> list[R]:
+    """The result of `call` for each name of a remote store, in order; many at a time."""
+    return in_threads(lambda name, _: call(name), names, workers=_REQUESTS)
 
 
 def _refuse_interrupted(store: Store, path: str) -> None:
@@ -213,6 +263,7 @@ def _read_index(
     source = source if verify is None else verify(source, source.name)
     index = parse_index(source, store.locate(name), suffix=shard_suffix)
     shards = index.shards
-    missing = [shard for shard in shards if store.kind(shard) is None]
-    check_present(shards, missing, store.locate(name))
+    if not store.is_remote:  # there, opening them tells
+        missing = [shard for shard in shards if store.kind(shard) is None]
+        check_present(shards, missing, store.locate(name))
     return Files(path, store, shards, name, index.weight_map, version)

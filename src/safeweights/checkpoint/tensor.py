@@ -138,7 +138,7 @@ class Tensor(ABC):
         """The bytes of the selected elements, ascending along each axis, in C order.
 
         Cost: reads the runs of the selection, or where they lie close together what is between them
-        too (never more than 4 KiB a run); memory for the result and at most 8 MiB.
+        too (never more than `Source.gap` bytes a run); memory for the result and at most 8 MiB.
 
         Raises:
             SelectionError: Elements of a sub-byte type that do not fill whole bytes.
@@ -150,8 +150,13 @@ class Tensor(ABC):
         if self.in_memory:
             gather_mapped(runs, self.view(), out)
         else:
-            gather(runs, self.read_into, out)
+            gather(runs, self.read_into, out, gap=self._gap)
         return out
+
+    @property
+    def _gap(self) -> int:
+        """See `Source.gap`."""
+        return Source.gap
 
     def _read_range(self, offset: int, length: int) -> memoryview:
         return self._read_copy(offset, length)
@@ -197,6 +202,10 @@ class FileTensor(Tensor):
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
         self.source.read_into(self._offset + offset, self._within(buffer, offset))
+
+    @property
+    def _gap(self) -> int:
+        return self.source.gap
 
     def _read_range(self, offset: int, length: int) -> memoryview:
         return self.source.view(self._offset + offset, length)

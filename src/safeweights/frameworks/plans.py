@@ -7,7 +7,7 @@ of some tensors are the same work to who reads them (`loading`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..checkpoint import FileTensor, not_found
 from ..errors import DTypeError, quote
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from ..storage import Source
 
 __all__ = ["Batch", "Landing", "Scattered", "Transfer", "batches"]
-
-GAP_MAX: Final = 4096
-"""Bytes read for nothing, at most, to have two neighbours in one read."""
 
 
 class Batch(NamedTuple):
@@ -166,7 +163,7 @@ def _joined(
         if run and (
             isinstance(item, Scattered)
             or item[1].end - run[0][1].begin > arena
-            or not 0 <= item[1].begin - run[-1][1].end <= GAP_MAX
+            or not 0 <= item[1].begin - run[-1][1].end <= source.gap
         ):
             yield Batch(source, start, run)
             run = []

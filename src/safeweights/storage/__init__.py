@@ -1,11 +1,12 @@
 """Bytes in places: sources to read from, sinks to write to, stores of named files.
 
-    source  opening                    what a `Source` is; a path, a file object or memory as one
+    source  opening                    what a `Source` is; a path, URL, file object or memory as one
     files  file_objects                regular files: mapped, read, read past the page cache; file objects
     windows  blocks  inflating         parts of a source; bytes in blocks; compressed bytes
     pipes  limits                      standard input that cannot seek; what a foreign file may cost
     sink                               files replaced as a whole, durably
-    store  local_store                 named files: list, open, write, commit several at once
+    store  local_store  remote/        named files: list, open, write, commit several at once
+    urls  places                       a path or a URL -> a store and a name in it
     gathering  hashing                 scattered bytes into one buffer; the SHA-256 of a source
     memory  buffer_pool                memory to read into, used again
     parallel  readahead                the one place that starts threads
@@ -19,11 +20,12 @@ from __future__ import annotations
 
 from .buffer_pool import release_idle
 from .file_objects import FileObjectSource
-from .files import DescriptorSource
+from .files import BACKENDS, DescriptorSource
 from .gathering import gather, gather_mapped
 from .local_store import LocalStore
 from .memory import allocate, joined
-from .opening import BACKENDS, open_source
+from .opening import open_source
+from .places import Place, is_url, place_of
 from .readahead import read_ahead
 from .sink import (
     PartialOverwriteError,
@@ -48,6 +50,7 @@ __all__ = [
     "LocalStore",
     "MemoryStore",
     "PartialOverwriteError",
+    "Place",
     "Reading",
     "Source",
     "Store",
@@ -59,8 +62,10 @@ __all__ = [
     "flat",
     "gather",
     "gather_mapped",
+    "is_url",
     "joined",
     "open_source",
+    "place_of",
     "read_ahead",
     "release_idle",
     "rename",

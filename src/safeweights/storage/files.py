@@ -14,12 +14,16 @@ import weakref
 from functools import partial
 from typing import Any, Final
 
+from ..errors import UnsupportedError
 from .memory import PAGE, allocate, blank_bytes
 from .parallel import CHUNK, in_parallel
 from .source import Reading, Source
 from .syscalls import is_remote, map_untracked, populate, resident_share
 
-__all__ = ["DescriptorSource", "decoded"]
+__all__ = ["BACKENDS", "DescriptorSource", "check_backend", "decoded", "open_file"]
+
+BACKENDS: Final = ("mmap", "pread", "direct", "read", "auto")
+"""How files are read; see `safeweights.storage.open_source`."""
 
 
 _DIRECT_READS: Final = 4
@@ -232,7 +236,15 @@ def decoded(path: str | os.PathLike[str]) -> str:
     return name
 
 
-def _open_path(path: str | os.PathLike[str], backend: str) -> Source:
+def check_backend(backend: str) -> None:
+    """Raise an UnsupportedError unless `backend` is one of `BACKENDS`."""
+    if backend not in BACKENDS:
+        raise UnsupportedError(f"no such backend: {backend!r}; there are {', '.join(BACKENDS)}")
+
+
+def open_file(path: str | os.PathLike[str], backend: str) -> DescriptorSource:
+    """Open a regular file by its path; see `safeweights.storage.open_source`."""
+    check_backend(backend)
     name = decoded(path)
     # O_NONBLOCK: opening a FIFO must not wait for a writer. O_NOCTTY: opening a terminal must not make
     # it the controlling terminal of this process.

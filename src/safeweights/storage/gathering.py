@@ -1,8 +1,8 @@
 """Gather many runs of bytes, at regular distances, into one buffer.
 
 Rules:
-- Where the gaps between runs are small, runs are read together with the gaps and separated in memory:
-  at most 4 KiB are read in vain for each run.
+- Where the gaps between runs are small, runs are read together with the gaps and separated in memory: at
+  most `Source.gap` bytes are read in vain for each run.
 - Where the gaps are large, each run is read by itself, straight to its place.
 - Memory beside the result is bounded by one slab of 8 MiB, whatever the shape.
 """
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["gather", "gather_mapped"]
 
-_GAP_MAX: Final = 4096
 _SLAB: Final = 1 << 23
 _WORD_MAX: Final = 256
 
@@ -26,15 +25,18 @@ _Loops = tuple[tuple[int, int], ...]
 """(repetitions, distance in bytes), outermost first."""
 
 
-def gather(runs: Runs, read_into: Callable[[memoryview, int], None], out: memoryview) -> None:
+def gather(
+    runs: Runs, read_into: Callable[[memoryview, int], None], out: memoryview, *, gap: int = 4096
+) -> None:
     """Read `runs` into `out`, without gaps.
 
     Args:
         runs: What to read.
         read_into: ``read_into(buffer, offset)`` fills a buffer with the bytes from an offset on.
         out: Memory of ``runs.nbytes`` bytes.
+        gap: Bytes that may be read in vain for each run; see `Source.gap`.
     """
-    far, close = _split(runs.length, _merged(runs.loops))
+    far, close = _split(runs.length, _merged(runs.loops), gap)
     if not close:
         for index, offset in enumerate(runs.offsets()):
             read_into(out[index * runs.length : (index + 1) * runs.length], offset)
@@ -75,12 +77,12 @@ def _merged(loops: _Loops) -> _Loops:
     return tuple(merged)
 
 
-def _split(length: int, loops: _Loops) -> tuple[_Loops, _Loops]:
+def _split(length: int, loops: _Loops, gap: int) -> tuple[_Loops, _Loops]:
     """The loops outside of one read, and those inside it."""
     span = length
     for axis in reversed(range(len(loops))):
         count, stride = loops[axis]
-        if stride - span > _GAP_MAX or stride > _SLAB:
+        if stride - span > gap or stride > _SLAB:
             return loops[: axis + 1], loops[axis + 1 :]
         span += (count - 1) * stride
     return (), loops

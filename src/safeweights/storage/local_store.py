@@ -16,8 +16,7 @@ import stat
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from .files import DescriptorSource, decoded
-from .opening import open_source
+from .files import decoded, open_file
 from .sink import (
     PartialOverwriteError,
     check_absent,
@@ -93,8 +92,7 @@ class LocalStore(Store):
         return "file" if stat.S_ISREG(mode) else "special"
 
     def open(self, name: str, *, backend: str = "mmap", version: str | None = None) -> Source:
-        source = open_source(self.locate(name), backend=backend)
-        assert isinstance(source, DescriptorSource)
+        source = open_file(self.locate(name), backend)
         source.version = _version(source.fileno())
         if version not in (None, source.version):
             raise changed(source.name)
@@ -158,7 +156,7 @@ class _LocalCommit(Commit):
         self._state: Literal["staging", "stuck", "exchanged"] = "staging"
 
     def _open(self, name: str) -> Source:
-        source = open_source(self._new(name), backend="pread")
+        source = open_file(self._new(name), "pread")
         source.name = self._store.locate(name)
         return source
 

@@ -1,33 +1,32 @@
-"""Open a path, a file object or memory as a source."""
+"""Open a path, a URL, a file object or memory as a source."""
 
 from __future__ import annotations
 
 import mmap
 import os
-from typing import Any, Final
+from typing import Any
 
 from ..errors import UnsupportedError
 from .file_objects import _open_object
-from .files import _open_path
+from .files import check_backend, open_file
+from .places import open_url
 from .source import BytesSource, Source, Verifier
+from .urls import is_url
 
-__all__ = ["BACKENDS", "open_source"]
-
-
-BACKENDS: Final = ("mmap", "pread", "direct", "read", "auto")
-"""How files are read; see `open_source`."""
+__all__ = ["open_source"]
 
 
 def open_source(target: Any, *, backend: str = "mmap", verify: Verifier | None = None) -> Source:
     """Open a file by name, or wrap an open file object or memory.
 
     Args:
-        target: A path (str or PathLike), an object with `read`, or bytes-like memory. An object that
-            cannot seek is read to its end at once.
-        backend: For paths. ``"mmap"`` serves views from a private mapping; ``"pread"`` reads every view
-            into memory of its own; ``"direct"`` does the same, but bypasses the page cache. ``"read"``
-            chooses between these two: it bypasses the page cache when all of a local file is wanted and
-            little of it is there. ``"auto"`` also maps local files of which most is in the page cache.
+        target: A path (str or PathLike), a URL (see `safeweights.storage.places`), an object with
+            `read`, or bytes-like memory. An object that cannot seek is read to its end at once.
+        backend: For paths; a URL is read as bytes are asked for. ``"mmap"`` serves views from a private
+            mapping; ``"pread"`` reads every view into memory of its own; ``"direct"`` does the same, but
+            bypasses the page cache. ``"read"`` chooses between these two: it bypasses the page cache when
+            all of a local file is wanted and little of it is there. ``"auto"`` also maps local files of
+            which most is in the page cache.
         verify: Called with the source and its path; the source that it returns is read instead.
 
     Raises:
@@ -36,10 +35,9 @@ def open_source(target: Any, *, backend: str = "mmap", verify: Verifier | None =
         UnsupportedError: `target` is none of these, or a file object in text mode; there is no such
             backend; `verify` is given, and `target` is not a path.
     """
-    if backend not in BACKENDS:
-        raise UnsupportedError(f"no such backend: {backend!r}; there are {', '.join(BACKENDS)}")
+    check_backend(backend)
     if isinstance(target, str | os.PathLike):
-        source = _open_path(target, backend)
+        source = open_url(target) if is_url(target) else open_file(target, backend)
         return source if verify is None else verify(source, source.name)
     if verify is not None:
         kind = type(target).__name__

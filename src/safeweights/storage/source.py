@@ -75,6 +75,7 @@ class Source(ABC):
         size: Number of bytes when it was opened.
         in_memory: Whether `view` gives memory that exists already, of a mapping too, instead of reading.
         threads: How many threads to read it with; 0 for `thread_count`.
+        gap: Bytes up to which it is cheaper to read what lies between two pieces than to read twice.
         version: Names exactly these bytes in their store, such as an entity tag; None if there is none.
     """
 
@@ -82,6 +83,7 @@ class Source(ABC):
     size: int
     in_memory: bool = False
     threads: int = 0
+    gap: int = 4096
     version: str | None = None
 
     @abstractmethod

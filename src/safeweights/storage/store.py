@@ -81,10 +81,14 @@ class Store(ABC):
     """Named files; safe to use from several threads.
 
     Attributes:
-        location: Where it is, for messages: a path or a URL.
+        location: Where it is, for messages: a path or a URL, without credentials.
+        is_remote: Whether every question takes a request over a network: ask few, and several at once.
+        can_list: Whether `list` works; of a store that cannot, files have to be known by name.
     """
 
     location: str
+    is_remote: bool = False
+    can_list: bool = True
 
     @abstractmethod
     def list(self, folder: str = "", *, recursive: bool = True) -> Iterator[Entry]:
@@ -99,7 +103,7 @@ class Store(ABC):
             recursive: List files in subfolders too; otherwise subfolders are entries themselves.
 
         Raises:
-            UnsupportedError: `folder` is not a valid name.
+            UnsupportedError: `folder` is not a valid name, or the store cannot list.
             OSError: The store, or a folder in it, cannot be read.
         """
 

@@ -1,0 +1,284 @@
+"""One request and its answer, redirects included.
+
+Rules for redirects: at most `_REDIRECTS` of them; to http and https only, and never from https to http;
+never to a link-local address, a metadata service, or from elsewhere to this machine. Secrets are sent to
+the origin they are for, and to no other that it redirects to.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from http.client import HTTPException, RemoteDisconnected
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+from .connections import (
+    ForbiddenAddressError,
+    Origin,
+    connect,
+    connections,
+    proxy_authorization,
+    proxy_of,
+)
+from .errors import broken
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from http.client import HTTPConnection, HTTPResponse
+
+    from ..source import Buffer
+    from .responses import Headers
+
+__all__ = ["Answer", "Patience", "TransientError", "origin_of", "send"]
+
+_REDIRECTS: Final = 5
+_MOVED: Final = frozenset({301, 302, 303, 307, 308})
+_PIECE: Final = 1 << 20
+_AGENT: Final = {"User-Agent": "safeweights", "Accept-Encoding": "identity"}
+
+
+class Patience(NamedTuple):
+    """How long a server may take, and how often a request is repeated.
+
+    Attributes:
+        timeout: Seconds to wait for a connection, and for the next byte.
+        slowest: Bytes a second: an answer that is slower for `timeout` seconds is given up.
+        attempts: Requests for the same bytes, until none of them brought more.
+        backoff: Seconds to wait before the second attempt; then twice as long each time, and a random
+            part of it less.
+        longest: Seconds that one wait may take, also if the server asks for more.
+    """
+
+    timeout: float = 30.0
+    slowest: int = 1000
+    attempts: int = 6
+    backoff: float = 0.5
+    longest: float = 60.0
+
+
+class TransientError(Exception):
+    """Something that may go better the next time.
+
+    Attributes:
+        why: What happened, as a sentence without a subject elsewhere.
+        wait: Seconds that the server asks to wait; None if it does not say.
+    """
+
+    def __init__(self, why: str, wait: float | None = None) -> None:
+        super().__init__(why)
+        self.why = why
+        self.wait = wait
+
+
+class Answer:
+    """A response whose body has not been read yet. Close it, or read it to its end and `finish` it.
+
+    Attributes:
+        status: Its status code.
+        headers: Its fields.
+        url: Where it came from, after redirects.
+    """
+
+    def __init__(
+        self, origin: Origin, url: str, connection: HTTPConnection, response: HTTPResponse
+    ) -> None:
+        self.url = url
+        self.status = response.status
+        self.headers: Headers = response.headers
+        self._origin = origin
+        self._connection = connection
+        self._response = response
+
+    def read_into(self, buffer: memoryview, patience: Patience) -> int:
+        """Fill `buffer` with the next bytes; returns how many there were.
+
+        Raises:
+            TransientError: The connection broke, or the server is too slow; after ``error.done`` bytes.
+        """
+        if self._response.isclosed():  # it has no body
+            return 0
+        done, since, before = 0, time.monotonic(), 0
+        chunked = self._response.chunked
+        # `readinto1` returns what one recv(2) gave, so that a server that trickles is noticed.
+        read = self._response.readinto if chunked else self._response.fp.readinto1
+        try:
+            while done < len(buffer):
+                count = read(buffer[done : done + _PIECE])
+                if not count:
+                    break
+                done += count
+                if (now := time.monotonic()) - since > patience.timeout:
+                    if done - before < patience.slowest * patience.timeout:
+                        raise _Stopped(f"sends less than {patience.slowest} bytes a second", done)
+                    since, before = now, done
+        except (OSError, HTTPException, ValueError) as error:
+            raise _Stopped(_what(error), done) from None
+        return done
+
+    def read(self, limit: int, patience: Patience) -> bytes:
+        """All of a short body.
+
+        Raises:
+            TransientError: See `read_into`.
+            ValueError: It is longer than `limit`.
+        """
+        data = bytearray(limit + 1)
+        done = self.read_into(memoryview(data), patience)
+        if done > limit:
+            raise ValueError
+        return bytes(data[:done])
+
+    def finish(self) -> None:
+        """The body was read to its end: keep the connection."""
+        reusable = not self._response.will_close and not self._response.chunked
+        self._response.close()
+        if reusable:
+            connections.give(self._origin, self._connection)
+        else:
+            self._connection.close()
+
+    def close(self) -> None:
+        """Drop the rest of the body, and the connection."""
+        self._response.close()
+        self._connection.close()
+
+
+class _Stopped(TransientError):
+    """A body ended too early, after `done` bytes."""
+
+    def __init__(self, why: str, done: int) -> None:
+        super().__init__(why)
+        self.done = done
+
+
+def send(
+    where: str,
+    method: str,
+    url: str,
+    fields: Mapping[str, str],
+    secrets: Mapping[str, str],
+    *,
+    patience: Patience,
+    body: Buffer | None = None,
+    secrets_for: Origin | None = None,
+) -> Answer:
+    """Send a request, follow redirects, and return the answer, whatever its status.
+
+    Args:
+        where: What to call the file in messages.
+        method: ``"GET"`` ...
+        url: Where to.
+        fields: Sent to every server.
+        secrets: Fields that only one origin gets.
+        patience: For its timeout.
+        body: Sent along.
+        secrets_for: That origin; by default that of `url`.
+
+    Raises:
+        TransientError: There is no connection, or it broke.
+        OSError: The certificate, the protocol or a redirect is not acceptable.
+    """
+    first = secrets_for or origin_of(where, url)
+    for _ in range(_REDIRECTS + 1):
+        origin = origin_of(where, url)
+        sent = {**_AGENT, **fields, **(secrets if origin == first else {})}
+        elsewhere = None if origin == first else first
+        answer = _send_once(where, method, origin, url, sent, body, patience, elsewhere)
+        if answer.status not in _MOVED:
+            return answer
+        target = answer.headers.get("Location")
+        answer.close()
+        if not target or body is not None:
+            raise broken(where, f"the server answered with status {answer.status}")
+        url = _redirected(where, url, target)
+    raise broken(where, f"more than {_REDIRECTS} redirects")
+
+
+def origin_of(where: str, url: str) -> Origin:
+    """The origin of an address that a user or a server gave.
+
+    Raises:
+        OSError: It is no web address.
+    """
+    try:
+        return Origin.of(url)
+    except ValueError:
+        raise broken(where, "this is not a valid web address") from None
+
+
+def _redirected(where: str, url: str, target: str) -> str:
+    """The address that a redirect leads to; it may be relative."""
+    if not target.isascii() or not target.isprintable() or " " in target:
+        raise broken(where, "the server redirects to an address that is malformed")
+    try:
+        found = urljoin(url, target)
+        parts = urlsplit(found)
+    except ValueError:
+        raise broken(where, "the server redirects to an address that is malformed") from None
+    if parts.scheme not in {"http", "https"} or "@" in parts.netloc:
+        raise broken(where, "the server redirects to something other than a web address")
+    if parts.scheme == "http" and urlsplit(url).scheme == "https":
+        raise broken(where, "the server redirects from https to http")
+    return found
+
+
+def _send_once(  # noqa: PLR0917
+    where: str,
+    method: str,
+    origin: Origin,
+    url: str,
+    fields: Mapping[str, str],
+    body: Buffer | None,
+    patience: Patience,
+    redirected_from: Origin | None,
+) -> Answer:
+    parts = urlsplit(url)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    proxy = proxy_of(origin)
+    if proxy is not None and origin.scheme == "http":
+        target, fields = (
+            f"http://{origin.authority}{target}",
+            {**fields, **proxy_authorization(proxy)},
+        )
+    while True:
+        connection, used = connections.take(origin, patience.timeout)
+        try:
+            connect(connection, origin, redirected_from=redirected_from)
+            connection.request(method, target, body, {**fields, "Host": origin.authority})
+            return Answer(origin, url, connection, connection.getresponse())
+        except (OSError, HTTPException, ValueError) as error:
+            connection.close()
+            if not used:  # else the server had closed an idle connection, which says nothing
+                raise _failure(where, error) from None
+        except BaseException:
+            connection.close()
+            raise
+
+
+def _failure(where: str, error: Exception) -> Exception:
+    if isinstance(error, ForbiddenAddressError):
+        return broken(where, "the server redirects to an address of this machine or network")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return broken(where, f"the server's certificate is not valid: {error.verify_message}")
+    if isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN:
+        return broken(where, f"the host is not known ({error.strerror})")
+    if isinstance(error, (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror)):
+        return TransientError(_what(error))
+    if isinstance(error, OSError):
+        return OSError(error.errno, error.strerror, where)
+    return broken(where, f"the server does not speak HTTP ({type(error).__name__})")
+
+
+def _what(error: Exception) -> str:
+    """What happened to a connection, in a word; texts of errors may repeat what was sent."""
+    if isinstance(error, TimeoutError):
+        return "the server did not answer in time"
+    if isinstance(error, RemoteDisconnected):
+        return "the server closed the connection without an answer"
+    if isinstance(error, ConnectionRefusedError):
+        return "the connection was refused"
+    if isinstance(error, OSError):
+        return f"the connection broke ({error.strerror or type(error).__name__})"
+    return f"the answer is broken ({type(error).__name__})"
