@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "FILE", "Program", "checkpoint_path", "cli", "json_option"]
 
 COMMANDS: Final = {
-    "show": "Summarise a model: tensors, parameters, size, metadata.",
+    "show": "Say what a model is: class, size, types, layers, memory.",
     "ls": "List tensors with their type, shape and size.",
     "check": "Check files against every rule of their format.",
     "get": "Print, describe or export one tensor, or a part of one.",
+    "stats": "Compute statistics of all tensors; find NaNs and dead rows.",
     "convert": "Convert checkpoints of other formats to safetensors.",
     "hash": "Print or check the SHA-256 of files and tensors.",
     "digest": "Print the digest that identifies a model's contents.",

@@ -22,6 +22,7 @@ __all__ = [
     "DTypeRecord",
     "DecisionRecord",
     "DigestDocument",
+    "DistributionRecord",
     "DroppedRecord",
     "ErrorDocument",
     "ErrorRecord",
@@ -45,8 +46,10 @@ __all__ = [
     "SignDocument",
     "SignerRecord",
     "StatisticsRecord",
+    "StatsDocument",
     "Status",
     "TensorRecord",
+    "TensorStatisticsRecord",
     "TotalRecord",
     "UnreadableRecord",
     "VerifyDocument",
@@ -283,6 +286,16 @@ class CheckDocument(TypedDict):
     notes: Annotated[list[str], "Advice for all valid files."]
 
 
+class DistributionRecord(TypedDict):
+    """How finite values are distributed, from all of them or from an even sample."""
+
+    sampled: Annotated[int, "Number of values it was taken from."]
+    quantiles: Annotated[dict[str, float], "Share -> the value that this share does not exceed."]
+    low: Annotated[float, "Lower end of the histogram: nearly no value is below."]
+    high: Annotated[float, "Upper end of the histogram."]
+    bins: Annotated[list[int], "Values in each of 24 equal bins; those outside count at the ends."]
+
+
 class StatisticsRecord(TypedDict):
     """Statistics of values; min, max, mean and std are computed from the finite values."""
 
@@ -299,6 +312,31 @@ class StatisticsRecord(TypedDict):
     zeros: Annotated[int, "Values equal to 0."]
     nan: Annotated[int, "Values that are not a number."]
     inf: Annotated[int, "Infinite values."]
+    dead_rows: Annotated[
+        int | None, "Rows along the last axis that are all 0; null if there are no such rows."
+    ]
+    distribution: Annotated[
+        DistributionRecord | None, "Null for complex numbers, and without values."
+    ]
+
+
+class TensorStatisticsRecord(TypedDict):
+    """One tensor and its statistics."""
+
+    name: str
+    dtype: Annotated[str, "Code of the element type."]
+    shape: list[int]
+    statistics: Annotated[StatisticsRecord | None, "Null if its values cannot be read."]
+    unreadable: Annotated[str | None, "Why its values cannot be read; null if they can."]
+
+
+class StatsDocument(TypedDict):
+    """`safeweights stats`: statistics of many tensors."""
+
+    schema: Literal["safeweights.stats/1"]
+    path: str
+    finite: Annotated[bool, "Whether no value that was read is NaN or infinite."]
+    tensors: list[TensorStatisticsRecord]
 
 
 class GetDocument(TypedDict):
@@ -577,6 +615,7 @@ DOCUMENTS = (
     LsDocument,
     CheckDocument,
     GetDocument,
+    StatsDocument,
     ConvertDocument,
     HashDocument,
     KeygenDocument,

@@ -13,6 +13,7 @@ from ...conversion.opening import open_checkpoint
 from ...storage.pipes import STDIN
 from ...text import count, escape, plural
 from ..app import checkpoint_path, json_option
+from ..figures import bars, digits
 from ..selectors import Choice, split
 from ..watching import watched
 
@@ -149,21 +150,12 @@ def _plain(value: Any) -> Any:
 
 
 def _statistics(tensor: Tensor, selection: Selection) -> StatisticsRecord:
-    from ...reports.statistics import describe
-    from ...reports.values import blocks
+    from ...reports.statistics import statistics_of
 
     elements = math.prod(selection.counts)
     size = tensor.nbytes * elements // (math.prod(tensor.shape) or 1)
     with watched("reading", size, elements) as progress:
-
-        def counted() -> Iterator[Any]:
-            done = 0
-            for block in blocks(tensor, selection):
-                yield block
-                done += len(block)
-                progress(done)
-
-        return describe(counted())
+        return next(statistics_of([(tensor, selection)], progress))
 
 
 def _write(
@@ -200,7 +192,13 @@ def _print_statistics(out: Output, document: GetDocument) -> None:
         "elements": math.prod(document["shape"]),
         **found,
     }
+    distribution = shown.pop("distribution")
     items = [(name, _shown(value)) for name, value in shown.items()]
+    if distribution is not None:
+        for share, value in distribution["quantiles"].items():
+            items.append((f"quantile {share}", digits(value, 6)))
+        if out.terminal:
+            items.append(("values", bars(distribution["bins"])))
     if not out.terminal:
         out.lines(items)
         return
@@ -210,9 +208,7 @@ def _print_statistics(out: Output, document: GetDocument) -> None:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return f"{value[0]!r}{value[1]:+}j"
-    return "-" if value is None else str(value)
+    return value if isinstance(value, str) else digits(value, 6)
 
 
 def _dense(shape: list[int]) -> str:

@@ -1,0 +1,165 @@
+"""`safeweights stats`: statistics of many tensors."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import safeweights.numpy
+from safeweights import checkpoint
+from safeweights.cli.figures import bars, digits
+from safeweights.format.indexing import select
+from safeweights.reports import statistics
+from safeweights.reports.statistics import statistics_of
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(**tensors):
+        path = str(tmp_path / "model.safetensors")
+        safeweights.numpy.save_file(tensors, path)
+        return path
+
+    return save
+
+
+def computed(path):
+    tensors = checkpoint.open(path, backend="pread")
+    found = statistics_of((each, select(..., each.shape)) for each in tensors.values())
+    return dict(zip(tensors, found, strict=True))
+
+
+def test_all_tensors_or_those_named(run, save):
+    path = save(a=np.array([1, 2, 3, 4], "f4"), b=np.zeros((2, 3), "i8"), c=np.ones(1, "f8"))
+    assert [row[0] for row in run("stats", path).rows] == ["b", "c", "a"]
+    rows = run("stats", path, "a", "[b]").rows
+    assert rows == [
+        ["b", "I64", "[2,3]", "0", "0", "0", "0", "6", "0", "0", "2", "0", "0", "0", "0", "0"],
+        [
+            "a",
+            "F32",
+            "[4]",
+            "1",
+            "4",
+            "2.5",
+            "1.11803",
+            "0",
+            "0",
+            "0",
+            "-",
+            "1",
+            "1",
+            "2",
+            "3",
+            "4",
+        ],
+    ]
+    wrong = run("stats", path, "x*")
+    assert wrong.exit_code == 2
+    assert "no tensor in" in wrong.stderr
+
+
+def test_the_exit_status_says_whether_all_is_finite(run, save):
+    good = save(a=np.ones(3, "f4"))
+    assert run("stats", good, "--finite").exit_code == 0
+    bad = save(a=np.array([1, np.nan], "f4"), b=np.array([np.inf, -np.inf], "f2"))
+    assert run("stats", bad).exit_code == 0
+    result = run("stats", bad, "--finite", "--json")
+    assert result.exit_code == 1
+    assert result.document["finite"] is False
+    broken = {each["name"]: each["statistics"] for each in result.document["tensors"]}
+    assert (broken["a"]["nan"], broken["b"]["inf"], broken["b"]["min"]) == (1, 2, None)
+    assert broken["b"]["distribution"] is None
+
+
+@pytest.mark.parametrize("code", ["f2", "f4", "f8", "i2", "u1", "i1"])
+def test_parts_computed_by_threads_are_those_of_the_whole(save, monkeypatch, code):
+    monkeypatch.setattr(statistics, "_PART", 1 << 15)
+    monkeypatch.setattr(statistics, "_WAVE", 3)
+    monkeypatch.setattr(statistics, "_EXACT", 1 << 10)
+    monkeypatch.setattr(statistics, "_PIECE", 1 << 12)
+    random = np.random.default_rng(0)
+    whole = (random.standard_normal((300, 700)) * 30).astype(code)
+    whole[7] = whole[299] = 0
+    found = computed(save(a=whole, b=whole[:0]))
+    ours, wide = found["a"], whole.astype("f8")
+    assert (ours["min"], ours["max"]) == (whole.min(), whole.max())
+    assert np.isclose(ours["mean"], wide.mean(), rtol=1e-5, atol=1e-6)
+    assert np.isclose(ours["std"], wide.std(), rtol=1e-5)
+    assert ours["zeros"] == (whole == 0).sum()
+    assert ours["dead_rows"] == 2
+    for share, value in ours["distribution"]["quantiles"].items():
+        assert abs((wide <= value).mean() - float(share)) < (0.01 if code[0] == "f" else 0.05)
+    assert sum(ours["distribution"]["bins"]) == ours["distribution"]["sampled"]
+    assert (found["b"]["min"], found["b"]["zeros"], found["b"]["distribution"]) == (None, 0, None)
+
+
+def test_sums_in_f32_are_used_only_where_they_keep_the_digits(save):
+    size = 1 << 17
+    alternating = np.tile(np.array([1, -1], "f4"), size // 2)
+    found = computed(
+        save(
+            far=alternating * np.float32(0.01) + np.float32(1000),
+            huge=alternating * np.float32(1e30),
+            tiny=alternating * np.float32(1e-30),
+            around=alternating,
+        )
+    )
+    assert np.isclose(found["far"]["std"], 0.01, rtol=0.01)
+    assert np.isclose(found["huge"]["std"], 1e30)
+    assert np.isclose(found["tiny"]["std"], 1e-30)
+    assert (found["around"]["mean"], found["around"]["std"]) == (0, 1)
+
+
+def test_every_column_is_sampled(save):
+    """An even step that divides the row would see the same columns of each."""
+    whole = np.zeros((4096, 64), "f4")
+    whole[:, 1::2] = 1
+    distribution = computed(save(a=whole))["a"]["distribution"]
+    assert distribution["sampled"] < whole.size
+    ones = sum(distribution["bins"][12:])
+    assert abs(ones / distribution["sampled"] - 0.5) < 0.01
+
+
+def test_many_values_take_bounded_memory(save):
+    path = save(a=np.zeros((1 << 14, 1 << 10), "f4"))  # 64 MiB
+    tracemalloc.start()
+    computed(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 48 << 20
+
+
+def test_tensors_without_values_are_listed(run, quantised):
+    rows = {row[0]: row for row in run("stats", quantised).rows}
+    assert rows["blk.0.weight"][3:] == ["-"] * 13
+    assert rows["scale"][3] == "0"
+    document = run("stats", quantised, "--json").document
+    assert [each["statistics"] is None for each in document["tensors"]].count(True) == 3
+
+
+def test_on_a_terminal_at_80_columns(terminal, plain, save):
+    path = save(
+        **{"model.layers.0.self_attn.q_proj.weight": np.array([[1, np.nan], [0, 0]], "f4")},
+        **{"x\x1b[2J": np.arange(100, dtype="f4")},
+    )
+    shown, status = terminal("stats", path)
+    lines = plain(shown).splitlines()
+    assert status == 0
+    assert max(map(len, lines)) <= 80
+    assert "x\\x1b[2J" in plain(shown)
+    assert "1 x NaN" in plain(shown)
+    assert "1 row of zeros only" in plain(shown)
+    assert "█" in shown
+
+
+def test_digits_and_bars():
+    assert [digits(value, 3) for value in (1.23456, 1e-9, 12345.6, [1.0, -2.5], None)] == [
+        "1.23", "1e-09", "1.23e+04", "1-2.5j", "-",
+    ]  # fmt: skip
+    assert bars([]) == ""
+    assert bars([0, 0]) == "  "
+    assert len(bars([1] * 24)) == 12
+    assert bars([1, 10**9]) == "▁█"
