@@ -133,6 +133,11 @@ def _hash(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any])
     return Operation(lambda: contender.hash_folder(arguments["path"]), _of_lines)
 
 
+def _verified(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]) -> Operation:
+    run = contender.verified(arguments["path"], arguments["how"])
+    return Operation(run, lambda tensors: _of_tensors(tensors) if tensors else None)
+
+
 _VERBS: Final[dict[str, Callable[[Contender, Mapping[str, Any], dict[str, Any]], Operation]]] = {
     "load": _load,
     "open header": _open_header,
@@ -142,6 +147,7 @@ _VERBS: Final[dict[str, Callable[[Contender, Mapping[str, Any], dict[str, Any]],
     "save file": _save_file,
     "slice": _slice,
     "hash folder": _hash,
+    "load verified": _verified,
 }
 
 

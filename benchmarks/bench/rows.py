@@ -462,6 +462,21 @@ def _rows() -> list[Row]:
         ),
         *_slice_rows(),
         Row(
+            name="load-verified",
+            title="signed load, {size} / hashing",
+            verb="load verified",
+            entries=(
+                Entry(OURS, "safeweights", {"how": "block tree"}),
+                Entry("hashlib", "hashlib", {"how": "default"}),
+                Entry("sha256sum", "coreutils", {"how": "default"}, slow=True),
+                Entry("without a block tree", "safeweights", {"how": "digest"}, slow=True),
+            ),
+            data=_MODEL,
+            limits=("page cache read, fresh memory",),
+            versus="hashlib",
+            reach=Reach(ratio=1.3),
+        ),
+        Row(
             name="hash-small",
             title="hash {count} files / sha256sum",
             verb="hash folder",

@@ -38,6 +38,7 @@ def test_what_is_to_be_reached_is_what_was_promised():
         "load-bytes": 0.6, "save-bytes": 0.6, "save-torch": 0.9, "save-64k": 0.6,
         "save-tiny-10k": 0.2, "save-tiny-100k": 0.2, "save-durable": 0.75,
         "slice-rows": 0.2, "slice-columns": 0.2, "slice-every8": 0.2, "hash-small": 2.0,
+        "load-verified": 1.3,
     }  # fmt: skip
     assert wanted["load-cold"].limit_share == 0.85
     assert wanted["import"].most == 0.012
@@ -129,3 +130,20 @@ def test_a_scale_may_lower_the_number_of_tensors():
     row = next(row for row in ROWS if row.name == "load-tiny-100k")
     scaled = Scale(count=100).apply(row)
     assert scaled.data == replace(row.data, count=100, nbytes=100 * 128)
+
+
+@pytest.mark.parametrize("how", ["block tree", "digest"])
+def test_a_signed_load_gives_what_the_file_has_and_refuses_another_one(tmp_path, how):
+    pytest.importorskip("cryptography", reason="signatures need the extra [trust]")
+    from safeweights.trust import VerificationError
+
+    path = ensure(Spec("model", "BF16", 20, MIB), tmp_path)
+    load = CONTENDERS["safeweights"]().verified(str(path), how)
+    with tensor_views(path) as views:
+        assert load().keys() == views.keys()
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x00" if path.read_bytes()[-1] else b"\x01")
+    with pytest.raises(VerificationError, match="signed"):
+        load()
+    assert CONTENDERS["hashlib"]().verified(str(path), "default")() == {}
