@@ -5,7 +5,9 @@ spellings of one place (``./m``, ``a/../m``, an absolute path, a path through li
 subject. The folder of a file is resolved, the last part of a file's path is not: in a cache whose
 names are links to blobs, the name is what was asked for and signed.
 
-Which rule applies is a function of that path alone, never of what is stored there.
+Which rule applies is a function of that path alone, never of what is stored there. Some file systems
+take `Vendor` and `vendor`, or two encodings of `é`, for one name; a rule does not. There, a path is
+refused that is not spelled as its folders list it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from ...errors import quote
 from ..errors import VerificationError
 from ..files import check_name
 
@@ -36,7 +39,8 @@ class Place:
         path: Absolute; links in it are resolved, but for the last part of a file's path.
         name: Relative to the root (``.`` is the root itself); without a root, `path`.
         folder: Whether it is a folder.
-        problem: Why no rule can apply: it is outside the root, or its name is not valid UTF-8.
+        problem: Code and sentence, where no rule can apply: the path is outside the root, not spelled
+            as its folders list it, or not valid UTF-8.
     """
 
     path: str
@@ -48,8 +52,11 @@ class Place:
 def place_of(path: str | os.PathLike[str], root: str | None) -> Place:
     """Where `path` is below `root`.
 
+    Cost: about three system calls for each part of the path; the folder of a part is listed where its
+    file system ignores case, and where the part is not ASCII or has no letter.
+
     Raises:
-        OSError: The folder of `path` does not exist.
+        OSError: The folder of `path` does not exist, or a folder cannot be listed.
     """
     # Not os.path.abspath: it removes `link/..`, which the operating system resolves otherwise.
     path = os.path.join(os.getcwd(), os.fspath(path))
@@ -66,6 +73,12 @@ def place_of(path: str | os.PathLike[str], root: str | None) -> Place:
         problem = ("outside-root", f"the path is outside the policy's root {root}")
     elif not _is_utf8(name):
         problem = ("name", "the path is not valid UTF-8")
+    elif (stored := _other_spelling(name, real)) is not None:
+        problem = (
+            "spelling",
+            f"the path is not spelled as its folders list it ({quote(stored, 300)}), and this file system "
+            "takes both for one",
+        )
     # A name that is not valid UTF-8 must not reach a lock file or a log.
     name = name.encode("utf-8", "backslashreplace").decode()
     return Place(real, name, folder, problem)
@@ -77,6 +90,38 @@ def _is_utf8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _other_spelling(name: str, path: str) -> str | None:
+    """`name`, the end of the real path `path`, as its folders list it; None where they list it so."""
+    parts = [] if name == "." else name.strip("/").split("/")
+    changed = False
+    for index in range(len(parts) - 1, -1, -1):
+        path, part = os.path.split(path)
+        stored = _listed_as(path, part)
+        changed = changed or stored != part
+        parts[index] = stored
+    return "/".join(parts) if changed else None
+
+
+def _listed_as(folder: str, name: str) -> str:
+    """The name under which `folder` lists what it opens as `name`."""
+    path = os.path.join(folder, name)
+    # Nearly every file system distinguishes `a` from `A`: one question tells, and no listing is needed.
+    if name.isascii() and not _same(path, os.path.join(folder, name.swapcase())):
+        return name
+    names = os.listdir(folder)
+    if name in names:
+        return name
+    return next((other for other in names if _same(path, os.path.join(folder, other))), name)
+
+
+def _same(path: str, other: str) -> bool:
+    """Whether both are names of one file, folder or link."""
+    try:
+        return os.path.samestat(os.lstat(other), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def relative(path: str, folder: str) -> str | None:
