@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,18 +20,25 @@ import numpy as np
 from ..checkpoint import Tensor
 from ..errors import FormatError, SafetensorError, UnsupportedError, quote
 from ..format.dtypes import BITS, byte_count
+from ..format.indexing import Runs
+from ..storage import allocate, gather
 from .element_types import FLOATS, FOREIGN, item_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from ..storage import Buffer, Source
     from ..storage.limits import Limits
 
-__all__ = ["ComputedTensor", "Strided", "StridedTensor", "contiguous_strides", "raw_type"]
+__all__ = [
+    "ComputedTensor", "Strided", "StridedTensor", "contiguous_strides", "format_shape", "raw_type",
+    "read_elements", "size_in_file",
+]  # fmt: skip
 
 _BLOCK: Final = 16 << 20
 """Bytes of the source that a gather holds in memory at a time."""
+_SLAB: Final = 8 << 20
+"""Bytes that are read together, to be spread over an array that is not contiguous."""
 
 
 def contiguous_strides(shape: tuple[int, ...], *, fortran: bool = False) -> tuple[int, ...]:
@@ -109,6 +116,29 @@ class Strided:
         where = self.storage if self.storage is not None else id(self.source)
         return where, self.start, self.dtype, self.shape, self._significant_strides(), bits
 
+    @property
+    def reordered(self) -> bool:
+        """Whether the bytes of an element differ from those in a file of the format."""
+        return self.swapped or self.conjugate or self.negative
+
+    def part(self, starts: Sequence[int], counts: Sequence[int], steps: Sequence[int]) -> Strided:
+        """The elements from `starts` on, `counts` along each axis, every `steps` of them."""
+        first = sum(start * stride for start, stride in zip(starts, self.strides, strict=True))
+        strides = tuple(step * stride for step, stride in zip(steps, self.strides, strict=True))
+        begin = self.start + first * item_size(self.dtype)
+        return replace(self, start=begin, shape=tuple(counts), strides=strides)
+
+    def reorder(self, data: memoryview) -> None:
+        """Swap, conjugate and negate elements in place, as the format has them."""
+        if self.swapped:
+            width = item_size(self.dtype) // (2 if self.dtype in ("C64", "C128", "C32") else 1)
+            if width > 1:
+                np.frombuffer(data, f"u{width}").byteswap(inplace=True)
+        if self.negative or self.conjugate:
+            # Conjugation and negation together leave the imaginary part unchanged.
+            imaginary = self.conjugate != self.negative
+            _flip_signs(data, self.dtype, real=self.negative, imaginary=imaginary)
+
     def _significant_strides(self) -> tuple[int, ...]:
         return tuple(s if n > 1 else 0 for n, s in zip(self.shape, self.strides, strict=True))
 
@@ -135,7 +165,7 @@ class Strided:
             )
 
 
-def _format_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def format_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape in a header: PyTorch counts bytes of F4, a header counts elements, two per byte."""
     if dtype in BITS and BITS[dtype] < 8 and shape and BITS[dtype] == 4:
         return (*shape[:-1], shape[-1] * 2)
@@ -198,8 +228,8 @@ class StridedTensor(WholeTensor):
     """
 
     def __init__(self, name: str, array: Strided) -> None:
-        size = _size_in_file(array)
-        super().__init__(name, array.dtype, _format_shape(array.dtype, array.shape), size)
+        size = size_in_file(array.dtype, array.shape)
+        super().__init__(name, array.dtype, format_shape(array.dtype, array.shape), size)
         self.array = array
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
@@ -207,9 +237,9 @@ class StridedTensor(WholeTensor):
         array = self.array
         target = self._target(buffer, offset)
         aligned = self._aligned(offset) and self._aligned(len(target))
-        if array.contiguous and (aligned or not self._reordered):
+        if array.contiguous and (aligned or not array.reordered):
             array.source.read_into(array.start + offset, target)
-            self._reorder(target)
+            array.reorder(target)
         else:
             super().read_into(target, offset)
 
@@ -219,13 +249,9 @@ class StridedTensor(WholeTensor):
 
     def view(self) -> memoryview:
         """The tensor's bytes: the source's memory if no reordering is needed, else a copy."""
-        if self.array.contiguous and not self._reordered:
+        if self.array.contiguous and not self.array.reordered:
             return self.array.source.view(self.array.start, self.nbytes)
         return super().view()
-
-    @property
-    def _reordered(self) -> bool:
-        return self.array.swapped or self.array.conjugate or self.array.negative
 
     def _aligned(self, offset: int) -> bool:
         return offset % item_size(self.array.dtype) == 0
@@ -235,29 +261,17 @@ class StridedTensor(WholeTensor):
         if array.contiguous:
             array.source.read_into(array.start, target)
         elif array.elements:
-            _gather(array, target)
-        self._reorder(target)
-
-    def _reorder(self, data: memoryview) -> None:
-        """Swap, conjugate and negate in place."""
-        code = self.array.dtype
-        if self.array.swapped:
-            width = item_size(code) // (2 if code in ("C64", "C128", "C32") else 1)
-            if width > 1:
-                np.frombuffer(data, f"u{width}").byteswap(inplace=True)
-        if self.array.negative or self.array.conjugate:
-            _flip_signs(data, code, real=self.array.negative, imaginary=self._imaginary_flips)
-
-    @property
-    def _imaginary_flips(self) -> bool:
-        # Conjugation and negation together leave the imaginary part unchanged.
-        return self.array.conjugate != self.array.negative
+            whole = np.frombuffer(target, raw_type(item_size(array.dtype)))
+            kept = [count for count in array.shape if count != 1]  # NumPy before 2.0 has 32 axes
+            _gather(array, whole.reshape(kept))
+        array.reorder(target)
 
 
-def _size_in_file(array: Strided) -> int:
-    if array.dtype in FOREIGN:
-        return array.nbytes
-    return byte_count(array.dtype, math.prod(_format_shape(array.dtype, array.shape)))
+def size_in_file(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor; `shape` counts bytes of a packed type, as PyTorch does."""
+    if dtype in FOREIGN:
+        return math.prod(shape) * item_size(dtype)
+    return byte_count(dtype, math.prod(format_shape(dtype, shape)))
 
 
 def _flip_signs(data: memoryview, code: str, *, real: bool, imaginary: bool) -> None:
@@ -285,12 +299,87 @@ def raw_type(width: int) -> str:
     return f"u{width}" if width in (1, 2, 4, 8) else f"V{width}"
 
 
-def _gather(array: Strided, target: memoryview) -> None:
-    """Copy the elements of `array` into `target` in C order, reading the source in its order."""
+def read_elements(array: Strided, output: np.ndarray[Any, Any]) -> None:
+    """Copy the elements of `array` into `output`, in the byte order of the format.
+
+    Cost: each byte is read once, straight into `output` if both are contiguous; otherwise with at most
+    16 MiB of memory besides. Of gaps between elements at most 4 KiB each are read.
+
+    Args:
+        array: What to read.
+        output: An array of the same shape and of `raw_type`, which may have any strides.
+    """
+    if not array.elements:
+        return
+    if array.contiguous and output.flags.c_contiguous:
+        target = memoryview(output.reshape(-1).view(np.uint8))
+        array.source.read_into(array.start, target)
+        array.reorder(target)
+    elif array.reordered or (_descending(array) and not array.source.in_memory):
+        _read_slabs(array, output)
+    else:
+        _gather(array, output)
+
+
+def _descending(array: Strided) -> bool:
+    """Whether the elements lie in C order, perhaps with gaps."""
+    kept = [
+        (count, stride)
+        for count, stride in zip(array.shape, array.strides, strict=True)
+        if count > 1
+    ]
+    inner = [stride for _, stride in kept[1:]]
+    return all(
+        stride >= count * below
+        for (_, stride), (count, _), below in zip(kept, kept[1:], inner, strict=False)
+    ) and (not kept or kept[-1][1] > 0)
+
+
+def _read_slabs(array: Strided, output: np.ndarray[Any, Any]) -> None:
+    """Read pieces of at most `_SLAB` bytes, contiguous in memory, and copy them to their places."""
+    axis = next((axis for axis, count in enumerate(array.shape) if count > 1), None)
+    if axis is None or array.nbytes <= _SLAB:
+        output[...] = _read_slab(array, output.dtype)
+        return
+    count = array.shape[axis]
+    step = max(1, count * _SLAB // array.nbytes)
+    ones = (1,) * len(array.shape)
+    for first in range(0, count, step):
+        some = min(step, count - first)
+        starts = tuple(first if each == axis else 0 for each in range(len(array.shape)))
+        counts = (*array.shape[:axis], some, *array.shape[axis + 1 :])
+        place = (*(slice(None) for _ in range(axis)), slice(first, first + some))
+        _read_slabs(array.part(starts, counts, ones), output[place])
+
+
+def _read_slab(array: Strided, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    memory = allocate(array.nbytes)
+    source, slab = array.source, np.frombuffer(memory, dtype).reshape(array.shape)
+    if array.contiguous:
+        source.read_into(array.start, memory)
+    elif _descending(array):
+        width = item_size(array.dtype)
+        loops = tuple(
+            (count, stride * width)
+            for count, stride in zip(array.shape, array.strides, strict=True)
+            if count > 1
+        )
+        runs = Runs(array.start, width, loops)
+        if loops and loops[-1][1] == width:  # the last axis is contiguous
+            runs = Runs(array.start, width * loops[-1][0], loops[:-1])
+        gather(runs, lambda buffer, offset: source.read_into(offset, buffer), memory)
+    else:
+        _gather(array, slab)
+    array.reorder(memory)
+    return slab
+
+
+def _gather(array: Strided, output: np.ndarray[Any, Any]) -> None:
+    """Copy the elements of `array` into `output`, reading the source in its order."""
     width = item_size(array.dtype)
     # Drop axes of length 1: NumPy before 2.0 allows only 32 axes.
     kept = [axis for axis, count in enumerate(array.shape) if count != 1]
-    output = np.frombuffer(target, raw_type(width)).reshape([array.shape[axis] for axis in kept])
+    output = output.reshape([array.shape[axis] for axis in kept])
     # Axes by descending stride, so that the source is read in its order. Repeated axes (stride 0) come
     # last: their elements are copied within the block.
     order = sorted(range(len(kept)), key=lambda place: -array.strides[kept[place]])
