@@ -16,6 +16,7 @@ from ..format.header import MAX_HEADER, PREFIX
 from ..storage import Source, open_source
 from ..storage.pipes import STDIN, stdin_source
 from ..trust.verifier import verifier
+from .distributed.finding import find_distributed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,6 +102,10 @@ def open(
     if densify or casts or limits:
         given |= {"densify": densify, "casts": dict(casts or {}), "limits": limits}
     if not isinstance(target, Source) or verify is not None:  # a source is refused then, below
+        if (read := find_distributed(target)) is not None:
+            from .foreign import OpenOptions
+
+            return read(OpenOptions.of(given))
         files = _find_files(target, verify)
         if files is not None:
             return _read_files(files, given)

@@ -14,20 +14,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checkpoint import Tensor
-from ..errors import FormatError, quote
+from ..errors import FormatError, UnsupportedError, quote
 from ..format.dtypes import BITS
 from ..storage import allocate
 from .boxes import Box, BoxTable, boxes_of_range, first_gap, first_overlap
 from .element_types import item_size
-from .strided import format_shape, raw_type, read_elements, size_in_file
+from .strided import (
+    Strided,
+    contiguous_strides,
+    format_shape,
+    raw_type,
+    read_elements,
+    size_in_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..format.indexing import Selection
-    from .strided import Strided
+    from ..checkpoint import FileTensor
 
-__all__ = ["Piece", "PiecewiseTensor", "check_cover"]
+__all__ = ["Piece", "PiecewiseTensor", "as_strided", "check_cover"]
 
 _AXES_MAX = 32
 _SIZE_MAX = 1 << 62
@@ -213,3 +220,19 @@ def _common(
     low = max(0, -(-(offset - start) // step))
     high = min(count, -(-(offset + length - start) // step))
     return (low, high), start + low * step - offset
+
+
+def as_strided(tensor: FileTensor) -> Strided:
+    """The array of a tensor in a safetensors file; F4 counts bytes.
+
+    Raises:
+        UnsupportedError: It is of another packed type.
+    """
+    info = tensor.info
+    shape = info.shape
+    if BITS[info.dtype] == 6:
+        raise UnsupportedError(f"pieces of type {info.dtype} cannot be put together")
+    if format_shape(info.dtype, (1,)) != (1,):
+        shape = (*shape[:-1], shape[-1] // 2)
+    start = tensor.data_start + info.begin
+    return Strided(tensor.source, start, info.dtype, shape, contiguous_strides(shape))

@@ -34,10 +34,12 @@ __all__ = [
     "LEGACY_MAGIC",
     "NestedStorages",
     "References",
+    "TorchContents",
     "ZipStorages",
     "is_legacy",
     "legacy_pickles",
     "place_storages",
+    "read_contents",
     "read_legacy",
     "read_zip",
     "reference",
@@ -131,6 +133,17 @@ def _checkpoint(
     )
 
 
+def read_contents(source: Source, limits: Limits) -> TorchContents:
+    """What a zip or legacy file of `torch.save` holds.
+
+    Raises:
+        FormatError: It is none, or breaks a rule.
+    """
+    if looks_like_zip(read_bytes(source, 0, min(4, source.size))):
+        return _zip_contents(source, limits)[1]
+    return _legacy_contents(source, limits)
+
+
 class NestedStorages:
     """Storages that a plain pickle carries as whole files of `torch.save` in byte strings.
 
@@ -148,10 +161,7 @@ class NestedStorages:
         if data is None:
             return NotImplemented
         source = blob_source(data, f"bytes@{call.offset}")
-        if looks_like_zip(read_bytes(source, 0, min(4, source.size))):
-            _, contents = _zip_contents(source, self._limits)
-        else:
-            contents = _legacy_contents(source, self._limits)
+        contents = read_contents(source, self._limits)
         self.pickles += contents.pickles
         node = contents.tree
         if not isinstance(node, StorageNode):
