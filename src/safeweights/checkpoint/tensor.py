@@ -72,6 +72,16 @@ class Tensor(ABC):
             UnsupportedError: The file describes the tensor, but its values cannot be given.
         """
 
+    def prepare(self) -> None:  # noqa: B027 - most tensors have nothing to open
+        """Find what would make reading it fail, as far as no element has to be read for that.
+
+        Cost: nothing for most tensors; one that is made of parts opens all of them.
+
+        Raises:
+            SafetensorError: A part is not what it should be.
+            OSError: A part cannot be opened or read.
+        """
+
     def numpy(self) -> np.ndarray[Any, Any]:
         """All values as a NumPy array of their own memory.
 

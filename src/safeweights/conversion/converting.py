@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
 from ..checkpoint.saving import serialized
@@ -26,15 +27,16 @@ from ..storage.hashing import sha256
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.parallel import Background, Job
 from ..trust.verifier import verifier
-from .destination import Destination, OutputFile, split_output
+from .destination import FOLDER_NAME, Destination, OutputFile, split_output
+from .distributed.finding import find_distributed
 from .folders import find_checkpoints
 from .foreign import ForeignCheckpoint, OpenOptions
 from .opening import read_foreign
-from .plan import Plan, make_plan, parse_renames
-from .record import Conversion, ConvertedFile, dropped_records, others_as_json
+from .plan import Plan, make_plan, parse_renames, prefix_renames
+from .record import PART, Conversion, ConvertedFile, dropped_records, others_as_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ..checkpoint import Tensor
     from ..checkpoint.opening import Files
@@ -60,6 +62,7 @@ class Options:
             hold is an error.
         only: Shell patterns of the source's names; all, if there are none.
         skip: Shell patterns of what is left out.
+        strip_prefix: Prefixes to remove from the names that have them, before `rename`.
         rename: ``OLD=NEW`` rules, regular expressions, applied in order.
         max_shard_size: Split into shards of at most this many bytes (``"5GB"``), with an index.
         force: Replace files that exist, and an earlier checkpoint of the same name as a whole, whatever
@@ -82,6 +85,7 @@ class Options:
     dtype: str | None = None
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    strip_prefix: tuple[str, ...] = ()
     rename: tuple[str, ...] = ()
     max_shard_size: str | int | None = None
     force: bool = False
@@ -99,7 +103,16 @@ class Options:
 
     def changes(self) -> dict[str, object]:
         """The options that change what is written, for the record."""
-        names = ("dtype", "only", "skip", "rename", "max_shard_size", "densify", "keep_ties")
+        names = (
+            "dtype",
+            "only",
+            "skip",
+            "strip_prefix",
+            "rename",
+            "max_shard_size",
+            "densify",
+            "keep_ties",
+        )
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value}
 
@@ -144,27 +157,48 @@ def convert(
     1
     """
     chosen = replace(options or Options(), **changes)  # type: ignore[arg-type]
+    several = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    paths = [os.fspath(source) for source in several]
     verify = _verifier(chosen.trust, separate=not isinstance(sources, (str, os.PathLike)))
-    paths, found = _resolve(sources, verify)
-    into_folder = found is not None or len(paths) > 1
-    job = _Job(chosen, Destination.of(os.fspath(target), paths, into_folder), progress)
+    whole = find_distributed(paths[0]) if len(paths) == 1 else None
+    names, found = ([FOLDER_NAME], None) if whole is not None else _resolve(paths, verify)
+    place = os.fspath(target)
+    where = Destination.of(place, names, found is not None or len(names) > 1)
+    given = _given(chosen, verify)
     with ExitStack() as stack:
-        if found is not None:
-            files = [file for _, file in found.open("pread", verify)]
-        else:
-            files = [open_source(path, backend="pread", verify=verify) for path in paths]
         hashing = _Hashing() if chosen.digests else None
         if hashing is not None:
             stack.callback(hashing.close)
-        opened = [stack.enter_context(_open(file, chosen, verify)) for file in files]
+        if whole is not None:
+            opened = [stack.enter_context(whole(given))]
+        else:
+            opened = _open_files(names, found, given, chosen.format, stack)
+            paths = names
         inputs = [
-            _Input(path, file.size, checkpoint, hashing.begin(file) if hashing else None)
-            for path, file, checkpoint in zip(paths, files, opened, strict=True)
+            _Input.of(path, checkpoint, hashing, name)
+            for path, checkpoint, name in zip(paths, opened, names, strict=True)
         ]
-        if found is not None:
-            tensors = (each.checkpoint.keys() for each in inputs)
-            found.check(dict(zip(found.names, tensors, strict=True)))
-        return job.run(inputs, None if found is None else found.index_name)
+        return _Job(chosen, where, progress).run(
+            inputs, None if found is None else found.index_name
+        )
+
+
+def _open_files(
+    paths: list[str],
+    found: Files | None,
+    given: OpenOptions,
+    format_name: str | None,
+    stack: ExitStack,
+) -> list[ForeignCheckpoint]:
+    """Every file, opened before any of them is read."""
+    if found is not None:
+        files = [file for _, file in found.open("pread", given.verify)]
+    else:
+        files = [open_source(path, backend="pread", verify=given.verify) for path in paths]
+    opened = [stack.enter_context(read_foreign(file, given, format_name)) for file in files]
+    if found is not None:
+        found.check(dict(zip(found.names, opened, strict=True)))
+    return opened
 
 
 def _verifier(trust: object, *, separate: bool) -> Verifier | None:
@@ -187,12 +221,8 @@ def _verifier(trust: object, *, separate: bool) -> Verifier | None:
     return verify
 
 
-def _resolve(
-    sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], verify: Verifier | None
-) -> tuple[list[str], Files | None]:
+def _resolve(paths: list[str], verify: Verifier | None) -> tuple[list[str], Files | None]:
     """The paths to read; and, if a folder or an index was given, what they are of it."""
-    several = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    paths = [os.fspath(source) for source in several]
     if not paths:
         raise UnsupportedError("there is nothing to convert")
     if len(paths) > 1:
@@ -213,20 +243,47 @@ def _refuse_twice(paths: list[str]) -> None:
         seen.add(place)
 
 
-def _open(file: Source, options: Options, verify: Verifier | None) -> ForeignCheckpoint:
+def _given(options: Options, verify: Verifier | None) -> OpenOptions:
     casts = parse_casts(options.dtype) if options.dtype else {}
-    given = OpenOptions(options.limits, options.densify, casts, verify=verify)
-    return read_foreign(file, given, options.format)
+    return OpenOptions(options.limits, options.densify, casts, verify=verify)
 
 
 @dataclass(frozen=True)
 class _Input:
-    """One source. It was opened once: a file that replaces it in the meantime changes nothing."""
+    """One source. It was opened once: a file that replaces it in the meantime changes nothing.
+
+    Attributes:
+        path: Where it is, for messages.
+        named: The path that its output is named after.
+        checkpoint: What is in it.
+        digests: Those of its files, in order; empty if none are computed.
+    """
 
     path: str
-    size: int
+    named: str
     checkpoint: ForeignCheckpoint
-    digest: Job[str] | None
+    digests: tuple[Job[str], ...]
+
+    @classmethod
+    def of(
+        cls,
+        path: str,
+        checkpoint: ForeignCheckpoint,
+        hashing: _Hashing | None,
+        named: str,
+    ) -> _Input:
+        """The source at `path`, of which digests are computed if there is a `hashing`."""
+        digests = () if hashing is None else tuple(map(hashing.begin, checkpoint.sources))
+        return cls(path, named, checkpoint, digests)
+
+    def records(self) -> Iterator[ConvertedFile]:
+        """Its files, for the report; the first one stands for all of a checkpoint of several."""
+        kind, tensors = self.checkpoint.format, len(self.checkpoint)
+        for source, digest in zip_longest(self.checkpoint.sources, self.digests):
+            done = None if digest is None else digest.result()
+            path = self.path if len(self.checkpoint.sources) == 1 else source.name
+            yield ConvertedFile(path, source.size, kind, tensors, done)
+            kind, tensors = PART, 0
 
 
 class _Hashing:
@@ -267,6 +324,9 @@ class _Job:
 
     def run(self, inputs: list[_Input], index: str | None) -> Conversion:
         outputs, weight_map = self._outputs(inputs, index)
+        for output in outputs:
+            for tensor in output.tensors.values():
+                tensor.prepare()
         name = self.destination.index_name(index) if weight_map else None
         earlier = self.destination.earlier_save(outputs, name)
         names = [*(output.name for output in outputs), self.destination.record_name]
@@ -317,7 +377,7 @@ class _Job:
         plan = self._plan(source.path, source.checkpoint)
         metadata = self._metadata(source.checkpoint, plan)
         return OutputFile(
-            self.destination.name_of(source.path), source.path, plan.tensors, metadata
+            self.destination.name_of(source.named), source.path, plan.tensors, metadata
         )
 
     def _plan(self, path: str, checkpoint: ForeignCheckpoint) -> Plan:
@@ -327,7 +387,7 @@ class _Job:
             checkpoint.aliases,
             only=options.only,
             skip=options.skip,
-            renames=parse_renames(options.rename),
+            renames=[*prefix_renames(options.strip_prefix), *parse_renames(options.rename)],
             keep_ties=options.keep_ties,
         )
         report.tensors += len(plan.tensors)
@@ -401,9 +461,7 @@ class _Job:
 
     def _add_sources(self, inputs: list[_Input]) -> None:
         for each in inputs:
-            digest = each.digest.result() if each.digest is not None else None
-            tensors, kind = len(each.checkpoint), each.checkpoint.format
-            self.report.sources.append(ConvertedFile(each.path, each.size, kind, tensors, digest))
+            self.report.sources += each.records()
         self.report.calls = dict(sorted(self._calls.items()))
 
     def _write_record(self, commit: Commit) -> None:

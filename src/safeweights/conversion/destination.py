@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
     from ..storage import Store
 
-__all__ = ["Destination", "OutputFile", "split_output"]
+__all__ = ["FOLDER_NAME", "Destination", "OutputFile", "split_output"]
+
+FOLDER_NAME: Final = "model"
+"""What a checkpoint that is a folder is called, without its suffix."""
 
 RECORD_SUFFIX: Final = ".provenance.json"
-_FOLDER_INDEX: Final = f"model{INDEX_SUFFIX}"
+_FOLDER_INDEX: Final = f"{FOLDER_NAME}{INDEX_SUFFIX}"
 """The index of a conversion of several sources that have none."""
 
 

@@ -7,6 +7,7 @@ counts only if they do not tell. Opening safetensors imports no reader of anothe
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from ..checkpoint import SUFFIX, Checkpoint, SafetensorsFile
@@ -16,10 +17,9 @@ from ..format.header import MAX_HEADER, PREFIX
 from ..storage import Source, open_source
 from ..storage.pipes import STDIN, stdin_source
 from ..trust.verifier import verifier
-from .distributed.finding import find_distributed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ..storage import Verifier
     from ..storage.limits import Limits
@@ -46,6 +46,9 @@ WEIGHT_SUFFIXES: Final = (
     ".bin", ".pt", ".pth", ".ckpt", ".npz", ".npy", ".pdparams", ".msgpack", ".h5", ".keras",
 )  # fmt: skip
 """How the names of weight files of other formats end, in a folder that is opened as a whole."""
+
+_PART_NAME = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors").fullmatch
+"""Names of safetensors files that have a part of each tensor."""
 
 
 def open(
@@ -102,11 +105,11 @@ def open(
     if densify or casts or limits:
         given |= {"densify": densify, "casts": dict(casts or {}), "limits": limits}
     if not isinstance(target, Source) or verify is not None:  # a source is refused then, below
-        if (read := find_distributed(target)) is not None:
+        files = _find_files(target, verify)
+        if callable(files):
             from .foreign import OpenOptions
 
-            return read(OpenOptions.of(given))
-        files = _find_files(target, verify)
+            return files(OpenOptions.of(given))
         if files is not None:
             return _read_files(files, given)
         target = open_source(target, backend=backend, verify=verify)
@@ -230,7 +233,25 @@ def is_known(head: bytes) -> bool:
         return True
 
 
-def _find_files(target: Any, verify: Verifier | None) -> Files | None:
+def _find_files(
+    target: Any, verify: Verifier | None
+) -> Files | Callable[[OpenOptions], ForeignCheckpoint] | None:
+    """The files of a folder, or what reads them together; None if `target` is no folder or index."""
+    try:
+        files = find_files(target, shard_suffix="", verify=verify)
+    except FormatError as error:
+        if error.rule != "folder":
+            raise
+    else:
+        if files is None or not any(map(_PART_NAME, files.names)):
+            return files
+    from .distributed.finding import find_distributed
+
+    found = find_distributed(target)
+    return _find_other_files(target, verify) if found is None else found
+
+
+def _find_other_files(target: Any, verify: Verifier | None) -> Files | None:
     try:
         return find_files(
             target, suffixes=((SUFFIX,), WEIGHT_SUFFIXES), shard_suffix="", verify=verify

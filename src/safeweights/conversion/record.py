@@ -21,7 +21,10 @@ from .pickles.nodes import Blob, DictNode, Value
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Conversion", "ConvertedFile", "DroppedItem", "json_value", "others_as_json"]
+__all__ = ["PART", "Conversion", "ConvertedFile", "DroppedItem", "json_value", "others_as_json"]
+
+PART: Final = "part"
+"""The format of a file of a distributed checkpoint, of which the first one stands for all."""
 
 RECORD_TYPE: Final = "safeweights/provenance/v1"
 _TEXT_MAX: Final = 1 << 20

@@ -80,7 +80,7 @@ def first_overlap(boxes: Sequence[Box]) -> tuple[int, int] | None:
     starts, ends = BoxTable([boxes[place] for place in full]).arrays()
     if not starts.shape[1]:
         return full[0], full[1]
-    axis = max(range(starts.shape[1]), key=lambda each: len(np.unique(starts[:, each])))
+    axis = max(range(starts.shape[1]), key=lambda each: len(set(starts[:, each].tolist())))
     order = np.argsort(starts[:, axis], kind="stable")
     starts, ends = starts[order], ends[order]
     # Along `axis`, box i can only meet those after it that begin before it ends.

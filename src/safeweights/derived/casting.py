@@ -97,6 +97,9 @@ class CastTensor(Tensor):
         self._to = _Numbers(dtype)
         self._range = _safe_range(tensor.dtype, dtype)
 
+    def prepare(self) -> None:
+        self.original.prepare()
+
     def read_into(self, buffer: Any, offset: int = 0) -> None:
         """Fill `buffer` with bytes of the converted tensor, beginning at byte `offset`.
 

@@ -1,6 +1,6 @@
 """A tensor whose elements are in several places: boxes that different files or processes wrote.
 
-`PiecewiseTensor` reads only what is asked for, from the pieces that hold it. `cover` proves before that
+`PiecewiseTensor` reads only what is asked for, from the pieces that hold it. `check_cover` proves
 that the pieces make up the whole tensor: none reaches outside, none overlaps another, none is missing.
 
 Knows nothing of files, formats or ranks.
@@ -31,8 +31,8 @@ from .strided import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..format.indexing import Selection
     from ..checkpoint import FileTensor
+    from ..format.indexing import Selection
 
 __all__ = ["Piece", "PiecewiseTensor", "as_strided", "check_cover"]
 
@@ -78,38 +78,39 @@ def check_cover(name: str, grid: Sequence[int], pieces: Sequence[Piece], path: s
         FormatError: A number is impossible (rule ``pieces-bounds``), a piece reaches outside, two overlap
             (``pieces-overlap``), or an element is in none (``pieces-gap``).
     """
-    where = {"path": path, "tensor": name}
+
+    def fault(rule: str, message: str) -> FormatError:
+        return FormatError(message, rule=rule, path=path, tensor=name)
+
     boxes = [piece.box for piece in pieces]
     numbers = [*grid, *(n for box in boxes for n in (*box.offsets, *box.lengths))]
     if len(grid) > _AXES_MAX or any(not 0 <= n < _SIZE_MAX for n in numbers):
-        raise FormatError(
-            f"tensor {quote(name)} has an impossible shape", rule="pieces-bounds", **where
-        )
+        raise fault("pieces-bounds", f"tensor {quote(name)} has an impossible shape")
     if math.prod(grid) >= _SIZE_MAX:
-        raise FormatError(f"tensor {quote(name)} is too large", rule="pieces-bounds", **where)
+        raise fault("pieces-bounds", f"tensor {quote(name)} is too large")
     for piece in pieces:
         box = piece.box
         same = len(box.offsets) == len(box.lengths) == len(grid)
         if not same or any(end > size for end, size in zip(box.ends, grid, strict=True)):
-            raise FormatError(
+            message = (
                 f"{piece.label}, {_describe(box)}, reaches outside of tensor {quote(name)} of shape "
-                f"{list(grid)}",
-                rule="pieces-bounds", **where,
-            )  # fmt: skip
+                f"{list(grid)}"
+            )
+            raise fault("pieces-bounds", message)
     if (pair := first_overlap(boxes)) is not None:
         one, other = (pieces[place] for place in pair)
-        raise FormatError(
+        message = (
             f"two pieces of tensor {quote(name)} overlap: {one.label}, {_describe(one.box)}, and "
-            f"{other.label}, {_describe(other.box)}",
-            rule="pieces-overlap", **where,
-        )  # fmt: skip
+            f"{other.label}, {_describe(other.box)}"
+        )
+        raise fault("pieces-overlap", message)
     if (gap := first_gap(grid, boxes)) is not None:
         total, there = math.prod(grid), sum(box.volume for box in boxes)
-        raise FormatError(
+        message = (
             f"tensor {quote(name)} is incomplete: {there:,} of its {total:,} elements are there; the "
-            f"first missing one is {list(gap)}",
-            rule="pieces-gap", **where,
-        )  # fmt: skip
+            f"first missing one is {list(gap)}"
+        )
+        raise fault("pieces-gap", message)
 
 
 def _describe(box: Box) -> str:
@@ -145,7 +146,7 @@ class PiecewiseTensor(Tensor):
         self.pieces = tuple(piece for piece in pieces if piece.box.volume)
         self._table = BoxTable([piece.box for piece in self.pieces])
 
-    def check_readable(self) -> None:
+    def prepare(self) -> None:
         """Open every piece, which reads what describes it and no element.
 
         Raises:

@@ -312,7 +312,7 @@ def read_elements(array: Strided, output: np.ndarray[Any, Any]) -> None:
     if not array.elements:
         return
     if array.contiguous and output.flags.c_contiguous:
-        target = memoryview(output.reshape(-1).view(np.uint8))
+        target = output.reshape(-1).view(np.uint8).data
         array.source.read_into(array.start, target)
         array.reorder(target)
     elif array.reordered or (_descending(array) and not array.source.in_memory):

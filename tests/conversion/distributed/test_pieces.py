@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cutting import split
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,22 +33,6 @@ class FileLike(Source):
         assert 0 <= offset <= offset + len(buffer) <= self.size
         self.was_read += len(buffer)
         buffer[:] = self._data[offset : offset + len(buffer)]
-
-
-def split(box: Box, rng: random.Random, depth: int) -> list[Box]:
-    """Cut a box at random places."""
-    axes = [axis for axis, length in enumerate(box.lengths) if length > 1]
-    if not axes or not depth:
-        return [box]
-    axis = rng.choice(axes)
-    at = rng.randrange(1, box.lengths[axis])
-    halves = []
-    for offset, length in ((0, at), (at, box.lengths[axis] - at)):
-        offsets, lengths = list(box.offsets), list(box.lengths)
-        offsets[axis] += offset
-        lengths[axis] = length
-        halves.append(Box(tuple(offsets), tuple(lengths)))
-    return [part for half in halves for part in split(half, rng, depth - 1)]
 
 
 def stored(values: np.ndarray[Any, Any], rng: random.Random, make: Any) -> Strided:

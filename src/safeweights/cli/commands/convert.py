@@ -40,6 +40,10 @@ _SHOWN: Final = 20
     "--skip", metavar="GLOB", multiple=True, help="Leave out tensors with matching names."
 )
 @click.option(
+    "--strip-prefix", metavar="TEXT", multiple=True,
+    help="Remove TEXT from the beginning of names, such as `module.`.",
+)  # fmt: skip
+@click.option(
     "--rename", metavar="OLD=NEW", multiple=True,
     help="Rename tensors; OLD is a regular expression, \\1 in NEW a group of it.",
 )  # fmt: skip
@@ -123,10 +127,13 @@ def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any)
 def _options(given: dict[str, Any]) -> Options:
     from ...checkpoint.sharding import parse_size
     from ...conversion import FORMATS, Options
-    from ...conversion.plan import parse_renames
+    from ...conversion.plan import parse_renames, prefix_renames
     from ...derived.casting import parse_casts
 
-    checks = {"dtype": parse_casts, "max_shard_size": parse_size, "rename": parse_renames}
+    checks = {
+        "dtype": parse_casts, "max_shard_size": parse_size, "rename": parse_renames,
+        "strip_prefix": prefix_renames,
+    }  # fmt: skip
     for name, parse in checks.items():
         if given[name]:
             try:
@@ -141,6 +148,7 @@ def _options(given: dict[str, Any]) -> Options:
         **{
             name: given[name] for name in ("dry_run", "keep_ties", "keep_others", "format", "trust")
         },
+        strip_prefix=given["strip_prefix"],
         max_shard_size=given["max_shard_size"],
         metadata=dict(_pair("--metadata", text) for text in given["metadata"]),
         record=not given["no_record"],
@@ -238,7 +246,7 @@ def _draw(screen: Terminal, done: Conversion) -> None:
     would = "would write" if done.dry_run else "wrote"
     for kind, files in (("read", done.sources), (would, done.outputs)):
         for file in files[:_SHOWN]:
-            held = "" if file.format == "index" else f"{plural(file.tensors, 'tensor')}, "
+            held = "" if file.format in ("index", "part") else f"{plural(file.tensors, 'tensor')}, "
             about = f"  {file.format}, {held}{human_bytes(file.size)}"
             screen.text((kind, "green"), "  ", (escape(file.path), "bold"), about)
         if len(files) > _SHOWN:

@@ -110,6 +110,10 @@ class Assembly:
         check_cover(name, shape if grid is None else grid, pieces, self.path)
         if len(shape) > self.options.limits.tensor_rank:
             raise exceeded("tensor_rank", self.options.limits.tensor_rank, self.path)
+        if dtype == "F4" and not shape:
+            reason = "it is one byte of F4, two values without a dimension"
+            self.refuse(name, dtype, shape, 1, reason)
+            return
         whole = PiecewiseTensor(name, dtype, shape, pieces, grid)
         tensor = cast(whole, self.options.casts, self.path)
         if tensor.dtype in FOREIGN:
@@ -124,9 +128,7 @@ class Assembly:
         self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int, reason: str
     ) -> None:
         """Add a tensor whose values cannot be given."""
-        self._put(
-            name, UnreadableTensor(name, dtype, shape, nbytes, reason=reason, path=self.path)
-        )
+        self._put(name, UnreadableTensor(name, dtype, shape, nbytes, reason=reason, path=self.path))
 
     def put(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Add whole tensors, under these names.
@@ -213,7 +215,5 @@ def whole_numbers(value: Value, limit: int = 64) -> tuple[int, ...] | None:
     if not isinstance(value, (list, tuple)) or len(value) > limit:
         return None
     numbers = tuple(value)
-    fine = all(
-        isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in numbers
-    )
+    fine = all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 62 for n in numbers)
     return numbers if fine and math.prod(numbers) < 1 << 62 else None

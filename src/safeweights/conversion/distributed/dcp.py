@@ -33,7 +33,6 @@ from ..foreign import ALL_CONSTRUCTORS
 from ..pickles.machine import read_pickle
 from ..pickles.materialize import located
 from ..pickles.nodes import Call, DictNode, Global, Value, modern
-from ..pickles.object_nodes import is_int
 from ..pickles.torch_nodes import TensorNode
 from ..readers.torch_files import read_contents
 from .assembling import Assembly, Folder, whole_numbers
@@ -178,7 +177,9 @@ class _Tables:
             self._add(entries, name, value, items)
         if items:
             name, _ = next(iter(items))
-            raise self._fault(f"an item of {quote(name)} is of no tensor in the tables", tensor=name)
+            raise self._fault(
+                f"an item of {quote(name)} is of no tensor in the tables", tensor=name
+            )
 
     def _add(
         self, entries: dict[str, _Entry], name: str, value: Value, items: dict[_Key, Item]
@@ -206,6 +207,8 @@ class _Tables:
             offsets = self._numbers(fields.get("offsets"), name)
             box = Box(offsets, self._numbers(fields.get("sizes"), name))
             item = items.pop((name, offsets), None)
+            if not box.volume:  # of several empty chunks at one place, one has an item
+                continue
             if item is None and len(chunks) == 1:
                 item = items.pop((name, None), None)
             if item is None:
@@ -284,9 +287,7 @@ class _Tables:
         *,
         tensor: str | None = None,
     ) -> FormatError:
-        return FormatError(
-            message, rule=rule, path=self._source.name, offset=offset, tensor=tensor
-        )
+        return FormatError(message, rule=rule, path=self._source.name, offset=offset, tensor=tensor)
 
 
 _Key = tuple[str, tuple[int, ...] | None]
@@ -348,7 +349,12 @@ class _Files:
                 end = max(end, item.offset + item.length)
 
     def _missing(self, names: list[str], entries: dict[str, _Entry]) -> FormatError:
-        lost = [name for name, entry in entries.items() for item in _items(entry) if item.file == names[0]]
+        lost = [
+            name
+            for name, entry in entries.items()
+            for item in _items(entry)
+            if item.file == names[0]
+        ]
         match = _ITEM_FILE(names[0])
         rank = f" of rank {match[1]}" if match else ""
         more = f", and {len(names) - 1} more files" if len(names) > 1 else ""
@@ -382,7 +388,8 @@ class _Files:
         if item.transforms:
             shown = ", ".join(quote(str(each)) for each in item.transforms)
             raise self._fault(
-                item, f"an item of {quote(name)} was written through {shown}, which is not known here"
+                item,
+                f"an item of {quote(name)} was written through {shown}, which is not known here",
             )
         source = self._folder.open(item.file)
         return Window(source, item.offset, item.length, f"{source.name}!{name}")
@@ -411,9 +418,7 @@ class _Files:
         if key not in self._safetensors:
             source = self._folder.open(item.file)
             label = f"{source.name}!{item.offset}"
-            file = SafetensorsFile(
-                Window(source, item.offset, source.size - item.offset, label)
-            )
+            file = SafetensorsFile(Window(source, item.offset, source.size - item.offset, label))
             self._safetensors[key] = file, saved_offsets(file)
         file, offsets = self._safetensors[key]
         if offsets.get(name) != box.offsets:

@@ -35,7 +35,9 @@ def find_distributed(target: Any) -> Callable[[OpenOptions], ForeignCheckpoint] 
     """
     if isinstance(target, Store):
         store: Store = target
-    elif isinstance(target, (str, os.PathLike)) and kind_of(path := os.fsdecode(target)) == "folder":
+    elif (
+        isinstance(target, (str, os.PathLike)) and kind_of(path := os.fsdecode(target)) == "folder"
+    ):
         store = LocalStore(path)
     else:
         return None

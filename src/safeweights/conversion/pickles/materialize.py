@@ -148,6 +148,8 @@ class _Builder:
         array = self.strided(node, name)
         if array.dtype.startswith("Q"):
             raise _Refused("it is quantised; densify (--densify) writes real numbers")
+        if array.dtype == "F4" and not array.shape:
+            raise _Refused("it is one byte of F4, two values without a dimension")
         if array.dtype in BITS and BITS[array.dtype] < 8 and not array.contiguous:
             raise _Refused(f"it is a strided view of the packed type {array.dtype}")
         return StridedTensor(name, array)
