@@ -222,7 +222,7 @@ def test_files_are_replaced_only_by_force(run, npz, target):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--dtype", "FLOAT"], ["--dtype", "C64=F32"], ["--max-shard-size", "big"],
+        ["--dtype", "FLOAT12"], ["--dtype", "C64=F32"], ["--max-shard-size", "big"],
         ["--max-shard-size", "0"],
         ["--rename", "(=x"], ["--rename", "abc"], ["--metadata", "key"], ["--format", "docx"],
         ["--limit", "depth"], ["--limit", "depth=0"], ["--limit", "depth=x"], ["--limit", "x=1"],

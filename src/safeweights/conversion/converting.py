@@ -29,7 +29,7 @@ from ..storage.parallel import Background, Job
 from ..trust.verifier import verifier
 from .destination import FOLDER_NAME, Destination, OutputFile, split_output
 from .distributed.finding import find_distributed
-from .folders import find_checkpoints
+from .folders import find_checkpoints, left_out
 from .foreign import ForeignCheckpoint, OpenOptions
 from .opening import read_foreign
 from .plan import Plan, make_plan, parse_renames, prefix_renames
@@ -178,9 +178,10 @@ def convert(
             _Input.of(path, checkpoint, hashing, name)
             for path, checkpoint, name in zip(paths, opened, names, strict=True)
         ]
-        return _Job(chosen, where, progress).run(
-            inputs, None if found is None else found.index_name
-        )
+        job = _Job(chosen, where, progress)
+        if found is not None:
+            job.report.left_out = left_out(found)
+        return job.run(inputs, None if found is None else found.index_name)
 
 
 def _open_files(

@@ -11,6 +11,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from ..checkpoint import SUFFIX
 from ..checkpoint.opening import find_files
 from ..errors import FormatError
 from .opening import WEIGHT_SUFFIXES
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..checkpoint.opening import Files
     from ..storage import Verifier
 
-__all__ = ["find_checkpoints", "output_name"]
+__all__ = ["find_checkpoints", "left_out", "output_name"]
 
 
 def output_name(name: str) -> str:
@@ -52,3 +53,18 @@ def find_checkpoints(path: str, verify: Verifier | None = None) -> Files:
         raise
     assert files is not None
     return files
+
+
+def left_out(found: Files) -> list[str]:
+    """The paths of the files beside those of a checkpoint that have the suffix of one but are not of it.
+
+    Examples are the state of an optimizer, and a copy of the model in another format.
+    """
+    return [
+        found.store.locate(entry.name)
+        for entry in found.store.list(recursive=False)
+        if entry.kind in {"file", "link"}
+        and entry.name.endswith((SUFFIX, *WEIGHT_SUFFIXES))
+        and not entry.name.startswith(".")
+        and entry.name not in found.names
+    ]

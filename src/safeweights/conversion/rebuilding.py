@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..storage.limits import DEFAULT_LIMITS
-from .pickles.flatten import flatten, key_text
+from .pickles.flatten import flatten
 from .pickles.nodes import Blob, DictNode, SetNode, Value
 from .pickles.numpy_nodes import ArrayNode
+from .pickles.plain import key_text
+from .pickles.torch_nodes import StatefulNode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -85,6 +87,9 @@ class _Rebuilder:
     def _make(self, node: Value, name: str, depth: int) -> Any:
         if id(node) in self._names:
             return self._tensor(self._names[id(node)])
+        if isinstance(node, StatefulNode):
+            self.changed.append(name)  # of which the attributes are left out
+            return self.value(node.value, name, depth, _NOTHING)
         if isinstance(node, Blob):
             return self._text(node, name)
         if id(node) in self._open or depth > _DEPTH_MAX:

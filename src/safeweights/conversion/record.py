@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 from ..errors import FormatError
 from ..storage.windows import read_bytes
 from .pickles.flatten import Other, summary
-from .pickles.nodes import Blob, DictNode, Value
+from .pickles.nodes import Blob, DictNode, Global, SetNode, Value
+from .pickles.plain import key_name, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +29,7 @@ PART: Final = "part"
 
 RECORD_TYPE: Final = "safeweights/provenance/v1"
 _TEXT_MAX: Final = 1 << 20
+_DEPTH_MAX: Final = 16
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,13 @@ class ConvertedFile:
 
 @dataclass(frozen=True)
 class DroppedItem:
-    """Something in the source that the output does not contain."""
+    """Something in the source that the output does not contain, or `count` of a kind."""
 
     source: str
     name: str
     what: str
     reason: str = ""
+    count: int = 1
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Conversion:
         skipped: Tensors left out on request.
         dropped: Values other than tensors that were left out: the first ones.
         dropped_count: How many there are in all.
+        left_out: Files of a folder that were not converted, because they are not part of its model.
         calls: Name of a function that the format's own loader would have called -> how often.
         options: The options that changed values.
         dry_run: Whether nothing was written.
@@ -79,6 +83,7 @@ class Conversion:
     skipped: list[str] = field(default_factory=list)
     dropped: list[DroppedItem] = field(default_factory=list)
     dropped_count: int = 0
+    left_out: list[str] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     dry_run: bool = False
@@ -90,53 +95,87 @@ class Conversion:
             entry["path"] = os.path.basename(entry["path"])  # folders may be private
         for entry in fields["dropped"]:
             entry["source"] = os.path.basename(entry["source"])
+        fields["left_out"] = [os.path.basename(path) for path in fields["left_out"]]
         tool = {"name": "safeweights", "version": version}
         return {"type": RECORD_TYPE, "tool": tool, **fields}
 
 
+_GROUP: Final = 8
+"""Values of one kind that are listed one by one."""
+
+
 def dropped_records(path: str, others: Iterable[Other], limit: int) -> list[DroppedItem]:
-    """The first `limit` values of a source that are not tensors, described."""
-    records: list[DroppedItem] = []
+    """The first `limit` values of a source that are not tensors, described.
+
+    Many of a kind whose names begin and end alike, such as ``_metadata.*.version``, are one record.
+    """
+    groups: dict[tuple[str, str, str, str], list[Other]] = {}
     for other in others:
-        if len(records) == limit:
-            break
-        records.append(DroppedItem(path, other.name, summary(other.value), other.reason))
-    return records
+        first, dot, rest = other.name.partition(".")
+        last = rest.rpartition(".")[2]
+        kind = type(other.value).__name__
+        groups.setdefault((first + dot, last, kind, other.reason), []).append(other)
+    records: list[DroppedItem] = []
+    for (first, last, _, reason), alike in groups.items():
+        if len(alike) > _GROUP:
+            shown = summary(alike[0].value)
+            name = f"{first}*.{last}" if first.endswith(".") else f"{first}*"
+            what = f"{len(alike):,} values, the first is {shown}"
+            records.append(DroppedItem(path, name, what, reason, len(alike)))
+        else:
+            records += [DroppedItem(path, each.name, summary(each.value), reason) for each in alike]
+    return records[:limit]
 
 
 def others_as_json(others: Iterable[Other]) -> str:
     """Values other than tensors as one JSON object: flattened name -> value.
 
-    Bytes become ``{"base64": ...}``; numbers that JSON lacks become text; an object that is not plain
-    data becomes a description.
+    Bytes become ``{"base64": ...}``, paths, dates, members of enumerations and types their text or value,
+    numbers that JSON lacks text. An object that is not plain data becomes a description.
 
     Raises:
         FormatError: A text is longer than 1 MiB.
     """
-    values = {other.name: json_value(other.value) for other in others}
+    plainly = _Plain()
+    values = {other.name: plainly.value(other.value) for other in others}
     # ASCII, so that lone surrogates, which pickles can hold and UTF-8 cannot, stay escapes.
     return json.dumps(values, separators=(",", ":"), sort_keys=True)
 
 
 def json_value(value: Value) -> Any:
-    """A leaf of a flattened tree as plain JSON data."""
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else repr(value)
-    if isinstance(value, bytes):
-        return {"base64": base64.b64encode(value).decode("ascii")}
-    if isinstance(value, Blob):
-        return _blob_text(value)
-    if isinstance(value, DictNode):
-        return {str(key)[:4096]: _shallow(item) for key, item in value.pairs}
-    if isinstance(value, (list, tuple)):
-        return [_shallow(item) for item in value]
-    return summary(value)
+    """A node or atom as plain JSON data; see `others_as_json`."""
+    return _Plain().value(value)
 
 
-def _shallow(value: Value) -> Any:
-    return summary(value) if isinstance(value, (DictNode, list, tuple)) else json_value(value)
+class _Plain:
+    """Makes plain data of nodes: of at most a million, 16 levels deep; of the others descriptions."""
+
+    def __init__(self) -> None:
+        self._left = 1_000_000
+
+    def value(self, value: Value, depth: int = 0) -> Any:
+        """See `json_value`."""
+        value = plain(value)
+        self._left -= 1
+        if value is None or isinstance(value, (bool, int, str)):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else repr(value)
+        if isinstance(value, bytes):
+            return {"base64": base64.b64encode(value).decode("ascii")}
+        if isinstance(value, Blob):
+            return _blob_text(value)
+        if isinstance(value, Global):
+            return value.path
+        if depth < _DEPTH_MAX and self._left > 0:
+            if isinstance(value, DictNode):
+                pairs = value.pairs
+                return {key_name(key)[:4096]: self.value(item, depth + 1) for key, item in pairs}
+            if isinstance(value, (list, tuple)):
+                return [self.value(item, depth + 1) for item in value]
+            if isinstance(value, SetNode):
+                return [self.value(item, depth + 1) for item in value.items]
+        return summary(value)
 
 
 def _blob_text(blob: Blob) -> Any:

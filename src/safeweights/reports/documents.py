@@ -378,6 +378,7 @@ class DroppedRecord(TypedDict):
     name: Annotated[str, "Its place in the file."]
     what: Annotated[str, "Its kind, in a few words."]
     reason: Annotated[str, "Why it was left out; empty if the reason is that it is not a tensor."]
+    count: Annotated[int, "Values that this record stands for: 1, or many whose names are alike."]
 
 
 class ConvertDocument(TypedDict):
@@ -395,7 +396,8 @@ class ConvertDocument(TypedDict):
     dropped: Annotated[
         list[DroppedRecord], "Values that are not tensors; at most 1,000 of `dropped_count`."
     ]
-    dropped_count: int
+    dropped_count: Annotated[int, "How many values in all."]
+    left_out: Annotated[list[str], "Files of the source folder that are not part of the model."]
     calls: Annotated[
         dict[str, int], "Function that the source's own loader would call -> number of calls."
     ]

@@ -101,7 +101,8 @@ def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any)
     example a too large one, is an error that names the value.
 
     Piped, each line is source or output, PATH, FORMAT, TENSORS, BYTES and SHA-256; tie or renamed,
-    NAME and NAME; skipped and NAME; or dropped, FILE, NAME and its kind; separated by tabs.
+    NAME and NAME; skipped and NAME; dropped, FILE, NAME and its kind; or left-out and FILE, of a folder's
+    files that are not part of the model, such as the state of an optimizer; separated by tabs.
 
     \b
     Examples:
@@ -208,10 +209,17 @@ def _document(done: Conversion) -> ConvertDocument:
         "renamed": done.renamed,
         "skipped": done.skipped,
         "dropped": [
-            {"source": each.source, "name": each.name, "what": each.what, "reason": each.reason}
+            {
+                "source": each.source,
+                "name": each.name,
+                "what": each.what,
+                "reason": each.reason,
+                "count": each.count,
+            }
             for each in done.dropped
         ],
         "dropped_count": done.dropped_count,
+        "left_out": done.left_out,
         "calls": done.calls,
     }
 
@@ -238,8 +246,10 @@ def _plain(done: Conversion) -> Iterator[tuple[str, ...]]:
         yield "skipped", escape(name)
     for each in done.dropped:
         yield "dropped", escape(each.source), escape(each.name), escape(each.what)
-    if done.dropped_count > len(done.dropped):
-        yield "dropped", "", "", f"and {done.dropped_count - len(done.dropped)} more"
+    if (more := done.dropped_count - sum(each.count for each in done.dropped)) > 0:
+        yield "dropped", "", "", f"and {more} more"
+    for path in done.left_out:
+        yield "left-out", escape(path)
 
 
 def _draw(screen: Terminal, done: Conversion) -> None:
@@ -254,10 +264,17 @@ def _draw(screen: Terminal, done: Conversion) -> None:
     ties = [f"{escape(name)} is {escape(kept)}" for name, kept in done.ties.items()]
     renamed = [f"{escape(old)} -> {escape(new)}" for old, new in done.renamed.items()]
     dropped = [f"{escape(each.name)}: {escape(each.what)}" for each in done.dropped]
+    one_by_one = done.dropped_count - sum(each.count - 1 for each in done.dropped)
     _draw_list(screen, "tied weights, written once", ties, len(ties))
     _draw_list(screen, "renamed", renamed, len(renamed))
     _draw_list(screen, "skipped", list(map(escape, done.skipped)), len(done.skipped))
-    _draw_list(screen, "not tensors, left out (see --keep-others)", dropped, done.dropped_count)
+    _draw_list(screen, "not tensors, left out (see --keep-others)", dropped, one_by_one)
+    _draw_list(
+        screen,
+        "files left out, which are not part of the model",
+        list(map(escape, done.left_out)),
+        len(done.left_out),
+    )
 
 
 def _draw_list(screen: Terminal, title: str, lines: Sequence[str], number: int) -> None:

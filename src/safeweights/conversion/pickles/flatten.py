@@ -3,7 +3,9 @@
 Names are the keys on the way to a tensor joined by dots, list positions included, so what is
 written can be found again. Rules: two tensors that would get one name are an error; a tensor that
 some unresolved call would have transformed is refused, never guessed; everything else that is not a
-tensor is listed. Pickled `torch.nn.Module` objects give the names of their `state_dict()`.
+tensor is listed. Pickled `torch.nn.Module` objects give the names of their `state_dict()`; tensors that are
+attributes of a tensor, as bitsandbytes has them, are called like it and the attribute. A key that is an
+object is named by its qualified name or its repr, and what an object plainly stands for is listed as that.
 
 No recursion: cycles, memo graphs that double at each level and deep nesting end at a limit.
 """
@@ -18,22 +20,34 @@ from ...format.header import MAX_HEADER
 from ...storage.limits import DEFAULT_LIMITS, Limits, exceeded
 from .nodes import Blob, Call, DictNode, Global, SetNode, Value
 from .numpy_nodes import ArrayNode, RefusedNode
-from .torch_nodes import CastNode, MetaNode, QuantisedNode, SparseNode, StorageNode, TensorNode
+from .plain import key_name, plain
+from .torch_nodes import (
+    CastNode,
+    MetaNode,
+    QuantisedNode,
+    SparseNode,
+    StatefulNode,
+    StorageNode,
+    TensorNode,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ROOT_NAME", "Flat", "Other", "flatten", "key_text", "summary", "unfolded_size"]
+__all__ = ["ROOT_NAME", "Flat", "Other", "flatten", "summary", "unfolded_size"]
 
 ROOT_NAME: Final = "tensor"
 """The name of a tensor that is the whole file and so has no key."""
 
 TENSOR_NODES: Final = (
     TensorNode, ArrayNode, SparseNode, QuantisedNode, MetaNode, CastNode, StorageNode,
-    RefusedNode,
+    RefusedNode, StatefulNode,
 )  # fmt: skip
 _KEPT_OTHERS: Final = 100_000
 _LONG: Final = 1000
+"""Entries of a table, such as a vocabulary."""
+_RUN: Final = 64
+"""Numbers of a run, such as a history of losses or the state of a random number generator."""
 _MODULE_DETAILS: Final = frozenset(
     {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training",
      "_is_full_backward_hook", "_backend", "T_destination", "call_super_init", "dump_patches"}
@@ -78,22 +92,6 @@ class Flat:
             self.others.append(Other(name, value, reason))
 
 
-def key_text(key: Value) -> str | None:
-    """A dictionary key as part of a name; None for a key that has no text.
-
-    >>> key_text("weight"), key_text(3), key_text(("a", 1))
-    ('weight', '3', 'a,1')
-    """
-    if isinstance(key, tuple) and len(key) <= 64:
-        parts = [None if isinstance(part, tuple) else key_text(part) for part in key]
-        return None if None in parts else ",".join(part for part in parts if part is not None)
-    if isinstance(key, bytes):
-        return key.decode("latin-1")
-    if key is None or isinstance(key, (str, bool, int, float)):
-        return str(key)
-    return None
-
-
 class _Walk:
     """The state of one depth-first traversal."""
 
@@ -103,6 +101,8 @@ class _Walk:
         self._limits = limits
         self._open: set[int] = set()
         self._seen: dict[int, str] = {}
+        self._plain: dict[int, Value] = {}
+        self._runs: dict[int, bool] = {}
         self._visits = 0
         self._name_bytes = 0
 
@@ -130,6 +130,9 @@ class _Walk:
 
     def _enter(self, node: Value, name: str) -> list[tuple[str, Value]]:
         """Take note of `node`; its children, if it is to be descended into."""
+        if id(node) in self._open:
+            self.flat.add_other(name, node, "refers back to an object it is part of")
+            return []
         if isinstance(node, ArrayNode) and node.dtype.is_data:
             if not isinstance(node.data, list):
                 self.flat.add_other(name, node, "an array of text, times or objects")
@@ -137,24 +140,46 @@ class _Walk:
             # An object saved with numpy.save is an array of no dimensions around it.
             node = node.data[0] if not node.shape and len(node.data) == 1 else node.data
         if isinstance(node, TENSOR_NODES):
-            self._add(name, node)
-            return []
+            return self._enter_tensor(node, name)
+        if isinstance(node, Call):
+            if id(node) not in self._plain:
+                self._plain[id(node)] = plain(node)
+            node = self._plain[id(node)]
+            if isinstance(node, TENSOR_NODES):
+                return self._enter_tensor(node, name)
         if id(node) in self._open:
             self.flat.add_other(name, node, "refers back to an object it is part of")
             return []
         if isinstance(node, Call):
             return self._enter_call(node, name)
         self._visits += _table_length(node) // 8  # a large list may be in many places
-        children = [] if _is_table(node) else list(self._children(node, name))
+        children = [] if self._is_one(node) else list(self._children(node))
         if not children:
             self.flat.add_other(name, node)
         return children
 
-    def _children(self, node: Value, name: str) -> Iterator[tuple[str, Value]]:
+    def _is_one(self, node: Value) -> bool:
+        """Whether `node` is listed as one value, though it has many. Cost: its length, the first time."""
+        if not isinstance(node, (list, tuple)):
+            return _is_table(node)
+        if id(node) not in self._runs:
+            self._runs[id(node)] = _is_run(node) or _is_table(node)
+        return self._runs[id(node)]
+
+    def _enter_tensor(self, node: Value, name: str) -> list[tuple[str, Value]]:
+        """Take note of a tensor; its attributes, if it has some."""
+        attributes: list[tuple[str, Value]] = []
+        while isinstance(node, StatefulNode):
+            attributes += self._attributes(node.state)
+            node = node.value
+        self._add(name, node)
+        return attributes
+
+    def _children(self, node: Value) -> Iterator[tuple[str, Value]]:
         if isinstance(node, DictNode):
-            yield from self._entries(node, name)
+            yield from self._entries(node)
             for state in node.state:
-                yield from self._attributes(state, name)
+                yield from self._attributes(state)
         elif isinstance(node, SetNode):
             yield from self._positions(node.items)
         elif isinstance(node, (list, tuple)):
@@ -169,20 +194,14 @@ class _Walk:
         if self._visits + count > self._limits.visits:
             raise exceeded("visits", self._limits.visits, self._path)
 
-    def _entries(self, node: DictNode, name: str) -> Iterator[tuple[str, Value]]:
+    def _entries(self, node: DictNode) -> Iterator[tuple[str, Value]]:
         """Keys and values, the last of equal keys winning as it does in a dict."""
         self._charge(len(node.pairs))
         entries: dict[Value, tuple[str, Value]] = {}
         for key, value in node.pairs:
-            text = key_text(key)
-            if text is None:
-                if self._has_tensor((value,)):
-                    shown = quote(name or "the root")
-                    self.flat.refused[f"{name}.?"] = f"a key in {shown} has no text to name it by"
-                else:
-                    self.flat.add_other(name, value, "its key has no text")
-            else:
-                entries[("tuple", text) if isinstance(key, tuple) else key] = text, value
+            text = key_name(key)
+            plain_key = key is None or isinstance(key, (str, bytes, bool, int, float))
+            entries[key if plain_key else ("object", text)] = text, value
         yield from entries.values()
 
     def _enter_call(self, call: Call, name: str) -> list[tuple[str, Value]]:
@@ -194,23 +213,22 @@ class _Walk:
             self.flat.add_other(name, call, f"the same object as {quote(first)}")
             return []
         self._seen[id(call)] = name
-        if self._has_tensor((call.arguments, call.keywords)):
-            self.flat.refused[name] = (
-                f"it is the result of {call.opcode} of {quote(call.path)} at byte {call.offset}, "
-                "which nothing here can know without executing it"
-            )
+        kind = _built_type(call)
+        state = call.state if kind.rpartition(".")[2] in _DISTRIBUTED else None
+        if self._has_tensor((call.arguments, call.keywords, state)):
+            self.flat.refused[name] = _refusal(call, kind)
             return []
         self.flat.add_other(name, call, "the object itself is not rebuilt")
-        children = [pair for state in call.state for pair in self._attributes(state, name)]
+        children = [pair for state in call.state for pair in self._attributes(state)]
         children += list(self._positions(call.items))
-        return children + list(self._entries(DictNode(call.pairs), name))
+        return children + list(self._entries(DictNode(call.pairs)))
 
-    def _attributes(self, state: Value, name: str) -> Iterator[tuple[str, Value]]:
+    def _attributes(self, state: Value) -> Iterator[tuple[str, Value]]:
         """What BUILD sets: a dictionary, or (dictionary, dictionary of slots), or anything."""
         parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
         for part in parts:
             if isinstance(part, DictNode):
-                yield from self._entries(part, name)
+                yield from self._entries(part)
             elif part is not None:
                 yield "state", part
 
@@ -228,12 +246,12 @@ class _Walk:
             node = state.get(part)
             if not isinstance(node, DictNode):
                 continue
-            for key, value in self._entries(node, name):
+            for key, value in self._entries(node):
                 if part == "_buffers" and key in hidden:
                     self.flat.add_other(f"{name}.{key}", value, "a buffer that is not persistent")
                 elif value is not None:
                     yield key, value
-        for key, value in self._entries(state, name):
+        for key, value in self._entries(state):
             if key not in _MODULE_DETAILS and not _is_empty(value):
                 self.flat.add_other(f"{name}.{key}" if name else key, value, "a module's attribute")
 
@@ -271,6 +289,34 @@ class _Walk:
             raise exceeded("tensors", self._limits.tensors, self._path)
 
 
+_DISTRIBUTED: Final = frozenset({"DTensor", "ShardedTensor"})
+
+
+def _built_type(call: Call) -> str:
+    """The qualified name of what a call makes: of PyTorch's rebuilding of subclasses, the class."""
+    if call.path.startswith("torch._tensor._rebuild_from_type") and len(call.arguments) > 1:
+        kind = call.arguments[1]
+        return kind.path if isinstance(kind, Global) else "?"
+    return call.path
+
+
+def _refusal(call: Call, kind: str) -> str:
+    """Why what a call makes of a tensor is not given."""
+    if kind.rpartition(".")[2] in _DISTRIBUTED:
+        return (
+            f"it is a {quote(kind)}, one process's part of a tensor: convert the folder with the files "
+            "of all processes"
+        )
+    if kind != call.path:
+        return (
+            f"it is a {quote(kind)}, whose values nothing here can know without executing its code"
+        )
+    return (
+        f"it is the result of {call.opcode} of {quote(kind)} at byte {call.offset}, "
+        "which nothing here can know without executing it"
+    )
+
+
 def _table_length(node: Value) -> int:
     """Entries of a container that is long enough to be a table, else 0."""
     length = len(node.pairs if isinstance(node, DictNode) else _items(node))
@@ -284,6 +330,20 @@ def _is_table(node: Value) -> bool:
     entries = node.pairs if isinstance(node, DictNode) else _items(node)
     values = (entry[1] for entry in entries) if isinstance(node, DictNode) else iter(entries)
     return all(isinstance(value, (str, bytes, int, float, Blob, type(None))) for value in values)
+
+
+def _is_run(node: list[Value] | tuple[Value, ...]) -> bool:
+    """Whether `node` is a long run of numbers, or has few items: plain values, and such runs."""
+    if len(node) > 8:
+        return _is_numbers(node)
+    runs = [item for item in node if isinstance(item, (list, tuple))]
+    rest = (item for item in node if not isinstance(item, (list, tuple)))
+    plainly = all(value is None or isinstance(value, (str, bytes, int, float)) for value in rest)
+    return plainly and bool(runs) and all(map(_is_numbers, runs))
+
+
+def _is_numbers(items: list[Value] | tuple[Value, ...]) -> bool:
+    return len(items) >= _RUN and all(isinstance(item, (int, float)) for item in items)
 
 
 def _items(node: Value) -> list[Value] | tuple[Value, ...]:
@@ -305,7 +365,7 @@ def _parts(node: Value) -> list[Value]:
         return [*node.arguments, node.keywords, *node.state, *node.items, *pairs]
     if isinstance(node, ArrayNode) and isinstance(node.data, list):
         return node.data
-    return []
+    return [node.value, node.state] if isinstance(node, StatefulNode) else []
 
 
 def _is_empty(value: Value) -> bool:
@@ -350,7 +410,7 @@ def unfolded_size(root: Value, limit: int) -> int:
     return sizes.get(id(root), 1)
 
 
-_CONTAINERS: Final = (list, tuple, SetNode, DictNode, Call, ArrayNode)
+_CONTAINERS: Final = (list, tuple, SetNode, DictNode, Call, ArrayNode, StatefulNode)
 
 
 def summary(value: Value, limit: int = 80) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "MetaNode",
     "QuantisedNode",
     "SparseNode",
+    "StatefulNode",
     "StorageNode",
     "TensorNode",
     "storage_type",
@@ -109,6 +110,19 @@ class CastNode:
     dtype: str
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class StatefulNode:
+    """A tensor with attributes, as `torch._utils._get_obj_state` has them.
+
+    Attributes:
+        value: The tensor.
+        state: A dictionary, or a dictionary and that of the slots.
+    """
+
+    value: Value
+    state: Value
+
+
 def storage_type(value: Value) -> tuple[str | None] | None:
     """The element type of a storage class, in a tuple; None where `value` is no storage class."""
     if not isinstance(value, Global) or value.module not in _STORAGE_MODULES:
@@ -165,7 +179,9 @@ def _flagged(node: TensorNode, metadata: Value, call: Call) -> TensorNode:
     return replace(node, conjugate=conjugate and node.dtype.startswith("C"), negative=negative)
 
 
-_TENSORS: Final = (TensorNode, SparseNode, QuantisedNode, MetaNode, CastNode, ArrayNode)
+_TENSORS: Final = (
+    TensorNode, SparseNode, QuantisedNode, MetaNode, CastNode, ArrayNode, StatefulNode,
+)  # fmt: skip
 
 
 def _no_hooks(value: Value) -> bool:
@@ -210,6 +226,31 @@ def _first_argument(counts: tuple[int, ...]) -> Callable[[Call], Value]:
     return build
 
 
+def _with_state(value: Value, state: Value) -> Value:
+    """A tensor with the attributes in `state`, if there are any."""
+    parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
+    return value if all(map(_no_hooks, parts)) else StatefulNode(value, state)
+
+
+def _rebuild_parameter_with_state(call: Call) -> Value:
+    """``_rebuild_parameter_with_state(data, requires_grad, hooks, state)``."""
+    if len(call.arguments) != 4:
+        raise _malformed(call)
+    data, _, hooks, state = call.arguments
+    known = isinstance(data, _TENSORS) and _no_hooks(hooks)
+    return _with_state(data, state) if known else NotImplemented
+
+
+def _rebuild_npu_tensor(call: Call) -> Value:
+    """``_rebuild_npu_tensor(storage, offset, size, stride, requires_grad, hooks, device format)``.
+
+    Source: torch_npu/utils/storage.py. The format is of the device's memory; the storage is as on the CPU.
+    """
+    if len(call.arguments) != 7:
+        raise _malformed(call)
+    return _view(call) if _no_hooks(call.arguments[5]) else NotImplemented
+
+
 def _rebuild_from_type(call: Call) -> Value:
     """``_rebuild_from_type_v2(function, type, arguments, state)``: a tensor of a subclass.
 
@@ -217,12 +258,13 @@ def _rebuild_from_type(call: Call) -> Value:
     meaning (quantised, nested, distributed) stays unresolved.
     """
     match call.arguments:
-        case (Global() as function, Global() as kind, tuple() as arguments, _):
+        case (Global() as function, Global() as kind, tuple() as arguments, state):
             if (kind.module, kind.name) not in _TENSOR_TYPES:
                 return NotImplemented
             inner = Call(function, arguments, "REDUCE", call.offset)
             build = TORCH_CONSTRUCTORS.get((function.module or "", function.name or ""))
-            return build(inner) if build is not None else NotImplemented
+            found = build(inner) if build is not None else NotImplemented
+            return _with_state(found, state) if isinstance(found, _TENSORS) else NotImplemented
     return NotImplemented
 
 
@@ -321,7 +363,8 @@ TORCH_CONSTRUCTORS: Final[dict[tuple[str, str], Callable[[Call], Value]]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
     ("torch._utils", "_rebuild_parameter"): _first_argument((3,)),
-    ("torch._utils", "_rebuild_parameter_with_state"): _first_argument((4,)),
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter_with_state,
+    ("torch_npu.utils.storage", "_rebuild_npu_tensor"): _rebuild_npu_tensor,
     ("torch._utils", "_rebuild_sparse_tensor"): _rebuild_sparse,
     ("torch._utils", "_rebuild_sparse_csr_tensor"): _rebuild_sparse,
     ("torch._utils", "_rebuild_qtensor"): _rebuild_qtensor,
