@@ -3,6 +3,7 @@
     source  opening                    what a `Source` is; a path, URL, file object or memory as one
     files  file_objects                regular files: mapped, read, read past the page cache; file objects
     windows  blocks  inflating         parts of a source; bytes in blocks; compressed bytes
+    encrypted                          blocks that are decrypted as they are read; encrypting writes
     pipes  limits                      standard input that cannot seek; what a foreign file may cost
     sink                               files replaced as a whole, durably
     store  local_store  remote/        named files: list, open, write, commit several at once

@@ -85,12 +85,16 @@ class BlockSource(Source):
         shift = offset % self._step
         first, begin = offset // self._step, offset - shift
         extent = min(self.size, offset + length + -(offset + length) % self._step) - begin
-        memory = allocate(extent)
+        memory = self._allocate(extent)
 
         def fill(low: int, high: int) -> None:
             self._run(first + low // self._step, memory[low:high])
 
         return Reading(memory[shift : shift + length], extent, fill, self._run_length())
+
+    def _allocate(self, nbytes: int) -> memoryview:
+        """Memory for blocks; a subclass may need memory of another kind."""
+        return allocate(nbytes)
 
     def _run_length(self) -> int:
         """Bytes that one thread fetches at a time: whole blocks, of `CHUNK` bytes if they are small."""
@@ -134,7 +138,7 @@ class BlockSource(Source):
                 self._recent.move_to_end(index)
                 return kept
         begin = index * self._step
-        block = allocate(min(self._step, self.size - begin))
+        block = self._allocate(min(self._step, self.size - begin))
         self._fetch(index, block)
         with self._lock:
             self._recent[index] = block

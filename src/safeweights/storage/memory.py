@@ -9,18 +9,19 @@ cores, more on cold disks and networks.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from . import buffer_pool
 from .parallel import CHUNK, in_parallel
-from .syscalls import prefer_huge_pages
+from .syscalls import keep_secret, prefer_huge_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["PAGE", "allocate", "blank_bytes", "copied", "joined"]
+__all__ = ["PAGE", "allocate", "allocate_secret", "blank_bytes", "copied", "joined"]
 
 
 _LARGE: Final = 1 << 20
@@ -44,6 +45,23 @@ def allocate(nbytes: int) -> memoryview:
     memory = np.empty(nbytes + PAGE, np.uint8)
     begin = -memory.ctypes.data % PAGE
     return memory[begin : begin + nbytes].data
+
+
+def allocate_secret(nbytes: int) -> memoryview:
+    """Writable memory for what must not reach a disk: not swapped, and not part of a core dump.
+
+    Where the system does not allow that (Linux: RLIMIT_MEMLOCK, 8 MiB for most users) it is memory like any
+    other. It is never lent again, so that no other file's reader sees what is left in it. The caller must
+    fill all that it hands on.
+    """
+    if nbytes < _LARGE:
+        return memoryview(bytearray(nbytes))
+    pages = mmap.mmap(-1, nbytes)
+    memory = memoryview(pages)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    prefer_huge_pages(address, nbytes)
+    keep_secret(address, nbytes)
+    return memory
 
 
 def copied(data: memoryview) -> memoryview:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 __all__ = [
     "is_remote",
+    "keep_secret",
     "map_untracked",
     "populate",
     "prefer_huge_pages",
@@ -29,6 +30,8 @@ _CACHESTAT: Final = 451  # new system calls have the same number on every archit
 _KEEP_SIZE: Final = 1
 _HUGEPAGE: Final = 14  # MADV_HUGEPAGE
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ
+_DONTDUMP: Final = 16  # MADV_DONTDUMP
+_ON_FAULT: Final = 1  # MLOCK_ONFAULT
 _FAILED: Final = ctypes.c_void_p(-1).value  # MAP_FAILED
 _IN_PLACE: Final = 0x10  # MAP_FIXED
 _HUGE: Final = 1 << 21
@@ -121,6 +124,25 @@ def prefer_huge_pages(address: int, nbytes: int) -> None:
     begin, end = address + -address % _PAGE, address + nbytes - (address + nbytes) % _PAGE
     if begin < end:
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _HUGEPAGE)
+
+
+def keep_secret(address: int, nbytes: int) -> None:
+    """Ask that whole pages are not swapped to a disk and are left out of core dumps: a hint.
+
+    Pages are locked when they are first touched, so that this costs nothing for those that never are
+    (mlock2(2), MLOCK_ONFAULT, Linux 4.4; madvise(2), MADV_DONTDUMP). Unmapping them ends both.
+
+    Args:
+        address: Of a mapping of its own, which begins at a page.
+        nbytes: Its size.
+    """
+    libc = _libc()
+    if libc is None:
+        return
+    start, length = ctypes.c_void_p(address), ctypes.c_size_t(nbytes)
+    libc.madvise(start, length, _DONTDUMP)
+    if hasattr(libc, "mlock2"):
+        libc.mlock2(start, length, _ON_FAULT)
 
 
 def map_untracked(

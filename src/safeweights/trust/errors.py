@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
-    "DocumentError", "PolicyViolationError", "RefusedDocumentError", "TrustError",
+    "AccessError", "DocumentError", "PolicyViolationError", "RefusedDocumentError", "TrustError",
     "VerificationError", "refusing",
 ]  # fmt: skip
 
@@ -66,6 +66,16 @@ class RefusedDocumentError(DocumentError, VerificationError):
     """A malformed signature or log, which is a refusal like a wrong one."""
 
     exit_code: ClassVar[int] = 1
+
+
+class AccessError(TrustError):
+    """An encrypted file cannot be read, or may not be given to a recipient.
+
+    `reason` is one of ``"encrypted"``: no identity was given; ``"no-match"``: none of those given opens it;
+    ``"not-encrypted"``; ``"passphrase"``; ``"recipient"``; ``"mixed-recipients"``; ``"key-file"``.
+    """
+
+    exit_code: ClassVar[int] = 3
 
 
 @contextmanager

@@ -30,9 +30,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
-    "MAX_DOCUMENT", "Entry", "check_model", "check_name", "check_writable", "create_document",
+    "ENCRYPTED", "KEY_FILE", "MAX_DOCUMENT", "Entry", "check_model", "check_name", "check_writable",
+    "create_document",
     "is_bookkeeping", "list_folder", "locked", "open_beneath", "open_regular", "read_document",
 ]  # fmt: skip
+
+ENCRYPTED: Final = ".age"
+"""How the name of a file is continued when it is encrypted."""
+
+KEY_FILE: Final = ".key.age"
+"""How the names of files end that hold the identity of an encrypted model."""
 
 MAX_ENTRIES: Final = 1_000_000
 MAX_DOCUMENT: Final = 64 << 20

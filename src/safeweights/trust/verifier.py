@@ -1,25 +1,27 @@
-"""``trust=``: what a loader opens its files through, and the process-wide default.
+"""``trust=`` and ``identity=``: what a loader opens its files through, and the process-wide defaults.
 
-Every loader takes ``trust=`` and calls `verifier`. Without it, and without a default, nothing else of
-`trust` is imported.
+Every loader takes both and calls `resolve`. Without them, and without defaults, nothing else of `trust` is
+imported. Ciphertext is verified before it is decrypted, then what is signed inside.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from ..storage import Verifier
+    from ..storage import Store, Verifier
+    from .access.stores import EncryptedStore
 
-__all__ = ["check_unnamed", "set_default", "verifier"]
+__all__ = ["check_unnamed", "decrypting", "set_default", "set_identity", "verifier"]
 
 
 class _Process:
-    """What loaders of this process use that are not given ``trust=``."""
+    """What loaders of this process use that are not given ``trust=`` or ``identity=``."""
 
     default: Verifier | None = None
+    identity: Any = None
 
 
 def verifier(trust: object) -> Verifier | None:
@@ -40,6 +42,44 @@ def verifier(trust: object) -> Verifier | None:
     from .policies.enforcing import as_verifier
 
     return as_verifier(trust)
+
+
+def decrypting(
+    store: Store, identity: Any, trust: object = None, *, folder: str = ""
+) -> EncryptedStore:
+    """The plaintext of the encrypted files of a store.
+
+    Args:
+        store: Where the encrypted files are.
+        identity: Who opens them; see `safeweights.trust.access.identities.as_identities`.
+        trust: What the encrypted files must fulfil first, and what is signed inside them.
+        folder: The folder in the store beside and above whose files key files are looked for.
+    """
+    from .access.stores import EncryptedStore
+
+    verify = verifier(trust)
+    if verify is None:
+        return EncryptedStore(store, identity, folder=folder)
+    from .policies.enforcing import PolicyVerifier
+    from .policies.sealed import SealedStatement
+
+    check = SealedStatement(verify) if isinstance(verify, PolicyVerifier) else None
+    return EncryptedStore(store, identity, folder=folder, verify=verify, check=check)
+
+
+def set_identity(identity: Any) -> None:
+    """Have every loader of this process that is not given ``identity=`` use `identity`; None to undo that.
+
+    Every file that is loaded must then be encrypted.
+
+    Raises:
+        TypeError, TrustError, OSError: See `safeweights.trust.access.identities.as_identities`.
+    """
+    if identity is not None:
+        from .access.keyring import as_keyring
+
+        identity = as_keyring(identity)
+    _Process.identity = identity
 
 
 def set_default(trust: object) -> None:

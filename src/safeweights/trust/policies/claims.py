@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..signatures.verifying import SignedBy
     from .policy import Policy, Rule
 
-__all__ = ["Claim", "Claims", "digests_of", "locate_for"]
+__all__ = ["Claim", "Claims", "digests_of", "locate_for", "who_signed"]
 
 _NOT_THEM: Final = frozenset({"wrong-method", "wrong-key"})
 _KEPT: Final = 16
@@ -172,7 +172,7 @@ class Claims:
             if (known := self._checked.get(key)) is not None:
                 self._checked.move_to_end(key)
                 return known
-        signer, signed_by = _who_signed(bundle, self.policy, rule)
+        signer, signed_by = who_signed(bundle, self.policy, rule)
         statement = parse_statement(bundle.payload, path=bundle.path)
         digest = hashlib.sha256(bundle.source).hexdigest()
         found = _Checked(signer, signed_by, statement, digest)
@@ -209,7 +209,7 @@ def _check_alone(claim: Claim, path: str) -> None:
         )  # fmt: skip
 
 
-def _who_signed(bundle: Bundle, policy: Policy, rule: Rule) -> tuple[str, SignedBy]:
+def who_signed(bundle: Bundle, policy: Policy, rule: Rule) -> tuple[str, SignedBy]:
     """Which of the rule's signers signed `bundle`: the policy's name, and who that is.
 
     Raises:

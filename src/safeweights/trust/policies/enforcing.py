@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .evidence import Model
     from .lockfile import LockFile
     from .policy import Decision
+    from .subjects import Place
 
 __all__ = ["PolicyVerifier", "UnverifiedWarning", "as_verifier", "shared_verifier"]
 
@@ -99,6 +100,19 @@ class PolicyVerifier:
         one._claims = self._claims.for_checkpoint()
         return one
 
+    def rule_of(self, path: str) -> Rule | None:
+        """The rule that applies to the file at `path`.
+
+        Raises:
+            OSError: Its folder does not exist.
+        """
+        return self._model_of(place_of(path, self.policy.base)).rule
+
+    def _model_of(self, place: Place) -> Model:
+        return model_of(
+            place, self.policy, name=self._name, signature=self._signature, base=self._base
+        )
+
     def __call__(self, source: Source, path: str) -> Source:
         """A source that reads only admitted bytes of `source`, which was opened from `path`.
 
@@ -112,9 +126,8 @@ class PolicyVerifier:
         if self.policy.mode == "off":
             return source
         place = place_of(path, self.policy.base)
-        model = model_of(
-            place, self.policy, name=self._name, signature=self._signature, base=self._base
-        )
+        model = self._model_of(place)
+        self._check_access(source, path)
         status, claim, resource = self._claim(place.path, model)
         try:
             admitted, fact = self._open(source, place.path, resource)
@@ -149,6 +162,19 @@ class PolicyVerifier:
         if self._claims.one_statement and decision.verdict == "allow":
             self._complete.add(complete)
         return admitted
+
+    def _check_access(self, source: Source, path: str) -> None:
+        """Refuse plaintext where the policy requires ciphertext, and key files for others."""
+        problem = self.policy.access and self.policy.access.problem(path, source)
+        if not problem:
+            return
+        code, text = problem
+        if self.policy.mode == "warn":
+            warnings.warn(text, UnverifiedWarning, stacklevel=4)
+            return
+        if self._log:
+            self._log.append("refused", {"path": path, "reason": code, "why": text})
+        raise PolicyViolationError(text, reason=code, path=path)
 
     def _claim(self, path: str, model: Model) -> tuple[str, Claim | None, Resource | None]:
         """(status, the verified signature, what it says about the file)."""

@@ -18,6 +18,7 @@ from .examination import FINDING_KINDS
 from .subjects import folders_above
 
 if TYPE_CHECKING:
+    from ..access.rules import AccessRules
     from ..signatures.verifying import SignedBy, Trust
     from .examination import Finding
 
@@ -124,6 +125,7 @@ class Policy:
         root: The folder that subjects are relative to; by default that of the policy's own file. A
             policy without either has absolute paths as subjects.
         revoked: Keys, certificates, files and statements that are refused.
+        access: Which files must be encrypted, and who may be given a key.
         base: The folder that subjects are relative to: `root`, or `folder`; absolute.
         folder: The folder of the policy's own file; absolute.
 
@@ -139,6 +141,7 @@ class Policy:
     path: str | None = None
     root: str | None = None
     revoked: Revocations = Revocations()
+    access: AccessRules | None = None
     base: str | None = field(init=False, repr=False, compare=False)
     folder: str | None = field(init=False, repr=False, compare=False)
 

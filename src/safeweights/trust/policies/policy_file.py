@@ -37,6 +37,7 @@ from ..signatures.timestamps import KeyTrust, TimestampTrust
 from .policy import DENIABLE, LEVELS, Mode, Policy, Revocations, Rule, check_pattern
 
 if TYPE_CHECKING:
+    from ..access.rules import AccessRules
     from ..signatures.verifying import Trust
 
 __all__ = ["load_policy", "parse_policy"]
@@ -66,7 +67,15 @@ def parse_policy(data: bytes, *, path: str | None = None) -> Policy:
             path=path,
         )
     document = parse_toml(data, path=path).only(
-        "mode", "root", "signers", "rules", "deny", "minimum_level", "lock", "revoked"
+        "mode",
+        "root",
+        "signers",
+        "rules",
+        "deny",
+        "minimum_level",
+        "lock",
+        "revoked",
+        "access",
     )
     base = os.path.dirname(path) if path else ""
     signers: dict[str, Trust] = {}
@@ -90,8 +99,24 @@ def parse_policy(data: bytes, *, path: str | None = None) -> Policy:
     return Policy(
         read, signers, mode, _deny(document.get("deny")),
         os.path.abspath(os.path.join(base, lock.text(limit=4096))) if lock else None, path, root,
-        _revoked(document.get("revoked")),
+        _revoked(document.get("revoked")), _access(document.get("access")),
     )  # fmt: skip
+
+
+def _access(table: Field | None) -> AccessRules | None:
+    """The section ``[access]``."""
+    if table is None:
+        return None
+    from ..access.recipients import parse_recipient
+    from ..access.rules import AccessRules
+
+    table.only("encrypted", "recipients")
+    found = table.get("recipients")
+    recipients = [
+        parse_recipient(each.text(), path=table.path, field=each.place)
+        for each in (found.items() if found else ())
+    ]
+    return AccessRules(_patterns(table.get("encrypted")), tuple(recipients))
 
 
 def _rule(entry: Field, signers: dict[str, Trust], least: str | None, rooted: bool) -> Rule:

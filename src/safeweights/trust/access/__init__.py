@@ -1,0 +1,13 @@
+"""Who may read a model: age v1 files, recipients and identities, encrypted folders.
+
+    header  armor  bech32     the text of an age file; its ASCII form; how keys are written
+    recipients  identities    who a file key is wrapped for, and who unwraps it
+    ssh  hybrid  passwords    recipient types beside X25519
+    keyring                   the identities of a caller -> the plaintext of a file
+    stores                    a store whose files are decrypted as they are read
+    rules                     what a policy requires of encryption
+    jwe                       files that KServe's tools encrypted
+
+`trust.encryption` encrypts, decrypts and rekeys models. The format is c2sp.org/age; all ciphers are those of
+the package `cryptography`. No key, passphrase or file key is part of an error, a repr or a log.
+"""

@@ -1,0 +1,226 @@
+"""The identities of a caller: from an encrypted file to its plaintext, whatever the file's kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from ...errors import FormatError, quote
+from ...storage import BytesSource
+from ...storage.encrypted import DecryptingSource
+from ..errors import AccessError
+from . import passwords
+from .armor import MAX_ARMORED, dearmored, is_armored
+from .header import MAGIC, Header, Stanza, read_header
+from .identities import as_identities, parse_identities
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ...storage import Source
+    from .wrapping import Identity
+
+__all__ = ["Keyring", "as_keyring", "describe", "encrypted_for", "is_encrypted", "stanzas_of"]
+
+_HEAD: Final = 200
+_MAX_KEY_FILE: Final = 1 << 20
+
+
+def is_encrypted(head: bytes) -> bool:
+    r"""Whether a file that begins with `head` is an age file, in ASCII armor too.
+
+    >>> is_encrypted(b"age-encryption.org/v1\n")
+    True
+    """
+    return head.startswith(MAGIC) or is_armored(head)
+
+
+def stanzas_of(source: Source) -> tuple[Stanza, ...]:
+    """The recipients of an age file.
+
+    Raises:
+        FormatError: It is malformed.
+    """
+    return _read(source, source.read(0, min(_HEAD, source.size)))[1].stanzas
+
+
+def encrypted_for(source: Source) -> list[str] | None:
+    """The types of the recipients of an encrypted file, sorted; None if it is not one.
+
+    It is all that can be known without a key. Cost: the header is read; of an armored file, all of it.
+
+    Raises:
+        FormatError: The header is malformed.
+    """
+    head = source.read(0, min(_HEAD, source.size))
+    if is_encrypted(head):
+        return sorted(stanza.type for stanza in _read(source, head)[1].stanzas)
+    from . import jwe
+
+    return [jwe.describe(source)] if jwe.is_jwe(head) else None
+
+
+def describe(types: Iterable[str]) -> str:
+    """Types of recipients in words, for messages.
+
+    >>> describe(["X25519", "X25519", "ssh-rsa"])
+    '2 of type `X25519`, 1 of type `ssh-rsa`'
+    """
+    return ", ".join(f"{count} of type {quote(kind, 60)}" for kind, count in Counter(types).items())
+
+
+class _Opened(NamedTuple):
+    """The plaintext of a file, and the label of the recipient that opened it."""
+
+    source: Source
+    opened_by: str
+
+
+class Log(Protocol):
+    """Where it is recorded who opened what: `safeweights.trust.AuditLog`."""
+
+    def append(self, event: str, details: dict[str, Any]) -> object:
+        """Record an event."""
+
+
+class Keyring:
+    """Identities, tried in order on every file.
+
+    Args:
+        identities: The caller's own.
+        log: Where each file that is opened is recorded, with the recipient, never with a key.
+    """
+
+    def __init__(self, identities: Iterable[Identity], *, log: Log | None = None) -> None:
+        self._identities = list(identities)
+        self._log = log
+
+    def __repr__(self) -> str:
+        return f"Keyring({self._identities!r})"
+
+    def adding(self, key_files: Iterable[Source]) -> Keyring:
+        """A keyring that also has the identities in those of the key files that these ones open.
+
+        Raises:
+            FormatError: A key file is malformed or was changed.
+            DocumentError: What is in one is no identity.
+        """
+        found: list[Identity] = []
+        for source in key_files:
+            opened = self._try(source)
+            if opened is None:
+                continue
+            if opened.source.size > _MAX_KEY_FILE:
+                raise FormatError(
+                    "too long for a file of keys", rule="age-header", path=source.name
+                )
+            inside = parse_identities(opened.source.read(0, opened.source.size), path=source.name)
+            found += [_Named(identity, opened.opened_by) for identity in inside]
+        return Keyring([*found, *self._identities], log=self._log)
+
+    def open(self, source: Source) -> Source:
+        """The plaintext of an encrypted file, as a source that decrypts what is read.
+
+        Cost: the header and the last chunk are read. A file in ASCII armor, or one that KServe's tools
+        encrypted (JWE), is decrypted as a whole.
+
+        Raises:
+            AccessError: ``not-encrypted``; ``no-match``: no identity opens it; ``passphrase``.
+            FormatError: It is malformed or was changed.
+        """
+        opened = self._try(source)
+        if opened is None:
+            types = describe(encrypted_for(source) or ())
+            mine = (
+                f"none of the {len(self._identities)} identities"
+                if self._identities
+                else "no identity"
+            )
+            raise AccessError(
+                f"{mine} opens this encrypted file; its recipients are {types}",
+                reason="no-match", path=source.name,
+            )  # fmt: skip
+        if self._log is not None:
+            self._log.append("opened", {"path": source.name, "recipient": opened.opened_by})
+        return opened.source
+
+    def _try(self, source: Source) -> _Opened | None:
+        head = source.read(0, min(_HEAD, source.size))
+        if not is_encrypted(head):
+            from . import jwe
+
+            if jwe.is_jwe(head):
+                return _opened(jwe.unwrap(source, self._identities))
+            raise AccessError(
+                "the file is not encrypted, but an identity was given; leave it out to read plaintext",
+                reason="not-encrypted", path=source.name,
+            )  # fmt: skip
+        source, header = _read(source, head)
+        for identity in self._identities:
+            found = identity.unwrap(header.stanzas, source.name)
+            if found is not None:
+                header.check(found[0])
+                plain = DecryptingSource(source, header.size, found[0])
+                plain.opened_by = found[1]
+                return _Opened(plain, found[1])
+        return None
+
+
+def _opened(found: tuple[Source, str] | None) -> _Opened | None:
+    return None if found is None else _Opened(*found)
+
+
+class _Named:
+    """The identity of a model, which names the recipient that opened the key file as its own."""
+
+    def __init__(self, identity: Identity, label: str) -> None:
+        self._identity = identity
+        self._label = label
+
+    def __repr__(self) -> str:
+        return f"{self._identity!r}, opened by {self._label}"
+
+    def unwrap(self, stanzas: Any, path: str) -> tuple[bytes, str] | None:
+        """See `wrapping.Identity`."""
+        found = self._identity.unwrap(stanzas, path)
+        return None if found is None else (found[0], self._label)
+
+
+def _read(source: Source, head: bytes) -> tuple[Source, Header]:
+    """The file without armor, and its header.
+
+    Raises:
+        FormatError: The header is malformed; a passphrase is not the only recipient.
+    """
+    if is_armored(head):
+        size = source.size
+        data = dearmored(source.read(0, min(size, MAX_ARMORED + 1)), source.name)
+        version = source.version
+        source = BytesSource(data, source.name)
+        source.version = version
+    header = read_header(source)
+    types = [stanza.type for stanza in header.stanzas]
+    if passwords.KIND in types and len(types) > 1:
+        raise FormatError(
+            "the header of the encrypted file is malformed: a passphrase must be its only recipient",
+            rule="age-header", path=source.name,
+        )  # fmt: skip
+    return source, header
+
+
+def as_keyring(
+    identity: Any,
+    *,
+    passphrase: Callable[[], str] | None = None,
+    log: Log | None = None,
+) -> Keyring:
+    """A keyring from what a caller gives as ``identity=``.
+
+    Args:
+        identity: A `Keyring`, or what `as_identities` takes.
+        passphrase: Called if a file of identities or an SSH key is encrypted.
+        log: Where each file that is opened is recorded, such as an `AuditLog`.
+    """
+    if isinstance(identity, Keyring):
+        return identity
+    return Keyring(as_identities(identity, passphrase), log=log)

@@ -1,0 +1,221 @@
+"""A store whose files are decrypted as they are read, over any other store.
+
+An encrypted model has ``NAME.age`` for each file, and key files (``model.key.age``) with the identity that
+opens them. (Or, from KServe's tools, ``NAME.jwe`` and no key file.) The store lists and opens ``NAME``, so
+that nothing above it knows of encryption. Files that are not encrypted do not exist in it: no plaintext can
+take the place of a file that was encrypted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
+
+from ...errors import UnsupportedError
+from ...storage import Commit, Entry, LocalStore, Source, Store
+from ..errors import AccessError
+from ..files import ENCRYPTED, KEY_FILE
+from .jwe import SUFFIX as JWE
+from .keyring import Keyring, as_keyring
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from ...storage import Buffer, Verifier
+    from ...storage.store import EntryKind
+
+    Check = Callable[["EncryptedStore", str, Source], Source]
+
+__all__ = ["EncryptedStore", "full_name", "key_files", "plain_name"]
+
+_ABOVE: Final = 4
+"""Folders above a file in which its key file is looked for, as for signatures."""
+
+_DEFAULT_KEY_FILE: Final = "model" + KEY_FILE
+
+
+class EncryptedStore(Store):
+    """The plaintext of the encrypted files of a store; read-only.
+
+    Args:
+        store: Where the encrypted files are.
+        identity: A `Keyring`, or what `keyring.as_keyring` takes.
+        folder: The folder in `store` beside and above whose files key files are looked for.
+        verify: Called with the ciphertext of every file, key files too, and its path, before anything of it
+            is decrypted; what it returns is read instead.
+        check: Called with this store, a name, and the plaintext of that file; what it returns is read
+            instead. Without effect on how key files are read.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        identity: Any,
+        *,
+        folder: str = "",
+        verify: Verifier | None = None,
+        check: Check | None = None,
+    ) -> None:
+        self.location = store.location
+        self._store = store
+        self._folder = folder
+        self._own = as_keyring(identity)
+        self._verify = verify
+        self._check = check
+        self._keys: Keyring | None = None
+        self._lock = Lock()
+
+    def __repr__(self) -> str:
+        return f"EncryptedStore({self.location!r})"
+
+    def list(self, folder: str = "", *, recursive: bool = True) -> Iterator[Entry]:
+        found = {
+            Entry(plain, kind)
+            for name, kind in self._store.list(folder, recursive=recursive)
+            if (plain := name if kind == "folder" else plain_name(name)) is not None
+        }
+        return iter(sorted(found, key=full_name))
+
+    def kind(self, name: str) -> EntryKind | None:
+        if self._store.kind(name) == "folder":
+            return "folder"
+        return self._store.kind(name + ENCRYPTED) or self._store.kind(name + JWE)
+
+    def open(self, name: str, *, backend: str = "mmap", version: str | None = None) -> Source:
+        try:
+            source = self._open(self._store, name + ENCRYPTED, backend, version)
+        except FileNotFoundError:
+            if self._store.kind(name + JWE) is None:
+                raise self._missing(name) from None
+            source = self._open(self._store, name + JWE, backend, version)
+        found = self._keyring().open(source)
+        found.version = source.version
+        return found if self._check is None else self._check(self, name, found)
+
+    def open_encrypted(self, name: str, *, backend: str = "mmap") -> Source:
+        """Open a file by the name that it has on the disk, whatever that is.
+
+        Raises:
+            AccessError: ``key-file``: it is a file of keys; and what `open` raises.
+        """
+        plain = plain_name(name)
+        if plain is not None:
+            return self.open(plain, backend=backend)
+        if name.endswith(KEY_FILE):
+            raise AccessError(
+                "this is a file of keys, which opens the files beside it; name one of those, or the folder",
+                reason="key-file", path=self._store.locate(name),
+            )  # fmt: skip
+        if self._store.kind(name) is None:
+            return self.open(name, backend=backend)
+        source = self._open(self._store, name, backend)
+        found = self._keyring().open(source)
+        found.version = source.version
+        return found if self._check is None else self._check(self, name, found)
+
+    def write(self, name: str, buffers: Iterable[Buffer], **_: Any) -> None:  # noqa: ARG002
+        raise self._read_only()
+
+    def delete(self, name: str) -> None:  # noqa: ARG002
+        raise self._read_only()
+
+    def commit(self, *, durable: bool = False) -> Commit:  # noqa: ARG002
+        raise self._read_only()
+
+    def interrupted(self) -> str | None:
+        return self._store.interrupted()
+
+    def locate(self, name: str) -> str:
+        return self._store.locate(name + ENCRYPTED)
+
+    def _missing(self, name: str) -> Exception:
+        if self._store.kind(name) == "file":
+            return AccessError(
+                "the file is not encrypted, but an identity was given; leave it out to read plaintext",
+                reason="not-encrypted", path=self._store.locate(name),
+            )  # fmt: skip
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.locate(name))
+
+    def _read_only(self) -> UnsupportedError:
+        return UnsupportedError(
+            f"{self!r} is read-only: `safeweights.encrypt` writes encrypted files"
+        )
+
+    def _open(
+        self, store: Store, name: str, backend: str = "pread", version: str | None = None
+    ) -> Source:
+        # Ciphertext is copied once in any case. Read from a mapping, a file that is cut off meanwhile
+        # would end the process.
+        backend = {"mmap": "pread", "auto": "read"}.get(backend, backend)
+        source = store.open(name, backend=backend, version=version)
+        if self._verify is None:
+            return source
+        found = self._verify(source, source.name)
+        found.version = source.version
+        return found
+
+    def _keyring(self) -> Keyring:
+        """The caller's identities, and those in the key files that they open."""
+        with self._lock:
+            if self._keys is None:
+                found = key_files(self._store, self._folder)
+                self._keys = self._own.adding(self._open(store, name) for store, name in found)
+            return self._keys
+
+
+def key_files(store: Store, folder: str = "") -> list[tuple[Store, str]]:
+    """The key files that may concern what is in a folder of a store: the nearest folder with any.
+
+    Args:
+        store: The store.
+        folder: A folder in it; its parents are looked at too, and those above a local store.
+
+    Returns:
+        Stores and names there; nothing if there is no key file.
+    """
+    places: list[tuple[Store, str]] = [(store, folder)]
+    while folder:
+        folder = folder.rpartition("/")[0]
+        places.append((store, folder))
+    if isinstance(store, LocalStore):
+        path = os.path.abspath(store.location)
+        for _ in range(_ABOVE):
+            path = os.path.dirname(path)
+            places.append((LocalStore(path), ""))
+    for place, inside in places[: _ABOVE + 1]:
+        names = _key_names(place, inside)
+        if names:
+            return [(place, name) for name in names]
+    return []
+
+
+def _key_names(store: Store, folder: str) -> list[str]:
+    if not getattr(store, "can_list", True):
+        name = f"{folder}/{_DEFAULT_KEY_FILE}" if folder else _DEFAULT_KEY_FILE
+        return [name] if store.kind(name) is not None else []
+    try:
+        entries = [*store.list(folder, recursive=False)]
+    except PermissionError:  # a folder above, which is none of the model's
+        return []
+    return [name for name, kind in entries if kind != "folder" and name.endswith(KEY_FILE)]
+
+
+def plain_name(name: str) -> str | None:
+    """The name of the file that is encrypted under this name; None if none is.
+
+    >>> plain_name("a/model.safetensors.age"), plain_name("model.key.age"), plain_name("README.md")
+    ('a/model.safetensors', None, None)
+    """
+    if name.endswith(KEY_FILE):
+        return None
+    for suffix in (ENCRYPTED, JWE):
+        if name.endswith(suffix) and name.rpartition("/")[2] != suffix:
+            return name.removesuffix(suffix)
+    return None
+
+
+def full_name(entry: Entry) -> str:
+    """Sorts a folder as the names of what is in it would be."""
+    return f"{entry.name}/" if entry.kind == "folder" else entry.name
