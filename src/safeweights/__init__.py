@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .reports.models import describe
     from .serialization import TensorSpec, deserialize, serialize, serialize_file
     from .storage.buffer_pool import release_idle
+    from .trust.encryption import decrypt, encrypt, rekey
 
 __version__ = "0.1.0"
 
@@ -63,10 +64,13 @@ __all__ = [
     "admit",
     "check",
     "convert",
+    "decrypt",
     "describe",
     "deserialize",
+    "encrypt",
     "guard",
     "open",
+    "rekey",
     "release_idle",
     "safe_open",
     "save",
@@ -94,8 +98,11 @@ __getattr__, __dir__ = lazy_names(
         "check": "reports.checking",
         "describe": "reports.models",
         "convert": "conversion",
+        "decrypt": "trust.encryption",
         "deserialize": "serialization",
+        "encrypt": "trust.encryption",
         "open": "conversion.opening",
+        "rekey": "trust.encryption",
         "release_idle": "storage.buffer_pool",
         "safe_open": "frameworks.handle",
         "save": "checkpoint",

@@ -93,6 +93,7 @@ def load_file(
     backend: str | None = None,
     device: str | jax.Device | jax.sharding.Sharding = "cpu",
     trust: object = None,
+    identity: Any = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, jax.Array]:
     """Load all tensors of a file or checkpoint, in the order of its data.
@@ -108,6 +109,7 @@ def load_file(
             device.
         trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
             see `safe_open`.
+        identity: Who opens an encrypted file; see `safe_open`.
         progress: Called with the number of bytes read so far; only once if the file is mapped.
 
     Raises:
@@ -117,5 +119,5 @@ def load_file(
         OSError: The file cannot be opened or read.
     """
     return functions.load_file(
-        "jax", filename, device, backend=backend, trust=trust, progress=progress
+        "jax", filename, device, backend=backend, trust=trust, identity=identity, progress=progress
     )

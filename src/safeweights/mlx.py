@@ -85,6 +85,7 @@ def load_file(
     *,
     backend: str | None = None,
     trust: object = None,
+    identity: Any = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, mx.array]:
     """Load all tensors of a file or checkpoint, in the order of its data.
@@ -97,6 +98,7 @@ def load_file(
         backend: How to read; see `safe_open`. Tensors own their memory with every backend.
         trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
             see `safe_open`.
+        identity: Who opens an encrypted file; see `safe_open`.
         progress: Called with the number of bytes read so far; only once if the file is mapped.
 
     Raises:
@@ -105,4 +107,6 @@ def load_file(
         TrustError: The file does not satisfy `trust`.
         OSError: The file cannot be opened or read.
     """
-    return functions.load_file("mlx", filename, backend=backend, trust=trust, progress=progress)
+    return functions.load_file(
+        "mlx", filename, backend=backend, trust=trust, identity=identity, progress=progress
+    )

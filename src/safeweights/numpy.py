@@ -99,6 +99,7 @@ def load_file(
     *,
     backend: str | None = None,
     trust: object = None,
+    identity: Any = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Array]:
     """Load all arrays of a file or checkpoint, in the order of its data.
@@ -114,6 +115,7 @@ def load_file(
             truncating it kills the process.
         trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
             see `safe_open`.
+        identity: Who opens an encrypted file; see `safe_open`.
         progress: Called with the number of bytes read so far; only once if the file is mapped.
 
     Raises:
@@ -121,4 +123,6 @@ def load_file(
         TrustError: The file does not satisfy `trust`.
         OSError: The file cannot be opened or read.
     """
-    return functions.load_file("np", filename, backend=backend, trust=trust, progress=progress)
+    return functions.load_file(
+        "np", filename, backend=backend, trust=trust, identity=identity, progress=progress
+    )

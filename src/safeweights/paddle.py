@@ -90,6 +90,7 @@ def load_file(
     *,
     backend: str | None = None,
     trust: object = None,
+    identity: Any = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, paddle.Tensor]:
     """Load all tensors of a file or checkpoint, in the order of its data.
@@ -103,6 +104,7 @@ def load_file(
         device: ``"cpu"``, a number, or a name such as ``"gpu:0"``.
         trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
             see `safe_open`.
+        identity: Who opens an encrypted file; see `safe_open`.
         progress: Called with the number of bytes read so far; only once if the file is mapped.
 
     Raises:
@@ -112,5 +114,11 @@ def load_file(
         OSError: The file cannot be opened or read.
     """
     return functions.load_file(
-        "paddle", filename, device, backend=backend, trust=trust, progress=progress
+        "paddle",
+        filename,
+        device,
+        backend=backend,
+        trust=trust,
+        identity=identity,
+        progress=progress,
     )

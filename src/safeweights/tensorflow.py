@@ -89,6 +89,7 @@ def load_file(
     backend: str | None = None,
     device: str = "cpu",
     trust: object = None,
+    identity: Any = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, tf.Tensor]:
     """Load all tensors of a file or checkpoint, in the order of its data.
@@ -102,6 +103,7 @@ def load_file(
         device: A name such as ``"GPU:0"``; by default TensorFlow's default device.
         trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
             see `safe_open`.
+        identity: Who opens an encrypted file; see `safe_open`.
         progress: Called with the number of bytes read so far; only once if the file is mapped.
 
     Raises:
@@ -111,5 +113,5 @@ def load_file(
         OSError: The file cannot be opened or read.
     """
     return functions.load_file(
-        "tf", filename, device, backend=backend, trust=trust, progress=progress
+        "tf", filename, device, backend=backend, trust=trust, identity=identity, progress=progress
     )

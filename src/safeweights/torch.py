@@ -122,6 +122,7 @@ def load_file(
     *,
     backend: str = "mmap",
     trust: object = None,
+    identity: Any = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Load all tensors of a file or checkpoint, in the order of its data.
@@ -138,6 +139,7 @@ def load_file(
             `safe_open`.
         trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
             see `safe_open`.
+        identity: Who opens an encrypted file; see `safe_open`.
         progress: Called with the number of bytes read so far; only once if the file is mapped.
 
     Raises:
@@ -147,7 +149,7 @@ def load_file(
         OSError: The file cannot be opened or read.
     """
     return functions.load_file(
-        "pt", filename, device, backend=backend, trust=trust, progress=progress
+        "pt", filename, device, backend=backend, trust=trust, identity=identity, progress=progress
     )
 
 
@@ -182,6 +184,7 @@ def load_model(
     *,
     backend: str = "mmap",
     trust: object = None,
+    identity: Any = None,
 ) -> tuple[set[str], list[str]]:
     """Load a file into a module whose weights may be tied.
 
@@ -194,6 +197,7 @@ def load_model(
             `safe_open`.
         trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
             see `safe_open`.
+        identity: Who opens an encrypted file; see `safe_open`.
 
     Returns:
         Names that only the module has (missing), and names that only the file has (unexpected).
@@ -203,7 +207,13 @@ def load_model(
         TrustError: The file does not satisfy `trust`.
     """
     return torch_models.load_model(
-        model, filename, strict=strict, device=device, backend=backend, trust=trust
+        model,
+        filename,
+        strict=strict,
+        device=device,
+        backend=backend,
+        trust=trust,
+        identity=identity,
     )
 
 
@@ -214,6 +224,7 @@ def load_into(
     strict: bool = True,
     backend: str = "pread",
     trust: object = None,
+    identity: Any = None,
 ) -> tuple[set[str], list[str]]:
     """Fill existing tensors with the values of a checkpoint, without a second copy of it in memory.
 
@@ -230,6 +241,7 @@ def load_into(
             `safe_open`.
         trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
             see `safe_open`.
+        identity: Who opens an encrypted file; see `safe_open`.
 
     Returns:
         Names of `target` that were not filled (missing), and names of the file that were not used
@@ -242,4 +254,6 @@ def load_into(
         TrustError: The file does not satisfy `trust`; some tensors may have been filled.
         OSError: The file cannot be opened or read; some tensors may have been filled.
     """
-    return torch_models.load_into(target, filename, strict=strict, backend=backend, trust=trust)
+    return torch_models.load_into(
+        target, filename, strict=strict, backend=backend, trust=trust, identity=identity
+    )

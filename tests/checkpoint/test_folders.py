@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from safeweights.checkpoint import open, shardindex
 from safeweights.checkpoint.shardindex import index_text, is_safe_shard, read_index, shard_name
 from safeweights.errors import FormatError
+from safeweights.storage import open_source, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from safeweights.storage import Source
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -371,6 +374,36 @@ def test_each_file_of_a_folder_is_opened_once_and_its_index_twice(
         tensor.view()
     # At the end the index has to be the same file as at the beginning.
     assert opened == [str(sharded / name) for name in (INDEX, FIRST, SECOND, INDEX)]
+
+
+def test_places_are_targets(sharded: Path) -> None:
+    index = place_of(sharded / INDEX)
+    assert sorted(open(index)) == ["a", "b", "c"]
+    assert sorted(open(place_of(sharded))) == ["a", "b", "c"]
+    seen: list[str] = []
+
+    def verify(source: Source, path: str) -> Source:
+        seen.append(path)
+        return source
+
+    assert sorted(open(place_of(sharded / FIRST), verify=verify)) == ["a", "b"]
+    assert sorted(open(place_of(sharded / FIRST))) == ["a", "b"]
+    assert seen == [str(sharded / FIRST)]
+
+
+def test_an_open_source_is_a_target(sharded: Path) -> None:
+    source = open_source(sharded / FIRST)
+    assert sorted(open(source)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors.age", "model.safetensors.index.json.age", "model.key.age"]
+)
+def test_an_encrypted_folder_says_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"age-encryption.org/v1\n")
+    with pytest.raises(FormatError, match=r"the folder is encrypted .* identity=") as caught:
+        open(tmp_path)
+    assert caught.value.rule == "encrypted"
 
 
 # ---- writing an index

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import sys
 import weakref
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from safeweights.storage import allocate, syscalls
-from safeweights.storage.memory import blank_bytes, copied, joined
+from safeweights.storage.memory import allocate_secret, blank_bytes, copied, joined
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, (1 << 20) - 1, 1 << 20, (9 << 20) + 1])
@@ -58,3 +60,28 @@ def test_joining_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert joined(pieces, 17 << 20) == b"".join(pieces)
     monkeypatch.setattr(sys, "implementation", type(sys.implementation)(name="pypy"))
     assert joined(pieces, 17 << 20) == b"".join(pieces)
+
+
+@pytest.mark.parametrize("nbytes", [0, 100, (1 << 20) + 5])
+def test_secret_memory_is_memory(nbytes: int) -> None:
+    one, other = allocate_secret(nbytes), allocate_secret(nbytes)
+    assert len(one) == nbytes
+    one[:] = b"a" * nbytes
+    assert bytes(other) == bytes(nbytes), "the memory is shared"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps")
+def test_secret_memory_is_no_part_of_a_core_dump() -> None:
+    secret = allocate_secret(1 << 22)
+    secret[:] = bytes(len(secret))
+    address = ctypes.addressof(ctypes.c_char.from_buffer(secret))
+    inside = False
+    with open("/proc/self/smaps") as file:
+        for line in file:
+            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                begin, end = (int(part, 16) for part in line.split()[0].split("-"))
+                inside = begin <= address < end
+            elif inside and line.startswith("VmFlags"):
+                assert " dd" in line
+                return
+    raise AssertionError("the memory is not mapped")

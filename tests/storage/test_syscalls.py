@@ -105,3 +105,20 @@ def test_residency_counts_the_pages_of_the_system(
     monkeypatch.setattr(syscalls, "_PAGE", 1 << 16)
     assert syscalls.resident_share(descriptor, 0, 100_000) == 1.0
     assert syscalls.resident_share(descriptor, 65_000, 135_000) == 0.5
+
+
+def test_memory_stays_as_it_is_where_the_system_cannot_keep_it_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Older:
+        advised: Any = None
+
+        def madvise(self, *arguments: Any) -> int:
+            Older.advised = arguments
+            return -1
+
+    monkeypatch.setattr(syscalls, "_libc", lambda: None)
+    syscalls.keep_secret(4096, 4096)
+    monkeypatch.setattr(syscalls, "_libc", Older)
+    syscalls.keep_secret(4096, 4096)
+    assert Older.advised[2] == 16

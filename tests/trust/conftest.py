@@ -5,16 +5,26 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+import safeweights.numpy
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from encrypted_files import run
+
+from safeweights.trust.access.identities import generate_identity, write_identity
 from safeweights.trust.signatures.certificates import CertificateTrust
 from safeweights.trust.signatures.keys import FileSigner, load_private_key
 
@@ -189,3 +199,41 @@ def vectors() -> Path:
 @pytest.fixture(scope="session")
 def make_safetensors() -> Any:
     return safetensors
+
+
+@pytest.fixture
+def ann(tmp_path: Path) -> Path:
+    """A file with Ann's identity."""
+    write_identity(tmp_path / "ann", generate_identity())
+    return tmp_path / "ann"
+
+
+@pytest.fixture
+def bob(tmp_path: Path) -> Path:
+    write_identity(tmp_path / "bob", generate_identity())
+    return tmp_path / "bob"
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """A folder of shards with an index and a configuration."""
+    tensors = {f"w{n}": np.random.default_rng(n).random((200, 200)) for n in range(6)}
+    folder = tmp_path / "model"
+    safeweights.numpy.save_file(tensors, folder, max_shard_size=700_000)
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "sub").mkdir()
+    (folder / "sub" / "note.txt").write_text("note")
+    return folder, tensors
+
+
+@pytest.fixture(scope="module")
+def ssh_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SSH keys of both types, plain and with the passphrase `secret`."""
+    folder = tmp_path_factory.mktemp("ssh")
+    for kind in ("ed25519", "rsa"):
+        bits = ("-b", "2048") if kind == "rsa" else ()
+        run("ssh-keygen", "-q", "-t", kind, *bits, "-N", "", "-C", "", "-f", folder / kind)
+        for suffix in ("", ".pub"):
+            shutil.copy(folder / f"{kind}{suffix}", folder / f"{kind}-locked{suffix}")
+        run("ssh-keygen", "-q", "-p", "-N", "secret", "-f", folder / f"{kind}-locked")
+    return folder

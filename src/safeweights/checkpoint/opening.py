@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from ..errors import ChangedError, FormatError, quote
 from ..storage import Store, place_of
 from ..storage.parallel import in_threads
+from ..storage.places import Place
 from .file import SafetensorsFile
 from .mapping import Checkpoint
 from .shardindex import (
@@ -168,7 +169,7 @@ def find_files(
     """The files that a folder, a store, or an index consists of; None for anything else.
 
     Args:
-        target: A path, a URL, a store, or anything else.
+        target: A path, a URL, a `Place`, a store, or anything else.
         suffixes: How names of weight files end. The first group counts of which a folder has a file or
             an index; the others are tried in turn.
         shard_suffix: How the names end that an index may list; ``""`` allows any.
@@ -181,9 +182,9 @@ def find_files(
     """
     if isinstance(target, Store):
         return _find_in_folder(target, target.location, suffixes, shard_suffix, verify)
-    if not isinstance(target, str | os.PathLike):
+    if not isinstance(target, str | os.PathLike | Place):
         return None
-    place = place_of(target)
+    place = target if isinstance(target, Place) else place_of(target)
     kind = place.kind()
     if kind == "folder":
         return _find_in_folder(place.folder(), place.path, suffixes, shard_suffix, verify)
@@ -213,8 +214,16 @@ def _find_in_folder(
         if files:
             check_complete(files, path)
             return Files(path, store, files)
+    if any(name.endswith(_ENCRYPTED) for name in names):
+        raise FormatError(
+            "the folder is encrypted (age): say who opens it, with identity= or the option -i",
+            rule="encrypted", path=path,
+        )  # fmt: skip
     raise FormatError(f"the folder has no {SUFFIX} file and no index", rule="folder", path=path)
 
+
+_ENCRYPTED: Final = (f"{SUFFIX}.age", f"{SUFFIX}.index.json.age", ".key.age")
+"""How names in a folder end whose weights are encrypted."""
 
 _USUAL_NAMES: Final = (
     "model.safetensors.index.json",

@@ -16,7 +16,7 @@ from ..errors import FormatError
 from ..format.header import MAX_HEADER, PREFIX
 from ..storage import Source, open_source
 from ..storage.pipes import STDIN, stdin_source
-from ..trust.verifier import verifier
+from ..trust.verifier import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,6 +56,7 @@ def open(
     *,
     backend: str = "mmap",
     trust: object = None,
+    identity: Any = None,
     format: str | None = None,  # noqa: A002 - what callers call it
     densify: bool = False,
     casts: Mapping[str, str] | None = None,
@@ -74,6 +75,9 @@ def open(
         trust: A policy, a public key, a warrant, or the path of one (`safeweights.trust.as_verifier`).
             Of every file, the index too, only bytes that were checked are then handed out; of one that
             was signed with a block tree only the blocks that are read.
+        identity: Who opens an encrypted model: the path of a file of identities or of an SSH key, a
+            `safeweights.trust.Passphrase`, a function from a stanza to a file key, or several of these.
+            Files are decrypted as they are read; those that are not encrypted are refused.
         format: A key of `safeweights.conversion.FORMATS`, for a file that cannot be told by its
             contents.
         densify: Give sparse and quantised tensors dense; otherwise reading them is an error.
@@ -100,7 +104,7 @@ def open(
     >>> open(file.getvalue())["a"]
     <StridedTensor `a` F32 [3]>
     """
-    verify = verifier(trust)
+    target, verify = resolve(target, trust, identity)
     given: dict[str, Any] = {"verify": verify, "backend": backend}
     if densify or casts or limits:
         given |= {"densify": densify, "casts": dict(casts or {}), "limits": limits}

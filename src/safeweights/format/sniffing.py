@@ -15,6 +15,8 @@ HEAD: Final = 512
 _REPLY_MAX: Final = 200
 """Bytes below which a text is taken for the reply of a server."""
 
+_ENCRYPTED: Final = "an encrypted file (age): say who opens it, with identity= or the option -i"
+
 _SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
     (
         b"version https://git-lfs",
@@ -25,6 +27,8 @@ _SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
         "a zip archive, probably a PyTorch checkpoint (.pt, .bin): "
         "`safeweights convert` turns it into safetensors without executing it",
     ),
+    (b"age-encryption.org/", _ENCRYPTED),
+    (b"-----BEGIN AGE ENCRYPTED FILE-----", _ENCRYPTED),
     (b"GGUF", "a GGUF file (llama.cpp)"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, probably Keras weights"),
     (b"\x93NUMPY", "a NumPy .npy array"),

@@ -44,10 +44,16 @@ def load_file(
     *,
     backend: str | None = None,
     trust: object = None,
+    identity: Any = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """All tensors of the file at `filename`."""
-    with safe_open(filename, framework, device, backend=backend, trust=trust) as file, gc_paused():
+    with (
+        safe_open(
+            filename, framework, device, backend=backend, trust=trust, identity=identity
+        ) as file,
+        gc_paused(),
+    ):
         return file.get_tensors(progress=progress)
 
 

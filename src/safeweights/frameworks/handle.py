@@ -57,6 +57,9 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         trust: A policy, a public key, a warrant, or the path of one (`safeweights.trust.as_verifier`).
             Every byte is then checked before it is handed out, from memory that no other process can
             change; of a file signed with a block tree only the blocks that are read.
+        identity: Who opens an encrypted model (age v1): the path of a file of identities or of an SSH
+            key, a `safeweights.trust.Passphrase`, a function from a stanza to a file key, or several of
+            these. What is read is decrypted into private memory, and never written to a disk.
 
     Raises:
         FormatError: The file breaks a rule of the format, or is of another format.
@@ -82,6 +85,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         *,
         backend: str | None = ...,
         trust: object = ...,
+        identity: Any = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -92,6 +96,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         *,
         backend: str | None = ...,
         trust: object = ...,
+        identity: Any = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -102,6 +107,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         *,
         backend: str | None = ...,
         trust: object = ...,
+        identity: Any = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -112,6 +118,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         *,
         backend: str | None = ...,
         trust: object = ...,
+        identity: Any = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -122,6 +129,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         *,
         backend: str | None = ...,
         trust: object = ...,
+        identity: Any = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -132,6 +140,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         *,
         backend: str | None = ...,
         trust: object = ...,
+        identity: Any = ...,
     ) -> None: ...
     @overload
     def __init__(
@@ -142,6 +151,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         *,
         backend: str | None = ...,
         trust: object = ...,
+        identity: Any = ...,
     ) -> None: ...
 
     def __init__(
@@ -152,6 +162,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         *,
         backend: str | None = None,
         trust: object = None,
+        identity: Any = None,
     ) -> None:
         # As in the reference, names and metadata can be had without the framework.
         try:
@@ -163,7 +174,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         if backend is None:
             backend = "mmap" if adapter.maps else "read"
         # First of all, because `opened` also checks the type of `backend`.
-        self._checkpoint: Checkpoint | None = opened(filename, backend, trust)
+        self._checkpoint: Checkpoint | None = opened(filename, backend, trust, identity)
         # What is mapped or read for this handle alone may be shared among all that is loaded in one go.
         self._copies = not adapter.maps and backend != "mmap"
         self._copies_all = self._copies and isinstance(filename, Mapping)

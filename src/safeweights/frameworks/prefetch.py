@@ -213,6 +213,7 @@ class _Reading(TypedDict, total=False):
     threads: int
     progress: Progress | None
     trust: object
+    identity: Any
 
 
 @overload
@@ -273,6 +274,7 @@ def stream(
     threads: int = THREADS,
     progress: Progress | None = None,
     trust: object = None,
+    identity: Any = None,
 ) -> PrefetchLoader[Any]:
     """The tensors of a checkpoint, of many files too, read in the background, each as it arrives.
 
@@ -288,6 +290,7 @@ def stream(
         progress: Called with the number of bytes that have arrived, of the result's `nbytes`, in the
             thread that waits for a tensor.
         trust: What every file must fulfil before a byte of it is used; see `safe_open`.
+        identity: Who opens encrypted files; see `safe_open`.
 
     Raises:
         FormatError: A file breaks the format, an index disagrees with its shards.
@@ -309,7 +312,7 @@ def stream(
     if backend is None:
         backend = "auto" if adapter.maps else "read"
     return PrefetchLoader(
-        opened(target, backend, trust), adapter, found,
+        opened(target, backend, trust, identity), adapter, found,
         plan=plan, threads=threads, progress=progress,
         copies=not adapter.maps and isinstance(target, Mapping),
     )  # fmt: skip

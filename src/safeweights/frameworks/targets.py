@@ -9,13 +9,13 @@ from .. import checkpoint
 from ..checkpoint import Checkpoint, Tensor
 from ..errors import SafetensorError, UnsupportedError, quote
 from ..storage import BACKENDS
-from ..trust.verifier import verifier
+from ..trust.verifier import resolve
 from .wording import opening
 
 __all__ = ["opened"]
 
 
-def opened(target: Any, backend: str, trust: object = None) -> Checkpoint:
+def opened(target: Any, backend: str, trust: object = None, identity: Any = None) -> Checkpoint:
     """Open a checkpoint; errors have the reference's words.
 
     Args:
@@ -23,6 +23,7 @@ def opened(target: Any, backend: str, trust: object = None) -> Checkpoint:
             mapping of names to unread tensors.
         backend: One of `safeweights.storage.BACKENDS`; without meaning for a mapping.
         trust: See `safe_open`.
+        identity: See `safe_open`.
 
     Raises:
         TrustError: A file is not what `trust` asks for.
@@ -39,16 +40,17 @@ def opened(target: Any, backend: str, trust: object = None) -> Checkpoint:
         known = ", ".join(f'"{name}"' for name in BACKENDS)
         raise SafetensorError(f'backend "{backend}" is invalid (expected one of: {known})')
     if isinstance(target, Mapping):
-        return _of_mapping(target, trust)
-    verify = verifier(trust)
+        return _of_mapping(target, trust, identity)
     with opening():
+        target, verify = resolve(target, trust, identity)
         return checkpoint.open(target, backend=backend, verify=verify)
 
 
-def _of_mapping(tensors: Mapping[str, Any], trust: object) -> Checkpoint:
-    if trust is not None:
+def _of_mapping(tensors: Mapping[str, Any], trust: object, identity: Any) -> Checkpoint:
+    if trust is not None or identity is not None:
+        name = "identity" if trust is None else "trust"
         raise UnsupportedError(
-            "trust= is for files that are to be opened: give it to `safeweights.open`, which opened this"
+            f"{name}= is for files that are to be opened: give it to `safeweights.open`, which opened this"
         )
     if isinstance(tensors, Checkpoint):
         return tensors

@@ -109,7 +109,15 @@ class DecryptingSource(BlockSource):
         first = begin + NONCE
         size = source.size - first - _TAG * chunks
 
+        end = memoryview(bytearray(size - (chunks - 1) * CHUNK_SIZE))
+
         def fetch(block: int, target: memoryview) -> None:
+            if block == chunks - 1:  # decrypted already, below
+                target[:] = end
+            else:
+                decrypt(block, target)
+
+        def decrypt(block: int, target: memoryview) -> None:
             cipher = _Cipher.of(key)
             scratch = memoryview(bytearray(min(_RUN // CHUNK_SIZE * _SEALED, _sealed(len(target)))))
             for low in range(0, len(target), _RUN):
@@ -125,10 +133,8 @@ class DecryptingSource(BlockSource):
 
         super().__init__(source.name, size, CHUNK_SIZE, fetch)
         self.version, self.threads = source.version, source.threads
-        end = memoryview(bytearray(size - (chunks - 1) * CHUNK_SIZE))
         if end:
-            fetch(chunks - 1, end)
-            self._recent[chunks - 1] = end
+            decrypt(chunks - 1, end)
         else:
             sealed = source.read(first, _TAG)
             if not _Cipher.of(key).open(0, last=True, sealed=memoryview(sealed), into=end):

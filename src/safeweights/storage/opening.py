@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UnsupportedError
 from .file_objects import _open_object
 from .files import check_backend, open_file
-from .places import open_url
+from .places import Place, open_url
 from .source import BytesSource, Source, Verifier
 from .urls import is_url
 
@@ -20,8 +20,9 @@ def open_source(target: Any, *, backend: str = "mmap", verify: Verifier | None =
     """Open a file by name, or wrap an open file object or memory.
 
     Args:
-        target: A path (str or PathLike), a URL (see `safeweights.storage.places`), an object with
-            `read`, or bytes-like memory. An object that cannot seek is read to its end at once.
+        target: A path (str or PathLike), a URL (see `safeweights.storage.places`), a `Place`, an object
+            with `read`, or bytes-like memory. An object that cannot seek is read to its end at once. A
+            source is returned as it is.
         backend: For paths; a URL is read as bytes are asked for. ``"mmap"`` serves views from a private
             mapping; ``"pread"`` reads every view into memory of its own; ``"direct"`` does the same, but
             bypasses the page cache. ``"read"`` chooses between these two: it bypasses the page cache when
@@ -36,6 +37,11 @@ def open_source(target: Any, *, backend: str = "mmap", verify: Verifier | None =
             backend; `verify` is given, and `target` is not a path.
     """
     check_backend(backend)
+    if isinstance(target, Place):
+        source = target.store.open(target.name, backend=backend)
+        return source if verify is None else verify(source, source.name)
+    if isinstance(target, Source) and verify is None:
+        return target
     if isinstance(target, str | os.PathLike):
         source = open_url(target) if is_url(target) else open_file(target, backend)
         return source if verify is None else verify(source, source.name)

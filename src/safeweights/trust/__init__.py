@@ -6,6 +6,8 @@ given a verifying source and knows nothing else of trust.
 
     content      digests, block trees, and sources that verify what they read
     signatures   keys, certificates, identities; signing, discovery and verification
+    access       who may read a model: age files, recipients and identities
+    encryption   encrypting models, and deciding anew who may read them
     policies     what must be true of a model, what is known of it, and the decision;
                  what was accepted before; admission of folders, and verified loading
     files        the rules for opening files;  documents: strict JSON and TOML, by field
@@ -40,8 +42,17 @@ from ..lazy import lazy_names
 TYPE_CHECKING = False  # typing itself costs more to import than this module
 if TYPE_CHECKING:
     from ..reports.admission import admit
+    from .access.header import Stanza
+    from .access.identities import CallableIdentity, generate_identity, write_identity
+    from .access.keyring import Keyring, as_keyring
+    from .access.passwords import Passphrase
+    from .access.recipients import CallableRecipient, parse_recipient, read_recipients
+    from .access.rules import AccessRules
+    from .access.stores import EncryptedStore
     from .content.digests import check, format_check_file, hash_file, hash_paths, hash_tensors
+    from .encryption import Decrypted, Encrypted, Rekeyed, decrypt, encrypt, rekey
     from .errors import (
+        AccessError,
         DocumentError,
         PolicyViolationError,
         RefusedDocumentError,
@@ -70,26 +81,37 @@ if TYPE_CHECKING:
     from .signatures.verifying import SignedBy, Verification, verify
 
 __all__ = [
+    "AccessError",
+    "AccessRules",
     "Admission",
     "AuditLog",
+    "CallableIdentity",
+    "CallableRecipient",
     "CallableSigner",
     "CertificateTrust",
     "Decision",
+    "Decrypted",
     "Described",
     "DocumentError",
+    "Encrypted",
+    "EncryptedStore",
     "KeyTrust",
     "KeylessSigner",
     "KeylessTrust",
+    "Keyring",
     "LockFile",
+    "Passphrase",
     "Policy",
     "PolicyVerifier",
     "PolicyViolationError",
     "PublicKey",
     "RefusedDocumentError",
+    "Rekeyed",
     "Revocations",
     "Rule",
     "Signed",
     "SignedBy",
+    "Stanza",
     "TimestampTrust",
     "TrustError",
     "UnverifiedWarning",
@@ -97,12 +119,16 @@ __all__ = [
     "VerificationError",
     "Warrant",
     "admit",
+    "as_keyring",
     "as_verifier",
     "check",
     "command_signer",
     "decide",
+    "decrypt",
     "digest",
+    "encrypt",
     "format_check_file",
+    "generate_identity",
     "generate_key",
     "hash_file",
     "hash_paths",
@@ -112,17 +138,40 @@ __all__ = [
     "load_private_key",
     "load_public_key",
     "parse_policy",
+    "parse_recipient",
+    "read_recipients",
+    "rekey",
     "request_timestamp",
     "sign",
     "signature_path",
     "verify",
     "verify_log",
+    "write_identity",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Admission": "policies.admission",
+        "AccessError": "errors",
+        "AccessRules": "access.rules",
+        "CallableIdentity": "access.identities",
+        "CallableRecipient": "access.recipients",
+        "Decrypted": "encryption",
+        "Encrypted": "encryption",
+        "EncryptedStore": "access.stores",
+        "Keyring": "access.keyring",
+        "Passphrase": "access.passwords",
+        "Rekeyed": "encryption",
+        "Stanza": "access.header",
+        "as_keyring": "access.keyring",
+        "decrypt": "encryption",
+        "encrypt": "encryption",
+        "generate_identity": "access.identities",
+        "parse_recipient": "access.recipients",
+        "read_recipients": "access.recipients",
+        "rekey": "encryption",
+        "write_identity": "access.identities",
         "AuditLog": "policies.audit",
         "CallableSigner": "signatures.keys",
         "CertificateTrust": "signatures.certificates",

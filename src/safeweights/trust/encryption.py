@@ -139,7 +139,9 @@ def encrypt(
         rules.check_recipients(chosen)
     path = os.path.abspath(os.fspath(path))
     if not os.path.isdir(path):
-        return _encrypt_file(path, chosen, out, armor, replace, durable, progress)
+        return _encrypt_file(
+            path, chosen, out, armor=armor, replace=replace, durable=durable, progress=progress
+        )
     if armor:
         raise UnsupportedError("ASCII armor is for single small files, not for folders")
     if replace and out is not None:
@@ -171,6 +173,7 @@ def _encrypt_file(
     path: str,
     recipients: list[Recipient],
     out: str | os.PathLike[str] | None,
+    *,
     armor: bool,
     replace: bool,
     durable: bool,
@@ -330,7 +333,7 @@ def decrypt(
     if alone:
         named = os.path.basename(path)
         names = {named: os.path.basename(result)}
-        sources = {named: store.open_encrypted(named)}
+        sources = {named: store.open(plain_name(named) or named)}
         target = LocalStore(os.path.dirname(result))
     else:
         sources = {

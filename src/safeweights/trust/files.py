@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENCRYPTED", "KEY_FILE", "MAX_DOCUMENT", "Entry", "check_model", "check_name", "check_writable",
-    "create_document",
-    "is_bookkeeping", "list_folder", "locked", "open_beneath", "open_regular", "read_document",
+    "create_document", "is_bookkeeping", "list_folder", "locked", "open_beneath", "open_regular",
+    "read_document",
 ]  # fmt: skip
 
 ENCRYPTED: Final = ".age"

@@ -6,15 +6,18 @@ imported. Ciphertext is verified before it is decrypted, then what is signed ins
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnsupportedError
+from ..storage import Store, open_source, place_of
+from ..storage.places import Place
 
 if TYPE_CHECKING:
-    from ..storage import Store, Verifier
+    from ..storage import Verifier
     from .access.stores import EncryptedStore
 
-__all__ = ["check_unnamed", "decrypting", "set_default", "set_identity", "verifier"]
+__all__ = ["check_unnamed", "decrypting", "resolve", "set_default", "set_identity", "verifier"]
 
 
 class _Process:
@@ -44,6 +47,48 @@ def verifier(trust: object) -> Verifier | None:
     return as_verifier(trust)
 
 
+def resolve(target: Any, trust: object, identity: Any) -> tuple[Any, Verifier | None]:
+    """What a loader opens in place of what its caller named, and what it opens files through.
+
+    Args:
+        target: A path, a URL, a store, an open file object, or bytes.
+        trust: As for `verifier`.
+        identity: Who opens encrypted files; see `safeweights.trust.access.identities.as_identities`. None
+            for the process-wide default.
+
+    Returns:
+        `target` and its verifier, where nothing is to be decrypted. Else a store or a place whose files are
+        decrypted as they are read and were verified before, and None.
+
+    Raises:
+        TypeError, TrustError, OSError: What is given as `trust` or `identity` cannot be used.
+        UnsupportedError: Bytes that no path names are to be verified.
+    """
+    identity = _Process.identity if identity is None else identity
+    if identity is None:
+        return target, verifier(trust)
+    if isinstance(target, Store):
+        return decrypting(target, identity, trust), None
+    if isinstance(target, str | os.PathLike):
+        return _decrypted_place(place_of(target), identity, trust), None
+    if verifier(trust) is not None:
+        kind = type(target).__name__
+        raise UnsupportedError(f"only what is opened by its path can be verified, not {kind}")
+    from .access.keyring import as_keyring
+
+    return as_keyring(identity).open(open_source(target)), None
+
+
+def _decrypted_place(place: Place, identity: Any, trust: object) -> EncryptedStore | Place:
+    if place.kind() == "folder":
+        return decrypting(place.folder(), identity, trust)
+    from .access.stores import plain_name
+
+    folder = place.name.rpartition("/")[0]
+    store = decrypting(place.store, identity, trust, folder=folder)
+    return Place(place.path, store, plain_name(place.name) or place.name)
+
+
 def decrypting(
     store: Store, identity: Any, trust: object = None, *, folder: str = ""
 ) -> EncryptedStore:
@@ -60,11 +105,14 @@ def decrypting(
     verify = verifier(trust)
     if verify is None:
         return EncryptedStore(store, identity, folder=folder)
+    from .access.keyring import as_keyring
     from .policies.enforcing import PolicyVerifier
     from .policies.sealed import SealedStatement
 
-    check = SealedStatement(verify) if isinstance(verify, PolicyVerifier) else None
-    return EncryptedStore(store, identity, folder=folder, verify=verify, check=check)
+    if not isinstance(verify, PolicyVerifier):
+        return EncryptedStore(store, identity, folder=folder, verify=verify)
+    keyring, check = as_keyring(identity, log=verify.log), SealedStatement(verify)
+    return EncryptedStore(store, keyring, folder=folder, verify=verify, check=check)
 
 
 def set_identity(identity: Any) -> None:

@@ -68,9 +68,12 @@ def load_model(
     device: Any = "cpu",
     backend: str = "mmap",
     trust: object = None,
+    identity: Any = None,
 ) -> tuple[set[str], list[str]]:
     """See `safeweights.torch.load_model`."""
-    state = functions.load_file("pt", filename, device, backend=backend, trust=trust)
+    state = functions.load_file(
+        "pt", filename, device, backend=backend, trust=trust, identity=identity
+    )
     left_out = duplicates(model.state_dict(), preferred=state)
     result = model.load_state_dict(state, strict=False)
     missing, unexpected = set(result.missing_keys), list(result.unexpected_keys)
@@ -101,9 +104,10 @@ def load_into(
     strict: bool = True,
     backend: str = "pread",
     trust: object = None,
+    identity: Any = None,
 ) -> tuple[set[str], list[str]]:
     """See `safeweights.torch.load_into`."""
-    stored = opened(filename, backend, trust)
+    stored = opened(filename, backend, trust, identity)
     module = target if isinstance(target, torch.nn.Module) else None
     # keep_vars: the parameters themselves, so that tied ones are recognised as one.
     existing = dict(module.state_dict(keep_vars=True) if module is not None else target)  # type: ignore[arg-type]

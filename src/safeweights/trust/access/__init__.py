@@ -8,6 +8,6 @@
     rules                     what a policy requires of encryption
     jwe                       files that KServe's tools encrypted
 
-`trust.encryption` encrypts, decrypts and rekeys models. The format is c2sp.org/age; all ciphers are those of
-the package `cryptography`. No key, passphrase or file key is part of an error, a repr or a log.
+`trust.encryption` encrypts, decrypts and rekeys models. The format is c2sp.org/age; all ciphers are those
+of the package `cryptography`. No key, passphrase or file key is part of an error, a repr or a log.
 """

@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _MAX_FILE: Final = 1 << 22
+_SSH: Final = ("ssh-", "ecdsa-", "sk-")
 _PRIVATE: Final = ("AGE-SECRET-KEY-", "AGE-PLUGIN-", "-----BEGIN")
 
 
@@ -81,7 +82,7 @@ def parse_recipient(text: str, *, path: str | None = None, field: str = "") -> R
             "this is a private key, which must be kept secret; a recipient is its public half "
             "(age1..., or the .pub file of an SSH key)", reason="private-key", **where,
         )  # fmt: skip
-    if text.startswith("ssh-"):
+    if text.startswith(_SSH):
         return _ssh_recipient(text, where)
     found = bech32.decode(text)
     if found is None or text != text.lower():

@@ -8,7 +8,6 @@ take the place of a file that was encrypted.
 
 from __future__ import annotations
 
-import errno
 import os
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
@@ -59,6 +58,8 @@ class EncryptedStore(Store):
         check: Check | None = None,
     ) -> None:
         self.location = store.location
+        self.is_remote = store.is_remote
+        self.can_list = store.can_list
         self._store = store
         self._folder = folder
         self._own = as_keyring(identity)
@@ -71,49 +72,35 @@ class EncryptedStore(Store):
         return f"EncryptedStore({self.location!r})"
 
     def list(self, folder: str = "", *, recursive: bool = True) -> Iterator[Entry]:
+        entries = [*self._store.list(folder, recursive=recursive)]
         found = {
             Entry(plain, kind)
-            for name, kind in self._store.list(folder, recursive=recursive)
+            for name, kind in entries
             if (plain := name if kind == "folder" else plain_name(name)) is not None
         }
+        if not any(entry.kind != "folder" for entry in found):
+            # KServe's tools also encrypt files in their place; opening them tells.
+            found.update(entries)
         return iter(sorted(found, key=full_name))
 
     def kind(self, name: str) -> EntryKind | None:
-        if self._store.kind(name) == "folder":
-            return "folder"
-        return self._store.kind(name + ENCRYPTED) or self._store.kind(name + JWE)
+        return next((kind for each in _names(name) if (kind := self._store.kind(each))), None)
 
     def open(self, name: str, *, backend: str = "mmap", version: str | None = None) -> Source:
-        try:
-            source = self._open(self._store, name + ENCRYPTED, backend, version)
-        except FileNotFoundError:
-            if self._store.kind(name + JWE) is None:
-                raise self._missing(name) from None
-            source = self._open(self._store, name + JWE, backend, version)
-        found = self._keyring().open(source)
-        found.version = source.version
-        return found if self._check is None else self._check(self, name, found)
-
-    def open_encrypted(self, name: str, *, backend: str = "mmap") -> Source:
-        """Open a file by the name that it has on the disk, whatever that is.
-
-        Raises:
-            AccessError: ``key-file``: it is a file of keys; and what `open` raises.
-        """
-        plain = plain_name(name)
-        if plain is not None:
-            return self.open(plain, backend=backend)
         if name.endswith(KEY_FILE):
             raise AccessError(
                 "this is a file of keys, which opens the files beside it; name one of those, or the folder",
                 reason="key-file", path=self._store.locate(name),
             )  # fmt: skip
-        if self._store.kind(name) is None:
-            return self.open(name, backend=backend)
-        source = self._open(self._store, name, backend)
+        source = self._open(self._store, self._encrypted_name(name), backend, version)
         found = self._keyring().open(source)
         found.version = source.version
         return found if self._check is None else self._check(self, name, found)
+
+    def _encrypted_name(self, name: str) -> str:
+        """The name on the disk of the file called `name`."""
+        found = (each for each in _names(name) if self._store.kind(each) in {"file", "link"})
+        return next(found, name + ENCRYPTED)
 
     def write(self, name: str, buffers: Iterable[Buffer], **_: Any) -> None:  # noqa: ARG002
         raise self._read_only()
@@ -128,15 +115,7 @@ class EncryptedStore(Store):
         return self._store.interrupted()
 
     def locate(self, name: str) -> str:
-        return self._store.locate(name + ENCRYPTED)
-
-    def _missing(self, name: str) -> Exception:
-        if self._store.kind(name) == "file":
-            return AccessError(
-                "the file is not encrypted, but an identity was given; leave it out to read plaintext",
-                reason="not-encrypted", path=self._store.locate(name),
-            )  # fmt: skip
-        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.locate(name))
+        return self._store.locate(self._encrypted_name(name))
 
     def _read_only(self) -> UnsupportedError:
         return UnsupportedError(
@@ -192,7 +171,7 @@ def key_files(store: Store, folder: str = "") -> list[tuple[Store, str]]:
 
 
 def _key_names(store: Store, folder: str) -> list[str]:
-    if not getattr(store, "can_list", True):
+    if not store.can_list:
         name = f"{folder}/{_DEFAULT_KEY_FILE}" if folder else _DEFAULT_KEY_FILE
         return [name] if store.kind(name) is not None else []
     try:
@@ -200,6 +179,14 @@ def _key_names(store: Store, folder: str) -> list[str]:
     except PermissionError:  # a folder above, which is none of the model's
         return []
     return [name for name, kind in entries if kind != "folder" and name.endswith(KEY_FILE)]
+
+
+def _names(name: str) -> tuple[str, ...]:
+    """The names that a file called `name` may have on the disk, as it is encrypted.
+
+    KServe's tools also encrypt files in their place.
+    """
+    return name + ENCRYPTED, name + JWE, name
 
 
 def plain_name(name: str) -> str | None:

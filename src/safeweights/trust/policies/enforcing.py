@@ -68,6 +68,10 @@ class PolicyVerifier:
         lock: What was accepted before, remembered by model; by default the policy's own.
         log: Where every decision is recorded.
 
+    Attributes:
+        policy: The policy.
+        log: See above.
+
     Raises:
         DocumentError: The policy is malformed.
     """
@@ -87,7 +91,7 @@ class PolicyVerifier:
         self._signature = signature
         self._base = base
         self._lock = lock_of(self.policy, lock)
-        self._log = log
+        self.log = log
         self._claims = Claims(self.policy)
         self._complete: set[tuple[str, str | None]] = set()
 
@@ -95,7 +99,7 @@ class PolicyVerifier:
         """A verifier for the files of one checkpoint, all of which one statement must cover."""
         one = PolicyVerifier(
             self.policy, name=self._name, signature=self._signature, base=self._base,
-            lock=self._lock, log=self._log,
+            lock=self._lock, log=self.log,
         )  # fmt: skip
         one._claims = self._claims.for_checkpoint()
         return one
@@ -132,8 +136,8 @@ class PolicyVerifier:
         try:
             admitted, fact = self._open(source, place.path, resource)
         except TrustError as error:
-            if self._log:
-                self._log.append(
+            if self.log:
+                self.log.append(
                     "refused", {"path": path, "reason": error.reason, "why": str(error)}
                 )
             raise
@@ -172,8 +176,8 @@ class PolicyVerifier:
         if self.policy.mode == "warn":
             warnings.warn(text, UnverifiedWarning, stacklevel=4)
             return
-        if self._log:
-            self._log.append("refused", {"path": path, "reason": code, "why": text})
+        if self.log:
+            self.log.append("refused", {"path": path, "reason": code, "why": text})
         raise PolicyViolationError(text, reason=code, path=path)
 
     def _claim(self, path: str, model: Model) -> tuple[str, Claim | None, Resource | None]:
@@ -210,8 +214,8 @@ class PolicyVerifier:
         self, evidence: Evidence, path: str, model: Model, signed: frozenset[str]
     ) -> Decision:
         def record(decision: Decision) -> None:
-            if self._log:
-                self._log.append("load", {"path": path, **decision.to_dict()})
+            if self.log:
+                self.log.append("load", {"path": path, **decision.to_dict()})
 
         decision = settle(
             self.policy, evidence, self._lock, signed=signed, record=record,

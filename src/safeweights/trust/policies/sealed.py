@@ -1,9 +1,9 @@
 """The statement inside an encrypted model: what was signed about its plaintext, before it was encrypted.
 
 A model that is signed, then encrypted, has its signature and block trees among the encrypted files
-(``model.sig.age``): digests of plaintext in clear would confirm guesses of it. The outer signature, over the
-ciphertexts, needs no key. Where there are both, both must be of the rule's signers, and a byte is handed
-out only when it is what both say.
+(``model.sig.age``): digests of plaintext in clear would confirm guesses of it. The outer signature, over
+the ciphertexts, needs no key. Where there are both, both must be of the rule's signers, and a byte is
+handed out only when it is what both say.
 """
 
 from __future__ import annotations

@@ -1,0 +1,476 @@
+"""Encrypted models: who can read them, with which tools, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from encrypted_files import (
+    AGE,
+    DATA,
+    QUICK,
+    decrypt_bytes,
+    encrypt_bytes,
+    needs_age,
+    needs_ssh,
+    public,
+    run,
+)
+
+import safeweights
+import safeweights.numpy
+from safeweights import trust
+from safeweights.errors import ChangedError, FormatError, SafetensorError, UnsupportedError
+from safeweights.storage import LocalStore, MemoryStore
+from safeweights.trust import (
+    AccessError,
+    CallableRecipient,
+    EncryptedStore,
+    Passphrase,
+    Stanza,
+    generate_identity,
+    write_identity,
+)
+from safeweights.trust.access import recipients
+from safeweights.trust.access.armor import armored
+from safeweights.trust.access.identities import as_identities, parse_identities
+from safeweights.trust.access.keyring import as_keyring, encrypted_for
+
+pyrage = pytest.importorskip("pyrage")
+
+# ---- the same files as other tools
+
+
+@needs_age
+@pytest.mark.parametrize("size", [0, 1, 65536, 65537, 200_000])
+def test_files_are_those_of_age(ann: Path, tmp_path: Path, size: int) -> None:
+    (tmp_path / "ours").write_bytes(encrypt_bytes(DATA[:size], public(ann)))
+    assert run(AGE, "-d", "-i", ann, tmp_path / "ours") == DATA[:size]
+    theirs = run(AGE, "-r", public(ann), data=DATA[:size])
+    assert decrypt_bytes(theirs, ann) == DATA[:size]
+    as_text = run(AGE, "-a", "-r", public(ann), data=DATA[:size])
+    assert decrypt_bytes(as_text, ann) == DATA[:size]
+    (tmp_path / "text").write_bytes(armored(encrypt_bytes(DATA[:size], public(ann))))
+    assert run(AGE, "-d", "-i", ann, tmp_path / "text") == DATA[:size]
+
+
+@needs_age
+def test_an_identity_of_age_keygen_is_read_and_ours_by_it(ann: Path, tmp_path: Path) -> None:
+    run("age-keygen", "-o", tmp_path / "theirs")
+    assert run("age-keygen", "-y", tmp_path / "theirs").decode().strip() == public(
+        tmp_path / "theirs"
+    )
+    assert run("age-keygen", "-y", ann).decode().strip() == public(ann)
+    assert stat.S_IMODE(os.stat(ann).st_mode) == 0o600
+
+
+@needs_age
+@needs_ssh
+@pytest.mark.parametrize("kind", ["ed25519", "rsa"])
+def test_ssh_keys_are_those_of_age(ssh_keys: Path, tmp_path: Path, kind: str) -> None:
+    key, pub = ssh_keys / kind, ssh_keys / f"{kind}.pub"
+    (tmp_path / "ours").write_bytes(encrypt_bytes(DATA, pub))
+    assert run(AGE, "-d", "-i", key, tmp_path / "ours") == DATA
+    assert decrypt_bytes(run(AGE, "-R", pub, data=DATA), key) == DATA
+    other = "rsa" if kind == "ed25519" else "ed25519"
+    with pytest.raises(AccessError, match=r"no identity|none of"):
+        decrypt_bytes((tmp_path / "ours").read_bytes(), ssh_keys / other)
+
+
+def test_files_are_those_of_pyrage(ann: Path) -> None:
+    text = ann.read_text().split()[-1]
+    ours = encrypt_bytes(DATA, public(ann))
+    assert pyrage.decrypt(ours, [pyrage.x25519.Identity.from_str(text)]) == DATA
+    theirs = pyrage.encrypt(DATA, [pyrage.x25519.Recipient.from_str(public(ann))])
+    assert decrypt_bytes(theirs, ann) == DATA
+
+
+@pytest.mark.slow
+def test_passphrases_are_those_of_pyrage() -> None:
+    ours = encrypt_bytes(DATA, Passphrase("pass", work_factor=QUICK))
+    assert pyrage.passphrase.decrypt(ours, "pass") == DATA
+    assert (
+        decrypt_bytes(
+            pyrage.passphrase.encrypt(DATA, "pass"), Passphrase("pass", max_work_factor=24)
+        )
+        == DATA
+    )
+
+
+def test_the_published_hybrid_pair_belongs_together() -> None:
+    secret = "AGE-SECRET-KEY-PQ-1XX76JRALNLXDMEW0CRK45QMCCH4X06SE84UN3VPM33W6HWDX0H3SK3ZQFR"
+    (identity,) = as_identities(secret)
+    label: str = identity.recipient.label  # type: ignore[attr-defined]
+    assert label.startswith(
+        "age1pq1x34nzsvr0rxjsgdn8zgyhfe8j7ceq5r9rdelkjuh3y235jzxshfg87pzf5zrqtzdxz95paef"
+    )
+    assert label.endswith("m9efhxpfqdkmhh6gjtqmwze9pyyzk3tlhl53k2ykx3qheyty7saeq0d3fzv49zc0k")
+    assert decrypt_bytes(encrypt_bytes(DATA, label), secret) == DATA
+
+
+# ---- models
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["", "model.safetensors.index.json", "model.safetensors.index.json.age"],
+)
+def test_every_recipient_reads_the_model_like_the_plain_folder(
+    sharded: tuple[Path, dict[str, Any]], ann: Path, bob: Path, target: str
+) -> None:
+    folder, tensors = sharded
+    done = safeweights.encrypt(folder, [public(ann), public(bob)])
+    assert done.path == f"{folder}.age"
+    for identity in (ann, bob, str(bob), [ann, bob]):
+        found = safeweights.numpy.load_file(os.path.join(done.path, target), identity=identity)
+        assert all((found[name] == value).all() for name, value in tensors.items())
+
+
+def test_every_way_of_loading_takes_an_identity(
+    sharded: tuple[Path, dict[str, Any]], ann: Path, tmp_path: Path
+) -> None:
+    folder, tensors = sharded
+    path = safeweights.encrypt(folder, public(ann)).path
+    with safeweights.safe_open(path, "np", identity=ann) as file:
+        assert (file.get_slice("w3")[10:20, ::7] == tensors["w3"][10:20, ::7]).all()
+    assert dict(safeweights.stream(path, "np", identity=ann)).keys() == tensors.keys()
+    assert set(safeweights.open(path, identity=ann)) == set(tensors)
+    shard = os.path.join(path, "model-00001-of-00003.safetensors")
+    for named in (shard, f"{shard}.age", Path(f"{shard}.age")):
+        assert set(safeweights.open(named, identity=ann)) == {"w0", "w1"}
+    assert set(safeweights.open(LocalStore(path), identity=ann)) == set(tensors)
+    data = Path(f"{shard}.age").read_bytes()
+    run_key = decrypt_bytes(Path(path, "model.key.age").read_bytes(), ann)
+    model = parse_identities(run_key)
+    assert set(safeweights.open(data, identity=model)) == {"w0", "w1"}
+    assert set(safeweights.open(io.BytesIO(data), identity=model)) == {"w0", "w1"}
+
+
+def test_a_model_loads_through_the_torch_face(
+    sharded: tuple[Path, dict[str, Any]], ann: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    import safeweights.torch
+
+    folder, tensors = sharded
+    path = safeweights.encrypt(folder, public(ann)).path
+    for backend in ("mmap", "pread", "direct", "auto"):
+        found = safeweights.torch.load_file(path, identity=ann, backend=backend)
+        assert (found["w5"].numpy() == tensors["w5"]).all()
+    target = {name: torch.empty(200, 200, dtype=torch.float64) for name in tensors}
+    safeweights.torch.load_into(target, path, identity=ann)
+    assert (target["w0"].numpy() == tensors["w0"]).all()
+
+
+@needs_age
+def test_a_stock_tool_opens_a_model(
+    sharded: tuple[Path, dict[str, Any]], ann: Path, tmp_path: Path
+) -> None:
+    folder, _ = sharded
+    path = safeweights.encrypt(folder, public(ann)).path
+    (tmp_path / "key").write_bytes(run(AGE, "-d", "-i", ann, Path(path, "model.key.age")))
+    for file in folder.rglob("*.*"):
+        inside = file.relative_to(folder)
+        assert (
+            run(AGE, "-d", "-i", tmp_path / "key", f"{Path(path, inside)}.age") == file.read_bytes()
+        )
+
+
+def test_other_formats_are_read_too(tmp_path: Path, ann: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    np.savez(folder / "weights.npz", a=np.arange(5.0))
+    path = safeweights.encrypt(folder, public(ann)).path
+    assert list(safeweights.open(path, identity=ann)) == ["a"]
+    assert list(safeweights.open(f"{path}/weights.npz.age", identity=ann)) == ["a"]
+
+
+def test_a_single_file_is_encrypted_for_the_recipients_themselves(
+    tmp_path: Path, ann: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    safeweights.numpy.save_file({"a": np.zeros(3)}, path)
+    done = safeweights.encrypt(path, public(ann))
+    assert (done.path, done.key_file) == (f"{path}.age", None)
+    assert path.exists()
+    assert list(safeweights.open(done.path, identity=ann)) == ["a"]
+    again = safeweights.encrypt(path, public(ann), tmp_path / "text.age", armor=True)
+    assert Path(again.path).read_bytes().startswith(b"-----BEGIN AGE ENCRYPTED FILE-----\n")
+    assert list(safeweights.open(again.path, identity=ann)) == ["a"]
+    safeweights.encrypt(path, public(ann), tmp_path / "moved.age", replace=True)
+    assert not path.exists()
+
+
+def test_a_passphrase_opens_a_model_and_is_asked_for_once(
+    sharded: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, tensors = sharded
+    path = safeweights.encrypt(folder, Passphrase("open sesame", work_factor=QUICK)).path
+    asked: list[str] = []
+
+    def ask() -> str:
+        asked.append("asked")
+        return "open sesame"
+
+    found = safeweights.numpy.load_file(path, identity=Passphrase(ask))
+    assert found.keys() == tensors.keys()
+    assert asked == ["asked"]
+    with pytest.raises(AccessError, match="none of the 1 identities"):
+        safeweights.open(path, identity=Passphrase("open simsim"))
+
+
+def test_a_key_service_wraps_and_unwraps_file_keys(
+    sharded: tuple[Path, dict[str, Any]], ann: Path
+) -> None:
+    folder, tensors = sharded
+    vault: dict[str, bytes] = {}
+
+    def wrap(key: bytes) -> Stanza:
+        vault[name := f"key-{len(vault)}"] = key
+        return Stanza("example.org/kms", (name,), b"")
+
+    def unwrap(stanza: Stanza) -> bytes | None:
+        return vault.get(stanza.arguments[0]) if stanza.type == "example.org/kms" else None
+
+    service = CallableRecipient(wrap, "kms://models")
+    path = safeweights.encrypt(folder, [service, public(ann)]).path
+    for identity in (unwrap, ann):
+        assert safeweights.numpy.load_file(path, identity=identity).keys() == tensors.keys()
+    with pytest.raises(AccessError, match=r"cannot be kept by their names .*kms://models"):
+        safeweights.rekey(path, ann)
+    safeweights.rekey(path, ann, add=service)
+    assert safeweights.numpy.load_file(path, identity=unwrap).keys() == tensors.keys()
+
+    def broken(stanza: Stanza) -> bytes:
+        raise ConnectionError("the service does not answer")
+
+    with pytest.raises(ConnectionError, match="does not answer"):
+        safeweights.open(path, identity=broken)
+    with pytest.raises(FormatError, match="does not have 16 bytes"):
+        safeweights.open(path, identity=lambda stanza: b"short")
+
+
+def test_groups_of_files_have_their_own_recipients(
+    sharded: tuple[Path, dict[str, Any]], ann: Path, bob: Path
+) -> None:
+    folder, _ = sharded
+    out = f"{folder}.age"
+    safeweights.encrypt(folder, public(ann), out, only=["*00001*"], key_file="first.key.age")
+    safeweights.encrypt(folder, public(bob), out, only=["*00002*"], key_file="second.key.age")
+    first, second = (f"{out}/model-0000{n}-of-00003.safetensors" for n in (1, 2))
+    for identity, mine, other in ((ann, first, second), (bob, second, first)):
+        assert safeweights.open(mine, identity=identity)
+        with pytest.raises(AccessError, match="none of"):
+            safeweights.open(other, identity=identity)
+    with pytest.raises(AccessError, match="several key files"):
+        safeweights.rekey(out, ann)
+    assert safeweights.rekey(out, ann, key_file="first.key.age", add=public(bob)).added == (
+        public(bob),
+    )
+    assert safeweights.open(first, identity=bob)
+
+
+def test_the_key_file_is_found_from_a_folder_inside(tmp_path: Path, ann: Path) -> None:
+    folder = tmp_path / "pipeline"
+    (folder / "unet").mkdir(parents=True)
+    safeweights.numpy.save_file({"a": np.zeros(3)}, folder / "unet" / "diffusion.safetensors")
+    path = Path(safeweights.encrypt(folder, public(ann)).path)
+    assert list(safeweights.open(path / "unet", identity=ann)) == ["a"]
+    assert list(safeweights.open(path / "unet" / "diffusion.safetensors.age", identity=ann)) == [
+        "a"
+    ]
+
+
+def test_a_post_quantum_model(
+    sharded: tuple[Path, dict[str, Any]], tmp_path: Path, ann: Path
+) -> None:
+    folder, tensors = sharded
+    write_identity(tmp_path / "pq", generate_identity(post_quantum=True))
+    path = safeweights.encrypt(folder, public(tmp_path / "pq")).path
+    found = encrypted_for(LocalStore(path).open("config.json.age"))
+    assert found == ["mlkem768x25519"]
+    assert safeweights.numpy.load_file(path, identity=tmp_path / "pq").keys() == tensors.keys()
+    with pytest.raises(AccessError) as caught:
+        safeweights.rekey(path, tmp_path / "pq", add=public(ann))
+    assert caught.value.reason == "mixed-recipients"
+
+
+# ---- a store that decrypts
+
+
+def test_the_store_lists_what_is_encrypted_under_its_name(ann: Path) -> None:
+    plain = MemoryStore()
+    for name in ("b.txt", "a.txt", "a-b.txt", "sub/c.txt"):
+        plain.write(f"{name}.age", [encrypt_bytes(name.encode(), public(ann))])
+    plain.write("plain.txt", [b"plain"])
+    plain.write("model.key.age", [encrypt_bytes(b"# nothing\n" + ann.read_bytes(), public(ann))])
+    store = EncryptedStore(plain, ann)
+    assert [entry.name for entry in store.list()] == ["a-b.txt", "a.txt", "b.txt", "sub/c.txt"]
+    assert [(e.name, e.kind) for e in store.list(recursive=False)][-1] == ("sub", "folder")
+    for name in ("b.txt", "sub/c.txt"):
+        assert store.open(name).read(0, len(name)) == name.encode()
+    assert (store.kind("b.txt"), store.kind("sub"), store.kind("nothing")) == (
+        "file",
+        "folder",
+        None,
+    )
+    assert store.locate("b.txt").endswith("b.txt.age")
+    version = store.open("b.txt").version
+    assert store.open("b.txt", version=version).size == 5
+    plain.write("b.txt.age", [encrypt_bytes(b"other", public(ann))])
+    with pytest.raises(ChangedError):
+        store.open("b.txt", version=version)
+    with pytest.raises(AccessError, match="not encrypted"):
+        store.open("plain.txt")
+    with pytest.raises(FileNotFoundError):
+        store.open("nothing")
+
+
+def test_the_store_is_read_only(ann: Path) -> None:
+    store = EncryptedStore(MemoryStore(), ann)
+    for change in (lambda: store.write("a", []), lambda: store.delete("a"), store.commit):
+        with pytest.raises(UnsupportedError, match="read-only"):
+            change()
+    assert store.interrupted() is None
+
+
+# ---- no downgrade, and files that were exchanged
+
+
+def test_plaintext_is_refused_where_an_identity_is_given(
+    sharded: tuple[Path, dict[str, Any]], ann: Path
+) -> None:
+    folder, _ = sharded
+    for target in (
+        folder,
+        folder / "model-00001-of-00003.safetensors",
+        folder / "model.safetensors.index.json",
+    ):
+        with pytest.raises(AccessError) as caught:
+            safeweights.open(target, identity=ann)
+        assert caught.value.reason == "not-encrypted"
+
+
+def test_a_plaintext_shard_does_not_take_the_place_of_an_encrypted_one(
+    sharded: tuple[Path, dict[str, Any]], ann: Path
+) -> None:
+    folder, _ = sharded
+    path = Path(safeweights.encrypt(folder, public(ann)).path)
+    name = "model-00002-of-00003.safetensors"
+    shutil.copy(folder / name, path / name)
+    safeweights.open(path, identity=ann)  # it is not even looked at
+    (path / f"{name}.age").unlink()
+    with pytest.raises(AccessError, match="not encrypted"):
+        safeweights.open(path, identity=ann)
+    os.rename(path / name, path / f"{name}.age")
+    with pytest.raises(AccessError, match="not encrypted"):
+        safeweights.open(path, identity=ann)
+
+
+def test_a_missing_or_wrong_key_never_gives_ciphertext(
+    sharded: tuple[Path, dict[str, Any]], ann: Path, bob: Path
+) -> None:
+    folder, _ = sharded
+    path = Path(safeweights.encrypt(folder, public(ann)).path)
+    shard = path / "model-00001-of-00003.safetensors.age"
+    for load in (
+        lambda: safeweights.open(path),
+        lambda: safeweights.open(shard),
+        lambda: safeweights.numpy.load_file(path),
+        lambda: safeweights.numpy.load_file(shard),
+        lambda: safeweights.open(shard.read_bytes()),
+    ):
+        with pytest.raises(SafetensorError, match="encrypted"):
+            load()
+    with pytest.raises(AccessError) as caught:
+        safeweights.open(path, identity=bob)
+    assert caught.value.reason == "no-match"
+    assert "1 of type `X25519`" in str(caught.value)
+
+
+def test_files_of_two_models_cannot_be_exchanged(
+    sharded: tuple[Path, dict[str, Any]], ann: Path, tmp_path: Path
+) -> None:
+    folder, _ = sharded
+    one = Path(safeweights.encrypt(folder, public(ann), tmp_path / "one").path)
+    two = Path(safeweights.encrypt(folder, public(ann), tmp_path / "two").path)
+    name = "model-00003-of-00003.safetensors.age"
+    shutil.copy(two / name, one / name)
+    with pytest.raises(AccessError, match="none of"):
+        safeweights.open(one, identity=ann)
+    shutil.copy(two / "model.key.age", one / "model.key.age")
+    with pytest.raises(AccessError, match="none of"):
+        safeweights.open(one, identity=ann)
+
+
+def test_a_key_file_is_no_model(sharded: tuple[Path, dict[str, Any]], ann: Path) -> None:
+    path = safeweights.encrypt(sharded[0], public(ann)).path
+    with pytest.raises(AccessError) as caught:
+        safeweights.open(f"{path}/model.key.age", identity=ann)
+    assert caught.value.reason == "key-file"
+
+
+# ---- secrets stay where they are
+
+
+def test_no_secret_is_in_a_repr_an_error_or_a_log(
+    sharded: tuple[Path, dict[str, Any]], ann: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = ann.read_text().split()[-1]
+    log = trust.AuditLog(tmp_path / "log")
+    path = safeweights.encrypt(sharded[0], public(ann)).path
+    keyring = as_keyring(ann, log=log)
+    hybrid = generate_identity(post_quantum=True)
+    model_key = decrypt_bytes(Path(path, "model.key.age").read_bytes(), ann).split()[-1].decode()
+    store = EncryptedStore(LocalStore(path), keyring)
+    source = store.open("config.json")
+    service = CallableRecipient(lambda key: Stanza("a", (), key), "service")
+    shown = [
+        repr(each)
+        for each in (
+            keyring, store, store._keyring(), source, hybrid, hybrid.recipient, service,
+            Passphrase("hunter2"), as_keyring(lambda stanza: None), *as_identities(ann),
+            *recipients.as_recipients(public(ann)),
+        )
+    ]  # fmt: skip
+    for wrong in (lambda: safeweights.open(path, identity=hybrid), lambda: safeweights.open(path)):
+        with pytest.raises(SafetensorError) as caught:
+            wrong()
+        shown += [str(caught.value), repr(caught.value)]
+    shown.append((tmp_path / "log").read_text())
+    text = "\n".join(shown)
+    for hidden in (secret, model_key, hybrid.text(), "hunter2"):
+        assert hidden not in text
+        assert hidden[15:35] not in text.upper() or hidden == "hunter2"
+    assert trust.verify_log(tmp_path / "log") == 1
+    entry = json.loads((tmp_path / "log").read_text())
+    assert entry["event"] == "opened"
+    assert entry["details"] == {"path": f"{path}/config.json.age", "recipient": public(ann)}
+    assert source.opened_by == public(ann)  # type: ignore[attr-defined]
+
+
+# ---- the default of a process
+
+
+def test_a_process_can_have_an_identity(sharded: tuple[Path, dict[str, Any]], ann: Path) -> None:
+    from safeweights.trust.verifier import set_identity
+
+    folder, tensors = sharded
+    path = safeweights.encrypt(folder, public(ann)).path
+    set_identity(ann)
+    try:
+        assert safeweights.numpy.load_file(path).keys() == tensors.keys()
+        with pytest.raises(AccessError, match="not encrypted"):
+            safeweights.numpy.load_file(folder)
+    finally:
+        set_identity(None)
+    assert safeweights.numpy.load_file(folder).keys() == tensors.keys()
+    with pytest.raises(UnsupportedError, match="identity= is for files"):
+        safeweights.safe_open(safeweights.open(folder), "np", identity=ann)
