@@ -16,7 +16,7 @@ export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX)
 endif
 
 # The areas that can be tested alone: `make test-format` ...
-AREAS := format storage checkpoint numpy-torch conversion trust cli compat bench
+AREAS := format storage checkpoint editing numpy-torch conversion trust cli compat bench
 TESTS_numpy-torch := tests/frameworks
 
 .PHONY: help demo test lint fuzz test-pythons test-frameworks test-clients bench conformance clean \

@@ -164,6 +164,21 @@ def convert(checkpoint: str) -> None:
     run("check", "poisoned.bin", expect=1)
 
 
+def edit(model: str) -> None:
+    say("Renamed in place: a few bytes of the header, whatever the size of the file.")
+    shutil.copy(model, "edited.safetensors")
+    name = "embeddings.word_embeddings.weight"
+    run("edit", "edited.safetensors", "--in-place", "--rename", f"{name}=embed.weight")
+    require("embed.weight" in safeweights.open("edited.safetensors"), "the new name is there")
+    say("Split into shards, and merged again: the system moves the bytes.")
+    run("edit", model, "shards/", "--split", "30MB", lines=5)
+    run("edit", "shards", "merged.safetensors", lines=3)
+    same = filecmp.cmp(model, "merged.safetensors", shallow=False)
+    require(same, "merged, byte for byte the published file")
+    say("What would half precision do? A plan, and nothing is written.")
+    run("edit", model, "half.safetensors", "--dtype", "F16", "--plan", lines=4)
+
+
 def sign(model: str) -> None:
     say("Who made these weights? Sign the folder (OpenSSF Model Signing) and verify it.")
     folder = Path("signed")
@@ -211,6 +226,7 @@ def main() -> None:
             shutil.copy(checkpoint, "pretrained.pt")
             read_and_write("model.safetensors")
             convert("pretrained.pt")
+            edit("model.safetensors")
             sign("model.safetensors")
         finally:
             os.chdir(home)

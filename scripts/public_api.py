@@ -28,6 +28,7 @@ PUBLIC = {
     "safeweights.paddle": "Paddle tensors",
     "safeweights.checkpoint": "the mapping from names to unread tensors",
     "safeweights.conversion": "other formats, read without executing anything in them",
+    "safeweights.editing": "changing checkpoints without loading them",
     "safeweights.trust": "digests, signatures, policies, admission",
     "safeweights.errors": "every exception",
     "safeweights.compat": "stands in for the `safetensors` package",

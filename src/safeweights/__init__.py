@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         compat,
         conformance,
         conversion,
+        editing,
         flax,
         guard,
         mlx,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint, Tensor, save
     from .conversion import convert, scan
     from .conversion.opening import open
+    from .editing import edit
     from .format.header import Header, TensorInfo
     from .frameworks.handle import PySafeSlice, _safe_open_handle, safe_open
     from .frameworks.prefetch import PrefetchLoader, PrefetchPlan, TensorMeta, stream
@@ -67,6 +69,7 @@ __all__ = [
     "decrypt",
     "describe",
     "deserialize",
+    "edit",
     "encrypt",
     "guard",
     "open",
@@ -101,6 +104,7 @@ __getattr__, __dir__ = lazy_names(
         "decrypt": "trust.encryption",
         "deserialize": "serialization",
         "encrypt": "trust.encryption",
+        "edit": "editing",
         "open": "conversion.opening",
         "rekey": "trust.encryption",
         "release_idle": "storage.buffer_pool",
@@ -114,7 +118,7 @@ __getattr__, __dir__ = lazy_names(
         "trust": "",
     },
     modules=(
-        "agents", "checkpoint", "compat", "conformance", "conversion", "flax", "mlx", "numpy", "paddle",
-        "tensorflow", "torch",
+        "agents", "checkpoint", "compat", "conformance", "conversion", "editing", "flax", "mlx", "numpy",
+        "paddle", "tensorflow", "torch",
     ),
 )  # fmt: skip

@@ -25,7 +25,6 @@ import safeweights
 import safeweights.numpy
 from safeweights.cli import watching
 from safeweights.cli.app import COMMANDS
-from safeweights.cli.commands import convert as convert_module
 from safeweights.reports import sarif
 from safeweights.trust import generate_key, load_private_key, sign
 
@@ -317,8 +316,8 @@ def test_the_progress_of_a_conversion_reaches_its_end(monkeypatch, npz, target):
         seen.append(size)
         yield seen.append
 
-    monkeypatch.setattr(convert_module, "watched", watched)
-    with convert_module._progress() as progress:
+    monkeypatch.setattr(watching, "watched", watched)
+    with watching.watched_writing("converting") as progress:
         safeweights.convert(npz, target, progress=progress)
     written_and_read_back = 2 * sum(array.nbytes for array in ARRAYS.values())
     assert seen[0] == written_and_read_back == seen[-1]

@@ -16,6 +16,7 @@ from safeweights.checkpoint import MemoryTensor
 from safeweights.errors import FormatError
 from safeweights.format import writer
 from safeweights.format.dtypes import BITS, CODES
+from safeweights.format.header import parse as header_parse
 
 # The reference writer's names of the types.
 REFERENCE = {
@@ -110,3 +111,20 @@ def test_no_dimension_that_cannot_be_read_is_written(shape: tuple[int, ...]) -> 
     with pytest.raises(FormatError) as caught:
         writer.layout([("a", "U8", shape)])
     assert (caught.value.rule, caught.value.tensor) == ("integer", "a")
+
+
+def test_the_given_order() -> None:
+    tensors = [("b", "U8", (3,)), ("a", "F32", (2,)), ("c", "U8", (1,))]
+    header, head = writer.layout(tensors, in_order=True)
+    assert [(name, info.begin) for name, info in header.tensors.items()] == [
+        ("b", 0), ("a", 3), ("c", 11),
+    ]  # fmt: skip
+    assert header_parse(head[8:], 12).tensors == header.tensors
+
+
+@pytest.mark.parametrize("align", [8, 64, 4096])
+def test_where_the_data_begins(align: int) -> None:
+    header, head = writer.layout([("a", "U8", (3,))], {"k": "v"}, align=align)
+    assert len(head) % align == 0
+    assert header.data_start == len(head)
+    assert header_parse(head[8:], 3) == header

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Final, NamedTuple, cast
 
 from ..errors import FormatError, UnsupportedError, quote
 from ..format.gcpause import gc_paused
 from ..format.writer import layout
-from ..storage import Buffer, joined, read_ahead, write_file, write_stream
+from ..storage import Buffer, Run, is_copyable, joined, read_ahead, write_file, write_stream
 from .mapping import Checkpoint
-from .tensor import Tensor
+from .tensor import FileTensor, Tensor
 
 if TYPE_CHECKING:
     from ..format.header import Header, TensorInfo
+    from ..storage import DescriptorSource
 
-__all__ = ["save", "serialized", "to_bytes"]
+__all__ = ["Contents", "decided", "save", "serialized", "to_bytes"]
+
+_SMALL: Final = 1 << 14
+"""Bytes below which a run is read: a system call for each costs more than copying them."""
 
 
 def save(
@@ -66,13 +70,102 @@ def serialized(
         FormatError: What the format cannot hold.
         UnsupportedError: Not a mapping of names to tensors.
     """
-    return _plan(tensors, metadata, _written)
+    file = decided(tensors, metadata)
+    contents = _contents(file, _written)
+    if not all(tensor.in_memory for tensor in file.tensors.values()):
+        contents = read_ahead(contents)
+    return file.size, contents
+
+
+class Contents(NamedTuple):
+    """A safetensors file that is decided and not written yet.
+
+    Attributes:
+        head: Its first bytes, up to the data.
+        header: What they say.
+        tensors: Name -> tensor.
+    """
+
+    head: bytes
+    header: Header
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self.head) + self.header.data_size
+
+    def runs(self) -> Iterator[Run | str]:
+        """The data in order: what is in open files already, in runs as long as can be; other names."""
+        run: Run | None = None
+        for name, info in self.header.tensors.items():
+            if not info.nbytes:
+                continue
+            place = _place(self.tensors[name])
+            if run is not None and place == (run.source, run.offset + run.length):
+                run.length += info.nbytes
+                continue
+            if run is not None:
+                yield run
+            run = None if place is None else Run(*place, info.nbytes)
+            if run is None:
+                yield name
+        if run is not None:
+            yield run
+
+    def pieces(self) -> Iterator[Buffer | Run]:
+        """The file's bytes. What is in open files is not read here, but handed on as runs.
+
+        Of mapped tensors the bytes of the file count, not what the process wrote to the mapping.
+        """
+        return read_ahead(self._pieces())
+
+    def _pieces(self) -> Iterator[Buffer | Run]:
+        yield self.head
+        for item in self.runs():
+            if not isinstance(item, Run):
+                yield from _checked(item, self.header.tensors[item], self.tensors[item].chunks())
+            elif item.length >= _SMALL:
+                yield item
+            else:
+                yield from item.chunks()
+
+
+def decided(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    in_order: bool = False,
+    align: int = 8,
+) -> Contents:
+    """Decide, and check, what the file of some tensors will be.
+
+    Args:
+        tensors: What is in it.
+        metadata: Strings to strings. None takes the metadata of a `Checkpoint`.
+        in_order: See `safeweights.format.writer.layout`.
+        align: The same.
+
+    Raises:
+        FormatError: What the format cannot hold.
+        UnsupportedError: Not a mapping of names to tensors, or one of them cannot be given.
+    """
+    if metadata is None and isinstance(tensors, Checkpoint):
+        metadata = tensors.metadata
+    found = _unread(tensors)
+    with gc_paused():
+        entries = [(name, t.dtype, t.shape) for name, t in found.items()]
+        header, head = layout(entries, metadata, in_order=in_order, align=align)
+    for name, info in header.tensors.items():
+        if found[name].nbytes != info.nbytes:
+            raise _wrong_size(name, info, found[name].nbytes)
+    return Contents(head, header, found)
 
 
 def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """What `save` would write, as bytes; one copy."""
-    size, buffers = _plan(tensors, metadata, _whole)
-    return joined(buffers, size)
+    file = decided(tensors, metadata)
+    return joined(_contents(file, _whole), file.size)
 
 
 def _written(tensor: Tensor) -> Iterable[Buffer]:
@@ -107,39 +200,27 @@ def _unread(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _plan(
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str] | None,
-    pieces: Callable[[Tensor], Iterable[Buffer]],
-) -> tuple[int, Iterator[Buffer]]:
-    """Size and contents of the file; the header is made, and checked, at once."""
-    if metadata is None and isinstance(tensors, Checkpoint):
-        metadata = tensors.metadata
-    found = _unread(tensors)
-    with gc_paused():
-        header, head = layout([(name, t.dtype, t.shape) for name, t in found.items()], metadata)
-    for name, info in header.tensors.items():
-        if found[name].nbytes != info.nbytes:
-            raise _wrong_size(name, info, found[name].nbytes)
-    contents = _contents(head, header, found, pieces)
-    in_memory = all(tensor.in_memory for tensor in found.values())
-    return len(head) + header.data_size, contents if in_memory else read_ahead(contents)
+def _contents(file: Contents, pieces: Callable[[Tensor], Iterable[Buffer]]) -> Iterator[Buffer]:
+    yield file.head
+    for name, info in file.header.tensors.items():
+        yield from _checked(name, info, pieces(file.tensors[name]))
 
 
-def _contents(
-    head: bytes,
-    header: Header,
-    tensors: Mapping[str, Tensor],
-    pieces: Callable[[Tensor], Iterable[Buffer]],
-) -> Iterator[Buffer]:
-    yield head
-    for name, info in header.tensors.items():
-        size = 0
-        for chunk in pieces(tensors[name]):
-            size += len(chunk)
-            yield chunk
-        if size != info.nbytes:
-            raise _wrong_size(name, info, size)
+def _checked(name: str, info: TensorInfo, chunks: Iterable[Buffer]) -> Iterator[Buffer]:
+    """The bytes of one tensor, if there are as many as there have to be."""
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        yield chunk
+    if size != info.nbytes:
+        raise _wrong_size(name, info, size)
+
+
+def _place(tensor: Tensor) -> tuple[DescriptorSource, int] | None:
+    """The file that has the bytes of a tensor, and where; None if they have to be read or made."""
+    if type(tensor) is not FileTensor or not is_copyable(tensor.source):
+        return None
+    return cast("DescriptorSource", tensor.source), tensor.data_start + tensor.info.begin
 
 
 def _wrong_size(name: str, info: TensorInfo, found: int) -> FormatError:

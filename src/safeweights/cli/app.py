@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "get": "Print, describe or export one tensor, or a part of one.",
     "stats": "Compute statistics of all tensors; find NaNs and dead rows.",
     "convert": "Convert checkpoints of other formats to safetensors.",
+    "edit": "Rename, drop, add, cast, split and merge tensors without loading them.",
     "hash": "Print or check the SHA-256 of files and tensors.",
     "digest": "Print the digest that identifies a model's contents.",
     "keygen": "Create a key pair for signing models.",

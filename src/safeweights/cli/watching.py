@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from ..text import human_bytes
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
-__all__ = ["watched", "watched_files"]
+__all__ = ["watched", "watched_files", "watched_writing"]
 
 _FROM: Final = 1 << 28
 """Size in bytes above which progress is shown."""
@@ -50,6 +50,21 @@ def watched_files(
 ) -> AbstractContextManager[Callable[[int], object]]:
     """Show the progress of reading whole files and folders, in bytes."""
     return watched(what, sum(map(_size, paths)))
+
+
+@contextmanager
+def watched_writing(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that takes the amount done and the total; the bar appears when that is known."""
+    with ExitStack() as stack:
+        shown: Callable[[int], object] | None = None
+
+        def progress(done: int, total: int) -> None:
+            nonlocal shown
+            if shown is None:
+                shown = stack.enter_context(watched(what, total))
+            shown(done)
+
+        yield progress
 
 
 def _size(path: str) -> int:

@@ -129,9 +129,10 @@ def convert(
 
     Args:
         sources: A file, a folder with checkpoints and perhaps their index, or several files.
-        target: The file to write, or a folder if the source is one or there are several. In a folder,
-            or a path that ends in a slash, files are named like the sources. Missing folders are made. A
-            symbolic link to a file is replaced, not followed.
+        target: The file to write; or a folder if the source is one or there are several, unless the name
+            ends in ``.safetensors``, which is one file of all. In a folder, or a path that ends in a
+            slash, files are named like the sources. Missing folders are made. A symbolic link to a file
+            is replaced, not followed.
         options: See `Options`; single ones can also be given as keyword arguments.
         progress: Called with the bytes done so far and in total. The bytes of a tensor count when it is
             written and, if digests are recorded, again when its file is read back.
@@ -360,9 +361,12 @@ class _Job:
         """The files to write, and the weight map of the index, if there is to be one."""
         size = self.options.max_shard_size
         whole = [self._whole(each) for each in inputs]
-        if index is not None and size is not None:
+        one_file = self.destination.name is not None and len(inputs) > 1
+        if one_file or (index is not None and size is not None):
             # Shards of one checkpoint are split anew, wherever a tensor was.
-            name = self.destination.index_name(index).removesuffix(ANY_INDEX)
+            name = self.destination.name or self.destination.index_name(index).removesuffix(
+                ANY_INDEX
+            )
             whole = [_merged(whole, name, self.options.metadata)]
             index = None
         _check_distinct(whole)

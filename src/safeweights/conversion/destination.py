@@ -73,13 +73,15 @@ class Destination:
         Args:
             path: What the user gave.
             sources: The files to convert.
-            into_folder: Whether there are, or could be, several: `path` is a folder.
+            into_folder: Whether there are, or could be, several: `path` is a folder, unless its name
+                says that it is one safetensors file.
 
         Raises:
             NotADirectoryError: A folder is needed, and a file is in its place.
         """
         folder, name = os.path.split(path)
-        if not into_folder and name and not os.path.isdir(path):
+        one_file = not into_folder or name.endswith(SUFFIX)
+        if one_file and name and not os.path.isdir(path):
             return cls(LocalStore(folder), name)
         folder = os.path.dirname(os.path.join(path, ""))
         if os.path.lexists(folder) and not os.path.isdir(folder):

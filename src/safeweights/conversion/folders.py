@@ -34,7 +34,9 @@ def output_name(name: str) -> str:
 
 
 def find_checkpoints(path: str, verify: Verifier | None = None) -> Files:
-    """The checkpoints of other formats in a folder, or the files that an index lists.
+    """The files to convert in a folder, or those that an index lists.
+
+    Safetensors files count if there are no checkpoints of other formats.
 
     Without an index, every file with the suffix of a checkpoint counts, but for what training
     frameworks keep beside the weights (optimizer states, arguments).
@@ -43,12 +45,13 @@ def find_checkpoints(path: str, verify: Verifier | None = None) -> Files:
         FormatError: There is none, there are several indexes, or shards are missing.
     """
     try:
-        files = find_files(path, suffixes=(WEIGHT_SUFFIXES,), shard_suffix="", verify=verify)
+        suffixes = (WEIGHT_SUFFIXES, (SUFFIX,))
+        files = find_files(path, suffixes=suffixes, shard_suffix="", verify=verify)
     except FormatError as error:
         if error.rule == "folder":
             error.message = (
                 "the folder holds no checkpoint to convert: no file that ends in "
-                f"{', '.join(WEIGHT_SUFFIXES)}, and no index of such files"
+                f"{', '.join((*WEIGHT_SUFFIXES, SUFFIX))}, and no index of such files"
             )
         raise
     assert files is not None

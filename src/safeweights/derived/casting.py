@@ -100,6 +100,11 @@ class CastTensor(Tensor):
     def prepare(self) -> None:
         self.original.prepare()
 
+    @property
+    def may_lose(self) -> bool:
+        """Whether a value may be lost, so that only reading all of them tells."""
+        return self._range is not None
+
     def read_into(self, buffer: Any, offset: int = 0) -> None:
         """Fill `buffer` with bytes of the converted tensor, beginning at byte `offset`.
 

@@ -403,6 +403,50 @@ class ConvertDocument(TypedDict):
     ]
 
 
+class EditedFileRecord(TypedDict):
+    """A file that an edit reads, or that is there afterwards."""
+
+    path: str
+    format: Annotated[
+        str, "The format in which it is read; `safetensors`, or `index` for an index of shards."
+    ]
+    tensors: Annotated[int, "Number of tensors in it."]
+    bytes: Annotated[int, "Size of the file; of a source of another format, of its tensors."]
+    how: Annotated[
+        Literal["written", "header", "patched", "kept"],
+        "What happens to an output: it is written anew; it gets a new header before the same data; a "
+        "few bytes of its header are overwritten; nothing. `kept` for a source.",
+    ]
+    moved: Annotated[
+        int, "Bytes of an output that are not read: the system copies them, or they stay."
+    ]
+
+
+class EditDocument(TypedDict):
+    """`safeweights edit`: what changes, or with `--plan` would change."""
+
+    schema: Literal["safeweights.edit/1"]
+    dry_run: Annotated[bool, "Nothing was written."]
+    in_place: Annotated[bool, "The source itself is changed."]
+    sources: list[EditedFileRecord]
+    outputs: list[EditedFileRecord]
+    removed: Annotated[list[str], "Files of the checkpoint before that are not there afterwards."]
+    tensors: Annotated[int, "Number of tensors in the outputs."]
+    bytes: Annotated[int, "Bytes of their data."]
+    renamed: Annotated[dict[str, str], "Old name -> new name."]
+    dropped: Annotated[list[str], "Names left out."]
+    added: Annotated[dict[str, str], "Name -> the checkpoint that it comes from."]
+    cast: Annotated[dict[str, list[str]], "Name -> old type and new type."]
+    ties: Annotated[dict[str, str], "Name -> the name under which its bytes are written."]
+    untied: Annotated[list[str], "Names that were ties, and are tensors now."]
+    metadata_set: Annotated[
+        dict[str, str],
+        "Entries that are set. The value of a digest of the data is empty until it is computed.",
+    ]
+    metadata_removed: Annotated[dict[str, str], "Key -> why the entry is left out."]
+    notes: Annotated[list[str], "Sentences for people."]
+
+
 class HashedFileRecord(TypedDict):
     """A file and its digest."""
 
@@ -619,6 +663,7 @@ DOCUMENTS = (
     GetDocument,
     StatsDocument,
     ConvertDocument,
+    EditDocument,
     HashDocument,
     KeygenDocument,
     SignDocument,

@@ -5,7 +5,7 @@
     windows  blocks  inflating         parts of a source; bytes in blocks; compressed bytes
     encrypted                          blocks that are decrypted as they are read; encrypting writes
     pipes  limits                      standard input that cannot seek; what a foreign file may cost
-    sink                               files replaced as a whole, durably
+    sink  runs                         files replaced as a whole, durably; bytes the system moves itself
     store  local_store  remote/        named files: list, open, write, commit several at once
     urls  places                       a path or a URL -> a store and a name in it
     gathering  hashing                 scattered bytes into one buffer; the SHA-256 of a source
@@ -28,6 +28,7 @@ from .memory import allocate, joined
 from .opening import open_source
 from .places import Place, is_url, place_of
 from .readahead import read_ahead
+from .runs import Run, is_copyable
 from .sink import (
     PartialOverwriteError,
     copy_over,
@@ -53,6 +54,7 @@ __all__ = [
     "PartialOverwriteError",
     "Place",
     "Reading",
+    "Run",
     "Source",
     "Store",
     "TruncatedError",
@@ -63,6 +65,7 @@ __all__ = [
     "flat",
     "gather",
     "gather_mapped",
+    "is_copyable",
     "is_url",
     "joined",
     "open_source",

@@ -34,6 +34,7 @@ from .store import Commit, Entry, Store, changed, check_inside, check_name, inva
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from .runs import Run
     from .source import Buffer, Source
     from .store import EntryKind
 
@@ -148,6 +149,8 @@ class LocalStore(Store):
 
 
 class _LocalCommit(Commit):
+    _moves_runs = True
+
     def __init__(self, store: LocalStore, *, durable: bool) -> None:
         super().__init__(store)
         self._durable = durable
@@ -169,7 +172,7 @@ class _LocalCommit(Commit):
     def _stage(
         self,
         name: str,
-        buffers: Iterable[Buffer],
+        buffers: Iterable[Buffer | Run],
         size: int,
         *,
         create_only: bool,
@@ -198,7 +201,12 @@ class _LocalCommit(Commit):
                 stack.enter_context(sync_directory(folder, durable=self._durable))
             stack.enter_context(_locked(root))
             leaving = self._found()
-            if not self._exchange(leaving, arriving):
+            if len(arriving) == 1 and all(move.source == arriving[0].target for move in leaving):
+                # One file takes the place of another by one rename: at no moment is there none.
+                exchanged = rename(*arriving[0][:2], create_only=arriving[0].create_only)
+            else:
+                exchanged = self._exchange(leaving, arriving)
+            if not exchanged:
                 self._overwrite(leaving, arriving)
             self._state = "exchanged"
         with suppress(OSError):

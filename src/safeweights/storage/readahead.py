@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from .parallel import Background
+from .runs import Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -19,7 +20,10 @@ _TOGETHER: Final = 1 << 20
 """Bytes that are handed over at a time: for less, waking the other thread costs more than it gains."""
 
 
-def read_ahead(pieces: Iterable[Buffer]) -> Iterator[Buffer]:
+Piece = TypeVar("Piece", bound="Buffer | Run")
+
+
+def read_ahead(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """The same pieces, each made in another thread while those before it are used.
 
     Memory: two pieces more than without, or two MiB where pieces are small.
@@ -38,13 +42,13 @@ def read_ahead(pieces: Iterable[Buffer]) -> Iterator[Buffer]:
                 yield made.pop()  # so that only the consumer holds it
 
 
-def _next(remaining: Iterator[Buffer]) -> list[Buffer]:
+def _next(remaining: Iterator[Piece]) -> list[Piece]:
     """Pieces of a MiB together, or one that is larger; none at the end."""
-    made: list[Buffer] = []
+    made: list[Piece] = []
     size = 0
     for piece in remaining:
         made.append(piece)
-        size += memoryview(piece).nbytes
+        size += piece.length if isinstance(piece, Run) else memoryview(piece).nbytes
         if size >= _TOGETHER:
             break
     return made

@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ..errors import UnsupportedError
 from .files import decoded
+from .runs import Run, copy_run, expanded
 from .source import Buffer, flat
 from .syscalls import reserve
 
@@ -49,6 +50,7 @@ __all__ = [
 ]
 
 _Progress: TypeAlias = "Callable[[int], object]"
+_Pieces: TypeAlias = "Iterable[Buffer | Run]"
 
 _VECTOR: Final = 1024  # IOV_MAX of Linux, macOS and the BSDs
 _BATCH: Final = 1 << 23  # bytes handed to one system call; a signal is seen between two
@@ -90,7 +92,7 @@ class PartialOverwriteError(OSError):
 
 def write_file(
     path: str | os.PathLike[str],
-    buffers: Iterable[Buffer],
+    buffers: _Pieces,
     *,
     size: int = 0,
     durable: bool = False,
@@ -105,7 +107,8 @@ def write_file(
 
     Args:
         path: The file.
-        buffers: The contents. An iterator is read as bytes are written, so it may make them.
+        buffers: The contents. An iterator is read as bytes are written, so it may make them. The
+            system itself moves those that are a `Run` of another file.
         size: Number of bytes there will be, where it is known: the space for a large file is reserved
             first, and a durable one goes to the disk as it is written instead of filling the page cache.
         durable: Return only when the file and its name would survive a loss of power.
@@ -145,7 +148,7 @@ def write_file(
 def stage_file(
     path: str,
     target: str,
-    buffers: Iterable[Buffer],
+    buffers: _Pieces,
     *,
     size: int = 0,
     durable: bool = False,
@@ -187,7 +190,7 @@ def _resolve_parent(path: str) -> str:
 
 def write_stream(
     file: IO[bytes],
-    buffers: Iterable[Buffer],
+    buffers: _Pieces,
     *,
     progress: _Progress | None = None,
 ) -> None:
@@ -201,7 +204,7 @@ def write_stream(
     if isinstance(file, io.TextIOBase):
         raise UnsupportedError("the file object takes text: open it in mode 'wb'")
     written = 0
-    for buffer in buffers:
+    for buffer in expanded(buffers):
         rest = flat(buffer)
         while rest:
             count = file.write(rest)
@@ -318,7 +321,7 @@ class _NewFile:
         # Until the file has the old owner, group and mode, only this process's user may read it.
         self._mode = 0o666 if replaced is None else stat.S_IMODE(replaced.st_mode) & 0o700
 
-    def create(self, buffers: Iterable[Buffer], progress: _Progress | None) -> None:
+    def create(self, buffers: _Pieces, progress: _Progress | None) -> None:
         """Write it. It has no name until it is complete, if the system can do that."""
         unnamed = _open_unnamed(os.path.dirname(self._path), self._mode)
         if unnamed is None:
@@ -331,12 +334,12 @@ class _NewFile:
             else:
                 self._create_named(_contents(unnamed), None)
 
-    def _create_named(self, buffers: Iterable[Buffer], progress: _Progress | None) -> None:
+    def _create_named(self, buffers: _Pieces, progress: _Progress | None) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS | getattr(os, "O_NOFOLLOW", 0)
         with _closing(os.open(self._path, flags, self._mode), self._target) as descriptor:
             self._fill(descriptor, buffers, progress)
 
-    def _fill(self, descriptor: int, buffers: Iterable[Buffer], progress: _Progress | None) -> None:
+    def _fill(self, descriptor: int, buffers: _Pieces, progress: _Progress | None) -> None:
         large = self._size >= _LARGE
         if large:
             with _about(self._target):
@@ -447,23 +450,58 @@ def _sync(descriptor: int, path: str, *, durable: bool) -> None:
 def _write_all(
     descriptor: int,
     path: str,
-    buffers: Iterable[Buffer],
+    buffers: _Pieces,
     progress: _Progress | None = None,
     *,
     uncached: bool = False,
 ) -> None:
     write = _Uncached(descriptor).write if uncached else partial(_write_some, descriptor)
     written = 0
-    for batch in _batches(buffers):
-        rest = batch
-        del batch  # or its memory would be in use while the next one is made
+
+    def count_moved(count: int) -> None:
+        nonlocal written
+        written += count
+        if progress is not None:
+            progress(written)
+
+    def write_batch(batch: list[memoryview]) -> None:
+        rest, size = [*batch], sum(map(len, batch))
+        batch.clear()  # or its memory would be in use while the next one is made
         while rest:
             with _about(path):
                 count = write(rest)
-            written += count
             rest = _after(rest, count)
-        if progress is not None:
-            progress(written)
+        count_moved(size)
+
+    for item in _grouped(buffers):
+        if isinstance(item, Run):
+            with _about(path):
+                copy_run(
+                    item, descriptor, written, lambda data: write_batch([flat(data)]), count_moved
+                )
+        else:
+            write_batch(item)
+
+
+def _grouped(pieces: _Pieces) -> Iterator[list[memoryview] | Run]:
+    """Runs, and between them the buffers, as `_batches`."""
+    iterator = iter(pieces)
+    run: Run | None = None
+
+    def up_to_a_run() -> Iterator[Buffer]:
+        nonlocal run
+        for piece in iterator:
+            if isinstance(piece, Run):
+                run = piece
+                return
+            yield piece
+
+    while True:
+        yield from _batches(up_to_a_run())
+        if run is None:
+            return
+        yield run
+        run = None
 
 
 class _Uncached:

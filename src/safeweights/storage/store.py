@@ -23,6 +23,7 @@ from itertools import chain, count
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from ..errors import ChangedError, UnsupportedError, quote
+from .runs import expanded
 from .source import BytesSource, flat
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from .runs import Run
     from .source import Buffer, Source
 
 __all__ = ["Commit", "Entry", "EntryKind", "MemoryStore", "Store", "check_name"]
@@ -214,6 +216,9 @@ class Commit(ABC):
     ['index', 'shard']
     """
 
+    _moves_runs = False
+    """Whether `_stage` takes runs; otherwise it is given their bytes."""
+
     def __init__(self, store: Store) -> None:
         self._store = store
         self._written: dict[str, bool] = {}  # name -> whether it is written; else it is deleted
@@ -223,13 +228,13 @@ class Commit(ABC):
     def write(
         self,
         name: str,
-        buffers: Iterable[Buffer],
+        buffers: Iterable[Buffer | Run],
         *,
         size: int = 0,
         create_only: bool = False,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        """Stage a file; the arguments are those of `Store.write`.
+        """Stage a file; the arguments are those of `Store.write`, and `buffers` may have runs.
 
         Raises:
             FileExistsError: `create_only`, and `name` exists. A file that appears before the commit
@@ -238,6 +243,7 @@ class Commit(ABC):
             OSError: Writing failed.
         """
         self._require_new(name)
+        buffers = buffers if self._moves_runs else expanded(buffers)
         self._stage(name, buffers, size, create_only=create_only, progress=progress)
         self._written[name] = True
         if create_only:
@@ -316,7 +322,7 @@ class Commit(ABC):
     def _stage(
         self,
         name: str,
-        buffers: Iterable[Buffer],
+        buffers: Iterable[Buffer | Run],
         size: int,
         *,
         create_only: bool,
@@ -449,7 +455,7 @@ class _MemoryCommit(Commit):
     def _stage(
         self,
         name: str,
-        buffers: Iterable[Buffer],
+        buffers: Iterable[Buffer | Run],
         size: int,
         *,
         create_only: bool,
@@ -457,7 +463,7 @@ class _MemoryCommit(Commit):
     ) -> None:
         self._check(name, create_only=create_only)
         data = bytearray()
-        for buffer in buffers:
+        for buffer in expanded(buffers):
             data += flat(buffer)
             if progress is not None:
                 progress(len(data))

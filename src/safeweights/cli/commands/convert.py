@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -10,10 +9,10 @@ import click
 from ...errors import UnsupportedError
 from ...text import escape, human_bytes, plural
 from ..app import FILE, json_option
-from ..watching import watched
+from ..watching import watched_writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from ...conversion import Conversion, Limits, Options
     from ...conversion.record import ConvertedFile
@@ -94,8 +93,8 @@ def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any)
 
     If SRC is one file, DST is a file, or a folder that exists or ends in a slash. If there are several
     files, or SRC is a folder of checkpoints (with or without an index), DST is a folder that gets one
-    output per source. Missing folders are made. All files are written, or none: a conversion that fails or
-    is interrupted changes nothing.
+    output per source, or one file of all if its name ends in .safetensors. Missing folders are made. All
+    files are written, or none: a conversion that fails or is interrupted changes nothing.
 
     With --dtype, floats are rounded to a narrower type. A value that the new type cannot hold, for
     example a too large one, is an error that names the value.
@@ -115,7 +114,7 @@ def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any)
     from ...conversion.converting import convert
 
     options = _options(given)
-    with _progress() as progress:
+    with watched_writing("converting") as progress:
         done = convert(list(sources), target, options=options, progress=progress)
     if out.json:
         out.document(_document(done))
@@ -180,21 +179,6 @@ def _limits(given: Sequence[str]) -> Limits:
             raise click.UsageError(f"--limit: {value!r} is not a positive integer")
         numbers[name] = int(value)
     return Limits(**numbers)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """Yield a progress function for `convert`; the bar appears when the total is known."""
-    with ExitStack() as stack:
-        shown: Callable[[int], object] | None = None
-
-        def progress(done: int, total: int) -> None:
-            nonlocal shown
-            if shown is None:
-                shown = stack.enter_context(watched("converting", total))
-            shown(done)
-
-        yield progress
 
 
 def _document(done: Conversion) -> ConvertDocument:

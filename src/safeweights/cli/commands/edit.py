@@ -1,0 +1,255 @@
+"""`safeweights edit`: change checkpoints without loading them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ...errors import UnsupportedError
+from ...text import escape, human_bytes, plural
+from ..app import FILE, json_option
+from ..watching import watched_writing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from ...editing import EditedFile, EditPlan, Edits
+    from ...reports.documents import EditDocument, EditedFileRecord
+    from ..output import Output
+    from ..terminal import Terminal
+
+__all__ = ["command"]
+
+_SHOWN: Final = 20
+"""Maximum number of names of each kind on a terminal."""
+
+_HOW: Final = {
+    "written": "written",
+    "header": "new header, the data is copied by the system",
+    "patched": "a few bytes of the header overwritten in place",
+    "kept": "unchanged",
+}
+
+
+@click.command("edit")
+@click.argument("source", metavar="SRC", type=FILE)
+@click.argument("target", metavar="[DST]", required=False, type=FILE)
+@click.option("--in-place", is_flag=True, help="Change SRC itself; give no DST.")
+@click.option("--plan", is_flag=True, help="Print what would be done, and write nothing.")
+@click.option(
+    "--keep", metavar="GLOB", multiple=True, help="Keep only tensors with matching names."
+)
+@click.option("--drop", metavar="GLOB", multiple=True, help="Leave out tensors.")
+@click.option("--key-map", metavar="NAME", help="Rename by a known convention; NAME `list` lists.")
+@click.option("--rename", metavar="OLD=NEW", multiple=True, help="Rename one tensor.")
+@click.option(
+    "--rename-re", metavar="RE=NEW", multiple=True,
+    help="Rename by a regular expression; \\1 in NEW is a group of it, \\= in RE an equals sign.",
+)  # fmt: skip
+@click.option("--strip-prefix", metavar="TEXT", multiple=True, help="Remove a prefix of names.")
+@click.option("--add-prefix", metavar="TEXT", default="", help="Put a prefix before all names.")
+@click.option(
+    "--add", metavar="FILE[:GLOB]", multiple=True, help="Add the tensors of another checkpoint."
+)
+@click.option("--dtype", metavar="TYPE", help="Convert values: BF16, or F64=F32,C128=C64.")
+@click.option(
+    "--tie", metavar="NAME=KEPT", multiple=True,
+    help="Write two equal tensors once, under KEPT, and record NAME in the metadata.",
+)  # fmt: skip
+@click.option(
+    "--untie", metavar="GLOB", multiple=True, help="Write tied names as tensors of their own."
+)
+@click.option("--metadata", metavar="KEY=VALUE", multiple=True, help="Set an entry.")
+@click.option("--unset", metavar="KEY", multiple=True, help="Remove an entry of the metadata.")
+@click.option("--split", metavar="SIZE", help="Write files of at most SIZE (5GB), and an index.")
+@click.option("--merge", is_flag=True, help="Write one file.")
+@click.option("--sort", is_flag=True, help="Order tensors by name: layer 2 before layer 10.")
+@click.option(
+    "--align", metavar="N", type=int,
+    help="Begin the data at a multiple of N bytes (4096 for shared blocks and direct reads).",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace existing files and shards.")
+@click.option("--durable", is_flag=True, help="Wait until the disk has everything.")
+@click.option(
+    "--trust",
+    metavar="FILE",
+    type=FILE,
+    help="Read only files that this policy, public key or warrant admits.",
+)
+@json_option
+@click.pass_obj
+def command(out: Output, /, source: str, target: str | None, plan: bool, **given: Any) -> None:
+    """Rename, drop, add, cast, split and merge tensors without loading them.
+
+    SRC is a file, a folder or an index of any format; DST a file, or for several files a folder. Edits
+    apply in this order: --untie, --keep, --drop, --key-map, --rename, --rename-re, --strip-prefix,
+    --add-prefix, --add, --dtype, --tie, --metadata, --unset, --sort, then --split or --merge. A shard
+    stays a shard unless DST is a file ending in .safetensors, or one of the last two is given.
+
+    All is checked before a byte is written: names that become one, ties that break, values that a
+    cast would lose, and edits that match nothing are refused. All files are written, or none. Bytes that
+    stay the same are copied by the system, and shared where the filesystem can.
+
+    With --in-place, new names and metadata go into the space of the header, if they fit, and no data
+    is read. The file is the old one or the new one at every moment.
+
+    Piped, each line is source or output, PATH, FORMAT, TENSORS, BYTES and for outputs HOW; renamed,
+    OLD, NEW; dropped, NAME; added, NAME, FILE; cast, NAME, OLD, NEW; tie, NAME, KEPT; untied, NAME;
+    metadata, KEY, VALUE; unset, KEY, WHY; removed, FILE; or note, TEXT; separated by tabs.
+
+    \b
+    Examples:
+      safeweights edit model.safetensors --in-place --rename old.name=new.name
+      safeweights edit shards/ model.safetensors
+      safeweights edit model.safetensors shards/ --split 5GB
+      safeweights edit model.safetensors bf16.safetensors --dtype BF16 --plan
+      safeweights edit lora.safetensors --in-place --strip-prefix base_model.model.
+    """
+    from ...editing import edit
+
+    if given["key_map"] == "list":
+        _list_key_maps(out)
+        return
+    options = {name: given.pop(name) for name in ("in_place", "force", "durable", "trust")}
+    if options["in_place"] == (target is not None):
+        raise click.UsageError("give DST or --in-place, and not both")
+    edits = _edits(given)
+    with watched_writing("writing") as progress:
+        done = edit(source, target, edits, dry_run=plan, progress=progress, **options)
+    if out.json:
+        out.document(_document(done))
+    elif out.terminal:
+        _draw(out.pretty(), done)
+    else:
+        out.lines(_plain(done))
+
+
+def _list_key_maps(out: Output) -> None:
+    from ...editing.keymaps import describe, key_maps
+
+    out.lines((name, describe(name)) for name in key_maps())
+
+
+def _edits(given: Mapping[str, Any]) -> Edits:
+    from ...conversion.plan import parse_renames
+    from ...editing import Edits
+
+    pairs = {name: _pairs(name, given[name]) for name in ("rename", "tie", "metadata")}
+    try:
+        patterns = {old.pattern: new for old, new in parse_renames(given["rename_re"])}
+        return Edits(**{**given, **pairs, "rename_re": patterns})
+    except UnsupportedError as error:
+        raise click.UsageError(error.message) from error
+
+
+def _pairs(name: str, texts: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise click.UsageError(f"--{name}: {text!r} lacks a =")
+        if key in found:
+            raise click.UsageError(f"--{name}: {key!r} is given twice")
+        found[key] = value
+    return found
+
+
+def _document(done: EditPlan) -> EditDocument:
+    return {
+        "schema": "safeweights.edit/1",
+        "dry_run": done.dry_run,
+        "in_place": done.in_place,
+        "sources": list(map(_file, done.sources)),
+        "outputs": list(map(_file, done.outputs)),
+        "removed": done.removed,
+        "tensors": done.tensors,
+        "bytes": done.nbytes,
+        "renamed": done.renamed,
+        "dropped": done.dropped,
+        "added": done.added,
+        "cast": {name: list(types) for name, types in done.cast.items()},
+        "ties": done.ties,
+        "untied": done.untied,
+        "metadata_set": done.metadata_set,
+        "metadata_removed": done.metadata_removed,
+        "notes": done.notes,
+    }
+
+
+def _file(file: EditedFile) -> EditedFileRecord:
+    return {
+        "path": file.path,
+        "format": file.format,
+        "tensors": file.tensors,
+        "bytes": file.nbytes,
+        "how": file.how,
+        "moved": file.moved,
+    }
+
+
+def _plain(done: EditPlan) -> Iterator[tuple[str, ...]]:
+    for file in done.sources:
+        yield "source", escape(file.path), file.format, str(file.tensors), str(file.nbytes)
+    for file in done.outputs:
+        sizes = (str(file.tensors), str(file.nbytes))
+        yield "output", escape(file.path), file.format, *sizes, file.how
+    for path in done.removed:
+        yield "removed", escape(path)
+    for kind, pairs in _changed_pairs(done):
+        for name, other in pairs.items():
+            yield kind, escape(name), escape(other)
+    for name, (old, new) in done.cast.items():
+        yield "cast", escape(name), old, new
+    for kind, names in (("dropped", done.dropped), ("untied", done.untied)):
+        for name in names:
+            yield kind, escape(name)
+    for note in done.notes:
+        yield "note", escape(note)
+
+
+def _changed_pairs(done: EditPlan) -> list[tuple[str, dict[str, str]]]:
+    return [
+        ("renamed", done.renamed),
+        ("added", done.added),
+        ("tie", done.ties),
+        ("metadata", done.metadata_set),
+        ("unset", done.metadata_removed),
+    ]
+
+
+def _draw(screen: Terminal, done: EditPlan) -> None:
+    for file in done.sources[:_SHOWN]:
+        about = f"  {file.format}, {plural(file.tensors, 'tensor')}, {human_bytes(file.nbytes)}"
+        screen.text(("read", "green"), "  ", (escape(file.path), "bold"), about)
+    would = "would be " if done.dry_run else ""
+    for file in done.outputs[:_SHOWN]:
+        held = "" if file.format == "index" else f"{plural(file.tensors, 'tensor')}, "
+        verb = f"{'' if file.how == 'kept' else would}{_HOW[file.how]}"
+        about = f"  {held}{human_bytes(file.nbytes)}: {verb}"
+        screen.text(("output", "green"), "  ", (escape(file.path), "bold"), about)
+    for kind, files in (("sources", done.sources), ("outputs", done.outputs)):
+        if len(files) > _SHOWN:
+            screen.text((f"  and {len(files) - _SHOWN} more {kind}", "dim"))
+    for title, pairs in _changed_pairs(done):
+        lines = [f"{escape(name)} -> {escape(other)}" for name, other in pairs.items()]
+        _draw_list(screen, title, lines)
+    casts = [f"{escape(name)}: {old} -> {new}" for name, (old, new) in done.cast.items()]
+    _draw_list(screen, "cast", casts)
+    _draw_list(screen, "dropped", list(map(escape, done.dropped)))
+    _draw_list(screen, "untied", list(map(escape, done.untied)))
+    _draw_list(screen, "removed files", list(map(escape, done.removed)))
+    for note in done.notes:
+        screen.text(("note", "yellow"), f"  {escape(note)}")
+    if done.dry_run:
+        screen.text(("nothing was written (--plan)", "dim"))
+
+
+def _draw_list(screen: Terminal, title: str, lines: Sequence[str]) -> None:
+    if not lines:
+        return
+    screen.text((title, "yellow"), f" ({len(lines):,})")
+    for line in lines[:_SHOWN]:
+        screen.text(line, indent=2)
+    if len(lines) > _SHOWN:
+        screen.text((f"  and {len(lines) - _SHOWN:,} more: see --json", "dim"))

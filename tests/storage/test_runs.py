@@ -1,0 +1,152 @@
+"""Runs: bytes that the system moves from file to file, and what happens where it cannot."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from safeweights.storage import (
+    BytesSource,
+    LocalStore,
+    MemoryStore,
+    Run,
+    TruncatedError,
+    is_copyable,
+    open_source,
+    runs,
+    write_file,
+    write_stream,
+)
+from safeweights.storage.windows import Window
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DATA = bytes(range(256)) * 200
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Any:
+    (tmp_path / "source").write_bytes(DATA)
+    return open_source(tmp_path / "source", backend="pread")
+
+
+def test_runs_between_buffers(tmp_path: Path, source: Any) -> None:
+    pieces = [b"<", Run(source, 10, 5000), b"|", b"|", Run(source, 0, 0), Run(source, 7, 9), b">"]
+    seen: list[int] = []
+    write_file(tmp_path / "a", pieces, progress=seen.append)
+    expected = b"<" + DATA[10:5010] + b"||" + DATA[7:16] + b">"
+    assert (tmp_path / "a").read_bytes() == expected
+    assert seen == sorted(seen)
+    assert seen[-1] == len(expected)
+
+
+def test_the_system_moves_them(tmp_path: Path, source: Any, system_calls: Any) -> None:
+    write_file(tmp_path / "a", [b"head", Run(source, 0, len(DATA))])
+    assert system_calls.log.count("copy_file_range") == 1
+    assert system_calls.log.count("writev") == 1, "the data went through this process"
+    assert (tmp_path / "a").read_bytes() == b"head" + DATA
+
+
+@pytest.mark.parametrize("offset", [1, 4095, 4096, 5000])
+def test_a_run_at_the_same_place_of_a_block_begins_at_a_block(
+    tmp_path: Path, source: Any, monkeypatch: pytest.MonkeyPatch, offset: int
+) -> None:
+    asked: list[int] = []
+    real = os.copy_file_range
+
+    def copy(src: int, dst: int, count: int, offset_src: int) -> int:
+        asked.append(offset_src)
+        return real(src, dst, count, offset_src)
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    write_file(tmp_path / "a", [DATA[:offset], Run(source, offset, len(DATA) - offset)])
+    assert (tmp_path / "a").read_bytes() == DATA
+    assert asked[0] % 4096 == 0
+
+
+def test_a_short_run_ends_before_the_block_does(tmp_path: Path, source: Any) -> None:
+    write_file(tmp_path / "a", [DATA[:5], Run(source, 5, 20)])
+    assert (tmp_path / "a").read_bytes() == DATA[:25]
+
+
+@pytest.mark.parametrize("code", ["ENOSYS", "EXDEV", "EOPNOTSUPP", "EPERM", "EINVAL", "ETXTBSY"])
+@pytest.mark.parametrize("after", [0, 1])
+def test_where_the_system_cannot_they_are_read(
+    tmp_path: Path, source: Any, monkeypatch: pytest.MonkeyPatch, code: str, after: int
+) -> None:
+    real, calls = os.copy_file_range, []
+
+    def copy(src: int, dst: int, count: int, offset_src: int) -> int:
+        calls.append(offset_src)
+        if len(calls) > after:
+            raise OSError(getattr(errno, code), "no")
+        return real(src, dst, 100, offset_src)
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    write_file(tmp_path / "a", [b"x", Run(source, 1, 9000)])
+    assert (tmp_path / "a").read_bytes() == b"x" + DATA[1:9001]
+    monkeypatch.delattr(os, "copy_file_range")
+    write_file(tmp_path / "b", [b"x", Run(source, 1, 9000)])
+    assert (tmp_path / "b").read_bytes() == b"x" + DATA[1:9001]
+
+
+def test_the_system_moves_less_than_asked(
+    tmp_path: Path, source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.copy_file_range
+    monkeypatch.setattr(os, "copy_file_range", lambda s, d, n, o: real(s, d, min(n, 999), o))
+    write_file(tmp_path / "a", [Run(source, 3, 40000)])
+    assert (tmp_path / "a").read_bytes() == DATA[3:40003]
+
+
+def test_other_errors_are_about_the_new_file(
+    tmp_path: Path, source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        write_file(tmp_path / "a", [Run(source, 0, 9000)])
+    assert caught.value.filename == str(tmp_path / "a")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["source"]
+
+
+def test_a_source_that_became_shorter(tmp_path: Path, source: Any) -> None:
+    os.truncate(tmp_path / "source", 1000)
+    with pytest.raises(TruncatedError):
+        write_file(tmp_path / "a", [Run(source, 0, 9000)])
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["source"]
+
+
+def test_streams_and_other_stores_get_bytes(tmp_path: Path, source: Any) -> None:
+    stream = io.BytesIO()
+    write_stream(stream, [b"x", Run(source, 0, 5000)])
+    assert stream.getvalue() == b"x" + DATA[:5000]
+    store = MemoryStore()
+    for each in (store, LocalStore(tmp_path)):
+        with each.commit() as commit:
+            commit.write("a", [b"x", Run(source, 0, 5000)])
+        assert bytes(each.open("a").view(0, 5001)) == b"x" + DATA[:5000]
+
+
+def test_chunks(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_CHUNK", 1000)
+    chunks = list(Run(source, 5, 2500).chunks())
+    assert [len(chunk) for chunk in chunks] == [1000, 1000, 500]
+    assert b"".join(chunks) == DATA[5:2505]
+
+
+def test_only_files_can_be_moved(source: Any) -> None:
+    assert is_copyable(source)
+    assert not is_copyable(BytesSource(b"x"))
+    assert not is_copyable(Window(source, 0, 10))
+
+
+if not hasattr(os, "copy_file_range"):
+    pytest.skip("the system has no copy_file_range", allow_module_level=True)
