@@ -106,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_GET
 
     def finish(self) -> None:
         with suppress(OSError, ValueError):

@@ -90,6 +90,7 @@ class Answer:
         self._origin = origin
         self._connection = connection
         self._response = response
+        self._left = response.length  # of the body, where its length was announced
 
     def read_into(self, buffer: memoryview, patience: Patience) -> int:
         """Fill `buffer` with the next bytes; returns how many there were.
@@ -99,6 +100,8 @@ class Answer:
         """
         if self._response.isclosed():  # it has no body
             return 0
+        if self._left is not None:  # more would be waited for in vain
+            buffer = buffer[: self._left]
         done, since, before = 0, time.monotonic(), 0
         chunked = self._response.chunked
         # `readinto1` returns what one recv(2) gave, so that a server that trickles is noticed.
@@ -115,6 +118,8 @@ class Answer:
                     since, before = now, done
         except (OSError, HTTPException, ValueError) as error:
             raise _Stopped(_what(error), done) from None
+        if self._left is not None:
+            self._left -= done
         return done
 
     def read(self, limit: int, patience: Patience) -> bytes:

@@ -25,7 +25,7 @@ from .responses import Version, content_length, parse_content_range, retry_after
 from .source import HEAD_SIZE, RemoteSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from ..source import Buffer
     from .connections import Origin
@@ -105,8 +105,7 @@ def require_unencoded(where: str, headers: Headers) -> None:
 
 
 def raise_for(where: str, answer: Answer, offset: int | None = None) -> NoReturn:
-    """Raise what the status of an unwelcome answer means; closes it."""
-    answer.close()
+    """Raise what the status of an unwelcome answer means, which is closed."""
     if answer.status in _RETRIED:
         why = f"the server answered with status {answer.status}"
         raise TransientError(why, retry_after(answer.headers))
@@ -138,11 +137,11 @@ def repeated(
             answer = send(
                 where, method, url, fields, secrets.fields(), patience=patience, body=body
             )
-            if answer.status == 401 and not renewed and secrets.renew(answer.headers):
-                answer.close()
-                renewed = True
-                continue
             if answer.status not in accept:
+                answer.close()
+                if answer.status == 401 and not renewed and secrets.renew(answer.headers):
+                    renewed = True
+                    continue
                 raise_for(where, answer)
             require_unencoded(where, answer.headers)
             length = content_length(answer.headers)
@@ -167,7 +166,7 @@ class WebFile:
         url: Its address.
         secrets: What identifies us to that server.
         patience: See `Patience`.
-        relocate: Called when a server to which another redirected refuses: a new address for `url`.
+        direct: Where `url` redirects to, if that is known. When it has expired, `url` is asked again.
     """
 
     def __init__(
@@ -177,15 +176,14 @@ class WebFile:
         *,
         secrets: Secrets = NO_SECRETS,
         patience: Patience | None = None,
-        relocate: Callable[[], str] | None = None,
+        direct: str | None = None,
     ) -> None:
         self._where = where
         self._url = url
         self._secrets = secrets
         self._patience = patience or PATIENCE
-        self._relocate = relocate
         self._lock = threading.Lock()
-        self._direct: str | None = None  # where a redirect led, so that it is followed once
+        self._direct = direct  # where a redirect led, so that it is followed once
         self._size = 0
         self._version = Version()
 
@@ -353,26 +351,22 @@ class WebFile:
                 if answer.url != url:
                     self._direct = answer.url
                 return answer
+            answer.close()
             if answer.status in _EXPIRED and not moved and self._move(url):
                 moved = True
             elif answer.status == 401 and not renewed and self._secrets.renew(answer.headers):
                 renewed = True
             else:
                 raise_for(self._where, answer, offset)
-            answer.close()
 
     def _move(self, refused: str) -> bool:
         """After an address was refused, whether there may be another one."""
         with self._lock:
             if refused != (self._direct or self._url):  # another thread was faster
                 return True
-            if self._direct is not None:
-                self._direct = None
-                return True
-            if self._relocate is not None:
-                self._url = self._relocate()
-                return True
-            return False
+            moved = self._direct is not None
+            self._direct = None
+            return moved
 
     def _origin(self) -> Origin:
         return origin_of(self._where, self._url)
