@@ -19,7 +19,7 @@ endif
 AREAS := format storage checkpoint editing numpy-torch conversion trust cli compat bench
 TESTS_numpy-torch := tests/frameworks
 
-.PHONY: help demo test lint fuzz test-pythons test-frameworks test-clients bench conformance clean \
+.PHONY: help demo test lint fuzz test-pythons test-frameworks test-clients test-remote bench conformance clean \
 	$(AREAS:%=test-%)
 
 help: ## List the targets
@@ -42,7 +42,7 @@ demo: $(DEMO)/.installed ## Use every capability once, on a real model's weights
 	$(DEMO)/$(SCRIPTS)/python scripts/demo.py
 
 test: $(VENV)/.installed ## All tests of the core and of NumPy and PyTorch, with coverage
-	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= tests --ignore=tests/clients --ignore=tests/next
+	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= -m "not servers" tests --ignore=tests/clients --ignore=tests/next
 	$(BIN)/python -m pytest -q -p no:cacheprovider --doctest-modules --doctest-glob=README.md src/safeweights README.md \
 		--ignore-glob='*/frameworks/jax/*' --ignore-glob='*/frameworks/mlx.py' --ignore-glob='*/frameworks/paddle.py' --ignore-glob='*/frameworks/tensorflow.py' --ignore-glob='*/flax.py' --ignore-glob='*/tensorflow.py' --ignore-glob='*/mlx.py' --ignore-glob='*/paddle.py'
 	$(BIN)/python scripts/check_coverage.py
@@ -69,6 +69,14 @@ test-pythons: ## The core's tests on every Python from 3.10 to 3.14 that is inst
 
 test-frameworks: ## jax, tensorflow, mlx and paddle, each in its own environment
 	$(PYTHON) scripts/test_frameworks.py
+
+test-remote: $(VENV)/.installed-remote ## Buckets, web servers, the Hub, registries: real servers on loopback
+	sh scripts/install_servers.sh
+	$(BIN)/python -m pytest -n $(WORKERS) tests/remote
+
+$(VENV)/.installed-remote: $(VENV)/.installed requirements/remote.txt
+	$(BIN)/python -m pip install -q -r requirements/remote.txt
+	touch $@
 
 test-clients: ## transformers, diffusers, accelerate ... unmodified, on this package
 	$(PYTHON) scripts/test_clients.py

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from safeweights.storage import Store
 
+pytestmark = pytest.mark.servers
 pytest.importorskip("obstore", reason="needs the package obstore")
 pytest.importorskip("moto.server", reason="needs the package moto[server,s3]")
 SECRET = "a-very-secret-key"

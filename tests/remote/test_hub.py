@@ -18,6 +18,7 @@ from safeweights.storage import open_source, place_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.servers
 pytest.importorskip("huggingface_hub", reason="needs the package huggingface_hub")
 TOKEN = "hf_averysecrettoken"
 

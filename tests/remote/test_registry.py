@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from safeweights.storage import Store
 
+pytestmark = pytest.mark.servers
 needs_registry = pytest.mark.skipif(
     shutil.which("docker-registry") is None, reason="needs Debian's package docker-registry"
 )
