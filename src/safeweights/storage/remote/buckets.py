@@ -23,6 +23,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import MissingDependencyError, UnsupportedError
+from ..runs import expanded
 from ..source import BytesSource, flat
 from ..store import Commit, Entry
 from .base import RemoteStore
@@ -32,6 +33,7 @@ from .source import HEAD_SIZE, RemoteSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from ..runs import Run
     from ..source import Buffer, Source
     from ..store import EntryKind
     from ..urls import Url
@@ -332,7 +334,7 @@ class _BucketCommit(Commit):
     def _stage(
         self,
         name: str,
-        buffers: Iterable[Buffer],
+        buffers: Iterable[Buffer | Run],
         size: int,
         *,
         create_only: bool,
@@ -341,7 +343,7 @@ class _BucketCommit(Commit):
         self._check(name, create_only=create_only)
         upload = self._uploads[name] = _Upload(self._bucket, name, size)
         done = 0
-        for buffer in buffers:
+        for buffer in expanded(buffers):
             view = flat(buffer)
             upload.write(view)
             done += len(view)

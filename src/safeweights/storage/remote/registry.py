@@ -26,6 +26,7 @@ from urllib.parse import quote as percent_encoded
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from ...errors import FormatError, UnsupportedError, quote
+from ..runs import expanded
 from ..source import flat
 from ..store import Commit, Entry
 from .base import RemoteStore
@@ -39,6 +40,7 @@ from .source import HEAD_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from ..runs import Run
     from ..source import Buffer, Source
     from ..store import EntryKind
     from ..urls import Url
@@ -300,7 +302,7 @@ class _RegistryCommit(Commit):
     def _stage(
         self,
         name: str,
-        buffers: Iterable[Buffer],
+        buffers: Iterable[Buffer | Run],
         size: int,  # noqa: ARG002
         *,
         create_only: bool,
@@ -308,7 +310,7 @@ class _RegistryCommit(Commit):
     ) -> None:
         self._check(name, create_only=create_only)
         where = self._registry.locate(name)
-        self._layers[name] = self._registry.upload(buffers, where, progress)
+        self._layers[name] = self._registry.upload(expanded(buffers), where, progress)
 
     def _check(self, name: str, *, create_only: bool) -> None:
         kind, where = self._registry.kind(name), self._registry.locate(name)
