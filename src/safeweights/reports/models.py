@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from ..checkpoint.opening import kind_of
 from ..conversion.opening import open as open_any
 from ..conversion.opening import open_checkpoint
-from ..errors import FormatError, SafetensorError, quote
+from ..errors import FormatError, SafetensorError, TensorNotFoundError, quote
 from ..format.dtypes import BITS
 from ..storage import LocalStore, open_source
 from ..storage.pipes import STDIN
+from ..storage.places import is_url, join, place_of
 from ..text import human_bytes, human_count, plural, printable
 from ..trust.errors import TrustError
 from ..trust.verifier import verifier
@@ -28,8 +28,9 @@ from .settings import Facts, Part, Settings, gguf_facts, model_facts, model_part
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ..checkpoint import Checkpoint, SafetensorsFile
-    from ..storage import Verifier
+    from ..checkpoint import Checkpoint, SafetensorsFile, Tensor
+    from ..storage import Store, Verifier
+    from ..storage.places import Place
     from .documents import (
         CodeRecord,
         DTypeRecord,
@@ -42,7 +43,9 @@ if TYPE_CHECKING:
     )
     from .inventory import Row
 
-__all__ = ["describe", "show_document"]
+__all__ = ["OpenedModel", "describe", "open_model", "show_document"]
+
+PathKind: TypeAlias = Literal["file", "index", "folder", "stdin"]
 
 _MODULES_MAX: Final = 200
 _REASONS_MAX: Final = 20
@@ -72,8 +75,8 @@ def describe(path: str | os.PathLike[str], *, trust: object = None) -> ShowDocum
     Reads headers and configuration files; of other formats what opening them takes.
 
     Args:
-        path: A file of any format, an index.json, or a folder; of a diffusers pipeline the parts are
-            opened too.
+        path: Path or URL of a file of any format, an index.json, or a folder; of a diffusers pipeline
+            the parts are opened too.
         trust: As for `safeweights.open`: of all files, the configuration too, only bytes that were
             checked are then read.
 
@@ -96,17 +99,14 @@ def describe(path: str | os.PathLike[str], *, trust: object = None) -> ShowDocum
 def show_document(path: str, *, trust: object = None) -> ShowDocument:
     """Like `describe`, for a PATH of the command line: ``-`` is standard input."""
     verify = verifier(trust)
-    kind = "stdin" if path == STDIN else kind_of(path)
-    folder = None if path == STDIN else path if kind == "folder" else os.path.dirname(path) or "."
-    settings = Settings() if folder is None else read_settings(LocalStore(folder), verify)
-    opened = _Opened.of(path, settings, verify, is_folder=kind == "folder")
+    opened = open_model(path, verify)
     found = list(opened.rows())
     return {
         "schema": "safeweights.show/1",
         "path": path,
-        "kind": kind,
+        "kind": opened.kind,
         "format": opened.format,
-        "model": _model(path, opened, found, settings, verify),
+        "model": _model(path, opened, found, verify),
         "total": total(found),
         "dtypes": _by_dtype(found),
         "files": [_file(file) for each in opened.checkpoints for file in each.files],
@@ -116,43 +116,64 @@ def show_document(path: str, *, trust: object = None) -> ShowDocument:
     }
 
 
-def _open(path: str, verify: Verifier | None) -> Checkpoint:
+def open_model(path: str, verify: Verifier | None = None) -> OpenedModel:
+    """Open what a path or URL leads to, with the parts of a pipeline, and read the settings beside it.
+
+    Raises:
+        FormatError, TrustError, OSError: See `describe`.
+    """
     if path == STDIN:
-        return open_checkpoint(path, headers_only=True)
-    return open_any(path, backend="pread", trust=verify)
+        return OpenedModel("stdin", open_checkpoint(path, headers_only=True), Settings())
+    place = place_of(path)
+    kind = place.kind()
+    settings = read_settings(*_folder_of(place, kind), verify)
+    parts = model_parts(settings) if kind == "folder" else []
+    root: Checkpoint | None = None
+    try:
+        root = open_any(path, backend="pread", trust=verify)
+    except FormatError as error:
+        if error.rule != "folder" or not parts:
+            raise
+    opened = OpenedModel(kind, root, settings)
+    opened.open_parts(path, parts, verify)
+    return opened
 
 
-class _Opened:
-    """The checkpoints that a path consists of.
+def _folder_of(place: Place, kind: str) -> tuple[Store, str]:
+    """The folder in which the settings of a model are: a store, and the folder's name in it."""
+    if kind == "folder":
+        return place.folder(), ""
+    return place.store, place.name.rpartition("/")[0]
+
+
+class OpenedModel:
+    """The checkpoints that a path consists of, and the settings beside them.
 
     Attributes:
-        root: The one at the path itself; None for a pipeline, all of whose weights are in its parts.
+        kind: What the path is: ``file``, ``index``, ``folder`` or ``stdin``.
+        root: The checkpoint at the path itself; None for a pipeline, all of whose weights are in its
+            parts.
+        settings: The configuration files.
         parts: Part of a pipeline -> its checkpoint, why it cannot be opened, or None without weights.
     """
 
-    def __init__(self, root: Checkpoint | None) -> None:
+    def __init__(self, kind: PathKind, root: Checkpoint | None, settings: Settings) -> None:
+        self.kind: PathKind = kind
         self.root = root
+        self.settings = settings
         self.parts: dict[Part, Checkpoint | str | None] = {}
 
-    @classmethod
-    def of(
-        cls, path: str, settings: Settings, verify: Verifier | None, *, is_folder: bool
-    ) -> _Opened:
-        parts = model_parts(settings) if is_folder else []
-        try:
-            opened = cls(_open(path, verify))
-        except FormatError as error:
-            if error.rule != "folder" or not parts:
-                raise
-            opened = cls(None)
+    def open_parts(self, path: str, parts: Iterable[Part], verify: Verifier | None) -> None:
+        """Open the parts of the pipeline at `path`."""
         for part in parts:
-            opened.parts[part] = cls._part(os.path.join(path, part.name), verify)
-        return opened
+            self.parts[part] = self._part(join(path, part.name), verify)
 
     @staticmethod
     def _part(path: str, verify: Verifier | None) -> Checkpoint | str | None:
         try:
-            return _open(path, verify) if os.path.isdir(path) else None
+            return open_any(path, backend="pread", trust=verify)
+        except FileNotFoundError:
+            return None
         except FormatError as error:
             return None if error.rule == "folder" else str(error)
         except TrustError:
@@ -173,13 +194,30 @@ class _Opened:
         """The formats of all."""
         return ", ".join(sorted({each.format for each in self.checkpoints}))
 
-    def rows(self) -> Iterator[Row]:
-        """The tensors of all; names of a part's begin with the part's."""
+    def named(self) -> Iterator[tuple[str, Checkpoint]]:
+        """What the names of tensors begin with, and whose they are."""
         if self.root is not None:
-            yield from rows(self.root)
+            yield "", self.root
         for part, each in self.parts.items():
             if each is not None and not isinstance(each, str):
-                yield from (row._replace(name=f"{part.name}.{row.name}") for row in rows(each))
+                yield f"{part.name}.", each
+
+    def rows(self) -> Iterator[Row]:
+        """The tensors of all; the names of a part's begin with the name of the part."""
+        for prefix, each in self.named():
+            found = rows(each)
+            yield from (row._replace(name=prefix + row.name) for row in found) if prefix else found
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor that has this name in `rows`.
+
+        Raises:
+            TensorNotFoundError: There is none.
+        """
+        for prefix, each in self.named():
+            if name.startswith(prefix) and name[len(prefix) :] in each:
+                return each[name[len(prefix) :]]
+        raise TensorNotFoundError(f"no tensor is called {quote(name)}", tensor=name)
 
     def records(self) -> list[PartRecord]:
         """The parts as JSON records."""
@@ -195,8 +233,9 @@ class _Opened:
 
 
 def _model(
-    path: str, opened: _Opened, found: list[Row], settings: Settings, verify: Verifier | None
+    path: str, opened: OpenedModel, found: list[Row], verify: Verifier | None
 ) -> ModelRecord:
+    settings = opened.settings
     modules, kinds = module_tree(found), _by_dtype(found)
     facts = model_facts(settings, next((k["dtype"] for k in kinds if k["dtype"] in BITS), ""))
     if facts.architecture is None and (keys := _gguf_keys(opened.root)):
@@ -218,7 +257,7 @@ def _model(
         "adapter": facts.adapter,
         "parts": opened.records(),
         "modules": outline((each.record() for each in modules), _MODULES_MAX),
-        "signature": None if path == STDIN else _signature(path),
+        "signature": _signature(path) if opened.kind != "stdin" and not is_url(path) else None,
         "code": _code(path, opened, verify),
         "problems": list(settings.problems),
     }
@@ -312,14 +351,16 @@ def _signature(path: str) -> str | None:
     return found if os.path.lexists(found) else None
 
 
-def _code(path: str, opened: _Opened, verify: Verifier | None) -> CodeRecord:
+def _code(path: str, opened: OpenedModel, verify: Verifier | None) -> CodeRecord:
     """Whether loading runs code: by the pickles that were opened, and by the files beside them."""
     acts: list[str] = []
     unknown: list[str] = []
     for each in opened.checkpoints:
         acts += [f"{printable(each.name)} calls {printable(call)}" for call in loading_calls(each)]
-    if path != STDIN and os.path.isdir(path):
-        for name, verdict, message in _beside(path, opened, verify):
+    if opened.kind == "folder":
+        if is_url(path):
+            unknown.append("files beside the weights are not looked at over a network")
+        for name, verdict, message in () if is_url(path) else _beside(path, opened, verify):
             (acts if verdict == "acts" else unknown).append(f"{quote(name)}: {printable(message)}")
     return {
         "verdict": "yes" if acts else "unknown" if unknown else "no",
@@ -327,7 +368,9 @@ def _code(path: str, opened: _Opened, verify: Verifier | None) -> CodeRecord:
     }
 
 
-def _beside(path: str, opened: _Opened, verify: Verifier | None) -> Iterator[tuple[str, str, str]]:
+def _beside(
+    path: str, opened: OpenedModel, verify: Verifier | None
+) -> Iterator[tuple[str, str, str]]:
     """Name, verdict and reason of each file in a folder that is not known to be data."""
     from ..conversion.kinds import examine
     from ..conversion.kinds import kind_of as kind_of_file

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import SafetensorError, quote
 from ..format.dtypes import BITS
+from ..storage.parallel import in_threads
 from ..storage.windows import read_bytes
 from ..trust.errors import TrustError
 
@@ -116,41 +117,50 @@ class Facts:
     adapter: AdapterRecord | None = None
 
 
-def read_settings(store: Store, verify: Verifier | None = None) -> Settings:
-    """Read the configuration files of a store.
+def read_settings(store: Store, folder: str = "", verify: Verifier | None = None) -> Settings:
+    """Read the configuration files in a folder of a store.
+
+    Cost: of a remote store one request a file, all at the same time.
 
     Args:
-        store: The folder of the model.
+        store: The store.
+        folder: The folder's name in it.
         verify: Called with every source and its path; what it returns is read instead.
 
     Raises:
         TrustError: `verify` refuses a file. What cannot be read otherwise is a problem in the result.
     """
-    files: dict[str, dict[str, Any] | list[Any]] = {}
-    problems = []
-    for name in FILES:
-        try:
-            source = store.open(name, backend="pread")
-            source = source if verify is None else verify(source, source.name)
-            if source.size > _MAX:
-                problems.append(f"{quote(name)} is not read: it has more than {_MAX:,} bytes")
-                continue
-            found = json.loads(read_bytes(source, 0, source.size))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except TrustError:
-            raise
-        except (OSError, SafetensorError) as error:
-            problems.append(f"{quote(name)} cannot be read: {error}")
-            continue
-        except (ValueError, RecursionError):
-            problems.append(f"{quote(name)} is not JSON")
-            continue
-        if isinstance(found, dict | list):
-            files[name] = found
-        else:
-            problems.append(f"{quote(name)} holds no object")
-    return Settings(files, tuple(problems))
+
+    def read(name: str, _: object) -> dict[str, Any] | list[Any] | str | None:
+        return _read(store, f"{folder}/{name}" if folder else name, verify)
+
+    found = in_threads(read, FILES) if store.is_remote else [read(name, None) for name in FILES]
+    both = list(zip(FILES, found, strict=True))
+    return Settings(
+        {name: each for name, each in both if isinstance(each, dict | list)},
+        tuple(each for _, each in both if isinstance(each, str)),
+    )
+
+
+def _read(
+    store: Store, name: str, verify: Verifier | None
+) -> dict[str, Any] | list[Any] | str | None:
+    """What is in a configuration file; None if there is none, or a sentence why it cannot be read."""
+    try:
+        source = store.open(name, backend="pread")
+        source = source if verify is None else verify(source, source.name)
+        if source.size > _MAX:
+            return f"{quote(name)} is not read: it has more than {_MAX:,} bytes"
+        found = json.loads(read_bytes(source, 0, source.size))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except TrustError:
+        raise
+    except (OSError, SafetensorError) as error:
+        return f"{quote(name)} cannot be read: {error}"
+    except (ValueError, RecursionError):
+        return f"{quote(name)} is not JSON"
+    return found if isinstance(found, dict | list) else f"{quote(name)} holds no object"
 
 
 def model_parts(settings: Settings) -> list[Part]:
