@@ -19,7 +19,7 @@ endif
 AREAS := format storage checkpoint editing numpy-torch conversion trust cli compat bench
 TESTS_numpy-torch := tests/frameworks
 
-.PHONY: help demo test lint fuzz test-pythons test-frameworks test-clients test-remote bench conformance clean \
+.PHONY: help demo test lint fuzz test-pythons test-frameworks test-clients test-remote test-view bench conformance clean \
 	$(AREAS:%=test-%)
 
 help: ## List the targets
@@ -42,7 +42,8 @@ demo: $(DEMO)/.installed ## Use every capability once, on a real model's weights
 	$(DEMO)/$(SCRIPTS)/python scripts/demo.py
 
 test: $(VENV)/.installed ## All tests of the core and of NumPy and PyTorch, with coverage
-	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= -m "not servers" tests --ignore=tests/clients --ignore=tests/next
+	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= -m "not servers" tests --ignore=tests/clients --ignore=tests/next \
+		--ignore=tests/view
 	$(BIN)/python -m pytest -q -p no:cacheprovider --doctest-modules --doctest-glob=README.md src/safeweights README.md \
 		--ignore-glob='*/frameworks/jax/*' --ignore-glob='*/frameworks/mlx.py' --ignore-glob='*/frameworks/paddle.py' --ignore-glob='*/frameworks/tensorflow.py' --ignore-glob='*/flax.py' --ignore-glob='*/tensorflow.py' --ignore-glob='*/mlx.py' --ignore-glob='*/paddle.py'
 	$(BIN)/python scripts/check_coverage.py
@@ -71,7 +72,7 @@ test-frameworks: ## jax, tensorflow, mlx and paddle, each in its own environment
 	$(PYTHON) scripts/test_frameworks.py
 
 test-remote: $(VENV)/.installed-remote ## Buckets, web servers, the Hub, registries: real servers on loopback
-	sh scripts/install_servers.sh
+	sh scripts/system_packages.sh nginx=nginx-light docker-registry
 	$(BIN)/python -m pytest -n $(WORKERS) tests/remote
 
 $(VENV)/.installed-remote: $(VENV)/.installed requirements/remote.txt
@@ -80,6 +81,11 @@ $(VENV)/.installed-remote: $(VENV)/.installed requirements/remote.txt
 
 test-clients: ## transformers, diffusers, accelerate ... unmodified, on this package
 	$(PYTHON) scripts/test_clients.py
+
+test-view: $(VENV)/.installed ## The page of `safeweights view`, in Debian's chromium
+	sh scripts/system_packages.sh chromium
+	$(BIN)/python -m pip install -q -r requirements/view.txt
+	$(BIN)/python -m pytest -n $(WORKERS) tests/view
 
 bench: $(VENV)/.installed ## Against the reference and the specialised loaders (QUICK=1: five minutes)
 	$(BIN)/python -m pip install -q -r requirements/bench.txt

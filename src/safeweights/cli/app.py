@@ -25,6 +25,7 @@ __all__ = ["COMMANDS", "FILE", "Program", "checkpoint_path", "cli", "json_option
 
 COMMANDS: Final = {
     "show": "Say what a model is: class, size, types, layers, memory.",
+    "view": "Look at a model in a browser, or write a report.",
     "ls": "List tensors with their type, shape and size.",
     "check": "Check files against every rule of their format.",
     "get": "Print, describe or export one tensor, or a part of one.",

@@ -53,6 +53,7 @@ __all__ = [
     "TotalRecord",
     "UnreadableRecord",
     "VerifyDocument",
+    "ViewDocument",
 ]
 
 Level = Literal["error", "warning", "note"]
@@ -337,6 +338,15 @@ class StatsDocument(TypedDict):
     path: str
     finite: Annotated[bool, "Whether no value that was read is NaN or infinite."]
     tensors: list[TensorStatisticsRecord]
+
+
+class ViewDocument(TypedDict):
+    """`safeweights view`: where the page is."""
+
+    schema: Literal["safeweights.view/1"]
+    path: str
+    address: Annotated[str | None, "The address, with its token, until the command ends."]
+    output: Annotated[str | None, "With `--export`, the file; otherwise null."]
 
 
 class GetDocument(TypedDict):
@@ -662,6 +672,7 @@ DOCUMENTS = (
     CheckDocument,
     GetDocument,
     StatsDocument,
+    ViewDocument,
     ConvertDocument,
     EditDocument,
     HashDocument,

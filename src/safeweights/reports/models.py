@@ -357,10 +357,10 @@ def _code(path: str, opened: OpenedModel, verify: Verifier | None) -> CodeRecord
     unknown: list[str] = []
     for each in opened.checkpoints:
         acts += [f"{printable(each.name)} calls {printable(call)}" for call in loading_calls(each)]
-    if opened.kind == "folder":
-        if is_url(path):
-            unknown.append("files beside the weights are not looked at over a network")
-        for name, verdict, message in () if is_url(path) else _beside(path, opened, verify):
+    if opened.kind == "folder" and is_url(path):
+        unknown.append("files beside the weights are not looked at over a network")
+    elif os.path.isdir(path) and path != STDIN:
+        for name, verdict, message in _beside(path, opened, verify):
             (acts if verdict == "acts" else unknown).append(f"{quote(name)}: {printable(message)}")
     return {
         "verdict": "yes" if acts else "unknown" if unknown else "no",

@@ -1,9 +1,12 @@
 #!/bin/sh
-# Install the servers that tests/remote uses, where this may be done; tests skip what is missing.
+# Install programs of Debian that tests use, where this may be done; tests skip what is missing.
+# Each argument is a program, or PROGRAM=PACKAGE.
 set -u
 missing=""
-command -v nginx >/dev/null 2>&1 || [ -x /usr/sbin/nginx ] || missing="$missing nginx-light"
-command -v docker-registry >/dev/null 2>&1 || missing="$missing docker-registry"
+for each in "$@"; do
+    program=${each%%=*}
+    command -v "$program" >/dev/null 2>&1 || [ -x "/usr/sbin/$program" ] || missing="$missing ${each#*=}"
+done
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     echo "not installed, so that some tests are skipped:$missing"

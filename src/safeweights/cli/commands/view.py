@@ -1,0 +1,126 @@
+"""`safeweights view`: look at a model in a browser."""
+
+from __future__ import annotations
+
+import math
+import webbrowser
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from ...errors import MissingDependencyError, SafetensorError
+from ...text import escape
+from ..app import FILE, checkpoint_path, json_option
+from ..watching import watched
+from ..writing import check_replaceable, not_stdout
+
+if TYPE_CHECKING:
+    from ...reports.documents import ViewDocument
+    from ...view.viewing import Viewed
+    from ..output import Output
+
+__all__ = ["command"]
+
+
+@click.command("view")
+@checkpoint_path()
+@click.option(
+    "--policy", metavar="FILE", type=FILE, help="Show what this policy says of the model."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Listen there; by default any free port.",
+)
+@click.option("--no-open", is_flag=True, help="Print the address, and open no browser.")
+@click.option("--export", metavar="FILE", type=FILE, help="Write the page to one file, and end.")
+@click.option("--stats", is_flag=True, help="With --export: with statistics of all tensors.")
+@click.option("--force", is_flag=True, help="Let --export replace a file.")
+@json_option
+@click.pass_obj
+def command(
+    out: Output,
+    /,
+    path: str,
+    *,
+    policy: str | None,
+    port: int,
+    no_open: bool,
+    export: str | None,
+    stats: bool,
+    force: bool,
+) -> None:
+    """Look at a model in a browser: tensors, values, bytes, findings, and a policy's verdict.
+
+    Serves a page to this machine alone, read only, until Ctrl-C. The address that is printed has a token,
+    without which nothing is answered: who has the address sees the model. Nothing is loaded from the
+    internet.
+
+    With --export, the page is written to a file that can be sent to others; it has no values and no
+    pictures of tensors, and with --stats their statistics and histograms.
+
+    \b
+    Examples:
+      safeweights view model.safetensors
+      safeweights view model/ --policy policy.toml
+      safeweights view model/ --export report.html --stats
+    """
+    if (stats or force) and export is None:
+        raise click.UsageError("--stats and --force belong to --export")
+    not_stdout("--export", export)
+    from ...view.viewing import Viewed
+
+    if export is None:
+        _serve(out, Viewed(path, policy=policy), port, opening=not no_open)
+        return
+    check_replaceable(export, _require_report, "a report of this command", force=force)
+    viewed = Viewed(path, policy=policy)
+    _export(viewed, export, statistics=stats)
+    if out.json:
+        out.document(_document(path, None, export))
+    elif out.terminal:
+        out.message(f"wrote {escape(export)}")
+
+
+def _document(path: str, address: str | None, output: str | None) -> ViewDocument:
+    return {"schema": "safeweights.view/1", "path": path, "address": address, "output": output}
+
+
+def _serve(out: Output, viewed: Viewed, port: int, *, opening: bool) -> None:
+    try:
+        from ...view.server import address, listen, new_token, run
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the page needs Starlette and uvicorn: pip install 'safeweights[view]'"
+        ) from error
+    token = new_token()
+    bound = listen(port)
+    where = address(bound, token)
+    if out.json:
+        out.document(_document(viewed.path, where, None))
+    else:
+        out.line(where)
+    out.flush()
+    if opening and not webbrowser.open(where):
+        out.message("no browser could be started: open the address yourself")
+    out.message("serving this machine only; Ctrl-C ends it")
+    with suppress(KeyboardInterrupt):  # the way to end it
+        run(viewed, bound, token)
+
+
+def _export(viewed: Viewed, target: str, *, statistics: bool) -> None:
+    from ...storage import write_file
+    from ...view.export import report
+
+    size = sum(row.nbytes for row in viewed.rows) if statistics else 0
+    values = sum(math.prod(row.shape) for row in viewed.rows)
+    with watched("reading", size, values) as progress:
+        html = report(viewed, statistics=statistics, progress=progress)
+    write_file(target, [html.encode()])
+
+
+def _require_report(data: bytes) -> None:
+    if b'id="exported-data"' not in data:
+        raise SafetensorError("this is no report")
