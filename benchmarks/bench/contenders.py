@@ -77,7 +77,7 @@ class Contender:
         """The SHA-256 of every file below a folder, as sha256sum prints it."""
         raise Unavailable("does not hash files")
 
-    def verified(self, path: str, how: str) -> Callable[[], Any]:
+    def verified(self, path: str, *, trees: bool) -> Callable[[], Any]:
         """Sign a file; the function that loads its tensors once they are verified, or only hashes it."""
         raise Unavailable("verifies no signatures")
 
@@ -180,14 +180,14 @@ class Safeweights(Safetensors):
 
         return trust.format_check_file(trust.hash_paths([path]))
 
-    def verified(self, path: str, how: str) -> Callable[[], Any]:
+    def verified(self, path: str, *, trees: bool) -> Callable[[], Any]:
         from safeweights import trust
 
         with tempfile.TemporaryDirectory() as folder:
             trust.generate_key(f"{folder}/key")
             key = trust.load_private_key(f"{folder}/key")
-        signature = f"{path}.{how}.sig"
-        trust.sign(path, key, signature=signature, trees=how == "block tree", force=True)
+        signature = f"{path}.{trees}.sig"
+        trust.sign(path, key, signature=signature, trees=trees, force=True)
         policy = trust.Policy((trust.Rule("*", signers=("us",)),), {"us": key.public_key})
 
         def load() -> dict[str, Any]:
@@ -286,7 +286,7 @@ class Coreutils(Contender):
         command = ["find", path, "-type", "f", "-exec", "sha256sum", "{}", "+"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    def verified(self, path: str, how: str) -> Callable[[], Any]:
+    def verified(self, path: str, *, trees: bool) -> Callable[[], Any]:
         def hash_file() -> dict[str, Any]:
             subprocess.run(["sha256sum", path], capture_output=True, check=True)
             return {}
@@ -299,7 +299,7 @@ class Hashlib(Contender):
 
     version = ssl.OPENSSL_VERSION.split()[1]
 
-    def verified(self, path: str, how: str) -> Callable[[], Any]:
+    def verified(self, path: str, *, trees: bool) -> Callable[[], Any]:
         def hash_file() -> dict[str, Any]:
             state, run = hashlib.sha256(), memoryview(bytearray(1 << 20))
             with open(path, "rb", buffering=0) as file:

@@ -134,7 +134,7 @@ def _hash(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any])
 
 
 def _verified(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]) -> Operation:
-    run = contender.verified(arguments["path"], arguments["how"])
+    run = contender.verified(arguments["path"], trees=arguments.get("trees", False))
     return Operation(run, lambda tensors: _of_tensors(tensors) if tensors else None)
 
 
