@@ -924,7 +924,7 @@ def test_a_bill_counts_and_marks_what_other_formats_hold(run, folder):
     Path("cut.pkl").write_bytes(evil[:-1])
     assert bill("cut.pkl")[1]["loading-calls"] == "`posix.system` (can act)"
     assert bill("cut.pkl")[1]["unread"]
-    Path("notes.md").write_text("cats\nand dogs\n")
+    Path("notes.md").write_text("Notes\non cats\n")
     assert set(bill("notes.md")[1]) == {"size"}
 
 

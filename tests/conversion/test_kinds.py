@@ -19,7 +19,7 @@ import pytest
 from builders import evil
 from onnx import TensorProto, helper
 
-from safeweights.conversion.kinds import KINDS, examine, recognize, templates
+from safeweights.conversion.kinds import KINDS, Concern, examine, recognize, templates
 from safeweights.conversion.kinds.settings import json_concerns, keras_concerns, yaml_concerns
 from safeweights.conversion.kinds.templates import template_concerns
 from safeweights.numpy import save
@@ -28,15 +28,15 @@ from safeweights.storage import BytesSource
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from safeweights.conversion.kinds import Concern, Examination
+    from safeweights.conversion.kinds import Examination, Template
 
 
 def examined(data: bytes, name: str = "file") -> Examination:
     return examine(BytesSource(data, name), name)
 
 
-def rules(concerns: Iterable[Concern]) -> set[str]:
-    return {concern.rule for concern in concerns}
+def rules(found: Iterable[Concern | Template]) -> set[str]:
+    return {each.rule for each in found if isinstance(each, Concern)}
 
 
 def zipped(*members: str, content: bytes = b"x") -> bytes:

@@ -18,6 +18,7 @@ import pytest
 import safeweights.numpy
 from safeweights import trust as api
 from safeweights.checkpoint import SafetensorsFile
+from safeweights.reports.admission import admit, findings_of
 from safeweights.reports.bom import bill_of_materials
 from safeweights.storage.opening import open_source
 from safeweights.trust.errors import (
@@ -26,7 +27,7 @@ from safeweights.trust.errors import (
     TrustError,
     VerificationError,
 )
-from safeweights.trust.policies.admission import Warrant, admit
+from safeweights.trust.policies.admission import Warrant
 from safeweights.trust.policies.audit import AuditLog, verify_log
 from safeweights.trust.policies.enforcing import PolicyVerifier, UnverifiedWarning, as_verifier
 from safeweights.trust.policies.evidence import gather
@@ -155,7 +156,8 @@ class TestAdmission:
         [
             (lambda root: (root / "modeling.py").write_text("import os"), "deny-python"),
             (lambda root: (root / "x.pth").write_text("import os"), "deny-python"),
-            (lambda root: (root / "pytorch_model.bin").write_bytes(b"x"), "deny-pickle"),
+            (lambda root: (root / "pytorch_model.bin").write_bytes(pickle.dumps({})),
+             "deny-pickle"),
             (lambda root: (root / "innocent.txt").write_bytes(pickle.dumps({1: 2})),
              "deny-pickle"),
             (lambda root: (root / "old.txt").write_bytes(pickle.dumps(Exception("x"), 0)),
@@ -174,7 +176,11 @@ class TestAdmission:
                 '{"_attn_implementation_internal": "evil/kernel"}'), "deny-remote_kernel"),
             (lambda root: (root / "modules.json").write_text('[{"idx": 0, "type": "evil.Module"}]'),
              "deny-auto_map"),
+            (lambda root: (root / "MODULES.J\u017fON").write_text('[{"type": "evil.Module"}]'),
+             "deny-auto_map"),
             (lambda root: (root / "config.json").write_text("{"), "deny-unreadable"),
+            (lambda root: (root / "config.json").write_text("[" + "{}," * 2_100_000 + "{}]"),
+             "deny-unreadable"),
             (lambda root: os.mkfifo(root / "pipe"), "deny-special"),
             (lambda root: (root / "loop").symlink_to("."), "deny-special"),
         ],
@@ -202,7 +208,7 @@ class TestAdmission:
         )
         signing.sign(str(model), signer)
         SafetensorsFile.open(str(model / WEIGHTS))
-        assert codes(admit(str(model), policy)) == {"deny-polyglot"}
+        assert codes(admit(str(model), policy)) == {"deny-polyglot", "deny-unknown"}
 
     @pytest.mark.parametrize("length", [640, 896, 1408, 23117, 8483, 19280])
     def test_a_header_whose_length_spells_a_magic_number(
@@ -219,7 +225,7 @@ class TestAdmission:
     ) -> None:
         module = '[{"idx": 0, "type": "sentence_transformers.models.Transformer"}]'
         (model / "modules.json").write_text(module)
-        (model / "vocab.txt").write_text("cat\ndog\nimport\nos\n.\n", encoding="utf-8")
+        (model / "vocab.txt").write_text("[PAD]\ncat\ndog\nimport\nos\n.\n")
         (model / "tokenizer_config.json").write_text(
             '{"chat_template": "{{ x }}", "auto_map": null}'
         )
@@ -239,7 +245,7 @@ class TestAdmission:
         (model / "chat_template.jinja").write_text("{{ messages }}")
         (model / "tokenizer_config.json").write_text('{"chat_template": "{{ evil }}"}')
         signing.sign(str(model), signer)
-        seen = gather(str(model), Policy(())).evidence.findings
+        seen = gather(str(model), Policy(()), examine=findings_of).evidence.findings
         found = {each.sha256 for each in seen if each.kind == "template"}
         assert len(found) == 2
         rule = Rule("*", ("us",), templates=tuple(map(str, found)))

@@ -18,8 +18,7 @@ from safeweights.trust.errors import DocumentError, PolicyViolationError, TrustE
 from safeweights.trust.policies import policy as policies
 from safeweights.trust.policies import policy_file
 from safeweights.trust.policies.deciding import decide
-from safeweights.trust.policies.examination import Finding
-from safeweights.trust.policies.policy import Evidence, FileFact, LockEntry, Policy, Rule
+from safeweights.trust.policies.policy import Evidence, FileFact, Finding, LockEntry, Policy, Rule
 from safeweights.trust.signatures.certificates import CertificateTrust
 from safeweights.trust.signatures.keyless import KeylessTrust
 from safeweights.trust.signatures.verifying import SignedBy

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final
 
-from ..conversion.kinds.examining import GGUF_TEMPLATE, examine, gguf_template
+from ..conversion.kinds.examining import examine
 from ..errors import quote
 from ..trust.policies.admission import Admission
 from ..trust.policies.admission import admit as decide
-from ..trust.policies.examination import Finding, examine_source
+from ..trust.policies.policy import Finding
 
 if TYPE_CHECKING:
     import os
@@ -28,12 +28,30 @@ if TYPE_CHECKING:
 __all__ = ["admit", "findings_of"]
 
 _KINDS: Final = {
-    "acts-call": "pickle", "unknown-call": "pickle", "text-pickle": "pickle", "name-python": "python",
-    "kind-python": "python", "kind-notebook": "python", "name-program": "native",
-    "kind-program": "native", "kind-script": "native", "polyglot": "polyglot", "auto-map": "auto_map",
-    "trust-remote-code": "trust_remote_code", "remote-kernel": "remote_kernel",
+    "acts-call": "pickle", "unknown-call": "pickle", "text-pickle": "pickle",
+    "name-python": "python", "kind-python": "python", "kind-notebook": "python",
+    "kind-python-bytecode": "python", "name-python-bytecode": "python", "name-notebook": "python",
+    "name-program": "native", "kind-program": "native", "kind-script": "native",
+    "polyglot": "polyglot", "trust-remote-code": "trust_remote_code",
+    "auto-map": "auto_map", "custom-code": "auto_map",
+    "remote-kernel": "remote_kernel", "use-kernels": "remote_kernel",
+    "json": "unreadable", "text-size": "unreadable", "template-size": "unreadable",
 }  # fmt: skip
 """Rule of a concern -> the kind of finding that a policy denies; others are ``code`` or ``unknown``."""
+
+_PICKLED: Final = frozenset(
+    {
+        "pickle",
+        "torch-zip",
+        "torchscript",
+        "torch-package",
+        "torch-export",
+        "paddle",
+        "nemo",
+        "torch7",
+    }
+)
+"""Kinds whose own loaders unpickle: denied as such, since a policy need not follow what each one does."""
 
 
 def admit(
@@ -74,19 +92,21 @@ def admit(
 
 
 def findings_of(source: Source, name: str) -> Iterator[Finding]:
-    """What a policy decides about in a file called `name`, whose bytes are `source`."""
-    seen = set()
-    for finding in examine_source(source, name):
-        seen.add(finding.kind)
-        yield finding
+    """What a policy decides about in a file called `name`, whose bytes are `source`.
+
+    A file of a kind that holds a pickle is one finding, whatever the pickle does.
+
+    Raises:
+        VerificationError: `source` is a verified one, and the file was changed.
+        OSError: Reading failed.
+    """
     examination = examine(source, name)
+    kind = examination.kind
+    if kind is not None and kind.id in _PICKLED:
+        yield Finding("pickle", name, f"this is {kind.name}")
     for concern in examination.concerns:
-        kind = _KINDS.get(concern.rule) or ("code" if concern.power == "acts" else "unknown")
-        if kind in {"code", "unknown"} or kind not in seen:
-            yield Finding(kind, name, concern.message)
-    if examination.kind is not None and examination.kind.id == "gguf":
-        template = gguf_template(source)
-        if template is not None:
-            digest = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
-            place = quote(f"{name}#{GGUF_TEMPLATE}")
-            yield Finding("template", name, f"the template {place}", digest)
+        found = _KINDS.get(concern.rule) or ("code" if concern.power == "acts" else "unknown")
+        yield Finding(found, name, concern.message)
+    for template in examination.templates:
+        digest = hashlib.sha256(template.data).hexdigest()
+        yield Finding("template", name, f"the template {quote(template.place)}", digest)

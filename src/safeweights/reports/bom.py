@@ -31,8 +31,8 @@ from ..trust.content.digests import FileDigest, hash_files
 from ..trust.documents import parse_json
 from ..trust.errors import TrustError, VerificationError
 from ..trust.files import check_model, list_folder, read_document
-from ..trust.policies.examination import examine_file
 from ..trust.signatures.bundle import DEFAULT_IGNORED, covers
+from .admission import findings_of
 from .inventory import rows, unreadable
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _contents(
 ) -> Iterator[tuple[str, str]]:
     """Facts about the contents of a file: its tensors, and code that it runs."""
     path = os.path.join(base, name)
-    findings = list(examine_file(path, name))
+    findings = list(findings_of(open_source(path, backend="pread"), name))
     valid = False
     if name.endswith(SUFFIX):
         try:

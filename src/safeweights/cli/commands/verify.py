@@ -296,6 +296,7 @@ def _print(out: Output, document: VerifyDocument, signed_by: SignedBy) -> None:
 
 def _judge(out: Output, path: str, given: dict[str, Any]) -> int:
     """Decide as `admit` does, but write neither lock file nor log."""
+    from ...reports.admission import findings_of
     from ...trust import load_policy
     from ...trust.policies.evidence import gather
     from ...trust.policies.lockfile import lock_of, settle
@@ -304,7 +305,12 @@ def _judge(out: Output, path: str, given: dict[str, Any]) -> int:
     lock = lock_of(policy, None)
     with watched_files("verifying", [path]) as progress:
         gathered = gather(
-            path, policy, name=given["name"], signature=given["signature"], progress=progress
+            path,
+            policy,
+            examine=findings_of,
+            name=given["name"],
+            signature=given["signature"],
+            progress=progress,
         )
     evidence = gathered.evidence
     decision = settle(

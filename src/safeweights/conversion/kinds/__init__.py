@@ -6,7 +6,8 @@ harmless: a file is data only if its kind is known and everything in it that cou
 """
 
 from .catalog import KINDS, Kind, recognize
-from .examining import SCANNED, Concern, Examination, examine, kind_of, name_concerns
+from .concerns import Concern, Template
+from .examining import SCANNED, Examination, examine, kind_of, name_concerns
 
 __all__ = [
     "KINDS",
@@ -14,6 +15,7 @@ __all__ = [
     "Concern",
     "Examination",
     "Kind",
+    "Template",
     "examine",
     "kind_of",
     "name_concerns",

@@ -186,7 +186,8 @@ def by_name(name: str) -> Kind | None:
     >>> by_name("handler/model.MAR").id
     'mar'
     """
-    base = name.replace("\\", "/").rpartition("/")[2].lower()
+    # A file system that ignores case may give "ſ" for "s"; `lower` does not.
+    base = name.replace("\\", "/").rpartition("/")[2].casefold()
     if base in _NAMES:
         return KINDS[_NAMES[base]]
     for pattern, kind in _BY_SUFFIX:
@@ -257,7 +258,9 @@ def _text(head: bytes, name: str) -> Kind | None:
         return KINDS["openvino" if b"<net " in head and b"<layers" in head else "xml"]
     if named is not None and named.id not in {"onnx", "nemo", "torch-export", "signature"}:
         return named
-    if start[:1] in {b"{", b"["} and name.lower().endswith((".json", ".sig")):
+    if name.casefold().endswith(".pth"):
+        return KINDS["python"]  # Python runs the lines of such a file in its own folders
+    if start[:1] in {b"{", b"["} and name.casefold().endswith((".json", ".sig")):
         return KINDS["signature" if b"dsseEnvelope" in head else "json"]
     return KINDS["text"]
 

@@ -1,11 +1,11 @@
-"""What an examination finds: one thing that loading a file does, or may do, besides building data."""
+"""What an examination finds: a thing that loading a file does besides building data; a chat template."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Concern", "Power"]
+__all__ = ["Concern", "Power", "Template"]
 
 Power = Literal["acts", "unknown", "unread"]
 
@@ -27,3 +27,16 @@ class Concern:
     rule: str
     message: str
     offset: int | None = None
+
+
+@dataclass(frozen=True)
+class Template:
+    """A chat template: a program that a policy may know by its digest.
+
+    Attributes:
+        place: The file, and after ``#`` the setting that holds it.
+        data: Its text, encoded; of several templates in one setting, the setting as canonical JSON.
+    """
+
+    place: str
+    data: bytes

@@ -24,7 +24,7 @@ from ..opening import identify
 from ..readers.gguf import read_gguf
 from ..scanning import scan
 from .catalog import KIND_HEAD, KINDS, Kind, by_name, recognize
-from .concerns import Concern, Power
+from .concerns import Concern, Power, Template
 from .graphs import is_onnx, is_saved_model, is_sentencepiece, onnx_concerns, saved_model_concerns
 from .settings import MAX_TEXT, json_concerns, yaml_concerns
 from .templates import template_concerns
@@ -64,11 +64,13 @@ class Examination:
         name: What the file is called.
         kind: Its kind; None where it is not known.
         concerns: What is not known to be data, worst first; at most 100.
+        templates: The chat templates in it.
     """
 
     name: str
     kind: Kind | None
     concerns: tuple[Concern, ...] = field(default=())
+    templates: tuple[Template, ...] = field(default=())
 
     @property
     def verdict(self) -> str:
@@ -96,10 +98,12 @@ def examine(source: Source, name: str, *, limits: Limits = DEFAULT_LIMITS) -> Ex
     'data'
     """
     kind = kind_of(source, name, limits=limits)
-    concerns = list(_concerns(source, name, kind, limits))
+    found = list(_concerns(source, name, kind, limits))
+    concerns = [each for each in found if isinstance(each, Concern)]
+    templates = tuple(each for each in found if isinstance(each, Template))
     order = ("acts", "unread", "unknown")
     concerns.sort(key=lambda concern: order.index(concern.power))
-    return Examination(name, kind, tuple(concerns[:_CONCERNS_MAX]))
+    return Examination(name, kind, tuple(concerns[:_CONCERNS_MAX]), templates)
 
 
 def kind_of(source: Source, name: str, *, limits: Limits = DEFAULT_LIMITS) -> Kind | None:
@@ -172,7 +176,9 @@ def _zip_kind(source: Source, limits: Limits) -> str:
     return "zip"
 
 
-def _concerns(source: Source, name: str, kind: Kind | None, limits: Limits) -> Iterator[Concern]:
+def _concerns(
+    source: Source, name: str, kind: Kind | None, limits: Limits
+) -> Iterator[Concern | Template]:
     if kind is None:
         yield Concern("unread", "unknown-kind", "the kind of this file is not known")
     elif kind.power == "acts":
@@ -185,7 +191,8 @@ def _concerns(source: Source, name: str, kind: Kind | None, limits: Limits) -> I
         yield from _of_kind(source, name, kind, limits)
     yield from name_concerns(name, kind)
     archive = source.size >= 4 and read_bytes(source, 0, 4) == b"PK\x03\x04"
-    if not archive and (kind is None or kind.id not in SCANNED) and ends_in_zip(source):
+    scanned = kind is not None and kind.id in SCANNED - {"safetensors"}
+    if not archive and not scanned and ends_in_zip(source):
         yield Concern("acts", "polyglot", "it ends in a zip archive, which Python would run")
 
 
@@ -196,11 +203,13 @@ def name_concerns(name: str, kind: Kind | None) -> Iterator[Concern]:
         yield Concern("acts", f"name-{named.id}", f"it goes by the name of {named.name}")
 
 
-def _of_kind(source: Source, name: str, kind: Kind, limits: Limits) -> Iterator[Concern]:
+def _of_kind(source: Source, name: str, kind: Kind, limits: Limits) -> Iterator[Concern | Template]:
     if kind.id in SCANNED:
         yield from _scanned(source, limits)
         if kind.id == "gguf" and (template := gguf_template(source, limits)):
-            yield from template_concerns(template, f"{name}#{GGUF_TEMPLATE}")
+            yield from _template(
+                template.encode("utf-8", "surrogatepass"), f"{name}#{GGUF_TEMPLATE}"
+            )
         return
     reader = _READERS.get(kind.id)
     try:
@@ -214,14 +223,19 @@ def _of_kind(source: Source, name: str, kind: Kind, limits: Limits) -> Iterator[
         yield Concern("unread", f"kind-{kind.id}", error.message, error.offset)
 
 
-def _text(source: Source, name: str, kind: Kind) -> Iterable[Concern]:
+def _template(data: bytes, place: str) -> Iterator[Concern | Template]:
+    yield Template(place, data)
+    yield from template_concerns(data.decode("utf-8", "replace"), place)
+
+
+def _text(source: Source, name: str, kind: Kind) -> Iterable[Concern | Template]:
     if source.size > MAX_TEXT:
         message = f"{source.size:,} bytes of text are more than the {MAX_TEXT:,} that are read"
         return [Concern("unread", "text-size", message)]
     data = read_bytes(source, 0, source.size)
     if kind.id == "jinja":
-        return template_concerns(data.decode("utf-8", "replace"), name)
-    return (json_concerns if kind.id == "json" else yaml_concerns)(data, name)
+        return _template(data, name)
+    return json_concerns(data, name) if kind.id == "json" else yaml_concerns(data, name)
 
 
 _TEXTS: Final = frozenset({"json", "yaml", "jinja", "mlflow"})

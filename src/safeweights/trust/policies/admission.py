@@ -22,7 +22,6 @@ from ..documents import canonical_json, parse_json
 from ..errors import VerificationError
 from ..files import check_name
 from .evidence import gather
-from .examination import examine_source
 from .lockfile import lock_of, settle
 from .policy_file import load_policy
 from .subjects import place_of
@@ -174,12 +173,12 @@ def admit(
     path: str | os.PathLike[str],
     policy: Policy | str | os.PathLike[str],
     *,
+    examine: Examine,
     name: str | None = None,
     signature: str | os.PathLike[str] | None = None,
     lock: LockFile | None = None,
     log: AuditLog | None = None,
     beneath: str | None = None,
-    examine: Examine = examine_source,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Admission:
@@ -188,6 +187,8 @@ def admit(
     Args:
         path: A model.
         policy: A policy, or the path of one.
+        examine: Given a file's bytes and name, finds code in it (`safeweights.reports.admission` hands
+            in its own, and is what callers use).
         name: What the policy's rules call the model, in place of its path below the policy's root.
         signature: The signature file; by default the rule's, or found by convention
             (`safeweights.trust.signatures.discovery`).
@@ -195,7 +196,6 @@ def admit(
             own.
         log: Where the decision is recorded, before it is returned.
         beneath: A folder that every file must be in, links included.
-        examine: Given a file's bytes and name, finds code in it.
         workers: Files read at a time; by default the number of cores.
         progress: Called with the bytes read so far, from the calling thread.
 

@@ -26,8 +26,7 @@ from ..errors import TrustError, VerificationError
 from ..files import is_bookkeeping, list_folder, open_regular
 from ..signatures.signing import WEIGHTS
 from .claims import Claims, digests_of, locate_for
-from .examination import Finding, examine_source
-from .policy import Evidence, FileFact, Role
+from .policy import Evidence, FileFact, Finding, Role
 from .subjects import canonical, place_of, relative, repository
 
 if TYPE_CHECKING:
@@ -171,10 +170,10 @@ def gather(
     path: str,
     policy: Policy,
     *,
+    examine: Examine,
     name: str | None = None,
     signature: str | None = None,
     beneath: str | None = None,
-    examine: Examine = examine_source,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Gathered:
@@ -183,10 +182,10 @@ def gather(
     Args:
         path: A file or a folder.
         policy: Whose rules and signers to look for.
+        examine: What finds code in a file (`safeweights.reports.admission.findings_of`).
         name: What the rules call the model, in place of its path below the policy's root.
         signature: The signature file; by default the rule's, or found by convention.
         beneath: A folder that every file must be in, links included.
-        examine: What finds code in a file.
         workers: Files read at a time; by default the number of cores.
         progress: Called with the bytes read so far, from the calling thread.
 

@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ...errors import quote
 from ..errors import DocumentError, PolicyViolationError
-from .examination import FINDING_KINDS
 from .subjects import folders_above
 
 if TYPE_CHECKING:
     from ..access.rules import AccessRules
     from ..signatures.verifying import SignedBy, Trust
-    from .examination import Finding
 
 __all__ = [
     "DENIABLE",
@@ -28,6 +26,7 @@ __all__ = [
     "Decision",
     "Evidence",
     "FileFact",
+    "Finding",
     "LockEntry",
     "Policy",
     "Reason",
@@ -44,7 +43,31 @@ in the policy; signed by a signer whom the policy names; signed and in a transpa
 Mode = Literal["off", "warn", "enforce"]
 Scope = Literal["whole", "part", "file"]
 Role = Literal["content", "sidecar", "bookkeeping"]
-DENIABLE: Final = tuple(kind for kind in FINDING_KINDS if kind != "template")
+DENIABLE: Final = (
+    "pickle", "python", "native", "auto_map", "trust_remote_code", "remote_kernel",
+    "polyglot", "code", "unknown", "unreadable", "special",
+)  # fmt: skip
+"""Kinds of findings that a policy denies, unless it says otherwise: what runs code or may.
+
+``code`` is code of any other kind; ``unknown`` is a file that could not be judged; ``special`` is none.
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something in a file that a policy decides about.
+
+    Attributes:
+        kind: One of `DENIABLE`, or ``"template"``, which is allowed unless the rule pins other ones.
+        file: Its name, relative to the folder.
+        detail: What was found, in words, safe to show.
+        sha256: Of a template's text.
+    """
+
+    kind: str
+    file: str
+    detail: str
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +142,7 @@ class Policy:
         rules: In order.
         signers: Name used by rules -> who that is.
         mode: ``"enforce"``; ``"warn"``: nothing is refused; ``"off"``: nothing is checked.
-        deny: Kinds of `examination.Finding` that are refused.
+        deny: Kinds of `Finding` that are refused.
         lock: Path of the lock file; rules with `first_use` need one.
         path: The policy's own file.
         root: The folder that subjects are relative to; by default that of the policy's own file. A
