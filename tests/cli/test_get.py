@@ -264,13 +264,42 @@ def test_npy_files_replace_atomically_and_never_the_model(run, typed, tmp_path):
     target.write_bytes(b"old")
     target.chmod(0o640)
     before = os.stat(typed)
-    assert run("get", typed, "F32", "-o", typed).exit_code == 2
+    bare = str(tmp_path / "model")
+    os.link(typed, bare)
+    assert run("get", typed, "F32", "-o", bare, "--force").exit_code == 2
+    os.unlink(bare)
     assert os.stat(typed).st_mtime_ns == before.st_mtime_ns
-    assert run("get", typed, "F32", "-o", str(target)).exit_code == 0
+    refused = run("get", typed, "F32", "-o", str(target))
+    assert (refused.exit_code, target.read_bytes()) == (3, b"old")
+    assert "exists; --force replaces it" in refused.stderr
+    assert run("get", typed, "F32", "-o", str(target), "--force").exit_code == 0
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
     assert os.listdir(tmp_path) == ["x.npy"]
     assert run("get", typed, "F32", "-o", str(tmp_path)).exit_code == 3
-    assert run("get", typed, "F32", "-o", str(tmp_path / "no" / "x.npy")).exit_code == 3
+    assert run("get", typed, "F32", "-o", str(tmp_path) + "/", "--force").exit_code == 3
+    assert run("get", typed, "F32", "-o", str(tmp_path / "new" / "er" / "x.npy")).exit_code == 0
+    assert np.load(tmp_path / "new" / "er" / "x.npy").dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a.NPZ", "dir.npy/a.bin"])
+def test_npy_is_not_written_into_a_file_of_another_kind(run, typed, tmp_path, name):
+    result = run("get", typed, "F32", "-o", str(tmp_path / name), "--force")
+    assert result.exit_code == 2
+    assert "-o writes NumPy's format" in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_file_that_is_read_is_never_written(run, tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(3.0))
+    before = (tmp_path / "a.npy").read_bytes()
+    for place in ("a.npy", "../" + tmp_path.name + "/a.npy"):
+        assert (
+            run(
+                "get", str(tmp_path / "a.npy"), "tensor", "-o", str(tmp_path / place), "--force"
+            ).exit_code
+            == 2
+        )
+    assert (tmp_path / "a.npy").read_bytes() == before
 
 
 def test_what_is_not_there(run, typed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import sys
@@ -18,9 +19,9 @@ from ..selectors import Choice, split
 from ..watching import watched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from ...checkpoint import Checkpoint, Tensor
+    from ...checkpoint import Tensor
     from ...format.indexing import Selection
     from ...reports.documents import GetDocument, StatisticsRecord
     from ..output import Output
@@ -48,8 +49,9 @@ def _complete_name(
 @click.option("--stats", is_flag=True, help="Print statistics of the values instead of values.")
 @click.option(
     "-o", "--output", type=click.Path(allow_dash=True, readable=False, path_type=str),
-    help="Write a .npy file; - for standard output.",
+    help="Write a .npy file, with missing folders; - for standard output.",
 )  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option(
     "--limit", type=click.IntRange(0), default=1000, show_default=True,
     help="Maximum number of values to print; 0 prints all.",
@@ -57,7 +59,7 @@ def _complete_name(
 @json_option
 @click.pass_obj
 def command(
-    out: Output, path: str, tensor: str, *, stats: bool, output: str | None, limit: int
+    out: Output, path: str, tensor: str, *, stats: bool, output: str | None, force: bool, limit: int
 ) -> None:
     """Print, describe or export one tensor, or a part of one.
 
@@ -82,6 +84,8 @@ def command(
         raise click.UsageError("--stats and -o exclude each other")
     if output == STDIN and (out.json or sys.stdout.isatty()):
         raise click.UsageError("-o - needs standard output without --json, and not a terminal")
+    if output not in {None, STDIN}:
+        _check_suffix(output)
     checkpoint = open_checkpoint(path)
     choice = split(tensor, checkpoint)
     found = checkpoint[choice.name]
@@ -89,7 +93,14 @@ def command(
     selection = _select(choice, found, path)
     document = _document(path, choice, found, selection)
     if output is not None:
-        _write(out, checkpoint, found, selection, output)
+        _write(
+            out,
+            [path, *(file.name for file in checkpoint.files)],
+            found,
+            selection,
+            output,
+            force=force,
+        )
         document["output"] = output
     elif stats:
         document["statistics"] = _statistics(found, selection)
@@ -158,22 +169,42 @@ def _statistics(tensor: Tensor, selection: Selection) -> StatisticsRecord:
         return next(statistics_of([(tensor, selection)], progress))
 
 
+def _check_suffix(output: str) -> None:
+    suffix = os.path.splitext(output)[1]
+    if suffix.lower() not in {"", ".npy"}:
+        raise click.UsageError(
+            f"-o writes NumPy's format, not {escape(suffix)}: call the file .npy, or use `safeweights "
+            "convert --only NAME` for safetensors"
+        )
+
+
 def _write(
-    out: Output, checkpoint: Checkpoint, tensor: Tensor, selection: Selection, target: str
+    out: Output,
+    inputs: Iterable[str],
+    tensor: Tensor,
+    selection: Selection,
+    target: str,
+    *,
+    force: bool,
 ) -> None:
     from ...reports.values import npy, npy_dtype
-    from ...storage import write_file, write_stream
+    from ...storage import LocalStore, write_stream
 
     contents = npy(tensor, selection)
     if target == STDIN:
         out.flush()
         write_stream(sys.stdout.buffer, contents)
         return
-    if any(_same_file(target, file.name) for file in checkpoint.files):
+    if any(_same_file(target, name) for name in inputs):
         raise click.UsageError(f"{escape(target)} is the input file")
+    if not force and os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, "exists; --force replaces it", target)
     size = math.prod(selection.counts) * npy_dtype(tensor).itemsize
+    folder, name = os.path.split(target)
+    if not name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), target)
     with watched("writing", size) as progress:
-        write_file(target, contents, progress=progress)
+        LocalStore(folder).write(name, contents, create_only=not force, progress=progress)
 
 
 def _same_file(first: str, second: str) -> bool:
