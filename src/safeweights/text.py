@@ -5,10 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 
-__all__ = ["count", "escape", "human_bytes", "human_count", "plural", "printable", "similar_names"]
+__all__ = [
+    "count",
+    "escape",
+    "human_bytes",
+    "human_count",
+    "plural",
+    "printable",
+    "similar_names",
+    "wrapper_prefix",
+    "wrapper_sentence",
+]
 
 
 _UNITS: Final = ("kB", "MB", "GB", "TB", "PB", "EB")
@@ -106,3 +116,42 @@ def similar_names(name: str, known: Collection[str], limit: int = 3) -> list[str
             found = get_close_matches(name, alike, limit)
     found = found or [other for other in known if name in other and len(other) < 200]
     return found[:limit]
+
+
+_WRAPPERS: Final = {
+    "module.": "DataParallel",
+    "_orig_mod.": "torch.compile",
+    "_fsdp_wrapped_module.": "FSDP",
+}
+"""Beginnings of names that a module around a model adds -> who adds them."""
+
+
+def wrapper_prefix(names: Iterable[str]) -> str:
+    """What modules around a model have put before every name; empty if there is nothing of the kind.
+
+    >>> wrapper_prefix(["module._orig_mod.a", "module._orig_mod.b"]), wrapper_prefix(["module.a", "b"])
+    ('module._orig_mod.', '')
+    """
+    names = iter(names)
+    first, prefix = next(names, ""), ""
+    while added := next((each for each in _WRAPPERS if first.startswith(prefix + each)), ""):
+        prefix += added
+    if not prefix:
+        return ""
+    for name in names:
+        while not name.startswith(prefix):
+            prefix = prefix[: prefix.rstrip(".").rfind(".") + 1]
+        if not prefix:
+            break
+    return prefix
+
+
+def wrapper_sentence(prefix: str) -> str:
+    """What is to be said of names that begin with a `wrapper_prefix`.
+
+    >>> wrapper_sentence("module.")
+    'all names begin with `module.`, which DataParallel adds; loaders of the model will not find them'
+    """
+    added = " and ".join(who for each, who in _WRAPPERS.items() if each in prefix)
+    verb = "add" if " and " in added else "adds"
+    return f"all names begin with `{prefix}`, which {added} {verb}; loaders of the model will not find them"

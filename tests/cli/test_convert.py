@@ -511,3 +511,51 @@ def test_help_imports_nothing_heavy(command):
         [sys.executable, "-c", code, command], capture_output=True, text=True, check=True
     )
     assert not heavy & set(done.stderr.split())
+
+
+def test_names_of_a_module_around_the_model(run, tmp_path, target):
+    state = {"module._orig_mod.a": torch.ones(2), "module._orig_mod.b": torch.ones(3)}
+    torch.save(state, tmp_path / "x.pt")
+    words = "all names begin with `module._orig_mod.`, which DataParallel and torch.compile add"
+    done = run("convert", str(tmp_path / "x.pt"), target, "--json")
+    assert f"safeweights: {words}" in done.stderr
+    assert "(--strip-prefix module._orig_mod.) removes it" in done.document["hints"][0]
+    for path in (str(tmp_path / "x.pt"), target):
+        (finding,) = (
+            f
+            for f in run("check", path, "--json").document["results"][0]["findings"]
+            if f["rule"] == "wrapped"
+        )
+        assert words in finding["message"]
+        assert words in run("show", path, "--json").document["model"]["problems"][0]
+        assert f"problem\t{words}" in run("show", path).stdout
+    again = run(
+        "convert", target, target, "--force", "--strip-prefix", "module._orig_mod.", "--json"
+    )
+    assert again.document["hints"] == []
+    assert list(safeweights.open(target)) == ["a", "b"]
+
+
+def test_the_files_of_a_training_run_that_are_left_out_are_listed(run, tmp_path):
+    folder = tmp_path / "checkpoint-500"
+    folder.mkdir()
+    for name in (
+        "pytorch_model.bin",
+        "optimizer.pt",
+        "rng_state.pth",
+        "training_args.bin",
+        ".hidden.bin",
+    ):
+        torch.save({"w": torch.ones(1)}, folder / name)
+    (folder / "config.json").write_text("{}")
+    left_out = [
+        str(folder / name) for name in ("optimizer.pt", "rng_state.pth", "training_args.bin")
+    ]
+    out = str(tmp_path / "out") + "/"
+    assert run("convert", str(folder), out, "--json").document["left_out"] == left_out
+    record = json.loads(Path(out, "conversion.provenance.json").read_text())
+    assert record["left_out"] == [os.path.basename(path) for path in left_out]
+    lines = run("convert", str(folder), out, "--force").stdout.splitlines()
+    assert lines[-3:] == [f"left-out\t{path}" for path in left_out]
+    one = run("convert", str(folder / "optimizer.pt"), str(tmp_path / "o.safetensors"), "--json")
+    assert one.document["left_out"] == []

@@ -731,3 +731,25 @@ def test_extra_state_that_is_no_tensor(tmp_path: Path, force_contiguous: bool) -
     with pytest.raises(ValueError, match="get_extra_state") as caught:
         ours.save_model(DictAsExtraState(1, 1), tmp_path / "x", force_contiguous=force_contiguous)
     assert "force_contiguous" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["module", "_orig_mod"])
+def test_saving_the_module_around_a_model_is_warned_of(prefix: str, tmp_path: Path) -> None:
+    wrapped = torch.nn.Module()
+    wrapped.add_module(prefix, torch.nn.Linear(2, 2))
+    words = rf"all names begin with `{prefix}\.`.*save `model\.{prefix}`, the module inside"
+    path = tmp_path / "x.safetensors"
+    for save in (
+        lambda: ours.save_file(wrapped.state_dict(), path),
+        lambda: ours.save_model(wrapped, str(path)),
+    ):
+        with pytest.warns(UserWarning, match=words) as caught:
+            save()
+        assert caught[0].filename == __file__
+    with pytest.raises(RuntimeError) as error:
+        ours.load_model(torch.nn.Linear(2, 2), path)
+    assert f"name.removeprefix('{prefix}.')" in str(error.value)
+    opened = safeweights.open(path).rename(lambda name: name.removeprefix(f"{prefix}."))
+    assert ours.load_model(torch.nn.Linear(2, 2), opened) == (set(), [])
+    ours.save_file({"module.a": torch.ones(1), "b": torch.ones(1)}, path)
+    ours.save_file({}, path)

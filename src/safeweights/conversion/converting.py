@@ -26,6 +26,7 @@ from ..storage import Commit, Source, Verifier, open_source
 from ..storage.hashing import sha256
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.parallel import Background, Job
+from ..text import wrapper_prefix, wrapper_sentence
 from ..trust.verifier import verifier
 from .destination import FOLDER_NAME, Destination, OutputFile, split_output
 from .distributed.finding import find_distributed
@@ -372,6 +373,9 @@ class _Job:
         _check_distinct(whole)
         split = [part for each in whole for part in split_output(each, size)]
         outputs = [output for output in split if output.tensors]
+        if prefix := wrapper_prefix(name for output in outputs for name in output.tensors):
+            advice = f"strip_prefix (--strip-prefix {prefix}) removes it"
+            self.report.hints.append(f"{wrapper_sentence(prefix)}; {advice}")
         if not outputs:
             raise FormatError("there is no tensor to write", rule="empty", path=inputs[0].path)
         indexed = index is not None or len(split) > len(whole)

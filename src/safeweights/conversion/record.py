@@ -69,6 +69,7 @@ class Conversion:
         dropped: Values other than tensors that were left out: the first ones.
         dropped_count: How many there are in all.
         left_out: Files of a folder that were not converted, because they are not part of its model.
+        hints: What to do about names that loaders of the model will not find.
         calls: Name of a function that the format's own loader would have called -> how often.
         options: The options that changed values.
         dry_run: Whether nothing was written.
@@ -84,6 +85,7 @@ class Conversion:
     dropped: list[DroppedItem] = field(default_factory=list)
     dropped_count: int = 0
     left_out: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     dry_run: bool = False
@@ -96,6 +98,7 @@ class Conversion:
         for entry in fields["dropped"]:
             entry["source"] = os.path.basename(entry["source"])
         fields["left_out"] = [os.path.basename(path) for path in fields["left_out"]]
+        del fields["hints"]
         tool = {"name": "safeweights", "version": version}
         return {"type": RECORD_TYPE, "tool": tool, **fields}
 

@@ -15,7 +15,7 @@ from ..storage.memory import copied
 from ..storage.source import flat
 from .adapter import adapter_for
 from .handle import safe_open
-from .wording import saving
+from .wording import saving, warn_of_wrappers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +78,8 @@ def save_file(
 ) -> None:
     """Write `tensors` to the file at `filename`; with `max_shard_size`, as shards into that folder."""
     encoded = _encode(framework, tensors)
+    if framework == "pt":
+        warn_of_wrappers(encoded)
     with saving():
         if max_shard_size is None:
             checkpoint.save(encoded, filename, metadata, durable=durable, progress=progress)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError, described
+from ..text import wrapper_prefix, wrapper_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["opening", "prefixed", "reading", "saving", "worded"]
+__all__ = ["opening", "prefixed", "reading", "saving", "warn_of_wrappers", "worded"]
 
 
 @contextmanager
@@ -69,3 +72,16 @@ def saving() -> Iterator[None]:
             where = "" if error.filename is None else f' at path "{error.filename}"'
             what = f"I/O error: {error.strerror} (os error {error.errno}){where}"
         raise described(error, words + what, in_family=True) from error
+
+
+def warn_of_wrappers(names: Iterable[str]) -> None:
+    """Warn the caller of this package if all names to be saved are those of a module around the model."""
+    if not (prefix := wrapper_prefix(names)):
+        return
+    level, frame = 1, sys._getframe()  # noqa: SLF001 - as `warnings.warn` finds the caller
+    package = __name__.partition(".")[0]
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    inner = ".".join(["model", *prefix.rstrip(".").split(".")])
+    advice = f"save `{inner}`, the module inside, or its state_dict()"
+    warnings.warn(f"{wrapper_sentence(prefix)}: {advice}", UserWarning, stacklevel=level)

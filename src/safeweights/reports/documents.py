@@ -192,7 +192,9 @@ class ModelRecord(TypedDict):
     modules: Annotated[list[ModuleRecord], "The tree of modules, as deep as 200 records allow."]
     signature: Annotated[str | None, "A signature file that covers it; it was not verified."]
     code: CodeRecord
-    problems: Annotated[list[str], "Configuration files that could not be read."]
+    problems: Annotated[
+        list[str], "Configuration files that could not be read; names that loaders will not find."
+    ]
 
 
 class ShowDocument(TypedDict):
@@ -408,6 +410,7 @@ class ConvertDocument(TypedDict):
     ]
     dropped_count: Annotated[int, "How many values in all."]
     left_out: Annotated[list[str], "Files of the source folder that are not part of the model."]
+    hints: Annotated[list[str], "What to do about names that loaders will not find."]
     calls: Annotated[
         dict[str, int], "Function that the source's own loader would call -> number of calls."
     ]

@@ -21,12 +21,12 @@ from ..errors import FormatError, SafetensorError, quote
 from ..format import header
 from ..format.dtypes import BITS
 from ..storage import open_source
-from ..text import plural, printable
+from ..text import plural, printable, wrapper_prefix, wrapper_sentence
 from .inventory import rows, total, unreadable
 from .problems import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from ..conversion import ScanFinding as Call
     from ..conversion import ScanReport
@@ -177,9 +177,17 @@ def check_source(out: Findings, source: Source) -> SafetensorsFile | None:
         for row in rows_of(file):
             _check_tensor(out, row)
         _check_metadata(out, file)
+        _check_names(out, file.header.tensors, source.name)
         if may_be_another_format(source, head):
             _check_other_readers(out, source)
     return file
+
+
+def _check_names(out: Findings, names: Iterable[str], path: str) -> None:
+    """Note, once for a checkpoint, that all names begin with what a module around the model adds."""
+    if (prefix := wrapper_prefix(names)) and all(each["rule"] != "wrapped" for each in out.found):
+        advice = f"`safeweights convert --strip-prefix {prefix}` removes it"
+        out.add("note", "wrapped", f"{wrapper_sentence(prefix)}; {advice}", path)
 
 
 def _check_other_readers(out: Findings, source: Source) -> None:
@@ -249,6 +257,7 @@ def _report_conversion(out: Findings, source: Source, name: str) -> None:
     else:
         message = f"{what}; `safeweights convert` makes it safetensors"
     out.add("note", "foreign-format", message, source.name)
+    _check_names(out, (row.name for row in found), source.name)
     for group in groups:
         message = f"{plural(group['tensors'], 'tensor')} cannot be converted: {group['reason']}"
         out.add("note", "unreadable-tensor", printable(message), source.name, tensor=group["first"])

@@ -17,7 +17,7 @@ from ..format.dtypes import BITS
 from ..storage import LocalStore, open_source
 from ..storage.pipes import STDIN
 from ..storage.places import is_url, join, place_of
-from ..text import human_bytes, human_count, plural, printable
+from ..text import human_bytes, human_count, plural, printable, wrapper_prefix, wrapper_sentence
 from ..trust.errors import TrustError
 from ..trust.verifier import verifier
 from .calls import loading_calls
@@ -261,6 +261,8 @@ def _model(
         "code": _code(path, opened, verify),
         "problems": list(settings.problems),
     }
+    if opened.root is not None and (prefix := wrapper_prefix(opened.root)):
+        record["problems"].append(wrapper_sentence(prefix))
     files = sum(len(each.files) for each in opened.checkpoints)
     record["summary"] = _summary(record, sums, kinds, files)
     return record

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ...errors import UnsupportedError
-from ...text import escape, human_bytes, plural
+from ...text import escape, human_bytes, plural, printable
 from ..app import FILE, json_option
 from ..watching import watched_writing
 
@@ -122,6 +122,8 @@ def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any)
         _draw(out.pretty(), done)
     else:
         out.lines(_plain(done))
+    for hint in done.hints:
+        out.message(printable(hint))
 
 
 def _options(given: dict[str, Any]) -> Options:
@@ -204,6 +206,7 @@ def _document(done: Conversion) -> ConvertDocument:
         ],
         "dropped_count": done.dropped_count,
         "left_out": done.left_out,
+        "hints": done.hints,
         "calls": done.calls,
     }
 

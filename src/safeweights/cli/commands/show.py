@@ -95,6 +95,8 @@ def _plain(found: ShowDocument) -> Iterator[tuple[str, ...]]:
         yield "unreadable", printable(some["reason"]), *_numbers(some)
     for key, value in (found["metadata"] or {}).items():
         yield "metadata", escape(key), escape(value)
+    for problem in model["problems"]:
+        yield "problem", printable(problem)
 
 
 def _numbers(sums: TotalRecord | ModuleRecord | UnreadableRecord) -> tuple[str, str, str]:

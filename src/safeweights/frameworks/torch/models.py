@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 
 from ...errors import LayoutError, NoDataError, StateDictError, UnsupportedError, quote
+from ...text import wrapper_prefix, wrapper_sentence
 from .. import functions
 from ..targets import opened
 from .adapter import ADAPTER, CODES, PLAIN, has_memory, host_bytes, packed_shape
@@ -93,6 +94,12 @@ def _require_same(target: Target, missing: Iterable[str], unexpected: Iterable[s
         if names:
             listed = ", ".join(f'"{name}"' for name in names)
             lines.append(f"    {what} key(s) in state_dict: {listed}")
+    prefix = wrapper_prefix(unexpected)
+    if prefix and {name.removeprefix(prefix) for name in unexpected} == set(missing):
+        lines.append(
+            f"    In the file {wrapper_sentence(prefix)}: load safeweights.open(path).rename(lambda name: "
+            f"name.removeprefix({prefix!r}))"
+        )
     if len(lines) > 1:
         raise StateDictError("\n".join(lines))
 
