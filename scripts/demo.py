@@ -175,8 +175,11 @@ def edit(model: str) -> None:
     run("edit", "shards", "merged.safetensors", lines=3)
     same = filecmp.cmp(model, "merged.safetensors", shallow=False)
     require(same, "merged, byte for byte the published file")
-    say("What would half precision do? A plan, and nothing is written.")
-    run("edit", model, "half.safetensors", "--dtype", "F16", "--plan", lines=4)
+    say("Half precision: what does it change? Compared tensor by tensor, never both in memory.")
+    run("edit", model, "half.safetensors", "--dtype", "F16", lines=3)
+    run("diff", model, "half.safetensors", "--values", expect=1, lines=6)
+    run("diff", model, "edited.safetensors", expect=1, lines=3)
+    run("diff", model, "merged.safetensors")
 
 
 def sign(model: str) -> None:

@@ -460,6 +460,90 @@ class EditDocument(TypedDict):
     notes: Annotated[list[str], "Sentences for people."]
 
 
+class DiffTensorRecord(TypedDict):
+    """A tensor that is in one of two checkpoints, or the same in both."""
+
+    name: str
+    dtype: Annotated[str, "Code of the element type, e.g. `BF16`."]
+    shape: Annotated[list[int], "Elements along each axis; empty for a scalar."]
+    bytes: Annotated[int, "Bytes of its data."]
+
+
+class DecadeRecord(TypedDict):
+    """Elements whose difference is of one order of magnitude."""
+
+    least: Annotated[float, "The smallest difference counted here: a power of ten, or 0."]
+    elements: Annotated[int, "How many differ by that, and by less than ten times that."]
+
+
+class DifferenceRecord(TypedDict):
+    """How the values of two tensors differ. A NaN equals a NaN."""
+
+    elements: Annotated[int, "Number of elements compared."]
+    different: Annotated[int, "Elements that are not equal."]
+    beyond: Annotated[int, "Elements that differ by more than the tolerance."]
+    max: Annotated[float | None, "Largest absolute difference; null if infinite or NaN."]
+    mean: Annotated[float | None, "Mean absolute difference, over all elements."]
+    relative: Annotated[
+        float | None, "Norm of the difference, divided by the norm of the values before."
+    ]
+    not_finite: Annotated[
+        int, "Elements of which one is NaN or infinite and the other is another value."
+    ]
+    histogram: Annotated[list[DecadeRecord], "The finite differences, smallest first."]
+
+
+class RenamedRecord(TypedDict):
+    """A tensor with the same type, shape and bytes under another name."""
+
+    before: Annotated[str, "Its name in the first checkpoint."]
+    after: Annotated[str, "Its name in the second."]
+    dtype: str
+    shape: list[int]
+    bytes: int
+
+
+class ChangedRecord(TypedDict):
+    """A tensor that is not the same in two checkpoints."""
+
+    name: str
+    before: DiffTensorRecord
+    after: DiffTensorRecord
+    close: Annotated[bool, "All elements are equal within the tolerance."]
+    values: Annotated[
+        DifferenceRecord | None, "With `--values` or a tolerance, if the shape is the same."
+    ]
+
+
+class DiffMetadataRecord(TypedDict):
+    """How metadata differs."""
+
+    added: dict[str, str]
+    removed: dict[str, str]
+    changed: Annotated[dict[str, list[str]], "Key -> the value before, and the value after."]
+
+
+class DiffDocument(TypedDict):
+    """`safeweights diff`: what differs between two checkpoints."""
+
+    schema: Literal["safeweights.diff/1"]
+    before: Annotated[str, "The first path."]
+    after: Annotated[str, "The second path."]
+    same: Annotated[bool, "Nothing differs, but for values within the tolerance."]
+    rtol: Annotated[float, "Tolerance, relative to the value before."]
+    atol: Annotated[float, "Tolerance that is added to it."]
+    unchanged: Annotated[int, "Tensors with the same name, type, shape and bytes."]
+    added: list[DiffTensorRecord]
+    removed: list[DiffTensorRecord]
+    renamed: list[RenamedRecord]
+    retyped: Annotated[list[ChangedRecord], "Tensors of another type or shape."]
+    changed: Annotated[list[ChangedRecord], "Tensors with other bytes."]
+    metadata: Annotated[DiffMetadataRecord | None, "Null with `--no-metadata`."]
+    unreadable: Annotated[
+        dict[str, str], "Tensors that were compared by type and shape only -> why."
+    ]
+
+
 class HashedFileRecord(TypedDict):
     """A file and its digest."""
 
@@ -678,6 +762,7 @@ DOCUMENTS = (
     ViewDocument,
     ConvertDocument,
     EditDocument,
+    DiffDocument,
     HashDocument,
     KeygenDocument,
     SignDocument,
