@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import tempfile
@@ -237,6 +238,8 @@ python = false
             ("[signers.a]\nidentity='x'\npublic_key='y'\n", "signers.a"),
             ("[signers.a]\nroots='ca.pem'\n", "signers.a"),
             ("[signers.a]\nroots='ca.pem'\nsubject='x'", "signers.a.subject"),
+            ("[signers.a]\npublic_keys='x.pub'", "signers.a.public_keys"),
+            ("[signers.a]\nissuer='x'", "signers.a"),
             ("[[rules]]\npattern='*'\nlevel='known'\nfirst_use=true", ""),
             ("lock = 5\n[[rules]]\npattern='*'\nlevel='none'", "lock"),
             ("a = [", ""),
@@ -249,12 +252,23 @@ python = false
         assert (caught.value.field, caught.value.path) == (field, "policy.toml")
         assert caught.value.exit_code == 3
 
+    def test_a_misspelt_field_of_a_signer_is_named(self) -> None:
+        with pytest.raises(DocumentError, match="unknown field; did you mean `public_key`"):
+            policy_file.parse_policy(b"[signers.a]\npublic_keys = 'x.pub'")
+
     def test_keys_that_cannot_be_read(self, tmp_path: Path, signer: FileSigner) -> None:
         rule = "\n[[rules]]\npattern = '*'\nsigners = ['a']\n"
         path = tmp_path / "policy.toml"
         path.write_text("[signers.a]\npublic_key = 'missing.pub'" + rule)
-        with pytest.raises(FileNotFoundError):
-            policy_file.load_policy(str(path))
+        fields = {"public_key = 'missing.pub'": "public_key", "roots = ['missing.pub']": "roots[0]"}
+        for text, field in fields.items():
+            subject = "\ncertificate_subject = 'x'" if "roots" in text else ""
+            path.write_text(f"[signers.a]\n{text}{subject}{rule}")
+            with pytest.raises(FileNotFoundError) as missing:
+                policy_file.load_policy(str(path))
+            assert missing.value.filename == str(tmp_path / "missing.pub")
+            named = f"; signers.a.{field} of the policy `{path}` names this file"
+            assert missing.value.strerror == os.strerror(errno.ENOENT) + named
         (tmp_path / "bad.pub").write_text("nothing")
         path.write_text("[signers.a]\npublic_key = 'bad.pub'" + rule)
         with pytest.raises(DocumentError, match=r"bad\.pub"):

@@ -215,14 +215,14 @@ _PLUGINS: Final = {
     "mlu": "torch_mlu (Cambricon)",
     "musa": "torch_musa (Moore Threads)",
     "xla": "torch_xla (TPU)",
-    "privateuseone": "the package of the device's vendor, which gives it a name of its own",
+    "privateuseone": "the package of the device's vendor (it also gives the device a name)",
 }
 """Device types that torch has only once another package is imported."""
 
 
 def _plugin_hint(kind: str) -> str:
     package = _PLUGINS.get(kind)
-    return f"; install and import {package} first" if package else ""
+    return f"; first install and import {package}" if package else ""
 
 
 def _encode_usual(tensors: Mapping[str, Any]) -> dict[str, Tensor] | None:

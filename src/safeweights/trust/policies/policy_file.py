@@ -22,6 +22,7 @@ are named relative to the policy's own folder, models relative to its `root`.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
@@ -37,6 +38,8 @@ from ..signatures.timestamps import KeyTrust, TimestampTrust
 from .policy import DENIABLE, LEVELS, Mode, Policy, Revocations, Rule, check_pattern
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..access.rules import AccessRules
     from ..signatures.verifying import Trust
 
@@ -209,17 +212,29 @@ def _deny(table: Field | None) -> frozenset[str]:
     return frozenset(denied)
 
 
+_KEY_FIELDS: Final = ("public_key", "key_hint", "timestamp_roots", "until")
+_CERTIFICATE_FIELDS: Final = (
+    "roots", "certificate_subject", "certificate_issuer", "certificate_name", "certificate_sha256",
+    "signed_at", "timestamp_roots",
+)  # fmt: skip
+_KEYLESS_FIELDS: Final = ("identity", "issuer", "trusted_root")
+
+
 def _signer(entry: Field, base: str) -> Trust:
     kinds = {"public_key": _key, "roots": _certificate, "identity": _keyless}
     present = [kind for kind in kinds if entry.get(kind)]
+    if not present:
+        entry.only(*_KEY_FIELDS, *_CERTIFICATE_FIELDS, *_KEYLESS_FIELDS)  # a misspelt one
     if len(present) != 1:
         raise entry.error(f"give exactly one of {', '.join(kinds)}")
     return kinds[present[0]](entry, base)
 
 
 def _key(entry: Field, base: str) -> Trust:
-    entry.only("public_key", "key_hint", "timestamp_roots", "until")
-    key = load_public_key(_text_or_file(entry.member("public_key"), base), path=entry.path)
+    entry.only(*_KEY_FIELDS)
+    given = entry.member("public_key")
+    with _named_by(given):
+        key = load_public_key(_text_or_file(given, base), path=entry.path)
     if (hint := entry.get("key_hint")) and hint.text() != key.hint:
         raise hint.error(f"the public key has the hint {key.hint}", reason="wrong-key")
     timestamps, until = _timestamps(entry, base), _moment(entry.get("until"))
@@ -231,10 +246,7 @@ def _key(entry: Field, base: str) -> Trust:
 
 
 def _certificate(entry: Field, base: str) -> Trust:
-    entry.only(
-        "roots", "certificate_subject", "certificate_issuer", "certificate_name",
-        "certificate_sha256", "signed_at", "timestamp_roots",
-    )  # fmt: skip
+    entry.only(*_CERTIFICATE_FIELDS)
     found = entry.member("roots")
     paths = [found] if isinstance(found.value, str) else found.items()
     texts = {
@@ -246,7 +258,7 @@ def _certificate(entry: Field, base: str) -> Trust:
             "a root alone does not say who must have signed: give certificate_subject, "
             "certificate_name or certificate_sha256"
         )
-    roots = [der for p in paths for der in load_certificates(_text_or_file(p, base), path=p.path)]
+    roots = _certificates(paths, base)
     return CertificateTrust(
         tuple(roots), texts["subject"], texts["issuer"], texts["name"], texts["sha256"],
         _moment(entry.get("signed_at")), _timestamps(entry, base),
@@ -259,7 +271,7 @@ def _timestamps(entry: Field, base: str) -> TimestampTrust | None:
     if found is None:
         return None
     paths = [found] if isinstance(found.value, str) else found.items()
-    roots = [der for p in paths for der in load_certificates(_text_or_file(p, base), path=p.path)]
+    roots = _certificates(paths, base)
     return TimestampTrust(tuple(roots))
 
 
@@ -272,12 +284,31 @@ def _moment(value: Field | None) -> datetime | None:
 
 
 def _keyless(entry: Field, base: str) -> Trust:
-    entry.only("identity", "issuer", "trusted_root")
+    entry.only(*_KEYLESS_FIELDS)
     root = entry.get("trusted_root")
     return KeylessTrust(
         entry.member("identity").text(), entry.member("issuer").text(),
         os.path.abspath(os.path.join(base, root.text())) if root else None,
     )  # fmt: skip
+
+
+def _certificates(paths: list[Field], base: str) -> list[bytes]:
+    found: list[bytes] = []
+    for given in paths:
+        with _named_by(given):
+            found += load_certificates(_text_or_file(given, base), path=given.path)
+    return found
+
+
+@contextmanager
+def _named_by(field: Field) -> Iterator[None]:
+    """Say of a file that cannot be read which field of which policy names it."""
+    try:
+        yield
+    except OSError as error:
+        policy = f"the policy {quote(field.path, 400)}" if field.path else "the policy"
+        message = f"{error.strerror}; {field.place} of {policy} names this file"
+        raise OSError(error.errno, message, error.filename) from error
 
 
 def _text_or_file(value: Field, base: str) -> str | bytes:
