@@ -16,10 +16,11 @@ export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX)
 endif
 
 # The areas that can be tested alone: `make test-format` ...
-AREAS := format storage checkpoint editing numpy-torch conversion trust cli compat bench
+AREAS := format storage checkpoint editing derived numpy-torch conversion trust cli compat bench
 TESTS_numpy-torch := tests/frameworks
 
-.PHONY: help demo test lint fuzz test-pythons test-frameworks test-clients test-remote test-view bench conformance clean \
+.PHONY: help demo test lint fuzz test-pythons test-frameworks test-clients test-remote test-view test-quantised \
+	bench conformance clean \
 	$(AREAS:%=test-%)
 
 help: ## List the targets
@@ -43,7 +44,7 @@ demo: $(DEMO)/.installed ## Use every capability once, on a real model's weights
 
 test: $(VENV)/.installed ## All tests of the core and of NumPy and PyTorch, with coverage
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= -m "not servers" tests --ignore=tests/clients --ignore=tests/next \
-		--ignore=tests/view
+		--ignore=tests/view --ignore=tests/quantised
 	$(BIN)/python -m pytest -q -p no:cacheprovider --doctest-modules --doctest-glob=README.md src/safeweights README.md \
 		--ignore-glob='*/frameworks/jax/*' --ignore-glob='*/frameworks/mlx.py' --ignore-glob='*/frameworks/paddle.py' --ignore-glob='*/frameworks/tensorflow.py' --ignore-glob='*/flax.py' --ignore-glob='*/tensorflow.py' --ignore-glob='*/mlx.py' --ignore-glob='*/paddle.py'
 	$(BIN)/python scripts/check_coverage.py
@@ -86,6 +87,9 @@ test-view: $(VENV)/.installed ## The page of `safeweights view`, in Debian's chr
 	sh scripts/system_packages.sh chromium
 	$(BIN)/python -m pip install -q -r requirements/view.txt
 	$(BIN)/python -m pytest -n $(WORKERS) tests/view
+
+test-quantised: ## Dequantised values beside bitsandbytes, compressed-tensors, torchao, HQQ and gguf
+	$(PYTHON) scripts/test_quantised.py
 
 bench: $(VENV)/.installed ## Against the reference and the specialised loaders (QUICK=1: five minutes)
 	$(BIN)/python -m pip install -q -r requirements/bench.txt

@@ -90,6 +90,7 @@ def load_file(
     device: str = "cpu",
     trust: object = None,
     identity: Any = None,
+    dequantize: bool | str = False,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, tf.Tensor]:
     """Load all tensors of a file or checkpoint, in the order of its data.
@@ -104,6 +105,8 @@ def load_file(
         trust: Policy, public key or warrant that the file must satisfy before any byte of it is used;
             see `safe_open`.
         identity: Who opens an encrypted file; see `safe_open`.
+        dequantize: Quantised weights become numbers: True for F32, or a type such as ``"BF16"``; see
+            `safeweights.Checkpoint.dequantize`.
         progress: Called with the number of bytes read so far; only once if the file is mapped.
 
     Raises:
@@ -113,5 +116,12 @@ def load_file(
         OSError: The file cannot be opened or read.
     """
     return functions.load_file(
-        "tf", filename, device, backend=backend, trust=trust, identity=identity, progress=progress
+        "tf",
+        filename,
+        device,
+        backend=backend,
+        trust=trust,
+        identity=identity,
+        dequantize=dequantize,
+        progress=progress,
     )

@@ -371,10 +371,11 @@ def test_what_convert_cannot_write_is_not_promised(run, quantised, tmp_path):
     target = str(tmp_path / "new.safetensors")
     (result,) = run("check", quantised, "--json").document["results"]
     notes = {each["message"]: each["tensor"] for each in result["findings"]}
+    advice = "dequantize (--dequantize) gives numbers"
     assert notes == {
         "gguf, which builds data only; `safeweights convert` cannot write 3 of 4 tensors": None,
-        "2 tensors cannot be converted: it is quantised as Q8_0, which only GGML reads": "blk.0.weight",
-        "1 tensor cannot be converted: it is quantised as Q4_0, which only GGML reads": "norm",
+        f"2 tensors cannot be converted: it is quantised as Q8_0; {advice}": "blk.0.weight",
+        f"1 tensor cannot be converted: it is quantised as Q4_0; {advice}": "norm",
     }
     assert (result["status"], promised(result)) == ("ok", False)
     assert run("convert", quantised, target).exit_code == 1

@@ -166,7 +166,7 @@ def test_tensors_that_cannot_be_given_are_listed_with_the_reason(run, quantised,
         "Q8_0",
         "[4,64]",
         "272",
-        "it is quantised as Q8_0, which only GGML reads",
+        "it is quantised as Q8_0; dequantize (--dequantize) gives numbers",
     ]
     assert last == ["scale", "F32", "[8,8]", "256"]
     tree = run("ls", quantised, "--tree").rows

@@ -202,7 +202,7 @@ def test_tensors_that_cannot_be_given_are_counted_by_the_reason(run, quantised, 
         ("blk.0.weight", 2),
         ("norm", 1),
     ]
-    reason = "it is quantised as Q8_0, which only GGML reads"
+    reason = "it is quantised as Q8_0; dequantize (--dequantize) gives numbers"
     assert ["unreadable", reason, "2", "384", "408"] in run("show", quantised).rows
     assert f"blk.0.weight and 1 tensor more: {reason}" in " ".join(
         plain(terminal("show", quantised)[0]).split()

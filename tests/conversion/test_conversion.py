@@ -386,8 +386,11 @@ def test_a_folder_without_an_index(tmp_path) -> None:
         "text.safetensors",
         "vae.safetensors",
     ]
+    convert(tmp_path / "new", tmp_path / "again", record=False)
+    assert len(list((tmp_path / "again").iterdir())) == 2
+    (tmp_path / "empty").mkdir()
     with pytest.raises(FormatError, match="no checkpoint"):
-        convert(tmp_path / "new", tmp_path / "x")
+        convert(tmp_path / "empty", tmp_path / "x")
 
 
 def test_several_files_that_would_become_one_are_refused(tmp_path) -> None:

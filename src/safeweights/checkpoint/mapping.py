@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ClosedError, FormatError, SafetensorError, TensorNotFoundError, quote
+from ..lazy import deferred
 from .file import SafetensorsFile, not_found
 from .tensor import Tensor
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Checkpoint", "matches"]
+
+_dequantized = deferred("safeweights.derived.quantised.schemes", "dequantized")
 
 
 class _Unread(Mapping[str, Tensor]):
@@ -61,7 +64,11 @@ class Checkpoint(Mapping[str, Tensor]):
         name: Path of the file or folder, for messages.
         format: What the files are: ``"safetensors"``, or another format that tensors were read from.
         files: The safetensors files behind it, in order; empty for other formats and views of them.
+        beside: Reads a small file that lies beside the weights: a function from its name and the most
+            bytes it may have to its contents, None if there is no such file. None for what is in memory.
     """
+
+    beside: Callable[[str, int], bytes | None] | None = None
 
     def __init__(
         self,
@@ -201,8 +208,53 @@ class Checkpoint(Mapping[str, Tensor]):
             renamed[target], old_names[target] = tensor, name
         return self._with(renamed)
 
+    def dequantize(
+        self,
+        dtype: str = "F32",
+        *,
+        scheme: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
+        """A view in which every quantised weight is a tensor of numbers; other tensors stay.
+
+        Values are computed when they are read, in float32; see docs/quantised.md for the schemes and
+        their formulas. Scales and other parts of a quantised weight are not in the view.
+
+        Args:
+            dtype: Type of the dequantised tensors: ``"F32"``, or ``"BF16"``, ``"F16"``, ``"F64"``, to
+                which each value is rounded.
+            scheme: A name of docs/quantised.md, where names, types and settings leave a choice.
+            settings: What ``quantization_config`` in config.json has; by default that of the config.json
+                beside the weights.
+
+        Cost: reads the settings, and small parts such as the order of groups; no codes.
+
+        Raises:
+            UnsupportedError: No weight is quantised, or the method is not read.
+            FormatError: A part breaks a rule of its scheme; or the scheme is ambiguous, which the
+                message says with the choices.
+            TrustError: The settings are not what ``trust=`` asked for.
+            OSError: The settings cannot be read.
+
+        >>> from safeweights.checkpoint import MemoryTensor
+        >>> w = {"a.weight": MemoryTensor("a.weight", "F8_E4M3", (1, 2), bytes([0x38, 0x40])),
+        ...      "a.weight_scale_inv": MemoryTensor("s", "F32", (1, 1), bytes([0, 0, 0, 0x41]))}
+        >>> Checkpoint(w).dequantize()["a.weight"].numpy()
+        array([[ 8., 16.]], dtype=float32)
+        """
+        found: Checkpoint = _dequantized(self, dtype, scheme=scheme, settings=settings)
+        return found
+
+    def replaced(
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
+    ) -> Checkpoint:
+        """A view of the same name and format with other tensors and metadata."""
+        view = Checkpoint(tensors, metadata, name=self.name, format=self.format)
+        view.beside = self.beside
+        return view
+
     def _with(self, tensors: Mapping[str, Tensor]) -> Checkpoint:
-        return Checkpoint(tensors, self._metadata, name=self.name, format=self.format)
+        return self.replaced(tensors, self._metadata)
 
     def close(self) -> None:
         """Close the files. Tensors that were already taken from the mapping stay usable."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..storage import Source, Verifier
     from ..storage.places import PlaceKind
 
-__all__ = ["Files", "find_files", "kind_of", "open"]
+__all__ = ["Files", "beside", "find_files", "kind_of", "open"]
 
 R = TypeVar("R")
 
@@ -67,10 +67,45 @@ def open(target: Any, *, backend: str = "mmap", verify: Verifier | None = None) 
     if files is None:
         target = os.fsdecode(target) if isinstance(target, os.PathLike) else target
         file = SafetensorsFile.open(target, backend=backend, verify=verify)
-        return Checkpoint.from_files([file], file.name)
+        found = Checkpoint.from_files([file], file.name)
+        found.beside = beside(target, verify)
+        return found
     opened = {name: SafetensorsFile(source) for name, source in files.open(backend, verify)}
     files.check({name: file.header.tensors for name, file in opened.items()})
-    return Checkpoint.from_files(opened.values(), files.name)
+    found = Checkpoint.from_files(opened.values(), files.name)
+    found.beside = beside(files.store, verify)
+    return found
+
+
+def beside(place: Any, verify: Verifier | None = None) -> Callable[[str, int], bytes | None] | None:
+    """A function that reads a small file beside weights; see `Checkpoint.beside`.
+
+    Args:
+        place: The store of the weights, or the path or URL of their only file; None for anything else.
+        verify: See `open`.
+    """
+    folder = ""
+    if isinstance(place, str | os.PathLike):
+        named = place_of(place)
+        place, folder = named.store, named.name.rpartition("/")[0]
+    if not isinstance(place, Store):
+        return None
+
+    def read(name: str, most: int) -> bytes | None:
+        name = f"{folder}/{name}" if folder else name
+        try:
+            source = place.open(name, backend="pread")
+        except FileNotFoundError:
+            return None
+        source = source if verify is None else verify(source, source.name)
+        if source.size > most:
+            raise FormatError(
+                f"it has {source.size:,} bytes; at most {most:,} are read",
+                rule="too-large", path=place.locate(name),
+            )  # fmt: skip
+        return bytes(source.read(0, source.size))
+
+    return read
 
 
 def kind_of(path: str) -> PlaceKind:

@@ -18,9 +18,11 @@ from importlib import metadata
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
+from ..checkpoint.mapping import matches
 from ..checkpoint.saving import serialized
 from ..checkpoint.shardindex import ANY_INDEX, index_text
 from ..derived.casting import CastTensor, parse_casts
+from ..derived.quantised.weight import DequantizedTensor
 from ..errors import FormatError, UnsupportedError, quote
 from ..storage import Commit, Source, Verifier, open_source
 from ..storage.hashing import sha256
@@ -28,6 +30,7 @@ from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.parallel import Background, Job
 from ..text import wrapper_prefix, wrapper_sentence
 from ..trust.verifier import verifier
+from .dequantizing import Sources
 from .destination import FOLDER_NAME, Destination, OutputFile, split_output
 from .distributed.finding import find_distributed
 from .folders import find_checkpoints, left_out
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint import Tensor
     from ..checkpoint.opening import Files
+    from ..storage import Store
 
 __all__ = ["Options", "convert"]
 
@@ -69,7 +73,10 @@ class Options:
         force: Replace files that exist, and an earlier checkpoint of the same name as a whole, whatever
             its number of shards.
         dry_run: Do everything but write.
-        densify: Write sparse and quantised tensors dense instead of refusing them.
+        densify: Write sparse tensors, and those that PyTorch quantised, dense instead of refusing them.
+        dequantize: Write quantised weights as numbers: F32, or what ``dtype`` makes of F32; see
+            `Checkpoint.dequantize`.
+        scheme: The scheme of quantised weights, where names, types and settings leave a choice.
         keep_ties: Write tied weights once for each of their names.
         keep_others: Store values other than tensors in the metadata, as JSON under
             ``safeweights.others``.
@@ -92,6 +99,8 @@ class Options:
     force: bool = False
     dry_run: bool = False
     densify: bool = False
+    dequantize: bool = False
+    scheme: str | None = None
     keep_ties: bool = False
     keep_others: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -105,15 +114,9 @@ class Options:
     def changes(self) -> dict[str, object]:
         """The options that change what is written, for the record."""
         names = (
-            "dtype",
-            "only",
-            "skip",
-            "strip_prefix",
-            "rename",
-            "max_shard_size",
-            "densify",
-            "keep_ties",
-        )
+            "dtype", "only", "skip", "strip_prefix", "rename", "max_shard_size", "densify",
+            "dequantize", "scheme", "keep_ties",
+        )  # fmt: skip
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value}
 
@@ -183,6 +186,7 @@ def convert(
         job = _Job(chosen, where, progress)
         if found is not None:
             job.report.left_out = left_out(found)
+        inputs = job.prepared(inputs, None if found is None else found.store, verify)
         return job.run(inputs, None if found is None else found.index_name)
 
 
@@ -247,7 +251,8 @@ def _refuse_twice(paths: list[str]) -> None:
 
 
 def _given(options: Options, verify: Verifier | None) -> OpenOptions:
-    casts = parse_casts(options.dtype) if options.dtype else {}
+    # Of quantised weights the values are cast, not the parts: later, when they are dequantised.
+    casts = parse_casts(options.dtype) if options.dtype and not options.dequantize else {}
     return OpenOptions(options.limits, options.densify, casts, verify=verify)
 
 
@@ -260,12 +265,14 @@ class _Input:
         named: The path that its output is named after.
         checkpoint: What is in it.
         digests: Those of its files, in order; empty if none are computed.
+        tensors: Number of tensors in it, as they are stored.
     """
 
     path: str
     named: str
     checkpoint: ForeignCheckpoint
     digests: tuple[Job[str], ...]
+    tensors: int
 
     @classmethod
     def of(
@@ -277,11 +284,11 @@ class _Input:
     ) -> _Input:
         """The source at `path`, of which digests are computed if there is a `hashing`."""
         digests = () if hashing is None else tuple(map(hashing.begin, checkpoint.sources))
-        return cls(path, named, checkpoint, digests)
+        return cls(path, named, checkpoint, digests, len(checkpoint))
 
     def records(self) -> Iterator[ConvertedFile]:
         """Its files, for the report; the first one stands for all of a checkpoint of several."""
-        kind, tensors = self.checkpoint.format, len(self.checkpoint)
+        kind, tensors = self.checkpoint.format, self.tensors
         for source, digest in zip_longest(self.checkpoint.sources, self.digests):
             done = None if digest is None else digest.result()
             path = self.path if len(self.checkpoint.sources) == 1 else source.name
@@ -324,6 +331,33 @@ class _Job:
         self.progress = progress
         self.report = Conversion(options=options.changes(), dry_run=options.dry_run)
         self._calls: Counter[str] = Counter()
+
+    def prepared(
+        self, inputs: list[_Input], store: Store | None, verify: Verifier | None
+    ) -> list[_Input]:
+        """The sources with quantised weights dequantised, if that was asked for.
+
+        Raises:
+            UnsupportedError: Without it, a part of a quantised weight would be cast alone.
+        """
+        options = self.options
+        if not options.dequantize and not options.dtype:
+            return inputs
+        paths = [each.path for each in inputs]
+        checkpoints = [each.checkpoint for each in inputs]
+        sources = Sources(checkpoints, paths, store, verify, options.scheme)
+        if not options.dequantize:
+            sources.require_whole_casts(self._is_wanted)
+            return inputs
+        casts = parse_casts(options.dtype) if options.dtype else {}
+        self.report.dequantized = dict(sources.dequantize(casts, self._is_wanted))
+        return [
+            replace(each, checkpoint=part) for each, part in zip(inputs, sources.parts, strict=True)
+        ]
+
+    def _is_wanted(self, name: str) -> bool:
+        only, skip = self.options.only, self.options.skip
+        return (not only or matches(name, only)) and not matches(name, skip)
 
     def run(self, inputs: list[_Input], index: str | None) -> Conversion:
         outputs, weight_map = self._outputs(inputs, index)
@@ -424,10 +458,10 @@ class _Job:
     # -- writing
 
     def _rehearse(self, outputs: list[OutputFile]) -> None:
-        """Find what would fail: of tensors to be cast, only the values tell whether that can be done."""
+        """Find what would fail: of values to be cast or computed, only they tell whether it can be done."""
         for output in outputs:
             for tensor in output.tensors.values():
-                if isinstance(tensor, CastTensor):
+                if isinstance(tensor, CastTensor | DequantizedTensor):
                     for _ in tensor.chunks():
                         pass
             size, _ = serialized(output.tensors, output.metadata or None)

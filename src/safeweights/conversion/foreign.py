@@ -24,6 +24,7 @@ from .pickles.torch_nodes import TORCH_CONSTRUCTORS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from ..checkpoint import Tensor
     from ..storage import Source, Verifier
     from .pickles.machine import Pickle
     from .pickles.nodes import Call, Value
@@ -93,6 +94,26 @@ class ForeignCheckpoint(Checkpoint):
         self.others = list(others)
         self.others_count = others_count
         self.calls = list(calls)
+
+    def replace_tensors(
+        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
+    ) -> None:
+        """Give other tensors from now on.
+
+        Tensors that can be read now are no longer among `others`; names that are gone are no aliases.
+        """
+        self._tensors = tensors
+        self._metadata = None if metadata is None else dict(metadata)
+        kept = [
+            other
+            for other in self.others
+            if (tensor := tensors.get(other.name)) is None or tensor.unreadable is not None
+        ]
+        self.others_count -= len(self.others) - len(kept)
+        self.others = kept
+        self.aliases = {
+            name: first for name, first in self.aliases.items() if {name, first} <= tensors.keys()
+        }
 
     @classmethod
     def union(cls, parts: Iterable[Checkpoint], name: str) -> ForeignCheckpoint:

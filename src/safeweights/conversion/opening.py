@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from ..checkpoint import SUFFIX, Checkpoint, SafetensorsFile
-from ..checkpoint.opening import Files, find_files
+from ..checkpoint.opening import Files, beside, find_files
 from ..errors import FormatError
 from ..format.header import MAX_HEADER, PREFIX
 from ..storage import Source, open_source
@@ -92,7 +92,8 @@ def open(
         FormatError: A file breaks its format, or is of none that is known; an index disagrees with its
             shards; shards are missing.
         UnsupportedError: `target` is none of these, or there is no such backend, or something other
-            than a path is to be trusted.
+            than a path is to be trusted; or `casts` would convert a part of a quantised weight alone
+            (see `Checkpoint.dequantize`).
         TrustError: A file is not what `trust` asks for, here or when it is read.
         OSError: Something cannot be opened or read.
 
@@ -115,9 +116,19 @@ def open(
 
             return files(OpenOptions.of(given))
         if files is not None:
-            return _read_files(files, given)
-        target = open_source(target, backend=backend, verify=verify)
-    return read_source(target, given, format)
+            found = _read_files(files, given)
+            found.beside = beside(files.store, verify)
+        else:
+            source = open_source(target, backend=backend, verify=verify)
+            found = read_source(source, given, format)
+            found.beside = beside(target, verify)
+    else:
+        found = read_source(target, given, format)
+    if casts:
+        from ..derived.quantised.schemes import names_of, refuse_casts
+
+        refuse_casts(names_of(found), found)
+    return found
 
 
 def open_checkpoint(path: str, *, headers_only: bool = False) -> Checkpoint:

@@ -71,6 +71,7 @@ class Conversion:
         left_out: Files of a folder that were not converted, because they are not part of its model.
         hints: What to do about names that loaders of the model will not find.
         calls: Name of a function that the format's own loader would have called -> how often.
+        dequantized: Scheme -> number of weights that were dequantised.
         options: The options that changed values.
         dry_run: Whether nothing was written.
     """
@@ -87,6 +88,7 @@ class Conversion:
     left_out: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
+    dequantized: dict[str, int] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     dry_run: bool = False
 

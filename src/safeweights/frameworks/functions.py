@@ -15,6 +15,7 @@ from ..storage.memory import copied
 from ..storage.source import flat
 from .adapter import adapter_for
 from .handle import safe_open
+from .targets import dequantized, opened
 from .wording import saving, warn_of_wrappers
 
 if TYPE_CHECKING:
@@ -45,9 +46,14 @@ def load_file(
     backend: str | None = None,
     trust: object = None,
     identity: Any = None,
+    dequantize: bool | str = False,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """All tensors of the file at `filename`."""
+    if dequantize:
+        how = backend or ("mmap" if adapter_for(framework).maps else "pread")
+        filename = dequantized(opened(filename, how, trust, identity), dequantize)
+        trust = identity = None
     with (
         safe_open(
             filename, framework, device, backend=backend, trust=trust, identity=identity

@@ -22,7 +22,7 @@ from ..format.gcpause import gc_paused
 from .adapter import adapter_for
 from .loading import CLOSED, LoadJob, Pipeline, Progress, landing_of, reader_count
 from .plans import batches
-from .targets import opened
+from .targets import dequantized, opened
 
 if TYPE_CHECKING:
     import jax
@@ -214,6 +214,7 @@ class _Reading(TypedDict, total=False):
     progress: Progress | None
     trust: object
     identity: Any
+    dequantize: bool | str
 
 
 @overload
@@ -275,6 +276,7 @@ def stream(
     progress: Progress | None = None,
     trust: object = None,
     identity: Any = None,
+    dequantize: bool | str = False,
 ) -> PrefetchLoader[Any]:
     """The tensors of a checkpoint, of many files too, read in the background, each as it arrives.
 
@@ -291,6 +293,8 @@ def stream(
             thread that waits for a tensor.
         trust: What every file must fulfil before a byte of it is used; see `safe_open`.
         identity: Who opens encrypted files; see `safe_open`.
+        dequantize: Quantised weights become numbers: True for F32, or a type such as ``"BF16"``; see
+            `Checkpoint.dequantize`.
 
     Raises:
         FormatError: A file breaks the format, an index disagrees with its shards.
@@ -312,7 +316,7 @@ def stream(
     if backend is None:
         backend = "auto" if adapter.maps else "read"
     return PrefetchLoader(
-        opened(target, backend, trust, identity), adapter, found,
+        dequantized(opened(target, backend, trust, identity), dequantize), adapter, found,
         plan=plan, threads=threads, progress=progress,
         copies=not adapter.maps and isinstance(target, Mapping),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from ..storage import BACKENDS
 from ..trust.verifier import resolve
 from .wording import opening
 
-__all__ = ["opened"]
+__all__ = ["dequantized", "opened"]
 
 
 def opened(target: Any, backend: str, trust: object = None, identity: Any = None) -> Checkpoint:
@@ -44,6 +44,18 @@ def opened(target: Any, backend: str, trust: object = None, identity: Any = None
     with opening():
         target, verify = resolve(target, trust, identity)
         return checkpoint.open(target, backend=backend, verify=verify)
+
+
+def dequantized(checkpoint: Checkpoint, dequantize: bool | str) -> Checkpoint:
+    """A checkpoint whose quantised weights are numbers.
+
+    Args:
+        checkpoint: The checkpoint.
+        dequantize: True for F32, the code of another type, or False for the checkpoint as it is.
+    """
+    if dequantize is False:
+        return checkpoint
+    return checkpoint.dequantize("F32" if dequantize is True else dequantize)
 
 
 def _of_mapping(tensors: Mapping[str, Any], trust: object, identity: Any) -> Checkpoint:

@@ -414,6 +414,7 @@ class ConvertDocument(TypedDict):
     calls: Annotated[
         dict[str, int], "Function that the source's own loader would call -> number of calls."
     ]
+    dequantized: Annotated[dict[str, int], "Scheme -> number of weights that were dequantised."]
 
 
 class EditedFileRecord(TypedDict):

@@ -59,7 +59,15 @@ _SHOWN: Final = 20
 )  # fmt: skip
 @click.option(
     "--densify", is_flag=True,
-    help="Write sparse and quantised tensors as dense ones [default: refuse them].",
+    help="Write sparse tensors, and those that PyTorch quantised, as dense ones [default: refuse them].",
+)  # fmt: skip
+@click.option(
+    "--dequantize", is_flag=True,
+    help="Write quantised weights as numbers: F32, or what --dtype makes of it.",
+)  # fmt: skip
+@click.option(
+    "--scheme", metavar="NAME",
+    help="The scheme of quantised weights, where names and settings leave a choice.",
 )  # fmt: skip
 @click.option("--keep-ties", is_flag=True, help="Write tied weights under each of their names.")
 @click.option("--format", metavar="NAME", help="The sources' format, if it cannot be recognised.")
@@ -99,9 +107,14 @@ def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any)
     With --dtype, floats are rounded to a narrower type. A value that the new type cannot hold, for
     example a too large one, is an error that names the value.
 
+    With --dequantize, weights quantised as FP8, MXFP4, NVFP4, GPTQ, AWQ, compressed-tensors, bitsandbytes,
+    torchao, HQQ or GGUF are computed from their codes and scales. The scheme is decided from
+    quantization_config in the config.json beside them, from names and types.
+
     Piped, each line is source or output, PATH, FORMAT, TENSORS, BYTES and SHA-256; tie or renamed,
-    NAME and NAME; skipped and NAME; dropped, FILE, NAME and its kind; or left-out and FILE, of a folder's
-    files that are not part of the model, such as the state of an optimizer; separated by tabs.
+    NAME and NAME; dequantized, SCHEME and the number of weights; skipped and NAME; dropped, FILE, NAME and
+    its kind; or left-out and FILE, of a folder's files that are not part of the model, such as the state
+    of an optimizer; separated by tabs.
 
     \b
     Examples:
@@ -109,6 +122,7 @@ def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any)
       safeweights convert old/ new/ --dtype BF16 --skip '*.optimizer.*'
       safeweights convert a.ckpt a.safetensors --rename '^module\\.='
       safeweights convert model.pt big/model.safetensors --max-shard-size 5GB
+      safeweights convert model.gguf model.safetensors --dequantize --dtype BF16
       safeweights convert model.pt x --dry-run --json | jq .dropped
     """
     from ...conversion.converting import convert
@@ -147,9 +161,8 @@ def _options(given: dict[str, Any]) -> Options:
         raise click.UsageError(f"--format must be one of {', '.join(sorted(FORMATS))}")
     return Options(
         **{name: given[name] for name in ("dtype", "only", "skip", "rename", "densify", "force")},
-        **{
-            name: given[name] for name in ("dry_run", "keep_ties", "keep_others", "format", "trust")
-        },
+        **{name: given[name] for name in ("dry_run", "keep_ties", "keep_others", "format")},
+        **{name: given[name] for name in ("trust", "dequantize", "scheme")},
         strip_prefix=given["strip_prefix"],
         max_shard_size=given["max_shard_size"],
         metadata=dict(_pair("--metadata", text) for text in given["metadata"]),
@@ -208,6 +221,7 @@ def _document(done: Conversion) -> ConvertDocument:
         "left_out": done.left_out,
         "hints": done.hints,
         "calls": done.calls,
+        "dequantized": done.dequantized,
     }
 
 
@@ -229,6 +243,8 @@ def _plain(done: Conversion) -> Iterator[tuple[str, ...]]:
     for kind, names in (("tie", done.ties), ("renamed", done.renamed)):
         for name, other in names.items():
             yield kind, escape(name), escape(other)
+    for scheme, number in done.dequantized.items():
+        yield "dequantized", escape(scheme), str(number)
     for name in done.skipped:
         yield "skipped", escape(name)
     for each in done.dropped:
@@ -248,6 +264,8 @@ def _draw(screen: Terminal, done: Conversion) -> None:
             screen.text((kind, "green"), "  ", (escape(file.path), "bold"), about)
         if len(files) > _SHOWN:
             screen.text((f"  and {plural(len(files) - _SHOWN, 'file')} more", "dim"))
+    for scheme, number in done.dequantized.items():
+        screen.text(("dequantised", "green"), f"  {plural(number, 'weight')}, {escape(scheme)}")
     ties = [f"{escape(name)} is {escape(kept)}" for name, kept in done.ties.items()]
     renamed = [f"{escape(old)} -> {escape(new)}" for old, new in done.renamed.items()]
     dropped = [f"{escape(each.name)}: {escape(each.what)}" for each in done.dropped]

@@ -19,7 +19,7 @@ from ...errors import FormatError, quote
 from ...format.header import MAX_HEADER
 from ...storage.limits import DEFAULT_LIMITS, Limits, exceeded
 from .nodes import Blob, Call, DictNode, Global, SetNode, Value
-from .numpy_nodes import ArrayNode, RefusedNode
+from .numpy_nodes import ArrayNode, BlocksNode, RefusedNode
 from .plain import key_name, plain
 from .torch_nodes import (
     CastNode,
@@ -41,7 +41,7 @@ ROOT_NAME: Final = "tensor"
 
 TENSOR_NODES: Final = (
     TensorNode, ArrayNode, SparseNode, QuantisedNode, MetaNode, CastNode, StorageNode,
-    RefusedNode, StatefulNode,
+    RefusedNode, StatefulNode, BlocksNode,
 )  # fmt: skip
 _KEPT_OTHERS: Final = 100_000
 _LONG: Final = 1000

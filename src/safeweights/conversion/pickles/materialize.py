@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from ...checkpoint.tensor import UNKNOWN, UnreadableTensor
+from ...checkpoint.tensor import UNKNOWN, FileTensor, UnreadableTensor
 from ...derived.casting import CastTensor, cast, numpy_type
 from ...derived.dense import dequantize, from_sparse, read_array
 from ...derived.element_types import FOREIGN, item_size
+from ...derived.quantised.ggml import GgmlTensor
 from ...derived.strided import Strided, StridedTensor, contiguous_strides
 from ...errors import FormatError, UnsupportedError, quote
 from ...format.dtypes import BITS
+from ...format.header import TensorInfo
 from ...storage.limits import Limits, exceeded
-from .numpy_nodes import ArrayNode, RefusedNode
+from .numpy_nodes import ArrayNode, BlocksNode, RefusedNode
 from .torch_nodes import CastNode, MetaNode, QuantisedNode, SparseNode, StorageNode, TensorNode
 
 if TYPE_CHECKING:
@@ -139,6 +141,10 @@ class _Builder:
             raise _Refused("it is a meta tensor: the file holds its shape but no values")
         if isinstance(node, RefusedNode):
             raise _Refused(node.reason)
+        if isinstance(node, BlocksNode):
+            info = TensorInfo("U8", (node.data.size,), 0, node.data.size)
+            blocks = FileTensor(name, info, node.data, 0)
+            return GgmlTensor(name, node.kind, node.shape, blocks, self.label)
         if isinstance(node, CastNode):
             return self._cast(self.original(node.value, name), node.dtype)
         if isinstance(node, SparseNode):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NUMPY_CONSTRUCTORS",
     "ArrayNode",
+    "BlocksNode",
     "DtypeNode",
     "RefusedNode",
     "array_code",
@@ -326,6 +327,21 @@ class RefusedNode:
     dtype: str = ""
     shape: tuple[int, ...] = ()
     nbytes: int = 0
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class BlocksNode:
+    """A tensor of a quantised type of GGML.
+
+    Attributes:
+        kind: Name of the type.
+        shape: Its shape, in values.
+        data: The bytes of its blocks.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    data: Source
 
 
 class _TextSource(Source):

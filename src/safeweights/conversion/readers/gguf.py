@@ -1,8 +1,8 @@
 """GGUF files.
 
-Quantised tensors are listed with their type, shape and size, but not given: their blocks mean nothing
-outside of GGML. Keys and values of the header are listed as what is no tensor. Source: the GGUF
-specification (ggml/docs/gguf.md) and ggml/src/ggml-common.h.
+Quantised tensors are listed with their type, shape and size; their values are given when they are
+dequantised (`derived.quantised.ggml`). Keys and values of the header are listed as what is no tensor.
+Source: the GGUF specification (ggml/docs/gguf.md) and ggml/src/ggml-common.h.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ...derived.element_types import item_size
+from ...derived.quantised.ggml import BLOCKS
 from ...derived.strided import contiguous_strides
 from ...errors import FormatError, quote
 from ...storage.limits import Limits, exceeded
 from ...storage.windows import ByteReader, Window
 from ..foreign import ForeignCheckpoint, OpenOptions, from_tree
 from ..pickles.nodes import Blob, DictNode, Value
-from ..pickles.numpy_nodes import ArrayNode, DtypeNode, RefusedNode
+from ..pickles.numpy_nodes import ArrayNode, BlocksNode, DtypeNode, RefusedNode
 
 if TYPE_CHECKING:
     from ...storage import Source
@@ -33,15 +34,12 @@ _TYPES: Final = {
 """GGML's number of each type that is not quantised -> array type."""
 
 _QUANTISED: Final = {
-    2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56),
-    34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+    2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
+    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS",
+    19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0",
+    35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
 }  # fmt: skip
-"""GGML's number of each quantised type -> its name, elements in a block, bytes of a block."""
+"""GGML's number of each quantised type -> its name, a key of `BLOCKS`."""
 
 _SCALARS: Final = "BbHhIif?__QqD"
 """struct codes of value types 0 to 12; 8 is text, 9 an array."""
@@ -192,7 +190,8 @@ def _array(header: _Header, start: int, alignment: int, info: _TensorInfo) -> Va
         return RefusedNode(f"it is of GGML's type {kind}, which is not known here")
     dtype = DtypeNode(_TYPES.get(kind, ""), header.swapped)
     if kind in _QUANTISED:
-        text, elements, block = _QUANTISED[kind]
+        text = _QUANTISED[kind]
+        elements, block = BLOCKS[text]
         if not shape or shape[-1] % elements:
             raise header.fault(f"a row of tensor {quote(name)} is not made of blocks of {text}")
         size = math.prod(shape) // elements * block
@@ -203,7 +202,9 @@ def _array(header: _Header, start: int, alignment: int, info: _TensorInfo) -> Va
             f"tensor {quote(name)} ends at byte {start + offset + size}, the file at "
             f"{header.source.size}"
         )
-    if kind in _QUANTISED:
-        return RefusedNode(f"it is quantised as {text}, which only GGML reads", text, shape, size)
     data = Window(header.source, start + offset, size)
+    if kind in _QUANTISED:
+        if header.swapped:
+            return RefusedNode(f"it is quantised as {text}, big-endian", text, shape, size)
+        return BlocksNode(text, shape, data)
     return ArrayNode(start + offset, dtype, shape, contiguous_strides(shape), data)
