@@ -9,12 +9,18 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import hashlib
+import io
 import json
+import os
 import struct
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.request import urlopen
 
 import jwt
 import pytest
@@ -71,6 +77,8 @@ class Sigstore:
         down: Services that answer 500.
         issuers: The extensions in which certificates name the issuer.
         seen: What was asked of each service.
+        login: What the provider's answer to a login says instead.
+        challenge: The hash of what the client that logs in must know.
     """
 
     def __init__(self) -> None:
@@ -81,6 +89,8 @@ class Sigstore:
         self.down: set[str] = set()
         self.issuers = ["1", "8"]
         self.seen: list[str] = []
+        self.login: dict[str, str] = {}
+        self.challenge = ""
 
     def _root(self) -> x509.Certificate:
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "stand-in")])
@@ -206,6 +216,29 @@ class Sigstore:
             },
         }  # fmt: skip
 
+    def provider(self, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        """What the OpenID Connect provider answers: (status, headers, body) (RFC 6749, RFC 7636)."""
+        url = urlsplit(path)
+        asked = {name: values[0] for name, values in parse_qs(url.query or body.decode()).items()}
+        self.seen.append(url.path)
+        if url.path == "/.well-known/openid-configuration":
+            places = {
+                "authorization_endpoint": f"{self.url}/authorize",
+                "token_endpoint": f"{self.url}/token",
+            }
+            return 200, {}, json.dumps(places).encode()
+        if url.path == "/authorize":
+            self.challenge = asked["code_challenge"]
+            if asked["redirect_uri"].startswith("urn:"):
+                return 200, {}, b"the-code"
+            answer = {"state": asked["state"], "code": "the-code", **self.login}
+            return 302, {"Location": f"{asked['redirect_uri']}?{urlencode(answer)}"}, b""
+        assert url.path == "/token"
+        proof = hashlib.sha256(asked["code_verifier"].encode()).digest()
+        if asked["code"] != "the-code" or urlsafe(proof) != self.challenge:
+            return 400, {}, b"{}"
+        return 200, {}, json.dumps({"access_token": identity_token("ann@example.org")}).encode()
+
     def answer(self, path: str, body: bytes, token: str) -> tuple[int, bytes]:
         service = "fulcio" if path == "/api/v2/signingCert" else "rekor"
         self.seen.append(service)
@@ -223,6 +256,10 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def urlsafe(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
 @pytest.fixture(scope="module")
 def instance() -> Iterator[Sigstore]:
     sigstore = Sigstore()
@@ -230,11 +267,22 @@ def instance() -> Iterator[Sigstore]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.0"
 
+        def do_GET(self) -> None:
+            self.send(*sigstore.provider(self.path, b""))
+
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             token = (self.headers["Authorization"] or "").removeprefix("Bearer ")
-            status, answer = sigstore.answer(self.path, body, token)
+            if self.path == "/token":
+                self.send(*sigstore.provider(self.path, body))
+            else:
+                status, answer = sigstore.answer(self.path, body, token)
+                self.send(status, {}, answer)
+
+        def send(self, status: int, headers: dict[str, str], answer: bytes) -> None:
             self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
@@ -378,6 +426,101 @@ class TestSigning:
         with pytest.raises(DocumentError) as caught:
             signing.sign(model, signer, timestamp=lambda data: data)
         assert caught.value.field == "timestamp"
+
+
+# The socket on which `sigstore` waits for the browser is left to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+class TestLogin:
+    """In a web browser, played by a thread that follows redirections; and with a link and a code."""
+
+    @pytest.fixture(autouse=True)
+    def reset(self, instance: Sigstore) -> Iterator[None]:
+        instance.seen.clear()
+        yield
+        instance.login.clear()
+
+    @pytest.fixture
+    def browser(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+        """The links that were opened."""
+        opened: list[str] = []
+        visits: list[threading.Thread] = []
+
+        def visit(url: str) -> bool:
+            opened.append(url)
+            visits.append(threading.Thread(target=lambda: urlopen(url).read()))
+            visits[-1].start()
+            return True
+
+        monkeypatch.setattr("webbrowser.open", visit)
+        yield opened
+        for each in visits:
+            each.join()
+
+    def test_in_a_browser(
+        self, model: Path, instance: Sigstore, config: str, root: str, browser: list[str]
+    ) -> None:
+        signing.sign(model, KeylessSigner(trust_config=config, login="browser"))
+        assert len(browser) == 1
+        assert instance.seen[:3] == ["/.well-known/openid-configuration", "/authorize", "/token"]
+        verifying.verify(model, KeylessTrust("ann@example.org", ISSUER, root))
+
+    @pytest.mark.parametrize(
+        "answer", [{"error": "access_denied"}, {"state": "another"}, {"code": "x"}]
+    )
+    def test_a_login_that_fails(
+        self,
+        model: Path,
+        instance: Sigstore,
+        config: str,
+        browser: list[str],
+        answer: dict[str, str],
+    ) -> None:
+        before = sorted(model.rglob("*"))
+        instance.login = answer
+        with pytest.raises(VerificationError) as caught:
+            signing.sign(model, KeylessSigner(trust_config=config, login="browser"))
+        assert caught.value.reason == "keyless"
+        assert "fulcio" not in instance.seen
+        assert sorted(model.rglob("*")) == before
+
+    @pytest.mark.parametrize("way", ["code", "browser"])
+    def test_with_a_code(
+        self, model: Path, config: str, root: str, tmp_path: Path, way: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        """Also where there is no browser; standard output has results only."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "safeweights", "sign", str(model), "--keyless", "--json",
+             "--login", way, "--trust-config", config],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "BROWSER": "false", "PATH": str(tmp_path)},
+        )  # fmt: skip
+        assert process.stdin is not None
+        assert process.stderr is not None
+        link = next(line.strip() for line in process.stderr if "/authorize?" in line)
+        with urlopen(link) as page:
+            out, errors = process.communicate(page.read().decode() + "\n", timeout=300)
+        assert process.returncode == 0, errors
+        assert json.loads(out)["method"] == "keyless"
+        verifying.verify(model, KeylessTrust("ann@example.org", ISSUER, root))
+
+    def test_no_code(self, model: Path, config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sys.stdin", io.StringIO())
+        with pytest.raises(VerificationError, match="did not sign"):
+            signing.sign(model, KeylessSigner(trust_config=config, login="code"))
+
+    def test_options(self, model: Path, config: str, tmp_path: Path) -> None:
+        from click.testing import CliRunner
+
+        from safeweights.cli.app import cli
+
+        (tmp_path / "token").write_text(identity_token())
+        for options in (
+            ["--keyless", "--login", "code", "--identity-token-file", str(tmp_path / "token")],
+            ["--key", "k", "--login", "code"],
+            ["--keyless", "--login", "other"],
+        ):
+            assert CliRunner().invoke(cli, ["sign", str(model), *options]).exit_code == 2
 
 
 class TestIdentities:

@@ -49,7 +49,14 @@ def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--timestamp-url", metavar="URL", help="Add a timestamp by this RFC 3161 authority."
         ),
-        click.option("--keyless", is_flag=True, help="Sign with the identity of this job (Sigstore)."),
+        click.option(
+            "--keyless", is_flag=True,
+            help="Sign with an identity (Sigstore): by default, that of this job.",
+        ),
+        click.option(
+            "--login", type=click.Choice(["browser", "code"]),
+            help="Log in for --keyless: in a web browser on this machine, or with a link and a code.",
+        ),
         click.option(
             "--identity-token-file", metavar="FILE", type=FILE,
             help="The OpenID Connect token for --keyless; - for standard input.",
@@ -109,7 +116,7 @@ def command(out: Output, /, path: str, **given: Any) -> None:
         --timestamp-url https://tsa.example.org
       safeweights sign model/ --public-key kms.pub \\
         --key-command "pkcs11-tool --sign --mechanism ECDSA --id 01"
-      safeweights sign model/ --keyless
+      safeweights sign model/ --keyless --login browser
     """
     from ...trust import load_certificates, sign, signature_path
     from ...trust.files import check_model
@@ -166,6 +173,7 @@ _BELONGS: Final = {
     "certificate": ("key", "key_command"),
     "timestamp_url": ("key", "key_command"),
     "identity_token_file": ("keyless",),
+    "login": ("keyless",),
     "trust_config": ("keyless",),
 }
 """Option -> what it goes with."""
@@ -187,8 +195,10 @@ def _signer(given: dict[str, Any]) -> Signer | KeylessSigner:
     from ...trust import KeylessSigner
 
     path = given["identity_token_file"]
+    if path and given["login"]:
+        raise click.UsageError("--login excludes --identity-token-file")
     token = read(path, what="token", limit=_MAX_TOKEN) if path else None
-    return KeylessSigner(token, given["trust_config"])
+    return KeylessSigner(token, given["trust_config"], given["login"])
 
 
 def _command_signer(given: dict[str, Any]) -> Signer:

@@ -10,10 +10,12 @@ timestamp authority of the Sigstore instance.
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import import_module, resources
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote as url_quote
 
 from ...errors import MissingDependencyError, quote
@@ -196,10 +198,14 @@ class KeylessSigner:
             GitLab, Google Cloud and others that `sigstore` finds).
         trust_config: File with the client trust configuration of another Sigstore instance; by default,
             that of the public one, updated over the network.
+        login: How a person logs in, instead of a token: ``"browser"`` opens a web browser on this machine
+            (where there is none, it goes on as ``"code"``); ``"code"`` prints a link, and reads from
+            standard input the code that the page at the link shows. It waits until it is interrupted.
     """
 
     token: str | None = field(default=None, repr=False)
     trust_config: str | None = None
+    login: Literal["browser", "code"] | None = None
 
     def sign_bundle(self, payload: bytes) -> bytes:
         """Sign an in-toto statement: the signature file.
@@ -207,7 +213,7 @@ class KeylessSigner:
         Cost: some seconds, and requests to the services of the instance.
 
         Raises:
-            VerificationError: ``keyless``: there is no identity, or a service refused.
+            VerificationError: ``keyless``: there is no identity, the login failed, or a service refused.
             DocumentError: The trust configuration is malformed.
             OSError: A service cannot be reached.
             MissingDependencyError: Without the extra ``keyless``.
@@ -216,7 +222,7 @@ class KeylessSigner:
         config = self._config()
         try:
             context = signing.SigningContext.from_trust_config(config)
-            with context.signer(self._identity()) as signer:
+            with context.signer(self._identity(config)) as signer:
                 made = signer.sign_dsse(_sigstore("dsse").Statement(payload))
             bundle: str = made.to_json()
         except (OSError, VerificationError):
@@ -241,13 +247,18 @@ class KeylessSigner:
                 path=self.trust_config,
             ) from None
 
-    def _identity(self) -> Any:
+    def _identity(self, config: Any) -> Any:
         oidc = _sigstore("oidc")
+        if self.login is not None:
+            issuer = oidc.Issuer(config.signing_config.get_oidc_url())
+            # It prompts on standard output, which is for results.
+            with redirect_stdout(sys.stderr):
+                return issuer.identity_token(force_oob=self.login == "code")
         raw = self.token or oidc.detect_credential()
         if not raw:
             raise VerificationError(
                 "there is no identity to sign with: this is not a job of a known build service; "
-                "give an OpenID Connect token", reason="keyless",
+                "log in, or give an OpenID Connect token", reason="keyless",
             )  # fmt: skip
         return oidc.IdentityToken(raw)
 
