@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 from ..errors import UnsupportedError
+from .mappings import is_checked, note_mapping
 from .memory import PAGE, allocate, blank_bytes
 from .parallel import CHUNK, in_parallel
 from .source import Reading, Source
@@ -217,9 +218,13 @@ def _map(descriptor: int, status: os.stat_result) -> memoryview | None:
         untracked = (
             None if _UNTRACKED else map_untracked(descriptor, status, protection=prot, flags=flags)
         )
-        return untracked or memoryview(
+        memory = untracked or memoryview(
             mmap.mmap(descriptor, 0, flags=flags, prot=prot, **_UNTRACKED)
         )
+        if is_checked():
+            assert isinstance(memory.obj, mmap.mmap)
+            note_mapping(memory.obj, status)
+        return memory
     except (OSError, ValueError, OverflowError):
         return None  # a filesystem without mappings (FUSE), or no address space left
 
