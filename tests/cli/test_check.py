@@ -464,3 +464,53 @@ def test_what_open_says_of_a_folder_of_another_format(run, shards):
     os.unlink(os.path.join(shards, "c.npz"))
     np.savez(os.path.join(shards, "m-00001-of-00002.npz"), c=np.ones(1))
     assert rules(run("check", shards, "--json")) == ["missing-shard"]
+
+
+# --- as people and services read it
+
+
+def test_of_several_paths_the_worst_comes_first(terminal, plain, model, tmp_path):
+    bad, gone = str(tmp_path / "bad.safetensors"), str(tmp_path / "gone.safetensors")
+    Path(bad).write_bytes(bytes(4))
+    lines = plain(terminal("check", model, gone, bad)[0]).splitlines()
+    assert lines[:2] == ["1 of 3 paths is bad", "1 of 3 paths could not be read"]
+    firsts = [line.split()[0] for line in lines if line and line[0] != " "]
+    statuses = [word for word in firsts if word in {"bad", "unreadable", "ok"}]
+    assert statuses == ["bad", "unreadable", "ok"]
+    assert "-> Download or copy the file again" in "\n".join(lines)
+    shutil.copy(model, tmp_path / "copy.safetensors")
+    shown = plain(terminal("check", model, str(tmp_path / "copy.safetensors"))[0])
+    assert shown.startswith("all 2 paths are ok")
+
+
+def test_notes_of_one_rule_are_one_line(terminal, plain, tmp_path):
+    for number in range(5):
+        np.savez(tmp_path / f"{number}.npz", **{f"a{number}": np.zeros(1)})
+    shown = plain(terminal("check", str(tmp_path))[0])
+    words = " ".join(shown.split())
+    assert words.count("makes it safetensors") == 1
+    assert "(and 4 more)" in words
+
+
+def test_annotations_of_github_cannot_be_forged(run, tmp_path):
+    path = tmp_path / "a,b:c%\n::error::x.safetensors"
+    path.write_bytes(bytes(4))
+    result = run("check", str(path), "--format", "github")
+    (line,) = result.stdout.splitlines()
+    assert result.exit_code == 1
+    assert line.startswith("::error file=")
+    assert "a%2Cb%3Ac%25\\n%3A%3Aerror" in line
+    assert ",title=header-too-small::" in line
+    assert run("check", str(path), "--format", "github", "--json").exit_code == 2
+
+
+def test_rules_in_sarif_have_help(run, tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(bytes(4))
+    log = json.loads(run("check", str(path), "--sarif").stdout)
+    (rule,) = log["runs"][0]["tool"]["driver"]["rules"]
+    assert (
+        rule["shortDescription"]["text"]
+        == "A file begins with 8 bytes that give the length of its header."
+    )
+    assert "again" in rule["help"]["text"]

@@ -1,6 +1,6 @@
 """The findings of `safeweights check` as a SARIF 2.1.0 log (OASIS), for code scanning services.
 
-Results in, plain data out. Knows only the identifiers of rules; the messages describe the findings.
+Results in, plain data out. Rules have their meaning and cure from `rules`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from urllib.parse import quote as quote_url
 
 from .. import __version__
 from ..text import printable
+from .rules import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +34,7 @@ def log(results: Iterable[CheckResult]) -> dict[str, Any]:
     driver = {
         "name": "safeweights",
         "version": __version__,
-        "rules": [{"id": rule} for rule in rules],
+        "rules": [_rule(rule) for rule in rules],
     }
     complete = all(result["status"] != "unreadable" for result in results)
     run: dict[str, Any] = {
@@ -42,6 +43,17 @@ def log(results: Iterable[CheckResult]) -> dict[str, Any]:
         "results": [_result(finding, places) for finding in findings],
     }
     return {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
+
+
+def _rule(identifier: str) -> dict[str, Any]:
+    rule = rule_of(identifier)
+    if rule is None:
+        return {"id": identifier}
+    return {
+        "id": identifier,
+        "shortDescription": {"text": rule.meaning},
+        "help": {"text": f"{rule.meaning} {rule.cure}"},
+    }
 
 
 def _result(finding: FindingRecord, places: dict[str, int]) -> dict[str, Any]:

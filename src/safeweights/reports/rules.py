@@ -1,0 +1,275 @@
+"""Every rule that a finding or an error may name: what it means, and what to do.
+
+The identifiers are stable. The rules of the format are those of `safeweights.format.rules`; a test finds
+every other one in the source. `docs/rules.md` is written from this table, SARIF carries it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from ..format.rules import RULES as FORMAT_RULES
+
+__all__ = ["FAMILIES", "RULES", "Rule", "rule_of"]
+
+
+class Rule(NamedTuple):
+    """A rule.
+
+    Attributes:
+        meaning: What is the matter, in a sentence or two.
+        cure: What to do about it.
+    """
+
+    meaning: str
+    cure: str
+
+
+_AGAIN: Final = "Download or copy the file again, and compare its digest with the publisher's."
+_WRITER: Final = (
+    "Save the model again with a current version of its library, or convert the original file."
+)
+_SOURCE: Final = (
+    "Do not load it with its own library unless you trust the author like a program's author. "
+    "`safeweights convert` takes the tensors out without running anything."
+)
+_LOOK: Final = "Read what it names. Load the model only if you trust it like a program."
+_DELETE: Final = (
+    "Delete it if the model does not need it, or look at it with its own tools in a sandbox."
+)
+_INDEX: Final = "Write the index again (`safeweights repair`), or download the whole model again."
+_LIMITS: Final = (
+    "If you trust the file, raise the limit: `safeweights convert --limit NAME=NUMBER`."
+)
+
+_FORMAT_CURES: Final = {
+    "strict-space": "Load and save the file again; other programs may refuse it.",
+    "strict-extra": "Load and save the file again; other programs may refuse it.",
+    "metadata-limit": "Store large tables in a file of their own.",
+    "extra-limit": "Load and save the file again with a current version of safetensors.",
+}
+
+
+def _sentence(text: str) -> str:
+    text = text.removeprefix("(strict) ")
+    return f"{text[0].upper()}{text[1:]}."
+
+
+RULES: Final[dict[str, Rule]] = {
+    **{
+        name: Rule(_sentence(text), _FORMAT_CURES.get(name, _AGAIN))
+        for name, text in FORMAT_RULES.items()
+    },
+    # ---- safetensors files
+    "name-empty": Rule("A tensor has an empty name; few programs can address it.", _WRITER),
+    "name-long": Rule(
+        "A tensor's name is longer than any model needs; it may hide something.", _WRITER
+    ),
+    "name-bidi": Rule(
+        "A name has characters that reverse the direction of text: it reads as another.", _WRITER
+    ),
+    "name-control": Rule("A name has control characters, which can drive a terminal.", _WRITER),
+    "name-invisible": Rule(
+        "A name has characters that cannot be seen: it reads as another.", _WRITER
+    ),
+    "name-path": Rule(
+        "A tensor is called like a path that leads out of a folder. A program that writes tensors to files "
+        "of their names would overwrite something.",
+        _WRITER,
+    ),
+    "metadata-control": Rule(
+        "Metadata has control or direction characters.", "Do not print it unescaped."
+    ),
+    "misaligned": Rule(
+        "A tensor does not begin at a multiple of its element size; some programs copy or refuse it.",
+        "`safeweights edit --align` or saving again aligns it.",
+    ),
+    "other-suffix": Rule(
+        "A safetensors file has the name of another format; loaders that go by the name misread it.",
+        "Rename it to end in .safetensors.",
+    ),
+    "wrong-name": Rule(
+        "A file is called .safetensors and is of another format; some loaders would run code in it.",
+        "Find out who named it so. `safeweights convert` makes safetensors of it.",
+    ),
+    "polyglot": Rule(
+        "A file is valid in two formats: programs disagree about what it is.", _DELETE
+    ),
+    "empty": Rule("The file has no bytes.", _AGAIN),
+    "truncated": Rule("The file ends before its data does.", _AGAIN),
+    "unknown-format": Rule(
+        "The file is of no format that is known here.", "See docs/kinds.md for what is."
+    ),
+    # ---- folders and indexes
+    "folder": Rule("The folder has no weights, or several models.", "Give the path of one model."),
+    "index": Rule("The index is not what the Hugging Face format says.", _INDEX),
+    "index-twin": Rule(
+        "The folder has a checkpoint beside the one of the index, under the same name.", _INDEX
+    ),
+    "index-tensor-missing": Rule("The index lists a tensor that its shard does not have.", _INDEX),
+    "index-tensor-unlisted": Rule(
+        "A shard has a tensor that the index does not list; loaders skip it.", _INDEX
+    ),
+    "index-total-size": Rule("The index announces another size than its shards have.", _INDEX),
+    "missing-shard": Rule(
+        "A shard that the index or the numbering needs is missing.", "Download it."
+    ),
+    "unlisted-file": Rule(
+        "No index lists this file: it is not part of what is loaded.", "Delete it if it is stale."
+    ),
+    "interrupted-save": Rule(
+        "A save was interrupted while it exchanged files; the old ones are in a hidden folder.",
+        "Move them back, or save again and delete the folder.",
+    ),
+    "name-case": Rule(
+        "Two names differ in case only; on some disks they are one file.", "Rename one."
+    ),
+    "names": Rule("Names do not fit together.", "Give each tensor or file a name of its own."),
+    "bookkeeping": Rule(
+        "Files of download tools beside the model; no loader reads them.", "None needed."
+    ),
+    "unread": Rule(
+        "Something could not be read, so nothing is known of it.",
+        "Read it with its own tools in a sandbox, or leave it out.",
+    ),
+    "os": Rule(
+        "The operating system refused to read it.", "See the message: permissions, path, medium."
+    ),
+    "no-listing": Rule(
+        "The server cannot list a folder.", "Give the URL of a file or of an index."
+    ),
+    "storage": Rule(
+        "A store answered with something that is not the file.",
+        "Try again; then look at the server.",
+    ),
+    "manifest": Rule("The registry's manifest is not one of a model.", "Check the name and tag."),
+    "output": Rule(
+        "The result would overwrite what it is made from.", "Choose another destination."
+    ),
+    # ---- code
+    "dangerous-call": Rule(
+        "Loading the file calls a function that can run code or reach files.", _SOURCE
+    ),
+    "unknown-call": Rule(
+        "Loading the file calls a function that is not known to be harmless.", _SOURCE
+    ),
+    "tensor-call": Rule(
+        "Loading the file calls a function on tensors.", "None needed: it only builds data."
+    ),
+    "text-pickle": Rule("A text file is also a pickle: loading it as one runs code.", _DELETE),
+    "acts-call": Rule("Loading the file runs code.", _SOURCE),
+    "auto-map": Rule("The configuration names Python code that loaders import.", _LOOK),
+    "custom-code": Rule("The configuration names code outside the library that reads it.", _LOOK),
+    "target": Rule("The configuration names a class or function to call (Hydra).", _LOOK),
+    "trust-remote-code": Rule("The configuration asks loaders to download and run code.", _LOOK),
+    "use-kernels": Rule("The configuration asks loaders to download and run kernels.", _LOOK),
+    "remote-kernel": Rule("The configuration names a kernel that loaders download and run.", _LOOK),
+    "yaml-tag": Rule("A YAML file has a tag that builds an object of a program.", _LOOK),
+    "keras-lambda": Rule("A Keras model has a Lambda layer, which holds Python bytecode.", _SOURCE),
+    "keras-class": Rule(
+        "A Keras model names a class that is not Keras's own; loading imports it.", _LOOK
+    ),
+    "tensorflow-operator": Rule(
+        "A SavedModel uses an operator that reads or writes files, or runs Python.", _LOOK
+    ),
+    "onnx-external-data": Rule(
+        "An ONNX model reads other files; the path may lead out of its folder.", _LOOK
+    ),
+    "onnx-custom-operator": Rule(
+        "An ONNX model uses operators of a library that has to be loaded.", _LOOK
+    ),
+    "template-size": Rule("A chat template is too large to be read here.", "Read it yourself."),
+    "template": Rule(
+        "A chat template is a program; it could not be read to its end.", "Read it yourself."
+    ),
+    "json": Rule("A file called .json is no JSON.", "Find out what it is before you load it."),
+    "text-size": Rule("A configuration is too large to be read here.", "Read it yourself."),
+    "unknown-kind": Rule(
+        "The kind of the file is not known, so nothing is known of what loading it does.", _DELETE
+    ),
+    # ---- files of other formats
+    "foreign-format": Rule(
+        "A file of another format, which builds data only.",
+        "`safeweights convert` makes it safetensors.",
+    ),
+    "unreadable-tensor": Rule(
+        "A tensor cannot be written as safetensors.", "See the message for what helps."
+    ),
+    "duplicate-name": Rule("Two tensors have the same name.", "Open one of the files by its name."),
+    "name-collision": Rule("Two names become one.", "Rename one of the tensors."),
+    "broken-tie": Rule(
+        "Tensors that share memory would come apart.", "Change both, or untie them first."
+    ),
+    "digest": Rule("The data is not what its digest says.", _AGAIN),
+    "encrypted": Rule("The file is encrypted.", "Give `-i` the identity that may read it."),
+    "compressed-data": Rule("Compressed data is damaged, or grows beyond the limit.", _AGAIN),
+    "quantised": Rule("Quantised weights are not what their scheme says.", _AGAIN),
+    "sparse-tensor": Rule("A sparse tensor's indices do not fit its shape.", _WRITER),
+    "tensor-geometry": Rule("A tensor's strides or offset reach outside its storage.", _AGAIN),
+    "protobuf": Rule("A Protocol Buffers message is malformed.", _AGAIN),
+}
+"""Identifier -> the rule. Identifiers of `FAMILIES` are not listed one by one."""
+
+FAMILIES: Final[dict[str, Rule]] = {
+    "kind-": Rule(
+        "The file is of a kind that can run code, or that is not read here; docs/kinds.md lists them.",
+        _DELETE,
+    ),
+    "name-": Rule(
+        "The file's name is that of a kind that programs execute or load; its contents are not.",
+        _DELETE,
+    ),
+    "limit-": Rule("The file needs more work or memory than one file may.", _LIMITS),
+    "pickle": Rule(
+        "The pickle is malformed, or is read differently by different programs.", _AGAIN
+    ),
+    "torch-": Rule("The PyTorch file contradicts itself.", _AGAIN),
+    "zip": Rule(
+        "The zip archive is malformed, or is read differently by different programs.", _AGAIN
+    ),
+    "tar": Rule(
+        "The tar archive is malformed, or is read differently by different programs.", _AGAIN
+    ),
+    "npy": Rule("The NumPy file is malformed.", _AGAIN),
+    "numpy-": Rule("A NumPy array or type is malformed.", _AGAIN),
+    "hdf5": Rule(
+        "The HDF5 file is malformed, or has data that cannot be represented exactly.", _AGAIN
+    ),
+    "gguf": Rule("The GGUF header is malformed.", _AGAIN),
+    "msgpack": Rule("The MessagePack data is malformed.", _AGAIN),
+    "flax-msgpack": Rule("The Flax checkpoint is malformed.", _AGAIN),
+    "joblib": Rule("The joblib file is malformed.", _AGAIN),
+    "paddle": Rule("The Paddle file is malformed.", _AGAIN),
+    "tensorflow": Rule("The TensorFlow checkpoint is malformed.", _AGAIN),
+    "dcp-": Rule(
+        "The distributed checkpoint is incomplete or contradicts itself.",
+        "Copy all files of one save, of all ranks, into one folder.",
+    ),
+    "fsdp": Rule(
+        "The rank files do not make up whole tensors.", "Give the files of all ranks of one save."
+    ),
+    "zero-": Rule(
+        "The ZeRO partitions do not make up whole tensors.",
+        "Give the files of all ranks of one save.",
+    ),
+    "age-": Rule("The encrypted file is damaged, or was changed.", _AGAIN),
+    "jwe": Rule("The encrypted file is malformed, or was changed.", _AGAIN),
+    "template-": Rule(
+        "A chat template does more than format text.", "Do not render it outside a sandbox."
+    ),
+}
+"""Beginning of identifiers -> what they have in common."""
+
+
+def rule_of(identifier: str) -> Rule | None:
+    """The rule of this identifier, or of its family; the longest beginning counts.
+
+    >>> rule_of("header-length").meaning
+    'The header ends within the file.'
+    >>> rule_of("limit-depth").cure[:30]
+    'If you trust the file, raise t'
+    """
+    if identifier in RULES:
+        return RULES[identifier]
+    found = [family for family in FAMILIES if identifier.startswith(family)]
+    return FAMILIES[max(found, key=len)] if found else None
