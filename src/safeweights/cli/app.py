@@ -39,6 +39,8 @@ COMMANDS: Final = {
     "sign": "Sign a file or a folder.",
     "verify": "Verify a model against its signature.",
     "admit": "Decide by a policy whether a model may be used.",
+    "pull": "Fetch a model into a folder, which a policy admits first.",
+    "push": "Write a model into a bucket or a registry.",
     "policy": "Write, check and explain policies.",
     "bom": "Write a model's bill of materials (CycloneDX).",
 }

@@ -24,10 +24,11 @@ from ..checkpoint.shardindex import ANY_INDEX, index_text
 from ..derived.casting import CastTensor, parse_casts
 from ..derived.quantised.weight import DequantizedTensor
 from ..errors import FormatError, UnsupportedError, quote
-from ..storage import Commit, Source, Verifier, open_source
+from ..storage import Buffer, Commit, Source, Verifier, open_source
 from ..storage.hashing import sha256
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.parallel import Background, Job
+from ..storage.places import absolute, is_folder
 from ..text import wrapper_prefix, wrapper_sentence
 from ..trust.verifier import verifier
 from .dequantizing import Sources
@@ -236,7 +237,7 @@ def _resolve(paths: list[str], verify: Verifier | None) -> tuple[list[str], File
         _refuse_twice(paths)
         return paths, None
     (path,) = paths
-    if not os.path.isdir(path) and not path.endswith(ANY_INDEX):
+    if not is_folder(path) and not path.endswith(ANY_INDEX):
         return paths, None
     found = find_checkpoints(path, verify)
     return [found.store.locate(name) for name in found.names], found
@@ -245,7 +246,7 @@ def _resolve(paths: list[str], verify: Verifier | None) -> tuple[list[str], File
 def _refuse_twice(paths: list[str]) -> None:
     seen: set[str] = set()
     for path in paths:
-        if (place := os.path.abspath(path)) in seen:
+        if (place := absolute(path)) in seen:
             raise UnsupportedError(f"{quote(path, 400)} is given twice; give every source once")
         seen.add(place)
 
@@ -472,16 +473,23 @@ class _Job:
         for output in outputs:
             payload = output.nbytes
             size, buffers = serialized(output.tensors, output.metadata or None)
+            # An upload cannot be read back: what is sent is hashed.
+            sent = self.options.digests and self.destination.store.is_remote
+            state = hashlib.sha256() if sent else None
             commit.write(
                 output.name,
-                buffers,
+                buffers if state is None else _hashed(buffers, state),
                 size=size,
                 create_only=not self.options.force,
                 progress=self._advance(done, payload),
             )
             done += payload
             digest = None
-            if self.options.digests:
+            if state is not None:
+                digest = state.hexdigest()
+                self._advance(done, payload)(payload)
+                done += payload
+            elif self.options.digests:
                 back = commit.open(output.name)
                 digest = sha256(back, progress=self._advance(done, payload))
                 done += payload
@@ -524,6 +532,13 @@ class _Job:
                 self.progress(done + min(count, size), total)
 
         return advance
+
+
+def _hashed(buffers: Iterable[Buffer], state: hashlib._Hash) -> Iterator[Buffer]:
+    """The same buffers; each is hashed before it is passed on."""
+    for buffer in buffers:
+        state.update(buffer)
+        yield buffer
 
 
 def _merged(outputs: list[OutputFile], name: str, given: Mapping[str, str]) -> OutputFile:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from ..checkpoint import SUFFIX, Tensor
 from ..checkpoint.shardindex import ANY_INDEX, INDEX_SUFFIX
 from ..checkpoint.sharding import EarlierSave, files_in_index, split_into_shards, stem_of
-from ..storage import LocalStore
+from ..storage import LocalStore, is_url, place_of
 from .folders import output_name
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ class Destination:
         Raises:
             NotADirectoryError: A folder is needed, and a file is in its place.
         """
+        if is_url(path):
+            return cls._of_url(path, sources, into_folder=into_folder)
         folder, name = os.path.split(path)
         one_file = not into_folder or name.endswith(SUFFIX)
         if one_file and name and not os.path.isdir(path):
@@ -89,6 +91,16 @@ class Destination:
             raise NotADirectoryError(errno.ENOTDIR, message, folder)
         name = output_name(os.path.basename(sources[0]))
         return cls(LocalStore(folder), None if into_folder else name)
+
+    @classmethod
+    def _of_url(cls, url: str, sources: list[str], *, into_folder: bool) -> Destination:
+        """The same; a URL that does not end in a slash names a file, unless there are several."""
+        place = place_of(url)
+        one_file = not into_folder or place.name.endswith(SUFFIX)
+        if place.name and one_file and place.kind() != "folder":
+            return cls(place.store, place.name)
+        name = output_name(os.path.basename(sources[0]))
+        return cls(place.folder(), None if into_folder else name)
 
     @property
     def record_name(self) -> str:

@@ -14,12 +14,14 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from ..checkpoint.opening import kind_of
 from ..checkpoint.shardindex import ANY_INDEX, SUFFIX, check_twin, disagreements, read_index
 from ..conversion.opening import is_known
 from ..conversion.opening import open as open_any
 from ..errors import FormatError, SafetensorError, quote
-from ..storage import LocalStore, open_source
+from ..storage import open_source
 from ..storage.pipes import STDIN, stdin_source
+from ..storage.places import exists, folder_of, join, parent, shown
 from ..text import plural
 from ..trust.files import is_bookkeeping
 from .findings import Findings, Full, check_file, check_source, report_scan
@@ -90,7 +92,7 @@ def check_path(path: str, *, strict: bool) -> CheckResult:
         path: The path as it was given; ``-`` is standard input.
         strict: Also look for what the format allows and no good writer writes; warnings count.
     """
-    out = Findings(path, strict)
+    out = Findings(shown(path), strict)
     with suppress(Full):
         _check(out, path)
     return out.result()
@@ -100,9 +102,9 @@ def _check(out: Findings, path: str) -> None:
     try:
         if path == STDIN:
             check_source(out, stdin_source(is_known, headers_only=True))
-        elif os.path.isdir(path):
+        elif (kind := kind_of(path)) == "folder":
             _check_folder(out, path)
-        elif path.endswith(".json"):
+        elif kind == "index":
             _check_index(out, path)
         else:
             check_file(out, path)
@@ -114,8 +116,8 @@ def _check_folder(out: Findings, path: str) -> None:
     done: set[str] = set()
     names = []
     passed = []
-    for entry in LocalStore(path).list():
-        full = os.path.join(path, entry.name)
+    for entry in folder_of(path).list():
+        full = join(path, entry.name)
         if is_bookkeeping(entry.name):
             passed.append(entry.name)
         elif entry.kind == "special":
@@ -158,7 +160,7 @@ def _folder(name: str) -> str:
 
 def _check_index_in(out: Findings, path: str, name: str, names: list[str]) -> set[str]:
     """Check an index somewhere in a folder; the names of its shards, relative to the folder."""
-    shards = _check_index(out, os.path.join(path, name))
+    shards = _check_index(out, join(path, name))
     if shards is None:
         return set()
     inside = _folder(name)
@@ -172,7 +174,7 @@ def _check_index_in(out: Findings, path: str, name: str, names: list[str]) -> se
 
 def _check_one(out: Findings, path: str, name: str, *, indexed: bool) -> None:
     """Check one file of a folder, which no index lists."""
-    full = os.path.join(path, name)
+    full = join(path, name)
     if name.endswith(SUFFIX) and not name.rpartition("/")[2].startswith("."):
         if indexed:
             message = "no index of the folder lists this file; it is not part of what is loaded"
@@ -187,10 +189,11 @@ def _check_one(out: Findings, path: str, name: str, *, indexed: bool) -> None:
 
 def _examine(out: Findings, path: str, name: str) -> None:
     """Report what a file beside the weights is, and what loading it could do."""
-    from ..conversion.kinds import SCANNED, examine, kind_of, name_concerns
+    from ..conversion.kinds import SCANNED, examine, name_concerns
+    from ..conversion.kinds import kind_of as kind_of_file
 
     source = open_source(path, backend="pread")
-    kind = kind_of(source, name)
+    kind = kind_of_file(source, name)
     if kind is not None and kind.id == "safetensors":
         check_source(out, source)
     elif kind is not None and kind.id in SCANNED:
@@ -232,11 +235,11 @@ def _check_index(out: Findings, path: str) -> list[str] | None:
     except (SafetensorError, OSError) as error:
         out.add_error(error, path)
         return None
-    folder = os.path.dirname(path)
+    folder = parent(path)
     opened: dict[str, SafetensorsFile] = {}
     for shard in index.shards:
-        target = os.path.join(folder, shard)
-        if not os.path.lexists(target):
+        target = join(folder, shard)
+        if not exists(target):
             out.add("error", "missing-shard", f"the index needs {quote(shard)}", target)
         elif (file := check_file(out, target)) is not None:
             opened[shard] = file
@@ -245,7 +248,7 @@ def _check_index(out: Findings, path: str) -> list[str] | None:
     }
     for shard in set(index.shards) - opened.keys():
         with suppress(SafetensorError, OSError):  # what is wrong with it was found above
-            tensors[shard] = open_any(os.path.join(folder, shard), backend="pread").keys()
+            tensors[shard] = open_any(join(folder, shard), backend="pread").keys()
     for problem in disagreements(index.weight_map, tensors, path):
         out.add_error(problem, path)
     if len(opened) == len(index.shards):

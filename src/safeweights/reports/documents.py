@@ -39,6 +39,8 @@ __all__ = [
     "PolicyCheckDocument",
     "PolicyExplainDocument",
     "PolicyNewDocument",
+    "PullDocument",
+    "PushDocument",
     "ReasonRecord",
     "RememberedRecord",
     "RuleRecord",
@@ -51,6 +53,7 @@ __all__ = [
     "TensorRecord",
     "TensorStatisticsRecord",
     "TotalRecord",
+    "TransferredRecord",
     "UnreadableRecord",
     "VerifyDocument",
     "ViewDocument",
@@ -699,6 +702,36 @@ class AdmitDocument(TypedDict):
     log_head: Annotated[str | None, "With `--log`, the log's last hash."]
 
 
+class TransferredRecord(TypedDict):
+    """A file that was pulled or pushed."""
+
+    path: Annotated[str, "Its name in the folder."]
+    bytes: int
+
+
+class PullDocument(TypedDict):
+    """`safeweights pull`: a model that was fetched."""
+
+    schema: Literal["safeweights.pull/1"]
+    url: Annotated[str, "Without credentials."]
+    folder: str
+    admitted: Annotated[bool | None, "Whether the folder has the model now; null without a policy."]
+    files: list[TransferredRecord]
+    fetched: Annotated[int, "Bytes that came from the store."]
+    reused: Annotated[int, "Bytes that were there already."]
+    decision: DecisionRecord | None
+
+
+class PushDocument(TypedDict):
+    """`safeweights push`: a model that was written into a store."""
+
+    schema: Literal["safeweights.push/1"]
+    url: Annotated[str, "Without credentials."]
+    files: list[TransferredRecord]
+    manifest: Annotated[str | None, "Of a registry: the digest of the model's manifest."]
+    signature: Annotated[str | None, "Of a registry: the digest of the signature's manifest."]
+
+
 class RuleRecord(TypedDict):
     """A rule of a policy."""
 
@@ -771,6 +804,8 @@ DOCUMENTS = (
     VerifyDocument,
     VerifyLogDocument,
     AdmitDocument,
+    PullDocument,
+    PushDocument,
     ErrorDocument,
     PolicyNewDocument,
     PolicyCheckDocument,

@@ -16,7 +16,7 @@ from ..errors import FormatError, SafetensorError, TensorNotFoundError, quote
 from ..format.dtypes import BITS
 from ..storage import LocalStore, open_source
 from ..storage.pipes import STDIN
-from ..storage.places import is_url, join, place_of
+from ..storage.places import is_url, join, place_of, shown
 from ..text import human_bytes, human_count, plural, printable, wrapper_prefix, wrapper_sentence
 from ..trust.errors import TrustError
 from ..trust.verifier import verifier
@@ -103,7 +103,7 @@ def show_document(path: str, *, trust: object = None) -> ShowDocument:
     found = list(opened.rows())
     return {
         "schema": "safeweights.show/1",
-        "path": path,
+        "path": shown(path),
         "kind": opened.kind,
         "format": opened.format,
         "model": _model(path, opened, found, verify),

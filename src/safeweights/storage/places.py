@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from .source import Source
     from .store import Store
 
-__all__ = ["SCHEMES", "Place", "PlaceKind", "is_url", "join", "open_url", "parent", "place_of"]
+__all__ = [
+    "SCHEMES", "Place", "PlaceKind", "absolute", "exists", "folder_of", "is_folder", "is_url", "join",
+    "open_url", "parent", "place_of", "shown",
+]  # fmt: skip
 
 SCHEMES: Final = {
     "http": "web",
@@ -133,3 +136,30 @@ def parent(path: str) -> str:
     scheme, _, rest = path.partition("://")
     above = rest.rstrip("/").rpartition("/")[0]
     return f"{scheme}://{above or rest}"
+
+
+def absolute(path: str) -> str:
+    """The absolute path; a URL is one, without the slash at its end. Like `os.path.abspath`."""
+    return path.rstrip("/") if is_url(path) else os.path.abspath(path)
+
+
+def exists(path: str) -> bool:
+    """Whether there is anything at a path or URL; a link counts. Cost of a URL: a request or two.
+
+    Raises:
+        OSError: A store does not tell.
+    """
+    if not is_url(path):
+        return os.path.lexists(path)
+    place = place_of(path)
+    return not place.name or place.store.kind(place.name) is not None
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is a folder at a path or URL."""
+    return place_of(path).kind() == "folder" if is_url(path) else os.path.isdir(path)
+
+
+def folder_of(path: str) -> Store:
+    """The store of the folder at a path or URL, whether it exists or not."""
+    return place_of(path).folder()

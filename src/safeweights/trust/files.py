@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from ..errors import quote
-from ..storage import Entry, LocalStore, check_name
+from ..storage import Entry, check_name, is_url, open_source
+from ..storage.places import folder_of, is_folder
 from .errors import DocumentError, TrustError, VerificationError
 
 try:
@@ -151,12 +152,17 @@ def open_regular(
 
 
 def read_document(path: str, *, limit: int = MAX_DOCUMENT, beneath: str | None = None) -> bytes:
-    """All bytes of a file that has at most `limit` of them.
+    """All bytes of a file, or of what is at a URL, that has at most `limit` of them.
 
     Raises:
         DocumentError: Longer than `limit`, or ``not-a-file``.
         VerificationError: ``outside-root``; see `open_beneath`.
     """
+    if beneath is None and is_url(path):
+        source = open_source(path)
+        if source.size > limit:
+            raise DocumentError(f"longer than {limit} bytes", path=path)
+        return source.read(0, source.size)
     with open_regular(path, beneath=beneath, error=DocumentError) as (descriptor, _):
         parts = []
         left = limit + 1
@@ -209,7 +215,10 @@ def check_model(path: str) -> None:
     Raises:
         OSError: There is nothing, or something else.
     """
-    if not os.path.isdir(path):
+    if is_url(path):
+        if not is_folder(path):
+            open_source(path)
+    elif not os.path.isdir(path):
         os.stat(path)
         _check_kind(path)
 
@@ -256,7 +265,7 @@ def list_folder(root: str) -> list[Entry]:
         OSError: A folder that cannot be read.
     """
     found: list[Entry] = []
-    for entry in LocalStore(root).list():
+    for entry in folder_of(root).list():
         if problem := check_name(entry.name):
             raise VerificationError(
                 f"the file name {quote(entry.name)} {problem}", reason="name", path=root

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ...storage.places import shown
 from ...text import escape, human_bytes, plural
 from ..app import FILE, json_option
 from ..watching import watched_files
@@ -62,7 +63,7 @@ def command(
         )  # fmt: skip
     document: DigestDocument = {
         "schema": "safeweights.digest/1",
-        "path": path,
+        "path": shown(path),
         "subject": found.subject,
         "root": found.root,
         "files": [{"path": f.name, "bytes": f.size, "sha256": f.sha256} for f in found.files],

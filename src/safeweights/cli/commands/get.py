@@ -12,6 +12,7 @@ import click
 
 from ...conversion.opening import open_checkpoint
 from ...storage.pipes import STDIN
+from ...storage.places import shown
 from ...text import count, escape, plural
 from ..app import checkpoint_path, json_option
 from ..figures import bars, digits
@@ -128,7 +129,7 @@ def _select(choice: Choice, tensor: Tensor, path: str) -> Selection:
 def _document(path: str, choice: Choice, tensor: Tensor, selection: Selection) -> GetDocument:
     return {
         "schema": "safeweights.get/1",
-        "path": path,
+        "path": shown(path),
         "tensor": choice.name,
         "dtype": tensor.dtype,
         "tensor_shape": list(tensor.shape),

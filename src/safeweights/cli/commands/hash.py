@@ -13,6 +13,7 @@ from ...conversion.opening import open_checkpoint
 from ...errors import SafetensorError, quote
 from ...reports.problems import NO, UNREADABLE, YES, explain
 from ...storage.pipes import STDIN
+from ...storage.places import is_folder, is_url, join, parent, shown
 from ...text import escape
 from ..app import FILE, json_option
 from ..watching import watched_files
@@ -104,7 +105,7 @@ class _Failures:
     def add(self, path: str, error: Exception, status: int = UNREADABLE) -> None:
         message = explain(error)[1]["message"]
         self._out.message(f"error: {message}")
-        self.records.append({"path": path, "message": message})
+        self.records.append({"path": shown(path), "message": message})
         self.status = NO if NO in (status, self.status) else status
 
 
@@ -162,7 +163,7 @@ def _hash_tensors(out: Output, paths: Sequence[str], failed: _Failures) -> int:
         for file in files:
             try:
                 found += _digests(file, failed, _after(before, progress))
-                before += os.stat(file).st_size if file != STDIN else 0
+                before += os.stat(file).st_size if file != STDIN and not is_url(file) else 0
             except (SafetensorError, OSError) as error:  # noqa: PERF203 - files are large
                 failed.add(file, error, explain(error)[0])
     if out.json:
@@ -205,7 +206,7 @@ def _digests(path: str, failed: _Failures, progress: Callable[[int], object]) ->
     workers = None if checkpoint.files else 1
     refused = checkpoint.refused
     readable = {name: checkpoint[name] for name in checkpoint if name not in refused}
-    found = hash_mapping(readable, path, workers=workers, progress=progress)
+    found = hash_mapping(readable, shown(path), workers=workers, progress=progress)
     for name, reason in refused.items():
         message = f"tensor {quote(name)} cannot be read: {reason}"
         failed.add(path, SafetensorError(message, path=path))
@@ -218,12 +219,12 @@ def _weights(path: str, failed: _Failures) -> list[str]:
     from ...trust.files import list_folder
 
     try:
-        if os.path.isdir(path):
+        if is_folder(path):
             names = [entry.name for entry in list_folder(path) if entry.name.endswith(SUFFIX)]
-            return [os.path.join(path, name) for name in names]
+            return [join(path, name) for name in names]
         if path.endswith(ANY_INDEX):
             shards = read_index(path, suffix="").shards
-            return [os.path.join(os.path.dirname(path), shard) for shard in shards]
+            return [join(parent(path), shard) for shard in shards]
     except (SafetensorError, OSError) as error:
         failed.add(path, error, explain(error)[0])
         return []

@@ -11,6 +11,7 @@ from ...conversion.opening import open_checkpoint
 from ...reports.calls import loading_calls
 from ...reports.inventory import branches, natural, rows, total, unreadable
 from ...reports.problems import NO, YES
+from ...storage.places import shown
 from ...text import count, escape, human_bytes, human_count, plural, printable
 from ..app import checkpoint_path, json_option
 from ..calls import draw_unreadable, say_calls
@@ -90,7 +91,7 @@ def _document(
 ) -> LsDocument:
     return {
         "schema": "safeweights.ls/1",
-        "path": path,
+        "path": shown(path),
         "total": total(found),
         "tensors": [row.record() for row in found],
         "groups": [

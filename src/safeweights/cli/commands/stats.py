@@ -10,6 +10,7 @@ import click
 from ...conversion.opening import open_checkpoint
 from ...errors import quote
 from ...reports.problems import NO, YES
+from ...storage.places import shown
 from ...text import escape, plural
 from ..app import checkpoint_path, json_option
 from ..figures import bars, digits
@@ -93,7 +94,7 @@ def _document(path: str, found: list[TensorStatisticsRecord]) -> StatsDocument:
     known = [each["statistics"] for each in found if each["statistics"] is not None]
     return {
         "schema": "safeweights.stats/1",
-        "path": path,
+        "path": shown(path),
         "finite": not any(each["nan"] or each["inf"] for each in known),
         "tensors": found,
     }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ...reports.problems import NO, YES
+from ...storage.places import shown
 from ...text import escape, plural
 from ..app import FILE, json_option
 from ..decisions import print_decision, record
@@ -160,7 +161,7 @@ def command(out: Output, /, path: str, **given: Any) -> int:
     document: VerifyDocument = {
         "schema": "safeweights.verify/1",
         "ok": True,
-        "path": path,
+        "path": shown(path),
         "signature": found.signature,
         "signed_by": _signer(found.signed_by),
         "files": [
@@ -328,7 +329,7 @@ def _judged(path: str, signature: str, evidence: Evidence, decision: Decision) -
     return {
         "schema": "safeweights.verify/1",
         "ok": decision.verdict != "refuse",
-        "path": path,
+        "path": shown(path),
         "signature": signature,
         "signed_by": _signer(evidence.signed_by) if evidence.signed_by else None,
         "files": [

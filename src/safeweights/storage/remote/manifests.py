@@ -18,9 +18,24 @@ from ..store import check_name
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["DIGEST", "EMPTY", "MANIFEST", "Layer", "digest_of", "manifest_text", "parse_manifest"]
+__all__ = [
+    "DIGEST",
+    "EMPTY",
+    "INDEX",
+    "MANIFEST",
+    "SIGNATURE",
+    "Layer",
+    "digest_of",
+    "index_text",
+    "manifest_text",
+    "parse_manifest",
+]
 
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+INDEX: Final = "application/vnd.oci.image.index.v1+json"
+SIGNATURE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
+"""Type of a signature; OMS signatures are Sigstore bundles."""
+
 _MODEL: Final = "application/vnd.cncf.model.manifest.v1+json"
 _CONFIG: Final = "application/vnd.cncf.model.config.v1+json"
 _RAW: Final = "application/vnd.cncf.model.weight.v1.raw"
@@ -136,3 +151,23 @@ def manifest_text(
     if subject is not None:
         document["subject"] = {"mediaType": MANIFEST, "digest": subject[0], "size": subject[1]}
     return json.dumps(document, separators=(",", ":")).encode()
+
+
+def index_text(earlier: bytes | None, digest: str, size: int) -> bytes:
+    """The index of what refers to a manifest, with one more signature in it.
+
+    Args:
+        earlier: The index so far, if there is one that can be understood.
+        digest: Of the signature's manifest.
+        size: Its bytes.
+    """
+    found: list[Any] = []
+    try:
+        document = json.loads(earlier) if earlier else {}
+        found = list(document["manifests"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        found = []
+    entry = {"mediaType": MANIFEST, "digest": digest, "size": size, "artifactType": SIGNATURE}
+    kept = [each for each in found if isinstance(each, dict) and each.get("digest") != digest]
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*kept, entry]}
+    return json.dumps(index, separators=(",", ":")).encode()

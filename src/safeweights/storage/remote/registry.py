@@ -33,7 +33,18 @@ from .base import RemoteStore
 from .connections import ForbiddenAddressError, check_host, is_loopback
 from .errors import absent, broken, changed_meanwhile, is_folder
 from .exchange import origin_of
-from .manifests import DIGEST, EMPTY, MANIFEST, Layer, digest_of, manifest_text, parse_manifest
+from .manifests import (
+    DIGEST,
+    EMPTY,
+    INDEX,
+    MANIFEST,
+    SIGNATURE,
+    Layer,
+    digest_of,
+    index_text,
+    manifest_text,
+    parse_manifest,
+)
 from .ranges import WebFile, repeated
 from .source import HEAD_SIZE
 
@@ -105,6 +116,7 @@ class RegistryStore(RemoteStore):
         self._lock = threading.Lock()
         self._files: dict[str, Layer] | None = None
         self.digest: str | None = None
+        self._size = 0  # of the manifest
 
     # ---- reading
 
@@ -189,6 +201,7 @@ class RegistryStore(RemoteStore):
                 "the manifest does not have the digest that names it", rule="digest",
                 path=self.location,
             )  # fmt: skip
+        self._size = len(data)
         return parse_manifest(data, self.location), digest
 
     # ---- writing
@@ -275,22 +288,48 @@ class RegistryStore(RemoteStore):
             raise broken(where, "the registry sends an upload to another server")
         return found
 
-    def put_manifest(self, data: bytes, reference: str) -> None:
-        """Put a manifest under a tag; its configuration too, which is empty."""
+    def put_manifest(self, data: bytes, reference: str, kind: str = MANIFEST) -> Headers:
+        """Put a manifest under a tag or its digest; its configuration too, which is empty."""
         self.upload([EMPTY], self.location)
         address = f"{self._api}/manifests/{percent_encoded(reference, safe=':')}"
-        fields = {"Content-Type": MANIFEST}
-        repeated(
-            self.location, "PUT", address, fields, secrets=self._secrets, limit=_ANSWER_MAX,
-            accept=frozenset({201}), body=data,
+        _, headers, _ = repeated(
+            self.location, "PUT", address, {"Content-Type": kind}, secrets=self._secrets,
+            limit=_ANSWER_MAX, accept=frozenset({201}), body=data,
         )  # fmt: skip
+        return headers
+
+    def attach(self, signature: bytes) -> str:
+        """Attach a signature to the manifest, so that tools find it that know the manifest's digest.
+
+        As a referrer; where the registry has no referrers, in an index under the tag that stands in for
+        them, ``sha256-...`` (OCI distribution specification 1.1, "Referrers Tag Schema").
+
+        Returns:
+            The digest of the signature's manifest.
+        """
+        self.files(again=True)
+        assert self.digest is not None
+        layer = self.upload([signature], self.location)._replace(media_type=SIGNATURE)
+        subject = self.digest, self._size
+        data = manifest_text({"model.sig": layer}, subject=subject, artifact=SIGNATURE)
+        digest = digest_of(data)
+        headers = self.put_manifest(data, digest)
+        if headers.get("OCI-Subject") is None:
+            tag = self.digest.replace(":", "-")
+            status, _, earlier = repeated(
+                self.location, "GET", f"{self._api}/manifests/{tag}", {"Accept": INDEX},
+                secrets=self._secrets, limit=_MANIFEST_MAX, accept=frozenset({200, 404}),
+            )  # fmt: skip
+            text = index_text(earlier if status == 200 else None, digest, len(data))
+            self.put_manifest(text, tag, INDEX)
+        return digest
 
     def replace(self, files: dict[str, Layer]) -> None:
         """Make these the files of the tag."""
         data = manifest_text(files)
         self.put_manifest(data, self._reference)
         with self._lock:
-            self._files, self.digest = files, digest_of(data)
+            self._files, self.digest, self._size = files, digest_of(data), len(data)
 
 
 class _RegistryCommit(Commit):

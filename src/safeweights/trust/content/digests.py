@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from ...checkpoint import Checkpoint, SafetensorsFile
 from ...errors import quote
-from ...storage import DescriptorSource, TruncatedError
+from ...storage import DescriptorSource, TruncatedError, is_url, open_source
 from ...storage.hashing import RUN, sha256
 from ...storage.parallel import in_threads
+from ...storage.places import is_folder, join, shown
 from ..errors import DocumentError, VerificationError
 from ..files import Entry, list_folder, open_regular, read_document
 from .blocktree import BlockTree, TreeBuilder
@@ -129,6 +130,11 @@ def hash_file(
         for each in looks:
             each(run)
 
+    if beneath is None and is_url(path):
+        source = open_source(path)
+        digest = sha256(source, also=look if looks else None, progress=progress)
+        built = builder.finish() if builder else None
+        return FileDigest(shown(path) if name is None else name, source.size, digest, built)
     with open_regular(path, follow=follow, beneath=beneath) as (descriptor, size):
         found = _small(descriptor, size, look) if size <= _SMALL else None
         if found is None:
@@ -170,6 +176,8 @@ def _large(
 
 def file_cost(path: str) -> int:
     """What hashing a file costs, in bytes that could be hashed meanwhile; see `in_threads`."""
+    if is_url(path):
+        return RUN  # one at a time for each thread
     try:
         return _FILE_COST + os.stat(path).st_size
     except (OSError, ValueError):  # reported when it is opened
@@ -262,7 +270,7 @@ def _each(
     left_out = None if leave_out is None else os.path.realpath(leave_out)
     found: list[str] = []
     for path in paths:
-        if not os.path.isdir(path):
+        if not is_folder(path):
             if left_out is None or os.path.realpath(path) != left_out:
                 found.append(path)
             continue
@@ -281,7 +289,7 @@ def _inside(folder: str, entries: list[Entry], left_out: str | None) -> Iterator
     """The files among the entries of a folder, without the one that is left out."""
     base = None if left_out is None else os.path.basename(left_out)
     for entry in entries:
-        path = os.path.join(folder, entry.name)
+        path = join(folder, entry.name)
         if entry.kind == "link" and os.path.isdir(path):
             continue
         # Asking for the real path of every file would cost more than hashing it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from ...storage import is_url
 from ..files import read_document
 from .blocktree import DIGEST, BlockTree
 
@@ -30,10 +31,14 @@ def read_sidecar(path: str, root: bytes, size: int) -> BlockTree | None:
         DocumentError: It is not a sidecar.
     """
     sidecar = f"{path}{SIDECAR}"
-    if not os.path.lexists(sidecar):
-        return None
     limit = _HEAD + 2 * DIGEST * (size // _SMALLEST_BLOCK + 1)
-    return BlockTree.decode(read_document(sidecar, limit=limit), root, path=sidecar)
+    try:
+        data = read_document(sidecar, limit=limit)
+    except FileNotFoundError:
+        if not is_url(sidecar) and os.path.lexists(sidecar):  # a link to nothing
+            raise
+        return None
+    return BlockTree.decode(data, root, path=sidecar)
 
 
 SIDECAR: Final = ".swtree"

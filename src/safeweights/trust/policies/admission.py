@@ -14,7 +14,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from ...errors import quote
+from ...errors import UnsupportedError, quote
+from ...storage.places import is_url, shown
 from ..content.reading import VerifiedCopy, VerifiedSource
 from ..content.resources import Part, Resource
 from ..content.sidecars import read_sidecar
@@ -205,6 +206,11 @@ def admit(
         OSError: As the operating system has it.
     """
     policy = load_policy(policy) if isinstance(policy, str | os.PathLike) else policy
+    if is_url(path):
+        raise UnsupportedError(
+            "a whole model is decided about where it is used: `safeweights pull URL DIR --policy FILE` "
+            "fetches it and admits it", path=shown(path),
+        )  # fmt: skip
     signature = None if signature is None else os.fspath(signature)
     lock = lock_of(policy, lock)
     if log:

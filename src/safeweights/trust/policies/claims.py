@@ -19,6 +19,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ...errors import quote
+from ...storage.places import absolute, is_url, parent
 from ..content.sidecars import SIDECAR
 from ..errors import TrustError, VerificationError
 from ..signatures.bundle import SINGLE_FILE, parse_statement
@@ -243,8 +244,8 @@ def locate_for(
     """
     top = os.path.realpath(policy.base) if policy.base and not place.problem else None
     if given is not None:
-        signature = os.path.abspath(given)
-        found = os.path.realpath(base) if base else _base(place, rule, top, signature)
+        signature = absolute(given)
+        found = _real(base) if base else _base(place, rule, top, signature)
         return Located(signature, found)
     if rule is None or rule.signature is None:
         convention = locate(place.path, top=top)
@@ -268,17 +269,24 @@ def _base(
     place: Place, rule: Rule | None, top: str | None, signature: str, subject: str | None = None
 ) -> str:
     """The folder that the names in a statement are relative to, which the rule or caller named."""
-    folder = place.path if place.folder else os.path.dirname(place.path)
+    folder = place.path if place.folder else parent(place.path)
     if rule is not None and rule.base is not None:
         named = rule.base.replace(_SUBJECT, subject or place.name)
-        return os.path.realpath(os.path.join(top or os.sep, named))
+        return _real(named if is_url(named) else os.path.join(top or os.sep, named))
     if subject is None and rule is not None and rule.names_one_model:
         subject = rule.pattern
     if subject is not None:
+        if is_url(subject):
+            return subject if relative(place.path, subject) else folder
         model = os.path.realpath(os.path.join(top or os.sep, subject))
         return model if os.path.isdir(model) else os.path.dirname(model)
     if place.folder:
         return place.path
     # Of a file: a signature in a folder above gives names relative to that folder.
-    holder = os.path.realpath(os.path.dirname(signature))
+    holder = _real(parent(signature))
     return folder if relative(folder, holder) is None else holder
+
+
+def _real(path: str) -> str:
+    """The path without links; a URL as it is."""
+    return absolute(path) if is_url(path) else os.path.realpath(path)

@@ -13,6 +13,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Final
 
+from ...storage.places import exists, join
 from ..content.reading import VerifiedCopy, VerifiedSource
 from ..content.sidecars import read_sidecar
 from ..errors import DocumentError, PolicyViolationError, TrustError
@@ -219,7 +220,7 @@ class PolicyVerifier:
 
         decision = settle(
             self.policy, evidence, self._lock, signed=signed, record=record,
-            present=lambda name: os.path.lexists(os.path.join(model.folder, name)),
+            present=lambda name: exists(join(model.folder, name)),
         )  # fmt: skip
         if decision.verdict == "warn":
             warnings.warn(decision.explain(), UnverifiedWarning, stacklevel=3)

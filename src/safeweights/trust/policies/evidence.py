@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from ...errors import quote
 from ...storage import BytesSource, DescriptorSource
 from ...storage.parallel import in_threads
+from ...storage.places import exists, is_url, parent
 from ..content.digests import FileDigest, file_cost, hash_file
 from ..content.reading import VerifiedSource
 from ..content.resources import PartHasher, changed
@@ -97,16 +98,18 @@ def model_of(
     located = locate_for(place, policy, rule, signature, base)
     if place.folder:
         return Model(name or repository(place.name), place.path, rule, located)
-    folder, alone = os.path.dirname(place.path), False
+    folder, alone = parent(place.path), False
     if name is None and rule is not None and rule.names_one_model and not place.problem:
-        root = os.path.realpath(policy.base) if policy.base else os.sep
-        named = os.path.normpath(os.path.join(root, rule.pattern))
+        named = rule.pattern.rstrip("/")
+        if not is_url(named):
+            root = os.path.realpath(policy.base) if policy.base else os.sep
+            named = os.path.normpath(os.path.join(root, rule.pattern))
         alone = named == place.path
         folder = folder if alone else named
     elif (
         rule is not None
         and rule.signers
-        and os.path.lexists(located.signature)
+        and exists(located.signature)
         and relative(place.path, located.base) is not None
     ):
         alone, folder = located.alone, located.base

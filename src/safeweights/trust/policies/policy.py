@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ...errors import quote
+from ...storage import is_url
 from ..errors import DocumentError, PolicyViolationError
 from .subjects import folders_above
 
@@ -189,7 +190,7 @@ class Policy:
             DocumentError: There is one, and the policy has no root.
         """
         for number, rule in enumerate(self.rules if self.base is None else ()):
-            if rule.pattern[:1] not in {"/", "*", "?", "["}:
+            if rule.pattern[:1] not in {"/", "*", "?", "["} and not is_url(rule.pattern):
                 raise DocumentError(
                     f"the pattern {quote(rule.pattern)} can never match: it is relative, and the "
                     "policy has no root (give Policy(root=...), or the model's name)",
@@ -208,7 +209,8 @@ def check_pattern(pattern: str, *, rooted: bool) -> str | None:
     never = f"the pattern {quote(pattern)} can never match: "
     if rooted and pattern.startswith("/"):
         return f"{never}subjects are relative to the policy's root, without `/` in front"
-    parts = pattern.removeprefix("/").split("/")
+    path = pattern.partition("://")[2] if is_url(pattern) else pattern
+    parts = path.removeprefix("/").split("/")
     if pattern not in {".", "/"} and any(part in {"", ".", ".."} for part in parts):
         return f"{never}a subject has no empty, `.` or `..` part"
     return None

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ...errors import quote
+from ...storage.places import is_folder, is_url, shown
 from ..errors import VerificationError
 from ..files import check_name
 
@@ -29,6 +30,8 @@ __all__ = ["Place", "canonical", "folders_above", "place_of", "relative", "repos
 _SNAPSHOT: Final = re.compile(
     r"((?:.*/)?(?:models|datasets|spaces)--[^/]+)/snapshots/[^/]+", re.DOTALL
 )
+
+_REVISION: Final = re.compile(r"^(hf://[^/]+/[^/@]+)@[^/]*")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,10 @@ def place_of(path: str | os.PathLike[str], root: str | None) -> Place:
     Raises:
         OSError: The folder of `path` does not exist, or a folder cannot be listed.
     """
+    if is_url(path):
+        # No link leads there, and a policy's root is a folder: the URL itself is the name.
+        url = shown(path).rstrip("/")
+        return Place(url, _without_revision(url), is_folder(path))
     # Not os.path.abspath: it removes `link/..`, which the operating system resolves otherwise.
     path = os.path.join(os.getcwd(), os.fspath(path))
     folder = os.path.isdir(path)
@@ -82,6 +89,15 @@ def place_of(path: str | os.PathLike[str], root: str | None) -> Place:
     # A name that is not valid UTF-8 must not reach a lock file or a log.
     name = name.encode("utf-8", "backslashreplace").decode()
     return Place(real, name, folder, problem)
+
+
+def _without_revision(url: str) -> str:
+    """The subject of a repository on the Hub, without ``@revision``: an older one is no other model.
+
+    >>> _without_revision("hf://org/m@0a1b/x.safetensors")
+    'hf://org/m/x.safetensors'
+    """
+    return _REVISION.sub(r"\1", url)
 
 
 def _is_utf8(name: str) -> bool:

@@ -13,9 +13,10 @@ trusted signer and list the files. Only names are looked up here; nothing is rea
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from ...storage.places import absolute, exists, is_folder, is_url, join, parent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,29 +52,33 @@ def locate(path: str, *, top: str | None = None, above: int = FOLDER_LEVELS) -> 
         top: The highest folder to look in.
         above: How many folders above are looked in.
     """
-    is_folder = os.path.isdir(path)
-    folder = path if is_folder else os.path.dirname(path)
-    for each in _upwards(folder, above if is_folder else above - 1, top):
+    folder_given = is_folder(path)
+    folder = path if folder_given else parent(path)
+    if is_url(
+        path
+    ):  # each name is a request, and a store has no folders above it that are the model's
+        above = 0 if folder_given else 1
+    for each in _upwards(folder, above if folder_given else above - 1, top):
         for signature in _of_folder(each, top):
-            if os.path.lexists(signature):
+            if exists(signature):
                 return Located(signature, each)
-    if is_folder:
-        return Located(os.path.join(path, _IN_FOLDER[0]), path)
+    if folder_given:
+        return Located(join(path, _IN_FOLDER[0]), path)
     own = [f"{path}{suffix}" for suffix in _BESIDE]
-    found = next((each for each in own if os.path.lexists(each)), own[0])
+    found = next((each for each in own if exists(each)), own[0])
     return Located(found, folder, alone=True)
 
 
 def find_signature(path: str) -> str:
     """The signature file that covers `path`; where there is none, the path it would have."""
-    path = os.path.abspath(path)
-    return locate(path, above=0 if os.path.isdir(path) else FOLDER_LEVELS).signature
+    path = absolute(path)
+    return locate(path, above=0 if is_folder(path) else FOLDER_LEVELS).signature
 
 
 def _upwards(folder: str, levels: int, top: str | None) -> Iterator[str]:
     for _ in range(levels + 1):
         yield folder
-        above = os.path.dirname(folder)
+        above = parent(folder)
         if folder in {top, above}:
             return
         folder = above
@@ -81,7 +86,7 @@ def _upwards(folder: str, levels: int, top: str | None) -> Iterator[str]:
 
 def _of_folder(folder: str, top: str | None) -> Iterator[str]:
     for name in _IN_FOLDER:
-        yield os.path.join(folder, name)
-    if folder not in {top, os.path.dirname(folder)}:
+        yield join(folder, name)
+    if folder not in {top, parent(folder)} and not is_url(folder):
         for suffix in _BESIDE:
             yield f"{folder}{suffix}"

@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import quote
+from ...storage import is_url, open_source
 from ...storage.parallel import in_threads
+from ...storage.places import absolute, is_folder, join, parent
 from ..content.digests import FileDigest, file_cost, hash_file
 from ..content.resources import PartHasher, Resource, changed
 from ..errors import DocumentError, TrustError, VerificationError, refusing
@@ -292,31 +294,32 @@ def verify(
         DocumentError: A certificate or root in `trust` is malformed.
         OSError: A file cannot be read.
     """
-    path = os.path.abspath(path)
+    path = absolute(os.fspath(path))
+    is_whole = is_folder(path)
     if signature is None:
-        located = locate(path, above=0 if os.path.isdir(path) else FOLDER_LEVELS)
+        located = locate(path, above=0 if is_whole else FOLDER_LEVELS)
         signature = located.signature
         base = base or (None if located.alone else located.base)
-    signature = os.path.abspath(signature)
+    signature = absolute(os.fspath(signature))
     with refusing(signature):
         bundle = read_bundle(signature)
         signed_by = check_signature(bundle, trust)
         statement = parse_statement(bundle.payload, path=signature)
-    if os.path.isdir(path):
+    if is_whole:
         root, follow = path, allow_symlinks or statement.allow_symlinks
         wanted, unsigned = _match_folder(path, signature, statement, ignore_unsigned)
     else:
-        root, follow = os.path.dirname(path), True
+        root, follow = parent(path), True
         resource = resource_of(statement, path, signature, base=base)
         wanted, unsigned = {os.path.basename(path): resource}, ()
 
     def one(item: tuple[str, Resource], tell: Callable[[int], object]) -> FileDigest:
-        file = os.path.join(root, item[0])
+        file = join(root, item[0])
         linked = follow or is_blob_link(file)
         return hash_resource(file, *item, tree=trees, follow=linked, progress=tell)
 
     found = in_threads(
-        one, wanted.items(), cost=lambda item: file_cost(os.path.join(root, item[0])),
+        one, wanted.items(), cost=lambda item: file_cost(join(root, item[0])),
         workers=workers, progress=progress,
     )  # fmt: skip
     files = {file.name: file for file in found}
@@ -343,7 +346,7 @@ def _match_folder(
     for entry in list_folder(root):
         if entry.name in statement.resources:
             present.add(entry.name)
-        elif _same_file(os.path.join(root, entry.name), signature):
+        elif _same_file(join(root, entry.name), signature):
             continue
         elif ignore_unsigned or covers(left_out, entry.name) or is_bookkeeping(entry.name):
             unsigned.append(entry.name)
@@ -367,6 +370,8 @@ def _same_file(path: str, signature: str) -> bool:
 
     The folder may be given by another spelling, or through a link.
     """
+    if is_url(path):
+        return path == signature
     if os.path.basename(path) != os.path.basename(signature) or os.path.islink(path):
         return False
     return os.path.realpath(path) == os.path.realpath(signature)
@@ -376,14 +381,16 @@ def _is_signature(root: str, entry: Entry) -> bool:
     if entry.kind != "file":
         return False
     try:
-        read_bundle(os.path.join(root, entry.name))
+        read_bundle(join(root, entry.name))
     except TrustError:
         return False
     return True
 
 
 def _is_empty(root: str, entry: Entry) -> bool:
-    path = os.path.join(root, entry.name)
+    path = join(root, entry.name)
+    if is_url(path):
+        return open_source(path).size == 0
     return entry.kind == "file" and os.stat(path, follow_symlinks=False).st_size == 0
 
 
@@ -413,7 +420,7 @@ def resource_of(
                 reason="renamed", path=path,
             )  # fmt: skip
         return single
-    inside = _relative(path, os.fspath(base) if base else os.path.dirname(signature))
+    inside = _relative(path, os.fspath(base) if base else parent(signature))
     found = statement.resources.get(inside)
     if found is None and base is None and len(statement.resources) == 1:
         found = statement.resources.get(name)  # the signature of one file, kept elsewhere
@@ -430,6 +437,9 @@ def _relative(path: str, base: str) -> str:
 
     The last part is the name that was signed, also where it is a link to the content.
     """
+    if is_url(path):
+        folder = absolute(base)
+        return path.removeprefix(f"{folder}/") if path.startswith(f"{folder}/") else path
     folder, name = os.path.split(os.path.abspath(path))
     try:
         inside = os.path.relpath(os.path.realpath(folder), os.path.realpath(base))

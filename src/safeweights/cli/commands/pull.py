@@ -1,0 +1,98 @@
+"""`safeweights pull`: fetch a model into a folder, which gets its name when a policy admits it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ...reports.problems import NO, YES
+from ...storage.places import shown
+from ...text import escape, human_bytes, plural
+from ..app import FILE, json_option
+from ..decisions import print_decision, record
+from ..watching import watched_writing
+
+if TYPE_CHECKING:
+    from ...reports.documents import PullDocument
+    from ..output import Output
+
+__all__ = ["command"]
+
+
+@click.command("pull")
+@click.argument("url", metavar="URL")
+@click.argument("folder", metavar="DIR", type=FILE)
+@click.option(
+    "--policy", metavar="FILE", type=FILE, help="Admit the model under this policy first."
+)
+@click.option(
+    "--name", help="The model's name in the policy's rules [default: DIR below its root]."
+)
+@click.option("--file", "files", metavar="NAME", multiple=True, help="Only this file of a folder.")
+@click.option("--explain", is_flag=True, help="Also print the reasons for the model.")
+@json_option
+@click.pass_obj
+def command(
+    out: Output,
+    url: str,
+    folder: str,
+    *,
+    policy: str | None,
+    name: str | None,
+    files: tuple[str, ...],
+    explain: bool,
+) -> int:
+    """Fetch a model into a folder, which gets its name when a policy admits it.
+
+    URL is a folder or a file: https://, s3://, gs://, az://, hf://org/repository@revision,
+    oci://registry/name:tag, or a path. Files that DIR has already are not fetched again, and a pull that
+    was interrupted is continued. A model that is refused is deleted; DIR stays as it was. The exit status
+    is 0 if DIR has the model, 1 if the policy refuses it.
+
+    SAFEWEIGHTS_CACHE names a folder that keeps files by their SHA-256 for other pulls, and
+    SAFEWEIGHTS_CACHE_SIZE how much it holds (50GB).
+
+    Piped, the lines are pulled, DIR, FILES, bytes FETCHED and bytes REUSED, separated by tabs; before it
+    what `admit` prints.
+
+    \b
+    Examples:
+      safeweights pull hf://org/model@main model/ --policy policy.toml
+      safeweights pull s3://bucket/model/ model/ --policy policy.toml --json
+      safeweights pull oci://registry.example.org/team/model:v1 model/
+    """
+    from ...transfer import pull
+
+    with watched_writing("pulling") as progress:
+        done = pull(url, folder, policy=policy, name=name, files=files, progress=progress)
+    decision = None if done.admission is None else record(done.admission.decision)
+    document: PullDocument = {
+        "schema": "safeweights.pull/1",
+        "url": shown(url),
+        "folder": folder,
+        "admitted": None if decision is None else done.admitted,
+        "files": [{"path": name, "bytes": size} for name, size in done.files.items()],
+        "fetched": done.fetched,
+        "reused": done.reused,
+        "decision": decision,
+    }
+    if out.json:
+        out.document(document)
+        return YES if done.admitted else NO
+    if decision is not None:
+        print_decision(out, decision, explain=explain)
+    if not done.admitted:
+        return NO
+    if out.terminal:
+        about = f"  {plural(len(done.files), 'file')}, {human_bytes(done.fetched)} fetched"
+        if done.reused:
+            about += f", {human_bytes(done.reused)} were there"
+        out.pretty().text(("pulled", "green"), "  ", (escape(folder), "bold"), about)
+        if decision is None:
+            out.pretty().text(("not verified: no policy was given", "yellow"), indent=2)
+    else:
+        out.line(
+            "pulled", escape(folder), str(len(done.files)), str(done.fetched), str(done.reused)
+        )
+    return YES

@@ -1,0 +1,157 @@
+"""Fetching one file into a folder so that a process that is killed loses at most a few blocks.
+
+A journal has a line for each block that was written: its number and its SHA-256, after a first line that
+names the version of the file and its size. What is found later is hashed again: blocks whose bytes are as
+the journal says are kept, all others are fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ..storage.parallel import CHUNK, in_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..storage import Source
+
+__all__ = ["fetch"]
+
+
+def fetch(
+    source: Source,
+    target: str,
+    journal: str,
+    *,
+    check: Callable[[int, memoryview], object] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> int:
+    """Fetch all of a file, in blocks and several at a time.
+
+    Args:
+        source: The file, of one version.
+        target: Where it goes; its folder exists. Until this returns it may have any content.
+        journal: Where the journal is, or will be.
+        check: Given the offset of a block and its bytes before they are written; raises if they are not
+            good. It is not called for blocks that are there from an earlier attempt.
+        progress: Called with the number of bytes that are there so far.
+
+    Returns:
+        The number of bytes that were fetched.
+
+    Raises:
+        OSError: Reading or writing failed. What was written is there for the next attempt.
+    """
+    kept = _Journal(journal, source)
+    descriptor = os.open(target, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        os.ftruncate(descriptor, source.size)
+        known = kept.verified(descriptor)
+        wanted = [begin for begin in range(0, source.size, CHUNK) if begin // CHUNK not in known]
+        done = [source.size - sum(min(CHUNK, source.size - begin) for begin in wanted)]
+        if progress is not None:
+            progress(done[0])
+
+        def one(begin: int, _: object) -> int:
+            block = memoryview(bytearray(min(CHUNK, source.size - begin)))
+            source.read_into(begin, block)
+            if check is not None:
+                check(begin, block)
+            _write(descriptor, block, begin)
+            kept.add(begin // CHUNK, hashlib.sha256(block).hexdigest())
+            return len(block)
+
+        fetched = sum(
+            in_threads(one, wanted, workers=source.threads or None)
+            if progress is None
+            else _counted(one, wanted, source.threads or 4, done, progress)
+        )
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+        kept.close()
+    return fetched
+
+
+def _counted(
+    one: Callable[[int, object], int],
+    wanted: list[int],
+    workers: int,
+    done: list[int],
+    progress: Callable[[int], object],
+) -> list[int]:
+    """The same, with progress: a few rounds of blocks at a time."""
+    found: list[int] = []
+    step = workers * 4
+    for first in range(0, len(wanted), step):
+        found += in_threads(one, wanted[first : first + step], workers=workers)
+        progress(done[0] + sum(found))
+    return found
+
+
+def _write(descriptor: int, block: memoryview, offset: int) -> None:
+    while len(block):
+        count = os.pwrite(descriptor, block, offset)
+        block, offset = block[count:], offset + count
+
+
+class _Journal:
+    """What has been written of one version of a file.
+
+    Args:
+        path: The journal.
+        source: The file.
+    """
+
+    def __init__(self, path: str, source: Source) -> None:
+        self.path = path
+        self._head = json.dumps([source.version, source.size])
+        self._size = source.size
+        self._lock = threading.Lock()
+        self._known = self._read() if source.version is not None else {}
+        fresh = not self._known
+        self._file = open(path, "w" if fresh else "a", encoding="ascii")  # noqa: SIM115
+        if fresh:
+            self._file.write(f"{self._head}\n")
+            self._file.flush()
+
+    def _read(self) -> dict[int, str]:
+        try:
+            with open(self.path, encoding="ascii") as file:
+                lines = file.read().split("\n")
+        except (OSError, UnicodeDecodeError):
+            return {}
+        if lines[0] != self._head:
+            return {}
+        known: dict[int, str] = {}
+        for line in lines[1:-1]:  # a line that was cut has no end
+            with suppress(ValueError):
+                number, digest = line.split(" ")
+                known[int(number)] = digest
+        return known
+
+    def verified(self, descriptor: int) -> set[int]:
+        """The blocks whose bytes are as the journal says."""
+
+        def one(number: int, _: object) -> bool:
+            block = os.pread(descriptor, CHUNK, number * CHUNK)
+            return hashlib.sha256(block).hexdigest() == self._known[number]
+
+        numbers = [number for number in self._known if 0 <= number * CHUNK < self._size]
+        return {
+            number for number, good in zip(numbers, in_threads(one, numbers), strict=True) if good
+        }
+
+    def add(self, number: int, digest: str) -> None:
+        with self._lock:
+            self._file.write(f"{number} {digest}\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
