@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         torch,
         trust,
     )
-    from .checkpoint import Checkpoint, Tensor, save
+    from .checkpoint import Checkpoint, Tensor, Writer, save
     from .conversion import convert, scan
     from .conversion.opening import open
     from .editing import edit
@@ -61,6 +61,7 @@ __all__ = [
     "TensorInfo",
     "TensorMeta",
     "TensorSpec",
+    "Writer",
     "__version__",
     "_safe_open_handle",
     "admit",
@@ -96,6 +97,7 @@ __getattr__, __dir__ = lazy_names(
         "TensorInfo": "format.header",
         "TensorMeta": "frameworks.prefetch",
         "TensorSpec": "serialization",
+        "Writer": "checkpoint",
         "_safe_open_handle": "frameworks.handle",
         "admit": "reports.admission",
         "check": "reports.checking",

@@ -17,8 +17,9 @@ from .opening import open
 from .saving import save, to_bytes
 from .shardindex import INDEX_SUFFIX, SUFFIX, read_index
 from .tensor import FileTensor, MemoryTensor, Tensor, UnreadableTensor
+from .writer import Writer
 
 __all__ = [
     "INDEX_SUFFIX", "SUFFIX", "Checkpoint", "FileTensor", "MemoryTensor", "SafetensorsFile", "Tensor",
-    "UnreadableTensor", "not_found", "open", "read_index", "save", "to_bytes",
+    "UnreadableTensor", "Writer", "not_found", "open", "read_index", "save", "to_bytes",
 ]  # fmt: skip

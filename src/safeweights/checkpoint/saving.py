@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..format.header import Header, TensorInfo
     from ..storage import DescriptorSource
 
-__all__ = ["Contents", "decided", "save", "serialized", "to_bytes"]
+__all__ = ["Contents", "decided", "save", "serialized", "to_bytes", "wrong_size"]
 
 _SMALL: Final = 1 << 14
 """Bytes below which a run is read: a system call for each costs more than copying them."""
@@ -158,7 +158,7 @@ def decided(
         header, head = layout(entries, metadata, in_order=in_order, align=align)
     for name, info in header.tensors.items():
         if found[name].nbytes != info.nbytes:
-            raise _wrong_size(name, info, found[name].nbytes)
+            raise wrong_size(name, info, found[name].nbytes)
     return Contents(head, header, found)
 
 
@@ -213,7 +213,7 @@ def _checked(name: str, info: TensorInfo, chunks: Iterable[Buffer]) -> Iterator[
         size += len(chunk)
         yield chunk
     if size != info.nbytes:
-        raise _wrong_size(name, info, size)
+        raise wrong_size(name, info, size)
 
 
 def _place(tensor: Tensor) -> tuple[DescriptorSource, int] | None:
@@ -223,7 +223,8 @@ def _place(tensor: Tensor) -> tuple[DescriptorSource, int] | None:
     return cast("DescriptorSource", tensor.source), tensor.data_start + tensor.info.begin
 
 
-def _wrong_size(name: str, info: TensorInfo, found: int) -> FormatError:
+def wrong_size(name: str, info: TensorInfo, found: int) -> FormatError:
+    """The error of a tensor that has another number of bytes than its type and shape need."""
     return FormatError(
         f"tensor {quote(name)}, {info.dtype} of shape {list(info.shape)}, takes {info.nbytes} bytes, "
         f"but has {found}",
