@@ -434,6 +434,7 @@ def test_one_file_goes_into_a_folder_as_cp_does_it(source, tmp_path, exists, sla
 @pytest.mark.parametrize("slash", ["", "/"])
 def test_a_file_where_a_folder_is_needed_is_refused(source, tmp_path, slash) -> None:
     (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "other.pt").write_bytes(Path(source).read_bytes())
     sources = source if slash else [source, tmp_path / "other.pt"]
     with pytest.raises(NotADirectoryError, match="where a folder is needed"):
         convert(sources, f"{tmp_path / 'file'}{slash}", force=True)

@@ -34,6 +34,7 @@ from ..trust.verifier import verifier
 from .dequantizing import Sources
 from .destination import FOLDER_NAME, Destination, OutputFile, split_output
 from .distributed.finding import find_distributed
+from .distributed.ranks import has_parts, join_ranks
 from .folders import find_checkpoints, left_out
 from .foreign import ForeignCheckpoint, OpenOptions
 from .opening import read_foreign
@@ -169,7 +170,6 @@ def convert(
     whole = find_distributed(paths[0]) if len(paths) == 1 else None
     names, found = ([FOLDER_NAME], None) if whole is not None else _resolve(paths, verify)
     place = os.fspath(target)
-    where = Destination.of(place, names, found is not None or len(names) > 1)
     given = _given(chosen, verify)
     with ExitStack() as stack:
         hashing = _Hashing() if chosen.digests else None
@@ -179,7 +179,12 @@ def convert(
             opened = [stack.enter_context(whole(given))]
         else:
             opened = _open_files(names, found, given, chosen.format, stack)
+        if any(map(has_parts, opened)) and len(opened) > 1:
+            paths = [paths[0] if len(paths) == 1 else os.path.dirname(paths[0])]
+            opened, names, found = [join_ranks(opened, paths[0], given)], [FOLDER_NAME], None
+        elif whole is None:
             paths = names
+        where = Destination.of(place, names, found is not None or len(names) > 1)
         inputs = [
             _Input.of(path, checkpoint, hashing, name)
             for path, checkpoint, name in zip(paths, opened, names, strict=True)

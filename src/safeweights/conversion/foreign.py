@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..checkpoint import Checkpoint
 from ..errors import FormatError, quote
 from ..storage.limits import DEFAULT_LIMITS, Limits
+from .pickles.distributed_nodes import DISTRIBUTED_CONSTRUCTORS
 from .pickles.flatten import Flat, Other, flatten
 from .pickles.materialize import Materialized, Storages, materialize
 from .pickles.numpy_nodes import NUMPY_CONSTRUCTORS
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ALL_CONSTRUCTORS", "ForeignCheckpoint", "OpenOptions", "from_tree"]
 
-ALL_CONSTRUCTORS = {**OBJECT_CONSTRUCTORS, **NUMPY_CONSTRUCTORS, **TORCH_CONSTRUCTORS}
+ALL_CONSTRUCTORS = {
+    **OBJECT_CONSTRUCTORS, **NUMPY_CONSTRUCTORS, **TORCH_CONSTRUCTORS, **DISTRIBUTED_CONSTRUCTORS,
+}  # fmt: skip
 """Every call that the package can describe."""
 
 

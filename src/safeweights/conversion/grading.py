@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, Final
 from ..derived.element_types import TORCH_DTYPES, TORCH_STORAGES
 from ..format.dtypes import DTYPES
 from .foreign import ALL_CONSTRUCTORS
+from .pickles.distributed_nodes import DISTRIBUTED_CLASSES, DTENSOR_MODULES
 from .pickles.nodes import Blob, Call, DictNode, Effect, Global, PersistentId, Value, modern
+from .pickles.numpy_nodes import int_tuple
 from .pickles.object_nodes import as_bytes, is_int
 
 if TYPE_CHECKING:
@@ -97,6 +99,16 @@ def _is_stamp(call: Call) -> bool:
         or is_int(argument)
         or argument is None
         or (isinstance(argument, Call) and _calls(argument, "timezone") and _is_timezone(argument))
+        for argument in call.arguments
+    )
+
+
+def _describes_ranks(call: Call) -> bool:
+    """Classes that describe how ranks divide a tensor: made empty, or of numbers, types and text."""
+    return all(
+        argument is None
+        or isinstance(argument, (bool, int, str, Global))
+        or int_tuple(argument) is not None
         for argument in call.arguments
     )
 
@@ -194,6 +206,7 @@ PLAIN_CALLS: Final[dict[tuple[str, str], tuple[Callable[[Call], bool], tuple[str
     },
     ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"): (_numbers, ()),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): (_nothing, ("BUILD",)),
+    **dict.fromkeys(DISTRIBUTED_CLASSES, (_describes_ranks, ("BUILD",))),
 }
 """(module, name) -> whether its arguments are plain, and the opcodes that may change the object."""
 
@@ -220,6 +233,9 @@ DATA_NAMES: Final = frozenset(
         ("torch", "strided"),
         ("torch", "contiguous_format"),
         ("torch.serialization", "_get_layout"),
+        ("torch._utils", "_rebuild_wrapper_subclass"),
+        *((module, "DTensor") for module in DTENSOR_MODULES),
+        ("torch.distributed._shard.sharded_tensor.api", "ShardedTensor"),
         ("numpy", "ndarray"),
         ("numpy", "memmap"),
         ("numpy.core.memmap", "memmap"),
@@ -229,6 +245,9 @@ DATA_NAMES: Final = frozenset(
     }
 )
 """Names that may be mentioned, as types and constants; calls of them are judged by their arguments."""
+
+_CALLED_FOR_NAMES: Final = (("builtins", "type"), ("builtins", "getattr"))
+"""Names of which only calls with certain arguments are known; they belong nowhere else."""
 
 NESTED_LOADERS: Final = frozenset(
     {
@@ -314,7 +333,7 @@ def grade_global(node: Global) -> tuple[Grade, str]:
         return Grade.UNKNOWN, "a name from the importing process's extension registry"
     if node.module is None or node.name is None:
         return Grade.DANGEROUS, "the name is computed while the pickle is read"
-    if modern(node) in DATA_NAMES and modern(node) != ("builtins", "type"):
+    if modern(node) in DATA_NAMES and modern(node) not in _CALLED_FOR_NAMES:
         return Grade.DATA, ""
     if _acts(*modern(node)):
         return Grade.DANGEROUS, "can run code, or reach files or the network"
@@ -399,4 +418,8 @@ def _is_plain_state(target: Call) -> bool:
     if isinstance(state, DictNode):
         keys: list[Any] = [key for key, _ in state.pairs]
         return all(isinstance(key, str) and not key.startswith("__") for key in keys)
+    if isinstance(state, tuple) and len(state) == 2 and state[0] is None:  # of a class with slots
+        return isinstance(state[1], DictNode) and all(
+            isinstance(key, str) and not key.startswith("__") for key, _ in state[1].pairs
+        )
     return isinstance(state, tuple) and target.path.endswith(_TUPLE_STATE)

@@ -289,6 +289,10 @@ def _read_files(files: Files, given: Mapping[str, Any]) -> Checkpoint:
         return Checkpoint.from_files(
             [file for part in parts.values() for file in part.files], files.name
         )
-    from .foreign import ForeignCheckpoint
+    from .distributed.ranks import has_parts, join_ranks
+    from .foreign import ForeignCheckpoint, OpenOptions
 
+    foreign = [part for part in parts.values() if isinstance(part, ForeignCheckpoint)]
+    if any(map(has_parts, foreign)) and len(foreign) == len(parts):
+        return join_ranks(foreign, files.name, OpenOptions.of(given))
     return ForeignCheckpoint.union(parts.values(), files.name)

@@ -21,7 +21,7 @@ from ..pickles.flatten import ROOT_NAME, Other, flatten
 from ..pickles.materialize import Materialized, Storages, materialize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ...checkpoint import Tensor
     from ...storage import Source, Store
@@ -139,10 +139,12 @@ class Assembly:
         for name, tensor in tensors:
             self._put(name, tensor)
 
-    def tie(self, name: str, first: str) -> None:
-        """Add the tensor called `first` under another name."""
-        self._put(name, self._found.tensors[first])
-        self._found.aliases[name] = self._found.aliases.get(first, first)
+    def alias(self, aliases: Mapping[str, str]) -> None:
+        """Note which names show the same bytes as another, of those that were added."""
+        known = self._found.tensors
+        self._found.aliases.update(
+            (name, first) for name, first in aliases.items() if name in known and first in known
+        )
 
     def _put(self, name: str, tensor: Tensor) -> None:
         if name in self._found.tensors:
@@ -167,8 +169,11 @@ class Assembly:
 
     def add_calls(self, pickles: Iterable[Pickle]) -> None:
         """Note the calls that loading with the format's own library would make."""
-        for pickle in pickles:
-            self._calls += pickle.calls
+        self.add_listed_calls(call for pickle in pickles for call in pickle.calls)
+
+    def add_listed_calls(self, calls: Iterable[Call]) -> None:
+        """Note such calls, one by one."""
+        self._calls += calls
 
     def add_tree(self, prefix: str, tree: Value, storages: Storages | None, label: str) -> None:
         """Add the tensors of a tree of nodes, and list what else it holds, below the name `prefix`.

@@ -25,6 +25,7 @@ from .torch_nodes import (
     CastNode,
     MetaNode,
     QuantisedNode,
+    ShardNode,
     SparseNode,
     StatefulNode,
     StorageNode,
@@ -41,7 +42,7 @@ ROOT_NAME: Final = "tensor"
 
 TENSOR_NODES: Final = (
     TensorNode, ArrayNode, SparseNode, QuantisedNode, MetaNode, CastNode, StorageNode,
-    RefusedNode, StatefulNode, BlocksNode,
+    RefusedNode, StatefulNode, BlocksNode, ShardNode,
 )  # fmt: skip
 _KEPT_OTHERS: Final = 100_000
 _LONG: Final = 1000

@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
 from ...checkpoint.tensor import UNKNOWN, FileTensor, UnreadableTensor
+from ...derived.boxes import Box
 from ...derived.casting import CastTensor, cast, numpy_type
 from ...derived.dense import dequantize, from_sparse, read_array
 from ...derived.element_types import FOREIGN, item_size
+from ...derived.pieces import Piece
 from ...derived.quantised.ggml import GgmlTensor
 from ...derived.strided import Strided, StridedTensor, contiguous_strides
 from ...errors import FormatError, UnsupportedError, quote
@@ -25,7 +28,15 @@ from ...format.dtypes import BITS
 from ...format.header import TensorInfo
 from ...storage.limits import Limits, exceeded
 from .numpy_nodes import ArrayNode, BlocksNode, RefusedNode
-from .torch_nodes import CastNode, MetaNode, QuantisedNode, SparseNode, StorageNode, TensorNode
+from .torch_nodes import (
+    CastNode,
+    MetaNode,
+    QuantisedNode,
+    ShardNode,
+    SparseNode,
+    StorageNode,
+    TensorNode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -35,7 +46,7 @@ if TYPE_CHECKING:
     from .flatten import Flat
     from .nodes import Value
 
-__all__ = ["Materialized", "Storages", "StoredBytes", "located", "materialize"]
+__all__ = ["Materialized", "PartTensor", "Storages", "StoredBytes", "located", "materialize"]
 
 
 _is_type_name = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}").fullmatch
@@ -74,6 +85,30 @@ class Materialized:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
+
+
+class PartTensor(UnreadableTensor):
+    """What one file has of a distributed tensor: not readable alone, but with what the others have.
+
+    Attributes:
+        node: What describes it.
+        pieces: Which boxes of the whole tensor it has.
+    """
+
+    __slots__ = ("node", "pieces")
+
+    def __init__(self, name: str, node: ShardNode, pieces: list[Piece], path: str) -> None:
+        rank = "one rank" if node.rank is None else f"rank {node.rank}"
+        reason = (
+            f"this file has what {rank} has of it; give the folder with the files of all ranks, or all "
+            "of these files"
+        )
+        size = sum(piece.box.volume for piece in pieces) * item_size(node.dtype)
+        super().__init__(
+            name, node.dtype, node.shape, size, reason=node.problem or reason, path=path
+        )
+        self.node = node
+        self.pieces = pieces
 
 
 class _Refused(Exception):
@@ -128,6 +163,8 @@ class _Builder:
 
     def tensor(self, node: Value, name: str) -> Tensor:
         """The tensor that `node` describes, of a type that the format has."""
+        if isinstance(node, ShardNode):
+            return self._part(node, name)
         tensor = cast(self.original(node, name), self.casts, self.label)
         if tensor.dtype in FOREIGN:
             raise _Refused(
@@ -166,6 +203,15 @@ class _Builder:
             raise _Refused(f"it asks for {tensor.dtype} to be converted to {dtype}")
         return CastTensor(tensor, dtype, self.label)
 
+    def _part(self, node: ShardNode, name: str) -> Tensor:
+        pieces = []
+        for each in node.pieces:
+            array = self.strided(each.tensor, name)
+            part = array.part(each.starts, each.lengths, (1,) * len(each.starts))
+            label = f"what {quote(self.label)} has"
+            pieces.append(Piece(Box(each.offsets, each.lengths), partial(_given, part), label))
+        return PartTensor(name, node, pieces, self.label)
+
     def identity(self, tensor: Tensor, node: Value) -> Hashable:
         """Equal for two tensors that show the same bytes in the same way."""
         original = tensor.original if isinstance(tensor, CastTensor) else tensor
@@ -197,6 +243,10 @@ class _Builder:
             array = self.strided(part, name)
             return read_array(array).view(numpy_type(array.dtype))
         return np.asarray(part)
+
+
+def _given(array: Strided) -> Strided:
+    return array
 
 
 def located(node: TensorNode, storages: Storages, name: str) -> Strided:
@@ -289,7 +339,7 @@ def _description(node: Value) -> tuple[str, tuple[int, ...], int]:
         return node.dtype, node.shape, math.prod(node.shape) * item_size(node.dtype)
     if isinstance(node, QuantisedNode):
         return _description(node.tensor)
-    if isinstance(node, MetaNode):
+    if isinstance(node, (MetaNode, ShardNode)):
         return node.dtype, node.shape, 0
     if isinstance(node, CastNode):
         _, shape, nbytes = _description(node.value)

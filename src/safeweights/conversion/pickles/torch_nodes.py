@@ -11,7 +11,7 @@ torch/csrc/jit/serialization/pickler.cpp.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ...derived.element_types import TORCH_DTYPES, TORCH_STORAGES
 from ...errors import FormatError, quote
@@ -20,13 +20,16 @@ from .numpy_nodes import ArrayNode, int_tuple
 from .object_nodes import is_int
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = [
     "TORCH_CONSTRUCTORS",
     "CastNode",
+    "Layout",
     "MetaNode",
+    "PieceNode",
     "QuantisedNode",
+    "ShardNode",
     "SparseNode",
     "StatefulNode",
     "StorageNode",
@@ -123,6 +126,44 @@ class StatefulNode:
     state: Value
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class PieceNode:
+    """A box of a distributed tensor, and where its elements are in a tensor of this file."""
+
+    offsets: tuple[int, ...]
+    lengths: tuple[int, ...]
+    tensor: TensorNode
+    starts: tuple[int, ...]
+
+
+class Layout(Protocol):
+    """How a distributed tensor is divided; equal for every rank of one save."""
+
+    def owner_of(self, element: Sequence[int], shape: Sequence[int]) -> str:
+        """Which rank has an element of a tensor of `shape`, in words."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ShardNode:
+    """What one rank has of a distributed tensor.
+
+    Attributes:
+        dtype: Code of the element type.
+        shape: The shape of the whole tensor.
+        pieces: What this rank has of it.
+        rank: This rank, if the file tells.
+        layout: How the tensor is divided.
+        problem: Why what the ranks have does not make up the tensor; empty if it does.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: tuple[PieceNode, ...]
+    rank: int | None
+    layout: Layout
+    problem: str = ""
+
+
 def storage_type(value: Value) -> tuple[str | None] | None:
     """The element type of a storage class, in a tuple; None where `value` is no storage class."""
     if not isinstance(value, Global) or value.module not in _STORAGE_MODULES:
@@ -180,7 +221,7 @@ def _flagged(node: TensorNode, metadata: Value, call: Call) -> TensorNode:
 
 
 _TENSORS: Final = (
-    TensorNode, SparseNode, QuantisedNode, MetaNode, CastNode, ArrayNode, StatefulNode,
+    TensorNode, SparseNode, QuantisedNode, MetaNode, CastNode, ArrayNode, StatefulNode, ShardNode,
 )  # fmt: skip
 
 
