@@ -212,7 +212,7 @@ PLAIN_CALLS: Final[dict[tuple[str, str], tuple[Callable[[Call], bool], tuple[str
 
 DATA_NAMES: Final = frozenset(
     {
-        *ALL_CONSTRUCTORS,
+        *(ALL_CONSTRUCTORS.keys() - {("builtins", "getattr")}),  # one call of it is known
         *PLAIN_CALLS,
         *_CONSTANTS,
         *((module, name) for module in _STORAGE_MODULES for name in TORCH_STORAGES),
@@ -245,9 +245,6 @@ DATA_NAMES: Final = frozenset(
     }
 )
 """Names that may be mentioned, as types and constants; calls of them are judged by their arguments."""
-
-_CALLED_FOR_NAMES: Final = (("builtins", "type"), ("builtins", "getattr"))
-"""Names of which only calls with certain arguments are known; they belong nowhere else."""
 
 NESTED_LOADERS: Final = frozenset(
     {
@@ -333,7 +330,7 @@ def grade_global(node: Global) -> tuple[Grade, str]:
         return Grade.UNKNOWN, "a name from the importing process's extension registry"
     if node.module is None or node.name is None:
         return Grade.DANGEROUS, "the name is computed while the pickle is read"
-    if modern(node) in DATA_NAMES and modern(node) not in _CALLED_FOR_NAMES:
+    if modern(node) in DATA_NAMES and modern(node) != ("builtins", "type"):
         return Grade.DATA, ""
     if _acts(*modern(node)):
         return Grade.DANGEROUS, "can run code, or reach files or the network"
