@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ..checkpoint import Checkpoint, Tensor  # noqa: TC001 - get_type_hints must work
 from ..errors import UnsupportedError, quote
@@ -15,10 +15,7 @@ from ..errors import UnsupportedError, quote
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Plan", "make_plan", "parse_renames", "prefix_renames", "shared_prefix"]
-
-_WRAPPERS: Final = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.")
-"""What DistributedDataParallel, torch.compile, FSDP and training scripts put before all names."""
+__all__ = ["Plan", "make_plan", "parse_renames", "prefix_renames"]
 
 
 def parse_renames(rules: Iterable[str | tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
@@ -59,19 +56,6 @@ def prefix_renames(prefixes: Iterable[str]) -> list[tuple[re.Pattern[str], str]]
     if "" in prefixes:
         raise UnsupportedError("a prefix to remove is empty")
     return [(re.compile("^" + re.escape(prefix)), "") for prefix in prefixes]
-
-
-def shared_prefix(names: Iterable[str]) -> str | None:
-    """The prefix of a wrapper of PyTorch that all `names` begin with; None if there is none.
-
-    >>> shared_prefix(["module.a.weight", "module.b"])
-    'module.'
-    """
-    names = list(names)
-    for prefix in _WRAPPERS:
-        if names and all(name.startswith(prefix) for name in names):
-            return prefix
-    return None
 
 
 def _split(rule: str) -> tuple[str, str, str]:
