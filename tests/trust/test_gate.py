@@ -6,17 +6,21 @@ admitted or loaded; both must give the same answer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
+import subprocess
 import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 import safeweights
 import safeweights.numpy
@@ -39,6 +43,7 @@ from safeweights.trust import (
     verify_log,
 )
 from safeweights.trust.policies import evidence as gathering
+from safeweights.trust.signatures import certificates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -613,6 +618,37 @@ def test_revocations(tmp_path: Path, signer: FileSigner, pki: Any) -> None:
     assert codes(admit(root, policy)) == {"revoked"}
 
 
+@pytest.mark.parametrize("which", ["leaf", "intermediate", "root"])
+@pytest.mark.parametrize("changed", [False, True], ids=["as issued", "with another signature"])
+def test_a_revoked_certificate_gets_no_new_fingerprint(
+    tmp_path: Path, pki: Any, which: str, changed: bool
+) -> None:
+    """With (r, s), (r, order - s) is a signature of the issuer too, and nobody needs a key to make it."""
+    authority = getattr(pki, which)
+    issuer = pki.intermediate if which == "leaf" else pki.root
+    forms = {form for form in certificates._forms(authority.certificate) if form != authority.der}
+    valid = []
+    for form in forms:
+        other = x509.load_der_x509_certificate(form)
+        with contextlib.suppress(InvalidSignature):
+            other.verify_directly_issued_by(issuer.certificate)
+            valid.append(form)
+    assert len(valid) == 1
+    root = make(tmp_path / "m")
+    chain = [
+        valid[0] if changed and each == authority.der else each
+        for each in (pki.leaf.der, pki.intermediate.der)
+    ]
+    sign(root, pki.leaf.signer, certificates=chain)
+    revoked = Revocations(certificates=frozenset({hashlib.sha256(authority.der).hexdigest()}))
+    policy = Policy((Rule("*", ("ca",)),), {"ca": pki.trust()}, revoked=revoked)
+    assert codes(admit(root, policy)) == {"revoked"}
+    assert refusal(
+        lambda: safeweights.numpy.load_file(root / WEIGHTS, trust=policy)
+    ) == "revoked"  # fmt: skip
+    assert not codes(admit(root, dataclasses.replace(policy, revoked=Revocations())))
+
+
 # --- what is read once is what is admitted
 
 
@@ -810,6 +846,46 @@ def test_names_of_signatures_and_sidecars_hide_nothing(tmp_path: Path) -> None:
         (root / name).write_bytes(pickle.dumps(Exception("x")))
         assert codes(admit(root, policy)) == {"deny-pickle"}, name
         (root / name).unlink()
+
+
+@pytest.mark.parametrize("way", ["pickle", "index"])
+def test_the_folders_of_git_hide_nothing(tmp_path: Path, way: str) -> None:
+    """The settings of sentence-transformers name folders of the model, an index names files."""
+    import pickle
+
+    policy = Policy((Rule("*", level="none"),))
+    root = make(tmp_path / "m")
+    if way == "pickle":
+        hidden = ".git/pytorch_model.bin"
+        module = {"idx": 0, "path": ".git", "type": "sentence_transformers.models.Transformer"}
+        (root / "modules.json").write_text(json.dumps([module]))
+    else:
+        hidden = f".git/objects/aa/{'b' * 38}"
+        index = json.dumps({"weight_map": {"a": hidden}})
+        (root / "pytorch_model.bin.index.json").write_text(index)
+    (root / hidden).parent.mkdir(parents=True)
+    (root / hidden).write_bytes(pickle.dumps(Exception("x")))
+    assert codes(admit(root, policy)) == {"deny-pickle"}
+
+
+def test_a_clone_is_admitted_with_the_signed_files_only(
+    tmp_path: Path, signer: FileSigner, rules: Callable[..., Policy]
+) -> None:
+    if not shutil.which("git"):
+        pytest.skip("needs the package git")
+    policy = rules('[[rules]]\npattern="*"\nsigners=["us"]\nallow=["*.safetensors", "*.json"]\n')
+    root = make(tmp_path / "m")
+    sign(root, signer)
+    who = ["-c", "user.name=us", "-c", "user.email=us@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "one"], ["repack", "-qad"],
+                    [*who, "commit", "-q", "--allow-empty", "-m", "two"]):  # fmt: skip
+        subprocess.run(["git", *command], cwd=root, check=True)
+    admission = admit(root, policy)
+    assert not codes(admission)
+    assert set(admission.require().files) == {WEIGHTS, f"{WEIGHTS}.swtree", "config.json"}
+    (root / ".git" / "hooks").mkdir(exist_ok=True)
+    (root / ".git" / "hooks" / "post-checkout").write_text("#!/bin/sh\n")
+    assert codes(admit(root, policy)) == {"deny-native"}
 
 
 def test_bookkeeping_files_do_not_count(

@@ -283,8 +283,10 @@ def _revoked(revoked: Revocations, evidence: Evidence) -> Iterator[Reason]:
         if by.key_hint in revoked.keys:
             text = f"the signing key {by.key_hint} is revoked"
             yield Reason("revoked", text, against=True)
-        if by.certificate_sha256 in revoked.certificates:
-            text = f"the signing certificate {by.certificate_sha256} is revoked"
+        if found := sorted(by.revocable & revoked.certificates):
+            text = (
+                f"the certificate {found[0]}, of the signer or of an authority above it, is revoked"
+            )
             yield Reason("revoked", text, against=True)
     if evidence.root_digest in revoked.root_digests:
         text = f"the signed statement {evidence.root_digest} is revoked"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -47,8 +48,14 @@ Examine = Callable[["Source", str], Iterable[Finding]]
 _SMALL: Final = 1 << 20
 """Files up to this size are kept in memory while they are hashed, and examined there."""
 
-_IGNORED: Final = (".git/", ".github/")
-"""Folders of git's own, which no statement lists and no loader reads."""
+_UNSIGNED: Final = frozenset({".git", ".github"})
+"""Folders whose files no statement lists (OMS section 6.2). A model's settings can name files in them as
+weights or modules: they are searched for code like all others."""
+
+_GIT_DATA: Final = re.compile(
+    r"\.git/(index|objects/[0-9a-f]{2}/[0-9a-f]{38}|objects/pack/pack-[0-9a-f]{40}\.[a-z]+|hooks/[^/]+\.sample)"
+)
+"""Files that git writes in formats of its own, and samples of scripts that it does not run."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +260,7 @@ def _facts(
         role: Role = "content"
         if name in sidecars:
             role = "sidecar"
-        elif is_bookkeeping(name) or name == signature:
+        elif is_bookkeeping(name) or name == signature or name.partition("/")[0] in _UNSIGNED:
             role = "bookkeeping"
         facts[name] = FileFact(digest.sha256, digest.size, name in signed, role)
     return facts
@@ -296,7 +303,7 @@ def _list(
     files, findings = [], []
     for entry in list_folder(place.path):
         path = os.path.join(place.path, entry.name)
-        if entry.name.startswith(_IGNORED) or (used and os.path.realpath(path) == used):
+        if used and os.path.realpath(path) == used:
             continue
         if os.path.isfile(path):
             files.append(_File(entry.name, path, signed.get(entry.name)))
@@ -330,12 +337,13 @@ def _read(
         file.path, name=file.name, tree=not small or file.name.endswith(WEIGHTS), beneath=beneath,
         also=also if small or parts else None, progress=progress,
     )  # fmt: skip
-    if digest.tree is None or small:
-        findings = tuple(examine(BytesSource(bytes(kept), file.path), file.name))
-    else:
+    source: Source = BytesSource(bytes(kept), file.path)
+    if digest.tree is not None and not small:
         with open_regular(file.path, beneath=beneath) as (descriptor, _):
             again = DescriptorSource(os.dup(descriptor), file.path, mapped=False)
-        findings = tuple(examine(VerifiedSource(again, digest.tree), file.name))
+        source = VerifiedSource(again, digest.tree)
+    waived = ("unknown", "native") if _GIT_DATA.fullmatch(file.name) else ()
+    findings = tuple(each for each in examine(source, file.name) if each.kind not in waived)
     return _Read(digest, findings, _difference(file, digest, parts))
 
 

@@ -124,7 +124,7 @@ class Revocations:
 
     Attributes:
         keys: Hints of public keys (SHA-256 of the PEM).
-        certificates: SHA-256 of signing certificates.
+        certificates: SHA-256 of certificates, of signers or of the authorities above them.
         files: SHA-256 of file contents.
         root_digests: Root digests of signed statements.
     """

@@ -18,7 +18,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import quote
 from ..errors import DocumentError, VerificationError
@@ -27,7 +27,7 @@ from .keys import MAX_KEY_FILE, PublicKey, need_cryptography, wrap_public_key
 from .patterns import check_pattern, matches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from cryptography.x509 import Certificate, ExtendedKeyUsage
 
@@ -75,12 +75,22 @@ class CertificateTrust:
 
 @dataclass(frozen=True)
 class CertificateFacts:
-    """The owner of a verified certificate."""
+    """The owner of a verified certificate.
+
+    Attributes:
+        subject: RFC 4514.
+        issuer: RFC 4514.
+        names: Alternative names.
+        sha256: The fingerprint.
+        fingerprints: By which it can be revoked: of all certificates from the leaf to the root, each in
+            both forms that its signature can have (see `_forms`).
+    """
 
     subject: str
     issuer: str
     names: tuple[str, ...]
     sha256: str
+    fingerprints: frozenset[str] = frozenset()
 
 
 def load_certificates(
@@ -131,13 +141,13 @@ def verify_chain(
     for at in (*times, now):
         try:
             _check_dates(loaded[0], at, path)
-            _check_path(loaded, trust, at, path)
+            found = _check_path(loaded, trust, at, path)
             break
         except VerificationError:
             if at is now:
                 raise
     _check_usage(loaded[0], path)
-    facts = _facts(loaded[0], chain[0])
+    facts = _facts(loaded[0], chain[0], found)
     _check_identity(facts, trust, path)
     return wrap_public_key(loaded[0].public_key(), path=path), facts
 
@@ -174,12 +184,13 @@ def _check_dates(leaf: Certificate, at: datetime, path: str | None) -> None:
 
 def _check_path(
     chain: list[Certificate], trust: CertificateTrust, at: datetime, path: str | None
-) -> None:
+) -> list[Certificate]:
+    """The certificates from the leaf to one of the roots."""
     x509 = need_cryptography("x509")
     verification = need_cryptography("x509.verification")
     roots = [_load(der, f"roots[{index}]", None) for index, der in enumerate(trust.roots)]
     if chain[0] in roots:
-        return  # the caller trusts this very certificate
+        return chain[:1]  # the caller trusts this very certificate
     authorities = verification.ExtensionPolicy.webpki_defaults_ca().may_be_present(
         x509.ExtendedKeyUsage, verification.Criticality.AGNOSTIC, _check_purposes
     )
@@ -193,7 +204,7 @@ def _check_path(
         .build_client_verifier()
     )
     try:
-        verifier.verify(chain[0], chain[1:])
+        return list(verifier.verify(chain[0], chain[1:]).chain)
     except (verification.VerificationError, x509.UnsupportedGeneralNameType) as error:
         raise VerificationError(
             "the signing certificate does not lead to a trusted root: "
@@ -242,7 +253,7 @@ def _extension(certificate: Certificate, kind: Any) -> Any:
         return None
 
 
-def _facts(leaf: Certificate, der: bytes) -> CertificateFacts:
+def _facts(leaf: Certificate, der: bytes, chain: list[Certificate]) -> CertificateFacts:
     x509 = need_cryptography("x509")
     names: list[str] = []
     if alternatives := _extension(leaf, x509.SubjectAlternativeName):
@@ -251,7 +262,46 @@ def _facts(leaf: Certificate, der: bytes) -> CertificateFacts:
     return CertificateFacts(
         leaf.subject.rfc4514_string(), leaf.issuer.rfc4514_string(), tuple(names),
         hashlib.sha256(der).hexdigest(),
+        frozenset(hashlib.sha256(form).hexdigest() for each in chain for form in _forms(each)),
     )  # fmt: skip
+
+
+_ORDERS: Final = (
+    0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
+    0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973,
+    0x01FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFA51868783BF2F966B7FCC0148F709A5D03BB5C9B8899C47AEBB6FB71E91386409,
+)
+"""Orders of P-256, P-384 and P-521 (SP 800-186), the curves that authorities in a chain may have."""
+
+
+def _forms(certificate: Certificate) -> Iterator[bytes]:
+    """A certificate, and the others that differ in its signature only and are as valid.
+
+    With (r, s), (r, order - s) is an ECDSA signature too: without it, the holder of a revoked certificate
+    could change its fingerprint.
+    """
+    coding = need_cryptography("hazmat.primitives.serialization")
+    utils = need_cryptography("hazmat.primitives.asymmetric.utils")
+    der = certificate.public_bytes(coding.Encoding.DER)
+    yield der
+    try:
+        r, s = utils.decode_dss_signature(certificate.signature)
+    except ValueError:  # not ECDSA
+        return
+    body = certificate.tbs_certificate_bytes
+    begin = der.index(body) + len(body)
+    algorithm = der[begin : begin + 2 + der[begin + 1]]
+    for order in _ORDERS:
+        if 0 < s < order:
+            signature = b"\0" + utils.encode_dss_signature(r, order - s)
+            yield _element(0x30, body + algorithm + _element(0x03, signature))
+
+
+def _element(tag: int, content: bytes) -> bytes:
+    """A DER element."""
+    size = len(content)
+    length = size.to_bytes((size.bit_length() + 7) // 8 or 1, "big")
+    return bytes([tag, *([0x80 | len(length)] if size > 0x7F else []), *length]) + content
 
 
 def _check_identity(facts: CertificateFacts, trust: CertificateTrust, path: str | None) -> None:

@@ -10,7 +10,7 @@ before it is refused; `reason` names the first.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...errors import quote
@@ -78,6 +78,7 @@ class SignedBy:
         recorded: When the transparency log recorded the signature (RFC 3339).
         timestamp: The earliest trusted timestamp over the signature (RFC 3339).
         pattern: The pattern that the keyless identity matched, where one was required.
+        revocable: Fingerprints by which a certificate signature can be revoked.
     """
 
     method: str
@@ -90,6 +91,7 @@ class SignedBy:
     recorded: str | None = None
     timestamp: str | None = None
     pattern: str | None = None
+    revocable: frozenset[str] = field(default=frozenset(), repr=False)
 
     def fingerprint(self) -> str:
         """One line that stays the same as long as the same signer signs.
@@ -105,7 +107,9 @@ class SignedBy:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are not None, for JSON."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        del found["revocable"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ def _check_certificate(bundle: Bundle, trust: CertificateTrust) -> SignedBy:
     key.verify(bundle.signature, pae(bundle.payload), path=bundle.path)
     return SignedBy(
         "certificate", key_hint=key.hint, subject=facts.subject, issuer=facts.issuer,
-        certificate_sha256=facts.sha256, timestamp=_first(times),
+        certificate_sha256=facts.sha256, timestamp=_first(times), revocable=facts.fingerprints,
     )  # fmt: skip
 
 
