@@ -91,6 +91,15 @@ test-view: $(VENV)/.installed ## The page of `safeweights view`, in Debian's chr
 test-quantised: ## Dequantised values beside bitsandbytes, compressed-tensors, torchao, HQQ and gguf
 	$(PYTHON) scripts/test_quantised.py
 
+screenshots: $(VENV)/.installed ## The pictures in docs/images, in Debian's chromium
+	sh scripts/system_packages.sh chromium
+	$(BIN)/python -m pip install -q -r requirements/view.txt
+	$(BIN)/python scripts/screenshots.py
+
+docs: $(VENV)/.installed ## The documentation site, into .site/
+	$(BIN)/python -m pip install -q -r requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q
+
 bench: $(VENV)/.installed ## Against the reference and the specialised loaders (QUICK=1: five minutes)
 	$(BIN)/python -m pip install -q -r requirements/bench.txt
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)

@@ -305,7 +305,7 @@ async function open(row) {
   if (row.unreadable) return body.replaceChildren(make("p", {class: "warn"}, `Its values are not shown: ${row.unreadable}`));
   try {
     const found = (await ask("statistics", {number: row.number})).statistics;
-    const parts = found ? [statistics(found)] : [make("p", null, "This report has no statistics of it.")];
+    const parts = found ? [statistics(found, row.parameters)] : [make("p", null, "This report has no statistics of it.")];
     if (!DATA && row.parameters) parts.push(picture(row));
     body.replaceChildren(make("div", {class: "two"}, parts));
     if (found && found.distribution) histogram(body.querySelector(".histogram"), found.distribution);
@@ -314,7 +314,7 @@ async function open(row) {
   }
 }
 
-function statistics(found) {
+function statistics(found, parameters) {
   const shares = found.distribution ? Object.entries(found.distribution.quantiles).map(([share, value]) => `${share}: ${digits(value)}`).join(", ") : null;
   return make("div", null, list([
     ["min", digits(found.min)], ["max", digits(found.max)], ["mean", digits(found.mean)], ["std", digits(found.std)],
@@ -323,7 +323,7 @@ function statistics(found) {
     ["infinite", make("span", {class: found.inf ? "bad" : null}, count(found.inf))],
     ["rows of zeros", found.dead_rows === null ? null : count(found.dead_rows)],
     ["quantiles", shares],
-    ["distribution of", found.distribution && `${plural(found.distribution.sampled, "value")}, evenly chosen`],
+    ["distribution of", found.distribution && `${plural(found.distribution.sampled, "value")}${found.distribution.sampled < parameters ? ", evenly chosen" : ""}`],
   ]), make("div", {class: "histogram"}));
 }
 
