@@ -233,6 +233,17 @@ def test_an_unsigned_folder_of_a_web_server(server: BadServer, model: Path, tmp_
         pull(f"{server.url}/m/", tmp_path / "none")
 
 
+def test_a_folder_outside_the_root_of_the_policy_needs_a_name(
+    server: BadServer, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SafetensorError, match=r"outside the policy's root.*--name"):
+        pull(f"{server.url}/m/", tmp_path.parent / "out", policy=str(tmp_path / "policy.toml"))
+    assert server.requests == [] or not (tmp_path.parent / "out").exists()
+    target = tmp_path.parent / f"{tmp_path.name}-out"
+    policy = trust.load_policy(str(tmp_path / "policy.toml"))
+    assert pull(f"{server.url}/m/", target, policy=policy, name="m").admitted
+
+
 def test_a_file_in_place_of_the_folder(server: BadServer, model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path)

@@ -129,12 +129,24 @@ def _staging(path: str) -> Iterator[str]:
 
 
 def _name_of(policy: Policy, name: str | None, folder: str) -> str:
-    """What the policy calls the model that will be in `folder`."""
+    """What the policy calls the model that will be in `folder`.
+
+    Raises:
+        VerificationError: No rule can apply to it: the folder is outside the policy's root.
+    """
+    from ..trust.errors import VerificationError
     from ..trust.policies.subjects import canonical, place_of
 
     if name is not None:
         return canonical(name)
-    return place_of(folder, policy.base).name
+    place = place_of(folder, policy.base)
+    problem = place.problem
+    if problem is None and place.name.startswith("/"):
+        problem = ("no-root", "the policy has no root that the folder could be below")
+    if problem is not None:
+        text = f"{problem[1]}; say what the policy calls the model (--name)"
+        raise VerificationError(text, reason=problem[0], path=folder)
+    return place.name
 
 
 def _loaded(policy: Policy | str) -> Policy:

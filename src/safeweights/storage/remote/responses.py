@@ -19,6 +19,9 @@ __all__ = [
     "retry_after",
 ]
 
+_BLANKS: Final = " \t"
+"""What may stand around the value of a field (RFC 9110, section 5.5)."""
+
 _CONTENT_RANGE: Final = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19})")
 _LENGTH: Final = re.compile(r"[0-9]{1,19}")
 _ETAG: Final = re.compile(r'(W/)?"[\x21\x23-\x7e\x80-\xff]{0,1024}"')
@@ -47,7 +50,7 @@ def parse_content_range(value: str | None) -> ContentRange | None:
     >>> parse_content_range("bytes 5-4/10"), parse_content_range("bytes 0-99/*")
     (None, None)
     """
-    match = _CONTENT_RANGE.fullmatch(value.strip()) if value else None
+    match = _CONTENT_RANGE.fullmatch(value.strip(_BLANKS)) if value else None
     if match is None:
         return None
     size = int(match[3])
@@ -59,8 +62,8 @@ def parse_content_range(value: str | None) -> ContentRange | None:
 
 def content_length(headers: Headers) -> int | None:
     """The field ``Content-Length``; None if it is missing, or is not one number."""
-    value = headers.get("Content-Length")
-    return int(value) if value and _LENGTH.fullmatch(value.strip()) else None
+    value = (headers.get("Content-Length") or "").strip(_BLANKS)
+    return int(value) if _LENGTH.fullmatch(value) else None
 
 
 class Version(NamedTuple):
@@ -104,7 +107,7 @@ class Version(NamedTuple):
 
 def retry_after(headers: Headers) -> float | None:
     """Seconds that the server asks to wait; None if it does not say. Numbers and dates are understood."""
-    value = (headers.get("Retry-After") or "").strip()
+    value = (headers.get("Retry-After") or "").strip(_BLANKS)
     if re.fullmatch("[0-9]{1,9}", value):
         return float(value)
     try:
