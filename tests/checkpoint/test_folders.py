@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safeweights.checkpoint import open, shardindex
 from safeweights.checkpoint.shardindex import index_text, is_safe_shard, read_index, shard_name
 from safeweights.errors import FormatError
-from safeweights.storage import open_source, place_of
+from safeweights.storage import LocalStore, open_source, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -420,3 +420,30 @@ def test_names_and_text() -> None:
     assert text.startswith(
         '{\n  "metadata": {\n    "total_size": 7\n  },\n  "weight_map": {\n    "a"'
     )
+
+
+def test_a_folder_of_models_names_the_folders_that_have_weights(
+    tmp_path: Path, file_of: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tokenizer", "unet", "vae", "text_encoder", "transformer"):
+        (tmp_path / name).mkdir()
+        if name != "tokenizer":
+            (tmp_path / name / "model.safetensors").write_bytes(file_of(None, a=b"x"))
+    expected = (
+        r"; there are weights in its folders `text_encoder`, `transformer`, `unet` ...: name one"
+    )
+    with pytest.raises(FormatError, match=expected) as caught:
+        open(tmp_path)
+    assert caught.value.rule == "folder"
+    for name in ("unet", "vae"):
+        (tmp_path / name / "model.safetensors").unlink()
+    real = LocalStore.list
+
+    def broken(self: LocalStore, folder: str = "", *, recursive: bool = True) -> Any:
+        if folder == "transformer":
+            raise PermissionError(folder)
+        return real(self, folder, recursive=recursive)
+
+    monkeypatch.setattr(LocalStore, "list", broken)
+    with pytest.raises(FormatError, match="in its folders `text_encoder`: name one of them"):
+        open(tmp_path)

@@ -259,3 +259,11 @@ def test_the_calls_of_several_files_are_found_together(folder: Path) -> None:
     (folder / "m.bin.index.json").unlink()
     (folder / "z.bin").write_bytes(evil())
     assert loading_calls(safeweights.open(folder)) != []
+
+
+def test_a_folder_of_models_of_any_format_names_its_folders(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    torch.save({"a": torch.ones(1)}, tmp_path / "unet" / "pytorch_model.bin")
+    for function in (safeweights.open, lambda path: safeweights.convert(path, tmp_path / "new")):
+        with pytest.raises(FormatError, match="there are weights in its folders `unet`: name one"):
+            function(tmp_path)

@@ -325,3 +325,15 @@ def test_copying_that_fails_keeps_the_new_files(
     kept = {name: path.read_bytes() for name, path in found.items()}
     assert {**visible(folder), **kept} == NEW
     assert "index" not in visible(folder)
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_not_the_hidden_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mkdir(path: str, *_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(OSError, match="Read-only file system") as caught:
+        save(tmp_path, durable=False)
+    assert caught.value.filename == str(tmp_path)

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from ..errors import ChangedError, FormatError, quote
+from ..errors import ChangedError, FormatError, UnsupportedError, quote
 from ..storage import Store, place_of
 from ..storage.parallel import in_threads
 from ..storage.places import Place
@@ -200,6 +201,7 @@ def find_files(
     suffixes: tuple[tuple[str, ...], ...] = _SAFETENSORS_ONLY,
     shard_suffix: str = SUFFIX,
     verify: Verifier | None = None,
+    missing: str = f"the folder has no {SUFFIX} file and no index",
 ) -> Files | None:
     """The files that a folder, a store, or an index consists of; None for anything else.
 
@@ -209,39 +211,43 @@ def find_files(
             an index; the others are tried in turn.
         shard_suffix: How the names end that an index may list; ``""`` allows any.
         verify: See `open`; for the index.
+        missing: What is to be said of a folder without weights.
 
     Raises:
         FormatError: A folder without weights (rule ``folder``) or with several indexes; an index that
             cannot be read or lists files that are missing.
         OSError: Something cannot be opened or read.
     """
+    wanted = _Wanted(suffixes, shard_suffix, missing)
     if isinstance(target, Store):
-        return _find_in_folder(target, target.location, suffixes, shard_suffix, verify)
+        return _find_in_folder(target, target.location, wanted, verify)
     if not isinstance(target, str | os.PathLike | Place):
         return None
     place = target if isinstance(target, Place) else place_of(target)
     kind = place.kind()
     if kind == "folder":
-        return _find_in_folder(place.folder(), place.path, suffixes, shard_suffix, verify)
+        return _find_in_folder(place.folder(), place.path, wanted, verify)
     if kind == "index":
         return _read_index(place.store, place.name, place.path, shard_suffix, verify)
     return None
 
 
-def _find_in_folder(
-    store: Store,
-    path: str,
-    suffixes: tuple[tuple[str, ...], ...],
-    shard_suffix: str,
-    verify: Verifier | None,
-) -> Files:
+class _Wanted(NamedTuple):
+    """Arguments of `find_files`."""
+
+    suffixes: tuple[tuple[str, ...], ...]
+    shard_suffix: str
+    missing: str
+
+
+def _find_in_folder(store: Store, path: str, wanted: _Wanted, verify: Verifier | None) -> Files:
     if not store.can_list:
-        return _find_by_name(store, path, shard_suffix, verify)
+        return _find_by_name(store, path, wanted.shard_suffix, verify)
     names = [entry.name for entry in store.list(recursive=False)]
-    for group in suffixes:
+    for group in wanted.suffixes:
         index, files = find_shards(names, path, group)
         if index is not None:
-            found = _read_index(store, index, path, shard_suffix, verify)
+            found = _read_index(store, index, path, wanted.shard_suffix, verify)
             check_twin(index, found.names, names, path)
             return found
         if SUFFIX in group:
@@ -254,7 +260,26 @@ def _find_in_folder(
             "the folder is encrypted (age): say who opens it, with identity= or the option -i",
             rule="encrypted", path=path,
         )  # fmt: skip
-    raise FormatError(f"the folder has no {SUFFIX} file and no index", rule="folder", path=path)
+    more = ""
+    if below := _folders_with_weights(store, wanted.suffixes):
+        listed = ", ".join(map(quote, below[:3])) + (" ..." if len(below) > 3 else "")
+        more = f"; there are weights in its folders {listed}: name one of them"
+    raise FormatError(wanted.missing + more, rule="folder", path=path)
+
+
+_FOLDERS_MAX: Final = 100
+
+
+def _folders_with_weights(store: Store, suffixes: tuple[tuple[str, ...], ...]) -> list[str]:
+    """The folders directly in a store that have weights, as those of a pipeline of several models do."""
+    folders = [entry.name for entry in store.list(recursive=False) if entry.kind == "folder"]
+    endings = tuple(suffix for group in suffixes for suffix in group)
+    found = []
+    for name in folders[:_FOLDERS_MAX]:
+        with suppress(OSError, UnsupportedError):  # this only adds to a message
+            if any(entry.name.endswith(endings) for entry in store.list(name, recursive=False)):
+                found.append(name)
+    return found
 
 
 _ENCRYPTED: Final = (f"{SUFFIX}.age", f"{SUFFIX}.index.json.age", ".key.age")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from ..checkpoint import SUFFIX
 from ..checkpoint.opening import find_files
-from ..errors import FormatError
 from .opening import WEIGHT_SUFFIXES
 
 if TYPE_CHECKING:
@@ -44,16 +43,12 @@ def find_checkpoints(path: str, verify: Verifier | None = None) -> Files:
     Raises:
         FormatError: There is none, there are several indexes, or shards are missing.
     """
-    try:
-        suffixes = (WEIGHT_SUFFIXES, (SUFFIX,))
-        files = find_files(path, suffixes=suffixes, shard_suffix="", verify=verify)
-    except FormatError as error:
-        if error.rule == "folder":
-            error.message = (
-                "the folder holds no checkpoint to convert: no file that ends in "
-                f"{', '.join((*WEIGHT_SUFFIXES, SUFFIX))}, and no index of such files"
-            )
-        raise
+    missing = (
+        "the folder holds no checkpoint to convert: no file that ends in "
+        f"{', '.join((*WEIGHT_SUFFIXES, SUFFIX))}, and no index of such files"
+    )
+    suffixes = (WEIGHT_SUFFIXES, (SUFFIX,))
+    files = find_files(path, suffixes=suffixes, shard_suffix="", verify=verify, missing=missing)
     assert files is not None
     return files
 

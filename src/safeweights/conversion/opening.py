@@ -267,16 +267,13 @@ def _find_files(
 
 
 def _find_other_files(target: Any, verify: Verifier | None) -> Files | None:
-    try:
-        return find_files(
-            target, suffixes=((SUFFIX,), WEIGHT_SUFFIXES), shard_suffix="", verify=verify
-        )
-    except FormatError as error:
-        if error.rule == "folder":
-            error.message = (
-                f"the folder has no {SUFFIX} file, no index and no file of another format"
-            )
-        raise
+    return find_files(
+        target,
+        suffixes=((SUFFIX,), WEIGHT_SUFFIXES),
+        shard_suffix="",
+        verify=verify,
+        missing=f"the folder has no {SUFFIX} file, no index and no file of another format",
+    )
 
 
 def _read_files(files: Files, given: Mapping[str, Any]) -> Checkpoint:

@@ -65,7 +65,8 @@ def identify(head: bytes) -> str | None:
     'a git-lfs pointer, not the file that it points to: run `git lfs pull`'
     """
     if not head.strip(b"\0"):
-        return "nothing but zero bytes" if head else "an empty file"
+        found = "nothing but zero bytes" if head else "an empty file"
+        return f"{found}, as a download or copy leaves it that did not finish"
     if _SAFETENSORS(head):
         return None
     if _STORAGE_ERROR(head):

@@ -183,7 +183,11 @@ class _LocalCommit(Commit):
             check_absent(target)
         stat_replaceable(target)  # before anything is made: a device's folder is none of ours
         _make_folder(self._store.location, self._made)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        except OSError as error:
+            error.filename = self._store.location or "."  # not a hidden folder that never was
+            raise
         stage_file(path, target, buffers, size=size, durable=self._durable, progress=progress)
 
     def _publish(self) -> None:
