@@ -40,6 +40,7 @@ __all__ = [
     "parse_index",
     "read_index",
     "shard_name",
+    "variants_of",
 ]
 
 SUFFIX: Final = ".safetensors"
@@ -132,6 +133,32 @@ def check_complete(names: Iterable[str], path: str) -> None:
                 f"{quote(shard)}",
                 rule="missing-shard", path=path,
             )  # fmt: skip
+
+
+def variants_of(names: Iterable[str]) -> dict[tuple[str, str], list[str]]:
+    """The files of each variant of a model, such as ``model.fp16.safetensors`` beside its plain file.
+
+    As diffusers and transformers name them: the variant stands between stem and suffix, or between stem
+    and the numbers of shards. It counts as one only if the files without it are there too.
+
+    Returns:
+        (Stem, variant) -> names; ``""`` is the variant of plain files. Empty if there is no variant.
+
+    >>> list(variants_of(["model.safetensors", "model.fp16.safetensors", "vae.safetensors"]))
+    [('model', ''), ('model', 'fp16')]
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if name.endswith(SUFFIX):
+            match = _SHARD(name)
+            found.setdefault(match[1] if match else name.removesuffix(SUFFIX), []).append(name)
+    variants: dict[tuple[str, str], list[str]] = {}
+    for whole, files in found.items():
+        stem, dot, variant = whole.rpartition(".")
+        if dot and stem in found:
+            variants.setdefault((stem, ""), found[stem])
+            variants[stem, variant] = files
+    return variants
 
 
 def check_present(shards: Collection[str], missing: Collection[str], path: str) -> None:

@@ -7,6 +7,7 @@
     plan         what will be done, as data
     inplace      headers rewritten within their space
     editor       `edit`: opens, plans, writes
+    repairing    `repair`: what can be mended without a guess
 
 Any format comes in, safetensors come out. Nothing is written before all of it is decided and checked.
 """
@@ -19,10 +20,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .editor import edit
     from .plan import EditedFile, EditPlan
+    from .repairing import Repair, repair
     from .request import Edits
 
-__all__ = ["EditPlan", "EditedFile", "Edits", "edit"]
+__all__ = ["EditPlan", "EditedFile", "Edits", "Repair", "edit", "repair"]
 
 __getattr__, __dir__ = lazy_names(
-    __name__, {"EditPlan": "plan", "EditedFile": "plan", "Edits": "request", "edit": "editor"}
+    __name__,
+    {
+        "EditPlan": "plan",
+        "EditedFile": "plan",
+        "Edits": "request",
+        "edit": "editor",
+        "Repair": "repairing",
+        "repair": "repairing",
+    },
 )

@@ -15,7 +15,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from ..checkpoint.opening import kind_of
-from ..checkpoint.shardindex import ANY_INDEX, SUFFIX, check_twin, disagreements, read_index
+from ..checkpoint.shardindex import (
+    ANY_INDEX,
+    SUFFIX,
+    check_complete,
+    check_twin,
+    disagreements,
+    read_index,
+    variants_of,
+)
 from ..conversion.opening import is_known
 from ..conversion.opening import open as open_any
 from ..errors import FormatError, SafetensorError, quote
@@ -143,10 +151,18 @@ def _check_folder(out: Findings, path: str) -> None:
         top = [name for name in names if "/" not in name and not name.startswith(".")]
         if not any(name.endswith(ANY_INDEX) for name in top):
             # Missing shards, a tensor in two files or no weights at all: `open` says so.
-            _check_together(out, path)
+            _check_together(out, path, top)
 
 
-def _check_together(out: Findings, path: str) -> None:
+def _check_together(out: Findings, path: str, names: Collection[str]) -> None:
+    variants = variants_of(names)
+    if len(variants) > 1:  # each is a checkpoint of its own, of which one is loaded
+        for group in variants.values():
+            check_complete(group, path)
+        listed = ", ".join(quote(f"{variant or 'no variant'}") for _, variant in variants)
+        message = f"the folder has variants, of which a program loads one: {listed}"
+        out.add("note", "variants", message, path)
+        return
     try:
         open_any(path, backend="pread")
     except FormatError as error:

@@ -464,6 +464,34 @@ class EditDocument(TypedDict):
     notes: Annotated[list[str], "Sentences for people."]
 
 
+class MendedRecord(TypedDict):
+    """A file that was mended."""
+
+    file: str
+    what: Annotated[str, "A sentence for people."]
+
+
+class DownloadRecord(TypedDict):
+    """Bytes that have to be downloaded again."""
+
+    file: str
+    first: Annotated[int | None, "The first byte; null for the whole file."]
+    last: Annotated[int | None, "The last byte; null for the end of the file."]
+    why: Annotated[str, "A sentence for people."]
+
+
+class RepairDocument(TypedDict):
+    """`safeweights repair`: what was mended, and what is left."""
+
+    schema: Literal["safeweights.repair/1"]
+    path: str
+    dry_run: Annotated[bool, "Nothing was written."]
+    whole: Annotated[bool, "Nothing is left to do."]
+    mended: list[MendedRecord]
+    downloads: list[DownloadRecord]
+    left: Annotated[dict[str, str], "File -> what is wrong with it and was not mended."]
+
+
 class DiffTensorRecord(TypedDict):
     """A tensor that is in one of two checkpoints, or the same in both."""
 
@@ -797,6 +825,7 @@ DOCUMENTS = (
     ConvertDocument,
     EditDocument,
     DiffDocument,
+    RepairDocument,
     HashDocument,
     KeygenDocument,
     SignDocument,

@@ -17,7 +17,7 @@ from ..checkpoint.shardindex import (
 )
 from ..conversion.disguises import may_be_another_format
 from ..conversion.opening import FORMAT_HEAD, SAFETENSORS, identify
-from ..errors import FormatError, SafetensorError, quote
+from ..errors import FormatError, SafetensorError, UnsupportedError, quote
 from ..format import header
 from ..format.dtypes import BITS
 from ..storage import open_source
@@ -177,6 +177,7 @@ def check_source(out: Findings, source: Source) -> SafetensorsFile | None:
         for row in rows_of(file):
             _check_tensor(out, row)
         _check_metadata(out, file)
+        _check_tail(out, file)
         _check_names(out, file.header.tensors, source.name)
         if may_be_another_format(source, head):
             _check_other_readers(out, source)
@@ -353,6 +354,22 @@ def _suspicions(name: str) -> Iterator[tuple[str, str]]:
         or ".." in name.replace("\\", "/").split("/")
     ):
         yield "name-path", "looks like a path that leads out of a folder"
+
+
+def _check_tail(out: Findings, file: SafetensorsFile) -> None:
+    from ..editing.repairing import zero_tail
+
+    try:
+        zeros = zero_tail(file.source, file.header)
+    except UnsupportedError:
+        return  # of a pipe only the header was kept
+    if zeros is not None:
+        size = file.source.size - zeros
+        message = (
+            f"the last {plural(size, 'byte')} are zeros, from the middle of a tensor on: a download that "
+            "stopped looks like this"
+        )
+        out.add("warning", "zero-tail", message, file.name, offset=zeros)
 
 
 def _check_metadata(out: Findings, file: SafetensorsFile) -> None:

@@ -100,6 +100,14 @@ RULES: Final[dict[str, Rule]] = {
     "unknown-format": Rule(
         "The file is of no format that is known here.", "See docs/kinds.md for what is."
     ),
+    "zero-tail": Rule(
+        "A file ends in zeros that begin in the middle of a tensor, as a preallocated download does that "
+        "stopped.",
+        "`safeweights repair` says which bytes to download again. Compare with the publisher's digest.",
+    ),
+    "layout": Rule(
+        "Tensors are not written in the order that was declared.", "Add them as the layout says."
+    ),
     # ---- folders and indexes
     "folder": Rule("The folder has no weights, or several models.", "Give the path of one model."),
     "index": Rule("The index is not what the Hugging Face format says.", _INDEX),
@@ -116,6 +124,10 @@ RULES: Final[dict[str, Rule]] = {
     ),
     "unlisted-file": Rule(
         "No index lists this file: it is not part of what is loaded.", "Delete it if it is stale."
+    ),
+    "variants": Rule(
+        "The folder has a model in several variants, such as fp16; a program loads one.",
+        "Open one by its name.",
     ),
     "interrupted-save": Rule(
         "A save was interrupted while it exchanged files; the old ones are in a hidden folder.",

@@ -1,0 +1,112 @@
+"""`safeweights repair`: mend what can be mended without a guess."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ...reports.problems import NO, YES
+from ...text import escape
+from ..app import checkpoint_path, json_option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ...editing.repairing import Download, Repair
+    from ...reports.documents import RepairDocument
+    from ..output import Output
+
+__all__ = ["command"]
+
+
+@click.command("repair")
+@checkpoint_path()
+@click.option("--plan", is_flag=True, help="Print what would be done, and write nothing.")
+@click.option(
+    "--format", metavar="NAME", help="Add format=NAME (pt, np ...) to metadata that has none."
+)
+@click.option("--durable", is_flag=True, help="Wait until the disk has everything.")
+@json_option
+@click.pass_obj
+def command(out: Output, path: str, *, plan: bool, format: str | None, durable: bool) -> int:  # noqa: A002
+    """Mend what can be mended without a guess, and say what to download again.
+
+    PATH is a safetensors file or a folder. Bytes after the end of the data are cut off, NUL bytes after a
+    header become spaces, an index that is missing or wrong is written from a complete series of shards, and
+    format is added to the metadata, if --format is given or all other shards agree on it.
+
+    What is missing has to be downloaded: of a file that is too short, and of one that ends in zeros in the
+    middle of a tensor, as preallocated downloads do that stopped, the range of bytes is printed. (A tensor
+    may also be zeros: compare with the publisher's digest.)
+
+    The exit status is 0 if nothing is left to do, and 1 if something is.
+
+    Piped, each line is mended, FILE and what was done; download, FILE, FIRST byte, LAST byte (empty: to
+    the end, or the whole file) and why; or left, FILE and what is wrong; separated by tabs.
+
+    \b
+    Examples:
+      safeweights repair model/ --plan
+      safeweights repair model.safetensors --format pt
+    """
+    from ...editing.repairing import repair
+
+    done = repair(path, format=format, dry_run=plan, durable=durable)
+    if out.json:
+        out.document(_document(done))
+    elif out.terminal:
+        screen = out.pretty()
+        for kind, style, rows in _drawn(done):
+            for row in rows:
+                screen.text((kind, style), "  ", (escape(row[0]), "bold"), f"  {escape(row[1])}")
+        if done.whole and not done.mended:
+            screen.text(("nothing to mend", "green"))
+        if plan and done.mended:
+            screen.text(("nothing was written (--plan)", "dim"))
+    else:
+        out.lines(_plain(done))
+    return YES if done.whole else NO
+
+
+def _drawn(done: Repair) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
+    mended = "would mend" if done.dry_run else "mended"
+    yield mended, "green", [(each.file, each.what) for each in done.mended]
+    yield (
+        "download",
+        "yellow",
+        [(each.file, f"{_range(each)}: {each.why}") for each in done.downloads],
+    )
+    yield "left", "red", list(done.left.items())
+
+
+def _range(each: Download) -> str:
+    if each.first is None:
+        return "all of it"
+    last = "" if each.last is None else str(each.last)
+    return f"bytes={each.first}-{last}"
+
+
+def _plain(done: Repair) -> Iterator[tuple[str, ...]]:
+    for mended in done.mended:
+        yield "mended", escape(mended.file), escape(mended.what)
+    for each in done.downloads:
+        ends = ("" if end is None else str(end) for end in (each.first, each.last))
+        yield "download", escape(each.file), *ends, escape(each.why)
+    for file, what in done.left.items():
+        yield "left", escape(file), escape(what)
+
+
+def _document(done: Repair) -> RepairDocument:
+    return {
+        "schema": "safeweights.repair/1",
+        "path": done.path,
+        "dry_run": done.dry_run,
+        "whole": done.whole,
+        "mended": [{"file": each.file, "what": each.what} for each in done.mended],
+        "downloads": [
+            {"file": each.file, "first": each.first, "last": each.last, "why": each.why}
+            for each in done.downloads
+        ],
+        "left": done.left,
+    }
