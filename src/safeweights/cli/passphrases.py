@@ -13,7 +13,7 @@ from .app import FILE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ask", "passphrase_option", "read"]
+__all__ = ["ask", "ask_for", "passphrase_option", "read"]
 
 _MAX: Final = 4096
 
@@ -56,20 +56,25 @@ def read(path: str, *, what: str = "passphrase", limit: int = _MAX) -> str:
 
 
 def ask(*, twice: bool = False) -> str:
+    """Ask for the passphrase of a key on the terminal; see `ask_for`."""
+    return ask_for("Passphrase of the key", twice=twice)
+
+
+def ask_for(what: str, *, twice: bool = False) -> str:
     """Ask for a passphrase on the terminal, without echo.
 
     Args:
+        what: Whose it is.
         twice: Ask for it again, to detect a typing error.
 
     Raises:
         click.UsageError: Standard input is not a terminal.
     """
     if sys.stdin is None or not sys.stdin.isatty():
-        raise click.UsageError("the key needs a passphrase: give --passphrase-file")
+        needs = "the key needs a passphrase" if what.endswith("key") else f"{what} is needed"
+        raise click.UsageError(f"{needs}: give --passphrase-file")
     try:
-        typed: str = click.prompt(
-            "Passphrase of the key", hide_input=True, err=True, confirmation_prompt=twice
-        )
+        typed: str = click.prompt(what, hide_input=True, err=True, confirmation_prompt=twice)
     except click.Abort:  # click's exception for Ctrl-C
         raise KeyboardInterrupt from None
     return typed

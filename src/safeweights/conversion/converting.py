@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..checkpoint.mapping import matches
 from ..checkpoint.saving import serialized
@@ -28,9 +28,9 @@ from ..storage import Buffer, Commit, Source, Verifier, open_source
 from ..storage.hashing import sha256
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.parallel import Background, Job
-from ..storage.places import absolute, is_folder
+from ..storage.places import Place, absolute, is_folder, join, parent
 from ..text import wrapper_prefix, wrapper_sentence
-from ..trust.verifier import verifier
+from ..trust.verifier import resolve, verifier
 from .dequantizing import Sources
 from .destination import FOLDER_NAME, Destination, OutputFile, split_output
 from .distributed.finding import find_distributed
@@ -90,6 +90,7 @@ class Options:
         limits: Bounds on what a source may cost.
         trust: Requirements that every source must meet before a byte of it is used; see
             `safeweights.open`.
+        identity: Who opens encrypted sources; see `safeweights.open`. The outputs are plaintext.
     """
 
     dtype: str | None = None
@@ -112,6 +113,7 @@ class Options:
     format: str | None = None
     limits: Limits = DEFAULT_LIMITS
     trust: object = None
+    identity: Any = None
 
     def changes(self) -> dict[str, object]:
         """The options that change what is written, for the record."""
@@ -167,8 +169,11 @@ def convert(
     several = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     paths = [os.fspath(source) for source in several]
     verify = _verifier(chosen.trust, separate=not isinstance(sources, (str, os.PathLike)))
-    whole = find_distributed(paths[0]) if len(paths) == 1 else None
-    names, found = ([FOLDER_NAME], None) if whole is not None else _resolve(paths, verify)
+    targets = [resolve(path, chosen.trust, chosen.identity)[0] for path in paths]
+    if targets != paths:
+        verify = None  # what is decrypted was verified before
+    whole = find_distributed(targets[0]) if len(paths) == 1 else None
+    names, found = ([FOLDER_NAME], None) if whole is not None else _resolve(paths, targets, verify)
     place = os.fspath(target)
     given = _given(chosen, verify)
     with ExitStack() as stack:
@@ -178,7 +183,7 @@ def convert(
         if whole is not None:
             opened = [stack.enter_context(whole(given))]
         else:
-            opened = _open_files(names, found, given, chosen.format, stack)
+            opened = _open_files(targets, found, given, chosen.format, stack)
         if any(map(has_parts, opened)) and len(opened) > 1:
             paths = [paths[0] if len(paths) == 1 else os.path.dirname(paths[0])]
             opened, names, found = [join_ranks(opened, paths[0], given)], [FOLDER_NAME], None
@@ -197,7 +202,7 @@ def convert(
 
 
 def _open_files(
-    paths: list[str],
+    targets: list[Any],
     found: Files | None,
     given: OpenOptions,
     format_name: str | None,
@@ -207,7 +212,7 @@ def _open_files(
     if found is not None:
         files = [file for _, file in found.open("pread", given.verify)]
     else:
-        files = [open_source(path, backend="pread", verify=given.verify) for path in paths]
+        files = [open_source(each, backend="pread", verify=given.verify) for each in targets]
     opened = [stack.enter_context(read_foreign(file, given, format_name)) for file in files]
     if found is not None:
         found.check(dict(zip(found.names, opened, strict=True)))
@@ -234,18 +239,37 @@ def _verifier(trust: object, *, separate: bool) -> Verifier | None:
     return verify
 
 
-def _resolve(paths: list[str], verify: Verifier | None) -> tuple[list[str], Files | None]:
-    """The paths to read; and, if a folder or an index was given, what they are of it."""
+def _resolve(
+    paths: list[str], targets: list[Any], verify: Verifier | None
+) -> tuple[list[str], Files | None]:
+    """The paths to read; and, if a folder or an index was given, what they are of it.
+
+    Args:
+        paths: As they were given.
+        targets: What is opened in their place: where they are encrypted, what decrypts them.
+        verify: For the index.
+    """
     if not paths:
         raise UnsupportedError("there is nothing to convert")
     if len(paths) > 1:
         _refuse_twice(paths)
-        return paths, None
-    (path,) = paths
-    if not is_folder(path) and not path.endswith(ANY_INDEX):
-        return paths, None
-    found = find_checkpoints(path, verify)
-    return [found.store.locate(name) for name in found.names], found
+        return list(map(_plain_path, paths, targets)), None
+    (path,), (target,) = paths, targets
+    plain = _plain_path(path, target)
+    if not is_folder(path) and not plain.endswith(ANY_INDEX):
+        return [plain], None
+    found = find_checkpoints(target, verify)
+    if target is path:
+        return [found.store.locate(name) for name in found.names], found
+    folder = path if is_folder(path) else parent(path)
+    return [join(folder, name) for name in found.names], found
+
+
+def _plain_path(path: str, target: Any) -> str:
+    """The path that a file would have in plaintext: its output is named after it."""
+    if not isinstance(target, Place):
+        return path
+    return join(parent(path), target.name.rpartition("/")[2])
 
 
 def _refuse_twice(paths: list[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import SUFFIX
 from ..checkpoint.opening import find_files
@@ -32,13 +32,17 @@ def output_name(name: str) -> str:
     return re.sub(r"^pytorch_model(?=-\d|$)", "model", stem) + ".safetensors"
 
 
-def find_checkpoints(path: str, verify: Verifier | None = None) -> Files:
+def find_checkpoints(target: Any, verify: Verifier | None = None) -> Files:
     """The files to convert in a folder, or those that an index lists.
 
     Safetensors files count if there are no checkpoints of other formats.
 
     Without an index, every file with the suffix of a checkpoint counts, but for what training
     frameworks keep beside the weights (optimizer states, arguments).
+
+    Args:
+        target: A path, a place, or a store.
+        verify: See `safeweights.checkpoint.open`; for the index.
 
     Raises:
         FormatError: There is none, there are several indexes, or shards are missing.
@@ -48,7 +52,7 @@ def find_checkpoints(path: str, verify: Verifier | None = None) -> Files:
         f"{', '.join((*WEIGHT_SUFFIXES, SUFFIX))}, and no index of such files"
     )
     suffixes = (WEIGHT_SUFFIXES, (SUFFIX,))
-    files = find_files(path, suffixes=suffixes, shard_suffix="", verify=verify, missing=missing)
+    files = find_files(target, suffixes=suffixes, shard_suffix="", verify=verify, missing=missing)
     assert files is not None
     return files
 

@@ -21,17 +21,17 @@ from ..checkpoint.shardindex import (
     check_complete,
     check_twin,
     disagreements,
-    read_index,
+    parse_index,
     variants_of,
 )
 from ..conversion.opening import is_known
 from ..conversion.opening import open as open_any
 from ..errors import FormatError, SafetensorError, quote
-from ..storage import open_source
 from ..storage.pipes import STDIN, stdin_source
 from ..storage.places import exists, folder_of, join, parent, shown
 from ..text import plural
 from ..trust.files import is_bookkeeping
+from ..trust.verifier import plain_source, plain_store
 from .findings import Findings, Full, check_file, check_source, report_scan
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _check_folder(out: Findings, path: str) -> None:
     done: set[str] = set()
     names = []
     passed = []
-    for entry in folder_of(path).list():
+    for entry in plain_store(folder_of(path))[0].list():
         full = join(path, entry.name)
         if is_bookkeeping(entry.name):
             passed.append(entry.name)
@@ -208,7 +208,7 @@ def _examine(out: Findings, path: str, name: str) -> None:
     from ..conversion.kinds import SCANNED, examine, name_concerns
     from ..conversion.kinds import kind_of as kind_of_file
 
-    source = open_source(path, backend="pread")
+    source = plain_source(path)
     kind = kind_of_file(source, name)
     if kind is not None and kind.id == "safetensors":
         check_source(out, source)
@@ -247,15 +247,16 @@ def _check_names(out: Findings, path: str, names: list[str]) -> None:
 def _check_index(out: Findings, path: str) -> list[str] | None:
     """Check an index and its shards; the names of the shards, or None if it cannot be read."""
     try:
-        index = read_index(path, suffix="")
+        index = parse_index(plain_source(path), path, suffix="")
     except (SafetensorError, OSError) as error:
         out.add_error(error, path)
         return None
     folder = parent(path)
+    store, _ = plain_store(folder_of(folder))
     opened: dict[str, SafetensorsFile] = {}
     for shard in index.shards:
         target = join(folder, shard)
-        if not exists(target):
+        if store.kind(shard) is None:
             out.add("error", "missing-shard", f"the index needs {quote(shard)}", target)
         elif (file := check_file(out, target)) is not None:
             opened[shard] = file

@@ -630,6 +630,65 @@ class KeygenDocument(TypedDict):
     key_hint: Annotated[str, "SHA-256 of the public key's PEM: how signatures name the key."]
 
 
+class KeygenAgeDocument(TypedDict):
+    """`safeweights keygen --age`: an identity that reads encrypted models."""
+
+    schema: Literal["safeweights.keygen-age/1"]
+    identity: Annotated[str, "The file to keep secret."]
+    recipient: Annotated[str, "What others encrypt for."]
+    post_quantum: Annotated[bool, "Secure against quantum computers."]
+
+
+class EncryptDocument(TypedDict):
+    """`safeweights encrypt`: an encrypted model."""
+
+    schema: Literal["safeweights.encrypt/1"]
+    path: str
+    output: Annotated[str, "The file or folder with the result."]
+    files: Annotated[list[str], "Names of the encrypted files."]
+    bytes: Annotated[int, "Size of what was written."]
+    key_file: Annotated[str | None, "Name of the key file; null for a single file."]
+    recipients: Annotated[list[str], "Who can read it."]
+    removed: Annotated[list[str], "Names of the plaintext files that were removed."]
+
+
+class DecryptDocument(TypedDict):
+    """`safeweights decrypt`: a model in plaintext."""
+
+    schema: Literal["safeweights.decrypt/1"]
+    path: str
+    output: Annotated[str, "The file or folder with the result."]
+    files: Annotated[list[str], "Names of the files."]
+    bytes: int
+
+
+class RekeyDocument(TypedDict):
+    """`safeweights rekey`: who can read an encrypted model now."""
+
+    schema: Literal["safeweights.rekey/1"]
+    path: str
+    key_file: Annotated[str, "The file that was written."]
+    recipients: list[str]
+    added: list[str]
+    removed: Annotated[list[str], "With an old key file they can still read the files."]
+
+
+class RecipientsRecord(TypedDict):
+    """An encrypted file, and for whom it is encrypted, as far as that can be known without a key."""
+
+    path: str
+    types: Annotated[list[str], "The type of each recipient."]
+
+
+class ShowEncryptedDocument(TypedDict):
+    """`safeweights show` of an encrypted model without a key."""
+
+    schema: Literal["safeweights.show-encrypted/1"]
+    path: str
+    kind: str
+    encrypted: list[RecipientsRecord]
+
+
 class SignDocument(TypedDict):
     """`safeweights sign`: the files signed and written."""
 
@@ -828,6 +887,11 @@ DOCUMENTS = (
     RepairDocument,
     HashDocument,
     KeygenDocument,
+    KeygenAgeDocument,
+    EncryptDocument,
+    DecryptDocument,
+    RekeyDocument,
+    ShowEncryptedDocument,
     SignDocument,
     DigestDocument,
     VerifyDocument,

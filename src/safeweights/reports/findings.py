@@ -20,8 +20,8 @@ from ..conversion.opening import FORMAT_HEAD, SAFETENSORS, identify
 from ..errors import FormatError, SafetensorError, UnsupportedError, quote
 from ..format import header
 from ..format.dtypes import BITS
-from ..storage import open_source
 from ..text import plural, printable, wrapper_prefix, wrapper_sentence
+from ..trust.verifier import plain_source
 from .inventory import rows, total, unreadable
 from .problems import explain
 
@@ -146,7 +146,7 @@ class Findings:
 def check_file(out: Findings, path: str) -> SafetensorsFile | None:
     """Check the file at a path; None if it is not safetensors, or cannot be read."""
     try:
-        return check_source(out, open_source(path, backend="pread"))
+        return check_source(out, plain_source(path))
     except (SafetensorError, OSError) as error:
         out.add_error(error, path)
         return None

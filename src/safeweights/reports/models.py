@@ -14,12 +14,12 @@ from ..conversion.opening import open as open_any
 from ..conversion.opening import open_checkpoint
 from ..errors import FormatError, SafetensorError, TensorNotFoundError, quote
 from ..format.dtypes import BITS
-from ..storage import LocalStore, open_source
+from ..storage import LocalStore
 from ..storage.pipes import STDIN
 from ..storage.places import is_url, join, place_of, shown
 from ..text import human_bytes, human_count, plural, printable, wrapper_prefix, wrapper_sentence
 from ..trust.errors import TrustError
-from ..trust.verifier import verifier
+from ..trust.verifier import plain_source, plain_store, verifier
 from .calls import loading_calls
 from .inventory import rows, total, unreadable
 from .modules import module_tree, most_repeated, outline
@@ -126,7 +126,9 @@ def open_model(path: str, verify: Verifier | None = None) -> OpenedModel:
         return OpenedModel("stdin", open_checkpoint(path, headers_only=True), Settings())
     place = place_of(path)
     kind = place.kind()
-    settings = read_settings(*_folder_of(place, kind), verify)
+    store, folder = _folder_of(place, kind)
+    store, unverified = plain_store(store, verify, folder=folder)
+    settings = read_settings(store, folder, unverified)
     parts = model_parts(settings) if kind == "folder" else []
     root: Checkpoint | None = None
     try:
@@ -381,8 +383,9 @@ def _beside(
     read = {os.path.realpath(file.name) for each in opened.checkpoints for file in each.files}
     read.add(os.path.realpath(_signature(path) or path))
     examined = 0
-    for entry in LocalStore(path).list():
-        full = os.path.join(path, entry.name)
+    store, _ = plain_store(LocalStore(path), verify)
+    for entry in store.list():
+        full = store.locate(entry.name)
         base = entry.name.rpartition("/")[2]
         if is_bookkeeping(entry.name) or os.path.realpath(full) in read:
             continue
@@ -391,7 +394,7 @@ def _beside(
             yield entry.name, "unread", f"only {_EXAMINED_MAX:,} files were looked at"
             return
         try:
-            source = open_source(full, backend="pread", verify=verify)
+            source = plain_source(full, verify)
             if base in _TOKENIZERS and (kind := kind_of_file(source, base)) and kind.id in _TEXTS:
                 continue
             if source.size > _TEXT_MAX and base.endswith(_TEXT_SUFFIXES):

@@ -14,10 +14,13 @@ from ..storage import Store, open_source, place_of
 from ..storage.places import Place
 
 if TYPE_CHECKING:
-    from ..storage import Verifier
+    from ..storage import Source, Verifier
     from .access.stores import EncryptedStore
 
-__all__ = ["check_unnamed", "decrypting", "resolve", "set_default", "set_identity", "verifier"]
+__all__ = [
+    "check_unnamed", "decrypting", "plain_source", "plain_store", "resolve", "set_default",
+    "set_identity", "verifier",
+]  # fmt: skip
 
 
 class _Process:
@@ -87,6 +90,35 @@ def _decrypted_place(place: Place, identity: Any, trust: object) -> EncryptedSto
     folder = place.name.rpartition("/")[0]
     store = decrypting(place.store, identity, trust, folder=folder)
     return Place(place.path, store, plain_name(place.name) or place.name)
+
+
+def plain_store(
+    store: Store, trust: object = None, *, folder: str = ""
+) -> tuple[Store, Verifier | None]:
+    """The files of a store, decrypted if this process has an identity.
+
+    Args:
+        store: Where the files are.
+        trust: What they must fulfil.
+        folder: See `decrypting`.
+
+    Returns:
+        The store to read from, and what its sources must still be verified with.
+    """
+    if _Process.identity is None:
+        return store, verifier(trust)
+    return decrypting(store, _Process.identity, trust, folder=folder), None
+
+
+def plain_source(path: str, trust: object = None) -> Source:
+    """The file at `path`, decrypted if this process has an identity; only what is asked for is read.
+
+    Args:
+        path: Its path; of an encrypted file with or without the suffix that it has on the disk.
+        trust: What the file must fulfil.
+    """
+    target, verify = resolve(path, trust, None)
+    return open_source(target, backend="pread", verify=verify)
 
 
 def decrypting(

@@ -15,6 +15,7 @@ from ...reports.problems import NO, UNREADABLE, YES
 from ...reports.rules import rule_of
 from ...text import escape, human_bytes, plural, printable
 from ..app import checkpoint_path, json_option
+from ..identities import identity_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +52,7 @@ _STYLES: Final = {
     help="github: annotations of GitHub Actions; sarif: a SARIF 2.1.0 log, for code scanning services.",
 )  # fmt: skip
 @click.option("--sarif", is_flag=True, help="The same as --format sarif.")
+@identity_option
 @json_option
 @click.pass_obj
 def command(out: Output, paths: tuple[str, ...], strict: bool, form: str, sarif: bool) -> int:

@@ -9,6 +9,7 @@ import click
 from ...errors import UnsupportedError
 from ...text import escape, human_bytes, plural, printable
 from ..app import FILE, json_option
+from ..identities import identity_option
 from ..watching import watched_writing
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ _SHOWN: Final = 20
     help="Replace existing files, and all shards of an existing checkpoint.",
 )
 @click.option("--dry-run", is_flag=True, help="Do everything except writing.")
+@identity_option
 @json_option
 @click.pass_obj
 def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any) -> None:

@@ -16,6 +16,7 @@ from ...storage.places import shown
 from ...text import count, escape, plural
 from ..app import checkpoint_path, json_option
 from ..figures import bars, digits
+from ..identities import identity_option
 from ..selectors import Choice, split
 from ..watching import watched
 
@@ -57,6 +58,7 @@ def _complete_name(
     "--limit", type=click.IntRange(0), default=1000, show_default=True,
     help="Maximum number of values to print; 0 prints all.",
 )  # fmt: skip
+@identity_option
 @json_option
 @click.pass_obj
 def command(

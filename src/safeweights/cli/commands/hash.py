@@ -16,6 +16,7 @@ from ...storage.pipes import STDIN
 from ...storage.places import is_folder, is_url, join, parent, shown
 from ...text import escape
 from ..app import FILE, json_option
+from ..identities import identity_option
 from ..watching import watched_files
 from ..writing import STDOUT, check_replaceable
 
@@ -40,6 +41,7 @@ __all__ = ["command"]
     help="Write a file for --check and sha256sum -c; - for standard output.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Let -o replace a file that has no digests.")
+@identity_option
 @json_option
 @click.pass_obj
 def command(

@@ -1,4 +1,4 @@
-"""`safeweights keygen`: create a key pair for signing models."""
+"""`safeweights keygen`: create a key pair, for signing models or for reading encrypted ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..passphrases import ask, passphrase_option, read
 from ..writing import not_stdout
 
 if TYPE_CHECKING:
-    from ...reports.documents import KeygenDocument
+    from ...reports.documents import KeygenAgeDocument, KeygenDocument
     from ..output import Output
 
 __all__ = ["command"]
@@ -25,14 +25,29 @@ __all__ = ["command"]
     help="The elliptic curve.",
 )  # fmt: skip
 @click.option("--encrypt", is_flag=True, help="Ask for a passphrase and encrypt the private key.")
+@click.option("--age", is_flag=True, help="An identity that reads encrypted models.")
+@click.option("--pq", is_flag=True, help="With --age: secure against quantum computers.")
 @passphrase_option
 @json_option
 @click.pass_obj
-def command(out: Output, path: str, curve: str, encrypt: bool, passphrase_file: str | None) -> None:
-    """Create a key pair for signing models.
+def command(
+    out: Output,
+    /,
+    path: str,
+    *,
+    curve: str,
+    encrypt: bool,
+    age: bool,
+    pq: bool,
+    passphrase_file: str | None,
+) -> None:
+    """Create a key pair, for signing models or for reading encrypted ones.
 
     Writes the private key to PATH, readable by you only, and the public key to PATH.pub, for everybody
     who verifies your models. Both are PEM. Existing files are never replaced.
+
+    With --age, PATH gets an identity, as age-keygen writes it, and the recipient is printed: give it to
+    those who encrypt models for you.
 
     Piped, each line is a key and its value, separated by a tab.
 
@@ -40,10 +55,20 @@ def command(out: Output, path: str, curve: str, encrypt: bool, passphrase_file: 
     Examples:
       safeweights keygen ~/.keys/models --encrypt
       safeweights keygen key --passphrase-file <(pass show models)
+      safeweights keygen ~/.keys/me --age
     """
     from ...trust.signatures.keys import generate_key
 
     not_stdout("PATH", path)
+    if age:
+        if encrypt or passphrase_file:
+            raise click.UsageError(
+                "an identity has no passphrase: encrypt its file with `encrypt -p`"
+            )
+        _generate_identity(out, path, pq)
+        return
+    if pq:
+        raise click.UsageError("--pq needs --age")
     secret = read(passphrase_file) if passphrase_file else ask(twice=True) if encrypt else None
     public = generate_key(path, curve=curve, password=secret)
     document: KeygenDocument = {
@@ -63,6 +88,28 @@ def command(out: Output, path: str, curve: str, encrypt: bool, passphrase_file: 
         ("public key", escape(f"{path}.pub")),
         ("key hint", public.hint),
     ]
+    if out.terminal:
+        out.pretty().pairs(items, indent=0)
+    else:
+        out.lines(items)
+
+
+def _generate_identity(out: Output, path: str, pq: bool) -> None:
+    from ...trust import generate_identity, write_identity
+
+    identity = generate_identity(post_quantum=pq)
+    write_identity(path, identity)
+    recipient = identity.recipient.label
+    if out.json:
+        document: KeygenAgeDocument = {
+            "schema": "safeweights.keygen-age/1",
+            "identity": path,
+            "recipient": recipient,
+            "post_quantum": pq,
+        }
+        out.document(document)
+        return
+    items = [("identity", escape(path)), ("recipient", recipient)]
     if out.terminal:
         out.pretty().pairs(items, indent=0)
     else:

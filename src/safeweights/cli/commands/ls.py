@@ -15,6 +15,7 @@ from ...storage.places import shown
 from ...text import count, escape, human_bytes, human_count, plural, printable
 from ..app import checkpoint_path, json_option
 from ..calls import draw_unreadable, say_calls
+from ..identities import identity_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -37,6 +38,7 @@ __all__ = ["command"]
     default="file",
     help="Order: as in the file (default), by name, or by descending size.",
 )
+@identity_option
 @json_option
 @click.pass_obj
 def command(

@@ -11,6 +11,7 @@ from ...reports.modules import outline
 from ...text import count, escape, human_bytes, human_count, plural, printable
 from ..app import checkpoint_path, json_option
 from ..calls import draw_unreadable, say_calls
+from ..identities import identity_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +39,7 @@ _REASONS: Final = 5
 
 @click.command("show")
 @checkpoint_path()
+@identity_option
 @json_option
 @click.pass_obj
 def command(out: Output, path: str) -> None:

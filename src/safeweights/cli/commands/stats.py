@@ -14,6 +14,7 @@ from ...storage.places import shown
 from ...text import escape, plural
 from ..app import checkpoint_path, json_option
 from ..figures import bars, digits
+from ..identities import identity_option
 from ..watching import watched
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = ["command"]
 @checkpoint_path()
 @click.argument("patterns", metavar="[NAME]...", nargs=-1)
 @click.option("--finite", is_flag=True, help="Exit with status 1 if a value is NaN or infinite.")
+@identity_option
 @json_option
 @click.pass_obj
 def command(out: Output, path: str, patterns: tuple[str, ...], *, finite: bool) -> int:

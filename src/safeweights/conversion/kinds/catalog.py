@@ -72,6 +72,7 @@ _TABLE: Final = (
          "extract it, then check what is in it"),
     Kind("mar", "a TorchServe archive (.mar)", "acts", "run the handler in it"),
     Kind("skops", "a skops model", "unknown", "name types to build", "load it with skops' trusted list"),
+    Kind("age", "an encrypted file (age)", "unknown", "hold anything", "say who opens it: -i"),
     Kind("lightgbm", "a LightGBM model (text)", "data"),
     Kind("xgboost", "an XGBoost model", "data"),
     Kind("catboost", "a CatBoost model", "data"),

@@ -94,6 +94,7 @@ class Keyring:
     def __init__(self, identities: Iterable[Identity], *, log: Log | None = None) -> None:
         self._identities = list(identities)
         self._log = log
+        self._known: dict[tuple[str, str, int], list[Identity]] = {}
 
     def __repr__(self) -> str:
         return f"Keyring({self._identities!r})"
@@ -107,16 +108,26 @@ class Keyring:
         """
         found: list[Identity] = []
         for source in key_files:
-            opened = self._try(source)
-            if opened is None:
-                continue
-            if opened.source.size > _MAX_KEY_FILE:
-                raise FormatError(
-                    "too long for a file of keys", rule="age-header", path=source.name
-                )
-            inside = parse_identities(opened.source.read(0, opened.source.size), path=source.name)
-            found += [_Named(identity, opened.opened_by) for identity in inside]
+            # A passphrase takes a second each time, so what was in a key file is remembered.
+            name = source.name, source.version or "", source.size
+            inside = self._known.get(name) if source.version else None
+            if inside is None:
+                inside = self._known[name] = self._inside(source)
+            found += inside
         return Keyring([*found, *self._identities], log=self._log)
+
+    def _inside(self, source: Source) -> list[Identity]:
+        """The identities in a key file; none if it is not for an identity of this keyring."""
+        opened = self._try(source)
+        if opened is None:
+            return []
+        if opened.source.size > _MAX_KEY_FILE:
+            raise FormatError("too long for a key file", rule="age-header", path=source.name)
+        data = opened.source.read(0, opened.source.size)
+        return [
+            _Named(identity, opened.opened_by)
+            for identity in parse_identities(data, path=source.name)
+        ]
 
     def open(self, source: Source) -> Source:
         """The plaintext of an encrypted file, as a source that decrypts what is read.
