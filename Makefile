@@ -43,6 +43,7 @@ demo: $(DEMO)/.installed ## Use every capability once, on a real model's weights
 	$(DEMO)/$(SCRIPTS)/python scripts/demo.py
 
 test: $(VENV)/.installed ## All tests of the core and of NumPy and PyTorch, with coverage
+	sh scripts/system_packages.sh age ssh-keygen=openssh-client
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= -m "not servers" tests --ignore=tests/clients --ignore=tests/next \
 		--ignore=tests/view --ignore=tests/quantised
 	$(BIN)/python -m pytest -q -p no:cacheprovider --doctest-modules --doctest-glob=README.md src/safeweights README.md \

@@ -28,7 +28,7 @@ from ..conversion.opening import is_known
 from ..conversion.opening import open as open_any
 from ..errors import FormatError, SafetensorError, quote
 from ..storage.pipes import STDIN, stdin_source
-from ..storage.places import exists, folder_of, join, parent, shown
+from ..storage.places import folder_of, join, parent, shown
 from ..text import plural
 from ..trust.files import is_bookkeeping
 from ..trust.verifier import plain_source, plain_store

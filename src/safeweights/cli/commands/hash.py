@@ -13,7 +13,7 @@ from ...conversion.opening import open_checkpoint
 from ...errors import SafetensorError, quote
 from ...reports.problems import NO, UNREADABLE, YES, explain
 from ...storage.pipes import STDIN
-from ...storage.places import is_folder, is_url, join, parent, shown
+from ...storage.places import folder_of, is_folder, is_url, parent, shown
 from ...text import escape
 from ..app import FILE, json_option
 from ..identities import identity_option
@@ -62,7 +62,7 @@ def command(
     an error on standard error; the others are hashed, and the exit status is 3.
 
     With --tensors, each line is SHA-256, FILE, TENSOR, DTYPE and SHAPE, separated by tabs. The digest
-    covers type, shape and bytes: equal tensors have equal digests in every file and in every format that
+    covers type, shape and bytes, with -i those in plaintext: equal tensors have equal digests in every file and in every format that
     `convert` reads. In a folder, only safetensors files are read.
 
     With --check, names are relative to the current folder. Each line is ok, mismatch, missing or
@@ -217,16 +217,24 @@ def _digests(path: str, failed: _Failures, progress: Callable[[int], object]) ->
 
 def _weights(path: str, failed: _Failures) -> list[str]:
     """The file, the files of an index, or the safetensors files of a folder."""
-    from ...checkpoint.shardindex import read_index
-    from ...trust.files import list_folder
+    from ...checkpoint.shardindex import parse_index
+    from ...trust.access.stores import EncryptedStore
+    from ...trust.files import KEY_FILE, list_folder
+    from ...trust.verifier import plain_source, plain_store
 
     try:
         if is_folder(path):
-            names = [entry.name for entry in list_folder(path) if entry.name.endswith(SUFFIX)]
-            return [join(path, name) for name in names]
+            store, _ = plain_store(folder_of(path))
+            names = [entry.name for entry in list_folder(path)]  # which refuses some names
+            sealed = any(name.endswith(KEY_FILE) for name in names)
+            if sealed and not isinstance(store, EncryptedStore):
+                open_checkpoint(path)  # says that the folder is encrypted
+            names = [entry.name for entry in store.list()]
+            return [store.locate(name) for name in names if name.endswith(SUFFIX)]
         if path.endswith(ANY_INDEX):
-            shards = read_index(path, suffix="").shards
-            return [join(parent(path), shard) for shard in shards]
+            shards = parse_index(plain_source(path), path, suffix="").shards
+            store, _ = plain_store(folder_of(parent(path)))
+            return [store.locate(shard) for shard in shards]
     except (SafetensorError, OSError) as error:
         failed.add(path, error, explain(error)[0])
         return []

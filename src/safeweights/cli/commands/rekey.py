@@ -73,7 +73,9 @@ def command(out: Output, /, path: str, **given: Any) -> None:
     identity = keyring_of(given["identities"], given["passphrase"], given["passphrase_file"])
     if identity is None:
         raise click.UsageError("say who opens the key file: -i FILE or -p")
-    changes = {name: [_recipient(each) for each in given[name]] for name in ("add", "remove")}
+    changes: dict[str, Any] = {
+        name: [_recipient(each) for each in given[name]] for name in ("add", "remove")
+    }
     if given["new_passphrase"]:
         from ...trust import Passphrase
 

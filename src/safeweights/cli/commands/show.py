@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from ...errors import FormatError
+from ...reports.encrypted import encrypted_document
 from ...reports.models import show_document
 from ...reports.modules import outline
+from ...storage.pipes import STDIN
 from ...text import count, escape, human_bytes, human_count, plural, printable
 from ..app import checkpoint_path, json_option
 from ..calls import draw_unreadable, say_calls
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
         ModuleRecord,
         PartRecord,
         ShowDocument,
+        ShowEncryptedDocument,
         TotalRecord,
         UnreadableRecord,
     )
@@ -45,6 +50,8 @@ _REASONS: Final = 5
 def command(out: Output, path: str) -> None:
     """Say what a model is: class, parameters, types, layers, parts, memory.
 
+    Of an encrypted model, without -i or -p, it says for what kinds of recipients it is encrypted.
+
     Reads headers, and the configuration files beside them. What is said of class, context and cache is
     what those files claim. Piped, each line is a key and its values, separated by tabs.
 
@@ -55,7 +62,13 @@ def command(out: Output, path: str) -> None:
       safeweights show folder/ --json | jq .total.parameters
       curl -s https://example.org/model.safetensors | safeweights show -
     """
-    found = show_document(path)
+    try:
+        found = show_document(path)
+    except FormatError:
+        if path == STDIN or (sealed := encrypted_document(path)) is None:
+            raise
+        _show_encrypted(out, sealed)
+        return
     if out.json:
         out.document(found)
     elif out.terminal:
@@ -63,6 +76,27 @@ def command(out: Output, path: str) -> None:
     else:
         out.lines(_plain(found))
     say_calls(out, path, found["calls"])
+
+
+def _show_encrypted(out: Output, found: ShowEncryptedDocument) -> None:
+    if out.json:
+        out.document(found)
+        return
+    rows = [
+        (each["path"], kind, str(number))
+        for each in found["encrypted"]
+        for kind, number in Counter(each["types"]).items()
+    ]
+    if out.terminal:
+        screen = out.pretty()
+        screen.text((escape(found["path"]), "bold"), "  encrypted")
+        for path, kind, number in rows:
+            screen.text(f"{escape(path)}: {number} of type {escape(kind)}", indent=2)
+        screen.text(("say who opens it: -i FILE or -p", "dim"))
+        return
+    out.line("path", escape(found["path"]))
+    out.line("kind", found["kind"])
+    out.lines(("encrypted", escape(path), escape(kind), number) for path, kind, number in rows)
 
 
 def _plain(found: ShowDocument) -> Iterator[tuple[str, ...]]:

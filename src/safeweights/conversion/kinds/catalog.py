@@ -131,6 +131,7 @@ KINDS: Final = {kind.id: kind for kind in _TABLE}
 """Identifier -> kind."""
 
 _HEADS: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"age-encryption.org/", "age"), (b"-----BEGIN AGE ENCRYPTED FILE-----", "age"),
     (b"GGUF", "gguf"), (b"lmgg", "ggml"), (b"tjgg", "ggml"), (b"algg", "ggml"),
     (b"\x93NUMPY", "npy"), (b"\x89HDF\r\n\x1a\n", "hdf5"),
     (b"ftrt", "tensorrt"), (b"ptrt", "tensorrt"), (b"CBM1", "catboost"),

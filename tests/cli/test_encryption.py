@@ -1,0 +1,201 @@
+"""`safeweights encrypt`, `decrypt`, `rekey`, `keygen --age`, and `-i` on commands that read."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("cryptography")
+
+from safeweights.trust.access import passwords
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """Passphrases that take no second."""
+    monkeypatch.setattr(
+        passwords.Passphrase.__init__, "__kwdefaults__", {"work_factor": 8, "max_work_factor": 20}
+    )
+
+
+@pytest.fixture
+def me(tmp_path, run, monkeypatch):
+    """A recipient, whose identity is in the file `me` of the current folder."""
+    monkeypatch.chdir(tmp_path)
+    result = run("keygen", "me", "--age")
+    assert result.exit_code == 0
+    return dict(result.rows)["recipient"]
+
+
+@pytest.fixture
+def encrypted(sharded, me, run):
+    Path(sharded, "config.json").write_text(
+        '{"model_type": "bert", "architectures": ["BertModel"]}'
+    )
+    assert run("encrypt", sharded, "-r", me, "-o", "model.age").exit_code == 0
+    return "model.age"
+
+
+@pytest.mark.parametrize("more", [[], ["--pq"]])
+def test_keygen_makes_an_identity(tmp_path, run, more):
+    path = str(tmp_path / "me")
+    document = run("keygen", path, "--age", *more, "--json").document
+    assert document["post_quantum"] == bool(more)
+    assert document["recipient"].startswith("age1pq1" if more else "age1")
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    assert f"# public key: {document['recipient']}\n" in Path(path).read_text()
+    assert run("keygen", path, "--age").exit_code == 3
+    assert run("keygen", path, "--pq").exit_code == 2
+    assert run("keygen", path, "--age", "--encrypt").exit_code == 2
+
+
+def test_a_model_is_encrypted_and_read(sharded, encrypted, me, run):
+    assert sorted(os.listdir(encrypted)) == [
+        "config.json.age",
+        *(f"model-0000{n}-of-00003.safetensors.age" for n in (1, 2, 3)),
+        "model.key.age", "model.safetensors.index.json.age",
+    ]  # fmt: skip
+    for command in (["ls"], ["show"], ["hash", "--tensors"], ["check"], ["stats"]):
+        plain, sealed = run(*command, sharded), run(*command, encrypted, "-i", "me")
+        assert (plain.exit_code, sealed.exit_code) == (0, 0), sealed.stderr
+        shown = sealed.stdout.replace(encrypted, sharded).replace(
+            ".safetensors.age", ".safetensors"
+        )
+        assert shown == plain.stdout
+    assert run("get", encrypted, "norm.weight", "-i", "me", "--stats").exit_code == 0
+    assert run("ls", sharded).exit_code == 0, "the identity of one command is not that of the next"
+
+
+def test_without_a_key_only_the_kinds_of_recipients_are_shown(encrypted, run, terminal, plain):
+    shown = run("show", encrypted)
+    assert shown.exit_code == 0
+    assert shown.rows == [
+        ["path", encrypted], ["kind", "folder"], ["encrypted", f"{encrypted}/model.key.age", "X25519", "1"],
+    ]  # fmt: skip
+    document = run("show", f"{encrypted}/config.json.age", "--json").document
+    assert document["encrypted"] == [{"path": f"{encrypted}/config.json.age", "types": ["X25519"]}]
+    text, status = terminal("show", encrypted)
+    assert status == 0
+    assert "1 of type X25519" in plain(text)
+    for command in (["ls"], ["get"], ["stats"], ["convert"], ["hash", "--tensors"]):
+        result = run(*command, encrypted, *(["x"] if command[0] in {"get", "convert"} else []))
+        assert result.exit_code == 3
+        assert "encrypted (age)" in result.stderr
+    result = run("check", encrypted)
+    assert result.exit_code == 3
+    assert "this is an encrypted file (age)" in result.stdout
+
+
+def test_a_model_is_converted_and_decrypted(sharded, encrypted, run):
+    assert run("convert", encrypted, "out/", "-i", "me").exit_code == 0
+    assert run("convert", sharded, "plain/").exit_code == 0
+    for name in os.listdir("plain"):
+        if name.endswith(".safetensors"):
+            assert Path("out", name).read_bytes() == Path("plain", name).read_bytes()
+    one = f"{encrypted}/model-00001-of-00003.safetensors.age"
+    assert run("convert", one, "one/", "-i", "me").exit_code == 0
+    assert os.path.exists("one/model-00001-of-00003.safetensors")
+    document = run("decrypt", encrypted, "-i", "me", "-o", "back", "--json").document
+    assert len(document["files"]) == 5
+    for name in document["files"]:
+        assert Path("back", name).read_bytes() == Path(sharded, name).read_bytes()
+    assert run("decrypt", encrypted).exit_code == 2
+    assert run("decrypt", encrypted, "-i", "me", "-o", "back").exit_code == 3
+
+
+def test_recipients_are_added_and_removed(encrypted, me, run):
+    other = dict(run("keygen", "other", "--age").rows)["recipient"]
+    Path("team").write_text(f"# the team\r\n{other}\r\n")
+    assert run("ls", encrypted, "-i", "other").exit_code == 3
+    result = run("rekey", encrypted, "-i", "me", "--add", "team")
+    assert ["added", other] in result.rows
+    assert run("ls", encrypted, "-i", "other").exit_code == 0
+    result = run("rekey", encrypted, "-i", "other", "--remove", me)
+    assert ["removed", me] in result.rows
+    assert "kept the old key file can still read" in result.stderr
+    assert run("ls", encrypted, "-i", "me").exit_code == 3
+    document = run("rekey", encrypted, "-i", "other", "--rotate", "--json").document
+    assert document["recipients"] == [other]
+    assert run("rekey", encrypted, "-i", "other").exit_code == 2
+    assert run("rekey", encrypted, "--rotate").exit_code == 2
+    assert run("rekey", encrypted, "-i", "other", "--new-passphrase", "--rotate").exit_code == 2
+    assert run("rekey", encrypted, "-i", "other", "--remove", me).exit_code == 3
+
+
+def test_passphrases_come_from_a_file(sharded, tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("secret").write_text("correct horse\nbattery")
+    result = run("encrypt", sharded, "--passphrase-file", "secret", "-o", "model.age")
+    assert ["recipient", "passphrase"] in result.rows
+    assert run("ls", "model.age", "--passphrase-file", "secret").exit_code == 0
+    assert run("ls", "model.age", "--passphrase-file", "-", stdin="correct horse\n").exit_code == 0
+    wrong = run("ls", "model.age", "--passphrase-file", "-", stdin="wrong horse\n")
+    assert wrong.exit_code == 3
+    assert "horse" not in wrong.stderr + wrong.stdout
+    asked = run("ls", "model.age", "-p")
+    assert asked.exit_code == 2
+    assert "give --passphrase-file" in asked.stderr
+    assert run("encrypt", sharded, "-p").exit_code == 2
+    assert run("encrypt", sharded, "-p", "-r", "age1x").exit_code == 2
+
+
+def test_a_single_file_is_encrypted_as_text(model, me, run):
+    assert run("encrypt", model, "-r", me, "-o", "a.age", "--armor").exit_code == 0
+    assert Path("a.age").read_text().startswith("-----BEGIN AGE ENCRYPTED FILE-----")
+    assert run("ls", "a.age", "-i", "me").stdout == run("ls", model).stdout
+    document = run("encrypt", model, "-r", me, "-o", "b.age", "--json").document
+    assert (document["key_file"], document["recipients"]) == (None, [me])
+
+
+def test_replacing_removes_the_plaintext(sharded, me, run):
+    listed = run("ls", sharded).stdout
+    result = run("encrypt", sharded, "-r", me, "--replace")
+    assert ["removed", "model.safetensors.index.json"] in result.rows
+    assert {os.path.splitext(name)[1] for name in os.listdir(sharded)} == {".age"}
+    assert run("ls", sharded, "-i", "me").stdout == listed
+
+
+def test_wrong_recipients_are_refused(sharded, me, run):
+    assert run("encrypt", sharded).exit_code == 2
+    secret = Path("me").read_text().split()[-1]
+    for wrong in (["-r", secret], ["-R", "me"], ["-r", "me"], ["-r", "age1nonsense"]):
+        result = run("encrypt", sharded, *wrong)
+        assert result.exit_code == 3
+        assert secret[20:40] not in result.stdout + result.stderr
+    assert not os.path.exists(f"{sharded}.age")
+
+
+def test_nothing_secret_is_printed_or_in_the_list_of_processes(sharded, me, run, process, tmp_path):
+    """Everything that the commands print, and the arguments that others see."""
+    Path("secret").write_text("correct horse battery")
+    secret = Path("me").read_text().split()[-1]
+    shown = []
+    for arguments in (
+        ["encrypt", sharded, "-r", me, "-o", "m"],
+        ["encrypt", sharded, "--passphrase-file", "secret", "-o", "p"],
+        ["rekey", "m", "-i", "me", "--rotate"],
+        ["rekey", "m", "-i", "me", "--rotate", "--json"],
+        ["show", "m", "-i", "me"], ["ls", "p", "--passphrase-file", "secret"],
+        ["ls", "m", "-i", "secret"], ["decrypt", "m", "-i", "me", "-o", "d", "--json"],
+        ["show", "m/model.key.age", "-i", "me"], ["decrypt", "m/model.key.age", "-i", "me", "-o", "k"],
+    ):  # fmt: skip
+        with process(*arguments) as child:
+            arguments_of_all = subprocess.run(
+                ["ps", "-eo", "args"], capture_output=True, check=False
+            )
+            out, err = child.communicate()
+        shown += [out, err, arguments_of_all.stdout]
+    text = b"".join(shown).decode(errors="replace")
+    assert "AGE-SECRET-KEY-1" not in text.replace("AGE-SECRET-KEY-1...", "")
+    assert secret[20:40] not in text
+    assert "correct horse" not in text
+
+
+def test_every_command_that_reads_a_model_takes_an_identity(run):
+    for command in ("show", "ls", "check", "get", "stats", "convert", "hash", "decrypt", "rekey"):
+        assert re.search(r"-i, --identity-file FILE", run(command, "--help").stdout), command
