@@ -62,8 +62,8 @@ def command(
     an error on standard error; the others are hashed, and the exit status is 3.
 
     With --tensors, each line is SHA-256, FILE, TENSOR, DTYPE and SHAPE, separated by tabs. The digest
-    covers type, shape and bytes, with -i those in plaintext: equal tensors have equal digests in every file and in every format that
-    `convert` reads. In a folder, only safetensors files are read.
+    covers type, shape and bytes, with -i those of the plaintext: equal tensors have equal digests in
+    every file and in every format that `convert` reads. In a folder, only safetensors files are read.
 
     With --check, names are relative to the current folder. Each line is ok, mismatch, missing or
     unreadable and the name. The exit status is 1 if a file has changed or is missing, and 3 if none has
