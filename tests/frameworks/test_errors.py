@@ -138,3 +138,24 @@ def test_errors_of_a_framework_pass_unchanged(failure: Exception) -> None:
         adapter.decode(memoryview(bytearray(8)), "F32", (2, *[1] * 99), None, name="a")
     with pytest.raises(SafetensorError, match="cannot have F32"):
         adapter.decode(memoryview(bytearray()), "F32", (0, *[1 << 40] * 9), None, name="a")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"w": 1}, "save that dictionary by itself, or give one flat dictionary, with names such as `a.w`"),
+        ({}, "with names such as `a.weight`"),
+        ("text", "leave it out, or put it into the metadata, as text"),
+        (None, "leave it out"),
+        (3, "array of it with"),
+        ([1.5], "array of it with"),
+        (object(), "convert it with"),
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_what_is_no_array_is_answered_with_a_way_that_works(
+    kit: Kit, value: Any, words: str
+) -> None:
+    with pytest.raises(SafetensorError) as caught:
+        face(kit).save({"a": value})
+    assert words in str(caught.value)

@@ -11,6 +11,7 @@ from ..errors import DTypeError, UnsupportedError, quote
 from ..format.dtypes import DTYPES
 from .adapter import Adapter
 from .numpy import carried, encode_array, tensor_of
+from .wording import advice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,8 +59,8 @@ def _encode(name: str, array: Any) -> Tensor:
         return encode_array(name, array)
     if not isinstance(array, mx.array):
         raise UnsupportedError(
-            f"Key {quote(name)} is invalid, expected mlx.core.array but received {type(array)}: convert "
-            "it with mlx.core.array",
+            f"Key {quote(name)} is invalid, expected mlx.core.array but received {type(array)}"
+            + advice(name, array, "mlx.core.array"),
             tensor=name,
         )
     if array.dtype == mx.bfloat16:  # which the buffer protocol cannot express

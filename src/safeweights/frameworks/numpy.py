@@ -13,6 +13,7 @@ from ..derived.small_floats import widened
 from ..errors import DTypeError, MissingDependencyError, UnsupportedError, quote
 from ..format.dtypes import DTYPES
 from .adapter import Adapter
+from .wording import advice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -157,13 +158,13 @@ def encode_array(name: str, array: Any) -> Tensor:
     """
     masked = isinstance(array, np.ma.MaskedArray)
     if masked or not isinstance(array, np.ndarray | np.generic):
-        advice = (
-            "the format has no masks: say what stands in their place (`.filled(...)`)"
+        hint = (
+            ": the format has no masks: say what stands in their place (`.filled(...)`)"
             if masked
-            else "convert it with numpy.asarray"
+            else advice(name, array, "numpy.asarray")
         )
         raise UnsupportedError(
-            f"Key {quote(name)} is invalid, expected numpy.ndarray but received {type(array)}: {advice}",
+            f"Key {quote(name)} is invalid, expected numpy.ndarray but received {type(array)}{hint}",
             tensor=name,
         )
     array = np.asarray(array)

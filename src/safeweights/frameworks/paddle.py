@@ -10,6 +10,7 @@ from ..errors import DeviceError, DTypeError, LayoutError, quote
 from ..format.dtypes import DTYPES
 from .adapter import Adapter, is_default
 from .numpy import carried, encode_array, tensor_of
+from .wording import advice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +76,8 @@ class PaddleAdapter(Adapter):
 def _encode(name: str, tensor: Any) -> Tensor:
     if not isinstance(tensor, paddle.Tensor):
         raise LayoutError(
-            f"Key `{name}` is invalid, expected paddle.Tensor but received {type(tensor)}",
+            f"Key `{name}` is invalid, expected paddle.Tensor but received {type(tensor)}"
+            + advice(name, tensor, "paddle.to_tensor"),
             tensor=name,
         )
     code = CODES.get(tensor.dtype)

@@ -11,6 +11,7 @@ import tensorflow as tf
 from ..errors import DeviceError, DTypeError, UnsupportedError, quote
 from .adapter import Adapter, is_default
 from .numpy import decode_array, encode_array
+from .wording import advice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,7 +80,7 @@ def _encode(name: str, tensor: Any) -> Tensor:
     except (AttributeError, NotImplementedError, RuntimeError) as error:
         raise UnsupportedError(
             f"Key {quote(name)} is invalid, expected an eager tf.Tensor or tf.Variable but received "
-            f"{type(tensor)}: {error}",
+            f"{type(tensor)}{advice(name, tensor, 'tf.convert_to_tensor')} ({error})",
             tensor=name,
         ) from error
     return encode_array(name, np.asarray(values))

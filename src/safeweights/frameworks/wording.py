@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..errors import FormatError, described
+from ..errors import FormatError, described, quote
 from ..text import wrapper_prefix, wrapper_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["opening", "prefixed", "reading", "saving", "warn_of_wrappers", "worded"]
+__all__ = ["advice", "opening", "prefixed", "reading", "saving", "warn_of_wrappers", "worded"]
+
+
+def advice(name: object, value: object, maker: str = "") -> str:
+    """What to do with a value that is to be saved and is no array: the end of a message.
+
+    Args:
+        name: Its name.
+        value: The value.
+        maker: A function that makes arrays of numbers and lists.
+
+    >>> advice("opt", {"lr": 0.1})
+    ': save that dictionary by itself, or give one flat dictionary, with names such as `opt.lr`'
+    """
+    if isinstance(value, Mapping):
+        inner = f"{name}.{next(iter(value), 'weight')}"
+        flat = f"one flat dictionary, with names such as {quote(inner)}"
+        return f": save that dictionary by itself, or give {flat}"
+    if value is None or isinstance(value, str | bool):
+        return ": leave it out, or put it into the metadata, as text"
+    if isinstance(value, int | float | complex | list | tuple):
+        made = f"make an array of it with {maker}" if maker else "make a tensor of it"
+        return f": {made}, or put it into the metadata, as text"
+    return f": convert it with {maker}" if maker else ""
 
 
 @contextmanager

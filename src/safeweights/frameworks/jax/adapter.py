@@ -13,6 +13,7 @@ from ...errors import DeviceError, DTypeError, UnsupportedError, quote
 from ...format.dtypes import DTYPES
 from ..adapter import Adapter, is_default
 from ..numpy import decode_array, encode_array
+from ..wording import advice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -90,8 +91,8 @@ class JaxAdapter(Adapter):
 def _encode(name: str, array: Any) -> Tensor:
     if not isinstance(array, jax.Array | np.ndarray | np.generic):
         raise UnsupportedError(
-            f"Key {quote(name)} is invalid, expected jax.Array but received {type(array)}: convert it "
-            "with jax.numpy.asarray",
+            f"Key {quote(name)} is invalid, expected jax.Array but received {type(array)}"
+            + advice(name, array, "jax.numpy.asarray"),
             tensor=name,
         )
     try:

@@ -24,6 +24,7 @@ from ...errors import (
 from ...format.dtypes import DTYPES
 from ...storage.source import flat
 from ..adapter import Adapter
+from ..wording import advice
 from .sharing import are_disjoint, overlapping_tensors
 from .staging import SLAB, Accelerator, DeviceLanding, TorchAccelerator
 
@@ -268,7 +269,8 @@ def _check_savable(tensors: Mapping[str, Any]) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             raise LayoutError(
-                f"Key `{name}` is invalid, expected torch.Tensor but received {type(tensor)}",
+                f"Key `{name}` is invalid, expected torch.Tensor but received {type(tensor)}"
+                + advice(name, tensor, "torch.as_tensor"),
                 tensor=name if isinstance(name, str) else None,
             )
         if tensor.layout != torch.strided:

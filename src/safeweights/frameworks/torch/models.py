@@ -54,9 +54,10 @@ def save_model(
                 "caveats."
             )
         elif error.tensor is not None and error.tensor.endswith("_extra_state"):
-            error.message += (
-                ": what a module's `get_extra_state` returns can be saved if it is a tensor; encode it as "
-                "one, or save `model.state_dict()` without it"
+            words, _, _ = error.message.rpartition(": ")
+            error.message = (
+                f"{words}: what a module's `get_extra_state` returns can be saved if it is a tensor; "
+                "encode it as one, or save `model.state_dict()` without it"
             )
         raise
 
