@@ -83,7 +83,8 @@ def find(names: Names, qweight_name: str) -> Iterator[Found]:
     parts = {"qweight": qweight, "qzeros": qzeros, "scales": scales}
     if extra:
         parts["g_idx"] = names.tensors[extra[0]]
-    scheme = _format(names) or "gptq"
+    form = _format(names)
+    scheme = form if form in FORMATS else "gptq"
     yield Found(
         f"{stem}weight", scheme, (qweight_name, *others, *extra),
         lambda: _build(names, f"{stem}weight", parts),
@@ -109,7 +110,6 @@ def _build(names: Names, name: str, parts: dict[str, Tensor]) -> Grouped:
             "the scheme gptq (they are) or gptq_v2 (they are not), or give the settings",
             rule="ambiguous", path=names.path or None, tensor=qweight.name,
         )  # fmt: skip
-    form = "gptq" if form.startswith("auto_round") or form == "auto_gptq" else form
     if form not in FORMATS:
         raise names.fault(
             f"checkpoint_format {quote(form[:80])} is not read, only gptq and gptq_v2"

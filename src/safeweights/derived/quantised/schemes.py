@@ -189,12 +189,25 @@ def names_of(
         tensors: The tensors, if they are not those of the checkpoint.
         scheme: The scheme that the caller chose.
         settings: The quantiser's settings.
+
+    Raises:
+        UnsupportedError: There is no such scheme.
+        FormatError, TrustError, OSError: See `settings_of`.
     """
+    if scheme is not None and scheme not in CHOICES:
+        raise UnsupportedError(f"no such scheme: {quote(scheme)}; there are {', '.join(CHOICES)}")
     tensors = checkpoint if tensors is None else tensors
     names = Names(tensors, settings or {}, checkpoint.metadata or {}, scheme, checkpoint.name)
-    if settings is None and any(not _tells_all(each) for each in _candidates(names)):
+    if settings is None and (
+        any(not _tells_all(each) for each in _candidates(names))
+        or any(map(_is_cast_float8, tensors.values()))
+    ):
         names = names._replace(settings=settings_of(checkpoint))
     return names
+
+
+def _is_cast_float8(tensor: Tensor) -> bool:
+    return isinstance(tensor, CastTensor) and tensor.original.dtype.startswith("F8")
 
 
 def _tells_all(found: Found) -> bool:
@@ -212,8 +225,6 @@ def dequantized(
 
     See `safeweights.Checkpoint.dequantize`, which calls this.
     """
-    if scheme is not None and scheme not in CHOICES:
-        raise UnsupportedError(f"no such scheme: {quote(scheme)}; there are {', '.join(CHOICES)}")
     names = names_of(checkpoint, scheme=scheme, settings=settings)
     found = find_quantised(names)
     if not found:
