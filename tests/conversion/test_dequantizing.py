@@ -18,8 +18,8 @@ from safeweights.conversion import convert
 from safeweights.errors import FormatError, SafetensorError, UnsupportedError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "derived"))
-from packing import checkpoint, float8  # noqa: E402
-from test_ggml import random_blocks, write  # noqa: E402
+from packing import checkpoint, float8
+from test_ggml import random_blocks, write
 
 if TYPE_CHECKING:
     from conftest import Guard
@@ -155,6 +155,17 @@ def test_a_part_of_a_quantised_weight_is_never_cast_alone(
     convert(model, tmp_path / "norm", dtype="BF16", only=("norm",))
 
 
+@pytest.mark.parametrize("edits", [{}, {"add_prefix": "m."}, {"drop": ("*scale_inv",)}])
+def test_edit_casts_no_part_alone_either(
+    model: Path, tmp_path: Path, edits: dict[str, Any]
+) -> None:
+    with pytest.raises(UnsupportedError, match=r"alone.*fp8"):
+        safeweights.edit(model, tmp_path / "out.safetensors", dtype="F8_E4M3=F32", **edits)
+    assert not (tmp_path / "out.safetensors").exists()
+    safeweights.edit(model, tmp_path / "norm.safetensors", dtype="BF16", keep=("norm",))
+    assert values(tmp_path / "norm.safetensors").keys() == {"norm"}
+
+
 def test_a_shard_alone_is_judged_by_its_settings(model: Path, tmp_path: Path) -> None:
     shard = model / "model-00001-of-00002.safetensors"
     with pytest.raises(UnsupportedError, match="its scale is elsewhere"):
@@ -163,20 +174,26 @@ def test_a_shard_alone_is_judged_by_its_settings(model: Path, tmp_path: Path) ->
     convert(shard, tmp_path / "x.safetensors", dtype="F32")  # plain FP8, for all that can be known
 
 
-@pytest.mark.parametrize(
-    "arrays",
-    [
-        {"l.qweight": np.zeros((4, 32), "i4"), "l.qzeros": np.zeros((1, 4), "i4"), "l.scales": np.ones((1, 32), "f2")},
-        {"l.weight": np.zeros((4, 1), np.uint8), "l.weight.absmax": np.ones(1, "f4")},
-        {"l.W_q": np.zeros((1, 4), np.uint8), "l.scale": np.ones((2, 1), "f2"), "l.zero": np.ones((2, 1), "f2")},
-        {"l.weight": np.zeros((2, 4), np.int8), "l.SCB": np.ones(2, "f4")},
-        {"l.weight": np.zeros((2, 32), np.uint8), "l.weight_scale": float8(np.ones((2, 4))), "l.weight_scale_2": np.ones(1, "f4")},
-    ],
-)  # fmt: skip
-def test_scales_of_every_scheme_are_not_cast_alone(
-    tmp_path: Path, arrays: dict[str, Array]
-) -> None:
+def halves(*shape: int) -> Array:
+    return np.ones(shape, "f2")
+
+
+SCHEMES: dict[str, dict[str, Array]] = {
+    "gptq": {"qweight": np.zeros((4, 32), "i4"), "qzeros": np.zeros((1, 4), "i4"), "scales": halves(1, 32)},
+    "bitsandbytes": {"weight": np.zeros((4, 1), np.uint8), "weight.absmax": np.ones(1, "f4")},
+    "hqq": {"W_q": np.zeros((1, 4), np.uint8), "scale": halves(2, 1), "zero": halves(2, 1)},
+    "int8": {"weight": np.zeros((2, 4), np.int8), "SCB": np.ones(2, "f4")},
+    "nvfp4": {
+        "weight": np.zeros((2, 32), np.uint8), "weight_scale": float8(np.ones((2, 4))),
+        "weight_scale_2": np.ones(1, "f4"),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_scales_of_every_scheme_are_not_cast_alone(tmp_path: Path, scheme: str) -> None:
     path = tmp_path / "m.safetensors"
+    arrays = {f"l.{part}": values for part, values in SCHEMES[scheme].items()}
     safeweights.save(checkpoint({**arrays, "norm": NORM.astype("f2")}), path)
     with pytest.raises(UnsupportedError, match="part of a quantised weight"):
         convert(path, tmp_path / "out.safetensors", dtype="BF16")

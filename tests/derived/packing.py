@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 CODES = {
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
     "bfloat16": "BF16", "float32": "F32", "float16": "F16", "float64": "F64", "int8": "I8",
-    "uint8": "U8", "int32": "I32", "int64": "I64", "float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "uint8": "U8", "complex64": "C64", "int32": "I32", "int64": "I64", "float8_e4m3fnuz": "F8_E4M3FNUZ",
 }  # fmt: skip
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], "f4")

@@ -120,7 +120,7 @@ SETTINGS = {"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_for
     [
         ("g-idx", "an index is outside the 4 groups", gptq_with(g_idx=np.full(128, 4, "i4"))),
         ("g-idx", "an index is outside the 4 groups", gptq_with(g_idx=np.full(128, -1, "i4"))),
-        ("shape", r"`l.g_idx`: shape is \[127\], but must be \[128\]", gptq_with(g_idx=np.zeros(127, "i4"))),
+        ("shape", r"`l.g_idx`: shape is \[127\]", gptq_with(g_idx=np.zeros(127, "i4"))),
         ("type", "`l.g_idx`: element type is F32", gptq_with(g_idx=np.zeros(128, "f4"))),
         ("shape", r"`l.qzeros`: shape is \[3, 12\]", gptq_with(qzeros=np.zeros((3, 12), "i4"))),
         ("bits", "which 4 bits of 96 outputs do not give", gptq_with(qzeros=np.zeros((4, 13), "i4"))),
@@ -239,6 +239,8 @@ def test_other_parts_of_bitsandbytes() -> None:
     refused("shape", "`w.SCB`: shape is", int8)
     int8 = {**int8, "w.SCB": np.ones(2, "f4"), "w.weight_format": np.ones((), np.uint8)}
     refused("quantised", "weight_format", int8)
+    int8["w.weight_format"] = np.zeros(1, np.complex64)
+    refused("type", "parts of element type C64", int8)
 
 
 # ---- others
@@ -378,7 +380,8 @@ def hqq(**changes: Array) -> Arrays:
         ("shape", {"shape": np.array([4, 63])}), ("shape", {"shape": np.array([-4, -64])}),
         ("shape", {"shape": np.array([1 << 62, 1 << 62])}), ("quantised", {"group_size": np.int32([0])}),
         ("quantised", {"axis": np.int32([2])}), ("shape", {"axis": np.int32([1, 1])}),
-        ("bits", {"packing": np.frombuffer(b"9bit", np.uint8)}), ("scale", {"scale": np.zeros((4, 1), "f4")}),
+        ("bits", {"packing": np.frombuffer(b"9bit", np.uint8)}),
+        ("scale", {"scale": np.zeros((4, 1), "f4")}),
         ("shape", {"scale": np.ones((5, 1), "f4")}), ("shape", {"W_q": np.zeros((3, 64), np.uint8)}),
         ("scale", {"zero": np.full((4, 1), np.nan, "f4")}), ("type", {"W_q": np.zeros((2, 64), "f4")}),
     ],
@@ -447,9 +450,7 @@ def test_model_optimizer_has_a_file_of_its_own(tmp_path: Path) -> None:
     document = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(document))
     found = safeweights.open(tmp_path).dequantize()
-    assert np.array_equal(
-        found["a.weight"].numpy(), normal(4, 4).astype(float8(normal(1, 1)).dtype).astype("f4") * 2
-    )
+    assert np.array_equal(found["a.weight"].numpy(), float8(normal(4, 4)).astype("f4") * 2)
 
 
 def test_a_cut_file_is_an_error_when_it_is_read(tmp_path: Path) -> None:

@@ -109,13 +109,14 @@ def open(
     given: dict[str, Any] = {"verify": verify, "backend": backend}
     if densify or casts or limits:
         given |= {"densify": densify, "casts": dict(casts or {}), "limits": limits}
+    found: Checkpoint
     if not isinstance(target, Source) or verify is not None:  # a source is refused then, below
         files = _find_files(target, verify)
         if callable(files):
             from .foreign import OpenOptions
 
-            return files(OpenOptions.of(given))
-        if files is not None:
+            found = files(OpenOptions.of(given))
+        elif files is not None:
             found = _read_files(files, given)
             found.beside = beside(files.store, verify)
         else:

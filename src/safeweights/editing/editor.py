@@ -17,6 +17,7 @@ from ..checkpoint.sharding import stem_of
 from ..conversion.destination import Destination, OutputFile
 from ..conversion.opening import open as open_any
 from ..derived.casting import CastTensor, cast, parse_casts
+from ..derived.quantised.schemes import names_of, refuse_casts
 from ..errors import ChangedError, FormatError, UnsupportedError, quote
 from ..format.header import PREFIX
 from ..storage import DescriptorSource, Run, is_copyable, is_url, place_of
@@ -157,6 +158,7 @@ class _Job:
         self._casts = parse_casts(edits.dtype) if edits.dtype else {}
         self._files: dict[str, SafetensorsFile] = {}  # by path
         self._model = Model("", {})
+        self._opened: list[Checkpoint] = []
 
     # -- reading
 
@@ -184,6 +186,7 @@ class _Job:
         if self._casts and found.format != "safetensors":
             # Types that the format lacks are readable only with their conversion.
             found = open_any(path, backend="pread", trust=trust, casts=self._casts)
+        self._opened.append(found)
         for file in found.files:
             self._files[file.name] = file
             self.plan.sources.append(
@@ -230,6 +233,19 @@ class _Job:
             if original != new.dtype:
                 self.plan.cast[name] = original, new.dtype
             self._model.tensors[name] = new
+        if self._casts:
+            self._require_whole_casts()
+
+    def _require_whole_casts(self) -> None:
+        """Refuse to cast a part of a quantised weight alone; parts are told by the names in the files."""
+        cast_by_name = {
+            tensor.name: tensor
+            for tensor in self._model.tensors.values()
+            if isinstance(tensor, CastTensor)
+        }
+        for checkpoint in self._opened:
+            names = names_of(checkpoint, {**checkpoint, **cast_by_name})
+            refuse_casts(names, cast_by_name)
 
     def _tie(self) -> None:
         tensors = self._model.tensors

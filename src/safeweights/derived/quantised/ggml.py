@@ -62,8 +62,7 @@ def _finite(scale: Array) -> Array:
 
 def _half(blocks: Array, at: int) -> Array:
     """The F16 at byte `at` of each block, as float32 of shape (n, 1)."""
-    with np.errstate(invalid="ignore"):  # signalling NaN
-        return _finite(np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype("<f4"))
+    return _finite(np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype("<f4"))
 
 
 def _words(blocks: Array, begin: int, end: int, kind: str) -> Array:
@@ -86,8 +85,7 @@ def _scaled(scale: Array, codes: Array, minus: Array | None = None) -> Array:
     """``scale * codes - minus`` for groups: scale and minus (n, groups), codes (n, values)."""
     groups = scale.shape[1]
     out = codes.astype("<f4").reshape(len(codes), groups, -1)
-    with np.errstate(over="ignore"):  # of MXFP4 alone, whose values are looked at
-        out *= scale[:, :, None]
+    out *= scale[:, :, None]
     if minus is not None:
         out -= minus[:, :, None]
     return out.reshape(len(codes), -1)
@@ -335,8 +333,7 @@ def _iq1_s(blocks: Array) -> Array:
 def _iq1_m(blocks: Array) -> Array:
     packed = _words(blocks, 48, 56, "<u2")
     parts = (packed & np.uint16(0xF000)) >> np.array([12, 8, 4, 0], np.uint16)
-    with np.errstate(invalid="ignore"):
-        top = np.bitwise_or.reduce(parts, axis=1).view("<f2").astype("<f4").reshape(-1, 1)
+    top = np.bitwise_or.reduce(parts, axis=1).view("<f2").astype("<f4").reshape(-1, 1)
     small = (packed[:, :, None] >> np.array([0, 3, 6, 9], np.uint16)) & 7
     scale = _finite(top) * (2 * small.reshape(len(blocks), -1) + 1)
     high = (blocks[:, 32:48, None] >> np.array([0, 4], np.uint8)).reshape(len(blocks), -1)

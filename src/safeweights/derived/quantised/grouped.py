@@ -81,8 +81,7 @@ class Grouped(Weight):
 
     def _multiplied(self, out: Array, scale: Array) -> Array:
         """The product where it may be too large for float32."""
-        with np.errstate(over="ignore"):
-            found = out * scale
+        found: Array = out * scale
         if not np.isfinite(found[np.isfinite(out)]).all():
             raise fault(self.scale_part, "a scale times its value is beyond the range of F32")
         return found

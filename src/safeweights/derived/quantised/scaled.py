@@ -182,7 +182,7 @@ def find(names: Names, scale_name: str) -> Iterator[Found]:
     packed = name not in names.tensors
     weight_name = f"{name}_packed" if packed else name
     weight = names.tensors.get(weight_name)
-    if weight is None:
+    if weight is None or not weight.shape:
         return
     scale = names.tensors[scale_name]
     scheme = _scheme(weight, scale, name, scale_name, names, packed=packed)
@@ -215,7 +215,7 @@ def _scheme(
     weight: Tensor, scale: Tensor, name: str, scale_name: str, names: Names, *, packed: bool
 ) -> str | None:
     if weight.dtype in FLOATS8 and not packed:
-        groups = (*weight.shape[:-1], -(-weight.shape[-1] // 32)) if weight.shape else ()
+        groups = (*weight.shape[:-1], -(-weight.shape[-1] // 32))
         if scale.dtype in _EXPONENTS and scale.shape == groups:
             return "mxfp8"
         if scale_name.endswith("scale_weight") or f"{name[:-6]}comfy_quant" in names.tensors:

@@ -92,13 +92,19 @@ def read_box(tensor: Tensor, *ranges: Range) -> Array:
     """The elements of a stored tensor in a range along each axis, as they are stored.
 
     Types that NumPy lacks come as unsigned integers of their width; F4 as bytes of two elements.
+
+    Raises:
+        FormatError: The tensor has a type that no scheme uses, such as a complex one.
     """
+    kind = _RAW.get(tensor.dtype, "u1" if tensor.dtype in CODES else None)
+    if kind is None:
+        raise fault(tensor, f"no scheme has parts of element type {tensor.dtype}", rule="type")
     counts = tuple(map(len, ranges))
     starts = tuple(each.begin for each in ranges)
     data = tensor.read_selection(Selection(starts, counts, (1,) * len(counts), (), counts))
     if BITS[tensor.dtype] == 4:
         counts = (*counts[:-1], counts[-1] // 2)
-    return np.frombuffer(data, _RAW.get(tensor.dtype, "u1")).reshape(counts)
+    return np.frombuffer(data, kind).reshape(counts)
 
 
 def numbers(tensor: Tensor, stored: Array, code: str | None = None) -> Array:
@@ -276,7 +282,8 @@ class DequantizedTensor(Tensor):
 
         def work(begin: int, end: int) -> None:
             for some, reach in tiles[begin:end]:
-                values = self._values(batch, some, reach)
+                with np.errstate(all="ignore"):  # schemes look at the numbers themselves
+                    values = self._values(batch, some, reach)
                 place = (
                     slice(some.begin - rows.begin, some.end - rows.begin),
                     slice(reach.begin - columns.begin, reach.end - columns.begin),
