@@ -114,7 +114,7 @@ def test_a_scale_that_is_no_number(kind: str, tmp_path: Path) -> None:
     tensor = safeweights.open(path).dequantize()["w"]
     with pytest.raises(FormatError, match=r"`w`: a scale is NaN or infinite.*m\.gguf") as caught:
         tensor.numpy()
-    assert (caught.value.rule, caught.value.tensor) == ("scale", "w")
+    assert (caught.value.rule, caught.value.tensor) == ("quantised-scale", "w")
 
 
 def test_what_is_not_read_is_said(tmp_path: Path) -> None:

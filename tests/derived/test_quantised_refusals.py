@@ -34,10 +34,16 @@ def read(arrays: Arrays, settings: dict[str, Any] | None = None, **options: Any)
         tensor.view()
 
 
+def rule_of(short: str) -> str:
+    """The identifier of a rule, of which tests give the last word."""
+    whole = ("quantised", "quantization-config", "name-collision")
+    return short if short in whole else f"quantised-{short}"
+
+
 def refused(rule: str, words: str, arrays: Arrays, *arguments: Any, **options: Any) -> None:
     with pytest.raises(FormatError, match=words) as caught:
         read(arrays, *arguments, **options)
-    assert caught.value.rule == rule
+    assert caught.value.rule == rule_of(rule)
     assert caught.value.tensor is not None or rule == "quantization-config"
 
 
@@ -80,7 +86,7 @@ def test_a_product_beyond_float32() -> None:
 def test_scales_of_the_wrong_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(FormatError, match=r"`a\.weight_scale_inv`: shape is") as caught:
         read(fp8(weight_scale_inv=np.ones(shape, "f4")), FP8)
-    assert caught.value.rule == "shape"
+    assert caught.value.rule == "quantised-shape"
 
 
 def test_blocks_of_a_size_that_nothing_tells() -> None:
@@ -118,8 +124,8 @@ SETTINGS = {"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_for
 @pytest.mark.parametrize(
     ("rule", "words", "arrays"),
     [
-        ("g-idx", "an index is outside the 4 groups", gptq_with(g_idx=np.full(128, 4, "i4"))),
-        ("g-idx", "an index is outside the 4 groups", gptq_with(g_idx=np.full(128, -1, "i4"))),
+        ("order", "an index is outside the 4 groups", gptq_with(g_idx=np.full(128, 4, "i4"))),
+        ("order", "an index is outside the 4 groups", gptq_with(g_idx=np.full(128, -1, "i4"))),
         ("shape", r"`l.g_idx`: shape is \[127\]", gptq_with(g_idx=np.zeros(127, "i4"))),
         ("type", "`l.g_idx`: element type is F32", gptq_with(g_idx=np.zeros(128, "f4"))),
         ("shape", r"`l.qzeros`: shape is \[3, 12\]", gptq_with(qzeros=np.zeros((3, 12), "i4"))),
@@ -144,7 +150,7 @@ def test_bits_that_do_not_divide() -> None:
 def test_hostile_numbers_of_bits(bits: Any) -> None:
     with pytest.raises(FormatError, match="bits") as caught:
         read(gptq_with(), {**SETTINGS, "bits": bits})
-    assert caught.value.rule in ("bits", "quantization-config")
+    assert caught.value.rule in ("quantised-bits", "quantization-config")
 
 
 def test_the_format_of_zeros_is_not_guessed() -> None:
@@ -265,7 +271,7 @@ def packed(**changes: Array) -> Arrays:
         ("shape", "`l.weight_scale`: shape is", {"weight_scale": np.ones((3, 2), "f4")}),
         ("shape", "`l.weight_scale`: shape is", {"weight_scale": np.ones((4, 0), "f4")}),
         ("shape", "`l.weight_zero_point`", {"weight_zero_point": np.zeros((2, 2), "i4")}),
-        ("g-idx", "outside the 2 groups", {"weight_g_idx": np.full(64, 2, "i4")}),
+        ("order", "outside the 2 groups", {"weight_g_idx": np.full(64, 2, "i4")}),
         ("type", "`l.weight_scale`: element type is I32", {"weight_scale": np.ones((4, 2), "i4")}),
     ],
 )  # fmt: skip
@@ -390,7 +396,7 @@ def test_damaged_hqq(rule: str, changes: Arrays) -> None:
     read(hqq())
     with pytest.raises(FormatError) as caught:
         read(hqq(**changes))
-    assert caught.value.rule in (rule, "quantised")
+    assert caught.value.rule in (rule_of(rule), "quantised")
 
 
 # ---- settings beside the weights

@@ -102,7 +102,7 @@ def beside(place: Any, verify: Verifier | None = None) -> Callable[[str, int], b
         if source.size > most:
             raise FormatError(
                 f"it has {source.size:,} bytes; at most {most:,} are read",
-                rule="too-large", path=place.locate(name),
+                rule="settings-size", path=place.locate(name),
             )  # fmt: skip
         return bytes(source.read(0, source.size))
 

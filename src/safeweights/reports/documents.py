@@ -172,6 +172,16 @@ class CodeRecord(TypedDict):
     reasons: Annotated[list[str], "What runs code, or was not looked at; at most 20."]
 
 
+class QuantisedRecord(TypedDict):
+    """The weights of one scheme of quantisation, see docs/quantised.md."""
+
+    scheme: Annotated[str, "Its name, such as `gptq`."]
+    weights: Annotated[int, "Number of weights that can be dequantised."]
+    parameters: Annotated[int, "Elements of these weights, dequantised."]
+    bytes: Annotated[int, "Bytes of all their stored parts."]
+    bits_per_weight: Annotated[float | None, "Bits of stored data for each element."]
+
+
 class ModelRecord(TypedDict):
     """What the model is, from headers and from the configuration files beside them."""
 
@@ -183,6 +193,7 @@ class ModelRecord(TypedDict):
     vocabulary: Annotated[int | None, "Number of tokens that it knows."]
     tied: Annotated[list[str], "Tensors that are another one's weights and are not stored."]
     quantisation: Annotated[str | None, "What the settings say the weights are quantised as."]
+    quantised: Annotated[list[QuantisedRecord], "The schemes that names and types show."]
     bits_per_parameter: Annotated[float | None, "Bits of stored data for each element, on average."]
     memory: Annotated[
         list[MemoryRecord], "Memory for the weights alone: elements x bytes of the type."
@@ -195,9 +206,7 @@ class ModelRecord(TypedDict):
     modules: Annotated[list[ModuleRecord], "The tree of modules, as deep as 200 records allow."]
     signature: Annotated[str | None, "A signature file that covers it; it was not verified."]
     code: CodeRecord
-    problems: Annotated[
-        list[str], "Configuration files that could not be read; names that loaders will not find."
-    ]
+    problems: Annotated[list[str], "What could not be read; names that loaders will not find."]
 
 
 class ShowDocument(TypedDict):

@@ -23,6 +23,7 @@ from ..trust.verifier import plain_source, plain_store, verifier
 from .calls import loading_calls
 from .inventory import rows, total, unreadable
 from .modules import module_tree, most_repeated, outline
+from .quantisation import quantised_records
 from .settings import Facts, Part, Settings, gguf_facts, model_facts, model_parts, read_settings
 
 if TYPE_CHECKING:
@@ -244,6 +245,7 @@ def _model(
         facts = gguf_facts(keys)
     repeated = None if opened.parts else most_repeated(modules)
     sums = total(found)
+    quantised, problems = quantised_records(opened.checkpoints)
     record: ModelRecord = {
         "summary": "",
         "source": facts.source,
@@ -253,6 +255,7 @@ def _model(
         "vocabulary": facts.vocabulary,
         "tied": _tied(opened.root, facts),
         "quantisation": facts.quantisation,
+        "quantised": quantised,
         "bits_per_parameter": _bits(found),
         "memory": _memory(sums["parameters"]),
         "cache": facts.cache,
@@ -261,7 +264,7 @@ def _model(
         "modules": outline((each.record() for each in modules), _MODULES_MAX),
         "signature": _signature(path) if opened.kind != "stdin" and not is_url(path) else None,
         "code": _code(path, opened, verify),
-        "problems": list(settings.problems),
+        "problems": [*settings.problems, *problems],
     }
     if opened.root is not None and (prefix := wrapper_prefix(opened.root)):
         record["problems"].append(wrapper_sentence(prefix))
@@ -280,7 +283,7 @@ def _summary(record: ModelRecord, sums: TotalRecord, kinds: list[DTypeRecord], f
         f"for {adapter['base']}" if adapter and adapter["base"] else None,
         f"{human_count(sums['parameters'])} parameters",
         dtype and (f"{dtype} and {plural(len(kinds) - 1, 'type')} more" if kinds[1:] else dtype),
-        record["quantisation"],
+        record["quantisation"] or _schemes(record),
         plural(layers, "layer") if layers else None,
         plural(len(record["parts"]), "part") if record["parts"] else None,
         plural(files, "file") if files > 1 else None,
@@ -290,6 +293,14 @@ def _summary(record: ModelRecord, sums: TotalRecord, kinds: list[DTypeRecord], f
         f"runs code: {record['code']['verdict']}",
     )
     return " · ".join(printable(fact) for fact in facts if fact)
+
+
+def _schemes(record: ModelRecord) -> str | None:
+    found = record["quantised"]
+    if not found:
+        return None
+    more = f" and {plural(len(found) - 1, 'scheme')} more" if found[1:] else ""
+    return f"{found[0]['scheme']}{more}"
 
 
 def _by_dtype(found: Iterable[Row]) -> list[DTypeRecord]:

@@ -38,6 +38,10 @@ _DELETE: Final = (
     "Delete it if the model does not need it, or look at it with its own tools in a sandbox."
 )
 _INDEX: Final = "Write the index again (`safeweights repair`), or download the whole model again."
+_SETTINGS: Final = (
+    "Put the model's own config.json beside the weights, or choose the scheme (`--scheme`); see "
+    "docs/quantised.md."
+)
 _LIMITS: Final = (
     "If you trust the file, raise the limit: `safeweights convert --limit NAME=NUMBER`."
 )
@@ -216,6 +220,22 @@ RULES: Final[dict[str, Rule]] = {
     "encrypted": Rule("The file is encrypted.", "Give `-i` the identity that may read it."),
     "compressed-data": Rule("Compressed data is damaged, or grows beyond the limit.", _AGAIN),
     "quantised": Rule("Quantised weights are not what their scheme says.", _AGAIN),
+    "quantised-scale": Rule(
+        "A scale of a quantised weight is NaN, infinite, or 0 where the values are not.", _AGAIN
+    ),
+    "quantised-shape": Rule("The parts of a quantised weight do not fit together.", _AGAIN),
+    "quantised-type": Rule(
+        "A part of a quantised weight has another type than its scheme says.", _AGAIN
+    ),
+    "quantised-bits": Rule("The packed integers of a weight have no width that fits.", _SETTINGS),
+    "quantised-order": Rule("The order of groups (g_idx) names a group that is not there.", _AGAIN),
+    "quantised-ambiguous": Rule(
+        "Names and types of a quantised weight leave a choice that changes its values.", _SETTINGS
+    ),
+    "quantization-config": Rule("The settings of the quantiser cannot be right.", _SETTINGS),
+    "settings-size": Rule(
+        "A settings file beside the weights is larger than any library writes.", _AGAIN
+    ),
     "sparse-tensor": Rule("A sparse tensor's indices do not fit its shape.", _WRITER),
     "tensor-geometry": Rule("A tensor's strides or offset reach outside its storage.", _AGAIN),
     "protobuf": Rule("A Protocol Buffers message is malformed.", _AGAIN),

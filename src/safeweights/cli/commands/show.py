@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         FileRecord,
         ModuleRecord,
         PartRecord,
+        QuantisedRecord,
         ShowDocument,
         ShowEncryptedDocument,
         TotalRecord,
@@ -109,6 +110,7 @@ def _plain(found: ShowDocument) -> Iterator[tuple[str, ...]]:
         value = model[key]
         if value is not None:
             yield key, escape(str(value))
+    yield from map(_quantised, model["quantised"])
     yield "tensors", str(sums["tensors"])
     yield "parameters", str(sums["parameters"])
     yield "bytes", str(sums["bytes"])
@@ -133,6 +135,12 @@ def _plain(found: ShowDocument) -> Iterator[tuple[str, ...]]:
         yield "metadata", escape(key), escape(value)
     for problem in model["problems"]:
         yield "problem", printable(problem)
+
+
+def _quantised(some: QuantisedRecord) -> tuple[str, ...]:
+    bits = some["bits_per_weight"]
+    numbers = (str(some[key]) for key in ("weights", "parameters", "bytes"))
+    return "quantised", some["scheme"], *numbers, "" if bits is None else f"{bits:g}"
 
 
 def _numbers(sums: TotalRecord | ModuleRecord | UnreadableRecord) -> tuple[str, str, str]:
@@ -164,6 +172,10 @@ def _facts(found: ShowDocument) -> Iterator[tuple[str, str]]:
     bits = model["bits_per_parameter"]
     each = f", {bits:g} bits each" if bits is not None else ""
     yield "parameters", f"{exact if about == exact else f'{exact} ({about})'}{each}"
+    for scheme in model["quantised"]:
+        bits = scheme["bits_per_weight"]
+        each = f", {bits:g} bits a weight" if bits is not None else ""
+        yield "quantised", f"{plural(scheme['weights'], 'weight')} as {scheme['scheme']}{each}"
     yield "size", human_bytes(sums["bytes"])
     if len(files) == 1:
         yield "header", human_bytes(files[0]["header_bytes"])

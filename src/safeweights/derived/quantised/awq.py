@@ -83,7 +83,9 @@ def find(names: Names, qweight_name: str) -> Iterator[Found]:
             raise names.fault(f"version is {str(version)[:80]!r}; only gemm is read")
         inputs, groups = qweight.shape[0], scales.shape[0]
         if not groups or not inputs or inputs % groups or not qweight.shape[1]:
-            raise fault(scales, f"{groups} groups do not divide {inputs} inputs", rule="shape")
+            raise fault(
+                scales, f"{groups} groups do not divide {inputs} inputs", rule="quantised-shape"
+            )
         require_shape(qzeros, (groups, qweight.shape[1]))
         return _Awq(f"{stem}weight", {"qweight": qweight, "qzeros": qzeros, "scales": scales})
 

@@ -86,7 +86,7 @@ class _Blockwise(Flat):
         values = np.pad(values, (0, missing)) if missing else values
         scale = self._scales(blocks)
         if not np.isfinite(scale).all():
-            raise fault(self.parts["absmax"], "a scale is NaN or infinite", rule="scale")
+            raise fault(self.parts["absmax"], "a scale is NaN or infinite", rule="quantised-scale")
         found: Array = values.reshape(len(blocks), self._size) * scale[:, None]
         return found.reshape(-1)[begin - start : end - start]
 
@@ -135,7 +135,7 @@ def _build_4bit(
         raise fault(
             weight,
             f"it has {weight.nbytes} bytes, but {count} values of 4 bits take {-(-count // 2)}",
-            rule="shape",
+            rule="quantised-shape",
         )
     blocks = -(-count // size)
     require_shape(parts["absmax"], (blocks,), (blocks, 1))
@@ -211,7 +211,9 @@ def find_int8(names: Names, scb_name: str) -> Iterator[Found]:
         require_type(scale, "F32", "F16", "BF16")
         if len(weight.shape) != 2:
             raise fault(
-                weight, f"shape is {list(weight.shape)}, but must be a matrix", rule="shape"
+                weight,
+                f"shape is {list(weight.shape)}, but must be a matrix",
+                rule="quantised-shape",
             )
         require_shape(scale, (weight.shape[0],))
         for each in extras:

@@ -118,7 +118,7 @@ def _build(names: Names, name: str, parts: dict[str, Tensor]) -> Grouped:
         raise fault(
             parts["weight_shape"],
             f"it says [{rows}, {columns}], but {quote(packed.name)} has {list(packed.shape)}",
-            rule="shape",
+            rule="quantised-shape",
         )
     bits, dense = _width(names, packed, columns)
     if len(scale.shape) != 2 or scale.shape[0] not in (1, rows) or not scale.shape[1]:
@@ -126,7 +126,9 @@ def _build(names: Names, name: str, parts: dict[str, Tensor]) -> Grouped:
     groups = scale.shape[1]
     size = _group_size(names)
     if columns % groups and (size is None or -(-columns // size) != groups):
-        raise fault(scale, f"{groups} groups do not divide {columns} columns", rule="shape")
+        raise fault(
+            scale, f"{groups} groups do not divide {columns} columns", rule="quantised-shape"
+        )
     weight = _Packed(name, (rows, columns), parts, bits, dense=dense)
     if size is not None and -(-columns // size) == groups:
         weight.block = (weight.block[0], size)
@@ -171,11 +173,15 @@ def _width(names: Names, packed: Tensor, columns: int) -> tuple[int, bool]:
     if not found:
         wanted = f"{' or '.join(map(str, given)) or '1 to 8'} bits"
         raise fault(
-            packed, f"its {words} words a row are not {columns} integers of {wanted}", rule="bits"
+            packed,
+            f"its {words} words a row are not {columns} integers of {wanted}",
+            rule="quantised-bits",
         )
     if len(found) > 1:
         choices = ", ".join(f"{bits} bits{'' if dense else ' with gaps'}" for bits, dense in found)
-        raise fault(packed, f"its width fits {choices}: give config_groups", rule="ambiguous")
+        raise fault(
+            packed, f"its width fits {choices}: give config_groups", rule="quantised-ambiguous"
+        )
     return found[0]
 
 
@@ -186,5 +192,5 @@ def _group_of(g_idx: Tensor, columns: int, groups: int) -> Array | None:
     if (found == -1).all():  # not set
         return None
     if int(found.min()) < 0 or int(found.max()) >= groups:
-        raise fault(g_idx, f"an index is outside the {groups} groups", rule="g-idx")
+        raise fault(g_idx, f"an index is outside the {groups} groups", rule="quantised-order")
     return found

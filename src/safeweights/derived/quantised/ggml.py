@@ -399,7 +399,9 @@ class _Ggml(Weight):
         try:
             return self._decode(stored.reshape(-1, nbytes)).reshape(len(rows), -1)
         except _ScaleError as error:
-            raise fault(self.anchor, "a scale is NaN or infinite", rule="scale") from error
+            raise fault(
+                self.anchor, "a scale is NaN or infinite", rule="quantised-scale"
+            ) from error
 
 
 def find(names: Names, name: str, tensor: GgmlTensor) -> Iterator[Found]:

@@ -108,7 +108,7 @@ def _build(names: Names, name: str, parts: dict[str, Tensor]) -> Grouped:
         raise FormatError(
             f"{quote(qweight.name)} is GPTQ, but nothing tells whether zeros are stored less 1: choose "
             "the scheme gptq (they are) or gptq_v2 (they are not), or give the settings",
-            rule="ambiguous", path=names.path or None, tensor=qweight.name,
+            rule="quantised-ambiguous", path=names.path or None, tensor=qweight.name,
         )  # fmt: skip
     if form not in FORMATS:
         raise names.fault(
@@ -136,11 +136,13 @@ def _width(names: Names, qzeros: Tensor, outputs: int) -> int:
         raise fault(
             qzeros,
             f"shape is {list(qzeros.shape)}, which {given} bits of {outputs} outputs do not give",
-            rule="bits",
+            rule="quantised-bits",
         )
     if given is None and len(fits) != 1:
         raise fault(
-            qzeros, "its width does not tell the number of bits; give bits", rule="ambiguous"
+            qzeros,
+            "its width does not tell the number of bits; give bits",
+            rule="quantised-ambiguous",
         )
     return fits[0] if given is None else given
 
@@ -156,5 +158,5 @@ def _group_of(names: Names, g_idx: Tensor | None, inputs: int, groups: int) -> A
     require_shape(g_idx, (inputs,))
     found = read_box(g_idx, Range(0, inputs)).astype(np.int64)
     if int(found.min()) < 0 or int(found.max()) >= groups:
-        raise fault(g_idx, f"an index is outside the {groups} groups", rule="g-idx")
+        raise fault(g_idx, f"an index is outside the {groups} groups", rule="quantised-order")
     return found

@@ -93,7 +93,7 @@ class Grouped(Weight):
 
     def _check(self, scale: Array) -> None:
         if not np.isfinite(scale).all():
-            raise fault(self.scale_part, "a scale is NaN or infinite", rule="scale")
+            raise fault(self.scale_part, "a scale is NaN or infinite", rule="quantised-scale")
 
     def _check_zero(
         self, scale: Array, out: Array, rows: Range, columns: Range, reach: Range
@@ -101,7 +101,9 @@ class Grouped(Weight):
         zero = self._spread((scale == 0).astype("<f4"), rows, columns, reach)
         if (np.nan_to_num(out, nan=1.0) * zero).any():
             raise fault(
-                self.scale_part, "a scale is 0, but the values it scales are not", rule="scale"
+                self.scale_part,
+                "a scale is 0, but the values it scales are not",
+                rule="quantised-scale",
             )
 
     def _spread(self, blocks: Array, rows: Range, columns: Range, reach: Range) -> Array:

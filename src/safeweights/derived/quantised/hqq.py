@@ -89,7 +89,9 @@ class _Hqq(Flat):
         scale = numbers(self._scale, read_box(self._scale, groups))
         zero = numbers(self._zero, read_box(self._zero, groups))
         if not np.isfinite(scale).all() or not np.isfinite(zero).all() or not scale.all():
-            raise fault(self.parts["scale"], "a scale is 0, NaN or infinite", rule="scale")
+            raise fault(
+                self.parts["scale"], "a scale is 0, NaN or infinite", rule="quantised-scale"
+            )
         if self._by_row:
             scale, zero = scale[:, None], zero[:, None]
         out -= zero
@@ -144,12 +146,14 @@ def _state(names: Names, stem: str, codes: Tensor) -> _State:
         require_type(read[key], "I32", "I64", "U8")
         value = read_all(read[key]).reshape(-1)
         if len(value) != 1:
-            raise fault(read[key], "it is not one number", rule="shape")
+            raise fault(read[key], "it is not one number", rule="quantised-shape")
         numbers_of[key] = int(value[0])
     if packing not in _PACKINGS:
-        raise fault(read["packing"], f"{quote(packing[:80])} is no packing of HQQ", rule="bits")
+        raise fault(
+            read["packing"], f"{quote(packing[:80])} is no packing of HQQ", rule="quantised-bits"
+        )
     if len(shape) > 8 or not shape or min(shape) < 1 or math.prod(shape) >= 1 << 48:
-        raise fault(read["shape"], f"{list(shape)} is no shape", rule="shape")
+        raise fault(read["shape"], f"{list(shape)} is no shape", rule="quantised-shape")
     size, axis = numbers_of["group_size"], numbers_of["axis"]
     if size < 1 or math.prod(shape) % size or axis not in (0, 1):
         raise fault(
@@ -164,7 +168,9 @@ def _build(name: str, parts: dict[str, Tensor], state: _State) -> Flat:
     groups = math.prod(state.shape) // state.group_size
     height, width = (groups, state.group_size) if state.axis == 1 else (state.group_size, groups)
     if fold != 10 and height % fold:
-        raise fault(parts["W_q"], f"{height} rows are not packed {fold} in one", rule="shape")
+        raise fault(
+            parts["W_q"], f"{height} rows are not packed {fold} in one", rule="quantised-shape"
+        )
     require_shape(parts["W_q"], (-(-height // fold), width))
     for role in ("scale", "zero"):
         require_type(parts[role], "F32", "F16", "BF16")

@@ -162,14 +162,14 @@ def _extent(weight: Tensor, scale: Tensor, axis: int, size: int, given: list[int
             scale,
             f"shape is {list(scale.shape)}, which does not divide the {list(weight.shape)} of "
             f"{quote(weight.name)} into blocks",
-            rule="shape",
+            rule="quantised-shape",
         )
     sizes = " or ".join(map(str, fits))
     raise fault(
         scale,
         f"shape is {list(scale.shape)}: blocks of {sizes} would fit {list(weight.shape)}; the settings "
         "(config.json, settings=) must give weight_block_size",
-        rule="ambiguous",
+        rule="quantised-ambiguous",
     )
 
 

@@ -109,7 +109,9 @@ def require_shape(tensor: Tensor, *shapes: tuple[int, ...]) -> None:
     """
     if tensor.shape not in shapes:
         wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
-        raise fault(tensor, f"shape is {list(tensor.shape)}, but must be {wanted}", rule="shape")
+        raise fault(
+            tensor, f"shape is {list(tensor.shape)}, but must be {wanted}", rule="quantised-shape"
+        )
 
 
 def require_type(tensor: Tensor, *codes: str) -> None:
@@ -120,7 +122,9 @@ def require_type(tensor: Tensor, *codes: str) -> None:
     """
     if tensor.dtype not in codes:
         raise fault(
-            tensor, f"element type is {tensor.dtype}, but must be {' or '.join(codes)}", rule="type"
+            tensor,
+            f"element type is {tensor.dtype}, but must be {' or '.join(codes)}",
+            rule="quantised-type",
         )
 
 
@@ -143,11 +147,13 @@ def one_number(tensor: Tensor) -> float:
     """
     if math.prod(tensor.shape) != 1:
         raise fault(
-            tensor, f"shape is {list(tensor.shape)}, but must hold one number", rule="shape"
+            tensor,
+            f"shape is {list(tensor.shape)}, but must hold one number",
+            rule="quantised-shape",
         )
     value = float(numbers(tensor, read_all(tensor).reshape(1))[0])
     if not math.isfinite(value) or value == 0:
-        raise fault(tensor, f"the scale is {value}", rule="scale")
+        raise fault(tensor, f"the scale is {value}", rule="quantised-scale")
     return value
 
 

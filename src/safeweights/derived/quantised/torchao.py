@@ -110,7 +110,7 @@ def _build(
     if four and qdata.dtype != "F4":
         shape = (*shape[:-1], shape[-1] * 2)
     if len(shape) < 2 or not math.prod(shape):
-        raise fault(qdata, f"shape is {list(shape)}", rule="shape")
+        raise fault(qdata, f"shape is {list(shape)}", rule="quantised-shape")
     types = {
         "Float8Tensor": FLOATS8,
         "NVFP4Tensor": ("U8", "F4"),

@@ -98,7 +98,9 @@ def read_box(tensor: Tensor, *ranges: Range) -> Array:
     """
     kind = _RAW.get(tensor.dtype, "u1" if tensor.dtype in CODES else None)
     if kind is None:
-        raise fault(tensor, f"no scheme has parts of element type {tensor.dtype}", rule="type")
+        raise fault(
+            tensor, f"no scheme has parts of element type {tensor.dtype}", rule="quantised-type"
+        )
     counts = tuple(map(len, ranges))
     starts = tuple(each.begin for each in ranges)
     data = tensor.read_selection(Selection(starts, counts, (1,) * len(counts), (), counts))
