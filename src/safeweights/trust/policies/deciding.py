@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from ...errors import quote
 from .policy import LEVELS, Decision, LockEntry, Reason, Related
+from .subjects import folders_above
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -327,7 +328,8 @@ def _other_rules(policy: Policy, rule: Rule, evidence: Evidence) -> Iterator[Rea
     path = evidence.path or evidence.subject
     prefix = "" if path == "." else f"{path.rstrip('/')}/"
     for name in evidence.files if stricter else ():
-        other = next((each for each in stricter if each.matches(f"{prefix}{name}")), None)
+        names = tuple(folders_above(f"{prefix}{name}"))
+        other = next((each for each in stricter if each.matched(names) is not None), None)
         if other is not None:
             text = (
                 f"the rule {quote(other.pattern)} applies to {quote(name)}, and {quote(rule.pattern)} "

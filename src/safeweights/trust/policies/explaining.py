@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -82,7 +81,8 @@ def explain(path: str, policy: Policy, *, name: str | None = None) -> Explanatio
     place = place_of(path, policy.base)
     model = model_of(place, policy, name=name)
     subject = place.name if name is None else canonical(name)
-    found = [_matched(rule, subject) for rule in policy.rules]
+    names = tuple(folders_above(subject))
+    found = [rule.matched(names) for rule in policy.rules]
     if name is None and place.problem:
         found = [None] * len(found)
     first = next((index for index, each in enumerate(found) if each is not None), None)
@@ -112,11 +112,6 @@ def explain(path: str, policy: Policy, *, name: str | None = None) -> Explanatio
         remembered=lock.get(model.subject) if lock else None,
         others=others,
     )
-
-
-def _matched(rule: Rule, subject: str) -> str | None:
-    names = folders_above(subject)
-    return next((name for name in names if fnmatch.fnmatchcase(name, rule.pattern)), None)
 
 
 def unreachable(policy: Policy) -> list[int]:

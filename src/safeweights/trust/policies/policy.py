@@ -9,7 +9,9 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ...errors import quote
@@ -18,6 +20,8 @@ from ..errors import DocumentError, PolicyViolationError
 from .subjects import folders_above
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from ..access.rules import AccessRules
     from ..signatures.verifying import SignedBy, Trust
 
@@ -110,7 +114,16 @@ class Rule:
 
     def matches(self, subject: str) -> bool:
         """Whether the pattern matches the subject or a folder above it."""
-        return any(fnmatch.fnmatchcase(name, self.pattern) for name in folders_above(subject))
+        return self.matched(folders_above(subject)) is not None
+
+    def matched(self, names: Iterable[str]) -> str | None:
+        """The first of `names` that the pattern matches."""
+        return next(filter(self._match, names), None)
+
+    @cached_property
+    def _match(self) -> Callable[[str], object]:
+        # Not `fnmatchcase`: it keeps the last few hundred patterns, and a policy may have thousands.
+        return re.compile(fnmatch.translate(self.pattern)).match
 
     @property
     def names_one_model(self) -> bool:
@@ -181,7 +194,8 @@ class Policy:
 
     def rule_for(self, subject: str) -> Rule | None:
         """The first rule that matches the subject or a folder above it."""
-        return next((rule for rule in self.rules if rule.matches(subject)), None)
+        names = tuple(folders_above(subject))
+        return next((rule for rule in self.rules if rule.matched(names) is not None), None)
 
     def check_rootless(self) -> None:
         """Refuse patterns that match no absolute path, where subjects are absolute paths.
