@@ -55,6 +55,9 @@ class SafetensorsFile:
         """
         return cls(open_source(target, backend=backend, verify=verify))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SafetensorsFile, (self.source,)  # the header is read again: it is long
+
     def tensor(self, name: str) -> FileTensor:
         """The tensor called `name`, unread."""
         info = self.header.tensors.get(name) if isinstance(name, str) else None

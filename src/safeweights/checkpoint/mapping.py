@@ -162,6 +162,17 @@ class Checkpoint(Mapping[str, Tensor]):
         state = "closed" if self._tensors is None else f"{len(self._tensors)} tensors"
         return f"<Checkpoint {quote(self.name)}: {state}>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled for worker processes: files are opened there again, and have to be the same.
+
+        Raises:
+            UnsupportedError: Something in it cannot be opened in another process.
+        """
+        tensors = self._open_tensors()
+        if isinstance(tensors, _Unread):
+            return Checkpoint.from_files, (self.files, self.name)
+        return _made_again, (dict(tensors), self._metadata, self.name, self.format)
+
     def info(self, name: str) -> TensorInfo:
         """Type, shape and place of a tensor; the place counts from the beginning of its file's data."""
         return self[name].info
@@ -266,6 +277,15 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _made_again(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None,
+    name: str,
+    format: str,  # noqa: A002
+) -> Checkpoint:
+    return Checkpoint(tensors, metadata, name=name, format=format)
 
 
 def matches(name: str, patterns: Collection[str]) -> bool:

@@ -206,6 +206,9 @@ class FileTensor(Tensor):
         self.data_start = data_start
         self._offset = data_start + info.begin
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FileTensor, (self.name, self._info, self.source, self.data_start)
+
     @property
     def info(self) -> TensorInfo:
         return self._info
@@ -240,6 +243,9 @@ class MemoryTensor(Tensor):
     def __init__(self, name: str, dtype: str, shape: Iterable[int], data: Any) -> None:
         self._data = flat(data)
         super().__init__(name, dtype, tuple(shape), len(self._data))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MemoryTensor, (self.name, self.dtype, self.shape, bytes(self._data))
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
         view = self._within(buffer, offset)

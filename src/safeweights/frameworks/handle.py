@@ -192,6 +192,16 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         self._checkpoint = Checkpoint.from_files([file], file.name)
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled for worker processes, such as those of a `DataLoader`: see `Checkpoint`."""
+        state = {
+            "_device": self._device,
+            "_checkpoint": self._checkpoint,
+            "_copies": self._copies,
+            "_copies_all": self._copies_all,
+        }
+        return _handle_again, (type(self), self._adapter.name, state)
+
     def _opened(self) -> Checkpoint:
         if self._checkpoint is None:
             raise ClosedError
@@ -337,6 +347,15 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
     def __repr__(self) -> str:
         state = "closed" if self._checkpoint is None else repr(self._checkpoint.name)
         return f"<safe_open {state} for {self._adapter.name}>"
+
+
+def _handle_again(
+    kind: type[safe_open[Any]], framework: str, state: dict[str, Any]
+) -> safe_open[Any]:
+    """A handle that was pickled, in the process that reads the pickle."""
+    handle = kind.__new__(kind)
+    vars(handle).update(state, _adapter=adapter_for(framework))
+    return handle
 
 
 class _safe_open_handle(safe_open[T]):  # noqa: N801 - the reference's name

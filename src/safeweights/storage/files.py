@@ -14,7 +14,7 @@ import weakref
 from functools import partial
 from typing import Any, Final
 
-from ..errors import UnsupportedError
+from ..errors import ChangedError, UnsupportedError
 from .mappings import is_checked, note_mapping
 from .memory import PAGE, allocate, blank_bytes
 from .parallel import CHUNK, in_parallel
@@ -85,6 +85,8 @@ class DescriptorSource(Source):
         self.in_memory = self._map is not None
         if self._map is not None:
             self.size = len(self._map)
+        self._status = status
+        self._mapped = mapped
         self._direct = _reopen_direct(descriptor) if direct else None
         if self._direct is not None:
             weakref.finalize(self, os.close, self._direct)
@@ -94,6 +96,28 @@ class DescriptorSource(Source):
     def fileno(self) -> int:
         """The descriptor, which the source still owns."""
         return self._descriptor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by path: it is opened again, and has to be the same file.
+
+        Raises:
+            UnsupportedError: There is no such file at its path.
+        """
+        path = os.path.abspath(self.name)
+        try:
+            same = os.path.samestat(os.stat(path), self._status)
+        except OSError:
+            same = False
+        if not same:
+            raise UnsupportedError(
+                "the file cannot be pickled: it is not at its path", path=self.name
+            )
+        options = {
+            "mapped": self._mapped,
+            "direct": self._direct is not None,
+            "choose": self._choose,
+        }
+        return _opened_again, (path, _identity(self._status), options, self.version)
 
     def for_all(self) -> Source:
         if (
@@ -199,6 +223,31 @@ class DescriptorSource(Source):
             self._read(base + begin + done, memory[begin + done : end])
 
 
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """Tells a file from one that replaced it, and from itself after it was written to."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _opened_again(
+    path: str, identity: tuple[int, ...], options: dict[str, bool], version: str | None
+) -> DescriptorSource:
+    """A source that was pickled, in the process that reads the pickle.
+
+    Raises:
+        ChangedError: There is another file at the path by now, or it was written to.
+        OSError: It cannot be opened.
+    """
+    descriptor = _open_regular(path, path)
+    if _identity(os.fstat(descriptor)) != identity:
+        os.close(descriptor)
+        raise ChangedError(
+            "the file was replaced since it was first opened; open it again", path=path
+        )
+    source = DescriptorSource(descriptor, path, **options)
+    source.version = version
+    return source
+
+
 def _reopen_direct(descriptor: int) -> int | None:
     """A second descriptor of the same file, for direct I/O; None where the system has none."""
     if not hasattr(os, "O_DIRECT"):
@@ -251,6 +300,19 @@ def open_file(path: str | os.PathLike[str], backend: str) -> DescriptorSource:
     """Open a regular file by its path; see `safeweights.storage.open_source`."""
     check_backend(backend)
     name = decoded(path)
+    descriptor = _open_regular(path, name)
+    chooses = backend in {"read", "auto"} and not is_remote(descriptor)
+    mapped = backend == "mmap" or (backend == "auto" and chooses)
+    return DescriptorSource(
+        descriptor,
+        name,
+        mapped=mapped,
+        direct=backend == "direct",
+        choose=chooses,
+    )
+
+
+def _open_regular(path: str | os.PathLike[str], name: str) -> int:
     # O_NONBLOCK: opening a FIFO must not wait for a writer. O_NOCTTY: opening a terminal must not make
     # it the controlling terminal of this process.
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
@@ -266,15 +328,7 @@ def open_file(path: str | os.PathLike[str], backend: str) -> DescriptorSource:
     except BaseException:
         os.close(descriptor)
         raise
-    chooses = backend in {"read", "auto"} and not is_remote(descriptor)
-    mapped = backend == "mmap" or (backend == "auto" and chooses)
-    return DescriptorSource(
-        descriptor,
-        name,
-        mapped=mapped,
-        direct=backend == "direct",
-        choose=chooses,
-    )
+    return descriptor
 
 
 def _dangling(name: str) -> str | None:

@@ -148,6 +148,17 @@ class Source(ABC):
         """The source to use when all of it will be read: this one, or one that reads faster."""
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How a file reaches a worker process: sources that cannot be opened there again are refused.
+
+        Raises:
+            UnsupportedError: Always, but for files, memory, and parts of them.
+        """
+        raise UnsupportedError(
+            f"a {type(self).__name__} cannot be pickled: open the model in the process that reads it",
+            path=self.name or None,
+        )
+
     def _truncated(self, offset: int, length: int, end: int) -> TruncatedError:
         return TruncatedError(
             f"the file was truncated: {length} bytes wanted from byte {offset}, it ends at byte {end}",
@@ -178,6 +189,14 @@ class BytesSource(Source):
         self._data = flat(data)
         self.name = name
         self.size = len(self._data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Bytes that were verified when they were read are not sent on unverified.
+        return (
+            (BytesSource, (bytes(self._data), self.name))
+            if type(self) is BytesSource
+            else super().__reduce__()
+        )
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         buffer[:] = self.view(offset, len(buffer))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import FormatError
 from .limits import exceeded
@@ -65,6 +65,9 @@ class Window(Source):
         if isinstance(parent, Window):  # a chain of windows would cost a call for each level
             self.parent, self.start = parent.parent, start + parent.start
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Window, (self.parent, self.start, self.size, self.name)
+
     def read_into(self, offset: int, buffer: memoryview) -> None:
         _check(self, offset, len(buffer))
         self.parent.read_into(self.start + offset, buffer)
@@ -87,6 +90,9 @@ class Joined(Source):
         self._parts = list(parts)
         self._starts = [0, *accumulate(part.size for part in self._parts)]
         self.size = self._starts[-1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Joined, (self._parts, self.name)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         _check(self, offset, len(buffer))
