@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -114,6 +115,19 @@ class Dangerous:
         return os.system, ("echo",)
 
 
+def quantised_model(folder: str) -> None:
+    """A model of FP8 with a scale for each block."""
+    Path(folder).mkdir()
+    state = {
+        "model.layers.0.weight": torch.ones(256, 128).to(torch.float8_e4m3fn),
+        "model.layers.0.weight_scale_inv": torch.ones(2, 1),
+        "model.norm.weight": torch.ones(2),
+    }
+    safeweights.torch.save_file(state, f"{folder}/model.safetensors")
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (Path(folder) / "config.json").write_text(json.dumps({"quantization_config": settings}))
+
+
 @pytest.fixture
 def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with every file that the pages name, which is also the home."""
@@ -134,6 +148,7 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {**named, "model.norm.weight": torch.ones(2), "lm_head.weight": torch.ones(20, 2)},
         "folder/model.safetensors",
     )
+    quantised_model("quantised")
     torch.save(state, "pytorch_model.bin")
     torch.save(state, "pytorch_folder/pytorch_model.bin")
     torch.save({"x": Dangerous()}, "download.bin")
