@@ -36,6 +36,7 @@ __all__ = ["Answer", "Patience", "TransientError", "origin_of", "send"]
 _REDIRECTS: Final = 5
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
 _PIECE: Final = 1 << 20
+_SMALL: Final = 1 << 16
 _AGENT: Final = {"User-Agent": "safeweights", "Accept-Encoding": "identity"}
 
 
@@ -144,6 +145,19 @@ class Answer:
         else:
             self._connection.close()
 
+    def dismiss(self, patience: Patience) -> None:
+        """The body is not wanted: keep the connection if little of it is left, else drop both."""
+        if self._left is not None and self._left <= _SMALL:
+            try:
+                self.read_into(memoryview(bytearray(self._left)), patience)
+            except TransientError:
+                self.close()
+                return
+            if not self._left:
+                self.finish()
+                return
+        self.close()
+
     def close(self) -> None:
         """Drop the rest of the body, and the connection."""
         self._response.close()
@@ -194,7 +208,7 @@ def send(
         if answer.status not in _MOVED:
             return answer
         target = answer.headers.get("Location")
-        answer.close()
+        answer.dismiss(patience)
         if not target or body is not None:
             raise broken(where, f"the server answered with status {answer.status}")
         url = _redirected(where, url, target)

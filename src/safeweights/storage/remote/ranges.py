@@ -138,7 +138,7 @@ def repeated(
                 where, method, url, fields, secrets.fields(), patience=patience, body=body
             )
             if answer.status not in accept:
-                answer.close()
+                answer.dismiss(patience)
                 if answer.status == 401 and not renewed and secrets.renew(answer.headers):
                     renewed = True
                     continue
@@ -203,7 +203,7 @@ class WebFile:
             except TransientError as problem:
                 attempts.failed(problem, None)
             else:
-                answer.close()
+                answer.dismiss(self._patience)
                 return True
 
     def open(self, version: str | None = None, sha256: str | None = None) -> RemoteSource:
@@ -351,7 +351,7 @@ class WebFile:
                 if answer.url != url:
                     self._direct = answer.url
                 return answer
-            answer.close()
+            answer.dismiss(self._patience)
             if answer.status in _EXPIRED and not moved and self._move(url):
                 moved = True
             elif answer.status == 401 and not renewed and self._secrets.renew(answer.headers):
