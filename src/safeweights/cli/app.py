@@ -170,8 +170,9 @@ def checkpoint_path(*, many: bool = False) -> Callable[[Callable[..., Any]], Cal
 
 
 _EPILOG: Final = """
-PATH is a file, an index.json or a folder. Commands that only read headers or values also accept - for
-standard input. Piped output is lines of tab-separated fields; names are escaped as in Python.
+PATH is a file, an index.json or a folder, or the URL of one: https, s3, gs, az, hf, oci (docs/remote.md).
+Commands that only read headers or values also accept - for standard input. Piped output is lines of
+tab-separated fields; names are escaped as in Python.
 
 Exit status: 0 yes, 1 no, 2 wrong usage, 3 input could not be read.
 
