@@ -17,7 +17,8 @@ value) cannot be found; run it with ``python -m`` so that it never sees anything
 Python processes that this one starts (multiprocessing, torchrun, ``accelerate launch``, pytest-xdist) do
 the same: `install` sets SAFEWEIGHTS_COMPAT and puts a folder with a ``sitecustomize`` module in front of
 PYTHONPATH. Processes that ignore the environment (``python -I``, ``-E``) or do not import `site` (``-S``)
-do not.
+do not. They load models under the same policy; where it is an object and has no file that could be named
+in the environment, they load none.
 
 The distribution stays installed, with its version: clients look for it (`importlib.metadata`). Where
 it is not, modules of its name are made, and `safetensors.__version__` says `API_VERSION`.
@@ -35,7 +36,7 @@ import sys
 import threading
 import zipfile
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from .errors import SafetensorError
 
@@ -52,6 +53,9 @@ _COMPAT_VARIABLE: Final = "SAFEWEIGHTS_COMPAT"
 
 _CHILDREN: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_children")
 """The folder of the ``sitecustomize`` that child processes import."""
+
+_WITHOUT_POLICY: Final = "without-policy"
+"""Its value where the policy cannot be named in the environment: child processes load no model."""
 
 _POLICY_VARIABLE: Final = "SAFEWEIGHTS_POLICY"
 """The environment variable that names the policy under which a process loads models."""
@@ -116,13 +120,14 @@ def install(*, trust: object = None) -> None:
     Raises:
         TypeError, TrustError, OSError: `trust` cannot be used; nothing is bound.
     """
+    trust = trust or os.environ.get(_POLICY_VARIABLE) or None
     _set_trust(trust)
     with _STATE.changing:
+        _set_environment(trust)
         with _STATE.lock:
             if _STATE.finder is not None:
                 return
             _insert_finder()
-        _set_environment(trust)
         importlib.import_module(PACKAGE)  # which a thread may be doing that waits for the lock
         with _STATE.lock:
             for name, module in list(sys.modules.items()):
@@ -136,7 +141,8 @@ def _join() -> None:
     If the policy cannot be used, the process ends: without it, it must load no model.
     """
     try:
-        _set_trust(None)
+        without = os.environ.get(_COMPAT_VARIABLE) == _WITHOUT_POLICY
+        _set_trust(_refuse if without else os.environ.get(_POLICY_VARIABLE) or None)
     except (SafetensorError, OSError) as error:
         print(f"safeweights.compat: error: {error}", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(
@@ -147,8 +153,18 @@ def _join() -> None:
             _insert_finder()
 
 
+def _refuse(_: object, path: str) -> NoReturn:
+    """The verifier of a child process whose parent loads under a policy that has no file."""
+    from .trust.errors import PolicyViolationError
+
+    raise PolicyViolationError(
+        "the process that started this one loads models under a policy that it could not hand on: install "
+        "one here, or give the path of a policy there",
+        reason="no-policy", path=path,
+    )  # fmt: skip
+
+
 def _set_trust(trust: object) -> None:
-    trust = trust or os.environ.get(_POLICY_VARIABLE) or None
     if trust is not None:
         from .trust.verifier import set_default
 
@@ -169,9 +185,12 @@ def _set_environment(trust: object) -> None:
         folders.insert(0, _CHILDREN)
     wanted = {_COMPAT_VARIABLE: "1", "PYTHONPATH": os.pathsep.join(folders)}
     if isinstance(trust, str | os.PathLike):
+        # Absolute, since they may be started in a folder where an attacker has a file of this name.
         wanted[_POLICY_VARIABLE] = os.path.abspath(os.fsdecode(trust))
+    elif trust is not None:
+        wanted[_COMPAT_VARIABLE] = _WITHOUT_POLICY
     for name, value in wanted.items():
-        _STATE.environment[name] = os.environ.get(name)
+        _STATE.environment.setdefault(name, os.environ.get(name))
         os.environ[name] = value
 
 

@@ -190,3 +190,44 @@ def test_a_program_that_was_not_changed(
         cwd=policy.parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, said in done.stdout + done.stderr) == (status, True), done.stderr
+
+
+CHILD = """
+import subprocess, sys
+import safeweights.compat, safeweights.trust
+{install}
+child = "import sys, safetensors.numpy; print(sorted(safetensors.numpy.load_file(sys.argv[1])))"
+done = subprocess.run([sys.executable, "-c", child, sys.argv[1]], cwd=sys.argv[2])
+sys.exit(done.returncode)
+"""
+
+
+@pytest.mark.parametrize(
+    ("install", "good", "unsigned"),
+    [
+        ("safeweights.compat.install()", "['a']", "PolicyViolationError"),
+        ("safeweights.compat.install(trust='policy.toml')", "['a']", "PolicyViolationError"),
+        # Installed before without one.
+        ("del __import__('os').environ['SAFEWEIGHTS_POLICY']; safeweights.compat.install(); "
+         "safeweights.compat.install(trust='policy.toml')", "['a']", "PolicyViolationError"),
+        ("safeweights.compat.install(trust=safeweights.trust.load_policy('policy.toml'))",
+         "could not hand on", "could not hand on"),
+    ],
+)  # fmt: skip
+def test_child_processes_have_the_policy_of_their_parent(
+    policy: Path, install: str, good: str, unsigned: str
+) -> None:
+    """Also one started in a folder that has a lenient policy of the same name."""
+    elsewhere = policy.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "policy.toml").write_text("root = '/'\n[[rules]]\npattern = '*'\nlevel = 'none'\n")
+    (policy.parent / "program.py").write_text(CHILD.format(install=install))
+    for model, said in (("good", good), ("unsigned", unsigned)):
+        path = str(policy.parent / model / WEIGHTS)
+        done = subprocess.run(
+            [sys.executable, "program.py", path, str(elsewhere)],
+            env=os.environ | {"PYTHONPATH": str(SRC), "SAFEWEIGHTS_POLICY": "policy.toml"},
+            cwd=policy.parent, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert said in done.stdout + done.stderr
+        assert done.returncode == (0 if said == "['a']" else 1)
