@@ -80,6 +80,8 @@ class Options:
             `Checkpoint.dequantize`.
         scheme: The scheme of quantised weights, where names, types and settings leave a choice.
         keep_ties: Write tied weights once for each of their names.
+        keep: ``"optimizer"`` gives the state of the optimizer too, where a format (DeepSpeed ZeRO) keeps
+            it apart from the weights.
         keep_others: Store values other than tensors in the metadata, as JSON under
             ``safeweights.others``.
         metadata: Texts to add to the metadata.
@@ -105,6 +107,7 @@ class Options:
     dequantize: bool = False
     scheme: str | None = None
     keep_ties: bool = False
+    keep: tuple[str, ...] = ()
     keep_others: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     digests: bool = True
@@ -283,7 +286,8 @@ def _refuse_twice(paths: list[str]) -> None:
 def _given(options: Options, verify: Verifier | None) -> OpenOptions:
     # Of quantised weights the values are cast, not the parts: later, when they are dequantised.
     casts = parse_casts(options.dtype) if options.dtype and not options.dequantize else {}
-    return OpenOptions(options.limits, options.densify, casts, verify=verify)
+    optimizer = "optimizer" in options.keep
+    return OpenOptions(options.limits, options.densify, casts, optimizer=optimizer, verify=verify)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class OpenOptions:
         densify: Make sparse and quantised tensors dense instead of refusing them.
         casts: Element type -> the type that its tensors are converted to.
         paddle: Read arrays of 16-bit unsigned integers as BF16, which is what Paddle means by them.
+        optimizer: Give the state of the optimizer too, where a format keeps it apart from the weights.
         verify: Given the source of a further file and its path, the source to read from instead.
         backend: How a further file is read; see `safeweights.storage.open_source`.
     """
@@ -55,6 +56,7 @@ class OpenOptions:
     densify: bool = False
     casts: Mapping[str, str] = field(default_factory=dict)
     paddle: bool = False
+    optimizer: bool = False
     verify: Verifier | None = None
     backend: str = "pread"
 

@@ -55,6 +55,10 @@ _SHOWN: Final = 20
     "--metadata", metavar="KEY=VALUE", multiple=True, help="Add an entry to the metadata."
 )
 @click.option(
+    "--keep", type=click.Choice(["optimizer"]), multiple=True,
+    help="Write the state of the optimizer of a DeepSpeed ZeRO checkpoint too.",
+)  # fmt: skip
+@click.option(
     "--keep-others", is_flag=True,
     help="Store values other than tensors in the metadata, as JSON under safeweights.others.",
 )  # fmt: skip
@@ -166,6 +170,7 @@ def _options(given: dict[str, Any]) -> Options:
         **{name: given[name] for name in ("dry_run", "keep_ties", "keep_others", "format")},
         **{name: given[name] for name in ("trust", "dequantize", "scheme")},
         strip_prefix=given["strip_prefix"],
+        keep=given["keep"],
         max_shard_size=given["max_shard_size"],
         metadata=dict(_pair("--metadata", text) for text in given["metadata"]),
         record=not given["no_record"],

@@ -38,6 +38,7 @@ class Folder:
     Args:
         store: Where they are.
         options: How to open them.
+        inner: The folder in the store; the whole store by default.
 
     Attributes:
         name: What to call the folder in messages.
@@ -45,16 +46,21 @@ class Folder:
         sources: Those that were opened.
     """
 
-    def __init__(self, store: Store, options: OpenOptions) -> None:
+    def __init__(self, store: Store, options: OpenOptions, inner: str = "") -> None:
         self.store = store
-        self.name = store.location
-        self.names = [entry.name for entry in store.list(recursive=False)]
+        self.name = store.locate(inner) if inner else store.location
+        self._prefix = f"{inner}/" if inner else ""
+        listed = store.list(inner, recursive=False)
+        self.names = [entry.name.removeprefix(self._prefix) for entry in listed]
         self.sources: dict[str, Source] = {}
         self._options = options
 
     def has(self, name: str) -> bool:
         """Whether `name` is a file of the folder, or of a folder in it."""
-        return check_inside(name) is None and self.store.kind(name) in ("file", "link")
+        return check_inside(name) is None and self.store.kind(self._prefix + name) in (
+            "file",
+            "link",
+        )
 
     def open(self, name: str) -> Source:
         """The file called `name`.
@@ -64,7 +70,7 @@ class Folder:
         """
         source = self.sources.get(name)
         if source is None:
-            source = self.store.open(name, backend=self._options.backend)
+            source = self.store.open(self._prefix + name, backend=self._options.backend)
             if self._options.verify is not None:
                 source = self._options.verify(source, source.name)
             self.sources[name] = source
@@ -155,6 +161,9 @@ class Assembly:
         if len(self._found.tensors) >= self.options.limits.tensors:
             raise exceeded("tensors", self.options.limits.tensors, self.path)
         self._found.tensors[name] = tensor
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._found.tensors[name]
 
     def __contains__(self, name: str) -> bool:
         return name in self._found.tensors
