@@ -26,9 +26,9 @@ __all__ = ["identity_option", "keyring_of", "new_passphrase"]
 def identity_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options; while the command runs, everything that it opens is decrypted.
 
-    A command with an argument ``identity`` gets the keyring, or None, instead.
+    A command with an argument ``keyring`` gets the keyring, or None, instead.
     """
-    takes_it = "identity" in signature(command).parameters
+    takes_it = "keyring" in signature(command).parameters
 
     @click.option(
         "-i", "--identity-file", "identities", metavar="FILE", type=FILE, multiple=True,
@@ -51,7 +51,7 @@ def identity_option(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         keyring = keyring_of(identities, with_passphrase, passphrase_file)
         if takes_it:
-            return command(*args, identity=keyring, **given)
+            return command(*args, keyring=keyring, **given)
         if keyring is None:
             return command(*args, **given)
         from ..trust.verifier import set_identity

@@ -8,22 +8,28 @@ is denied as ``unknown`` unless the policy allows that.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Final
+import os
+from typing import TYPE_CHECKING, Any, Final
 
+from ..conversion.kinds.catalog import KIND_HEAD
 from ..conversion.kinds.examining import examine
-from ..errors import quote
+from ..errors import SafetensorError, quote
+from ..storage import LocalStore
+from ..text import printable
+from ..trust.access.keyring import is_encrypted
+from ..trust.access.stores import EncryptedStore, plain_name
+from ..trust.files import KEY_FILE
 from ..trust.policies.admission import Admission
 from ..trust.policies.admission import admit as decide
-from ..trust.policies.policy import Finding
+from ..trust.policies.policy import Finding, Policy
+from ..trust.policies.policy_file import load_policy
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator
 
     from ..storage import Source
     from ..trust.policies.audit import AuditLog
     from ..trust.policies.lockfile import LockFile
-    from ..trust.policies.policy import Policy
 
 __all__ = ["admit", "findings_of"]
 
@@ -63,6 +69,7 @@ def admit(
     lock: LockFile | None = None,
     log: AuditLog | None = None,
     beneath: str | None = None,
+    identity: Any = None,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Admission:
@@ -77,6 +84,8 @@ def admit(
             own.
         log: Where the decision is recorded, before it is returned.
         beneath: A folder that every file must be in, links included.
+        identity: Who opens encrypted files: what is in them is then examined too. Without it an encrypted
+            file can hold anything, and is refused unless the policy's ``[access]`` requires encryption.
         workers: Files read at a time; by default the number of cores.
         progress: Called with the bytes read so far, from the calling thread.
 
@@ -85,10 +94,35 @@ def admit(
         VerificationError: A file changed while it was read, or is outside ``beneath``.
         OSError: As the operating system has it.
     """
+    policy = load_policy(policy) if isinstance(policy, str | os.PathLike) else policy
     return decide(
         path, policy, name=name, signature=signature, lock=lock, log=log, beneath=beneath,
-        examine=findings_of, workers=workers, progress=progress,
+        examine=_Examiner(os.fspath(path), policy, identity), workers=workers, progress=progress,
     )  # fmt: skip
+
+
+class _Examiner:
+    """Examines the files of a model, and the plaintext of those that are encrypted."""
+
+    def __init__(self, path: str, policy: Policy, identity: Any) -> None:
+        self._access = policy.access
+        folder = path if os.path.isdir(path) else os.path.dirname(path)
+        self._store = None if identity is None else EncryptedStore(LocalStore(folder), identity)
+
+    def __call__(self, source: Source, name: str) -> Iterator[Finding]:
+        if not is_encrypted(source.read(0, min(KIND_HEAD, source.size))):
+            return findings_of(source, name)
+        if name.endswith(KEY_FILE):
+            return iter(())
+        if self._store is not None:
+            try:
+                plain = self._store.decrypted(source)
+            except SafetensorError as error:
+                return iter([Finding("unknown", name, printable(str(error)))])
+            return findings_of(plain, plain_name(name) or name)
+        if self._access is not None and self._access.requires(name):
+            return iter(())
+        return iter([Finding("unknown", name, f"{quote(name)} is encrypted, and was not examined")])
 
 
 def findings_of(source: Source, name: str) -> Iterator[Finding]:

@@ -31,16 +31,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
-    "ENCRYPTED", "KEY_FILE", "MAX_DOCUMENT", "Entry", "check_model", "check_name", "check_writable",
-    "create_document", "is_bookkeeping", "list_folder", "locked", "open_beneath", "open_regular",
-    "read_document",
+    "ENCRYPTED", "KEY_FILE", "KEY_SIGNATURE", "MAX_DOCUMENT", "Entry", "check_model",
+    "check_name", "check_writable", "create_document", "is_bookkeeping", "list_folder", "locked",
+    "open_beneath", "open_regular", "read_document",
 ]  # fmt: skip
 
 ENCRYPTED: Final = ".age"
 """How the name of a file is continued when it is encrypted."""
 
 KEY_FILE: Final = ".key.age"
-"""How the names of files end that hold the identity of an encrypted model."""
+"""How the names of files end that hold the identity of an encrypted model.
+
+They change with the recipients, so that the signature of a folder leaves them out; each has its own.
+"""
+
+KEY_SIGNATURE: Final = KEY_FILE + ".sig"
+"""How the names of the signatures of key files end."""
 
 MAX_ENTRIES: Final = 1_000_000
 MAX_DOCUMENT: Final = 64 << 20

@@ -10,11 +10,13 @@ from ...reports.problems import NO, YES
 from ...text import escape
 from ..app import FILE, json_option
 from ..decisions import print_decision, record
+from ..identities import identity_option
 from ..watching import watched_files
 from ..writing import check_replaceable, not_stdout
 
 if TYPE_CHECKING:
     from ...reports.documents import AdmitDocument
+    from ...trust import Keyring
     from ..output import Output
 
 __all__ = ["command"]
@@ -40,6 +42,7 @@ __all__ = ["command"]
     help="Write a warrant: the digests of the admitted files, for later loads.",
 )  # fmt: skip
 @click.option("--explain", is_flag=True, help="Also print the reasons for the model.")
+@identity_option
 @json_option
 @click.pass_obj
 def command(
@@ -53,12 +56,16 @@ def command(
     log: str | None,
     warrant: str | None,
     explain: bool,
+    keyring: Keyring | None,
 ) -> int:
     """Decide by a policy whether a model may be used.
 
     Reads every file of a folder: its digest, its signer, and whether loading it runs code. The lock file
     records each model that is accepted for the first time. The exit status is 0 if the model is
     admitted, 1 if it is refused.
+
+    With -i, what is in encrypted files is examined too. Without it they are refused, unless the policy
+    requires in [access] that they are encrypted.
 
     Piped, the first line has allow, warn or refuse, NAME, LEVEL, RULE and SIGNER. A line for each reason
     follows: against or for, CODE, FILE and a sentence. The last lines are warrant or log, with a digest.
@@ -93,7 +100,7 @@ def command(
     with watched_files("reading", [path]) as progress:
         admission = admit(
             path, policy, name=name, signature=signature, lock=LockFile(lock) if lock else None,
-            log=AuditLog(log) if log else None, progress=progress,
+            log=AuditLog(log) if log else None, identity=keyring, progress=progress,
         )  # fmt: skip
     document: AdmitDocument = {
         "schema": "safeweights.admit/1",

@@ -32,7 +32,7 @@ __all__ = ["command"]
 @json_option
 @click.pass_obj
 def command(
-    out: Output, /, path: str, *, output: str | None, policy: str | None, identity: Keyring | None
+    out: Output, /, path: str, *, output: str | None, policy: str | None, keyring: Keyring | None
 ) -> None:
     """Write the plaintext of an encrypted model to a disk.
 
@@ -49,10 +49,10 @@ def command(
     from ...trust import decrypt
 
     not_stdout("-o", output)
-    if identity is None:
+    if keyring is None:
         raise click.UsageError("say who opens it: -i FILE or -p")
     with watched_files("decrypting", [path]) as progress:
-        done = decrypt(path, identity, output, trust=policy, progress=lambda n, _: progress(n))
+        done = decrypt(path, keyring, output, trust=policy, progress=lambda n, _: progress(n))
     if out.json:
         document: DecryptDocument = {
             "schema": "safeweights.decrypt/1",

@@ -12,13 +12,14 @@ from ...storage.places import shown
 from ...text import escape, plural
 from ..app import FILE, json_option
 from ..decisions import print_decision, record
+from ..identities import identity_option
 from ..watching import watched_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...reports.documents import SignerRecord, VerifyDocument, VerifyLogDocument
-    from ...trust import Decision, KeyTrust, PublicKey, SignedBy, TimestampTrust
+    from ...trust import Decision, Keyring, KeyTrust, PublicKey, SignedBy, TimestampTrust
     from ...trust.policies.policy import Evidence
     from ...trust.signatures.verifying import Trust
     from ..output import Output
@@ -110,9 +111,10 @@ def _signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--ignore-unsigned", is_flag=True, help="Allow files that are not signed.")
 @click.option("--allow-symlinks", is_flag=True, help="Follow symbolic links to signed files.")
+@identity_option
 @json_option
 @click.pass_obj
-def command(out: Output, /, path: str, **given: Any) -> int:
+def command(out: Output, /, path: str, *, keyring: Keyring | None, **given: Any) -> int:
     """Verify a model against its signature.
 
     One option defines the required signer: --key; --certificate with --subject, --alternative-name or
@@ -125,6 +127,9 @@ def command(out: Output, /, path: str, **given: Any) -> int:
     authorities timestamped it before that. With --key, --timestamp-roots requires a timestamp.
 
     With --policy, nothing is written to a lock file or log; admit does that.
+
+    Of an encrypted model the ciphertext is verified, for which no key is needed, and the signature of
+    each key file. With -i, the plaintext is verified against the signature inside it too.
 
     With --log, every line of the audit log must contain the hash of the previous line. A changed, removed
     or inserted line is a no. A log whose end is cut off is detected only with --head, the hash that the
@@ -158,6 +163,11 @@ def command(out: Output, /, path: str, **given: Any) -> int:
             path, _trust(way, given), signature=given["signature"], base=given["base"], progress=progress,
             ignore_unsigned=given["ignore_unsigned"], allow_symlinks=given["allow_symlinks"],
         )  # fmt: skip
+    if keyring is not None:
+        from ...trust.policies.sealed import verify_inside
+
+        with watched_files("verifying the plaintext of", [path]) as progress:
+            verify_inside(path, _trust(way, given), keyring, progress=progress)
     document: VerifyDocument = {
         "schema": "safeweights.verify/1",
         "ok": True,

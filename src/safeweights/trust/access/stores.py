@@ -102,6 +102,14 @@ class EncryptedStore(Store):
         found = (each for each in _names(name) if self._store.kind(each) in {"file", "link"})
         return next(found, name + ENCRYPTED)
 
+    def has(self, name: str) -> bool:
+        """Whether a file called `name` is encrypted here; plaintext of that name does not count."""
+        return any(self._store.kind(each) is not None for each in _names(name)[:-1])
+
+    def decrypted(self, source: Source) -> Source:
+        """The plaintext of a file that is open, by the keys of this store."""
+        return self._keyring().open(source)
+
     def write(self, name: str, buffers: Iterable[Buffer], **_: Any) -> None:  # noqa: ARG002
         raise self._read_only()
 

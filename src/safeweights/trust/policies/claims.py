@@ -22,6 +22,7 @@ from ...errors import quote
 from ...storage.places import absolute, is_url, parent
 from ..content.sidecars import SIDECAR
 from ..errors import TrustError, VerificationError
+from ..files import KEY_FILE
 from ..signatures.bundle import SINGLE_FILE, parse_statement
 from ..signatures.discovery import Located, locate
 from ..signatures.verifying import check_signature, read_bundle
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from ..signatures.verifying import SignedBy
     from .policy import Policy, Rule
 
-__all__ = ["Claim", "Claims", "digests_of", "locate_for", "who_signed"]
+__all__ = ["Claim", "Claims", "digests_of", "key_signature", "locate_for", "who_signed"]
 
 _NOT_THEM: Final = frozenset({"wrong-method", "wrong-key"})
 _KEPT: Final = 16
@@ -156,7 +157,8 @@ class Claims:
         model = path if located.alone else located.base
         with self._lock:
             kept = {self._kept.setdefault(model, checked.digest)}
-            if self.one_statement:
+            # Key files are signed on their own: they change with the recipients, the model does not.
+            if self.one_statement and not path.endswith(KEY_FILE):
                 self._first = self._first or checked.digest
                 kept.add(self._first)
         if kept != {checked.digest}:
@@ -226,6 +228,11 @@ def who_signed(bundle: Bundle, policy: Policy, rule: Rule) -> tuple[str, SignedB
     raise nearest or VerificationError("the rule names no signer", reason="no-signer")
 
 
+def key_signature(path: str) -> Located:
+    """The signature of the key file at `path`, which no other signature covers."""
+    return Located(f"{path}.sig", os.path.dirname(path), alone=True)
+
+
 def locate_for(
     place: Place,
     policy: Policy,
@@ -242,6 +249,8 @@ def locate_for(
         given: The signature file that the caller names.
         base: The folder that names in that are relative to; by default the folder of the model.
     """
+    if place.path.endswith(KEY_FILE) and not place.folder:
+        return key_signature(place.path)
     top = os.path.realpath(policy.base) if policy.base and not place.problem else None
     if given is not None:
         signature = absolute(given)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ...errors import quote
-from ...storage import BytesSource, DescriptorSource
+from ...errors import SafetensorError, quote
+from ...storage import BytesSource, DescriptorSource, open_source
 from ...storage.parallel import in_threads
 from ...storage.places import exists, is_url, parent
 from ..content.digests import FileDigest, file_cost, hash_file
@@ -25,9 +25,16 @@ from ..content.reading import VerifiedSource
 from ..content.resources import PartHasher, changed
 from ..content.sidecars import SIDECAR
 from ..errors import TrustError, VerificationError
-from ..files import is_bookkeeping, list_folder, open_regular
+from ..files import (
+    ENCRYPTED,
+    KEY_FILE,
+    KEY_SIGNATURE,
+    is_bookkeeping,
+    list_folder,
+    open_regular,
+)
 from ..signatures.signing import WEIGHTS
-from .claims import Claims, digests_of, locate_for
+from .claims import Claims, digests_of, key_signature, locate_for
 from .policy import Evidence, FileFact, Finding, Role
 from .subjects import canonical, place_of, relative, repository
 
@@ -237,13 +244,28 @@ def gather(
         statement_files=digests_of(signed),
         scope="whole" if place.folder else "file" if model.alone else "part",
         path=None if name is not None else place.name,
-        problem=None if name is not None else place.problem,
+        problem=_access_problem(policy, files) or (None if name is not None else place.problem),
         policy_root=policy.base,
     )
     trees = {each: d.tree for each, d in digests.items() if d.tree and each.endswith(WEIGHTS)}
     return Gathered(
         evidence, frozenset(signed), model.folder, model.located.signature, trees
     )  # fmt: skip
+
+
+def _access_problem(policy: Policy, files: list[_File]) -> tuple[str, str] | None:
+    """Why the policy's ``[access]`` refuses a file; None if it refuses none."""
+    if policy.access is None:
+        return None
+    for file in files:
+        source = open_source(file.path, backend="pread")
+        try:
+            problem = policy.access.problem(file.name, source)
+        except SafetensorError as error:
+            problem = "not-encrypted", str(error)
+        if problem is not None:
+            return problem
+    return None
 
 
 def _facts(
@@ -260,7 +282,12 @@ def _facts(
         role: Role = "content"
         if name in sidecars:
             role = "sidecar"
-        elif is_bookkeeping(name) or name == signature or name.partition("/")[0] in _UNSIGNED:
+        elif (
+            is_bookkeeping(name)
+            or name == signature
+            or name.partition("/")[0] in _UNSIGNED
+            or (name.endswith(KEY_SIGNATURE) and name.removesuffix(".sig") in signed)
+        ):
             role = "bookkeeping"
         facts[name] = FileFact(digest.sha256, digest.size, name in signed, role)
     return facts
@@ -276,7 +303,10 @@ def _claim(
     try:
         claim = claims.read(model.located, rule, place.path)
         if place.folder:
-            return "valid", claim, claim.resources_in(place.path)
+            signed = claim.resources_in(place.path)
+            if any(name.endswith(ENCRYPTED) for name in signed):
+                signed = {**_key_files(place, claims, rule), **signed}
+            return "valid", claim, signed
         resource = claim.resource(place.path)
         if model.located.alone or "." in claim.statement.resources:
             signed = {}
@@ -285,6 +315,20 @@ def _claim(
         return "valid", claim, {**signed, _name_in(model, place.path): resource}
     except TrustError as error:
         return ("missing" if error.reason == "signature-missing" else str(error)), None, {}
+
+
+def _key_files(place: Place, claims: Claims, rule: Rule) -> dict[str, Resource]:
+    """What was signed about the key files of an encrypted model, each by a signature of its own.
+
+    Raises:
+        TrustError: One has none, or another signer's.
+    """
+    found = {}
+    for entry in list_folder(place.path):
+        if entry.name.endswith(KEY_FILE):
+            path = os.path.join(place.path, entry.name)
+            found[entry.name] = claims.read(key_signature(path), rule, path).resource(path)
+    return found
 
 
 def _name_in(model: Model, path: str) -> str:

@@ -13,6 +13,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ...errors import quote
+from ...storage import LocalStore
+from ..access.stores import EncryptedStore
 from ..content.blocktree import BlockTree
 from ..content.reading import VerifiedCopy, VerifiedSource
 from ..content.sidecars import SIDECAR
@@ -22,15 +24,18 @@ from ..signatures.bundle import MAX_BUNDLE, SINGLE_FILE, parse_bundle, parse_sta
 from ..signatures.signing import SIGNATURE
 from .claims import who_signed
 from .enforcing import PolicyVerifier, UnverifiedWarning
+from .policy import Policy, Rule
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ...storage import Source
-    from ..access.stores import EncryptedStore
     from ..signatures.bundle import Statement
-    from .policy import Rule
+    from ..signatures.verifying import Trust
 
-__all__ = ["SealedStatement"]
+__all__ = ["SealedStatement", "verify_inside"]
 
+_PIECE: Final = 1 << 26
 _OWN: Final = (SIGNATURE, "model.oms.sig")
 
 
@@ -73,12 +78,20 @@ class SealedStatement:
                 reason="not-listed", path=source.name,
             )  # fmt: skip
         sidecar = f"{name}{SIDECAR}"
-        if resource.tree and resource.sha256 and store.kind(sidecar) is not None:
+        if resource.tree and resource.sha256 and store.has(sidecar):
             found = store.open(sidecar)
             data = found.read(0, min(found.size, MAX_DOCUMENT + 1))
             tree = BlockTree.decode(data, resource.tree.root, path=found.name)
             return VerifiedSource(source, tree)
         return VerifiedCopy(source, resource)
+
+    def statement(self, store: EncryptedStore) -> Statement | None:
+        """The statement inside a store, verified; None if there is none.
+
+        Raises:
+            VerificationError: It is not by a signer of the rule.
+        """
+        return self._statement(store, store.locate(SIGNATURE))
 
     def _statement(self, store: EncryptedStore, path: str) -> Statement | None:
         """The statement inside, verified; None if there is none, or the rule for `path` names no signer."""
@@ -91,7 +104,7 @@ class SealedStatement:
             return self._known[store.location]
 
     def _read(self, store: EncryptedStore, rule: Rule) -> Statement | None:
-        name = next((each for each in _OWN if store.kind(each) is not None), None)
+        name = next(filter(store.has, _OWN), None)
         if name is None:
             return None
         source = store.open(name)
@@ -105,3 +118,48 @@ class SealedStatement:
                 path=source.name,
             )  # fmt: skip
         return statement
+
+
+def verify_inside(
+    path: str, trust: Trust, identity: object, *, progress: Callable[[int], object] | None = None
+) -> tuple[str, ...]:
+    """Verify the plaintext of an encrypted folder against the statement inside it; the names of its files.
+
+    Every listed file is decrypted and hashed; nothing is written. No other file may be encrypted beside
+    them.
+
+    Args:
+        path: The folder.
+        trust: The signer that is required.
+        identity: Who opens it; see `safeweights.trust.access.identities.as_identities`.
+        progress: Called with the number of bytes that were verified.
+
+    Raises:
+        VerificationError: A file is not what was signed, missing, or not listed; or there is no statement.
+        AccessError: The identity does not open the model.
+        FormatError: A file was changed.
+    """
+    verifier = PolicyVerifier(Policy((Rule("*", signers=("trusted",)),), {"trusted": trust}))
+    check = SealedStatement(verifier)
+    store = EncryptedStore(LocalStore(path), identity, check=check)
+    statement = check.statement(store)
+    if statement is None:
+        raise VerificationError(
+            "there is no signature inside the encrypted model",
+            reason="signature-missing",
+            path=path,
+        )
+    names = [entry.name for entry in store.list() if entry.name not in _OWN]
+    missing = sorted(statement.resources.keys() - set(names))
+    if missing:
+        raise VerificationError(f"{quote(missing[0])} is missing", reason="missing-file", path=path)
+    done = 0
+    for name in names:
+        source = store.open(name)
+        for begin in range(0, source.size, _PIECE):
+            length = min(_PIECE, source.size - begin)
+            source.view(begin, length)
+            done += length
+            if progress is not None:
+                progress(done)
+    return tuple(names)

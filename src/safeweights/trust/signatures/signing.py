@@ -20,7 +20,7 @@ from ..content.digests import FileDigest, hash_files
 from ..content.resources import Part, Resource, TreeReference
 from ..content.sidecars import SIDECAR
 from ..errors import DocumentError, VerificationError
-from ..files import check_name, check_writable, list_folder, open_regular, read_document
+from ..files import KEY_FILE, check_name, check_writable, list_folder, open_regular, read_document
 from .bundle import (
     DEFAULT_IGNORED,
     MAX_BUNDLE,
@@ -77,12 +77,14 @@ class Signed(Described):
         sidecars: The block trees written.
         method: ``"key"``, ``"certificate"`` or ``"keyless"``.
         key_hint: SHA-256 of the public key's PEM; None for keyless.
+        key_signatures: Names of the signatures of the key files in an encrypted folder.
     """
 
     signature: str
     sidecars: tuple[str, ...]
     method: Method
     key_hint: str | None
+    key_signatures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,9 +195,21 @@ def sign(
     for name, data in made.sidecars.items():
         write_file(os.path.join(base, name), [data], durable=True, links="refuse")
     write_file(signature, [bundle], durable=True, links="refuse")
+    keys = key_files(path) if os.path.isdir(path) else []
+    for name in keys:
+        key_file = os.path.join(path, name)
+        digests = hash_files(
+            [(os.path.basename(name), key_file)], tree=lambda _: False, follow=False
+        )
+        resource = _resource(digests[0], SINGLE_FILE, bound=digests[0].name)
+        resource = replace(resource, release=release, model_id=model_id)
+        statement = build_statement(digests[0].name, [resource], [], allow_symlinks=False)
+        signed, _, _ = _signed(statement, signer, chain, timestamp)
+        write_file(f"{key_file}.sig", [signed], durable=True, links="refuse")
     return Signed(
-        subject, made.root, tuple(made.files), signature, tuple(made.sidecars), method, hint
-    )
+        subject, made.root, tuple(made.files), signature, tuple(made.sidecars), method, hint,
+        tuple(f"{name}.sig" for name in keys),
+    )  # fmt: skip
 
 
 def _signed(
@@ -310,7 +324,14 @@ def _ignored(root: str, signature: str, ignore: Iterable[str]) -> list[str]:
             raise DocumentError(f"{quote(name)} {problem}", field="ignore", reason="ignore-paths")
     inside = os.path.relpath(os.path.realpath(signature), os.path.realpath(root))
     inside = inside.replace(os.sep, "/")
+    keys = key_files(root)
+    ignored += [*keys, *(f"{name}.sig" for name in keys)]
     return ignored if inside.startswith("../") else [*ignored, inside]
+
+
+def key_files(root: str) -> list[str]:
+    """The names of the key files in a folder."""
+    return [entry.name for entry in list_folder(root) if entry.name.endswith(KEY_FILE)]
 
 
 def _list(

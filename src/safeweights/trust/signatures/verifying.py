@@ -20,7 +20,7 @@ from ...storage.places import absolute, is_folder, join, parent
 from ..content.digests import FileDigest, file_cost, hash_file
 from ..content.resources import PartHasher, Resource, changed
 from ..errors import DocumentError, TrustError, VerificationError, refusing
-from ..files import Entry, is_bookkeeping, list_folder, read_document
+from ..files import KEY_FILE, KEY_SIGNATURE, Entry, is_bookkeeping, list_folder, read_document
 from .bundle import (
     DEFAULT_IGNORED,
     MAX_BUNDLE,
@@ -279,6 +279,9 @@ def verify(
 ) -> Verification:
     """Verify a file or a folder against its signature, reading every listed byte.
 
+    Of an encrypted model that is the ciphertext, so that no key is needed. Its key files change with the
+    recipients; each must have a signature of its own by the same signer.
+
     Args:
         path: A file or a folder.
         trust: The signer that is required.
@@ -327,7 +330,13 @@ def verify(
         workers=workers, progress=progress,
     )  # fmt: skip
     files = {file.name: file for file in found}
-    return Verification(path, signature, signed_by, statement, files, unsigned)
+    keys = [name for name in unsigned if name.endswith(KEY_FILE)]
+    for name in keys:  # of an encrypted model: each is signed on its own, because it changes
+        key_file = join(root, name)
+        own = verify(key_file, trust, signature=f"{key_file}.sig", workers=workers)
+        files[name] = own.files[os.path.basename(name)]
+    rest = tuple(name for name in unsigned if not name.endswith((KEY_FILE, KEY_SIGNATURE)))
+    return Verification(path, signature, signed_by, statement, files, rest)
 
 
 def _match_folder(
@@ -352,6 +361,8 @@ def _match_folder(
             present.add(entry.name)
         elif _same_file(join(root, entry.name), signature):
             continue
+        elif entry.name.endswith((KEY_FILE, KEY_SIGNATURE)):
+            unsigned.append(entry.name)  # each key file has a signature of its own, see `verify`
         elif ignore_unsigned or covers(left_out, entry.name) or is_bookkeeping(entry.name):
             unsigned.append(entry.name)
         elif statement.sharded and _is_empty(root, entry):
