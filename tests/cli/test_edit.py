@@ -91,3 +91,20 @@ def test_on_a_terminal(terminal, plain, weights, tmp_path):
     assert "module.a -> a" in text
     assert "b: F16 -> F32" in text
     assert "nothing was written (--plan)" in text
+
+
+def test_digest_over_the_data_only(run, weights, tmp_path):
+    import hashlib
+
+    with open(weights, "rb") as file:
+        data = file.read()
+    digest = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    assert run("hash", "--data-only", weights).rows == [[digest, "data-only", weights]]
+    run("edit", weights, "--in-place", "--add-prefix", "x.", "--metadata", f"k={'v' * 500}")
+    document = run("hash", "--data-only", weights, "--json").document
+    assert document["data_only"]
+    assert document["files"][0]["sha256"] == digest, "names do not count"
+    assert run("hash", "--data-only", str(tmp_path)).rows == [[digest, "data-only", weights]]
+    assert run("hash", "--data-only", weights, "--tensors").exit_code == 2
+    (tmp_path / "bad.safetensors").write_bytes(b"junk")
+    assert run("hash", "--data-only", str(tmp_path)).exit_code == 1

@@ -19,7 +19,6 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 from ..checkpoint.mapping import matches
-from ..checkpoint.saving import serialized
 from ..checkpoint.shardindex import ANY_INDEX, index_text
 from ..derived.casting import CastTensor, parse_casts
 from ..derived.quantised.weight import DequantizedTensor
@@ -35,9 +34,10 @@ from .dequantizing import Sources
 from .destination import FOLDER_NAME, Destination, OutputFile, split_output
 from .distributed.finding import find_distributed
 from .distributed.ranks import has_parts, join_ranks
+from .exports import contents_of, format_of
 from .folders import find_checkpoints, left_out
 from .foreign import ForeignCheckpoint, OpenOptions
-from .opening import read_foreign
+from .opening import SAFETENSORS, read_foreign
 from .plan import Plan, make_plan, parse_renames, prefix_renames
 from .record import PART, Conversion, ConvertedFile, dropped_records, others_as_json
 
@@ -429,6 +429,9 @@ class _Job:
     ) -> tuple[list[OutputFile], dict[str, str]]:
         """The files to write, and the weight map of the index, if there is to be one."""
         size = self.options.max_shard_size
+        kind = format_of(self.destination.name or "")
+        if size is not None and kind != SAFETENSORS:
+            raise UnsupportedError(f"a file of the format {kind} cannot be split (max_shard_size)")
         whole = [self._whole(each) for each in inputs]
         one_file = self.destination.name is not None and len(inputs) > 1
         if one_file or (index is not None and size is not None):
@@ -498,14 +501,14 @@ class _Job:
                 if isinstance(tensor, CastTensor | DequantizedTensor):
                     for _ in tensor.chunks():
                         pass
-            size, _ = serialized(output.tensors, output.metadata or None)
+            size, _ = contents_of(output.name, output.tensors, output.metadata)
             self._add_output(output, size, None)
 
     def _write(self, commit: Commit, outputs: list[OutputFile]) -> None:
         done = 0
         for output in outputs:
             payload = output.nbytes
-            size, buffers = serialized(output.tensors, output.metadata or None)
+            size, buffers = contents_of(output.name, output.tensors, output.metadata)
             # An upload cannot be read back: what is sent is hashed.
             sent = self.options.digests and self.destination.store.is_remote
             state = hashlib.sha256() if sent else None
@@ -531,7 +534,8 @@ class _Job:
     def _add_output(self, output: OutputFile, size: int, digest: str | None) -> None:
         path = self.destination.store.locate(output.name)
         tensors = len(output.tensors)
-        self.report.outputs.append(ConvertedFile(path, size, "safetensors", tensors, digest))
+        kind = format_of(output.name)
+        self.report.outputs.append(ConvertedFile(path, size, kind, tensors, digest))
 
     def _make_index(self, name: str | None, weight_map: dict[str, str]) -> bytes:
         if name is None:

@@ -11,6 +11,7 @@ from ..checkpoint import SUFFIX, Tensor
 from ..checkpoint.shardindex import ANY_INDEX, INDEX_SUFFIX
 from ..checkpoint.sharding import EarlierSave, files_in_index, split_into_shards, stem_of
 from ..storage import LocalStore, is_url, place_of
+from .exports import EXPORTS
 from .folders import output_name
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Destination:
         if is_url(path):
             return cls._of_url(path, sources, into_folder=into_folder)
         folder, name = os.path.split(path)
-        one_file = not into_folder or name.endswith(SUFFIX)
+        one_file = not into_folder or name.endswith((SUFFIX, *EXPORTS))
         if one_file and name and not os.path.isdir(path):
             return cls(LocalStore(folder), name)
         folder = os.path.dirname(os.path.join(path, ""))
@@ -96,7 +97,7 @@ class Destination:
     def _of_url(cls, url: str, sources: list[str], *, into_folder: bool) -> Destination:
         """The same; a URL that does not end in a slash names a file, unless there are several."""
         place = place_of(url)
-        one_file = not into_folder or place.name.endswith(SUFFIX)
+        one_file = not into_folder or place.name.endswith((SUFFIX, *EXPORTS))
         if place.name and one_file and place.kind() != "folder":
             return cls(place.store, place.name)
         name = output_name(os.path.basename(sources[0]))

@@ -622,6 +622,7 @@ class HashDocument(TypedDict):
 
     schema: Literal["safeweights.hash/1"]
     ok: Annotated[bool, "Whether everything was hashed; with `--check`, every status is `ok`."]
+    data_only: Annotated[bool, "The digests are those of the data without headers: not for trust."]
     files: Annotated[list[HashedFileRecord] | None, "Null with `--tensors` and `--check`."]
     tensors: Annotated[list[HashedTensorRecord] | None, "With `--tensors`, otherwise null."]
     checked: Annotated[list[CheckedFileRecord] | None, "With `--check`, otherwise null."]

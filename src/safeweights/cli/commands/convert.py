@@ -110,6 +110,9 @@ def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any)
     output per source, or one file of all if its name ends in .safetensors. Missing folders are made. All
     files are written, or none: a conversion that fails or is interrupted changes nothing.
 
+    A DST that ends in .npz, .bin, .pt, .pth or .gguf is written in that format: NumPy's, PyTorch's, or GGUF
+    without quantisation, with --metadata KEY=VALUE or KEY=u32:VALUE (i32, f32, bool ...).
+
     With --dtype, floats are rounded to a narrower type. A value that the new type cannot hold, for
     example a too large one, is an error that names the value.
 

@@ -35,6 +35,11 @@ __all__ = ["command"]
 @click.option(
     "--tensors", is_flag=True, help="Print a digest for each tensor instead of each file."
 )
+@click.option(
+    "--data-only",
+    is_flag=True,
+    help="Print the digest over the data of safetensors files, without their headers.",
+)
 @click.option("--check", "against", metavar="FILE", type=FILE, help="Check the digests in FILE.")
 @click.option(
     "-o", "--output", metavar="FILE", type=FILE,
@@ -50,6 +55,7 @@ def command(
     paths: tuple[str, ...],
     *,
     tensors: bool,
+    data_only: bool,
     against: str | None,
     output: str | None,
     force: bool,
@@ -64,6 +70,9 @@ def command(
     With --tensors, each line is SHA-256, FILE, TENSOR, DTYPE and SHAPE, separated by tabs. The digest
     covers type, shape and bytes, with -i those of the plaintext: equal tensors have equal digests in
     every file and in every format that `convert` reads. In a folder, only safetensors files are read.
+
+    With --data-only, each line is SHA-256, the word data-only, and FILE, separated by tabs. Some hubs
+    show this digest to find a model again. It does not cover names, types and shapes: not for trust.
 
     With --check, names are relative to the current folder. Each line is ok, mismatch, missing or
     unreadable and the name. The exit status is 1 if a file has changed or is missing, and 3 if none has
@@ -81,6 +90,10 @@ def command(
         if tensors or output is not None:
             raise click.UsageError("--check excludes --tensors and -o")
         return _check(out, against)
+    if data_only:
+        if tensors or output is not None or against is not None:
+            raise click.UsageError("--data-only excludes --tensors, --check and -o")
+        return _hash_data(out, paths)
     if tensors and output is not None:
         raise click.UsageError("-o excludes --tensors: it writes digests of files")
     if output == STDOUT and out.json:
@@ -143,6 +156,7 @@ def _hash(
 _EMPTY: HashDocument = {
     "schema": "safeweights.hash/1",
     "ok": True,
+    "data_only": False,
     "files": None,
     "tensors": None,
     "checked": None,
@@ -193,6 +207,31 @@ def _hash_tensors(out: Output, paths: Sequence[str], failed: _Failures) -> int:
             for digest in found
         )
     return len(found)
+
+
+def _hash_data(out: Output, paths: Sequence[str]) -> int:
+    """Print the digest over the data of each safetensors file."""
+    from ...checkpoint import SafetensorsFile
+    from ...storage.hashing import sha256
+    from ...storage.windows import Window
+
+    failed = _Failures(out)
+    found = []
+    for path in (file for each in paths for file in _weights(each, failed)):
+        try:
+            file = SafetensorsFile.open(path, backend="pread")
+            start = file.header.data_start
+            digest = sha256(Window(file.source, start, file.source.size - start))
+            found.append((file.name, file.header.data_size, digest))
+        except (SafetensorError, OSError) as error:  # noqa: PERF203 - files are large
+            failed.add(path, error, explain(error)[0])
+    if out.json:
+        files = [{"path": name, "bytes": size, "sha256": digest} for name, size, digest in found]
+        document = {**_EMPTY, "files": files, "data_only": True, "failed": failed.records}
+        out.document({**document, "ok": bool(found) and not failed.records})
+    else:
+        out.lines((digest, "data-only", escape(name)) for name, _, digest in found)
+    return failed.status
 
 
 def _after(before: int, progress: Callable[[int], object]) -> Callable[[int], object]:
