@@ -27,7 +27,8 @@ class Limits:
     """Bounds on what one file may cost; a number of things, or of bytes where the name says so.
 
     Attributes:
-        opcodes: Pickle instructions, and steps of similar cost in other readers (about 0.5 us each).
+        opcodes: Steps (about 0.25 us each): one for the simplest pickle instructions, two to six for those
+            with arguments, and as many as other readers count for what takes them as long.
         objects: Containers, calls and globals that pickles may create (about 150 bytes each).
         memo: Entries of one pickle's memo, and the largest key: an unpickler allocates up to it.
         marks: Open MARKs, which is how deep a pickle nests while it is read.
@@ -51,7 +52,7 @@ class Limits:
         nesting: Archives inside archives that a scan follows.
     """
 
-    opcodes: int = 8_000_000
+    opcodes: int = 16_000_000
     objects: int = 2_000_000
     memo: int = 4_000_000
     marks: int = 10_000

@@ -107,9 +107,16 @@ class Joined(Source):
 
 
 class ByteReader:
-    """Reads a source forward, through a buffer of one block."""
+    """Reads a source forward, one block at a time.
 
-    __slots__ = ("_base", "_buffer", "_end", "_position", "_source")
+    Attributes:
+        block: The bytes that are buffered.
+        base: Offset of the block in the source.
+        position: Index of the next byte in the block. A loop over single bytes takes them from `block`
+            itself, and sets `position` before it calls a method: a call takes longer than all the rest.
+    """
+
+    __slots__ = ("_end", "_source", "base", "block", "position")
 
     def __init__(self, source: Source, offset: int = 0, end: int | None = None) -> None:
         self._source = source
@@ -119,7 +126,7 @@ class ByteReader:
     @property
     def offset(self) -> int:
         """Offset of the next byte."""
-        return self._base + self._position
+        return self.base + self.position
 
     @property
     def left(self) -> int:
@@ -128,27 +135,37 @@ class ByteReader:
 
     def seek(self, offset: int) -> None:
         """Continue at `offset`."""
-        self._base = offset
-        self._buffer = b""
-        self._position = 0
+        self.base = offset
+        self.block = b""
+        self.position = 0
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes; a FormatError if there are fewer."""
-        start = self._position
+        start = self.position
         stop = start + count
-        if stop > len(self._buffer):
+        if stop > len(self.block):
             self._fill(count)
             start, stop = 0, count
-        self._position = stop
-        return self._buffer[start:stop]
+        self.position = stop
+        return self.block[start:stop]
+
+    def take_counted(self) -> bytes:
+        """The bytes after the next one, which says how many they are."""
+        start = self.position + 1
+        if start <= len(self.block):
+            stop = start + self.block[start - 1]
+            if stop <= len(self.block):
+                self.position = stop
+                return self.block[start:stop]
+        return self.take(self.take(1)[0])
 
     def skip(self, count: int) -> int:
         """Skip `count` bytes; returns the offset of the first of them."""
         start = self.offset
         if count > self._end - start:
             raise truncated(self._source, start, count)
-        if self._position + count <= len(self._buffer):
-            self._position += count
+        if self.position + count <= len(self.block):
+            self.position += count
         else:
             self.seek(start + count)
         return start
@@ -161,17 +178,26 @@ class ByteReader:
         """
         searched = 0
         while True:
-            found = self._buffer.find(b"\n", self._position + searched)
+            found = self.block.find(b"\n", self.position + searched)
             if found >= 0:
-                line = self._buffer[self._position : found]
-                self._position = found + 1
+                line = self.block[self.position : found]
+                self.position = found + 1
                 return line
-            searched = len(self._buffer) - self._position
+            searched = len(self.block) - self.position
             if searched > limit:
                 raise exceeded("inline_bytes", limit, self._source.name, self.offset)
             # Double the buffer, so that a line of n bytes costs O(n), not O(n**2 / block).
             more = min(max(searched, _READ_BLOCK), self._end - self.offset - searched)
             self._fill(searched + max(more, 1))
+
+    def buffer(self) -> None:
+        """Have the next byte in `block`, and the one after it if there is one.
+
+        Raises:
+            FormatError: There is no next byte.
+        """
+        if len(self.block) - self.position < 2:
+            self._fill(min(2, max(self.left, 1)))
 
     def _fill(self, count: int) -> None:
         """Buffer at least `count` bytes from the current offset on."""
@@ -179,6 +205,6 @@ class ByteReader:
         left = self._end - start
         if count > left:
             raise truncated(self._source, start, count)
-        self._buffer = read_bytes(self._source, start, min(max(count, _READ_BLOCK), left))
-        self._base = start
-        self._position = 0
+        self.block = read_bytes(self._source, start, min(max(count, _READ_BLOCK), left))
+        self.base = start
+        self.position = 0

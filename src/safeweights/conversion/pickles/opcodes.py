@@ -106,7 +106,9 @@ class Arguments:
         self.at = reader.offset
         self._source = source
         self._limits = limits
-        self._inline = 0
+        self._held = 0
+        self._held_max = limits.inline_bytes
+        self._value_max = limits.inline_value_bytes
 
     def fault(self, message: str, *, strict: bool = False) -> FormatError:
         """The error for a malformed pickle at the present opcode.
@@ -130,12 +132,7 @@ class Arguments:
 
     def uint1(self) -> int:
         """A byte."""
-        reader = self.reader
-        position = reader._position  # noqa: SLF001 - `take(1)[0]` without its call, see `machine`
-        if position < len(reader._buffer):  # noqa: SLF001
-            reader._position = position + 1  # noqa: SLF001
-            return reader._buffer[position]  # noqa: SLF001
-        return reader.take(1)[0]
+        return self.reader.take(1)[0]
 
     def uint2(self) -> int:
         """Two bytes, little-endian like all numbers below."""
@@ -254,8 +251,8 @@ class Arguments:
 
     def hold(self, count: int) -> None:
         """Count bytes of text or byte strings that are held in memory."""
-        self._inline += count
-        if self._inline > self._limits.inline_bytes:
+        self._held += count
+        if self._held > self._held_max:
             raise self.exceeded("inline_bytes")
 
     def _blob(self, length: int, encoding: str | None) -> Blob:
@@ -289,7 +286,7 @@ class Arguments:
         return self._counted_string(length)
 
     def _counted_string(self, length: int) -> str | bytes | Blob:
-        if length > self._limits.inline_value_bytes:
+        if length > self._value_max:
             return self._blob(length, "ascii")
         return self._old_string(self.reader.take(length))
 
@@ -302,9 +299,17 @@ class Arguments:
         except UnicodeDecodeError as error:
             raise self.fault("the text has an invalid escape") from error
 
-    def text1(self) -> str | Blob:
+    def text1(self) -> str:
         """UTF-8 text with a 1-byte length prefix."""
-        return self._text(self.uint1())
+        # The most frequent argument: `_text` without its calls, in two thirds of the time.
+        data = self.reader.take_counted()
+        self._held += len(data)
+        if self._held > self._held_max:
+            raise self.exceeded("inline_bytes")
+        try:
+            return data.decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise self.fault("the text is not UTF-8") from error
 
     def text4(self) -> str | Blob:
         """UTF-8 text with a 4-byte length prefix."""
@@ -315,7 +320,7 @@ class Arguments:
         return self._text(self.uint8())
 
     def _text(self, length: int) -> str | Blob:
-        if length > self._limits.inline_value_bytes:
+        if length > self._value_max:
             return self._blob(length, "utf-8")
         self.hold(length)
         try:
@@ -336,7 +341,7 @@ class Arguments:
         return self._bytes(self.uint8())
 
     def _bytes(self, length: int) -> bytes | Blob:
-        if length > self._limits.inline_value_bytes:
+        if length > self._value_max:
             return self._blob(length, None)
         self.hold(length)
         return self.reader.take(length)
