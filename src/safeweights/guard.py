@@ -291,7 +291,6 @@ def _converted(call: str, file: Any, framework: str, device: Any = None) -> Any:
             "convert` turns the file into safetensors without executing it",
             path=str(path) if path else None,
         )
-    from .conversion.foreign import ForeignCheckpoint
     from .conversion.opening import open as open_any
     from .conversion.rebuilding import rebuild
     from .frameworks.adapter import adapter_for
@@ -304,11 +303,7 @@ def _converted(call: str, file: Any, framework: str, device: Any = None) -> Any:
         chosen, where = (arrays, None) if is_array else (adapter, place)
         return chosen.decode(tensor.view(), tensor.dtype, tensor.shape, where)
 
-    checkpoint = open_any(file, backend="pread")
-    if not isinstance(checkpoint, ForeignCheckpoint) or checkpoint.tree is None:
-        # a format that has only tensors
-        return {name: decode(tensor, False) for name, tensor in checkpoint.items()}
-    found = rebuild(checkpoint, decode)
+    found = rebuild(open_any(file, backend="pread"), decode)
     if found.changed:
         shown = ", ".join(quote(name, 40) for name in found.changed[:5])
         more = f" and {len(found.changed) - 5:,} more" if len(found.changed) > 5 else ""

@@ -311,7 +311,7 @@ VALID = raw(header(entry("a"), entry("b", "F32", (2,), 1, 9)) + "  ", bytes(9))
     )
 )
 @example(VALID)
-def test_ok_means_that_it_opens_and_bad_that_it_does_not(scratch, contents):
+def test_ok_means_that_it_opens(scratch, contents):
     scratch.write_bytes(contents)
     result = check_path(str(scratch), strict=False)
     if "safetensors" not in result["formats"] and result["formats"]:
@@ -319,7 +319,7 @@ def test_ok_means_that_it_opens_and_bad_that_it_does_not(scratch, contents):
     try:
         checkpoint.open(str(scratch), backend="pread")
     except SafetensorError:
-        assert result["status"] == "bad"
+        assert result["status"] in {"bad", "unreadable"}
         assert any(finding["level"] == "error" for finding in result["findings"])
     else:
         assert result["status"] == "ok"
@@ -415,7 +415,7 @@ def test_a_valid_file_that_another_loader_executes_is_not_ok(run, file):
 
 
 def test_what_was_not_read_to_its_end_cannot_be_looked_at(run, file):
-    result = run("check", file(b"\x80\x02" + b"N0" * 5_000_000 + b"N.", "x.pkl"), "--json")
+    result = run("check", file(b"\x80\x02" + b"(1" * 2_100_000 + b"N.", "x.pkl"), "--json")
     assert (result.exit_code, rules(result)) == (3, ["unread"])
 
 

@@ -7,6 +7,8 @@ import pickle
 import numpy as np
 import pytest
 
+import safeweights
+import safeweights.numpy
 from safeweights.conversion import open
 from safeweights.conversion.pickles.numpy_nodes import ArrayNode, DtypeNode
 from safeweights.conversion.rebuilding import rebuild
@@ -18,3 +20,10 @@ def test_an_array_that_numpy_cannot_have_is_left_out(shape, items) -> None:
     found.tree = [2, ArrayNode(0, DtypeNode("O"), shape, (), items)]
     made = rebuild(found, lambda *_: None)
     assert (made.value, made.changed) == ([2, None], ["1"])
+
+
+def test_what_holds_only_tensors_is_a_dictionary_of_them(tmp_path) -> None:
+    path = tmp_path / "model.safetensors"
+    safeweights.numpy.save_file({"a": np.arange(3)}, path)
+    made = rebuild(safeweights.open(path), lambda tensor, array: (tensor.shape, array))
+    assert (made.value, made.changed) == ({"a": ((3,), False)}, [])

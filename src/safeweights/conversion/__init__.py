@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .opening import open
     from .record import Conversion
     from .scan_report import ScanFinding, ScanReport
-    from .scanning import scan, scan_folder
+    from .scanning import scan
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -32,7 +32,6 @@ __all__ = [
     "convert",
     "open",
     "scan",
-    "scan_folder",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -49,6 +48,5 @@ __getattr__, __dir__ = lazy_names(
         "convert": "converting",
         "open": "opening",
         "scan": "scanning",
-        "scan_folder": "scanning",
     },
 )

@@ -26,7 +26,7 @@ from .readers import flax_msgpack, gguf, hdf5, numpy_files, tensorflow_v2, torch
 if TYPE_CHECKING:
     from ..storage.limits import Limits
 
-__all__ = ["FORMATS", "identify_foreign", "identify_zip", "read_as", "unknown_format"]
+__all__ = ["FORMATS", "identify_foreign", "identify_zip", "read_as"]
 
 FormatReader = Callable[[Source, OpenOptions], ForeignCheckpoint]
 
@@ -158,27 +158,3 @@ def read_as(name: str, source: Source, options: OpenOptions) -> ForeignCheckpoin
     found = FORMATS[name](source, options)
     found.sources = (source,)
     return found
-
-
-def unknown_format(source: Source) -> FormatError:
-    """The error for a file of no known format."""
-    return FormatError(
-        f"this is no checkpoint of a known format{_what(source)}",
-        rule="unknown-format",
-        path=source.name or None,
-    )
-
-
-def _what(source: Source) -> str:
-    """What such a file looks like."""
-    head = read_bytes(source, 0, min(HEAD, source.size))
-    for looks_like, kind in (
-        (zip_reader.looks_like_zip, "zip"),
-        (tar_reader.looks_like_tar, "tar"),
-    ):
-        if looks_like(head):
-            return f"; it is a {kind} archive of other files: extract it first"
-    if (packed := numpy_files.compressed_kind(source)) is not None:
-        return f"; it is {packed}"
-    found = identify(head)
-    return f"; it looks like {found}" if found else ""

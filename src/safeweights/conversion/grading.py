@@ -16,19 +16,18 @@ Pure data and pure functions.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..derived.element_types import TORCH_DTYPES, TORCH_STORAGES
 from ..format.dtypes import DTYPES
+from .classes import ATTRIBUTE_CLASSES
 from .foreign import ALL_CONSTRUCTORS
 from .pickles.distributed_nodes import DISTRIBUTED_CLASSES, DTENSOR_MODULES
 from .pickles.nodes import Blob, Call, DictNode, Effect, Global, PersistentId, Value, modern
 from .pickles.numpy_nodes import int_tuple
 from .pickles.object_nodes import as_bytes, is_int
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = [
     "DANGEROUS_MODULES",
@@ -60,6 +59,24 @@ class Grade(IntEnum):
 
 
 _STORAGE_MODULES: Final = ("torch", "torch.cuda", "torch.storage")
+
+
+class Rule(NamedTuple):
+    """When a call only makes data.
+
+    Attributes:
+        accepts: Whether its arguments are plain.
+        changes: The opcodes that may change the object it makes.
+        states: What BUILD may give to it: a dictionary of attributes, or a tuple that the type's own
+            ``__setstate__`` takes apart.
+        slots: BUILD may also give the attributes of a class with slots: (None, dictionary).
+    """
+
+    accepts: Callable[[Call], bool]
+    changes: tuple[str, ...] = ()
+    states: type | tuple[type, ...] = DictNode
+    slots: bool = False
+
 
 # -- calls of types that only hold data
 
@@ -172,43 +189,98 @@ _DISTRIBUTED: Final = (
     "StorageMeta",
 )
 
-PLAIN_CALLS: Final[dict[tuple[str, str], tuple[Callable[[Call], bool], tuple[str, ...]]]] = {
-    ("builtins", "object"): (_nothing, ()),
-    ("builtins", "type"): (_is_constant_type, ()),
-    ("builtins", "int"): (_atoms, ()),
-    ("builtins", "float"): (_atoms, ()),
-    ("builtins", "bool"): (_atoms, ()),
-    ("builtins", "range"): (_numbers, ()),
-    ("builtins", "slice"): (_atoms, ()),
-    ("collections", "deque"): (_is_new_deque, ("APPEND", "APPENDS")),
-    ("types", "SimpleNamespace"): (_nothing, ("BUILD",)),
-    ("argparse", "Namespace"): (_nothing, ("BUILD",)),
-    ("decimal", "Decimal"): (_texts, ()),
-    ("fractions", "Fraction"): (_is_fraction, ()),
-    ("uuid", "UUID"): (_nothing, ("BUILD",)),
-    ("datetime", "datetime"): (_is_stamp, ()),
-    ("datetime", "date"): (_is_stamp, ()),
-    ("datetime", "time"): (_is_stamp, ()),
-    ("datetime", "timedelta"): (_numbers, ()),
-    ("datetime", "timezone"): (_is_timezone, ()),
-    ("torch.torch_version", "TorchVersion"): (_texts, ()),
-    ("joblib.numpy_pickle", "NumpyArrayWrapper"): (_nothing, ("BUILD",)),
-    ("sklearn.externals.joblib.numpy_pickle", "NumpyArrayWrapper"): (_nothing, ("BUILD",)),
+_BIT_GENERATORS: Final = frozenset({"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"})
+_SEED_MODULES: Final = ("bit_generator", "_bit_generator")
+_SGD_LOSSES: Final = ("Hinge", "SquaredHinge", "EpsilonInsensitive", "Huber", "SquaredLoss", "Log")
+
+
+def _is_bit_generator_name(value: Value) -> bool:
+    """The class of one of NumPy's bit generators, or its name."""
+    if isinstance(value, Global):
+        return value.module == f"numpy.random._{str(value.name).lower()}" and (
+            value.name in _BIT_GENERATORS
+        )
+    return isinstance(value, str) and value in _BIT_GENERATORS
+
+
+def _is_bit_generator(call: Call) -> bool:
+    return len(call.arguments) < 2 and all(map(_is_bit_generator_name, call.arguments))
+
+
+def _of_bit_generator(call: Call) -> bool:
+    """A bit generator or its name; older files name the function that makes it too."""
+    match call.arguments:
+        case (made,) | (made, Global("numpy.random._pickle", "__bit_generator_ctor")):
+            own = (
+                isinstance(made, Call) and made.path == "numpy.random._pickle.__bit_generator_ctor"
+            )
+            return (own and _is_bit_generator(made)) or _is_bit_generator_name(made)
+    return False
+
+
+def _is_seed_sequence(call: Call) -> bool:
+    match call.arguments:
+        case (Global(name="SeedSequence") as kind, int(), None):
+            return kind.module in {f"numpy.random.{module}" for module in _SEED_MODULES}
+    return False
+
+
+PLAIN_CALLS: Final[dict[tuple[str, str], Rule]] = {
+    ("builtins", "object"): Rule(_nothing),
+    ("builtins", "type"): Rule(_is_constant_type),
+    ("builtins", "int"): Rule(_atoms),
+    ("builtins", "float"): Rule(_atoms),
+    ("builtins", "bool"): Rule(_atoms),
+    ("builtins", "range"): Rule(_numbers),
+    ("builtins", "slice"): Rule(_atoms),
+    ("collections", "deque"): Rule(_is_new_deque, ("APPEND", "APPENDS")),
+    ("types", "SimpleNamespace"): Rule(_nothing, ("BUILD",)),
+    ("argparse", "Namespace"): Rule(_nothing, ("BUILD",)),
+    ("decimal", "Decimal"): Rule(_texts),
+    ("fractions", "Fraction"): Rule(_is_fraction),
+    ("uuid", "UUID"): Rule(_nothing, ("BUILD",)),
+    ("datetime", "datetime"): Rule(_is_stamp),
+    ("datetime", "date"): Rule(_is_stamp),
+    ("datetime", "time"): Rule(_is_stamp),
+    ("datetime", "timedelta"): Rule(_numbers),
+    ("datetime", "timezone"): Rule(_is_timezone),
+    ("torch.torch_version", "TorchVersion"): Rule(_texts),
+    ("joblib.numpy_pickle", "NumpyArrayWrapper"): Rule(_nothing, ("BUILD",)),
+    ("sklearn.externals.joblib.numpy_pickle", "NumpyArrayWrapper"): Rule(_nothing, ("BUILD",)),
     **{
-        (module, name): (_is_bytes, ("BUILD",))
+        (module, name): Rule(_is_bytes, ("BUILD",), tuple)
         for module in ("io", "_io")
         for name in ("BytesIO", "StringIO")
     },
-    **{(module, name): (_texts, ()) for module in ("pathlib", "pathlib._local") for name in _PATHS},
+    **{(module, name): Rule(_texts) for module in ("pathlib", "pathlib._local") for name in _PATHS},
     **{
-        ("torch.distributed.checkpoint.metadata", name): (_nothing, ("BUILD",))
+        ("torch.distributed.checkpoint.metadata", name): Rule(_nothing, ("BUILD",), slots=True)
         for name in _DISTRIBUTED
+        if name != "TensorProperties"
     },
-    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"): (_numbers, ()),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): (_nothing, ("BUILD",)),
-    **dict.fromkeys(DISTRIBUTED_CLASSES, (_describes_ranks, ("BUILD",))),
+    ("torch.distributed.checkpoint.metadata", "TensorProperties"): Rule(
+        _nothing, ("BUILD",), (DictNode, tuple)
+    ),
+    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"): Rule(_numbers),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): Rule(
+        _nothing, ("BUILD",), slots=True
+    ),
+    **{key: Rule(_nothing, ("BUILD",)) for key in ATTRIBUTE_CLASSES},
+    **{("sklearn.linear_model._sgd_fast", name): Rule(_numbers) for name in _SGD_LOSSES},
+    ("numpy.random._pickle", "__bit_generator_ctor"): Rule(
+        _is_bit_generator, ("BUILD",), (DictNode, tuple)
+    ),
+    ("numpy.random._pickle", "__randomstate_ctor"): Rule(_of_bit_generator, ("BUILD",)),
+    ("numpy.random._pickle", "__generator_ctor"): Rule(_of_bit_generator, ("BUILD",)),
+    **{
+        (f"numpy.random.{module}", "__pyx_unpickle_SeedSequence"): Rule(
+            _is_seed_sequence, ("BUILD",), tuple
+        )
+        for module in _SEED_MODULES
+    },
+    **dict.fromkeys(DISTRIBUTED_CLASSES, Rule(_describes_ranks, ("BUILD",), slots=True)),
 }
-"""(module, name) -> whether its arguments are plain, and the opcodes that may change the object."""
+"""(module, name) -> when a call of it only makes data."""
 
 DATA_NAMES: Final = frozenset(
     {
@@ -242,6 +314,9 @@ DATA_NAMES: Final = frozenset(
         ("numpy", "matrix"),
         ("numpy.matrixlib.defmatrix", "matrix"),
         ("builtins", "str"),
+        *((f"numpy.random._{name.lower()}", name) for name in _BIT_GENERATORS),
+        *((f"numpy.random.{module}", "SeedSequence") for module in _SEED_MODULES),
+        *(("torch.nn.functional", name) for name in ("relu", "gelu", "silu", "tanh", "sigmoid")),
     }
 )
 """Names that may be mentioned, as types and constants; calls of them are judged by their arguments."""
@@ -342,7 +417,7 @@ def _is_plain(call: Call) -> bool:
     if not isinstance(call.function, Global) or call.keywords is not None:
         return False
     rule = PLAIN_CALLS.get(modern(call.function))
-    return rule is not None and rule[0](call)
+    return rule is not None and rule.accepts(call)
 
 
 def grade_call(call: Call) -> tuple[Grade, str]:
@@ -394,29 +469,26 @@ def _grade_change(effect: Effect, target: Call) -> tuple[Grade, str]:
     grade, reason = grade_call(target)
     if grade != Grade.DATA:
         return grade, reason
-    allowed: tuple[str, ...] = ()
-    if isinstance(target.function, Global):
-        allowed = PLAIN_CALLS.get(modern(target.function), (None, ()))[1]
+    rule = PLAIN_CALLS.get(modern(target.function)) if isinstance(target.function, Global) else None
+    allowed = rule.changes if rule is not None else ()
     # An attribute of the object may be what an unpickler calls for the next opcode.
-    if effect.opcode not in allowed or (effect.opcode == "BUILD" and not _is_plain_state(target)):
+    if effect.opcode not in allowed or (
+        effect.opcode == "BUILD" and not (rule and _is_plain_state(target, rule))
+    ):
         return Grade.UNKNOWN, f"{effect.opcode} of such an object can call what the pickle chooses"
     return Grade.DATA, ""
 
 
-_TUPLE_STATE: Final = (".BytesIO", ".StringIO", ".TensorProperties")
-"""Types with a `__setstate__` of their own, which takes a tuple."""
-
-
-def _is_plain_state(target: Call) -> bool:
-    """Whether an object was built once, with attributes that no unpickler calls."""
+def _is_plain_state(target: Call, rule: Rule) -> bool:
+    """Whether an object was built once, as its rule allows, with attributes that no unpickler calls."""
     if len(target.state) != 1:
         return False
     (state,) = target.state
+    if rule.slots and isinstance(state, tuple) and len(state) == 2 and state[0] is None:
+        state = state[1]
+    if not isinstance(state, rule.states):
+        return False
     if isinstance(state, DictNode):
         keys: list[Any] = [key for key, _ in state.pairs]
         return all(isinstance(key, str) and not key.startswith("__") for key in keys)
-    if isinstance(state, tuple) and len(state) == 2 and state[0] is None:  # of a class with slots
-        return isinstance(state[1], DictNode) and all(
-            isinstance(key, str) and not key.startswith("__") for key, _ in state[1].pairs
-        )
-    return isinstance(state, tuple) and target.path.endswith(_TUPLE_STATE)
+    return True

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..checkpoint import SUFFIX, Checkpoint, SafetensorsFile
 from ..checkpoint.opening import Files, beside, find_files
 from ..errors import FormatError
+from ..format import sniffing
 from ..format.header import MAX_HEADER, PREFIX
 from ..storage import Source, open_source
 from ..storage.pipes import STDIN, stdin_source
@@ -35,6 +36,7 @@ __all__ = [
     "open_checkpoint",
     "read_foreign",
     "read_source",
+    "unknown_format",
 ]
 
 SAFETENSORS: Final = "safetensors"
@@ -49,6 +51,9 @@ WEIGHT_SUFFIXES: Final = (
 
 _PART_NAME = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors").fullmatch
 """Names of safetensors files that have a part of each tensor."""
+
+_HINTED: Final = frozenset({"text", "empty", "html", "xml", "lfs", "image", "pdf"})
+"""Kinds of which `sniffing` knows more than the catalogue, e.g. which page a download returned."""
 
 
 def open(
@@ -181,9 +186,25 @@ def _unknown(source: Source, head: bytes) -> str:
     """
     if len(head) <= PREFIX or head[PREFIX : PREFIX + 1] == b"{":
         return SAFETENSORS
-    from .formats import unknown_format
-
     raise unknown_format(source)
+
+
+def unknown_format(source: Source) -> FormatError:
+    """The error for a file that is not read here: what it is, what it can do, what to do with it."""
+    from .kinds import kind_of
+
+    hint = sniffing.identify(source.read(0, min(sniffing.HEAD, source.size)))
+    kind = kind_of(source, source.name or "")
+    what = f"; it looks like {hint}" if hint else ""
+    if kind is not None and kind.id not in _HINTED:
+        can = f", which can {kind.can}" if kind.can else ""
+        advice = f": {kind.advice}" if kind.advice else ""
+        what = f"; it is {kind.name}{can}{advice}"
+    return FormatError(
+        f"this is no checkpoint of a known format{what}",
+        rule="unknown-format",
+        path=source.name or None,
+    )
 
 
 def read_foreign(
@@ -196,7 +217,7 @@ def read_foreign(
     Raises:
         FormatError: It is in no format that is known, or breaks a rule of its own.
     """
-    from .formats import read_as, unknown_format
+    from .formats import read_as
 
     if format is None:
         head = source.read(0, min(FORMAT_HEAD, source.size))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..storage.limits import DEFAULT_LIMITS
+from .foreign import ForeignCheckpoint
 from .pickles.flatten import flatten
 from .pickles.nodes import Blob, DictNode, SetNode, Value
 from .pickles.numpy_nodes import ArrayNode
@@ -24,8 +25,7 @@ from .pickles.torch_nodes import StatefulNode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ..checkpoint import Tensor
-    from .foreign import ForeignCheckpoint
+    from ..checkpoint import Checkpoint, Tensor
 
 __all__ = ["Rebuilt", "rebuild"]
 
@@ -47,17 +47,21 @@ class Rebuilt:
     changed: list[str]
 
 
-def rebuild(checkpoint: ForeignCheckpoint, decode: Callable[[Tensor, bool], Any]) -> Rebuilt:
+def rebuild(checkpoint: Checkpoint, decode: Callable[[Tensor, bool], Any]) -> Rebuilt:
     """The dictionaries, lists and so on of `checkpoint`, with tensors at their places.
 
+    Of safetensors, of several files, and of a format that holds tensors only: a dictionary of them.
+
     Args:
-        checkpoint: A file of another format.
+        checkpoint: What `safeweights.open` gives.
         decode: Makes a framework's tensor; told whether it was a NumPy array. Called once for tied
             weights, which stay tied.
 
     Raises:
         SafetensorError, OSError: A tensor cannot be read.
     """
+    if not isinstance(checkpoint, ForeignCheckpoint) or checkpoint.tree is None:
+        return Rebuilt({name: decode(tensor, False) for name, tensor in checkpoint.items()}, [])
     made = _Rebuilder(checkpoint, decode)
     return Rebuilt(made.value(checkpoint.tree, "", 0, {}), made.changed)
 

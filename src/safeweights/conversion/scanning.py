@@ -47,7 +47,7 @@ from .scan_report import ScanFinding, ScanReport, Unread
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["scan", "scan_folder", "scan_other_readers"]
+__all__ = ["scan", "scan_other_readers"]
 
 Persistent = Callable[[Value], Value]
 GradeReason = tuple[Grade, str]
@@ -56,27 +56,18 @@ _ARGUMENTS_MAX: Final = 160
 _KEPT_FINDINGS: Final = 50_000
 _KEPT_UNREAD: Final = 1000
 _LOADS_MAX: Final = 100_000
-_STEPS_PER_FILE: Final = 40
-_STEPS_PER_PICKLE: Final = 80
+_STEPS_PER_FILE: Final = 500
+_STEPS_PER_PICKLE: Final = 200
 _PICKLE_KINDS: Final = ("pickle", "paddle", "torch-legacy")
 _PICKLE_STARTS: Final = tuple(
     code.encode("latin-1") for code in "\x80\x95(N\x88\x89IJKMLFGSTUVXBC)]}cP"
 ) + tuple(bytes([code]) for code in (*range(0x82, 0x85), *range(0x8A, 0x90), 0x96, 0x97))
 """The opcodes that need nothing on the stack and nothing in the memo."""
+_SAID: Final = (Grade.DATA, "")
 _CERTAIN: Final = ("pickle", "truncated")
 """Rules of errors at which CPython's unpickler stops as well."""
 _PLAIN_MEMBERS: Final = frozenset(
     {"byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id"}
-)
-_PICKLE_SUFFIXES: Final = (
-    ".pkl",
-    ".pickle",
-    ".pt",
-    ".pth",
-    ".bin",
-    ".joblib",
-    ".ckpt",
-    ".pdparams",
 )
 
 
@@ -85,7 +76,7 @@ class _Scanner:
 
     def __init__(self, path: str, limits: Limits) -> None:
         self.report = ScanReport(path)
-        self._limits = limits.counted()
+        self._limits = limits if limits.used is not None else limits.counted()
         self._options = OpenOptions(limits=self._limits)
         self._depth = -1
         self._nested: dict[object, tuple[object, int]] = {}
@@ -321,23 +312,41 @@ class _Scanner:
         self._add(ScanFinding(source.name, 0, "CODE", module, name, "", Grade.UNKNOWN, reason))
 
     def _keras_config(self, source: Source) -> None:
-        self._code(source, "keras", "a model configuration; building it can run code")
-        if _contains(source, b'"Lambda"'):
-            reason = "a Lambda layer holds compiled Python code"
+        """Report the classes of a model configuration that are not known to hold values only."""
+        from .kinds.settings import MAX_TEXT, keras_concerns
+
+        if source.size > MAX_TEXT:
+            self._unread(
+                source, 0, f"its {source.size:,} bytes of configuration are too many to read"
+            )
+            return
+        name = source.name.rsplit("!", 1)[-1]
+        for concern in keras_concerns(read_bytes(source, 0, source.size), name):
+            if concern.power == "unread":
+                self._unread(source, 0, concern.message)
+                continue
+            grade = Grade.DANGEROUS if concern.power == "acts" else Grade.UNKNOWN
             self._add(
-                ScanFinding(source.name, 0, "CODE", "keras", "Lambda", "", Grade.DANGEROUS, reason)
+                ScanFinding(source.name, 0, "CODE", "keras", name, "", grade, concern.message)
             )
 
     def _hdf5(self, source: Source) -> str:
-        if _contains(source, b"model_config"):
-            self._keras_config(source)
         found = hdf5.read_hdf5(source, self._options)
         for name, reason in _unread_datasets(found):
             self._unread(source, None, f"dataset {quote(name)} was not read: {reason}")
+        configs: Counter[str] = Counter()
         for name, data in hdf5.byte_strings(source, self._limits):
+            inner = BytesSource(data, f"{source.name}!{name}")
+            if name in hdf5.KERAS_CONFIGS:
+                configs[name] += 1
+                self._keras_config(inner)
             # PyTables and pandas unpickle such strings; what is not a pickle stays text for them.
             self._limits.spend("opcodes", _STEPS_PER_PICKLE, source.name)
-            self._as_pickle(BytesSource(data, f"{source.name}!{name}"), second=False)
+            self._as_pickle(inner, second=False)
+        for name in hdf5.KERAS_CONFIGS:
+            if _occurrences(source, name[1:].encode()) > configs[name]:
+                reason = "a model configuration in a place or of a type that is not read"
+                self._code(source, "keras", reason)
         return "hdf5"
 
     # -- pickles
@@ -466,17 +475,25 @@ class _Scanner:
                 found.append(ScanFinding(path, offset, opcode, module, name, text, grade, reason))
 
         called = {id(call.function) for call in pickle.calls}
+        graded: dict[object, GradeReason] = {}  # millions of opcodes may say the same
         for node in pickle.globals:
             if id(node) not in called:
-                add(node.offset, node.opcode, node, None, grade_global(node))
+                key: object = (node.module, node.name, node.opcode)
+                if (why := graded.get(key)) is None:
+                    why = graded[key] = grade_global(node)
+                add(node.offset, node.opcode, node, None, why)
         for call in pickle.calls:
             add(call.offset, call.opcode, call.function, call.arguments, grade_call(call))
         for effect in pickle.effects:
-            why, target = grade_effect(effect), effect.target
-            if isinstance(target, Call) and why[0] <= grade_call(target)[0]:
-                continue  # the call's own finding stands for it
-            node = target.function if isinstance(target, Call) else target
-            add(effect.offset, effect.opcode, node, None, why)
+            target = effect.target
+            key = (id(target), effect.opcode)
+            if (why := graded.get(key)) is None:
+                why = graded[key] = grade_effect(effect)
+                if isinstance(target, Call) and why[0] <= grade_call(target)[0]:
+                    why = graded[key] = _SAID  # the call's own finding stands for it
+            if why is not _SAID:
+                node = target.function if isinstance(target, Call) else target
+                add(effect.offset, effect.opcode, node, None, why)
         return sorted(found, key=lambda finding: finding.offset)
 
     def _add(self, finding: ScanFinding) -> None:
@@ -541,12 +558,12 @@ def _names(node: Value) -> tuple[str | None, str | None]:
     return (node.module, node.name) if isinstance(node, Global) else (None, None)
 
 
-def _contains(source: Source, needle: bytes) -> bool:
-    block = 1 << 20
+def _occurrences(source: Source, needle: bytes) -> int:
+    block, found = 1 << 20, 0
     for offset in range(0, source.size, block):
-        if needle in read_bytes(source, offset, min(block + len(needle), source.size - offset)):
-            return True
-    return False
+        count = min(block + len(needle) - 1, source.size - offset)
+        found += read_bytes(source, offset, count).count(needle)
+    return found
 
 
 def scan(
@@ -559,7 +576,7 @@ def scan(
 
     Args:
         target: Path, bytes, or an opened source.
-        limits: What the file may cost; see `Limits`.
+        limits: What the file may cost; see `Limits`. What `Limits.counted` gave goes on counting.
 
     Raises:
         OSError: The file cannot be opened or read. What is wrong with its contents is in the report.
@@ -593,32 +610,3 @@ def scan_other_readers(source: Source, *, limits: Limits | None = None) -> ScanR
     scanner = _Scanner(source.name, limits or DEFAULT_LIMITS)
     scanner.beside_safetensors(source)
     return scanner.report
-
-
-def scan_folder(
-    path: str | os.PathLike[str], *, limits: Limits | None = None
-) -> Iterator[ScanReport]:
-    """Scan the files below a folder that may hold pickles, by their suffix or first bytes.
-
-    Symbolic links are not followed out of the folder. Files of other kinds are passed over.
-    """
-    for folder, folders, names in os.walk(path):
-        folders.sort()
-        for name in sorted(names):
-            full = os.path.join(folder, name)
-            if os.path.isfile(full) and _may_hold_pickles(full):
-                yield scan(full, limits=limits)
-
-
-def _may_hold_pickles(path: str) -> bool:
-    if path.endswith(_PICKLE_SUFFIXES):
-        return True
-    try:
-        with open(path, "rb") as file:
-            head = file.read(512)
-    except OSError:
-        return True  # `scan` will say what is wrong with it
-    known = looks_like_zip(head) or torch_files.is_legacy(head) or looks_like_tar(head)
-    binary = head[:1] == b"\x80" or head.startswith((numpy_files.NPY_MAGIC, hdf5.HDF5_MAGIC))
-    packed = any(head.startswith(magic) for magic, _ in numpy_files.COMPRESSED)
-    return known or binary or packed

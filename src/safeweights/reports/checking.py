@@ -24,7 +24,14 @@ from ..checkpoint.shardindex import (
     parse_index,
     variants_of,
 )
-from ..conversion.opening import is_known
+from ..conversion.opening import (
+    FORMAT_HEAD,
+    SAFETENSORS,
+    WEIGHT_SUFFIXES,
+    identify,
+    is_known,
+    unknown_format,
+)
 from ..conversion.opening import open as open_any
 from ..errors import FormatError, SafetensorError, quote
 from ..storage.pipes import STDIN, stdin_source
@@ -32,7 +39,7 @@ from ..storage.places import folder_of, join, parent, shown
 from ..text import plural
 from ..trust.files import is_bookkeeping
 from ..trust.verifier import plain_source, plain_store
-from .findings import Findings, Full, check_file, check_source, report_scan
+from .findings import Findings, Full, check_file, check_limits, check_source, report_scan
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -112,10 +119,10 @@ def _check(out: Findings, path: str) -> None:
             check_source(out, stdin_source(is_known, headers_only=True))
         elif (kind := kind_of(path)) == "folder":
             _check_folder(out, path)
-        elif kind == "index":
+        elif kind == "index" and path.endswith(ANY_INDEX):
             _check_index(out, path)
         else:
-            check_file(out, path)
+            _check_one(out, path, os.path.basename(path), alone=True)
     except (SafetensorError, OSError) as error:
         out.add_error(error, path)
 
@@ -140,9 +147,8 @@ def _check_folder(out: Findings, path: str) -> None:
             done |= {name, *_check_index_in(out, path, name, names)}
     for name in names:
         if name not in done:
-            _check_one(
-                out, path, name, indexed=any(_folder(each) == _folder(name) for each in done)
-            )
+            indexed = any(_folder(each) == _folder(name) for each in done)
+            _check_one(out, join(path, name), name, indexed=indexed)
     _check_names(out, path, names)
     if passed:
         message = f"{plural(len(passed), 'file')} of other tools not read: {quote(passed[0])}"
@@ -188,38 +194,56 @@ def _check_index_in(out: Findings, path: str, name: str, names: list[str]) -> se
     return {f"{inside}/{shard}" if inside else shard for shard in shards}
 
 
-def _check_one(out: Findings, path: str, name: str, *, indexed: bool) -> None:
-    """Check one file of a folder, which no index lists."""
-    full = join(path, name)
+def _check_one(
+    out: Findings, path: str, name: str, *, indexed: bool = False, alone: bool = False
+) -> None:
+    """Check one file.
+
+    Args:
+        out: Where findings go.
+        path: The file.
+        name: What it is called in its folder.
+        indexed: An index of its folder lists other files, and not this one.
+        alone: The file is all that is checked, and so has to be a model or a part of one.
+    """
     if name.endswith(SUFFIX) and not name.rpartition("/")[2].startswith("."):
         if indexed:
             message = "no index of the folder lists this file; it is not part of what is loaded"
-            out.add("note", "unlisted-file", message, full)
-        check_file(out, full)
+            out.add("note", "unlisted-file", message, path)
+        check_file(out, path)
         return
     try:
-        _examine(out, full, name)
+        _examine(out, path, name, alone=alone)
     except (SafetensorError, OSError) as error:
-        out.add_error(error, full)
+        out.add_error(error, path)
 
 
-def _examine(out: Findings, path: str, name: str) -> None:
-    """Report what a file beside the weights is, and what loading it could do."""
-    from ..conversion.kinds import SCANNED, examine, name_concerns
+def _examine(out: Findings, path: str, name: str, *, alone: bool) -> None:
+    """Report what a file is, and what loading it could do."""
+    from ..conversion.kinds import DOCUMENTS, SCANNED, examine, name_concerns
     from ..conversion.kinds import kind_of as kind_of_file
 
     source = plain_source(path)
-    kind = kind_of_file(source, name)
-    if kind is not None and kind.id == "safetensors":
+    limits = check_limits()
+    kind = kind_of_file(source, name, limits=limits)
+    if kind is None and alone and identify(source, source.read(0, min(FORMAT_HEAD, source.size))):
+        check_source(out, source)  # a damaged file of a known format, which says what is wrong
+    elif kind is not None and kind.id == SAFETENSORS:
         check_source(out, source)
     elif kind is not None and kind.id in SCANNED:
-        report_scan(out, source)
-    else:
-        for concern in examine(source, name).concerns:
+        report_scan(out, source, limits=limits)
+        for concern in name_concerns(name, kind):
             _report_concern(out, concern, path)
-        return
-    for concern in name_concerns(name, kind):
-        _report_concern(out, concern, path)
+    else:
+        if kind is not None and kind.id in DOCUMENTS and (alone or name.endswith(WEIGHT_SUFFIXES)):
+            out.add_error(unknown_format(source), path)
+        for concern in examine(source, name, limits=limits).concerns:
+            _report_concern(out, concern, path)
+        if kind is not None:
+            out.formats.add(kind.id)
+            message = f"this is {kind.name}; what is in it builds data only"
+            if alone and not out.bad:
+                out.add("note", "foreign-format", message, path)
 
 
 def _report_concern(out: Findings, concern: Concern, path: str) -> None:

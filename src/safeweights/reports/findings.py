@@ -7,7 +7,7 @@ what loading them would run.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from .. import checkpoint
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..conversion import ScanFinding as Call
     from ..conversion import ScanReport
     from ..storage import Source
+    from ..storage.limits import Limits
     from .documents import CheckResult, FindingRecord, Level, Status, TotalRecord
     from .inventory import Row
 
@@ -40,6 +41,7 @@ __all__ = [
     "Findings",
     "Full",
     "check_file",
+    "check_limits",
     "check_source",
     "report_scan",
 ]
@@ -53,6 +55,11 @@ LONG_NAME: Final = 512
 
 _UNREAD_RULES: Final = ("os", "unread")
 """Rules of findings that say that something could not be read, not that it is bad."""
+
+_NOTED_VISITS: Final = 100_000
+"""Nodes of a pickle's tree that are visited, in two seconds, to say what `convert` would make of it."""
+
+_LIMITS: Final = ("limit-opcodes", "limit-objects", "limit-visits")
 
 _OTHER_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Names by which programs take a file for a pickle."""
@@ -217,31 +224,48 @@ def _check_foreign(out: Findings, source: Source, name: str) -> None:
     report_scan(out, source, name)
 
 
-def report_scan(out: Findings, source: Source, name: str | None = None) -> None:
+def check_limits() -> Limits:
+    """What the check of one file may cost in all: five seconds."""
+    from ..storage.limits import DEFAULT_LIMITS
+
+    return replace(DEFAULT_LIMITS, visits=_NOTED_VISITS).counted()
+
+
+def report_scan(
+    out: Findings, source: Source, name: str | None = None, *, limits: Limits | None = None
+) -> None:
     """Report what loading a file of another format would run, and what `convert` would make of it.
 
     Args:
         out: Where findings go.
         source: The file.
         name: Its format; by default what the scan finds.
+        limits: The budget, of which some may be used up; by default a new one.
     """
     from ..conversion import scan
 
-    report = scan(source)
+    limits = limits or check_limits()
+    report = scan(source, limits=limits)
     name = name or report.format
     _report_calls(out, report, name)
     if report.clean and name is not None:
-        _report_conversion(out, source, name)
+        _report_conversion(out, source, name, limits)
 
 
-def _report_conversion(out: Findings, source: Source, name: str) -> None:
+def _report_conversion(out: Findings, source: Source, name: str, limits: Limits) -> None:
     """Say of a harmless file of another format what `convert` would make of it."""
     from ..conversion.foreign import OpenOptions
     from ..conversion.opening import read_foreign
 
     try:
-        found = list(rows(read_foreign(source, OpenOptions())))
+        found = list(rows(read_foreign(source, OpenOptions(limits=limits))))
     except FormatError as error:
+        if error.rule in _LIMITS:
+            message = (
+                f"{name}, which builds data only; it is too large to say here what it converts to"
+            )
+            out.add("note", "foreign-format", message, source.name)
+            return
         if error.rule != "unknown-format":
             out.add_error(error, source.name)  # it would fail with the same
             return

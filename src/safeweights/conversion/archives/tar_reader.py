@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["TarArchive", "looks_like_tar"]
 
 _BLOCK: Final = 512
+_STEPS: Final = 100
+"""What reading one member's header counts as steps."""
 _REGULAR: Final = (b"0", b"\0", b"7")
 _FOLDER: Final = b"5"
 _EXTENDED: Final = (b"x", b"g")
@@ -110,6 +112,7 @@ class TarArchive:
             raise self._fault(f"duplicate member {quote(name)}", start)
         self.members[name] = start, size
         self._limits.spend("members", 1, self.source.name)
+        self._limits.spend("opcodes", _STEPS, self.source.name)
 
     def _check_extended(self, start: int, size: int) -> None:
         """Refuse extended headers that change what the next header says."""

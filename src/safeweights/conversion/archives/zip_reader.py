@@ -109,6 +109,10 @@ class ZipMember(NamedTuple):
         return self.name.endswith("/")
 
 
+_STEPS: Final = 50
+"""What reading one entry of the directory, and its local header, counts as steps."""
+
+
 class ZipArchive:
     """The members of a zip file, checked as a whole when it is opened.
 
@@ -123,6 +127,7 @@ class ZipArchive:
         self.limits = limits
         directory = _find_directory(source)
         limits.spend("members", directory.entries, source.name)
+        limits.spend("opcodes", directory.entries * _STEPS, source.name)
         if directory.size > limits.directory_bytes:
             raise exceeded("directory_bytes", limits.directory_bytes, source.name)
         members = list(_read_directory(source, directory))

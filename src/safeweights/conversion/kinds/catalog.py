@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["KINDS", "KIND_HEAD", "Kind", "recognize"]
+__all__ = ["DOCUMENTS", "KINDS", "KIND_HEAD", "Kind", "by_name", "recognize"]
 
 KIND_HEAD: Final = 4096
 """Bytes of the beginning that `recognize` wants."""
@@ -62,6 +62,7 @@ _TABLE: Final = (
     Kind("keras", "a Keras model (.keras)", "reads", "hold Lambda layers and classes by name", _CONVERT),
     Kind("saved-model", "a TensorFlow SavedModel graph", "reads",
          "read and write files and call Python functions", "export the weights as safetensors"),
+    Kind("tensorflow-fingerprint", "the fingerprint of a SavedModel", "data"),
     Kind("onnx", "an ONNX model", "reads", "load external files and custom operators", _ONNX_ADVICE),
     Kind("coreml", "a Core ML model", "unknown", "name custom layers", "export the weights as safetensors"),
     Kind("openvino", "an OpenVINO model (XML)", "unknown", "name extension libraries"),
@@ -130,12 +131,19 @@ _TABLE: Final = (
 KINDS: Final = {kind.id: kind for kind in _TABLE}
 """Identifier -> kind."""
 
+DOCUMENTS: Final = frozenset(
+    {"text", "empty", "image", "audio", "pdf", "parquet", "arrow", "sqlite", "xml", "html", "lfs",
+     "apple-double"}
+)  # fmt: skip
+"""Kinds that are no model, nor a setting of one: what is left of a download that failed, for example."""
+
 _HEADS: Final[tuple[tuple[bytes, str], ...]] = (
     (b"age-encryption.org/", "age"), (b"-----BEGIN AGE ENCRYPTED FILE-----", "age"),
     (b"GGUF", "gguf"), (b"lmgg", "ggml"), (b"tjgg", "ggml"), (b"algg", "ggml"),
     (b"\x93NUMPY", "npy"), (b"\x89HDF\r\n\x1a\n", "hdf5"),
     (b"ftrt", "tensorrt"), (b"ptrt", "tensorrt"), (b"CBM1", "catboost"),
     (b"tree\nversion=v", "lightgbm"), (b"binf", "xgboost"), (b"{L\0\0\0\0\0\0\0\x02i", "xgboost"),
+    (b"{L\0\0\0\0\0\0\0\x07learner{", "xgboost"),
     (b"\x04\0\0\0\x01\0\0\0\x03\0\0\0V 1", "torch7"),
     (b"RDX2\n", "rds"), (b"RDX3\n", "rds"), (b"RDA2\n", "rds"), (b"RDA3\n", "rds"),
     (b"X\n\0\0\0\x02", "rds"), (b"X\n\0\0\0\x03", "rds"), (b"A\n2\n", "rds"), (b"A\n3\n", "rds"),

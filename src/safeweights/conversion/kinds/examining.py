@@ -25,7 +25,14 @@ from ..readers.gguf import read_gguf
 from ..scanning import scan
 from .catalog import KIND_HEAD, KINDS, Kind, by_name, recognize
 from .concerns import Concern, Power, Template
-from .graphs import is_onnx, is_saved_model, is_sentencepiece, onnx_concerns, saved_model_concerns
+from .graphs import (
+    is_fingerprint,
+    is_onnx,
+    is_saved_model,
+    is_sentencepiece,
+    onnx_concerns,
+    saved_model_concerns,
+)
 from .settings import MAX_TEXT, json_concerns, yaml_concerns
 from .templates import template_concerns
 
@@ -124,6 +131,8 @@ def kind_of(source: Source, name: str, *, limits: Limits = DEFAULT_LIMITS) -> Ki
         return KINDS["nemo" if _holds(source, limits, "model_config.yaml") else "tar"]
     if kind is None or kind.id in {"onnx", "saved-model", "coreml"}:
         # Protocol Buffers have no signature: all fields have to be those of the kind.
+        if is_fingerprint(source):
+            return KINDS["tensorflow-fingerprint"]
         if is_onnx(source):
             return KINDS["onnx"]
         if is_saved_model(source):
@@ -271,9 +280,14 @@ def gguf_template(source: Source, limits: Limits = DEFAULT_LIMITS) -> str | None
 
 
 def _text_pickle(source: Source, limits: Limits) -> Iterator[Concern]:
-    """What a pickle that reads like text would call: protocol 0 has no signature."""
-    report = scan(source, limits=limits)
-    for call in report.findings:
+    """What a pickle that reads like text would call: protocol 0 has no signature.
+
+    A line that begins with c names a module, and an unpickler stops where it cannot import it: text is no
+    attack because its first words would be the name of a module if Python allowed it.
+    """
+    for call in scan(source, limits=limits).findings:
+        if call.module is not None and not all(map(str.isidentifier, call.module.split("."))):
+            return
         if call.grade > Grade.DATA:
             message = f"`pickle.load` of it calls {quote(call.target)}"
             yield Concern("acts", "text-pickle", message, call.offset)

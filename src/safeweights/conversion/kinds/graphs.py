@@ -10,6 +10,7 @@ import posixpath
 from typing import TYPE_CHECKING, Final
 
 from ...errors import FormatError, quote
+from ...storage.windows import read_bytes
 from .concerns import Concern
 from .vocabulary import TENSORFLOW_OPERATORS
 from .wire import Budget, Message
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 
     from ...storage import Source
 
-__all__ = ["is_onnx", "is_saved_model", "is_sentencepiece", "onnx_concerns", "saved_model_concerns"]
+__all__ = [
+    "is_fingerprint",
+    "is_onnx",
+    "is_saved_model",
+    "is_sentencepiece",
+    "onnx_concerns",
+    "saved_model_concerns",
+]
 
 _ONNX_TOP: Final = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
 _ONNX_DOMAINS: Final = frozenset(
@@ -62,6 +70,16 @@ def is_sentencepiece(source: Source) -> bool:
     """Whether all of a file is a SentencePiece ModelProto: pieces (1), trainer (2), normalizer (3)."""
     numbers = _top(source, frozenset({1, 2, 3, 4, 5}))
     return all(numbers.get(number) for number in (1, 2, 3))
+
+
+def is_fingerprint(source: Source) -> bool:
+    """Whether all of a file is a FingerprintDef (fingerprint.proto): five hashes, a version, an id."""
+    if source.size > 1024:
+        return False
+    numbers = _top(source, frozenset({1, 2, 3, 4, 5, 6, 7}))
+    hashes = all(numbers.get(number, False) is False for number in (1, 2, 3, 4, 5))
+    tail = read_bytes(source, max(source.size - 20, 0), min(source.size, 20))
+    return bool(numbers) and hashes and numbers.get(7, False) and tail.isdigit()
 
 
 def _top(source: Source, allowed: frozenset[int]) -> dict[int, bool]:

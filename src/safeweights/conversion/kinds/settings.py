@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ...errors import quote
 from .concerns import Concern, Template
 from .templates import MAX_TEMPLATE, template_concerns
-from .vocabulary import KERAS_CLASSES
+from .vocabulary import KERAS_CLASSES, KERAS_MEASURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,6 +130,7 @@ def keras_concerns(data: bytes, name: str) -> Iterator[Concern]:
         return
     seen: set[str] = set()
     for node in _objects(document):
+        yield from _measures(node, seen)
         class_name, module = node.get("class_name"), node.get("module")
         if not isinstance(class_name, str) or class_name in seen:
             continue
@@ -141,9 +142,22 @@ def keras_concerns(data: bytes, name: str) -> Iterator[Concern]:
             class_name not in KERAS_CLASSES and not class_name.startswith("__")
         ):
             yield Concern("unknown", "keras-class", f"the class {shown} is not one of Keras's own")
-        elif module is not None and not str(module).startswith(("keras.", "tensorflow.keras.")):
+        elif module is not None and not f"{module}.".startswith(("keras.", "tensorflow.keras.")):
             message = f"{shown} comes from the module {_shown(module)}"
             yield Concern("unknown", "keras-class", message)
+
+
+def _measures(node: dict[str, Any], seen: set[str]) -> Iterator[Concern]:
+    """The losses and metrics of a compiled model that are named and not Keras's own."""
+    if not node.keys() & {"optimizer", "optimizer_config"}:
+        return
+    for key in ("loss", "metrics", "weighted_metrics"):
+        for name in node[key] if isinstance(node.get(key), list) else [node.get(key)]:
+            if isinstance(name, str) and name.lower() not in KERAS_MEASURES and name not in seen:
+                seen.add(name)
+                if name not in KERAS_CLASSES:
+                    message = f"the {key} {quote(name, 60)} is not one of Keras's own"
+                    yield Concern("unknown", "keras-class", message)
 
 
 _YAML_TAGS = re.compile(r"!!?(?:python/|apply:|new:|name:|module:|include:|ref:|tuple)\S*|!<[^>]*>")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["KERAS_CLASSES", "TENSORFLOW_OPERATORS"]
+__all__ = ["KERAS_CLASSES", "KERAS_MEASURES", "TENSORFLOW_OPERATORS"]
 
 TENSORFLOW_OPERATORS: Final = frozenset(
     """
@@ -14,7 +14,7 @@ TENSORFLOW_OPERATORS: Final = frozenset(
     BroadcastArgs BroadcastTo Bucketize Case Cast Ceil CheckNumerics CheckNumericsV2 Cholesky
     ClipByValue Complex ComplexAbs Concat ConcatV2 Const Conv2D Conv2DBackpropInput Conv3D Cos
     Cosh Cumprod Cumsum DecodeBase64 DecodeJpeg DecodePng DecodeRaw DenseBincount DepthToSpace
-    DepthwiseConv2dNative DestroyResourceOp Diag DiagPart Div DivNoNan DynamicPartition
+    DepthwiseConv2dNative DestroyResourceOp Diag DiagPart DisableCopyOnRead Div DivNoNan DynamicPartition
     DynamicStitch Einsum Elu EncodeBase64 EnsureShape Equal Erf Erfc Exp ExpandDims Expm1
     FakeQuantWithMinMaxVars Fill Floor FloorDiv FloorMod FusedBatchNorm FusedBatchNormV2
     FusedBatchNormV3 Gather GatherNd GatherV2 Greater GreaterEqual HashTableV2 Identity
@@ -75,6 +75,30 @@ KERAS_CLASSES: Final = frozenset(
     SpectralNormalization StackedRNNCells StringLookup Subtract TextVectorization
     ThresholdedReLU TimeDistributed TruncatedNormal UnitNorm UnitNormalization UpSampling1D
     UpSampling2D UpSampling3D VarianceScaling ZeroPadding1D ZeroPadding2D ZeroPadding3D Zeros
+    BinaryFocalCrossentropy BinaryIoU CTC CategoricalFocalCrossentropy CategoricalHinge Circle
+    ConcordanceCorrelation Dice F1Score FBetaScore FalseNegatives FalsePositives IoU
+    LogCoshError MeanAbsolutePercentageError MeanIoU MeanMetricWrapper
+    MeanSquaredLogarithmicError OneHotIoU OneHotMeanIoU PearsonCorrelation PrecisionAtRecall
+    R2Score RecallAtPrecision SensitivityAtSpecificity SparseTopKCategoricalAccuracy
+    SpecificityAtSensitivity SquaredHinge Sum TopKCategoricalAccuracy TrueNegatives
+    TruePositives Tversky
     """.split()  # noqa: SIM905 - a list of 300 quoted words cannot be read
 )
 """Classes whose configuration holds values only (the API index of keras.io)."""
+
+KERAS_MEASURES: Final = frozenset(
+    """
+    acc accuracy auc bce binary_accuracy binary_crossentropy binary_focal_crossentropy
+    binary_io_u categorical_accuracy categorical_crossentropy categorical_focal_crossentropy
+    categorical_hinge circle concordance_correlation cosine_similarity crossentropy ctc dice
+    f1_score f_beta_score false_negatives false_positives hinge huber io_u kl_divergence kld
+    log_cosh log_cosh_error logcosh mae mape mean mean_absolute_error
+    mean_absolute_percentage_error mean_io_u mean_squared_error mean_squared_logarithmic_error
+    mse msle one_hot_io_u one_hot_mean_io_u pearson_correlation poisson precision
+    precision_at_recall r2_score recall recall_at_precision root_mean_squared_error
+    sensitivity_at_specificity sparse_categorical_accuracy sparse_categorical_crossentropy
+    sparse_top_k_categorical_accuracy specificity_at_sensitivity squared_hinge sum
+    top_k_categorical_accuracy true_negatives true_positives tversky
+    """.split()  # noqa: SIM905 - a list of 60 quoted words cannot be read
+)
+"""Names of Keras's own losses and metrics, as `compile` takes them (Keras 3.15)."""

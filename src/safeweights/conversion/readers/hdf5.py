@@ -14,6 +14,7 @@ import io
 import math
 import struct
 import warnings
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -33,10 +34,19 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-__all__ = ["HDF5_MAGIC", "KERAS_WEIGHTS", "byte_strings", "read_hdf5", "read_keras"]
+__all__ = [
+    "HDF5_MAGIC",
+    "KERAS_CONFIGS",
+    "KERAS_WEIGHTS",
+    "byte_strings",
+    "read_hdf5",
+    "read_keras",
+]
 
 HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
 KERAS_WEIGHTS: Final = "model.weights.h5"
+KERAS_CONFIGS: Final = ("@model_config", "@training_config")
+"""What `byte_strings` calls the attributes with the configuration of a whole Keras model."""
 
 _TYPE: Final = 0x0003
 _EXTERNAL_FILES: Final = 0x0007
@@ -158,7 +168,8 @@ def byte_strings(source: Source, limits: Limits) -> Iterator[tuple[str, bytes]]:
     Raises:
         MissingDependencyError, FormatError: See `read_hdf5`; or a dataset of objects cannot be read.
     """
-    for name, child, messages in _objects(source, limits):
+    root: tuple[str, Any, _Messages | None] = "", _root(source), None
+    for name, child, messages in chain([root], _objects(source, limits)):
         if child is None:
             continue
         with warnings.catch_warnings():
@@ -190,6 +201,12 @@ def _as_byte_strings(value: Any) -> Iterator[bytes]:
             yield array.tobytes()
 
 
+def _root(source: Source) -> Any:
+    """The root group, as pyfive gives it."""
+    pyfive = _pyfive()
+    return _guarded(lambda: pyfive.File(io.BufferedReader(_SourceFile(source))), source.name)
+
+
 _Messages = dict[int, list[tuple[int, bytes]]]
 """Number of a message -> flags and contents of each of that number."""
 
@@ -203,7 +220,7 @@ def _objects(source: Source, limits: Limits) -> Iterator[tuple[str, Any, _Messag
         FormatError: The file is damaged, or exceeds a limit.
     """
     pyfive = _pyfive()
-    root = _guarded(lambda: pyfive.File(io.BufferedReader(_SourceFile(source))), source.name)
+    root = _root(source)
     pending: list[tuple[Any, str, int]] = [(root, "", 0)]
     count = 0
     while pending:
