@@ -19,8 +19,10 @@ import pytest
 from builders import evil
 from onnx import TensorProto, helper
 
+from safeweights.conversion.grading import Grade
+from safeweights.conversion.keras_settings import keras_findings
 from safeweights.conversion.kinds import KINDS, Concern, examine, recognize, templates
-from safeweights.conversion.kinds.settings import json_concerns, keras_concerns, yaml_concerns
+from safeweights.conversion.kinds.settings import json_concerns, yaml_concerns
 from safeweights.conversion.kinds.templates import template_concerns
 from safeweights.numpy import save
 from safeweights.storage import BytesSource
@@ -353,17 +355,22 @@ def test_ordinary_yaml_is_data() -> None:
 
 
 def test_keras_classes() -> None:
-    def config(**node: object) -> bytes:
-        return json.dumps({"class_name": "Sequential", "config": {"layers": [node]}}).encode()
+    def grades(replaced: str = "", by: str = "", **node: object) -> list[Grade]:
+        text = json.dumps({"class_name": "Sequential", "config": {"layers": [node]}})
+        return [grade for grade, _ in keras_findings(text.replace(replaced, by).encode())]
 
-    assert not rules(keras_concerns(config(class_name="Dense", module="keras.layers"), "c"))
-    assert rules(keras_concerns(config(class_name="Lambda"), "c")) == {"keras-lambda"}
-    escaped = config(class_name="Lambda").replace(b"Lambda", b"\\u004cambda")
-    assert rules(keras_concerns(escaped, "c")) == {"keras-lambda"}
-    assert rules(keras_concerns(config(class_name="Mine"), "c")) == {"keras-class"}
-    assert rules(keras_concerns(config(class_name="Dense", module="evil"), "c")) == {"keras-class"}
-    builtin = config(class_name="function", module="builtins", config="eval")
-    assert rules(keras_concerns(builtin, "c")) == {"keras-lambda"}
+    assert grades(class_name="Dense", module="keras.layers") == []
+    assert grades(class_name="DTypePolicy", module="keras") == []
+    assert grades(class_name="Lambda") == [Grade.DANGEROUS]
+    assert grades("Lambda", "\\u004cambda", class_name="Lambda") == [Grade.DANGEROUS]
+    assert grades(class_name="function", module="builtins", config="eval") == [Grade.DANGEROUS]
+    assert grades(class_name="function", module="keras.utils", config="get_file") == [Grade.UNKNOWN]
+    for module in ("evil", "keras_evil", "keras_evil.layers"):
+        assert grades(class_name="Dense", module=module) == [Grade.UNKNOWN]
+    assert grades(class_name="Mine") == [Grade.UNKNOWN]
+    assert grades(optimizer="adam", loss="mse", metrics=["AUC", "mae"]) == []
+    for own in ({"loss": "mine"}, {"metrics": ["mae", "mine"]}):
+        assert grades(optimizer_config={}, **own) == [Grade.UNKNOWN]
 
 
 # --- templates

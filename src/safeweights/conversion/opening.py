@@ -191,10 +191,12 @@ def _unknown(source: Source, head: bytes) -> str:
 
 def unknown_format(source: Source) -> FormatError:
     """The error for a file that is not read here: what it is, what it can do, what to do with it."""
-    from .kinds import kind_of
+    from .catalog import KIND_HEAD, by_name, recognize
 
-    hint = sniffing.identify(source.read(0, min(sniffing.HEAD, source.size)))
-    kind = kind_of(source, source.name or "")
+    head = source.read(0, min(KIND_HEAD, source.size))
+    hint = sniffing.identify(head)
+    name = source.name or ""
+    kind = recognize(head, source.size, name) or by_name(name)
     what = f"; it looks like {hint}" if hint else ""
     if kind is not None and kind.id not in _HINTED:
         can = f", which can {kind.can}" if kind.can else ""

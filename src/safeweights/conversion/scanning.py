@@ -33,6 +33,7 @@ from .grading import (
     grade_global,
     is_nested_file,
 )
+from .keras_settings import MAX_CONFIG, keras_findings
 from .opening import FORMAT_HEAD, identify
 from .pickles.flatten import summary, unfolded_size
 from .pickles.machine import Pickle, PickleMachine
@@ -313,22 +314,19 @@ class _Scanner:
 
     def _keras_config(self, source: Source) -> None:
         """Report the classes of a model configuration that are not known to hold values only."""
-        from .kinds.settings import MAX_TEXT, keras_concerns
-
-        if source.size > MAX_TEXT:
+        if source.size > MAX_CONFIG:
             self._unread(
                 source, 0, f"its {source.size:,} bytes of configuration are too many to read"
             )
             return
         name = source.name.rsplit("!", 1)[-1]
-        for concern in keras_concerns(read_bytes(source, 0, source.size), name):
-            if concern.power == "unread":
-                self._unread(source, 0, concern.message)
-                continue
-            grade = Grade.DANGEROUS if concern.power == "acts" else Grade.UNKNOWN
-            self._add(
-                ScanFinding(source.name, 0, "CODE", "keras", name, "", grade, concern.message)
-            )
+        try:
+            found = list(keras_findings(read_bytes(source, 0, source.size)))
+        except (ValueError, RecursionError) as error:
+            self._unread(source, 0, f"the configuration is not JSON: {type(error).__name__}")
+            return
+        for grade, reason in found:
+            self._add(ScanFinding(source.name, 0, "CODE", "keras", name, "", grade, reason))
 
     def _hdf5(self, source: Source) -> str:
         found = hdf5.read_hdf5(source, self._options)

@@ -18,12 +18,12 @@ from ...storage.windows import read_bytes
 from ...text import printable
 from ..archives.tar_reader import TarArchive
 from ..archives.zip_reader import ZipArchive, ends_in_zip
+from ..catalog import KIND_HEAD, KINDS, Kind, by_name, recognize
 from ..foreign import OpenOptions
 from ..grading import Grade
 from ..opening import identify
 from ..readers.gguf import read_gguf
 from ..scanning import scan
-from .catalog import KIND_HEAD, KINDS, Kind, by_name, recognize
 from .concerns import Concern, Power, Template
 from .graphs import (
     is_fingerprint,

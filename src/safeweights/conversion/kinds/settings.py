@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 from ...errors import quote
 from .concerns import Concern, Template
 from .templates import MAX_TEMPLATE, template_concerns
-from .vocabulary import KERAS_CLASSES, KERAS_MEASURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MAX_TEXT", "json_concerns", "keras_concerns", "yaml_concerns"]
+__all__ = ["MAX_TEXT", "json_concerns", "yaml_concerns"]
 
 MAX_TEXT: Final = 64 << 20
 """Bytes of a configuration that are read; the largest tokenizers in use have 35 MB."""
@@ -116,50 +115,6 @@ def _pipeline(document: dict[str, Any]) -> Iterator[Concern]:
             yield Concern("acts", "custom-code", message)
 
 
-def keras_concerns(data: bytes, name: str) -> Iterator[Concern]:
-    """The classes that a Keras configuration builds.
-
-    Args:
-        data: The configuration, JSON.
-        name: What to call it.
-    """
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        yield Concern("unread", "json", f"{quote(name, 200)} is not JSON: {type(error).__name__}")
-        return
-    seen: set[str] = set()
-    for node in _objects(document):
-        yield from _measures(node, seen)
-        class_name, module = node.get("class_name"), node.get("module")
-        if not isinstance(class_name, str) or class_name in seen:
-            continue
-        seen.add(class_name)
-        shown = quote(class_name, 60)
-        if class_name in {"Lambda", "__lambda__"} or module == "builtins":
-            yield Concern("acts", "keras-lambda", f"{shown} holds Python code or names a built-in")
-        elif class_name == "function" or (
-            class_name not in KERAS_CLASSES and not class_name.startswith("__")
-        ):
-            yield Concern("unknown", "keras-class", f"the class {shown} is not one of Keras's own")
-        elif module is not None and not f"{module}.".startswith(("keras.", "tensorflow.keras.")):
-            message = f"{shown} comes from the module {_shown(module)}"
-            yield Concern("unknown", "keras-class", message)
-
-
-def _measures(node: dict[str, Any], seen: set[str]) -> Iterator[Concern]:
-    """The losses and metrics of a compiled model that are named and not Keras's own."""
-    if not node.keys() & {"optimizer", "optimizer_config"}:
-        return
-    for key in ("loss", "metrics", "weighted_metrics"):
-        for name in node[key] if isinstance(node.get(key), list) else [node.get(key)]:
-            if isinstance(name, str) and name.lower() not in KERAS_MEASURES and name not in seen:
-                seen.add(name)
-                if name not in KERAS_CLASSES:
-                    message = f"the {key} {quote(name, 60)} is not one of Keras's own"
-                    yield Concern("unknown", "keras-class", message)
-
-
 _YAML_TAGS = re.compile(r"!!?(?:python/|apply:|new:|name:|module:|include:|ref:|tuple)\S*|!<[^>]*>")
 _YAML_KEYS = re.compile(
     r"""['"]?(_target_|loader_module|trust_remote_code|custom_pipeline|code_paths?|auto_map)['"]?\s*:\s*(\S[^\n]*)"""
@@ -203,18 +158,6 @@ def _pairs(document: Any) -> Iterator[tuple[str, Any]]:
         value = pending.pop()
         if isinstance(value, dict):
             yield from value.items()
-            pending += value.values()
-        elif isinstance(value, list):
-            pending += value
-
-
-def _objects(document: Any) -> Iterator[dict[str, Any]]:
-    """Every object at any depth; without recursion."""
-    pending = [document]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            yield value
             pending += value.values()
         elif isinstance(value, list):
             pending += value
