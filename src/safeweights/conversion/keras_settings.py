@@ -106,8 +106,9 @@ def _measures(node: dict[str, Any], seen: set[str]) -> Iterator[tuple[Grade, str
     for key in ("loss", "metrics", "weighted_metrics"):
         names = node[key] if isinstance(node.get(key), list) else [node.get(key)]
         for name in names:
-            known = not isinstance(name, str) or name in seen or name.lower() in _MEASURES
-            if not known and name not in _CLASSES:
+            if not isinstance(name, str) or name in seen or name.lower() in _MEASURES:
+                continue
+            if name not in _CLASSES:
                 seen.add(name)
                 yield Grade.UNKNOWN, f"the {key} {quote(name, 60)} is not one of Keras's own"
 
