@@ -11,7 +11,7 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from ..conversion.kinds.catalog import KIND_HEAD
+from ..conversion.catalog import KIND_HEAD
 from ..conversion.kinds.examining import examine
 from ..errors import SafetensorError, quote
 from ..storage import LocalStore
