@@ -15,13 +15,17 @@ from packing import E2M1, as_awq, as_fp4, as_gptq, as_words, checkpoint, float8
 import safeweights
 import safeweights.numpy
 from safeweights.checkpoint import Checkpoint, MemoryTensor
+from safeweights.checkpoint import open as open_safetensors
 from safeweights.derived.quantised import weight as weights
 from safeweights.derived.quantised.grouped import unpack
 from safeweights.errors import UnsupportedError
 from safeweights.format.indexing import select
+from safeweights.storage.store import MemoryStore
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from safeweights.storage import Source
 
 Array = np.ndarray[Any, Any]
 RANDOM = np.random.default_rng(0)
@@ -407,3 +411,47 @@ def test_selections_of_no_element_and_of_vectors() -> None:
     assert tensor.numpy().tolist() == [2, 4, 6]
     assert tensor[::-2].tolist() == [6, 2]
     assert len(tensor.read_selection(select(np.s_[1:1], (3,)))) == 0
+
+
+# ---- what lies beside the weights
+
+
+def test_settings_come_from_the_store_and_are_verified(tmp_path: Path) -> None:
+    arrays, dense = gptq(4, 128, 96, 4)
+    settings = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    store = MemoryStore()
+    safeweights.save(checkpoint(arrays), tmp_path / "model.safetensors")
+    store.write("model.safetensors", [(tmp_path / "model.safetensors").read_bytes()])
+    store.write("config.json", [json.dumps(settings).encode()])
+    found = safeweights.open(store).dequantize()
+    assert np.array_equal(found["l.weight"].numpy(), dense)
+    seen: list[str] = []
+
+    def verify(source: Source, path: str) -> Source:
+        seen.append(os.path.basename(path))
+        return source
+
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    for opened in (
+        open_safetensors(tmp_path / "model.safetensors", verify=verify),
+        open_safetensors(tmp_path, verify=verify),
+    ):
+        seen.clear()
+        assert np.array_equal(opened.dequantize()["l.weight"].numpy(), dense)
+        assert seen == ["config.json"]
+
+
+def test_bytes_have_nothing_beside_them(tmp_path: Path) -> None:
+    arrays, dense = gptq(4, 128, 96, 4)
+    safeweights.save(checkpoint(arrays), tmp_path / "model.safetensors")
+    opened = safeweights.open((tmp_path / "model.safetensors").read_bytes())
+    assert opened.beside is None
+    assert np.array_equal(opened.dequantize(scheme="gptq")["l.weight"].numpy(), dense)
+    view = (
+        safeweights.open(tmp_path / "model.safetensors")
+        .filter(only="l.*")
+        .rename(lambda name: f"m.{name}")
+    )
+    assert view.beside is not None
+    assert view.beside("config.json", 100) is None
+    assert np.array_equal(view.dequantize(scheme="gptq")["m.l.weight"].numpy(), dense)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..checkpoint.mapping import matches
 from ..checkpoint.shardindex import ANY_INDEX, index_text
 from ..derived.casting import CastTensor, parse_casts
+from ..derived.element_types import parse_untold
 from ..derived.quantised.weight import DequantizedTensor
 from ..errors import FormatError, UnsupportedError, quote
 from ..storage import Buffer, Commit, Source, Verifier, open_source
@@ -67,6 +68,7 @@ class Options:
         dtype: ``"BF16"`` converts all real floating-point tensors, ``"F64=F32,C128=C64"`` those
             types. A float is rounded to a narrower one; any other value that the new type cannot
             hold is an error.
+        dtype_of: ``"V2=BF16"``: what arrays hold whose NumPy type (V1, V2, f1) does not tell it.
         only: Shell patterns of the source's names; all, if there are none.
         skip: Shell patterns of what is left out.
         strip_prefix: Prefixes to remove from the names that have them, before `rename`.
@@ -96,6 +98,7 @@ class Options:
     """
 
     dtype: str | None = None
+    dtype_of: str | None = None
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     strip_prefix: tuple[str, ...] = ()
@@ -121,7 +124,7 @@ class Options:
     def changes(self) -> dict[str, object]:
         """The options that change what is written, for the record."""
         names = (
-            "dtype", "only", "skip", "strip_prefix", "rename", "max_shard_size", "densify",
+            "dtype", "dtype_of", "only", "skip", "strip_prefix", "rename", "max_shard_size", "densify",
             "dequantize", "scheme", "keep_ties",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in names}
@@ -286,8 +289,11 @@ def _refuse_twice(paths: list[str]) -> None:
 def _given(options: Options, verify: Verifier | None) -> OpenOptions:
     # Of quantised weights the values are cast, not the parts: later, when they are dequantised.
     casts = parse_casts(options.dtype) if options.dtype and not options.dequantize else {}
+    untold = parse_untold(options.dtype_of) if options.dtype_of else {}
     optimizer = "optimizer" in options.keep
-    return OpenOptions(options.limits, options.densify, casts, optimizer=optimizer, verify=verify)
+    return OpenOptions(
+        options.limits, options.densify, casts, untold, optimizer=optimizer, verify=verify
+    )
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class OpenOptions:
         limits: Bounds on memory and work; see `Limits`.
         densify: Make sparse and quantised tensors dense instead of refusing them.
         casts: Element type -> the type that its tensors are converted to.
+        dtype_of: NumPy's kind of an array that does not tell what it holds (``V2``) -> its element type.
         paddle: Read arrays of 16-bit unsigned integers as BF16, which is what Paddle means by them.
         optimizer: Give the state of the optimizer too, where a format keeps it apart from the weights.
         verify: Given the source of a further file and its path, the source to read from instead.
@@ -55,6 +56,7 @@ class OpenOptions:
     limits: Limits = DEFAULT_LIMITS
     densify: bool = False
     casts: Mapping[str, str] = field(default_factory=dict)
+    dtype_of: Mapping[str, str] = field(default_factory=dict)
     paddle: bool = False
     optimizer: bool = False
     verify: Verifier | None = None
@@ -172,7 +174,13 @@ def from_tree(
     """
     flat: Flat = flatten(tree, path, options.limits)
     found: Materialized = materialize(
-        flat, path, storages, options.limits, densify=options.densify, casts=options.casts
+        flat,
+        path,
+        storages,
+        options.limits,
+        densify=options.densify,
+        casts=options.casts,
+        dtype_of=options.dtype_of,
     )
     for name, tensor in found.tensors.items():
         if tensor.unreadable is not None:

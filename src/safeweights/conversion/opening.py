@@ -65,6 +65,7 @@ def open(
     format: str | None = None,  # noqa: A002 - what callers call it
     densify: bool = False,
     casts: Mapping[str, str] | None = None,
+    dtype_of: Mapping[str, str] | None = None,
     limits: Limits | None = None,
 ) -> Checkpoint:
     """Open a checkpoint of any format: a file, an index, a folder, a file object, or bytes.
@@ -87,6 +88,8 @@ def open(
             contents.
         densify: Give sparse and quantised tensors dense; otherwise reading them is an error.
         casts: Element type -> the type its tensors are converted to while they are read.
+        dtype_of: NumPy's kind of an array that does not tell what it holds -> its element type:
+            ``{"V2": "BF16"}`` for BF16 saved where NumPy does not know it.
         limits: Bounds on what a file of another format may cost; see `safeweights.conversion.Limits`.
 
     Returns:
@@ -112,8 +115,9 @@ def open(
     """
     target, verify = resolve(target, trust, identity)
     given: dict[str, Any] = {"verify": verify, "backend": backend}
-    if densify or casts or limits:
+    if densify or casts or limits or dtype_of:
         given |= {"densify": densify, "casts": dict(casts or {}), "limits": limits}
+        given |= {"dtype_of": dict(dtype_of or {})}
     found: Checkpoint
     if not isinstance(target, Source) or verify is not None:  # a source is refused then, below
         files = _find_files(target, verify)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..errors import DTypeError, quote
+from ..errors import DTypeError, UnsupportedError, quote
 from ..format.dtypes import BITS, DTYPES
 from ..text import similar_names
 
@@ -18,8 +18,10 @@ __all__ = [
     "NUMPY_CODES",
     "TORCH_DTYPES",
     "TORCH_STORAGES",
+    "UNTOLD",
     "item_size",
     "parse_dtype",
+    "parse_untold",
 ]
 
 FOREIGN: Final = {
@@ -30,6 +32,9 @@ FOREIGN: Final = {
     "QI32": (4, "quantised int32"),
 }
 """Code -> (bytes per element, description) of the types that the format lacks."""
+
+UNTOLD: Final = ("V1", "V2", "f1")
+"""NumPy's kinds of arrays of types that it does not know, BF16 and F8, once saved: which is not told."""
 
 FLOATS: Final = frozenset(code for code in BITS if code.startswith(("F", "BF")))
 """Codes of real floating-point types."""
@@ -133,3 +138,28 @@ def parse_dtype(text: str) -> str:
     close = dict.fromkeys(_SPOKEN[near] for near in longer or similar_names(name, _SPOKEN)[:1])
     hint = f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(DTYPES)}"
     raise DTypeError(f"{quote(text)} is not an element type{hint}")
+
+
+def parse_untold(text: str) -> dict[str, str]:
+    """Parse a request such as ``"V2=BF16,f1=F8_E5M2"`` into a mapping from NumPy's kinds to types.
+
+    Raises:
+        UnsupportedError: A kind is none of `UNTOLD`, or has another width than the type.
+
+    >>> parse_untold("V2=BF16, <f1=float8_e5m2")
+    {'V2': 'BF16', 'f1': 'F8_E5M2'}
+    """
+    found: dict[str, str] = {}
+    for part in text.split(","):
+        given, _, wanted = part.strip().partition("=")
+        kind = given.strip().lstrip("<>=|")
+        if kind not in UNTOLD:
+            raise UnsupportedError(
+                f"{quote(given)} is no NumPy type that leaves open what it holds; those are "
+                f"{', '.join(UNTOLD)}"
+            )
+        code = parse_dtype(wanted)
+        if BITS.get(code) != 8 * int(kind[1:]):
+            raise UnsupportedError(f"{quote(wanted)} has another width than {kind}")
+        found[kind] = code
+    return found

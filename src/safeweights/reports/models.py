@@ -23,7 +23,6 @@ from ..trust.verifier import plain_source, plain_store, verifier
 from .calls import loading_calls
 from .inventory import rows, total, unreadable
 from .modules import module_tree, most_repeated, outline
-from .quantisation import quantised_records
 from .settings import Facts, Part, Settings, gguf_facts, model_facts, model_parts, read_settings
 
 if TYPE_CHECKING:
@@ -245,6 +244,8 @@ def _model(
         facts = gguf_facts(keys)
     repeated = None if opened.parts else most_repeated(modules)
     sums = total(found)
+    from .quantisation import quantised_records  # NumPy, which `show --help` does not need
+
     quantised, problems = quantised_records(opened.checkpoints)
     record: ModelRecord = {
         "summary": "",

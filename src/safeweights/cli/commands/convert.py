@@ -34,6 +34,10 @@ _SHOWN: Final = 20
     "--dtype", metavar="TYPE", help="Convert values: BF16 (or bfloat16), or F64=F32,C128=C64."
 )
 @click.option(
+    "--dtype-of", metavar="KIND=TYPE",
+    help="What arrays hold whose NumPy type does not tell it: V2=BF16, or f1=F8_E5M2.",
+)  # fmt: skip
+@click.option(
     "--only", metavar="GLOB", multiple=True, help="Convert only tensors with matching names."
 )
 @click.option(
@@ -154,9 +158,11 @@ def _options(given: dict[str, Any]) -> Options:
     from ...conversion import FORMATS, Options
     from ...conversion.plan import parse_renames, prefix_renames
     from ...derived.casting import parse_casts
+    from ...derived.element_types import parse_untold
 
     checks = {
-        "dtype": parse_casts, "max_shard_size": parse_size, "rename": parse_renames,
+        "dtype": parse_casts, "dtype_of": parse_untold, "max_shard_size": parse_size,
+        "rename": parse_renames,
         "strip_prefix": prefix_renames,
     }  # fmt: skip
     for name, parse in checks.items():
@@ -171,7 +177,7 @@ def _options(given: dict[str, Any]) -> Options:
     return Options(
         **{name: given[name] for name in ("dtype", "only", "skip", "rename", "densify", "force")},
         **{name: given[name] for name in ("dry_run", "keep_ties", "keep_others", "format")},
-        **{name: given[name] for name in ("trust", "dequantize", "scheme")},
+        **{name: given[name] for name in ("trust", "dequantize", "scheme", "dtype_of")},
         strip_prefix=given["strip_prefix"],
         keep=given["keep"],
         max_shard_size=given["max_shard_size"],

@@ -193,8 +193,9 @@ class Assembly:
         limits = self.options.limits
         flat = flatten(tree, label, limits)
         found = materialize(
-            flat, label, storages, limits, densify=self.options.densify, casts=self.options.casts
-        )
+            flat, label, storages, limits, densify=self.options.densify, casts=self.options.casts,
+            dtype_of=self.options.dtype_of,
+        )  # fmt: skip
 
         def full(name: str) -> str:
             return prefix if name in ("", ROOT_NAME) else f"{prefix}.{name}"

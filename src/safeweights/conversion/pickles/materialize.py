@@ -19,7 +19,7 @@ from ...checkpoint.tensor import UNKNOWN, FileTensor, UnreadableTensor
 from ...derived.boxes import Box
 from ...derived.casting import CastTensor, cast, numpy_type
 from ...derived.dense import dequantize, from_sparse, read_array
-from ...derived.element_types import FOREIGN, item_size
+from ...derived.element_types import FOREIGN, UNTOLD, item_size
 from ...derived.pieces import Piece
 from ...derived.quantised.ggml import GgmlTensor
 from ...derived.strided import Strided, StridedTensor, contiguous_strides
@@ -122,6 +122,7 @@ class _Builder:
     limits: Limits
     densify: bool
     casts: Mapping[str, str]
+    dtype_of: Mapping[str, str] = field(default_factory=dict)
     sources: dict[Hashable, Strided] = field(default_factory=dict)
     added_bytes: int = 0
 
@@ -146,7 +147,13 @@ class _Builder:
             raise exceeded("view_bytes", self.limits.view_bytes, path)
 
     def _numpy(self, node: ArrayNode, name: str) -> Strided:
-        array = node.strided(f"{self.label}!{name}")
+        kind = node.dtype.kind
+        array = node.strided(f"{self.label}!{name}", self.dtype_of.get(kind))
+        if array is None and kind in UNTOLD and not node.dtype.fields:
+            raise _Refused(
+                f"its NumPy type {kind} does not tell what it holds, as when BF16 or F8 are saved by a "
+                f"program that lacks them; dtype_of (--dtype-of) {kind}=TYPE tells it"
+            )
         if array is None:
             raise _Refused(f"its NumPy type {quote(node.dtype.kind)} has no counterpart")
         return replace(array, storage=id(node))
@@ -281,6 +288,7 @@ def materialize(
     *,
     densify: bool = False,
     casts: Mapping[str, str] | None = None,
+    dtype_of: Mapping[str, str] | None = None,
 ) -> Materialized:
     """The tensors that `flat` describes.
 
@@ -293,11 +301,12 @@ def materialize(
         limits: See `Limits`.
         densify: Make sparse and quantised tensors dense instead of refusing them.
         casts: Element type -> the type to convert its tensors to.
+        dtype_of: NumPy's kind of an array that does not tell what it holds -> its type.
 
     Raises:
         FormatError: A tensor's geometry contradicts its storage.
     """
-    builder = _Builder(label, storages, limits, densify, casts or {})
+    builder = _Builder(label, storages, limits, densify, casts or {}, dtype_of or {})
     result = Materialized()
     first: dict[Hashable, str] = {}
     for name, node in flat.tensors.items():

@@ -290,13 +290,17 @@ class ArrayNode:
                 rule="numpy-array",
             )
 
-    def strided(self, label: str) -> Strided | None:
+    def strided(self, label: str, untold: str | None = None) -> Strided | None:
         """Where the elements lie; None for types that no tensor can have.
+
+        Args:
+            label: What to call the source in messages.
+            untold: What the elements are, if the type does not tell it.
 
         Raises:
             FormatError: The data is not exactly as long as shape and type need.
         """
-        code = self.dtype.code
+        code = untold if self.dtype.code is None and not self.dtype.fields else self.dtype.code
         if code is None or isinstance(self.data, list):
             return None
         source = blob_source(self.data, label)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from ...derived.element_types import UNTOLD
 from ...derived.strided import contiguous_strides
 from ...errors import FormatError, MissingDependencyError, SafetensorError
 from ...storage import BytesSource, Source
@@ -300,7 +301,7 @@ def _dataset(dataset: Any, messages: _Messages, source: Source, limits: Limits) 
     if kind is None or kind.hasobject or kind.kind in "SUO":
         return "an array of text or objects"
     dtype = DtypeNode(exact[0] or kind.str.lstrip("<>=|"), kind.str.startswith(">"))
-    if dtype.code is None:
+    if dtype.code is None and (dtype.kind not in UNTOLD or kind.fields):
         reason = f"its HDF5 type {kind.str} has no counterpart in the format"
         return RefusedNode(reason, dtype.kind, shape, math.prod(shape) * kind.itemsize)
     if dtype.width != kind.itemsize or (

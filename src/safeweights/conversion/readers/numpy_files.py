@@ -149,6 +149,12 @@ def _npy_dtype(source: Source, fields: dict[str, str]) -> DtypeNode:
         dtype = plain_dtype(fields["text"])
         if dtype is not None:
             return dtype
+        if fields["text"] in (
+            "<f1",
+            ">f1",
+            "|f1",
+        ):  # an F8 of ml_dtypes, which NumPy cannot read back
+            return DtypeNode("f1")
     elif _is_plain_structure(fields["other"]):
         return DtypeNode("V", fields=True)
     shown = quote(fields.get("text") or fields["other"])

@@ -161,11 +161,6 @@ class Weight(ABC):
         return next(iter(self.parts.values()))
 
     @property
-    def stored_bytes(self) -> int:
-        """Bytes of all stored parts."""
-        return sum(part.nbytes for part in self.parts.values())
-
-    @property
     def rows(self) -> int:
         """Rows of each matrix."""
         return self.shape[-2] if len(self.shape) > 1 else 1
