@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from copy import copy
 from typing import TYPE_CHECKING
 
 from ..checkpoint import Checkpoint
@@ -127,7 +126,6 @@ class Sources:
     def _dense(
         part: ForeignCheckpoint, dense: list[tuple[Found, Tensor]], casts: Mapping[str, str]
     ) -> ForeignCheckpoint:
-        view = copy(part)
         tensors = replaced(part, dense)
         target = casts.get("F32", "F32")
         for name, tensor in tensors.items():
@@ -135,8 +133,7 @@ class Sources:
                 tensors[name] = tensor.astype(target)
             else:
                 tensors[name] = cast(tensor, casts, part.name)
-        view.replace_tensors(tensors, described_metadata(part.metadata, dense))
-        return view
+        return part.with_tensors(tensors, described_metadata(part.metadata, dense))
 
 
 def _left_out(found: Found) -> Tensor:

@@ -102,25 +102,33 @@ class ForeignCheckpoint(Checkpoint):
         self.others_count = others_count
         self.calls = list(calls)
 
-    def replace_tensors(
+    def with_tensors(
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None
-    ) -> None:
-        """Give other tensors from now on.
+    ) -> ForeignCheckpoint:
+        """A view with other tensors and metadata.
 
         Tensors that can be read now are no longer among `others`; names that are gone are no aliases.
         """
-        self._tensors = tensors
-        self._metadata = None if metadata is None else dict(metadata)
         kept = [
             other
             for other in self.others
             if (tensor := tensors.get(other.name)) is None or tensor.unreadable is not None
         ]
-        self.others_count -= len(self.others) - len(kept)
-        self.others = kept
-        self.aliases = {
+        aliases = {
             name: first for name, first in self.aliases.items() if {name, first} <= tensors.keys()
         }
+        view = ForeignCheckpoint(
+            self.name,
+            self.format,
+            Materialized(dict(tensors), aliases),
+            metadata=metadata,
+            others=kept,
+            others_count=self.others_count - (len(self.others) - len(kept)),
+            calls=self.calls,
+        )
+        view.sources, view.tree, view.nodes = self.sources, self.tree, self.nodes
+        view.beside = self.beside
+        return view
 
     @classmethod
     def union(cls, parts: Iterable[Checkpoint], name: str) -> ForeignCheckpoint:
