@@ -50,6 +50,10 @@ BY_OTHERS = {
     "pycon": "make test runs it as a doctest",
     "toml": "tests/trust/test_policy_page.py runs it",
     "ini": "tests/cli/test_diff.py runs it",
+    "py": "tests/test_tutorials.py runs it",
+    "console": "tests/test_tutorials.py runs it",
+    "yaml": "is for GitHub, whose syntax it has",
+    "json": "is for a client of the tool server",
 }
 """Language of a block -> who runs it."""
 
