@@ -36,6 +36,7 @@ way, url, key = sys.argv[1:]
 PIECE = 8 << 20
 if way in {"ours", "verified", "headers"}:
     import safeweights, safeweights.numpy, safeweights.trust
+    import safeweights.conversion.opening, safeweights.storage.remote.web
     from safeweights.storage import open_source
 elif way == "obstore":
     import obstore

@@ -124,6 +124,7 @@ class BlockSource(Source):
             lambda low, high: self._run(first + low // step, whole[low:high]),
             len(whole),
             chunk=self._run_length(),
+            threads=self.threads,
         )
 
     def _copy_part(self, index: int, offset: int, target: memoryview) -> None:

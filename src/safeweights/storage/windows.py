@@ -62,6 +62,7 @@ class Window(Source):
         self.size = size
         self.parent: Source = parent
         self.start = start
+        self.threads, self.gap = parent.threads, parent.gap
         if isinstance(parent, Window):  # a chain of windows would cost a call for each level
             self.parent, self.start = parent.parent, start + parent.start
 

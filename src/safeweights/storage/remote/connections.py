@@ -113,8 +113,18 @@ def _context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
+_PROXY_NAMES: Final = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
 def proxy_of(origin: Origin) -> str | None:
     """The proxy that the environment names for an origin."""
+    # urllib looks through the whole environment, which would be a third of the cost of a request.
+    names = [*_PROXY_NAMES, *map(str.upper, _PROXY_NAMES)]
+    return _proxy_of(origin, tuple(map(os.environ.get, names)))
+
+
+@lru_cache(256)
+def _proxy_of(origin: Origin, environment: tuple[str | None, ...]) -> str | None:  # noqa: ARG001
     proxy = urllib.request.getproxies().get(origin.scheme)
     if not proxy or urllib.request.proxy_bypass(origin.host):
         return None

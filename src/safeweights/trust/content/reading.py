@@ -54,6 +54,7 @@ class VerifiedSource(BlockSource):
                 tree.check(index, target[begin : begin + step], path=source.name)
 
         super().__init__(source.name, source.size, tree.block_size, fetch)
+        self.threads, self.gap = source.threads, max(source.gap, self.gap)
 
 
 class VerifiedCopy(BytesSource):
