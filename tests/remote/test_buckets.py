@@ -19,6 +19,7 @@ import safeweights.numpy
 from safeweights.checkpoint.sharding import save_sharded
 from safeweights.errors import ChangedError, UnsupportedError
 from safeweights.storage import place_of
+from safeweights.storage.parallel import in_threads
 from safeweights.storage.remote import buckets
 
 if TYPE_CHECKING:
@@ -162,10 +163,10 @@ def test_a_commit_that_fails_while_it_is_published_leaves_no_mixture(
 
 
 def test_a_listing_streams(s3: str, endpoint: str) -> None:
-    s3_client = client(endpoint)
-    for number in range(1100):
-        s3_client.put_object(Bucket=s3.split("/")[2], Key=f"m/{number:05}", Body=b"1")
-    listing = place_of(f"{s3}/m/").store.list()
+    store = place_of(f"{s3}/m/").store
+    assert isinstance(store, buckets.BucketStore)
+    in_threads(lambda number, _: store._put(f"{number:05}", b"1"), range(1100), workers=8)
+    listing = store.list()
     assert next(listing).name == "00000"
     assert sum(1 for _ in listing) == 1099
 

@@ -519,6 +519,23 @@ def test_a_server_that_trickles_is_given_up(
         source.read(1_000_000, 7_000_000)
 
 
+def test_a_server_that_trickles_its_fields_is_given_up(
+    large: BadServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "PATIENCE", Patience(timeout=0.3, attempts=2, backoff=0))
+
+    def fault(handler: Handler, number: int) -> bool:
+        for _ in range(100):
+            handler.wfile.write(b"H")
+            handler.wfile.flush()
+            time.sleep(0.05)
+        return True
+
+    large.fault = fault
+    with pytest.raises(OSError, match="less than 1000 bytes a second; gave up after 2"):
+        open_source(f"{large.url}/a")
+
+
 def test_a_server_that_says_nothing_is_given_up(
     large: BadServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,11 +7,13 @@ the origin they are for, and to no other that it redirects to.
 
 from __future__ import annotations
 
+import io
 import socket
 import ssl
 import time
-from http.client import HTTPException, RemoteDisconnected
-from typing import TYPE_CHECKING, Final, NamedTuple
+from functools import partial
+from http.client import HTTPException, HTTPResponse, RemoteDisconnected
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from .connections import (
@@ -26,7 +28,7 @@ from .errors import broken
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from http.client import HTTPConnection, HTTPResponse
+    from http.client import HTTPConnection
 
     from ..source import Buffer
     from .responses import Headers
@@ -93,7 +95,7 @@ class Answer:
         self._response = response
         self._left = response.length  # of the body, where its length was announced
 
-    def read_into(self, buffer: memoryview, patience: Patience) -> int:
+    def read_into(self, buffer: memoryview) -> int:
         """Fill `buffer` with the next bytes; returns how many there were.
 
         Raises:
@@ -103,27 +105,19 @@ class Answer:
             return 0
         if self._left is not None:  # more would be waited for in vain
             buffer = buffer[: self._left]
-        done, since, before = 0, time.monotonic(), 0
-        chunked = self._response.chunked
-        # `readinto1` returns what one recv(2) gave, so that a server that trickles is noticed.
-        read = self._response.readinto if chunked else self._response.fp.readinto1
+        done = 0
+        # `readinto1` returns what one recv(2) gave, so that what came before an error is known.
+        read = self._response.readinto if self._response.chunked else self._response.fp.readinto1
         try:
-            while done < len(buffer):
-                count = read(buffer[done : done + _PIECE])
-                if not count:
-                    break
+            while done < len(buffer) and (count := read(buffer[done : done + _PIECE])):
                 done += count
-                if (now := time.monotonic()) - since > patience.timeout:
-                    if done - before < patience.slowest * patience.timeout:
-                        raise _Stopped(f"sends less than {patience.slowest} bytes a second", done)
-                    since, before = now, done
         except (OSError, HTTPException, ValueError) as error:
             raise _Stopped(_what(error), done) from None
         if self._left is not None:
             self._left -= done
         return done
 
-    def read(self, limit: int, patience: Patience) -> bytes:
+    def read(self, limit: int) -> bytes:
         """All of a short body.
 
         Raises:
@@ -131,7 +125,7 @@ class Answer:
             ValueError: It is longer than `limit`.
         """
         data = bytearray(limit + 1)
-        done = self.read_into(memoryview(data), patience)
+        done = self.read_into(memoryview(data))
         if done > limit:
             raise ValueError
         return bytes(data[:done])
@@ -145,11 +139,11 @@ class Answer:
         else:
             self._connection.close()
 
-    def dismiss(self, patience: Patience) -> None:
+    def dismiss(self) -> None:
         """The body is not wanted: keep the connection if little of it is left, else drop both."""
         if self._left is not None and self._left <= _SMALL:
             try:
-                self.read_into(memoryview(bytearray(self._left)), patience)
+                self.read_into(memoryview(bytearray(self._left)))
             except TransientError:
                 self.close()
                 return
@@ -162,6 +156,60 @@ class Answer:
         """Drop the rest of the body, and the connection."""
         self._response.close()
         self._connection.close()
+
+
+class _Response(HTTPResponse):
+    """A response whose server must not be too slow: neither with the fields nor with the body."""
+
+    def __init__(self, patience: Patience, sock: socket.socket, **given: Any) -> None:
+        super().__init__(_Socket(sock, patience), **given)  # type: ignore[arg-type]
+
+
+class _Socket:
+    """What `HTTPResponse` asks of a socket."""
+
+    def __init__(self, sock: socket.socket, patience: Patience) -> None:
+        self._sock = sock
+        self._patience = patience
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        raw = self._sock.makefile(mode, buffering=0)  # type: ignore[call-overload]
+        return io.BufferedReader(_Timed(raw, self._patience))
+
+
+class _TooSlowError(OSError):
+    """The server sends, but less than it must."""
+
+
+class _Timed(io.RawIOBase):
+    """The bytes of a socket; an error if there are too few of them for too long.
+
+    The timeout of a socket is that of one recv(2): a byte now and then would keep it waiting for ever.
+    """
+
+    def __init__(self, raw: io.RawIOBase, patience: Patience) -> None:
+        self._raw = raw
+        self._patience = patience
+        self._since: float | None = None  # when the first bytes were there
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        count: int | None = self._raw.readinto(buffer)
+        now, patience = time.monotonic(), self._patience
+        self._since = now if self._since is None else self._since
+        self._count += count or 0
+        if now - self._since > patience.timeout:
+            if count and self._count < patience.slowest * patience.timeout:
+                raise _TooSlowError(f"sends less than {patience.slowest} bytes a second")
+            self._since, self._count = now, 0
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 class _Stopped(TransientError):
@@ -208,7 +256,7 @@ def send(
         if answer.status not in _MOVED:
             return answer
         target = answer.headers.get("Location")
-        answer.dismiss(patience)
+        answer.dismiss()
         if not target or body is not None:
             raise broken(where, f"the server answered with status {answer.status}")
         url = _redirected(where, url, target)
@@ -264,6 +312,7 @@ def _send_once(  # noqa: PLR0917
     while True:
         connection, used = connections.take(origin, patience.timeout)
         try:
+            connection.response_class = partial(_Response, patience)  # type: ignore[assignment]
             connect(connection, origin, redirected_from=redirected_from)
             connection.request(method, target, body, {**fields, "Host": origin.authority})
             return Answer(origin, url, connection, connection.getresponse())
@@ -283,7 +332,8 @@ def _failure(where: str, error: Exception) -> Exception:
         return broken(where, f"the server's certificate is not valid: {error.verify_message}")
     if isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN:
         return broken(where, f"the host is not known ({error.strerror})")
-    if isinstance(error, (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror)):
+    transient = (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror, _TooSlowError)
+    if isinstance(error, transient):
         return TransientError(_what(error))
     if isinstance(error, OSError):
         return OSError(error.errno, error.strerror, where)
@@ -298,6 +348,8 @@ def _what(error: Exception) -> str:
         return "the server closed the connection without an answer"
     if isinstance(error, ConnectionRefusedError):
         return "the connection was refused"
+    if isinstance(error, _TooSlowError):
+        return str(error)
     if isinstance(error, OSError):
         return f"the connection broke ({error.strerror or type(error).__name__})"
     return f"the answer is broken ({type(error).__name__})"

@@ -138,14 +138,14 @@ def repeated(
                 where, method, url, fields, secrets.fields(), patience=patience, body=body
             )
             if answer.status not in accept:
-                answer.dismiss(patience)
+                answer.dismiss()
                 if answer.status == 401 and not renewed and secrets.renew(answer.headers):
                     renewed = True
                     continue
                 raise_for(where, answer)
             require_unencoded(where, answer.headers)
             length = content_length(answer.headers)
-            data = b"" if method == "HEAD" else answer.read(limit, patience)
+            data = b"" if method == "HEAD" else answer.read(limit)
             if method != "HEAD" and length is not None and length != len(data):
                 answer.close()
                 raise TransientError("the answer is shorter than announced")
@@ -203,7 +203,7 @@ class WebFile:
             except TransientError as problem:
                 attempts.failed(problem, None)
             else:
-                answer.dismiss(self._patience)
+                answer.dismiss()
                 return True
 
     def open(self, version: str | None = None, sha256: str | None = None) -> RemoteSource:
@@ -240,7 +240,7 @@ class WebFile:
             require_unencoded(self._where, answer.headers)
             size, first = self._extent(answer)
             head = bytearray(min(size, first))
-            done = answer.read_into(memoryview(head), self._patience)
+            done = answer.read_into(memoryview(head))
             if done < len(head):
                 raise TransientError("the answer is shorter than announced")
         except BaseException:
@@ -294,7 +294,7 @@ class WebFile:
             return 0, problem
         try:
             length = self._require_range(answer, begin, len(buffer))
-            count = answer.read_into(buffer[:length], self._patience)
+            count = answer.read_into(buffer[:length])
         except TransientError as problem:
             answer.close()
             return getattr(problem, "done", 0), problem
@@ -351,7 +351,7 @@ class WebFile:
                 if answer.url != url:
                     self._direct = answer.url
                 return answer
-            answer.dismiss(self._patience)
+            answer.dismiss()
             if answer.status in _EXPIRED and not moved and self._move(url):
                 moved = True
             elif answer.status == 401 and not renewed and self._secrets.renew(answer.headers):
