@@ -43,6 +43,7 @@ from safeweights.trust import (
     verify_log,
 )
 from safeweights.trust.policies import evidence as gathering
+from safeweights.trust.policies import subjects
 from safeweights.trust.signatures import certificates
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ level = "none"
     "spelling",
     [
         "vendor/m", "./vendor/m", "vendor//m", "vendor/m/", "scratch/../vendor/m",
-        "vendor/m/../m", "alias", "inside/../m", "ABSOLUTE",
+        "vendor/m/../m", "vendor/alias", "vendor/inside/../../m", "ABSOLUTE",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("way", ["admit", "folder", "file"])
@@ -132,8 +133,10 @@ def test_every_spelling_has_one_subject(
     policy = rules(STRICT_VENDOR)
     model = make(tmp_path / "vendor" / "m")
     (tmp_path / "scratch").mkdir()
-    (tmp_path / "alias").symlink_to("vendor/m")
-    (tmp_path / "inside").symlink_to("vendor/m")  # `inside/..` is vendor, not this folder
+    (tmp_path / "vendor" / "alias").symlink_to("m")
+    (tmp_path / "vendor" / "deep").mkdir()
+    (tmp_path / "vendor" / "deep" / "er").mkdir()
+    (tmp_path / "vendor" / "inside").symlink_to("deep/er")  # of which `..` is deep
     monkeypatch.chdir(tmp_path)
     path = str(model) if spelling == "ABSOLUTE" else spelling
     if way == "admit":
@@ -149,6 +152,116 @@ def test_every_spelling_has_one_subject(
             safeweights.numpy.load_file(f"{path}/{WEIGHTS}", trust=policy)
     assert caught.value.decision.subject == "vendor/m"
     assert caught.value.reason == "signature-missing"
+
+
+@pytest.mark.parametrize("way", ["admit", "folder", "file"])
+@pytest.mark.parametrize(
+    ("link", "target", "given"),
+    [
+        ("vendor/m", "../scratch/evil", "vendor/m"),
+        ("vendor/m", "../scratch/evil", "scratch/../vendor/m"),
+        ("vendor/m", "../scratch/evil", "start/m"),
+        ("vendor", "scratch", "vendor/evil"),
+        ("vendor/m", "ABSOLUTE/scratch/evil", "vendor/m"),
+        ("vendor/m", "../hop", "vendor/m"),
+        ("alias", "signed/m", "alias"),
+        ("nowhere/m", "../scratch/evil", "nowhere/m"),
+    ],
+)
+def test_a_link_does_not_lead_from_one_rule_to_another(
+    tmp_path: Path, rules: Callable[..., Policy], link: str, target: str, given: str, way: str
+) -> None:
+    """Neither one in the place of a signed model, nor one that stands elsewhere."""
+    policy = rules(
+        "".join(
+            f'[[rules]]\npattern = "{name}"\n{how}\n'
+            for name, how in (
+                ("vendor/*", 'signers = ["us"]'), ("signed/*", 'signers = ["us"]'),
+                ("scratch/*", 'level = "none"'), ("[hsa]*", 'level = "none"'),
+            )
+        )
+    )  # fmt: skip
+    make(tmp_path / "scratch" / "evil")
+    make(tmp_path / "signed" / "m")
+    (tmp_path / "hop").symlink_to("scratch/evil")
+    (tmp_path / link).parent.mkdir(exist_ok=True)
+    (tmp_path / link).symlink_to(target.replace("ABSOLUTE", str(tmp_path)))
+    (tmp_path / "start").symlink_to("vendor")
+    path = tmp_path / given
+    if way == "admit":
+        assert codes(admit(path, policy)) == {"link"}
+    elif way == "folder":
+        assert refusal(lambda: safeweights.open(path, trust=policy)) == "link"
+    else:
+        load = safeweights.numpy.load_file
+        assert refusal(lambda: load(path / WEIGHTS, trust=policy)) == "link"
+    assert admit(tmp_path / "scratch" / "evil", policy).decision.verdict == "allow"
+    assert admit(path, policy, name="scratch/evil").decision.verdict == "allow"
+
+
+def test_a_thousand_links_in_the_place_of_a_model(
+    tmp_path: Path, signer: FileSigner, rules: Callable[..., Policy]
+) -> None:
+    """A folder alternates with a link to another one, for which the rule is lenient."""
+    policy = rules(STRICT_VENDOR)
+    sign(make(tmp_path / "vendor" / "m", a=1.0), signer)
+    make(tmp_path / "scratch", a=2.0)
+    place, aside = tmp_path / "vendor" / "m", tmp_path / "vendor" / "aside"
+    stop = threading.Event()
+    swaps = 0
+
+    def attack() -> None:
+        nonlocal swaps
+        while not stop.is_set():
+            place.rename(aside)
+            place.symlink_to("../scratch")
+            place.unlink()
+            aside.rename(place)
+            swaps += 1
+
+    attacker = threading.Thread(target=attack)
+    attacker.start()
+    seen: set[str] = set()
+    try:
+        while swaps < 1000 or not {"loaded", "link"} <= seen:
+            assert swaps < 200_000, seen
+            try:
+                loaded = safeweights.numpy.load_file(place / WEIGHTS, trust=policy)
+            except TrustError as error:
+                seen.add(error.reason)
+            except OSError:
+                seen.add("absent")
+            else:
+                assert loaded["a"].tolist() == [1.0] * 4
+                seen.add("loaded")
+    finally:
+        stop.set()
+        attacker.join()
+
+
+def outcome(resolve: Callable[[str], str], path: str) -> str | int | None:
+    """A real path, or the number of the system's error."""
+    try:
+        return resolve(path)
+    except OSError as error:
+        return error.errno
+
+
+def test_paths_are_resolved_as_the_system_does(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name, target in (
+        ("a/up", ".."), ("a/self", "."), ("a/twice", "up/a"), ("absolute", str(tmp_path / "a")),
+        ("a/b/back", "../../absolute/b"), ("circle", "circle2"), ("circle2", "circle"), ("dangling", "no"),
+    ):  # fmt: skip
+        (tmp_path / name).symlink_to(target)
+    for path in (
+        ".", "a", "a/up", "a/up/a/b", "a/self/self/b/..", "a/twice/b", "absolute/b/back/../up",
+        "a/b/back/back", "/", "//", "circle", "circle/x", "dangling", "no", "a/b/../../absolute",
+    ):  # fmt: skip
+        given = os.path.join(tmp_path, path)
+        assert outcome(lambda path: subjects._resolve(path)[0], given) == outcome(
+            lambda path: os.path.realpath(path, strict=True), given
+        )
 
 
 def test_admission_and_loads_have_one_subject(

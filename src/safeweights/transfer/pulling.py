@@ -135,11 +135,11 @@ def _name_of(policy: Policy, name: str | None, folder: str) -> str:
         VerificationError: No rule can apply to it: the folder is outside the policy's root.
     """
     from ..trust.errors import VerificationError
-    from ..trust.policies.subjects import canonical, place_of
+    from ..trust.policies.subjects import canonical
 
     if name is not None:
         return canonical(name)
-    place = place_of(folder, policy.base)
+    place = policy.place_of(folder)
     problem = place.problem
     if problem is None and place.name.startswith("/"):
         problem = ("no-root", "the policy has no root that the folder could be below")

@@ -29,7 +29,7 @@ from .evidence import model_of
 from .lockfile import lock_of, settle
 from .policy import Evidence, FileFact, Policy, Rule
 from .policy_file import load_policy, parse_policy
-from .subjects import place_of, relative
+from .subjects import relative
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,7 +111,7 @@ class PolicyVerifier:
         Raises:
             OSError: Its folder does not exist.
         """
-        return self._model_of(place_of(path, self.policy.base)).rule
+        return self._model_of(self.policy.place_of(path)).rule
 
     def _model_of(self, place: Place) -> Model:
         return model_of(
@@ -130,7 +130,7 @@ class PolicyVerifier:
         """
         if self.policy.mode == "off":
             return source
-        place = place_of(path, self.policy.base)
+        place = self.policy.place_of(path)
         model = self._model_of(place)
         self._check_access(source, path)
         status, claim, resource = self._claim(place.path, model)

@@ -36,7 +36,7 @@ from ..files import (
 from ..signatures.signing import WEIGHTS
 from .claims import Claims, digests_of, key_signature, locate_for
 from .policy import Evidence, FileFact, Finding, Role
-from .subjects import canonical, place_of, relative, repository
+from .subjects import canonical, relative, repository
 
 if TYPE_CHECKING:
     from ...storage.source import Source
@@ -210,7 +210,7 @@ def gather(
         OSError: As the operating system has it.
         VerificationError: A file name that cannot be dealt with, or a file outside `beneath`.
     """
-    place = place_of(path, policy.base)
+    place = policy.place_of(path)
     model = model_of(place, policy, name=name, signature=signature)
     status, claim, signed = _claim(place, Claims(policy, beneath=beneath), model)
     files, findings = _list(place, model, claim, signed)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..files import list_folder
 from .evidence import model_of
 from .lockfile import lock_of
-from .subjects import canonical, folders_above, place_of
+from .subjects import canonical, folders_above
 
 if TYPE_CHECKING:
     from .policy import LockEntry, Policy, Rule
@@ -78,7 +78,7 @@ def explain(path: str, policy: Policy, *, name: str | None = None) -> Explanatio
         DocumentError: The lock file is malformed, or the policy has no root for its patterns.
         OSError: As the operating system has it.
     """
-    place = place_of(path, policy.base)
+    place = policy.place_of(path)
     model = model_of(place, policy, name=name)
     subject = place.name if name is None else canonical(name)
     names = tuple(folders_above(subject))

@@ -10,20 +10,21 @@ import fnmatch
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ...errors import quote
 from ...storage import is_url
 from ..errors import DocumentError, PolicyViolationError
-from .subjects import folders_above
+from .subjects import folders_above, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ..access.rules import AccessRules
     from ..signatures.verifying import SignedBy, Trust
+    from .subjects import Place
 
 __all__ = [
     "DENIABLE",
@@ -197,6 +198,24 @@ class Policy:
         names = tuple(folders_above(subject))
         return next((rule for rule in self.rules if rule.matched(names) is not None), None)
 
+    def place_of(self, path: str | os.PathLike[str]) -> Place:
+        """Where `path` is below the root, and why no rule can apply to it.
+
+        Raises:
+            OSError: See `subjects.place_of`.
+        """
+        place = place_of(path, self.base)
+        rule = self.rule_for(place.name)
+        for link in place.links if place.problem is None else ():
+            if (other := self.rule_for(link)) is not rule:
+                text = (
+                    f"the path goes through a link: as {quote(link, 300)} {_applies(other)}, but at "
+                    f"{quote(place.name, 300)}, where it leads, {_applies(rule)}; give that path, or move "
+                    "the link"
+                )
+                return replace(place, problem=("link", text))
+        return place
+
     def check_rootless(self) -> None:
         """Refuse patterns that match no absolute path, where subjects are absolute paths.
 
@@ -210,6 +229,10 @@ class Policy:
                     "policy has no root (give Policy(root=...), or the model's name)",
                     field=f"rules[{number}].pattern",
                 )
+
+
+def _applies(rule: Rule | None) -> str:
+    return "no rule applies" if rule is None else f"the rule {quote(rule.pattern)} applies"
 
 
 def check_pattern(pattern: str, *, rooted: bool) -> str | None:

@@ -12,8 +12,10 @@ refused that is not spelled as its folders list it.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +36,10 @@ _SNAPSHOT: Final = re.compile(
 _REVISION: Final = re.compile(r"^(hf://[^/]+/[^/@]+)@[^/]*")
 
 
+_MAX_LINKS: Final = 40
+"""Links on a path; as many as Linux follows."""
+
+
 @dataclass(frozen=True)
 class Place:
     """A file or folder.
@@ -42,6 +48,8 @@ class Place:
         path: Absolute; links in it are resolved, but for the last part of a file's path.
         name: Relative to the root (``.`` is the root itself); without a root, `path`.
         folder: Whether it is a folder.
+        links: Names below the root of the links that the path goes through, each followed by the rest
+            of the path: other names by which what is there was asked for.
         problem: Code and sentence, where no rule can apply: the path is outside the root, not spelled
             as its folders list it, or not valid UTF-8.
     """
@@ -50,6 +58,7 @@ class Place:
     name: str
     folder: bool
     problem: tuple[str, str] | None = None
+    links: tuple[str, ...] = ()
 
 
 def place_of(path: str | os.PathLike[str], root: str | None) -> Place:
@@ -68,12 +77,12 @@ def place_of(path: str | os.PathLike[str], root: str | None) -> Place:
     # Not os.path.abspath: it removes `link/..`, which the operating system resolves otherwise.
     path = os.path.join(os.getcwd(), os.fspath(path))
     folder = os.path.isdir(path)
-    if folder:
-        real = os.path.realpath(path, strict=True)
-    else:
-        above, base = os.path.split(path)
-        real = os.path.join(os.path.realpath(above, strict=True), base)
-    name = real.replace(os.sep, "/") if root is None else relative(real, os.path.realpath(root))
+    above, base = (path, "") if folder else os.path.split(path)
+    real, links = _resolve(above)
+    if base:
+        real, links = os.path.join(real, base), [os.path.join(link, base) for link in links]
+    top = None if root is None else os.path.realpath(root)
+    name = real.replace(os.sep, "/") if top is None else relative(real, top)
     problem = None
     if name is None:
         name = real.replace(os.sep, "/")
@@ -88,7 +97,41 @@ def place_of(path: str | os.PathLike[str], root: str | None) -> Place:
         )
     # A name that is not valid UTF-8 must not reach a lock file or a log.
     name = name.encode("utf-8", "backslashreplace").decode()
-    return Place(real, name, folder, problem)
+    inside = [link if top is None else relative(link, top) for link in links]
+    return Place(real, name, folder, problem, tuple(each for each in inside if each is not None))
+
+
+def _resolve(path: str) -> tuple[str, list[str]]:
+    """The real path of an absolute one, and each link on the way followed by the rest of the path.
+
+    Both from one look at each part, so that a link that comes and goes is either followed or not there.
+
+    Raises:
+        OSError: There is nothing at the path, or the links lead in a circle.
+    """
+    if os.name == "nt":  # where making a link takes a privilege
+        return os.path.realpath(path, strict=True), []
+    real = "/"
+    links: list[str] = []
+    pending = path.split("/")[::-1]
+    while pending:
+        part = pending.pop()
+        if part in {"", ".", ".."}:
+            real = os.path.dirname(real) if part == ".." else real
+            continue
+        here = os.path.join(real, part)
+        if not stat.S_ISLNK(os.lstat(here).st_mode):
+            real = here
+            continue
+        if len(links) == _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        rest = [each for each in reversed(pending) if each not in {"", "."}]
+        # What is behind `link/..` is not below the link.
+        links.append("/".join([here, *rest]) if ".." not in rest else here)
+        target = os.readlink(here)
+        real = "/" if target.startswith("/") else real
+        pending += target.split("/")[::-1]
+    return real, links
 
 
 def _without_revision(url: str) -> str:
