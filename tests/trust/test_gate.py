@@ -239,6 +239,57 @@ def test_a_thousand_links_in_the_place_of_a_model(
         attacker.join()
 
 
+@pytest.mark.parametrize("way", ["admit", "load"])
+@pytest.mark.parametrize("attack", ["replaced", "turned"])
+def test_a_link_is_no_way_back(
+    two_releases: tuple[Path, Path], rules: Callable[..., Policy], attack: str, way: str
+) -> None:
+    """A link to an older release, in the place of a model, or instead of one to the new release."""
+    policy = rules('lock = "lock.json"\n[[rules]]\npattern = "*"\nsigners = ["us"]\n')
+    older, newer = two_releases
+    place = newer
+    if attack == "turned":
+        place = newer.parent / "latest"
+        place.symlink_to(newer.name)
+
+    def use() -> Any:
+        if way == "admit":
+            return admit(place, policy).require()
+        return safeweights.open(place, trust=policy)
+
+    use()
+    use()
+    if attack == "turned":
+        place.unlink()
+    else:
+        place.rename(newer.parent / "aside")
+    place.symlink_to(os.path.relpath(older, place.parent))
+    assert refusal(use) == "rollback"
+
+
+def test_first_use_through_a_link(tmp_path: Path, rules: Callable[..., Policy]) -> None:
+    policy = rules(
+        'lock = "lock.json"\n[[rules]]\npattern = "*"\nlevel = "known"\nfirst_use = true\n'
+    )
+    make(tmp_path / "one", a=1.0)
+    make(tmp_path / "two", a=2.0)
+    link = tmp_path / "current"
+    link.symlink_to("one")
+    for _ in range(2):
+        assert admit(link, policy).decision.verdict == "allow"
+        assert safeweights.numpy.load_file(link / WEIGHTS, trust=policy)
+    assert set(LockFile(tmp_path / "lock.json").entries()) == {"one", "current"}
+    before = (tmp_path / "lock.json").read_bytes()
+    assert admit(tmp_path / "one", policy).decision.verdict == "allow"
+    assert (tmp_path / "lock.json").read_bytes() == before
+    link.unlink()
+    link.symlink_to("two")
+    assert codes(admit(link, policy)) == {"changed-since-first-use", "level"}
+    load = safeweights.numpy.load_file
+    assert refusal(lambda: load(link / WEIGHTS, trust=policy)) == "changed-since-first-use"
+    assert admit(tmp_path / "two", policy).decision.verdict == "allow"
+
+
 def outcome(resolve: Callable[[str], str], path: str) -> str | int | None:
     """A real path, or the number of the system's error."""
     try:

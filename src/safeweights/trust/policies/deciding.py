@@ -112,7 +112,9 @@ def _judge(
     level, reasons = _level(rule, evidence, lock, related)
     reasons += _history(evidence, lock)
     for other in related:
-        reasons += _related_history(evidence, other)
+        reasons += (
+            _history(evidence, other.entry) if other.alias else _related_history(evidence, other)
+        )
     reasons += _revoked(policy.revoked, evidence)
     reasons += _statement(rule, evidence)
     reasons += _other_rules(policy, rule, evidence)

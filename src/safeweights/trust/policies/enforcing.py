@@ -25,7 +25,7 @@ from ..signatures.keys import PublicKey, load_public_key
 from ..signatures.timestamps import KeyTrust
 from .admission import Warrant
 from .claims import Claims, digests_of
-from .evidence import model_of
+from .evidence import aliases_of, model_of
 from .lockfile import lock_of, settle
 from .policy import Evidence, FileFact, Policy, Rule
 from .policy_file import load_policy, parse_policy
@@ -162,6 +162,7 @@ class PolicyVerifier:
             path=None if self._name is not None else place.name,
             problem=None if self._name is not None else place.problem,
             policy_root=self.policy.base,
+            aliases=() if self._name is not None else aliases_of(place, model),
         )
         decision = self._decide(evidence, path, model, frozenset(listed))
         if self._claims.one_statement and decision.verdict == "allow":

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .policy import Policy, Rule
     from .subjects import Place
 
-__all__ = ["Examine", "Gathered", "Model", "gather", "model_of"]
+__all__ = ["Examine", "Gathered", "Model", "aliases_of", "gather", "model_of"]
 
 Examine = Callable[["Source", str], Iterable[Finding]]
 """Given a file's bytes and name, what in it runs code."""
@@ -132,6 +132,17 @@ def model_of(
         inside = "" if alone else (relative(place.path, folder) or "")
         subject = place.name if alone else repository(_above(place.name, inside))
     return Model(subject, folder, rule, located, alone)
+
+
+def aliases_of(place: Place, model: Model) -> tuple[str, ...]:
+    """The subjects under which the links on the way to `place` name the model."""
+    if place.folder:
+        names = list(place.links)
+    else:
+        inside = "" if model.alone else relative(place.path, model.folder) or ""
+        names = [_above(each, inside) for each in place.links if each.endswith(f"/{inside}")]
+    found = dict.fromkeys(map(repository, names))
+    return tuple(each for each in found if each != model.subject)
 
 
 def _above(name: str, inside: str) -> str:
@@ -246,6 +257,7 @@ def gather(
         path=None if name is not None else place.name,
         problem=_access_problem(policy, files) or (None if name is not None else place.problem),
         policy_root=policy.base,
+        aliases=() if name is not None else aliases_of(place, model),
     )
     trees = {each: d.tree for each, d in digests.items() if d.tree and each.endswith(WEIGHTS)}
     return Gathered(

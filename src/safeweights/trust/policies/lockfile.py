@@ -154,20 +154,34 @@ def settle(
         rule = None if evidence.problem else policy.rule_for(evidence.path or evidence.subject)
         names = expected_names(rule, signed, own) if rule is not None else ()
         missing = tuple(sorted(name for name in names if not present(name)))
-        related = tuple(_related(evidence.subject, entries))
+        related = list(_related(evidence.subject, entries))
+        for alias in evidence.aliases:
+            related += [Related(entries[alias], alias=True)] if alias in entries else []
+            related += _related(alias, entries)
         return decide(policy, replace(evidence, missing=missing), own, related)
 
     # What changes nothing needs no write access, and no other process has to wait for it.
-    decision = decided(lock.entries() if lock else {})
-    if lock is None or decision.lock is None or not remembers:
+    before = lock.entries() if lock else {}
+    decision = decided(before)
+    if lock is None or not remembers or not _changes(decision, evidence, before):
         record(decision)
         return decision
     with lock.changing() as entries:
         decision = decided(entries)
         record(decision)
-        if decision.lock is not None:
-            entries[evidence.subject] = decision.lock
+        entries.update(_changes(decision, evidence, entries))
     return decision
+
+
+def _changes(
+    decision: Decision, evidence: Evidence, entries: Mapping[str, LockEntry]
+) -> dict[str, LockEntry]:
+    """What to remember: the same under the subject and the names of links to it."""
+    entry = decision.lock or entries.get(evidence.subject)
+    if entry is None or decision.verdict != "allow":
+        return {}
+    names = (evidence.subject, *evidence.aliases)
+    return {name: entry for name in names if entries.get(name) != entry}
 
 
 def _related(subject: str, entries: Mapping[str, LockEntry]) -> Iterator[Related]:

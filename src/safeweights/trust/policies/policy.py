@@ -293,6 +293,7 @@ class Evidence:
         path: From which the rule follows, where that is not the subject.
         problem: Code and sentence, where no rule can apply to the path.
         policy_root: The root that the subject is relative to, for messages.
+        aliases: Subjects under which links name the model: what was accepted under them counts too.
     """
 
     subject: str
@@ -310,6 +311,7 @@ class Evidence:
     path: str | None = None
     problem: tuple[str, str] | None = None
     policy_root: str | None = None
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -338,10 +340,12 @@ class Related:
     Attributes:
         entry: Its files are those below this subject.
         prefix: Which files it speaks of: those whose name begins with it.
+        alias: Whether it is of another name of the same subject, not of one above or below.
     """
 
     entry: LockEntry
     prefix: str = ""
+    alias: bool = False
 
 
 @dataclass(frozen=True)
