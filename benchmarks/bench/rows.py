@@ -366,7 +366,7 @@ def _rows() -> list[Row]:
             data=_MODEL_NUMPY,
             arguments={"touch": True, "numpy": True},
             limits=("mmap and touch",),
-            reach=Reach(ratio=0.5),
+            reach=Reach(ratio=0.3),
         ),
         Row(
             name="load-owned",

@@ -456,6 +456,9 @@ def test_nothing_is_similar() -> None:
         with pytest.raises(TensorNotFoundError) as caught:
             named("model.norm.weight")[asked]
         assert "similar" not in str(caught.value)
+        assert str(caught.value).endswith("; it has `model.norm.weight`")
+    with pytest.raises(TensorNotFoundError, match=r"tensor zz$"):
+        named(*(f"a{i}" for i in range(6)))["zz"]
     many = named(*(f"model.{i}.weight" for i in range(2500)))
     with pytest.raises(TensorNotFoundError, match=r"similar names: `model\.7\.weight`"):
         many["7.weight"]

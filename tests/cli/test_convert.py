@@ -559,3 +559,9 @@ def test_the_files_of_a_training_run_that_are_left_out_are_listed(run, tmp_path)
     assert lines[-3:] == [f"left-out\t{path}" for path in left_out]
     one = run("convert", str(folder / "optimizer.pt"), str(tmp_path / "o.safetensors"), "--json")
     assert one.document["left_out"] == []
+
+
+def test_patterns_that_leave_nothing_are_named(run, npz, target):
+    result = run("convert", npz, target, "--only", "zz*")
+    assert result.exit_code == 1
+    assert "there is no tensor to write: see only and skip (`zz*`)" in result.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import FormatError, NameTypeError, TensorNotFoundError, quote
 from ..format.header import PREFIX, Header, header_length, parse
@@ -66,6 +66,10 @@ class SafetensorsFile:
         return FileTensor(name, info, self.source, self.header.data_start)
 
 
+_FEW: Final = 5
+"""Names that a message lists, if none is similar."""
+
+
 def not_found(name: object, path: str | None, known: Collection[str] = ()) -> TensorNotFoundError:
     """The error for a name that a checkpoint does not have, in the words of the reference."""
     where = name if isinstance(name, str) else None
@@ -73,6 +77,8 @@ def not_found(name: object, path: str | None, known: Collection[str] = ()) -> Te
     kind = NameTypeError if where is None else TensorNotFoundError
     close = ", ".join(map(quote, similar_names(where, known))) if where is not None else ""
     hint = f"; similar names: {close}" if close else ""
+    if not hint and 0 < len(known) <= _FEW:
+        hint = f"; it has {', '.join(map(quote, known))}"
     return kind(f"File does not contain tensor {shown}{hint}", path=path or None, tensor=where)
 
 

@@ -454,7 +454,10 @@ class _Job:
             advice = f"strip_prefix (--strip-prefix {prefix}) removes it"
             self.report.hints.append(f"{wrapper_sentence(prefix)}; {advice}")
         if not outputs:
-            raise FormatError("there is no tensor to write", rule="empty", path=inputs[0].path)
+            chosen = [*self.options.only, *self.options.skip]
+            why = f": see only and skip ({', '.join(map(quote, chosen))})" if chosen else ""
+            message = f"there is no tensor to write{why}"
+            raise FormatError(message, rule="empty", path=inputs[0].path)
         indexed = index is not None or len(split) > len(whole)
         return outputs, _weight_map(outputs) if indexed else {}
 
