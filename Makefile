@@ -36,7 +36,7 @@ $(VENV)/.installed: requirements/test.txt requirements/lint.txt requirements/tru
 
 $(DEMO)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)
-	$(DEMO)/$(SCRIPTS)/python -m pip install -q -e '.[hdf5,trust,encryption]'
+	$(DEMO)/$(SCRIPTS)/python -m pip install -q -e '.[hdf5,trust,encryption,delta]'
 	touch $@
 
 demo: $(DEMO)/.installed ## Use every capability once, on a real model's weights

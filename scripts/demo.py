@@ -181,6 +181,15 @@ def edit(model: str) -> None:
     run("diff", model, "half.safetensors", "--values", expect=1, lines=6)
     run("diff", model, "edited.safetensors", expect=1, lines=3)
     run("diff", model, "merged.safetensors")
+    say("A tuned model is shipped as what changed, and put together again on its base.")
+    tuned = safeweights.numpy.load_file(model)
+    tuned[name] = tuned[name] + np.float32(0.001) * (np.arange(len(tuned[name])) % 50 == 0)[:, None]
+    safeweights.numpy.save_file(tuned, "tuned.safetensors", safeweights.open(model).metadata)
+    run("delta", "make", model, "tuned.safetensors", "weight_v000001")
+    run("delta", "apply", "weight_v000001", "again.safetensors", "--base", model)
+    same = filecmp.cmp("tuned.safetensors", "again.safetensors", shallow=False)
+    require(same, "base and delta give the tuned file, byte for byte")
+    run("delta", "apply", "weight_v000001", "x.safetensors", "--base", "half.safetensors", expect=1)
 
 
 def sign(model: str) -> None:

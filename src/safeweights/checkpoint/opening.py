@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from ..errors import ChangedError, FormatError, UnsupportedError, quote
@@ -124,6 +125,7 @@ class Files(NamedTuple):
         index_name: The name of the index, if there is one.
         weight_map: Tensor -> name, as the index has it.
         index_version: The `Source.version` of the index.
+        index_metadata: The texts in the index's ``metadata``.
     """
 
     name: str
@@ -132,6 +134,7 @@ class Files(NamedTuple):
     index_name: str | None = None
     weight_map: Mapping[str, str] | None = None
     index_version: str | None = None
+    index_metadata: Mapping[str, str] = MappingProxyType({})
 
     def open(self, backend: str, verify: Verifier | None) -> Iterator[tuple[str, Source]]:
         """Name and source of each file, opened one after another.
@@ -335,4 +338,4 @@ def _read_index(
     if not store.is_remote:  # there, opening them tells
         missing = [shard for shard in shards if store.kind(shard) is None]
         check_present(shards, missing, store.locate(name))
-    return Files(path, store, shards, name, index.weight_map, version)
+    return Files(path, store, shards, name, index.weight_map, version, index.metadata)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from itertools import count
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import FormatError, quote
@@ -62,11 +63,13 @@ class ShardIndex(NamedTuple):
         weight_map: Tensor -> file, relative to the index.
         total_size: Bytes of all tensors, as the index announces them; None where it does not.
         total_size_error: Why the announced size cannot be used.
+        metadata: The texts in its ``metadata``.
     """
 
     weight_map: dict[str, str]
     total_size: int | None = None
     total_size_error: JSONError | None = None
+    metadata: Mapping[str, str] = MappingProxyType({})
 
     @property
     def shards(self) -> list[str]:
@@ -262,7 +265,7 @@ def parse_index(source: Source, path: str, *, suffix: str | tuple[str, ...] = SU
         raise FormatError(message, rule="index", path=path)
     reader = Reader(source.read(0, source.size))
     weight_map: dict[str, str] | None = None
-    announced: tuple[int | None, JSONError | None] = None, None
+    announced: tuple[int | None, JSONError | None, Mapping[str, str]] = None, None, {}
     seen: set[str] = set()
     try:
         for key, at in reader.members("an object"):
@@ -272,7 +275,7 @@ def parse_index(source: Source, path: str, *, suffix: str | tuple[str, ...] = SU
             if key == "weight_map":
                 weight_map = _weight_map(reader, suffix)
             elif key == "metadata":
-                announced = _total_size(reader)
+                announced = _metadata(reader)
             else:
                 reader.skip(1)
         reader.end()
@@ -284,18 +287,23 @@ def parse_index(source: Source, path: str, *, suffix: str | tuple[str, ...] = SU
     return ShardIndex(weight_map, *announced)
 
 
-def _total_size(reader: Reader) -> tuple[int | None, JSONError | None]:
-    """The total size in the ``metadata`` that comes next, or why it cannot be used."""
+def _metadata(reader: Reader) -> tuple[int | None, JSONError | None, dict[str, str]]:
+    """The total size in the ``metadata`` that comes next, or why it cannot be used; and its texts."""
     inner = Reader(reader.text, reader.position)
     reader.skip(1)  # all of it must be JSON, whatever its total size is
+    total: int | None = None
+    texts: dict[str, str] = {}
     try:
         for key, _ in inner.members():
             if key == "total_size":
-                return inner.integer("an integer"), None
-            inner.skip(2)
+                total = inner.integer("an integer")
+            elif inner.peek() == b'"':
+                texts[key] = inner.string()
+            else:
+                inner.skip(2)
     except JSONError as error:
-        return None, error
-    return None, None
+        return None, error, texts
+    return total, None, texts
 
 
 def _weight_map(reader: Reader, suffix: str | tuple[str, ...]) -> dict[str, str]:

@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "convert": "Convert checkpoints of other formats to safetensors.",
     "edit": "Rename, drop, add, cast, split and merge tensors without loading them.",
     "diff": "Compare two checkpoints, tensor by tensor.",
+    "delta": "Make and apply delta checkpoints: only what changed.",
     "repair": "Mend files and indexes, and say what to download again.",
     "hash": "Print or check the SHA-256 of files and tensors.",
     "digest": "Print the digest that identifies a model's contents.",

@@ -15,6 +15,7 @@ from ..checkpoint.opening import Files, beside, find_files
 from ..errors import FormatError
 from ..format import sniffing
 from ..format.header import MAX_HEADER, PREFIX
+from ..lazy import deferred
 from ..storage import Source, open_source
 from ..storage.pipes import STDIN, stdin_source
 from ..trust.verifier import resolve
@@ -38,6 +39,8 @@ __all__ = [
     "read_source",
     "unknown_format",
 ]
+
+_open_delta = deferred("safeweights.editing.deltas", "open_delta")
 
 SAFETENSORS: Final = "safetensors"
 
@@ -67,6 +70,7 @@ def open(
     casts: Mapping[str, str] | None = None,
     dtype_of: Mapping[str, str] | None = None,
     limits: Limits | None = None,
+    base: Any = None,
 ) -> Checkpoint:
     """Open a checkpoint of any format: a file, an index, a folder, a file object, or bytes.
 
@@ -91,6 +95,8 @@ def open(
         dtype_of: NumPy's kind of an array that does not tell what it holds -> its element type:
             ``{"V2": "BF16"}`` for BF16 saved where NumPy does not know it.
         limits: Bounds on what a file of another format may cost; see `safeweights.conversion.Limits`.
+        base: What a delta checkpoint is based on: a path, or a `Checkpoint`; see
+            `safeweights.editing.open_delta`.
 
     Returns:
         A mapping from names to unread tensors: a `safeweights.conversion.ForeignCheckpoint` if not all
@@ -113,6 +119,11 @@ def open(
     >>> open(file.getvalue())["a"]
     <StridedTensor `a` F32 [3]>
     """
+    if base is not None:
+        over_base: Checkpoint = _open_delta(
+            target, base, trust=trust, identity=identity, backend=backend
+        )
+        return over_base
     target, verify = resolve(target, trust, identity)
     given: dict[str, Any] = {"verify": verify, "backend": backend}
     if densify or casts or limits or dtype_of:
@@ -126,6 +137,12 @@ def open(
 
             found = files(OpenOptions.of(given))
         elif files is not None:
+            if "delta_encoding" in files.index_metadata:
+                raise FormatError(
+                    "this is a delta: say what it is based on (base=), or apply it (`safeweights delta "
+                    "apply`)",
+                    rule="delta", path=files.name,
+                )  # fmt: skip
             found = _read_files(files, given)
             found.beside = beside(files.store, verify)
         else:

@@ -7,6 +7,7 @@
     plan         what will be done, as data
     inplace      headers rewritten within their space
     editor       `edit`: opens, plans, writes
+    deltas       delta checkpoints: made, applied, opened over their base
     repairing    `repair`: what can be mended without a guess
 
 Any format comes in, safetensors come out. Nothing is written before all of it is decided and checked.
@@ -18,21 +19,30 @@ from ..lazy import lazy_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .deltas import DeltaReport, apply_delta, compact_deltas, make_delta, open_delta
     from .editor import edit
     from .plan import EditedFile, EditPlan
     from .repairing import Repair, repair
     from .request import Edits
 
-__all__ = ["EditPlan", "EditedFile", "Edits", "Repair", "edit", "repair"]
+__all__ = [
+    "DeltaReport", "EditPlan", "EditedFile", "Edits", "Repair", "apply_delta", "compact_deltas", "edit",
+    "make_delta", "open_delta", "repair",
+]  # fmt: skip
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "DeltaReport": "deltas",
         "EditPlan": "plan",
         "EditedFile": "plan",
         "Edits": "request",
-        "edit": "editor",
         "Repair": "repairing",
+        "apply_delta": "deltas",
+        "compact_deltas": "deltas",
+        "edit": "editor",
+        "make_delta": "deltas",
+        "open_delta": "deltas",
         "repair": "repairing",
     },
 )

@@ -503,11 +503,22 @@ def _same_data(file: SafetensorsFile, tensors: Mapping[str, Tensor]) -> dict[str
 
 def _require_equal(alias: str, first: Tensor, kept: str, second: Tensor) -> None:
     same = (first.dtype, first.shape) == (second.dtype, second.shape) and alias != kept
-    if not same or any(a != b for a, b in zip(first.chunks(), second.chunks(), strict=True)):
+    if not same or not _equal_bytes(first, second):
         raise UnsupportedError(
             f"tie: {quote(alias)} and {quote(kept)} are not the same: a tie would change values",
             tensor=alias,
         )
+
+
+def _equal_bytes(first: Tensor, second: Tensor) -> bool:
+    size = 1 << 20
+    for begin in range(0, first.nbytes, size):
+        one, two = (bytearray(min(size, first.nbytes - begin)) for _ in range(2))
+        first.read_into(memoryview(one), begin)
+        second.read_into(memoryview(two), begin)
+        if one != two:
+            return False
+    return True
 
 
 def _path_and_pattern(given: str | tuple[str, str]) -> tuple[str, str]:

@@ -473,6 +473,18 @@ class EditDocument(TypedDict):
     notes: Annotated[list[str], "Sentences for people."]
 
 
+class DeltaDocument(TypedDict):
+    """`safeweights delta`: what was written."""
+
+    schema: Literal["safeweights.delta/1"]
+    path: Annotated[str, "The folder or file written."]
+    version: Annotated[str, "The version that a delta gives; empty for a whole model."]
+    changed: Annotated[int, "Number of tensors in a delta; of all tensors in a whole model."]
+    tensors: Annotated[int, "Number of tensors in the model."]
+    bytes: Annotated[int, "Size of the delta's tensors; of all tensors in a whole model."]
+    whole_bytes: Annotated[int, "Bytes of all tensors in the model."]
+
+
 class MendedRecord(TypedDict):
     """A file that was mended."""
 
@@ -895,6 +907,7 @@ DOCUMENTS = (
     EditDocument,
     DiffDocument,
     RepairDocument,
+    DeltaDocument,
     HashDocument,
     KeygenDocument,
     KeygenAgeDocument,

@@ -216,6 +216,10 @@ RULES: Final[dict[str, Rule]] = {
     "broken-tie": Rule(
         "Tensors that share memory would come apart.", "Change both, or untie them first."
     ),
+    "delta": Rule(
+        "A delta is damaged, or does not fit its base.",
+        "Apply it to the version that it was made for.",
+    ),
     "digest": Rule("The data is not what its digest says.", _AGAIN),
     "encrypted": Rule("The file is encrypted.", "Give `-i` the identity that may read it."),
     "compressed-data": Rule("Compressed data is damaged, or grows beyond the limit.", _AGAIN),

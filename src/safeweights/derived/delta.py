@@ -1,0 +1,285 @@
+"""Tensors that are a base and what changed: old XOR new, or the bytes that differ, compressed (zstd).
+
+The encodings are those of slime, miles and sglang (slime/utils/disk_delta.py, sglang/srt/weight_sync):
+
+- ``xor``: one zstd frame of the old bytes XOR the new ones.
+- ``overwrite``: one zstd frame of the number of bytes that change (4 bytes, little-endian), their positions
+  (4 bytes each), and the new bytes.
+
+Nothing is handed out before it has the digests that it has to have: a wrong base is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+
+from ..errors import FormatError, MissingDependencyError, UnsupportedError, quote
+from .strided import ComputedTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..checkpoint import Tensor
+
+__all__ = [
+    "CHECKSUMS", "ENCODINGS", "applied", "checked", "checksum", "compressor", "encode",
+]  # fmt: skip
+
+ENCODINGS: Final = ("xor", "overwrite")
+CHECKSUMS: Final = ("adler32", "blake3")
+"""Checksums that can be computed here. (xxh3-128, which slime may be told to use, needs a package of C.)"""
+
+BLOCK: Final = 1 << 21
+"""Bytes decompressed, combined and hashed at a time: they stay in a core's cache."""
+
+_OVERWRITE_MAX: Final = 1 << 32
+
+
+class Hasher(Protocol):
+    """What computes a checksum."""
+
+    def update(self, data: Any, /) -> object:
+        """Take in more bytes."""
+
+    def hexdigest(self) -> str:
+        """The checksum of all of them."""
+
+
+class _Adler32:
+    def __init__(self) -> None:
+        self._value = 1
+
+    def update(self, data: Any, /) -> None:
+        self._value = zlib.adler32(data, self._value)
+
+    def hexdigest(self) -> str:
+        return f"{self._value:08x}"
+
+
+def checksum(name: str) -> Hasher:
+    """A new computation of the checksum called `name`.
+
+    Raises:
+        UnsupportedError: It is not known.
+        MissingDependencyError: It needs a package that is not installed.
+
+    >>> state = checksum("adler32")
+    >>> _ = state.update(b"abc")
+    >>> state.hexdigest()
+    '024d0127'
+    """
+    if name == "adler32":
+        return _Adler32()
+    if name == "blake3":
+        try:
+            import blake3
+        except ImportError as error:
+            raise MissingDependencyError(
+                "BLAKE3 needs a package: pip install 'safeweights[blake3]'"
+            ) from error
+        found: Hasher = blake3.blake3()
+        return found
+    raise UnsupportedError(f"the checksum {quote(name)} is not known; {', '.join(CHECKSUMS)} are")
+
+
+def compressor() -> Any:
+    """The module that compresses.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        import zstandard
+    except ImportError as error:
+        raise MissingDependencyError(
+            "deltas need the package zstandard: pip install 'safeweights[delta]'"
+        ) from error
+    return zstandard
+
+
+def encode(base: Tensor, new: Tensor, encoding: str, *, level: int = 1) -> bytes | None:
+    """What turns the bytes of `base` into those of `new`, as one zstd frame; None if they are equal.
+
+    Cost: reads both; memory for the frame, with ``overwrite`` also for both tensors.
+
+    Raises:
+        UnsupportedError: The encoding is not known, or the tensor too large for it.
+    """
+    zstandard = compressor()
+    if encoding == "overwrite":
+        return _overwrite(base, new, zstandard, level)
+    if encoding != "xor":
+        raise UnsupportedError(f"the encoding {quote(encoding)} is not known; {ENCODINGS} are")
+    packing = zstandard.ZstdCompressor(level=level).compressobj(size=new.nbytes)
+    pieces: list[bytes] = []
+    differs = False
+    for old, now in zip(_blocks(base), _blocks(new), strict=True):
+        apart = np.frombuffer(old, np.uint8) ^ np.frombuffer(now, np.uint8)
+        differs = differs or bool(apart.any())
+        pieces.append(packing.compress(apart.data))
+    pieces.append(packing.flush())
+    return b"".join(pieces) if differs else None
+
+
+def _blocks(tensor: Tensor) -> Iterator[memoryview]:
+    """The bytes of a tensor, in blocks of one size for every kind of tensor; each reuses the memory."""
+    memory = memoryview(bytearray(min(BLOCK, tensor.nbytes)))
+    for begin in range(0, tensor.nbytes, BLOCK):
+        block = memory[: min(BLOCK, tensor.nbytes - begin)]
+        tensor.read_into(block, begin)
+        yield block
+
+
+def _overwrite(base: Tensor, new: Tensor, zstandard: Any, level: int) -> bytes | None:
+    if new.nbytes >= _OVERWRITE_MAX:
+        raise UnsupportedError(
+            f"tensor {quote(new.name)} has 4 GiB or more, which the encoding overwrite cannot address"
+        )
+    old, now = (np.frombuffer(each.view(), np.uint8) for each in (base, new))
+    places = np.flatnonzero(old != now).astype("<u4")
+    if not len(places):
+        return None
+    parts = [np.array([len(places)], "<u4").view(np.uint8), places.view(np.uint8), now[places]]
+    packed: bytes = zstandard.ZstdCompressor(level=level).compress(np.concatenate(parts).data)
+    return packed
+
+
+def applied(
+    base: Tensor,
+    delta: Tensor,
+    encoding: str,
+    *,
+    expected: str | None,
+    algorithm: str,
+    sha256: str | None = None,
+) -> Tensor:
+    """The new tensor, computed when it is read.
+
+    Args:
+        base: The old one.
+        delta: The zstd frame, as bytes.
+        encoding: ``"xor"`` or ``"overwrite"``.
+        expected: The checksum that the new bytes must have.
+        algorithm: Its name.
+        sha256: Their SHA-256, if it is known.
+
+    Raises:
+        FormatError: When it is read: the delta is damaged, or was made for another base (rule
+            ``delta``).
+        UnsupportedError: The encoding or the checksum is not known.
+    """
+    if encoding not in ENCODINGS:
+        raise UnsupportedError(f"the encoding {quote(encoding)} is not known; {ENCODINGS} are")
+    checksum(algorithm)  # refused now, if it is not known
+
+    def compute(target: memoryview) -> None:
+        base.read_into(target)
+        hashes = _Digests(algorithm, expected, sha256)
+        with _frame(delta, base.name) as reader:
+            if encoding == "xor":
+                _apply_xor(reader, target, hashes, base.name)
+            else:
+                _apply_overwrite(reader, target, base.name)
+                hashes.update(target)
+        hashes.check(base.name)
+
+    return ComputedTensor(base.name, base.dtype, base.shape, compute)
+
+
+def checked(base: Tensor, sha256: str) -> Tensor:
+    """A tensor that did not change: its bytes, if they have the digest that they have to have."""
+
+    def compute(target: memoryview) -> None:
+        base.read_into(target)
+        hashes = _Digests("adler32", None, sha256)
+        hashes.update(target)
+        hashes.check(base.name)
+
+    return ComputedTensor(base.name, base.dtype, base.shape, compute)
+
+
+class _Digests:
+    """The digests that a new tensor has to have."""
+
+    def __init__(self, algorithm: str, expected: str | None, sha256: str | None) -> None:
+        self._wanted: list[tuple[Hasher, str]] = []
+        if expected is not None:
+            self._wanted.append((checksum(algorithm), expected))
+        if sha256 is not None:
+            self._wanted.append((hashlib.sha256(), sha256))
+
+    def update(self, data: Any) -> None:
+        for state, _ in self._wanted:
+            state.update(data)
+
+    def check(self, name: str) -> None:
+        if any(state.hexdigest() != wanted for state, wanted in self._wanted):
+            raise _fault(
+                name, "gives other bytes: the base is another one, or something is damaged"
+            )
+
+
+def _fault(name: str, what: str) -> FormatError:
+    return FormatError(f"the delta of tensor {quote(name)} {what}", rule="delta", tensor=name)
+
+
+def _frame(delta: Tensor, name: str) -> Any:
+    """A reader of the frame, which never gives more than is asked for."""
+    zstandard = compressor()
+    data = delta.view()
+    try:
+        zstandard.get_frame_parameters(bytes(data[:18]))
+    except zstandard.ZstdError as error:
+        raise _fault(name, f"is no zstd frame: {error}") from error
+    return zstandard.ZstdDecompressor().stream_reader(data)
+
+
+def _read(reader: Any, count: int, name: str) -> bytes:
+    """Exactly so many bytes of the frame."""
+    pieces: list[bytes] = []
+    left = count
+    try:
+        while left:
+            piece = reader.read(left)
+            if not piece:
+                raise _fault(name, "ends too early")
+            pieces.append(piece)
+            left -= len(piece)
+    except compressor().ZstdError as error:
+        raise _fault(name, f"is damaged: {error}") from error
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _require_end(reader: Any, name: str) -> None:
+    try:
+        more = reader.read(1)
+    except compressor().ZstdError as error:
+        raise _fault(name, f"is damaged: {error}") from error
+    if more:
+        raise _fault(name, "has more bytes than the tensor")
+
+
+def _apply_xor(reader: Any, target: memoryview, hashes: _Digests, name: str) -> None:
+    values = np.frombuffer(target, np.uint8)
+    for begin in range(0, len(target), BLOCK):
+        end = min(begin + BLOCK, len(target))
+        part = values[begin:end]
+        part ^= np.frombuffer(_read(reader, end - begin, name), np.uint8)
+        hashes.update(target[begin:end])
+    _require_end(reader, name)
+
+
+def _apply_overwrite(reader: Any, target: memoryview, name: str) -> None:
+    count = int.from_bytes(_read(reader, 4, name), "little")
+    if count > len(target):
+        raise _fault(name, f"changes {count} bytes of {len(target)}")
+    places = np.frombuffer(_read(reader, 4 * count, name), "<u4")
+    values = np.frombuffer(_read(reader, count, name), np.uint8)
+    _require_end(reader, name)
+    if count and int(places.max()) >= len(target):
+        raise _fault(name, "changes bytes beyond the end of the tensor")
+    np.frombuffer(target, np.uint8)[places] = values

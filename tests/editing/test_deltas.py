@@ -1,0 +1,419 @@
+"""Delta checkpoints: made, applied, opened lazily, in chains, and as other programs write and read them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import struct
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+zstandard = pytest.importorskip("zstandard", reason="deltas need zstandard")
+
+import safeweights  # noqa: E402
+import safeweights.numpy  # noqa: E402
+from safeweights.derived import delta as codec  # noqa: E402
+from safeweights.editing import apply_delta, compact_deltas, make_delta, open_delta  # noqa: E402
+from safeweights.errors import FormatError, UnsupportedError  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> list[Path]:
+    """A model, and three updates of it, as files."""
+    chance = np.random.default_rng(3)
+    weights = {
+        "a": chance.standard_normal(70_000).astype("f4"),
+        "b": chance.standard_normal((50, 40)).astype("f2"),
+        "same": np.arange(1000),
+        "empty": np.zeros(0, "f4"),
+    }
+    paths = []
+    for number in range(4):
+        if number:
+            places = chance.integers(0, 70_000, 500)
+            weights["a"] = weights["a"].copy()
+            weights["a"][places] += 1
+            if number == 2:
+                weights["b"] = weights["b"] * np.float16(1.5)
+        paths.append(tmp_path / f"v{number}.safetensors")
+        safeweights.numpy.save_file(weights, paths[-1], {"format": "pt"})
+    return paths
+
+
+@pytest.fixture
+def chain(tmp_path: Path, versions: list[Path]) -> Path:
+    folder = tmp_path / "chain"
+    for number in (1, 2, 3):
+        make_delta(
+            versions[number - 1], versions[number], folder / f"weight_v{number:06}", version=number
+        )
+    return folder
+
+
+def contents(target: Any) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    opened = target if not isinstance(target, os.PathLike) else safeweights.open(target)
+    return {name: (each.dtype, each.shape, bytes(each.view())) for name, each in opened.items()}
+
+
+@pytest.mark.parametrize("encoding", ["xor", "overwrite"])
+@pytest.mark.parametrize("sums", ["adler32", "blake3"])
+def test_make_and_apply(
+    tmp_path: Path, versions: list[Path], encoding: str, sums: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sums == "blake3":
+        pytest.importorskip("blake3")
+    monkeypatch.setattr(codec, "BLOCK", 4096)
+    done = make_delta(
+        versions[0], versions[1], tmp_path / "d", encoding=encoding, checksum_format=sums
+    )
+    assert (done.changed, done.tensors) == (1, 4)
+    assert done.nbytes < done.whole / 20
+    apply_delta(tmp_path / "d", tmp_path / "out.safetensors", versions[0])
+    assert (tmp_path / "out.safetensors").read_bytes() == versions[1].read_bytes()
+    apply_delta(tmp_path / "d", tmp_path / "folder", versions[0], max_shard_size=100_000)
+    assert contents(safeweights.open(tmp_path / "folder")) == contents(versions[1])
+
+
+def test_the_folder_is_the_one_that_others_read(tmp_path: Path, versions: list[Path]) -> None:
+    make_delta(versions[1], versions[2], tmp_path / "weight_v000002", version=2)
+    index = json.loads((tmp_path / "weight_v000002" / INDEX).read_text())
+    assert index["metadata"] == {
+        "version": "000002", "base_version": "000001", "delta_encoding": "xor",
+        "compression_format": "zstd", "checksum_format": "adler32",
+    }  # fmt: skip
+    assert set(index["weight_map"]) == {"a", "b"}
+    local = tmp_path / "local"
+    local.mkdir()
+    shutil.copy(versions[1], local / "model.safetensors")
+    pull(local, tmp_path / "weight_v000002")
+    assert (local / "model.safetensors").read_bytes() == versions[2].read_bytes()
+
+
+def pull(local: Path, version: Path) -> None:
+    """What a receiver does, as its documentation says: patch the local files in place, and verify."""
+    index = json.loads((version / INDEX).read_text())
+    places = {}
+    for path in local.glob("*.safetensors"):
+        data = path.read_bytes()
+        (length,) = struct.unpack("<Q", data[:8])
+        for name, info in json.loads(data[8 : 8 + length]).items():
+            if name != "__metadata__":
+                begin, end = info["data_offsets"]
+                places[name] = path, 8 + length + begin, end - begin
+    for file in set(index["weight_map"].values()):
+        blob = (version / file).read_bytes()
+        (length,) = struct.unpack("<Q", blob[:8])
+        header = json.loads(blob[8 : 8 + length])
+        sums = header.pop("__metadata__")
+        assert header.keys() == {n for n, f in index["weight_map"].items() if f == file}
+        for name, info in header.items():
+            begin, end = (8 + length + offset for offset in info["data_offsets"])
+            path, offset, size = places[name]
+            with path.open("r+b") as handle, mmap.mmap(handle.fileno(), 0) as memory:
+                region = np.ndarray((size,), np.uint8, memory, offset)
+                raw = zstandard.ZstdDecompressor().stream_reader(blob[begin:end]).read()
+                if index["metadata"]["delta_encoding"] == "xor":
+                    region ^= np.frombuffer(raw, np.uint8)
+                else:
+                    count = int.from_bytes(raw[:4], "little")
+                    at = np.frombuffer(raw[4 : 4 + 4 * count], "<u4")
+                    region[at] = np.frombuffer(raw[4 + 4 * count :], np.uint8)
+                assert f"{zlib.adler32(region):08x}" == sums[name]
+                del region
+
+
+def publish(old: Path, new: Path, folder: Path, encoding: str) -> None:
+    """What a trainer publishes, as slime's documentation says: several files, numbered from 0."""
+    folder.mkdir()
+    before, after = safeweights.numpy.load_file(old), safeweights.numpy.load_file(new)
+    weight_map = {}
+    changed = [name for name in after if before[name].tobytes() != after[name].tobytes()]
+    for number, name in enumerate(changed):
+        one, two = (np.frombuffer(each[name].tobytes(), np.uint8) for each in (before, after))
+        if encoding == "xor":
+            raw = one ^ two
+        else:
+            at = np.flatnonzero(one != two).astype("<u4")
+            raw = np.concatenate([np.array([at.size], "<u4").view("u1"), at.view("u1"), two[at]])
+        frame = np.frombuffer(zstandard.ZstdCompressor(level=1).compress(raw), np.uint8)
+        file = f"model-{number:05d}-of-{len(changed):05d}.safetensors"
+        safeweights.numpy.save_file(
+            {name: frame}, folder / file, {name: f"{zlib.adler32(two):08x}"}
+        )
+        weight_map[name] = file
+    metadata = {
+        "version": folder.name[-6:], "base_version": f"{int(folder.name[-6:]) - 1:06d}",
+        "delta_encoding": encoding, "compression_format": "zstd", "checksum_format": "adler32",
+    }  # fmt: skip
+    (folder / INDEX).write_text(json.dumps({"metadata": metadata, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("encoding", ["xor", "overwrite"])
+def test_folders_of_other_programs(tmp_path: Path, versions: list[Path], encoding: str) -> None:
+    root = tmp_path / "published"
+    root.mkdir()
+    for number in (1, 2, 3):
+        publish(versions[number - 1], versions[number], root / f"weight_v{number:06}", encoding)
+    assert contents(open_delta(root, versions[0])) == contents(versions[3])
+    assert contents(open_delta(root / "weight_v000002", versions[0])) == contents(versions[2])
+    with pytest.raises(FormatError, match="the base is another"):
+        contents(
+            open_delta(root, versions[3])
+        )  # to overwrite what is there already changes nothing
+
+
+def test_the_size_is_that_of_the_reference(tmp_path: Path, versions: list[Path]) -> None:
+    ours = make_delta(versions[0], versions[2], tmp_path / "ours").nbytes
+    publish(versions[0], versions[2], tmp_path / "weight_v000001", "xor")
+    theirs = sum(path.stat().st_size for path in (tmp_path / "weight_v000001").glob("model-*"))
+    assert ours <= 1.05 * theirs
+
+
+def test_a_chain_is_opened_lazily(chain: Path, versions: list[Path]) -> None:
+    model = safeweights.open(chain, base=versions[0])
+    assert contents(model) == contents(versions[3])
+    assert model.metadata == {"format": "pt"}
+    assert model["a"].shape == (70_000,)
+    expected = safeweights.numpy.load_file(versions[3])
+    assert np.array_equal(model["a"][5:9], expected["a"][5:9])
+    base = safeweights.open(versions[0])
+    assert contents(safeweights.open(chain / "weight_v000001", base=base)) == contents(versions[1])
+    with safeweights.safe_open(model, "np") as handle:
+        assert np.array_equal(handle.get_tensor("b"), expected["b"])
+
+
+def test_a_whole_version_begins_a_chain(chain: Path, versions: list[Path]) -> None:
+    shutil.rmtree(chain / "weight_v000001")
+    (chain / "weight_v000001").mkdir()
+    shutil.copy(versions[1], chain / "weight_v000001" / "model.safetensors")
+    assert contents(open_delta(chain)) == contents(versions[3])
+    assert contents(open_delta(chain / "weight_v000001")) == contents(versions[1])
+
+
+def test_compact(tmp_path: Path, chain: Path, versions: list[Path]) -> None:
+    done = compact_deltas(chain, tmp_path / "one" / "weight_v000003", versions[0])
+    assert done.version == "000003"
+    index = json.loads((tmp_path / "one" / "weight_v000003" / INDEX).read_text())
+    assert index["metadata"]["base_version"] == "000000"
+    assert contents(open_delta(tmp_path / "one", versions[0])) == contents(versions[3])
+    with pytest.raises(UnsupportedError, match="no delta to compact"):
+        compact_deltas(versions[0], tmp_path / "two", versions[0])
+
+
+# ---- what is refused
+
+
+def test_a_delta_needs_its_base(chain: Path) -> None:
+    with pytest.raises(FormatError, match="this is a delta"):
+        safeweights.open(chain / "weight_v000001")
+    with pytest.raises(UnsupportedError, match="based on version 000000"):
+        open_delta(chain)
+
+
+def test_a_wrong_base(tmp_path: Path, chain: Path, versions: list[Path]) -> None:
+    model = open_delta(chain / "weight_v000001", versions[2])
+    for name in ("a", "b"):  # b did not change from 0 to 1, and is another one in 2
+        with pytest.raises(FormatError, match="the base is another"):
+            model[name].view()
+    with pytest.raises(FormatError):
+        apply_delta(chain / "weight_v000001", tmp_path / "out.safetensors", versions[2])
+    assert not (tmp_path / "out.safetensors").exists()
+    safeweights.edit(versions[0], tmp_path / "other.safetensors", drop="same")
+    with pytest.raises(FormatError, match="has other tensors"):
+        open_delta(chain, tmp_path / "other.safetensors")
+    (chain / "weight_v000001" / "safeweights.delta.json").unlink()
+    safeweights.edit(versions[0], tmp_path / "another.safetensors", drop="a")
+    with pytest.raises(FormatError, match="has no tensor `a`"):
+        open_delta(chain / "weight_v000001", tmp_path / "another.safetensors")
+
+
+def test_chains_that_do_not_fit(tmp_path: Path, chain: Path, versions: list[Path]) -> None:
+    shutil.rmtree(chain / "weight_v000002")
+    make_delta(versions[0], versions[2], chain / "weight_v000002", version=2)
+    with pytest.raises(FormatError, match="is another one than"):
+        open_delta(chain, versions[0])
+    index = chain / "weight_v000002" / INDEX
+    index.write_text(index.read_text().replace('"000002"', '"000009"'))
+    with pytest.raises(FormatError, match="does not end"):
+        open_delta(chain, versions[0])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("version", None, "no version"),
+        ("checksum_format", None, "no checksum_format"),
+        ("compression_format", "lz4", "lz4"),
+        ("delta_encoding", "diff", "diff"),
+        ("checksum_format", "xxh3-128", "xxh3-128"),
+    ],
+)
+def test_indexes_that_are_not_understood(
+    chain: Path, versions: list[Path], field: str, value: str | None, message: str
+) -> None:
+    path = chain / "weight_v000001" / INDEX
+    index = json.loads(path.read_text())
+    if value is None:
+        del index["metadata"][field]
+    else:
+        index["metadata"][field] = value
+    path.write_text(json.dumps(index))
+    with pytest.raises((FormatError, UnsupportedError), match=message):
+        open_delta(chain / "weight_v000001", versions[0])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"root": 1}',
+        '{"root": "a", "base_root": "b"}',
+        '{"sha256": {}}',
+        '{"x": 1} z',
+    ],
+)
+def test_a_sidecar_that_is_damaged(chain: Path, versions: list[Path], text: str) -> None:
+    (chain / "weight_v000001" / "safeweights.delta.json").write_text(text)
+    with pytest.raises(FormatError):
+        open_delta(chain / "weight_v000001", versions[0])
+
+
+def damaged(folder: Path, change: Callable[[bytes], bytes], encoding: str = "xor") -> None:
+    """Replace the frame of `a` in a folder."""
+    path = next(folder.glob("model-*"))
+    metadata = safeweights.open(path).metadata
+    arrays = safeweights.numpy.load_file(path)
+    raw = zstandard.ZstdDecompressor().stream_reader(arrays["a"].tobytes()).read()
+    arrays["a"] = np.frombuffer(change(raw), np.uint8)
+    safeweights.numpy.save_file(arrays, path, metadata)
+
+
+def packed(raw: bytes) -> bytes:
+    return bytes(zstandard.ZstdCompressor().compress(raw))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "change", "message"),
+    [
+        ("xor", lambda raw: b"", "is no zstd frame"),
+        ("xor", lambda raw: b"junk" * 10, "is no zstd frame"),
+        ("xor", lambda raw: packed(raw)[:-9], "too early|is damaged"),
+        ("xor", lambda raw: packed(raw[:-1]), "too early"),
+        ("xor", lambda raw: packed(raw + b"x"), "more bytes"),
+        ("xor", lambda raw: packed(raw[:-1] + bytes([raw[-1] ^ 1])), "other bytes"),
+        ("xor", lambda raw: packed(bytes(1 << 30)), "other bytes|more bytes"),
+        ("overwrite", lambda raw: packed(b"\xff\xff\xff\xff"), "changes 4294967295 bytes"),
+        ("overwrite", lambda raw: packed(raw[:3]), "too early"),
+        ("overwrite", lambda raw: packed(raw[:-1]), "too early"),
+        ("overwrite", lambda raw: packed(raw + b"x"), "more bytes"),
+        ("overwrite", lambda raw: packed(struct.pack("<II", 1, 1 << 31) + b"x"), "beyond the end"),
+    ],
+)
+def test_frames_that_are_damaged(
+    tmp_path: Path, versions: list[Path], encoding: str, change: Any, message: str
+) -> None:
+    make_delta(versions[0], versions[1], tmp_path / "d", encoding=encoding)
+    damaged(tmp_path / "d", change)
+    model = open_delta(tmp_path / "d", versions[0])
+    with pytest.raises(FormatError, match=message):
+        model["a"].view()
+
+
+def test_models_that_are_not_alike(tmp_path: Path, versions: list[Path]) -> None:
+    for changes in ({"drop": "same"}, {"dtype": "F32=F64"}):
+        other = tmp_path / "other.safetensors"
+        safeweights.edit(versions[0], other, force=True, **changes)
+        with pytest.raises(FormatError, match=r"tensor `(same|a)`"):
+            make_delta(versions[0], other, tmp_path / "d")
+    for wrong in ({"encoding": "diff"}, {"checksum_format": "crc"}):
+        with pytest.raises(UnsupportedError):
+            make_delta(versions[0], versions[1], tmp_path / "d", **wrong)
+    assert not (tmp_path / "d").exists()
+
+
+def test_nothing_is_overwritten(tmp_path: Path, versions: list[Path]) -> None:
+    make_delta(versions[0], versions[0], tmp_path / "d")
+    assert not list((tmp_path / "d").glob("model-*.safetensors"))
+    assert contents(open_delta(tmp_path / "d", versions[0])) == contents(versions[0])
+    with pytest.raises(FileExistsError):
+        make_delta(versions[0], versions[1], tmp_path / "d")
+
+
+def test_signed_chains(tmp_path: Path, chain: Path, versions: list[Path]) -> None:
+    trust = pytest.importorskip("safeweights.trust")
+    pytest.importorskip("cryptography")
+    from click.testing import CliRunner
+
+    from safeweights.cli.app import cli
+
+    base = tmp_path / "base"
+    base.mkdir()
+    shutil.copy(versions[0], base / "model.safetensors")
+    key = str(tmp_path / "key")
+    run = CliRunner().invoke
+    assert run(cli, ["keygen", key]).exit_code == 0
+    for folder in (base, *sorted(chain.iterdir())):
+        done = run(cli, ["sign", str(folder), "--key", key])
+        assert done.exit_code == 0, done.output
+    public = trust.load_public_key(f"{key}.pub")
+    model = safeweights.open(chain, base=base, trust=public)
+    assert contents(model) == contents(versions[3])
+    shard = next((chain / "weight_v000002").glob("model-*"))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(trust.TrustError):
+        contents(safeweights.open(chain, base=base, trust=public))
+
+
+def test_roots_are_what_they_are_said_to_be(tmp_path: Path, versions: list[Path]) -> None:
+    make_delta(versions[0], versions[1], tmp_path / "d")
+    known = json.loads((tmp_path / "d" / "safeweights.delta.json").read_text())
+    for root, path in ((known["base_root"], versions[0]), (known["root"], versions[1])):
+        lines = b""
+        for name, (dtype, shape, data) in sorted(contents(path).items()):
+            digest = hashlib.sha256(data).hexdigest()
+            lines += json.dumps([name, dtype, list(shape), digest]).encode() + b"\n"
+        assert root == hashlib.sha256(lines).hexdigest()
+
+
+def test_commands(tmp_path: Path, versions: list[Path]) -> None:
+    from click.testing import CliRunner
+
+    from safeweights.cli.app import cli
+
+    def run(*arguments: object) -> Any:
+        return CliRunner().invoke(cli, ["delta", *map(str, arguments)])
+
+    root = tmp_path / "root"
+    for number in (1, 2):
+        done = run(
+            "make",
+            versions[number - 1],
+            versions[number],
+            root / f"weight_v{number:06}",
+            "--version",
+            number,
+        )
+        assert done.exit_code == 0, done.output
+    assert done.output.split("\t")[2:4] == ["2", "4"]
+    done = run("apply", root, tmp_path / "out.safetensors", "--base", versions[0], "--json")
+    assert json.loads(done.output)["schema"] == "safeweights.delta/1"
+    assert (tmp_path / "out.safetensors").read_bytes() == versions[2].read_bytes()
+    assert run("compact", root, tmp_path / "c", "--base", versions[0]).exit_code == 0
+    assert run("apply", root, tmp_path / "x.safetensors").exit_code != 0
+    assert run("apply", root, tmp_path / "x.safetensors", "--base", versions[1]).exit_code == 1
