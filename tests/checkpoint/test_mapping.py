@@ -470,3 +470,11 @@ def test_nothing_is_similar() -> None:
     with pytest.raises(TensorNotFoundError) as caught:
         named(*map(str, range(20_001)))["2000x"]
     assert "similar" not in str(caught.value)
+
+
+def test_notebooks_show_a_table() -> None:
+    """Written by `safeweights.reports.notebook`, which the mapping names and does not import."""
+    tensor = MemoryTensor("a", "U8", (3,), b"abc")
+    shown = Checkpoint({"a": tensor}, name="m")
+    assert "<td>a</td><td>U8</td>" in shown._repr_html_()
+    assert "<td>97</td><td>99</td>" in tensor._repr_html_()

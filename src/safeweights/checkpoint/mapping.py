@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "matches"]
 
+_html_of = deferred("safeweights.reports.notebook", "checkpoint_html")
+
 _dequantized = deferred("safeweights.derived.quantised.schemes", "dequantized")
 
 
@@ -172,6 +174,11 @@ class Checkpoint(Mapping[str, Tensor]):
         if isinstance(tensors, _Unread):
             return Checkpoint.from_files, (self.files, self.name)
         return _made_again, (dict(tensors), self._metadata, self.name, self.format)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: a table of the first tensors. No value is read."""
+        found: str = _html_of(self)
+        return found
 
     def info(self, name: str) -> TensorInfo:
         """Type, shape and place of a tensor; the place counts from the beginning of its file's data."""

@@ -22,6 +22,7 @@ __all__ = ["UNKNOWN", "FileTensor", "MemoryTensor", "Tensor", "UnreadableTensor"
 
 _values_of = deferred("safeweights.frameworks.values", "values_of")
 _selected = deferred("safeweights.frameworks.values", "selected")
+_html_of = deferred("safeweights.reports.notebook", "tensor_html")
 
 UNKNOWN: Final = "?"
 """The `Tensor.dtype` of a tensor whose type and shape the file does not tell."""
@@ -81,6 +82,11 @@ class Tensor(ABC):
             SafetensorError: A part is not what it should be.
             OSError: A part cannot be opened or read.
         """
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: type, shape, and of a tensor that is not large its values' statistics."""
+        found: str = _html_of(self)
+        return found
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """All values as a NumPy array of their own memory.
