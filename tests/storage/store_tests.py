@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from safeweights.errors import ChangedError, UnsupportedError
-from safeweights.storage import Entry, check_name
+from safeweights.storage import Entry, Store, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from safeweights.storage import Store
 
 BAD_NAMES = [
     "", "/", "/a", "a/", "a//b", "..", "../a", "a/../b", "a/..", ".", "./a", "a/.", "a\0b",
@@ -135,6 +133,23 @@ class StoreTests:
             store.open("a", version=first.version)
         assert caught.value.path == store.locate("a")
         assert store.open("a").version != first.version
+
+    def test_a_version_is_replaced_or_nothing(self, store: Store) -> None:
+        store.write("a", [b"old"])
+        first = store.open("a").version
+        assert first is not None
+        if type(store).replace is Store.replace:
+            with pytest.raises(UnsupportedError, match="condition") as caught:
+                store.replace("a", b"new", version=first)
+            assert caught.value.path == store.locate("a")
+            assert contents(store) == {"a": b"old"}
+            return
+        store.replace("a", b"new", version=first)
+        assert contents(store) == {"a": b"new"}
+        for name in ("a", "missing"):
+            with pytest.raises(ChangedError):
+                store.replace(name, b"newer", version=first)
+        assert contents(store) == {"a": b"new"}
 
     def test_deleting(self, store: Store) -> None:
         store.write("a", [b"1"])

@@ -171,6 +171,24 @@ class Store(ABC):
             OSError: There is no such file (FileNotFoundError), or it cannot be deleted.
         """
 
+    def replace(self, name: str, data: Buffer, *, version: str) -> None:
+        """Replace a file only if it is still the version that was read: no other writer's work is lost.
+
+        Args:
+            name: Its name.
+            data: The new contents.
+            version: The `Source.version` of what is replaced.
+
+        Raises:
+            ChangedError: The file is another version, or gone.
+            UnsupportedError: The store cannot compare and replace in one step, or `name` is not valid.
+            OSError: Writing failed.
+        """
+        raise UnsupportedError(
+            "this kind of store cannot replace a file on condition of its version",
+            path=self.locate(name),
+        )
+
     @abstractmethod
     def commit(self, *, durable: bool = False) -> Commit:
         """Begin to replace a set of files at once; see `Commit`.
@@ -395,6 +413,13 @@ class MemoryStore(Store):
     ) -> None:
         with self.commit() as commit:
             commit.write(name, buffers, create_only=create_only, progress=progress)
+
+    def replace(self, name: str, data: Buffer, *, version: str) -> None:
+        where = self.locate(name)
+        with self._lock:
+            if self._files.get(name, (b"", None))[1] != version:
+                raise changed(where)
+            self._files = {**self._files, name: (bytes(data), str(next(self._versions)))}
 
     def delete(self, name: str) -> None:
         with self._lock:

@@ -261,6 +261,19 @@ class BucketStore(RemoteStore):
         with _mapped(self.locate(name)):
             obstore.delete(self._bucket, self._prefix + name)
 
+    def replace(self, name: str, data: Buffer, *, version: str) -> None:
+        import obstore
+
+        where = self.locate(name)
+        mode: Any = {"e_tag": version}
+        try:
+            with _mapped(where):
+                obstore.put(
+                    self._bucket, self._prefix + name, bytes(data), mode=mode, use_multipart=False
+                )
+        except FileNotFoundError:
+            raise changed_meanwhile(where, "it is gone") from None
+
     def _put(self, name: str, data: Buffer, *, create_only: bool = False) -> None:
         import obstore
 

@@ -324,7 +324,7 @@ class RegistryStore(RemoteStore):
             self.put_manifest(text, tag, INDEX)
         return digest
 
-    def replace(self, files: dict[str, Layer]) -> None:
+    def put_files(self, files: dict[str, Layer]) -> None:
         """Make these the files of the tag."""
         data = manifest_text(files)
         self.put_manifest(data, self._reference)
@@ -373,7 +373,7 @@ class _RegistryCommit(Commit):
             for name in self._arriving():
                 files[prefix + name] = self._layers[name]
             if files != before:
-                self._registry.replace(files)
+                self._registry.put_files(files)
 
     def _discard(self, error: BaseException) -> None:  # noqa: ARG002
         self._layers.clear()  # blobs that no manifest names are collected by the registry
