@@ -105,6 +105,7 @@ bench: $(VENV)/.installed ## Against the reference and the specialised loaders (
 	$(BIN)/python -m pip install -q -r requirements/bench.txt
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
 	$(BIN)/python benchmarks/conversion.py $(if $(QUICK),--mib 256)
+	$(BIN)/python benchmarks/dequantizing.py $(if $(QUICK),--mib 64)
 
 conformance: $(VENV)/.installed ## The format's rules as vectors: this package and the reference
 	$(BIN)/python -m safeweights.conformance --impl safeweights

@@ -165,6 +165,29 @@ def convert(checkpoint: str) -> None:
     run("check", "poisoned.bin", expect=1)
 
 
+def dequantise(model: str) -> None:
+    say("The same model as others publish it: FP8, with a scale for each block of 128 x 128.")
+    name = "encoder.layer.0.intermediate.dense.weight"
+    weights = safeweights.numpy.load_file(model)[name]
+    rows, columns = (size // 128 for size in weights.shape)
+    blocks = weights.reshape(rows, 128, columns, 128)
+    scale = np.abs(blocks).max(axis=(1, 3)) / np.float32(448)
+    scaled = (blocks / scale[:, None, :, None]).reshape(weights.shape)
+    codes = safeweights.open(safeweights.numpy.save({name: scaled}), casts={"F32": "F8_E4M3"})
+    Path("fp8").mkdir()
+    parts = {name: codes[name], f"{name}_scale_inv": scale}
+    safeweights.numpy.save_file(parts, "fp8/model.safetensors")
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    Path("fp8/config.json").write_text(json.dumps({"quantization_config": settings}))
+    run("show", "fp8", lines=9)
+    say("Its codes cast alone would be wrong by a factor of thousands: refused.")
+    run("convert", "fp8", "wrong.safetensors", "--dtype", "BF16", expect=1)
+    run("convert", "fp8", "dense.safetensors", "--dequantize", lines=4)
+    dense = safeweights.numpy.load_file("dense.safetensors")[name]
+    error = float(np.abs(dense - weights).max() / np.abs(weights).max())
+    require(0 < error < 0.04, f"dequantised, at most {error:.1%} of the largest value away")
+
+
 def edit(model: str) -> None:
     say("Renamed in place: a few bytes of the header, whatever the size of the file.")
     shutil.copy(model, "edited.safetensors")
@@ -263,6 +286,7 @@ def main() -> None:
             shutil.copy(checkpoint, "pretrained.pt")
             read_and_write("model.safetensors")
             convert("pretrained.pt")
+            dequantise("model.safetensors")
             edit("model.safetensors")
             sign("model.safetensors")
         finally:
