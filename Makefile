@@ -106,6 +106,8 @@ bench: $(VENV)/.installed ## Against the reference and the specialised loaders (
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
 	$(BIN)/python benchmarks/conversion.py $(if $(QUICK),--mib 256)
 	$(BIN)/python benchmarks/dequantizing.py $(if $(QUICK),--mib 64)
+	sh scripts/system_packages.sh nginx=nginx-light
+	$(BIN)/python benchmarks/remote.py $(if $(QUICK),--mib 256)
 
 conformance: $(VENV)/.installed ## The format's rules as vectors: this package and the reference
 	$(BIN)/python -m safeweights.conformance --impl safeweights

@@ -36,6 +36,8 @@ pytestmark = pytest.mark.servers
 for package in ("obstore", "moto.server", "huggingface_hub", "cryptography"):
     pytest.importorskip(package, reason=f"needs the package {package}")
 
+KILLS = int(os.environ.get("SAFEWEIGHTS_KILLS", "10"))
+
 POLICY = """\
 [signers.us]
 public_key = "key.pub"
@@ -200,7 +202,7 @@ def test_a_push_that_is_killed_at_any_time_leaves_a_whole_model_or_none(
     draw = random.Random(3)
     command = [sys.executable, "-m", "safeweights", "push", str(model), url, "--force"]
     outcomes = []
-    for turn in range(10):
+    for turn in range(KILLS):
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             env={**os.environ, **AWS, "AWS_ENDPOINT_URL": endpoint},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from bad_server import BadServer, Handler
 
 pytest.importorskip("cryptography", reason="needs the package cryptography")
+
+KILLS = int(os.environ.get("SAFEWEIGHTS_KILLS", "12"))
 
 POLICY = """\
 [signers.us]
@@ -150,6 +153,29 @@ def test_what_was_kept_is_used_for_no_other_version(
     del server.files["m/model.sig"]
     pull(f"{server.url}/m/", tmp_path / "other")
     assert contents(tmp_path / "other")["model.safetensors"] == new["m/model.safetensors"]
+
+
+def test_a_full_disk_is_one_error_and_leaves_no_folder(
+    server: BadServer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwrite
+
+    def full(descriptor: int, block: memoryview, offset: int) -> int:
+        if offset >= CHUNK:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, block[: len(block) // 2 + 1], offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError) as caught:
+        pull(f"{server.url}/m/", tmp_path / "dst")
+    assert caught.value.errno == errno.ENOSPC
+    assert not (tmp_path / "dst").exists()
+    monkeypatch.undo()
+    monkeypatch.delenv("SAFEWEIGHTS_CACHE", raising=False)
+    before = len(server.requests)
+    pull(f"{server.url}/m/", tmp_path / "dst")
+    assert contents(tmp_path / "dst") == contents(model)
+    assert not [each for each in big_ranges(server, before) if each.startswith("bytes=0-")]
 
 
 def test_blocks_that_were_damaged_meanwhile_are_fetched_again(
@@ -414,7 +440,7 @@ def test_a_pull_that_is_killed_at_any_time_leaves_a_whole_model_or_none(
     target = tmp_path / "dst"
     draw = random.Random(7)
     whole = 0
-    for _ in range(12):
+    for _ in range(KILLS):
         killed(
             ["pull", f"{server.url}/m/", str(target), "--policy", policy], draw.uniform(0.3, 1.5)
         )

@@ -95,10 +95,28 @@ def _counted(
     return found
 
 
+_seeking = threading.Lock()
+"""Windows has no pread and pwrite: there, one thread at a time uses the position of a file."""
+
+
 def _write(descriptor: int, block: memoryview, offset: int) -> None:
     while len(block):
-        count = os.pwrite(descriptor, block, offset)
+        if hasattr(os, "pwrite"):
+            count = os.pwrite(descriptor, block, offset)
+        else:
+            with _seeking:
+                os.lseek(descriptor, offset, os.SEEK_SET)
+                count = os.write(descriptor, block)
         block, offset = block[count:], offset + count
+
+
+def _read(descriptor: int, offset: int) -> bytes:
+    """A block, or what is there of it."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, CHUNK, offset)
+    with _seeking:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, CHUNK)
 
 
 class _Journal:
@@ -140,7 +158,7 @@ class _Journal:
         """The blocks whose bytes are as the journal says."""
 
         def one(number: int, _: object) -> bool:
-            block = os.pread(descriptor, CHUNK, number * CHUNK)
+            block = _read(descriptor, number * CHUNK)
             return hashlib.sha256(block).hexdigest() == self._known[number]
 
         numbers = [number for number in self._known if 0 <= number * CHUNK < self._size]

@@ -13,7 +13,8 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from ...errors import quote
+from ...errors import UnsupportedError, quote
+from ...storage.places import is_url, shown
 from ...storage.sink import write_file
 from ..content.blocktree import TREE_MAGIC
 from ..content.digests import FileDigest, hash_files
@@ -239,6 +240,11 @@ def _places(
     ignore: Iterable[str],
 ) -> tuple[str, str, list[str]]:
     """(the model, its signature, the paths left out)."""
+    if is_url(path):
+        raise UnsupportedError(
+            "files are signed, and their root digest is made, where they are: `safeweights pull` fetches "
+            "them, `safeweights push` writes them back", path=shown(path),
+        )  # fmt: skip
     path = os.path.abspath(path)
     signature = os.path.abspath(signature or signature_path(path))
     return path, signature, _ignored(path, signature, ignore) if os.path.isdir(path) else []
