@@ -2,7 +2,8 @@
 
     python tests/fuzz/fuzz_pickle.py -max_total_time=60 corpus/
 
-Each input is read by the symbolic machine, opened as a checkpoint, rebuilt, and scanned.
+Each input is read by the symbolic machine, opened as a checkpoint, rebuilt, described in plain values, and
+scanned.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import atheris
 
 with atheris.instrument_imports(include=["safeweights"]):
     from safeweights.conversion import Limits, open, scan
-    from safeweights.conversion.foreign import ALL_CONSTRUCTORS
+    from safeweights.conversion.foreign import ALL_CONSTRUCTORS, ForeignCheckpoint
     from safeweights.conversion.pickles.machine import read_pickle
     from safeweights.conversion.rebuilding import rebuild
+    from safeweights.conversion.record import dropped_records, others_as_json
     from safeweights.errors import SafetensorError
     from safeweights.storage import BytesSource
 
@@ -41,6 +43,9 @@ def one_input(data: bytes) -> None:
         for tensor in found.values():
             tensor.view()
         rebuild(found, lambda *_: None)
+        if isinstance(found, ForeignCheckpoint):
+            others_as_json(found.others)
+            dropped_records("fuzz", found.others, 100)
     report = scan(data, limits=LIMITS)
     assert report.verdict in {"clean", "unknown", "dangerous", "incomplete"}
 
