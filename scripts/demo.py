@@ -135,12 +135,13 @@ def read_and_write(model: str) -> None:
     same = filecmp.cmp(model, "copy.safetensors", shallow=False)
     require(same, "saved again, byte for byte the published file")
 
-    say("A flipped byte in the header, a truncated download, a web page instead of a file:")
+    say("A flipped byte in the header, a truncated download, a server's replies instead of a file:")
     data = Path(model).read_bytes()
     for label, broken in (
         ("flipped", data[:20] + bytes([data[20] ^ 1]) + data[21:]),
         ("truncated", data[: len(data) // 2]),
         ("webpage", b"<!DOCTYPE html><html><body>Not found</body></html>"),
+        ("reply", b"Invalid username or password."),
     ):
         target = Path(f"{label}.safetensors")
         target.write_bytes(broken)
@@ -160,6 +161,14 @@ def convert(checkpoint: str) -> None:
         foreign[name].view() == value.tobytes() for name, value in tensors.items()
     )
     require(same, f"the {len(tensors)} tensors of the file are those of the checkpoint")
+    say("Rounded to BF16 on the way; NumPy has no such type, and no other package is needed.")
+    run("convert", checkpoint, "rounded.safetensors", "--dtype", "bfloat16", lines=8)
+    rounded = safeweights.open("rounded.safetensors")
+    near = all(
+        np.allclose(rounded[name].numpy().astype("f4"), value, rtol=2**-8, atol=2**-126)
+        for name, value in tensors.items()
+    )
+    require(near, "every value is within one part in 256")
     say("A poisoned one: reported, and not executed.")
     Path("poisoned.bin").write_bytes(pickle.dumps({"weight": Hostile()}))
     run("check", "poisoned.bin", expect=1)
