@@ -17,6 +17,7 @@ import safeweights.numpy
 from safeweights.checkpoint import Checkpoint, MemoryTensor
 from safeweights.checkpoint import open as open_safetensors
 from safeweights.derived.quantised import weight as weights
+from safeweights.derived.quantised.bitsandbytes import _TABLES as TABLES
 from safeweights.derived.quantised.grouped import unpack
 from safeweights.errors import UnsupportedError
 from safeweights.format.indexing import select
@@ -455,3 +456,102 @@ def test_bytes_have_nothing_beside_them(tmp_path: Path) -> None:
     assert view.beside is not None
     assert view.beside("config.json", 100) is None
     assert np.array_equal(view.dequantize(scheme="gptq")["m.l.weight"].numpy(), dense)
+
+
+# ---- schemes whose libraries are compared in tests/quantised
+
+
+@pytest.mark.parametrize("shape", [(4, 128), (3, 50), (2, 3, 64)])
+def test_bitsandbytes_with_nested_scales(shape: tuple[int, ...]) -> None:
+    table = np.array(TABLES["nf4"], "f4")
+    count = int(np.prod(shape))
+    q = RANDOM.integers(0, 16, count + count % 2)
+    blocks = -(-count // 64)
+    absmax = RANDOM.integers(0, 256, blocks).astype(np.uint8)
+    outer, quant_map = np.abs(normal(-(-blocks // 2))) + 1, np.linspace(-1, 1, 256, dtype="f4")
+    state = {
+        "quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(shape),
+        "nested_blocksize": 2, "nested_dtype": "float32", "nested_offset": 0.25,
+    }  # fmt: skip
+    arrays = {
+        "w": ((q[0::2] << 4) | q[1::2]).astype(np.uint8).reshape(-1, 1), "w.absmax": absmax,
+        "w.quant_map": table, "w.nested_absmax": outer, "w.nested_quant_map": quant_map,
+        "w.quant_state.bitsandbytes__nf4": np.frombuffer(json.dumps(state).encode(), np.uint8),
+    }  # fmt: skip
+    scale = quant_map[absmax] * outer[np.arange(blocks) // 2] + np.float32(0.25)
+    dense = (table[q[:count]] * np.repeat(scale, 64)[:count]).reshape(shape)
+    check(checkpoint(arrays).dequantize(), {"w": dense})
+
+
+def test_bitsandbytes_int8() -> None:
+    q, scb = RANDOM.integers(-127, 128, (6, 10)).astype(np.int8), np.abs(normal(6)) + 1
+    arrays = {"l.weight": q, "l.SCB": scb, "l.weight_format": np.zeros((), np.uint8)}
+    dense = q * scb[:, None] * np.float32(1 / 127)
+    check(checkpoint(arrays).dequantize(), {"l.weight": dense})
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(
+    ("bits", "packing"), [(8, "8bit_u8"), (4, "4bit_u8"), (2, "2bit_u8"), (3, "3bit_32")]
+)
+def test_hqq(bits: int, packing: str, axis: int) -> None:
+    shape, size = (20, 96), 32
+    groups = 20 * 96 // size
+    height, width = (groups, size) if axis == 1 else (size, groups)
+    q = RANDOM.integers(0, 1 << bits, (height, width))
+    fold = {8: 1, 4: 2, 2: 4, 3: 10}[bits]
+    upper = np.pad(q, ((0, -height % fold), (0, 0))).reshape(fold, -1, width)
+    packed = sum(upper[part].astype(np.int64) << (bits * (fold - 1 - part)) for part in range(fold))
+    scale, zero = np.abs(normal(groups)) + np.float32(0.1), normal(groups + 1)[1:]
+    one = (groups, 1) if axis == 1 else (1, groups)
+    arrays = {
+        "l.W_q": np.asarray(packed).astype(np.int32 if bits == 3 else np.uint8),
+        "l.scale": scale.reshape(one), "l.zero": zero.reshape(one), "l.shape": np.array(shape),
+        "l.axis": np.int32([axis]), "l.group_size": np.int32([size]), "l.nbits": np.int32([bits]),
+        "l.packing": np.frombuffer(packing.encode(), np.uint8),
+    }  # fmt: skip
+    dense = ((q.astype("f4") - zero.reshape(one)) * scale.reshape(one)).reshape(shape)
+    check(checkpoint(arrays).dequantize(), {"l.weight": dense})
+
+
+@pytest.mark.parametrize(
+    "kind", ["Float8Tensor", "IntxUnpackedToInt8Tensor", "NVFP4Tensor", "MXTensor"]
+)
+def test_torchao(kind: str) -> None:
+    shape = (6, 64)
+    data: dict[str, Any] = {"block_size": [1, 32]}
+    q: Array = RANDOM.integers(-8, 8, shape).astype(np.int8)
+    scale: Array = np.abs(normal(6, 2)) + np.float32(0.1)
+    parts, codes = {"qdata": q, "scale": scale}, q.astype("f4")
+    factor = np.float32(1)
+    if kind == "Float8Tensor":
+        parts["qdata"] = float8(normal(*shape))
+        codes = parts["qdata"].astype("f4")
+    elif kind == "IntxUnpackedToInt8Tensor":
+        parts["zero_point"] = RANDOM.integers(-4, 4, (6, 2)).astype(np.int8)
+        codes = codes - np.repeat(parts["zero_point"], 32, axis=1)
+    else:
+        four = RANDOM.integers(0, 16, shape)
+        parts["qdata"], codes = as_fp4(four), E2M1[four]
+        size = 16 if kind == "NVFP4Tensor" else 32
+        data["block_size"] = size
+        scale = exponents(6, 2) if size == 32 else float8(np.abs(normal(6, 4)) + 1)
+        parts["scale"] = scale
+        if size == 16:
+            factor = np.float32(0.3)
+            parts["per_tensor_scale"] = np.asarray(factor)
+    wide = (
+        np.float32(2.0) ** (scale.astype("f4") - 127) if kind == "MXTensor" else scale.astype("f4")
+    )
+    dense = codes * np.repeat(wide * factor, 64 // wide.shape[1], axis=1)
+    stored = checkpoint(
+        {f"l._weight_{part}": values for part, values in parts.items()} | {"b": normal(3)}
+    )
+    described = {"_type": kind, "_data": data, "_tensor_data_names": list(parts)}
+    metadata = {
+        "l.weight": json.dumps(described), "b": '{"_type": "Tensor"}',
+        "tensor_names": '["l.weight", "b"]', "format": "pt",
+    }  # fmt: skip
+    found = Checkpoint(stored, metadata).dequantize()
+    check(found, {"l.weight": dense, "b": normal(3)})
+    assert found.metadata == {"format": "pt"}

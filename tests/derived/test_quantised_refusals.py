@@ -197,6 +197,26 @@ def test_a_name_that_is_taken() -> None:
     refused("name-collision", "would be called `l.weight`", arrays, SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ("arrays", "missing", "settings"),
+    [
+        (gptq_with(), "qzeros", {}), (gptq_with(), "scales", {}), (fp8(), "weight_scale_inv", FP8),
+    ],
+)  # fmt: skip
+def test_codes_without_what_belongs_to_them(
+    arrays: Arrays, missing: str, settings: dict[str, Any]
+) -> None:
+    more = {"b.weight": float8(normal(2, 2)), "b.weight_scale": np.ones(1, "f4"), **arrays}
+    del more[f"{next(iter(arrays)).partition('.')[0]}.{missing}"]
+    refused("quantised", "is quantised, but what belongs to it is missing", more, settings)
+
+
+def test_plain_fp8_stays_where_nothing_says_that_it_is_quantised() -> None:
+    plain = {"p": float8(normal(2, 2)), **fp8()}
+    found = checkpoint(plain).dequantize(settings={"weight_block_size": [128, 128]})
+    assert found["p"].dtype == "F8_E4M3"
+
+
 # ---- bitsandbytes
 
 

@@ -15,6 +15,7 @@ from ...checkpoint.tensor import UNKNOWN, UnreadableTensor
 from ...errors import FormatError, UnsupportedError, quote
 from ..casting import CastTensor
 from . import awq, bitsandbytes, compressed_tensors, ggml, gptq, hqq, mxfp4, scaled, torchao
+from .scaled import FLOATS8
 from .stored import Found, Names
 from .weight import DequantizedTensor, require_dtype
 
@@ -84,7 +85,36 @@ def find_quantised(names: Names) -> dict[str, Found]:
                 rule="name-collision", path=names.path or None, tensor=each.name,
             )  # fmt: skip
         result[each.name] = each
+    if names.chosen is None:
+        _require_whole(names, {part for each in result.values() for part in each.parts})
     return result
+
+
+_PACKED: Final = {
+    "qweight": "qzeros and scales", "weight_packed": "weight_scale, and of integers weight_shape",
+    "W_q": "scale and zero",
+}  # fmt: skip
+"""Names that only packed codes have -> what belongs to them."""
+
+
+def _require_whole(names: Names, used: set[str]) -> None:
+    """Refuse codes whose scales are missing: they would be taken for numbers.
+
+    Raises:
+        FormatError: There are such codes.
+    """
+    settled = isinstance(names.settings.get("quant_method"), str)
+    for name, tensor in names.tensors.items():
+        if name in used:
+            continue
+        needs = _PACKED.get(name[name.rfind(".") + 1 :])
+        if settled and tensor.dtype in FLOATS8:
+            needs = "a scale"
+        if needs is not None:
+            raise FormatError(
+                f"{quote(name)} is quantised, but what belongs to it is missing or does not fit: {needs}",
+                rule="quantised", path=names.path or None, tensor=name,
+            )  # fmt: skip
 
 
 def _candidates(names: Names) -> Iterator[Found]:
