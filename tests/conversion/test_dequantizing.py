@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import safeweights
@@ -132,6 +133,23 @@ def test_two_models_of_the_same_names(tmp_path: Path) -> None:
     convert(files, tmp_path / "dense", dequantize=True, record=False)
     one, two = (values(tmp_path / f"dense/{file.name}")["a.weight"] for file in files)
     assert np.array_equal(two, one * 2)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_pickled_checkpoint(tmp_path: Path, transposed: bool) -> None:
+    """Tensors of PyTorch files are views of storages, and need not be contiguous."""
+    w = torch.from_numpy(W.view(np.uint8)).view(torch.float8_e4m3fn)
+    if transposed:
+        w = w.T.contiguous().T
+    torch.save({"a.weight": w, "a.weight_scale_inv": torch.from_numpy(SCALE)}, tmp_path / "m.bin")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    dense = safeweights.open(tmp_path / "m.bin").dequantize()["a.weight"]
+    assert np.array_equal(dense.numpy(), DENSE)
+    assert np.array_equal(dense[100:, ::7], DENSE[100:, ::7])
+    convert(tmp_path / "m.bin", tmp_path / "m.safetensors", dequantize=True, dtype="F16")
+    assert np.array_equal(values(tmp_path / "m.safetensors")["a.weight"], DENSE.astype("f2"))
+    with pytest.raises(UnsupportedError, match="alone"):
+        convert(tmp_path / "m.bin", tmp_path / "x.safetensors", dtype="F32")
 
 
 # ---- casts
