@@ -261,6 +261,50 @@ def sign(model: str) -> None:
         require(bool(file.get_slice(first)[:].size), "what was not touched can still be read")
 
 
+def encrypt(model: str) -> None:
+    say("Only for two people: encrypt the model for Ann and Bob. Each file becomes one of age.")
+    folder = Path("private")
+    folder.mkdir()
+    shutil.copy(model, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    people = {}
+    for name in ("ann", "bob"):
+        trust.write_identity(name, identity := trust.generate_identity())
+        people[name] = identity.recipient.label
+    run("encrypt", "private", "-r", people["ann"], "-r", people["bob"], "-o", "private.age")
+    say("Without a key it can be seen that it is encrypted, and no more.")
+    run("show", "private.age")
+    run("ls", "private.age", expect=3)
+    say("Bob reads one tensor: only its chunks are decrypted, in memory.")
+    run("get", "private.age", "embeddings.LayerNorm.bias", "--stats", "-i", "bob")
+    tensors = safeweights.numpy.load_file("private.age", identity="ann")
+    plain = safeweights.numpy.load_file(model)
+    same = all(np.array_equal(plain[name], value) for name, value in tensors.items())
+    require(same and len(plain) == len(tensors), "Ann loads all of it, as it was")
+    say("Bob leaves: the key file is written for Ann alone, the others stay as they are.")
+    old = Path("private.age/model.key.age").read_bytes()
+    run("rekey", "private.age", "-i", "ann", "--remove", people["bob"])
+    run("ls", "private.age", "-i", "bob", expect=3)
+    Path("private.age/model.key.age").write_bytes(old)
+    with safeweights.safe_open("private.age", "np", identity="bob") as file:
+        require(
+            bool(file.keys()), "with the old key file Bob still reads: encrypt anew to exclude him"
+        )
+    if (age := shutil.which("age")) is None:
+        print("  the program age is not installed: not tried")
+        return
+    key = subprocess.run(
+        [age, "-d", "-i", "ann", "private.age/model.key.age"], capture_output=True, check=True
+    )
+    Path("model-key").write_bytes(key.stdout)
+    found = subprocess.run(
+        [age, "-d", "-i", "model-key", "private.age/config.json.age"],
+        capture_output=True,
+        check=True,
+    )
+    require(found.stdout == (folder / "config.json").read_bytes(), "the program age opens it, too")
+
+
 def over_the_network(folder: Path) -> None:
     size = os.path.getsize(folder / "model.safetensors")
     name = "embeddings.word_embeddings.weight"
@@ -298,6 +342,7 @@ def main() -> None:
             dequantise("model.safetensors")
             edit("model.safetensors")
             sign("model.safetensors")
+            encrypt("model.safetensors")
         finally:
             os.chdir(home)
     say("All verified.")

@@ -425,3 +425,30 @@ cycle = [tensor, buffer_pool.borrow(1 << 24)]
 cycle.append(cycle)
 """
     assert run(code) == "0\n"
+
+
+@pytest.mark.parametrize("locked", [True, False])
+def test_a_secret_buffer_is_unlocked_before_it_is_idle(
+    monkeypatch: pytest.MonkeyPatch, locked: bool
+) -> None:
+    calls: list[tuple[str, int]] = []
+
+    def lock(address: int, nbytes: int) -> bool:
+        calls.append(("lock", address))
+        return locked
+
+    monkeypatch.setattr(buffer_pool, "keep_secret", lock)
+    monkeypatch.setattr(buffer_pool, "unlock", lambda address, _: calls.append(("unlock", address)))
+    buffer_pool.release_idle()
+    secret = buffer_pool.borrow(buffer_pool.SMALLEST, secret=True)
+    if secret is None:
+        pytest.skip("the system lends no buffers")
+    secret[:5] = b"value"
+    del secret
+    address = calls[0][1]
+    assert calls == [("lock", address), ("unlock", address)][: 1 + locked]
+    assert buffer_pool.release_idle() >= buffer_pool.SMALLEST
+    calls.clear()
+    plain = buffer_pool.borrow(buffer_pool.SMALLEST)
+    del plain
+    assert not calls

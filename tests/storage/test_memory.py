@@ -62,12 +62,13 @@ def test_joining_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert joined(pieces, 17 << 20) == b"".join(pieces)
 
 
-@pytest.mark.parametrize("nbytes", [0, 100, (1 << 20) + 5])
+@pytest.mark.parametrize("nbytes", [0, 100, (1 << 20) + 5, 17 << 20])
 def test_secret_memory_is_memory(nbytes: int) -> None:
     one, other = allocate_secret(nbytes), allocate_secret(nbytes)
-    assert len(one) == nbytes
+    assert len(one) == len(other) == nbytes
     one[:] = b"a" * nbytes
-    assert bytes(other) == bytes(nbytes), "the memory is shared"
+    other[:] = b"b" * nbytes
+    assert one == b"a" * nbytes, "the memory is shared"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps")

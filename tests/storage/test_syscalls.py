@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -117,8 +117,24 @@ def test_memory_stays_as_it_is_where_the_system_cannot_keep_it_secret(
             Older.advised = arguments
             return -1
 
+    class Newer(Older):
+        calls: ClassVar[list[str]] = []
+
+        def mlock2(self, *arguments: Any) -> int:
+            self.calls.append("lock")
+            return 0
+
+        def munlock(self, *arguments: Any) -> int:
+            self.calls.append("unlock")
+            return 0
+
     monkeypatch.setattr(syscalls, "_libc", lambda: None)
-    syscalls.keep_secret(4096, 4096)
+    assert not syscalls.keep_secret(4096, 4096)
+    syscalls.unlock(4096, 4096)
     monkeypatch.setattr(syscalls, "_libc", Older)
-    syscalls.keep_secret(4096, 4096)
+    assert not syscalls.keep_secret(4096, 4096)
     assert Older.advised[2] == 16
+    monkeypatch.setattr(syscalls, "_libc", Newer)
+    assert syscalls.keep_secret(4096, 4096)
+    syscalls.unlock(4096, 4096)
+    assert Newer.calls == ["lock", "unlock"]

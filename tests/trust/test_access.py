@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
 import shutil
 import stat
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -474,3 +477,41 @@ def test_a_process_can_have_an_identity(sharded: tuple[Path, dict[str, Any]], an
     assert safeweights.numpy.load_file(folder).keys() == tensors.keys()
     with pytest.raises(UnsupportedError, match="identity= is for files"):
         safeweights.safe_open(safeweights.open(folder), "np", identity=ann)
+
+
+def test_the_documented_key_service_works(
+    sharded: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The example of docs/encryption.md, against a service on this machine."""
+    page = Path(__file__).parents[2] / "docs" / "encryption.md"
+    code = (
+        page.read_text().split("<!-- kms -->\n```python\n")[1].split("```\n<!-- end of kms -->")[0]
+    )
+    secret, asked = os.urandom(32), []
+
+    class Service(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append((self.path, body["key"]))
+            data = base64.b64decode(body["data"])
+            mixed = bytes(a ^ b for a, b in zip(data, secret, strict=False))
+            answer = json.dumps({"data": base64.b64encode(mixed).decode()}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.chdir(sharded[0].parent)
+        found: dict[str, Any] = {}
+        try:
+            exec(code.replace("127.0.0.1:8200", f"127.0.0.1:{server.server_port}"), found)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert set(found["tensors"]) == set(sharded[1])
+    assert asked == [("/wrap", "models-2026"), ("/unwrap", "models-2026")]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import FormatError, NameTypeError, TensorNotFoundError, quote
 from ..format.header import PREFIX, Header, header_length, parse
-from ..format.sniffing import HEAD, identify
+from ..format.sniffing import ENCRYPTED, HEAD, identify
 from ..storage import Source, Verifier, open_source
 from ..text import similar_names
 from .tensor import FileTensor
@@ -93,6 +93,8 @@ def _read_header(source: Source, head: bytes) -> Header:
         return parse(text, source.size - end, path=name)
     except FormatError as error:
         found = identify(bytes(source.view(0, min(HEAD, source.size))))
+        if found == ENCRYPTED:
+            raise FormatError(f"this is {found}", rule="encrypted", path=name) from None
         if found is not None:
             error.message += f"; this looks like {found}"
         raise

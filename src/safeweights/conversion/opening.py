@@ -217,6 +217,8 @@ def unknown_format(source: Source) -> FormatError:
     head = source.read(0, min(KIND_HEAD, source.size))
     hint = sniffing.identify(head)
     name = source.name or ""
+    if hint == sniffing.ENCRYPTED:
+        return FormatError(f"this is {hint}", rule="encrypted", path=name or None)
     kind = recognize(head, source.size, name) or by_name(name)
     what = f"; it looks like {hint}" if hint else ""
     if kind is not None and kind.id not in _HINTED:

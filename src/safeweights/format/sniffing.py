@@ -7,7 +7,7 @@ from typing import Final
 
 from ..errors import quote
 
-__all__ = ["HEAD", "identify"]
+__all__ = ["ENCRYPTED", "HEAD", "identify"]
 
 HEAD: Final = 512
 """Number of bytes that `identify` needs."""
@@ -15,7 +15,7 @@ HEAD: Final = 512
 _REPLY_MAX: Final = 200
 """Bytes below which a text is taken for the reply of a server."""
 
-_ENCRYPTED: Final = "an encrypted file (age): say who opens it, with identity= or the option -i"
+ENCRYPTED: Final = "an encrypted file (age): say who opens it, with identity= or the option -i"
 
 _SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
     (
@@ -27,8 +27,8 @@ _SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
         "a zip archive, probably a PyTorch checkpoint (.pt, .bin): "
         "`safeweights convert` turns it into safetensors without executing it",
     ),
-    (b"age-encryption.org/", _ENCRYPTED),
-    (b"-----BEGIN AGE ENCRYPTED FILE-----", _ENCRYPTED),
+    (b"age-encryption.org/", ENCRYPTED),
+    (b"-----BEGIN AGE ENCRYPTED FILE-----", ENCRYPTED),
     (b"GGUF", "a GGUF file (llama.cpp)"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, probably Keras weights"),
     (b"\x93NUMPY", "a NumPy .npy array"),

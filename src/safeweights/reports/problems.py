@@ -90,12 +90,17 @@ def _locate(error: Exception) -> str:
 
 def _explain_ours(error: SafetensorError) -> tuple[int, ErrorRecord]:
     kind = next((name for family, name in _KINDS if isinstance(error, family)), "refused")
-    default = UNREADABLE if isinstance(error, MissingDependencyError) else NO
+    unread = isinstance(error, MissingDependencyError) or _rule(error) == "encrypted"
+    default = UNREADABLE if unread else NO
     record = error_record(kind, str(error))
     # Errors of trust have an exit status of their own (NO or UNREADABLE), and a reason.
-    record["rule"] = getattr(error, "rule", None) or getattr(error, "reason", None)
+    record["rule"] = _rule(error)
     record["path"], record["tensor"], record["offset"] = error.path, error.tensor, error.offset
     return int(getattr(error, "exit_code", default)), record
+
+
+def _rule(error: SafetensorError) -> str | None:
+    return getattr(error, "rule", None) or getattr(error, "reason", None)
 
 
 def _explain_system(error: OSError) -> ErrorRecord:

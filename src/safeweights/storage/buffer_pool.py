@@ -22,6 +22,7 @@ Rules:
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
@@ -29,6 +30,8 @@ import weakref
 from collections import deque
 from contextlib import suppress
 from typing import Final
+
+from .syscalls import keep_secret, unlock
 
 __all__ = ["SMALLEST", "borrow", "release_idle"]
 
@@ -55,13 +58,14 @@ def _idle_limit() -> int:
 _LIMIT: Final = _idle_limit()
 
 
-def borrow(nbytes: int) -> memoryview | None:
+def borrow(nbytes: int, *, secret: bool = False) -> memoryview | None:
     """Writable memory of `nbytes` that begins at a page, its contents undefined; None if none can be lent.
 
     Cost: nothing if a buffer of about that size is idle; else a mapping, and page faults when it is filled.
 
     Args:
         nbytes: Less than `SMALLEST` is never lent.
+        secret: Not swapped while it is lent, and not part of a core dump, where the system allows it.
     """
     if not _LENDS or nbytes < SMALLEST:
         return None
@@ -71,7 +75,8 @@ def borrow(nbytes: int) -> memoryview | None:
     if pages is None:
         return None
     lease = np.frombuffer(pages, np.uint8, nbytes)
-    weakref.finalize(lease, _give_back, pages, os.getpid()).atexit = False
+    locked = secret and keep_secret(lease.ctypes.data, len(pages))
+    weakref.finalize(lease, _give_back, pages, os.getpid(), locked).atexit = False
     return lease.data
 
 
@@ -114,10 +119,12 @@ def _mapped(nbytes: int) -> mmap.mmap | None:
     return pages
 
 
-def _give_back(pages: mmap.mmap, owner: int) -> None:
+def _give_back(pages: mmap.mmap, owner: int, locked: bool = False) -> None:
     """Called when the lease has ended: keep the buffer, if it was this process that borrowed it."""
     if os.getpid() != owner:
         return
+    if locked:  # else the system could not take it; pages it may take are freed, not swapped
+        unlock(ctypes.addressof(ctypes.c_char.from_buffer(pages)), len(pages))
     with suppress(OSError):  # the system cannot take locked memory (mlockall(2)), so it is not kept
         pages.madvise(mmap.MADV_FREE)
         _keep([*_all_idle(), pages])

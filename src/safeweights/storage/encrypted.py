@@ -52,6 +52,9 @@ _SEALED: Final = CHUNK_SIZE + _TAG
 _RUN: Final = 4 * CHUNK_SIZE
 """Plaintext that a thread handles between two reads: its ciphertext stays in the processor's cache."""
 
+_SHARE: Final = 1 << 20
+"""Plaintext that a thread encrypts at a time."""
+
 _PIECE: Final = 1 << 24
 """Plaintext that is encrypted together and written at once; three pieces are in memory at a time."""
 
@@ -268,14 +271,16 @@ def _encrypt_piece(source: Source, key: bytes, begin: int) -> memoryview:
 
     def work(low: int, high: int) -> None:
         cipher = _Cipher.of(key)
-        plain = memoryview(bytearray(high - low))
-        source.read_into(begin + low, plain)
-        for at in range(low, high, CHUNK_SIZE):
-            index = (begin + at) // CHUNK_SIZE
-            chunk = plain[at - low :][:CHUNK_SIZE]
-            into = target[at // CHUNK_SIZE * _SEALED :][: len(chunk) + _TAG]
-            last = begin + at + len(chunk) == source.size
-            cipher.seal(index, last=last, plain=chunk, into=into)
+        scratch = memoryview(bytearray(min(_RUN, high - low)))
+        for run in range(low, high, _RUN):
+            plain = scratch[: min(_RUN, high - run)]
+            source.read_into(begin + run, plain)
+            for at in range(run, run + len(plain), CHUNK_SIZE):
+                index = (begin + at) // CHUNK_SIZE
+                chunk = plain[at - run :][:CHUNK_SIZE]
+                into = target[at // CHUNK_SIZE * _SEALED :][: len(chunk) + _TAG]
+                last = begin + at + len(chunk) == source.size
+                cipher.seal(index, last=last, plain=chunk, into=into)
 
-    in_parallel(work, length, chunk=_RUN)
+    in_parallel(work, length, chunk=_SHARE)
     return target

@@ -51,11 +51,13 @@ def allocate_secret(nbytes: int) -> memoryview:
     """Writable memory for what must not reach a disk: not swapped, and not part of a core dump.
 
     Where the system does not allow that (Linux: RLIMIT_MEMLOCK, 8 MiB for most users) it is memory like any
-    other. It is never lent again, so that no other file's reader sees what is left in it. The caller must
-    fill all that it hands on.
+    other. The caller must fill all that it hands on.
     """
     if nbytes < _LARGE:
         return memoryview(bytearray(nbytes))
+    recycled = buffer_pool.borrow(nbytes, secret=True)
+    if recycled is not None:
+        return recycled
     pages = mmap.mmap(-1, nbytes)
     memory = memoryview(pages)
     address = ctypes.addressof(ctypes.c_char.from_buffer(pages))

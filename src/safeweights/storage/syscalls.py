@@ -24,6 +24,7 @@ __all__ = [
     "prefer_huge_pages",
     "reserve",
     "resident_share",
+    "unlock",
 ]
 
 _CACHESTAT: Final = 451  # new system calls have the same number on every architecture
@@ -126,7 +127,7 @@ def prefer_huge_pages(address: int, nbytes: int) -> None:
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _HUGEPAGE)
 
 
-def keep_secret(address: int, nbytes: int) -> None:
+def keep_secret(address: int, nbytes: int) -> bool:
     """Ask that whole pages are not swapped to a disk and are left out of core dumps: a hint.
 
     Pages are locked when they are first touched, so that this costs nothing for those that never are
@@ -135,14 +136,23 @@ def keep_secret(address: int, nbytes: int) -> None:
     Args:
         address: Of a mapping of its own, which begins at a page.
         nbytes: Its size.
+
+    Returns:
+        Whether the pages are locked, until `unlock` or until they are unmapped.
     """
     libc = _libc()
     if libc is None:
-        return
+        return False
     start, length = ctypes.c_void_p(address), ctypes.c_size_t(nbytes)
     libc.madvise(start, length, _DONTDUMP)
-    if hasattr(libc, "mlock2"):
-        libc.mlock2(start, length, _ON_FAULT)
+    return hasattr(libc, "mlock2") and libc.mlock2(start, length, _ON_FAULT) == 0
+
+
+def unlock(address: int, nbytes: int) -> None:
+    """Let the system take memory again that `keep_secret` locked (munlock(2))."""
+    libc = _libc()
+    if libc is not None:
+        libc.munlock(ctypes.c_void_p(address), ctypes.c_size_t(nbytes))
 
 
 def map_untracked(

@@ -182,9 +182,9 @@ def as_identities(given: Any, passphrase: Callable[[], str] | None = None) -> li
     """Identities from what a caller gives as ``identity=``.
 
     Args:
-        given: The path of a file, as text or as a path object; the text of an identity; an object with
-            ``unwrap``, such as a `Passphrase`; a function from a `Stanza` to a file key; an iterable of
-            these.
+        given: The path of a file, as text or as a path object (``~`` is the home folder); the text of an
+            identity; an object with ``unwrap``, such as a `Passphrase`; a function from a `Stanza` to a
+            file key; an iterable of these.
         passphrase: See `read_identities`.
 
     Raises:
@@ -194,7 +194,7 @@ def as_identities(given: Any, passphrase: Callable[[], str] | None = None) -> li
     if isinstance(given, str) and given.strip().upper().startswith(_NATIVE_BEGIN):
         return parse_identities(given.encode())  # never taken for a path, which errors quote
     if isinstance(given, str | os.PathLike):
-        return read_identities(given, passphrase)
+        return read_identities(os.path.expanduser(given), passphrase)
     if hasattr(given, "unwrap"):
         return [given]
     if callable(given):
