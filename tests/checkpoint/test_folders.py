@@ -406,6 +406,16 @@ def test_an_encrypted_folder_says_so(tmp_path: Path, name: str) -> None:
     assert caught.value.rule == "encrypted"
 
 
+@pytest.mark.parametrize(
+    "head", [b"age-encryption.org/v1\n-> X", b"-----BEGIN AGE ENCRYPTED FILE-----\n"]
+)
+def test_an_encrypted_file_says_so(tmp_path: Path, head: bytes) -> None:
+    (tmp_path / "a.safetensors").write_bytes(head + bytes(100))
+    with pytest.raises(FormatError, match=r"this is an encrypted file .* identity=") as caught:
+        open(tmp_path / "a.safetensors")
+    assert caught.value.rule == "encrypted"
+
+
 # ---- writing an index
 
 

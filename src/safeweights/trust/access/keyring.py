@@ -94,6 +94,7 @@ class Keyring:
     def __init__(self, identities: Iterable[Identity], *, log: Log | None = None) -> None:
         self._identities = list(identities)
         self._log = log
+        self._closed: list[str] = []
         self._known: dict[tuple[str, str, int], list[Identity]] = {}
 
     def __repr__(self) -> str:
@@ -107,6 +108,7 @@ class Keyring:
             DocumentError: What is in one is no identity.
         """
         found: list[Identity] = []
+        closed: list[str] = []
         for source in key_files:
             # A passphrase takes a second each time, so what was in a key file is remembered.
             name = source.name, source.version or "", source.size
@@ -114,7 +116,10 @@ class Keyring:
             if inside is None:
                 inside = self._known[name] = self._inside(source)
             found += inside
-        return Keyring([*found, *self._identities], log=self._log)
+            closed += [] if inside else [source.name]
+        result = Keyring([*found, *self._identities], log=self._log)
+        result._closed = closed
+        return result
 
     def _inside(self, source: Source) -> list[Identity]:
         """The identities in a key file; none if it is not for an identity of this keyring."""
@@ -148,12 +153,17 @@ class Keyring:
                 else "no identity"
             )
             raise AccessError(
-                f"{mine} opens this encrypted file; its recipients are {types}",
+                f"{mine} opens this encrypted file; its recipients are {types}{self._hint()}",
                 reason="no-match", path=source.name,
             )  # fmt: skip
         if self._log is not None:
             self._log.append("opened", {"path": source.name, "recipient": opened.opened_by})
         return opened.source
+
+    def _hint(self) -> str:
+        """Key files that were not opened, for messages."""
+        shown = ", ".join(quote(name, 200) for name in self._closed[:3])
+        return f"; not opened either: the key file {shown}" if shown else ""
 
     def _try(self, source: Source) -> _Opened | None:
         head = source.read(0, min(_HEAD, source.size))
