@@ -3,8 +3,8 @@
     python tests/fuzz/fuzz_bundle.py -max_total_time=60 [a folder to keep findings in]
 
 The first byte says what the rest is: a bundle, a statement, a certificate of a chain, a timestamp, a
-key, or JSON, which the fast and the exact reader must agree about. A bundle that is accepted must
-read the same after it was written again.
+key, a pattern, a block tree, or JSON, which the fast and the exact reader must agree about. A bundle that
+is accepted must read the same after it was written again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ with atheris.instrument_imports(include=["safeweights"]):
     from safeweights.errors import SafetensorError
     from safeweights.format.strictjson import JSONError, Reader
     from safeweights.trust import documents
+    from safeweights.trust.content.blocktree import BlockTree, TreeBuilder
     from safeweights.trust.signatures import bundle, keys, timestamps, verifying
     from safeweights.trust.signatures.certificates import (
         CertificateTrust,
@@ -105,9 +106,19 @@ def check_pattern(data: bytes) -> None:
         assert name.count("@") == pattern.count("@")
 
 
+def check_sidecar(data: bytes) -> None:
+    """A block tree, and after its root a block and the number of it."""
+    root, rest = data[:32], data[32:]
+    tree = BlockTree.decode(rest, root)
+    assert tree.encode() == rest
+    assert tree.root == root
+    with contextlib.suppress(SafetensorError):
+        tree.check(0, rest[: tree.block_size])
+
+
 CHECKS = [
     check_bundle, check_statement, check_certificate, check_timestamp, check_key, check_json,
-    check_pattern,
+    check_pattern, check_sidecar,
 ]  # fmt: skip
 
 
@@ -127,6 +138,11 @@ def seeds() -> list[bytes]:
     found += [bytes([4]) + parsed.raw_key for parsed in SIGNED if parsed.raw_key]
     found += [bytes([5]) + b'{"a": [1, 2.5e3, "\\ud83d\\ude00", null, true]}']
     found += [bytes([6]) + b"*@example.org\nann@example.org"]
+    for size in (0, 5000, 300 * 4096):
+        builder = TreeBuilder(4096)
+        builder.update(bytes(size))
+        tree = builder.finish()
+        found.append(bytes([7]) + tree.root + tree.encode())
     pem = b"-----BEGIN CERTIFICATE-----\n%b-----END CERTIFICATE-----\n"
     return [*found, bytes([2]) + pem % base64.encodebytes(CHAIN[0])]
 
