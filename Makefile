@@ -20,7 +20,7 @@ AREAS := format storage checkpoint editing derived numpy-torch conversion trust 
 TESTS_numpy-torch := tests/frameworks
 
 .PHONY: help demo test lint fuzz test-pythons test-frameworks test-clients test-remote test-view test-quantised \
-	bench conformance clean \
+	bench scanners conformance clean \
 	$(AREAS:%=test-%)
 
 help: ## List the targets
@@ -108,6 +108,9 @@ bench: $(VENV)/.installed ## Against the reference and the specialised loaders (
 	$(BIN)/python benchmarks/dequantizing.py $(if $(QUICK),--mib 64)
 	sh scripts/system_packages.sh nginx=nginx-light
 	$(BIN)/python benchmarks/remote.py $(if $(QUICK),--mib 256)
+
+scanners: $(VENV)/.installed ## docs/scanners.md: four other scanners on the same files (a quarter of an hour)
+	$(BIN)/python benchmarks/scanners/run.py --write
 
 conformance: $(VENV)/.installed ## The format's rules as vectors: this package and the reference
 	$(BIN)/python -m safeweights.conformance --impl safeweights

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,15 +37,17 @@ PEERS = ("picklescan", "fickling", "modelscan", "modelaudit")
 CARRIER = "modelaudit==0.2.54"  # whose source distribution has test files
 VERDICTS = ("flagged", "unread", "clean")
 
-HOSTILE_SAMPLES = (
-    "exploits/", "pickles/", "malicious", "attack", "injection", "exploit", "obfuscated/",
-    "path_traversal",
-)  # fmt: skip
-SAFE_SAMPLES = ("safe_", "jinja2/benign/", "benign_chat", "license_scenarios/", "sentencepiece/")
-OTHER_SAMPLES = ("LICENSE", "README", ".csv", "suspicious_")
-DATA_SAMPLES = ("malicious_import.safetensors", "malicious_model_realistic", "mixed_malicious_model/config",
-                "huggingface_", "nested_pickle", "decode_exec", "_disabled_specials")  # fmt: skip
-"""Files of the carrier that hold suspicious text and execute nothing when they are loaded."""
+DATA_SAMPLES = re.compile(
+    r"malicious_import\.safetensors|malicious_model_realistic|malicious_model/config|nested_pickle"
+    r"|decode_exec|simple_nested|dill_func|huggingface_|suspicious_|edge_cases/|LICENSE|README|\.csv$"
+).search
+"""Files of the carrier whose text is suspicious and executes nothing, and those that are no models."""
+HOSTILE_SAMPLES = re.compile(
+    r"^(?:exploits|pickles)/|malicious|attack|injection|obfuscated/|path_traversal"
+).search
+SAFE_SAMPLES = re.compile(
+    r"/safe_|jinja2/benign/|benign_chat|license_scenarios/|sentencepiece/|yaml/model_config"
+).search
 
 
 def corpus() -> dict[str, dict[str, list[Path]]]:
@@ -68,10 +71,10 @@ def corpus() -> dict[str, dict[str, list[Path]]]:
     }
     samples = _published(python)
     hostile[f"{CARRIER.partition('=')[0]}'s test files"] = [
-        path for path in samples if _is(path, HOSTILE_SAMPLES) and not _is(path, DATA_SAMPLES)
+        path for path in samples if HOSTILE_SAMPLES(_inside(path))
     ]
     harmless[f"{CARRIER.partition('=')[0]}'s test files"] = [
-        path for path in samples if _is(path, SAFE_SAMPLES) and not _is(path, HOSTILE_SAMPLES)
+        path for path in samples if SAFE_SAMPLES(_inside(path))
     ]
     code = "import joblib.test, os; print(os.path.dirname(joblib.test.__file__))"
     found = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
@@ -82,9 +85,8 @@ def corpus() -> dict[str, dict[str, list[Path]]]:
     return {"hostile": hostile, "harmless": harmless}
 
 
-def _is(path: Path, parts: tuple[str, ...]) -> bool:
-    name = path.as_posix().partition("/assets/")[2]
-    return any(part in name for part in parts)
+def _inside(path: Path) -> str:
+    return path.as_posix().partition("/assets/")[2]
 
 
 def _published(python: Path) -> list[Path]:
@@ -112,7 +114,7 @@ def _published(python: Path) -> list[Path]:
     found = (WORK / "published").rglob("*")
     return sorted(
         each for each in found
-        if each.is_file() and each.suffix not in (".py", ".md") and not _is(each, OTHER_SAMPLES)
+        if each.is_file() and each.suffix not in (".py", ".md") and not DATA_SAMPLES(_inside(each))
     )  # fmt: skip
 
 
@@ -215,7 +217,7 @@ def main() -> int:
     before, _, rest = PAGE.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     if "--write" in sys.argv:
-        RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         PAGE.write_text(f"{before}{BEGIN}{table(results)}{END}{after}")
         return 0
     if json.loads(RESULTS.read_text())["counts"] != json.loads(json.dumps(results["counts"])):

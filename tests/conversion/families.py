@@ -17,7 +17,7 @@ _FAMILIES: Final = {
     "legacy": "members of torch archives", "npy": "NumPy and joblib", "npy type": "NumPy and joblib",
     "joblib": "NumPy and joblib", "joblib array": "NumPy and joblib", "dtype": "pointers in NumPy types",
     "tar": "tar archives", "two formats": "two formats in one file", "nested": "files in files",
-    "read twice": "read in two ways", "keras": "Keras",
+    "read twice": "read in two ways", "passed over": "members of torch archives", "keras": "Keras",
 }  # fmt: skip
 _SUFFIXES: Final = (
     (b"PK\x03\x04", ".pt"), (b"\x93NUMPY", ".npy"), (b"\x89HDF", ".h5"), (b"GGUF", ".gguf"),

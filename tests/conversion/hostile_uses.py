@@ -447,6 +447,19 @@ def torch_members() -> Iterator[tuple[str, bytes, str]]:
     )
 
 
+def members_passed_over() -> Iterator[tuple[str, bytes, str]]:
+    """Members of PyTorch's archives that hold a word, or text for debuggers."""
+    good = mapping(w=tensor())
+    names = ("version", ".format_version", ".storage_alignment", ".data/serialization_id")
+    for member in (*names, "code/__torch__.py.debug_pkl"):
+        yield (
+            f"a call in {member}",
+            torch_zip(good, extra={f"m/{member}": whole(GETPID)}),
+            "dangerous",
+        )
+    yield "a text pickle", torch_zip(good, extra={"m/version": b"cos\ngetpid\n)R."}), "dangerous"
+
+
 def frames_and_expansion() -> Iterator[tuple[str, bytes, str]]:
     """What unpicklers read in two ways, or only the machine's memory is spared."""
     frame = lambda size: b"\x95" + struct.pack("<Q", size)  # noqa: E731
@@ -487,7 +500,7 @@ def frames_and_expansion() -> Iterator[tuple[str, bytes, str]]:
 GROUPS = {
     "use": calls_and_arguments, "dtype": pointers, "joblib array": arrays_in_pickles,
     "npy type": descriptions, "two formats": two_formats, "torch member": torch_members,
-    "read twice": frames_and_expansion,
+    "read twice": frames_and_expansion, "passed over": members_passed_over,
 }  # fmt: skip
 
 

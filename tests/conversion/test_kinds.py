@@ -20,11 +20,13 @@ from builders import evil
 from onnx import TensorProto, helper
 
 from safeweights.conversion.grading import Grade
+from safeweights.conversion.json_text import DuplicateKeyError
 from safeweights.conversion.keras_settings import keras_findings
 from safeweights.conversion.kinds import KINDS, Concern, examine, recognize, templates
 from safeweights.conversion.kinds.settings import json_concerns, yaml_concerns
 from safeweights.conversion.kinds.templates import template_concerns
 from safeweights.numpy import save
+from safeweights.reports.checking import check_path
 from safeweights.storage import BytesSource
 
 if TYPE_CHECKING:
@@ -371,6 +373,50 @@ def test_keras_classes() -> None:
     assert grades(optimizer="adam", loss="mse", metrics=["AUC", "mae"]) == []
     for own in ({"loss": "mine"}, {"metrics": ["mae", "mine"]}):
         assert grades(optimizer_config={}, **own) == [Grade.UNKNOWN]
+
+
+def test_a_key_that_occurs_twice_is_unread() -> None:
+    text = b'{"a": {"auto_map": {"AutoModel": "x.Y"}, "auto_map": {}}}'
+    (concern,) = json_concerns(text, "config.json")
+    assert (concern.power, concern.rule) == ("unread", "json-duplicate")
+    with pytest.raises(DuplicateKeyError, match="`class_name` occurs twice"):
+        list(keras_findings(b'{"class_name": "Lambda", "class_name": "Dense"}'))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"%TAG !p! tag:yaml.org,2002:python/object/apply:\n---\na: !p!os.system [x]\n",
+        b"a: !!pyth%6fn/object/apply:os.system [x]\n",
+        "a: !!python/object/apply:os.system [x]\n".encode("utf-16"),
+        b'"_targ\\\n  et_": os.system\n',
+        b"? _target_ # a comment\n: os.system\n",
+        b"- &k _target_\n- {*k : os.system}\n",
+        b"- &k !!str '_target_'\n- {*k : os.system}\n",
+        b'chat_template:\n  "{{ config.__class__.__init__\n  }}"\n',
+    ],
+)
+def test_yaml_that_is_spelt_in_other_ways(text: bytes) -> None:
+    assert examined(text, "config.yaml").verdict == "acts"
+
+
+def test_a_chat_template_in_yaml_is_neither_a_pickle_nor_an_attack() -> None:
+    text = b"chat_template:\n  '{% for m in messages %}{{ m[''role''] }}: {{ m[''text'']\n  }}{% endfor %}'"
+    assert examined(text, "config.yaml").verdict == "data"
+
+
+@pytest.mark.parametrize("key", ["tokenizer.chat_template", "tokenizer.chat_template.tool_use"])
+def test_every_template_of_a_gguf_file_is_read(key: str, tmp_path: Path) -> None:
+    def gguf(template: bytes) -> bytes:
+        fields = (key.encode(), struct.pack("<I", 8), template)
+        texts = [struct.pack("<Q", len(each)) + each for each in (fields[0], fields[2])]
+        return b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + texts[0] + fields[1] + texts[1]
+
+    path = tmp_path / "model.gguf"
+    for template, status in ((b"{{ m }}", "ok"), (b"{{ ''.__class__ }}", "bad")):
+        path.write_bytes(gguf(template))
+        assert check_path(str(path), strict=False)["status"] == status
+        assert (examined(gguf(template), "model.gguf").verdict == "acts") == (status == "bad")
 
 
 # --- templates

@@ -118,6 +118,7 @@ _SKLEARN: Final = """
     neighbors._unsupervised: NearestNeighbors
     neural_network._multilayer_perceptron: MLPClassifier MLPRegressor
     neural_network._rbm: BernoulliRBM
+    neural_network._stochastic_optimizers: AdamOptimizer SGDOptimizer
     pipeline: FeatureUnion Pipeline
     preprocessing._data: Binarizer KernelCenterer MaxAbsScaler MinMaxScaler Normalizer PowerTransformer
       QuantileTransformer RobustScaler StandardScaler

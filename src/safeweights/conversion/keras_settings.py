@@ -6,11 +6,11 @@ Keras's own only, each of which takes values from it (the API index of keras.io;
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import quote
 from .grading import Grade
+from .json_text import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,10 +79,10 @@ def keras_findings(data: bytes) -> Iterator[tuple[Grade, str]]:
     """Grade and reason of each name in a configuration that is not known to hold values only.
 
     Raises:
-        ValueError, RecursionError: It is not JSON.
+        ValueError, RecursionError: It is not JSON, or has a key twice.
     """
     seen: set[str] = set()
-    for node in _objects(json.loads(data)):
+    for node in _objects(parse_json(data)):
         yield from _measures(node, seen)
         class_name, module = node.get("class_name"), node.get("module")
         if not isinstance(class_name, str) or class_name in seen:

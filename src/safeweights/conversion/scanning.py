@@ -12,6 +12,7 @@ would read it from its first byte, and a file that two readers accept is not cle
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -33,6 +34,7 @@ from .grading import (
     grade_global,
     is_nested_file,
 )
+from .json_text import DuplicateKeyError
 from .keras_settings import MAX_CONFIG, keras_findings
 from .opening import FORMAT_HEAD, identify
 from .pickles.flatten import summary, unfolded_size
@@ -70,6 +72,9 @@ _CERTAIN: Final = ("pickle", "truncated")
 _PLAIN_MEMBERS: Final = frozenset(
     {"byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id"}
 )
+_PLAIN_MAX: Final = 65
+_PLAIN_TEXT: Final = re.compile(rb"[0-9a-z]{1,64}\n?").fullmatch
+"""What such a member holds: a number or a word, which no reader takes for anything else."""
 
 
 class _Scanner:
@@ -204,7 +209,13 @@ class _Scanner:
     def _torch_zip(self, archive: ZipArchive, root: str) -> set[str]:
         """Scan the members that PyTorch reads; their names."""
         storages = torch_files.ZipStorages(archive, root)
-        read = {f"{root}/{name}" for name in _PLAIN_MEMBERS}
+        read = {
+            name
+            for name in (f"{root}/{inner}" for inner in _PLAIN_MEMBERS)
+            if name in archive.members
+            and archive.members[name].size <= _PLAIN_MAX
+            and _PLAIN_TEXT(read_bytes(archive.open(name), 0, archive.members[name].size))
+        }
         for name in archive.members:
             inner = name.removeprefix(f"{root}/")
             if inner.endswith(".pkl") and "/" not in inner:
@@ -246,10 +257,9 @@ class _Scanner:
             if name == "config.json":
                 self._keras_config(archive.open(name))
             return True
-        if kind == "torch-zip" and "/code/" in name and name.endswith((".py", ".debug_pkl")):
-            if name.endswith(".py"):
-                reason = "TorchScript code, run when it is called"
-                self._code(archive.open(name), "TorchScript", reason)
+        if kind == "torch-zip" and "/code/" in name and name.endswith(".py"):
+            reason = "TorchScript code, run when it is called"
+            self._code(archive.open(name), "TorchScript", reason)
             return True
         if name.endswith((".py", ".pyc", ".so", ".dll", ".pyd")):
             self._code(archive.open(name), "file", "code in the archive")
@@ -323,7 +333,8 @@ class _Scanner:
         try:
             found = list(keras_findings(read_bytes(source, 0, source.size)))
         except (ValueError, RecursionError) as error:
-            self._unread(source, 0, f"the configuration is not JSON: {type(error).__name__}")
+            reason = str(error) if isinstance(error, DuplicateKeyError) else type(error).__name__
+            self._unread(source, 0, f"the configuration is not JSON: {reason}")
             return
         for grade, reason in found:
             self._add(ScanFinding(source.name, 0, "CODE", "keras", name, "", grade, reason))

@@ -220,7 +220,7 @@ def _check_one(
 
 def _examine(out: Findings, path: str, name: str, *, alone: bool) -> None:
     """Report what a file is, and what loading it could do."""
-    from ..conversion.kinds import DOCUMENTS, SCANNED, examine, name_concerns
+    from ..conversion.kinds import DOCUMENTS, SCANNED, Concern, beside_scan, examine, name_concerns
     from ..conversion.kinds import kind_of as kind_of_file
 
     source = plain_source(path)
@@ -232,8 +232,9 @@ def _examine(out: Findings, path: str, name: str, *, alone: bool) -> None:
         check_source(out, source)
     elif kind is not None and kind.id in SCANNED:
         report_scan(out, source, limits=limits)
-        for concern in name_concerns(name, kind):
-            _report_concern(out, concern, path)
+        for concern in (*beside_scan(source, name, kind, limits), *name_concerns(name, kind)):
+            if isinstance(concern, Concern):
+                _report_concern(out, concern, path)
     else:
         if kind is not None and kind.id in DOCUMENTS and (alone or name.endswith(WEIGHT_SUFFIXES)):
             out.add_error(unknown_format(source), path)

@@ -7,7 +7,7 @@ harmless: a file is data only if its kind is known and everything in it that cou
 
 from ..catalog import DOCUMENTS, KINDS, Kind, recognize
 from .concerns import Concern, Template
-from .examining import SCANNED, Examination, examine, kind_of, name_concerns
+from .examining import SCANNED, Examination, beside_scan, examine, kind_of, name_concerns
 
 __all__ = [
     "DOCUMENTS",
@@ -17,6 +17,7 @@ __all__ = [
     "Examination",
     "Kind",
     "Template",
+    "beside_scan",
     "examine",
     "kind_of",
     "name_concerns",

@@ -42,18 +42,16 @@ if TYPE_CHECKING:
     from ...storage import Source
 
 __all__ = [
-    "GGUF_TEMPLATE",
     "SCANNED",
     "Concern",
     "Examination",
+    "beside_scan",
     "examine",
-    "gguf_template",
     "kind_of",
     "name_concerns",
 ]
 
-GGUF_TEMPLATE: Final = "tokenizer.chat_template"
-"""The key of the chat template in a GGUF file."""
+_GGUF_TEMPLATES: Final = "tokenizer.chat_template"  # and tokenizer.chat_template.NAME
 
 _CONCERNS_MAX: Final = 100
 SCANNED: Final = frozenset(
@@ -215,10 +213,7 @@ def name_concerns(name: str, kind: Kind | None) -> Iterator[Concern]:
 def _of_kind(source: Source, name: str, kind: Kind, limits: Limits) -> Iterator[Concern | Template]:
     if kind.id in SCANNED:
         yield from _scanned(source, limits)
-        if kind.id == "gguf" and (template := gguf_template(source, limits)):
-            yield from _template(
-                template.encode("utf-8", "surrogatepass"), f"{name}#{GGUF_TEMPLATE}"
-            )
+        yield from beside_scan(source, name, kind, limits)
         return
     reader = _READERS.get(kind.id)
     try:
@@ -230,6 +225,15 @@ def _of_kind(source: Source, name: str, kind: Kind, limits: Limits) -> Iterator[
             yield from _text_pickle(source, limits)
     except SafetensorError as error:
         yield Concern("unread", f"kind-{kind.id}", error.message, error.offset)
+
+
+def beside_scan(
+    source: Source, name: str, kind: Kind, limits: Limits
+) -> Iterator[Concern | Template]:
+    """What can act in a file of a kind that `scan` reads, and is no pickle: the templates of GGUF."""
+    if kind.id == "gguf":
+        for key, text in _gguf_templates(source, limits):
+            yield from _template(text.encode("utf-8", "surrogatepass"), f"{name}#{key}")
 
 
 def _template(data: bytes, place: str) -> Iterator[Concern | Template]:
@@ -267,16 +271,15 @@ def _scanned(source: Source, limits: Limits) -> Iterator[Concern]:
         yield Concern("unread", "unread", printable(part.reason), part.offset)
 
 
-def gguf_template(source: Source, limits: Limits = DEFAULT_LIMITS) -> str | None:
-    """The chat template in a GGUF file; None if there is none, or the file is damaged.
-
-    What is damaged is said by `scan`.
-    """
+def _gguf_templates(source: Source, limits: Limits) -> Iterator[tuple[str, str]]:
+    """Key and text of each chat template in a GGUF file; none if it is damaged, which `scan` says."""
     try:
         metadata = read_gguf(source, OpenOptions(limits=limits)).metadata or {}
     except SafetensorError:
-        return None
-    return metadata.get(f"gguf.{GGUF_TEMPLATE}")
+        return
+    for key, text in metadata.items():
+        if _GGUF_TEMPLATES in key:
+            yield key.removeprefix("gguf."), text
 
 
 def _text_pickle(source: Source, limits: Limits) -> Iterator[Concern]:

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import quote
+from ..json_text import DuplicateKeyError, parse_json
 from .concerns import Concern, Template
 from .templates import MAX_TEMPLATE, template_concerns
 
@@ -46,9 +47,13 @@ def json_concerns(data: bytes, name: str) -> Iterator[Concern | Template]:
         return
     try:
         if base.endswith((".jsonl", ".ndjson")):
-            document: Any = [json.loads(line) for line in data.splitlines() if line.strip()]
+            document: Any = [parse_json(line) for line in data.splitlines() if line.strip()]
         else:
-            document = json.loads(data)
+            document = parse_json(data)
+    except DuplicateKeyError as error:
+        message = f"{error}: readers take different values"
+        yield Concern("unread", "json-duplicate", message)
+        return
     except (ValueError, RecursionError) as error:
         message = f"it is not JSON: {type(error).__name__}"
         yield Concern("unread", "json", message)
@@ -115,10 +120,21 @@ def _pipeline(document: dict[str, Any]) -> Iterator[Concern]:
             yield Concern("acts", "custom-code", message)
 
 
-_YAML_TAGS = re.compile(r"!!?(?:python/|apply:|new:|name:|module:|include:|ref:|tuple)\S*|!<[^>]*>")
-_YAML_KEYS = re.compile(
-    r"""['"]?(_target_|loader_module|trust_remote_code|custom_pipeline|code_paths?|auto_map)['"]?\s*:\s*(\S[^\n]*)"""
+_YAML_TAGS = re.compile(
+    r"!!?(?:python/|apply:|new:|name:|module:|include:|ref:|tuple)\S*|!<[^>]*>"
+    r"|!\S*%[0-9a-fA-F]{2}\S*|^%TAG.*",
+    re.MULTILINE,
 )
+"""Tags that build objects; tags that are spelt with escapes, and handles that stand for other tags."""
+_KEYS: Final = r"(_target_|loader_module|trust_remote_code|custom_pipeline|code_paths?|auto_map)"
+_YAML_KEYS = re.compile(rf"""['"]?{_KEYS}['"]?(?:\s|#[^\n]*\n)*:\s*(\S[^\n]*)""")
+_YAML_ANCHORED = re.compile(rf"""&\S+\s+(?:!\S*\s+)?['"]?{_KEYS}\b""")
+"""Such a key that gets a name, by which it can stand elsewhere."""
+_FOLDED = re.compile(r"\\\r?\n[ \t]*")
+_MARKS: Final = (
+    (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)  # fmt: skip
 _ESCAPE = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})")
 _HARMLESS: Final = frozenset({"false", "null", "~", "no", "off", "''", '""'})
 
@@ -130,8 +146,13 @@ def yaml_concerns(data: bytes, name: str) -> Iterator[Concern]:
         data: All of the file.
         name: What to call it.
     """
-    text = data.decode("utf-8", "replace")
-    plain = _ESCAPE.sub(_escaped, text)
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    plain = _ESCAPE.sub(_escaped, _FOLDED.sub("", data.decode(encoding, "replace")))
+    if "{{" in plain or "{%" in plain:
+        yield from template_concerns(plain, name)
+    for match in _YAML_ANCHORED.finditer(plain):
+        message = f"the key {quote(match[1], 60)}, which names code to load, gets a name of its own"
+        yield Concern("acts", "custom-code", message)
     for match in _YAML_TAGS.finditer(plain):
         message = f"{quote(name, 200)} has the tag {quote(match[0], 60)}, which builds an object"
         yield Concern("acts", "yaml-tag", message)
