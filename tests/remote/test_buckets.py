@@ -138,7 +138,7 @@ def test_a_commit_that_fails_while_it_is_published_leaves_no_mixture(
     s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = place_of(f"{s3}/m/").store
-    for name in ("shard-1", "shard-2", "index"):
+    for name in ("shard-1.bin", "shard-2.bin", "shard-3.bin", "index"):
         store.write(name, [b"old"])
     put = buckets.BucketStore._put
     calls: list[str] = []
@@ -150,16 +150,22 @@ def test_a_commit_that_fails_while_it_is_published_leaves_no_mixture(
         put(self, name, *arguments, **options)
 
     monkeypatch.setattr(buckets.BucketStore, "_put", failing)
-    for fail_at in (1, 2, 3):
+    shards = ("shard-1.bin", "shard-2.bin", "shard-3.bin")
+    for fail_at in (1, 2, 3, 4):
         calls.clear()
         with pytest.raises(OSError, match="no network"), store.commit() as commit:
-            for name in ("shard-1", "shard-2", "index"):
+            for name in (*shards, "index"):
                 commit.write(name, [b"new"])
         found = contents(store)
         if fail_at == 1:  # nothing was replaced: all is as it was
-            assert [*found.values()] == [b"old"] * 3
+            assert [*found.values()] == [b"old"] * 4
         else:
             assert "index" not in found
+            assert not {*shards} <= {*found} or {found[name] for name in shards} == {b"new"}
+            monkeypatch.undo()
+            for name in (*shards, "index"):
+                store.write(name, [b"old"])
+            monkeypatch.setattr(buckets.BucketStore, "_put", failing)
 
 
 def test_a_listing_streams(s3: str, endpoint: str) -> None:

@@ -28,6 +28,7 @@ from safeweights.checkpoint.sharding import save_sharded
 from safeweights.cli.app import cli
 from safeweights.errors import FormatError
 from safeweights.storage import LocalStore, place_of
+from safeweights.trust.errors import TrustError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -212,7 +213,7 @@ def test_a_push_that_is_killed_at_any_time_leaves_a_whole_model_or_none(
         process.wait(30)
         try:
             opened = safeweights.open(url, trust=policy)
-        except (FormatError, OSError):
+        except (FormatError, TrustError, OSError):
             outcomes.append("none")
         else:
             assert (opened["t11"].numpy() == 11).all()

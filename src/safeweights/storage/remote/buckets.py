@@ -5,9 +5,11 @@ object's key below the prefix that the URL gives.
 
 How a commit works: small files are kept in memory, large ones are uploads of several parts, which no
 listing shows until they are completed. When all are there, the file that was named last, an index, is
-deleted; the other new files are completed, each replacing its predecessor at once; old files leave; and
-the last one arrives. A process killed in between leaves no index, never an index with files of two
-sets. (Buckets have no locks: commits of one process are done one after another, those of several are not.)
+deleted, and one of the other files, the gate; the new files are completed, each replacing its predecessor
+at once; old files leave; then the gate arrives, and the last one. A process that is killed in between
+leaves no index and a shard missing, which a reader notices: never a set that looks complete and is made
+of two. (Buckets have no locks: commits of one process are done one after another, those of several are
+not.)
 
 `create_only` is a condition that the bucket checks for files of up to `_SMALL` bytes. Uploads of several
 parts have no such condition in obstore: for those, the bucket is asked immediately before.
@@ -389,24 +391,36 @@ class _BucketCommit(Commit):
             if name in self._create_only:
                 self._check(name, create_only=True)
         leaving = [name for name in self._leaving() if name not in self._uploads]
-        last = arriving[-1] if arriving else None
+        final = self._final(arriving)
         undo = _Undo(self._bucket)
         try:
-            if (
-                last is not None
-                and last not in self._create_only
-                and len(arriving) + len(leaving) > 1
-            ):
-                undo.delete(last)
-            for name in arriving[:-1]:
-                self._complete(name, undo)
+            for name in reversed(final if len(arriving) + len(leaving) > 1 else []):
+                if name not in self._create_only:
+                    undo.delete(name)
+            for name in arriving:
+                if name not in final:
+                    self._complete(name, undo)
             for name in leaving:
                 undo.delete(name)
-            if last is not None:
-                self._complete(last, undo)
+            for name in final:
+                self._complete(name, undo)
         except BaseException:
             undo.run()
             raise
+
+    def _final(self, arriving: list[str]) -> list[str]:
+        """The gate, if there has to be one, and the last file."""
+        kind = arriving[0].rpartition(".")[2] if arriving else ""
+        alike = [name for name in arriving[:-1] if name.rpartition(".")[2] == kind]
+        if len(alike) < 2:
+            return arriving[-1:]
+
+        def size(name: str) -> int:
+            head = self._bucket._head(name)  # noqa: SLF001
+            return 1 << 62 if head is None else int(head["size"])
+
+        # The smallest one can most likely be put back if the commit fails.
+        return [min(alike, key=size), arriving[-1]]
 
     def _complete(self, name: str, undo: _Undo) -> None:
         created = name in self._create_only or self._bucket._head(name) is None  # noqa: SLF001
