@@ -235,6 +235,20 @@ def test_the_commands_say_the_scheme(model: Path, tmp_path: Path) -> None:
     assert "no such scheme" in again.output
 
 
+def test_get_reads_rows(model: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["get", str(model), "a.weight[129, 127:130]", "--dequantize"])
+    assert done.exit_code == 0, done.output
+    assert list(map(float, done.output.split())) == DENSE[129, 127:130].tolist()
+    out = str(tmp_path / "a.npy")
+    assert (
+        CliRunner()
+        .invoke(cli, ["get", str(model), "a.weight", "--dequantize", "-o", out])
+        .exit_code
+        == 0
+    )
+    assert np.array_equal(np.load(out), DENSE)
+
+
 def test_an_error_is_ours(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     safeweights.save(checkpoint({"a": NORM}), path)

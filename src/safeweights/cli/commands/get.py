@@ -48,6 +48,9 @@ def _complete_name(
 @click.command("get")
 @checkpoint_path()
 @click.argument("tensor", metavar="TENSOR[SLICE]", shell_complete=_complete_name)
+@click.option(
+    "--dequantize", is_flag=True, help="Quantised weights are numbers, computed in float32."
+)
 @click.option("--stats", is_flag=True, help="Print statistics of the values instead of values.")
 @click.option(
     "-o", "--output", type=click.Path(allow_dash=True, readable=False, path_type=str),
@@ -62,7 +65,15 @@ def _complete_name(
 @json_option
 @click.pass_obj
 def command(
-    out: Output, path: str, tensor: str, *, stats: bool, output: str | None, force: bool, limit: int
+    out: Output,
+    path: str,
+    tensor: str,
+    *,
+    dequantize: bool,
+    stats: bool,
+    output: str | None,
+    force: bool,
+    limit: int,
 ) -> None:
     """Print, describe or export one tensor, or a part of one.
 
@@ -82,6 +93,7 @@ def command(
       safeweights get model.safetensors 'layers.0.weight[0, :, ::2]'
       safeweights get model/ lm_head.weight --stats
       safeweights get model/ 'lm_head.weight[:100]' -o head.npy
+      safeweights get model.gguf 'token_embd.weight[5, :8]' --dequantize
     """
     if stats and output is not None:
         raise click.UsageError("--stats and -o exclude each other")
@@ -90,6 +102,7 @@ def command(
     if output not in {None, STDIN}:
         _check_suffix(output)
     checkpoint = open_checkpoint(path)
+    checkpoint = checkpoint.dequantize() if dequantize else checkpoint
     choice = split(tensor, checkpoint)
     found = checkpoint[choice.name]
     found.check_readable()
