@@ -103,6 +103,31 @@ def test_verify_and_hash_take_urls(server: BadServer, signed: Path) -> None:
     assert CliRunner().invoke(cli, ["verify", url, "--key", key]).exit_code == 1
 
 
+def test_whom_to_trust_comes_over_no_network(server: BadServer, signed: Path) -> None:
+    model = str(signed / "m" / "model.safetensors")
+    for name in ("policy.toml", "key.pub"):
+        server.files[name] = (signed / name).read_bytes()
+        with pytest.raises(SafetensorError, match="this machine only"):
+            safeweights.open(model, trust=f"{server.url}/{name}")
+    (signed / "far.toml").write_text(
+        POLICY.format(pattern="*").replace("key.pub", f"{server.url}/key.pub")
+    )
+    with pytest.raises((SafetensorError, OSError)):
+        safeweights.open(model, trust=str(signed / "far.toml"))
+    assert server.requests == []
+
+
+def test_a_line_of_a_file_of_digests_asks_no_other_machine(
+    server: BadServer, signed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(signed)
+    (signed / "sums").write_text(f"{'0' * 64}  {server.url}/m/model.safetensors\n")
+    result = CliRunner().invoke(cli, ["hash", "--check", "sums"])
+    assert result.exit_code != 0
+    assert "missing" in result.stdout
+    assert server.requests == []
+
+
 def test_a_whole_model_is_admitted_after_it_was_pulled(server: BadServer, signed: Path) -> None:
     policy = str(signed / "policy.toml")
     result = CliRunner().invoke(cli, ["admit", f"{server.url}/m/", "--policy", policy])

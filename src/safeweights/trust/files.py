@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import quote
 from ..storage import Entry, check_name, is_url, open_source
-from ..storage.places import folder_of, is_folder
+from ..storage.places import folder_of, is_folder, shown
 from .errors import DocumentError, TrustError, VerificationError
 
 try:
@@ -157,13 +157,31 @@ def open_regular(
         os.close(descriptor)
 
 
-def read_document(path: str, *, limit: int = MAX_DOCUMENT, beneath: str | None = None) -> bytes:
-    """All bytes of a file, or of what is at a URL, that has at most `limit` of them.
+def read_document(
+    path: str,
+    *,
+    limit: int = MAX_DOCUMENT,
+    beneath: str | None = None,
+    elsewhere: bool = False,
+) -> bytes:
+    """All bytes of a file that has at most `limit` of them.
+
+    Args:
+        path: The file.
+        limit: See above.
+        beneath: The folder that it must be in; see `open_beneath`.
+        elsewhere: Whether it may be a URL: of what is verified afterwards, never of what says whom to
+            trust, or of a key.
 
     Raises:
-        DocumentError: Longer than `limit`, or ``not-a-file``.
+        DocumentError: Longer than `limit`, ``not-a-file``, or ``not-local``.
         VerificationError: ``outside-root``; see `open_beneath`.
     """
+    if is_url(path) and not elsewhere:
+        raise DocumentError(
+            "policies, keys and the like are read from this machine only; fetch the file first",
+            reason="not-local", path=shown(path),
+        )  # fmt: skip
     if beneath is None and is_url(path):
         source = open_source(path)
         if source.size > limit:

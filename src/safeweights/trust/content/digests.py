@@ -426,7 +426,8 @@ def check_lines(
     """Compare (name, digest) pairs, as `parse_check_file` gives them, with the disk."""
 
     def path_of(line: tuple[str, str]) -> str:
-        return os.path.join(base or "", line[0])
+        # Always a path: a line of the file must not make this process ask another machine.
+        return os.path.join(base or os.curdir, line[0])
 
     def one(line: tuple[str, str], tell: Callable[[int], object]) -> CheckedFile:
         name, expected = line

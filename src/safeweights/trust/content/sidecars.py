@@ -33,7 +33,7 @@ def read_sidecar(path: str, root: bytes, size: int) -> BlockTree | None:
     sidecar = f"{path}{SIDECAR}"
     limit = _HEAD + 2 * DIGEST * (size // _SMALLEST_BLOCK + 1)
     try:
-        data = read_document(sidecar, limit=limit)
+        data = read_document(sidecar, limit=limit, elsewhere=True)
     except FileNotFoundError:
         if not is_url(sidecar) and os.path.lexists(sidecar):  # a link to nothing
             raise

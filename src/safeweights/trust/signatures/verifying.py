@@ -144,7 +144,7 @@ def read_bundle(path: str, *, beneath: str | None = None) -> Bundle:
         DocumentError: Not a bundle.
     """
     try:
-        data = read_document(path, limit=MAX_BUNDLE, beneath=beneath)
+        data = read_document(path, limit=MAX_BUNDLE, beneath=beneath, elsewhere=True)
         return _parsed(data, path) if len(data) <= _CACHED else parse_bundle(data, path=path)
     except FileNotFoundError:
         raise VerificationError(
