@@ -6,6 +6,7 @@ gives the same mapping. `opening` decides which format a file has.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -18,10 +19,21 @@ from ..storage import Source
 from ..storage.limits import DEFAULT_LIMITS
 from ..storage.windows import Window, read_bytes
 from .archives import tar_reader, zip_reader
+from .distributed.finding import rank_note
 from .foreign import ForeignCheckpoint, OpenOptions
+from .pickles.flatten import Other
 from .pickles.machine import PickleMachine
 from .pickles.materialize import Materialized
-from .readers import flax_msgpack, gguf, hdf5, numpy_files, tensorflow_v2, torch_files, torch_tar
+from .readers import (
+    flax_msgpack,
+    gguf,
+    hdf5,
+    nemo,
+    numpy_files,
+    tensorflow_v2,
+    torch_files,
+    torch_tar,
+)
 
 if TYPE_CHECKING:
     from ..storage.limits import Limits
@@ -47,6 +59,7 @@ FORMATS: Final[dict[str, FormatReader]] = {
     "torch-zip": torch_files.read_zip,
     "torch-legacy": torch_files.read_legacy,
     "torch-tar": torch_tar.read_tar,
+    "nemo": nemo.read_nemo,
     "npy": numpy_files.read_npy,
     "npz": numpy_files.read_npz,
     "pickle": numpy_files.read_object_pickle,
@@ -97,6 +110,8 @@ def identify_foreign(
             return name
     if tar_reader.looks_like_tar(head):
         archive = tar_reader.TarArchive(source, limits)
+        if nemo.is_nemo(archive):
+            return "nemo"
         return "torch-tar" if torch_tar.is_torch_tar(archive) else None
     if not certain and tensorflow_v2.is_table(source):  # known by the end of the file
         return "tensorflow-v2"
@@ -157,4 +172,7 @@ def read_as(name: str, source: Source, options: OpenOptions) -> ForeignCheckpoin
     source.name = source.name or "<bytes>"
     found = FORMATS[name](source, options)
     found.sources = (source,)
+    if note := rank_note(source.name):
+        found.others.append(Other("(file)", os.path.basename(source.name), note))
+        found.others_count += 1
     return found

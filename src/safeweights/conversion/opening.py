@@ -189,6 +189,8 @@ def read_source(
         FormatError: It breaks its format, or is of none that is known.
     """
     head = source.read(0, min(FORMAT_HEAD, source.size)) if format is None else b""
+    if format is None and head[PREFIX : PREFIX + 1] != b"{":
+        _refuse_part(source)
     kind = format or identify(source, head) or _unknown(source, head)
     if kind == SAFETENSORS and not (given and given.get("casts")):
         file = SafetensorsFile(source, head)
@@ -197,6 +199,18 @@ def read_source(
     from .formats import read_as
 
     return read_as(kind, source, OpenOptions.of(given or {}))
+
+
+def _refuse_part(source: Source) -> None:
+    """Raise an error for a file that makes sense only together with others, which says with which.
+
+    Raises:
+        FormatError: Its name is that of a part of a distributed checkpoint.
+    """
+    from .distributed.finding import part_of
+
+    if (whole := part_of(source.name)) is not None:
+        raise FormatError(whole, rule="part", path=source.name)
 
 
 def _unknown(source: Source, head: bytes) -> str:
@@ -245,6 +259,7 @@ def read_foreign(
     from .formats import read_as
 
     if format is None:
+        _refuse_part(source)
         head = source.read(0, min(FORMAT_HEAD, source.size))
         format = identify(source, head, options.limits, damaged=False)
     if format is None:

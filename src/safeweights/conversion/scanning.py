@@ -21,10 +21,12 @@ from ..checkpoint import SafetensorsFile
 from ..errors import FormatError, SafetensorError, quote
 from ..storage import BytesSource, Source, open_source
 from ..storage.limits import DEFAULT_LIMITS, Limits
-from ..storage.windows import read_bytes
+from ..storage.windows import Window, read_bytes
 from . import formats
 from .archives.tar_reader import TarArchive, looks_like_tar
 from .archives.zip_reader import ZipArchive, ends_in_zip, looks_like_zip
+from .distributed.dcp import spans_in
+from .distributed.finding import ITEM_SUFFIX
 from .foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions
 from .grading import (
     NESTED_LOADERS,
@@ -132,6 +134,8 @@ class _Scanner:
 
     def _reader(self, source: Source, head: bytes) -> tuple[str, Callable[[Source], str | None]]:
         """The method that reads a file which begins with `head`, and what it is for."""
+        if source.name.endswith(ITEM_SUFFIX):
+            return "torch-dcp", self._items
         if looks_like_zip(head):
             return "zip", self._zip
         if looks_like_tar(head):
@@ -183,6 +187,23 @@ class _Scanner:
             return kind
         self._unread(source, 0, "the format is not known")
         return None
+
+    def _items(self, source: Source) -> str | None:
+        """The items of a file of a distributed checkpoint, which its tables list."""
+        try:
+            spans = spans_in(*os.path.split(source.name), self._limits)
+        except (OSError, SafetensorError) as error:
+            self._unread(source, 0, f"the tables that say what is in it cannot be read: {error}")
+            return None
+        end = 0
+        for offset, length in [*spans, (source.size, 0)]:
+            if offset != end or offset + length > source.size:
+                self._unread(source, end, "the tables do not say what these bytes are")
+                return None
+            end = offset + length
+            if length:
+                self.file(Window(source, offset, length, f"{source.name}!{offset}"))
+        return "torch-dcp"
 
     def _compressed(self, source: Source) -> str:
         if not numpy_files.holds_pickle(source):

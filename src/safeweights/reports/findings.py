@@ -162,6 +162,9 @@ def check_file(out: Findings, path: str) -> SafetensorsFile | None:
 def check_source(out: Findings, source: Source) -> SafetensorsFile | None:
     """Check one file; None if it is none."""
     head = source.read(0, min(FORMAT_HEAD, source.size))
+    if _is_part(source, head):
+        report_scan(out, source)
+        return None
     kind = identify(source, head)
     if kind not in {None, SAFETENSORS} or _is_compressed(source, head):
         _check_foreign(out, source, kind or "compressed")
@@ -205,6 +208,15 @@ def _check_other_readers(out: Findings, source: Source) -> None:
     report = scan_other_readers(source)
     if not report.clean:
         _report_calls(out, report, None)
+
+
+def _is_part(source: Source, head: bytes) -> bool:
+    """Whether it is a file of a distributed checkpoint that makes no sense without the others."""
+    if head[header.PREFIX : header.PREFIX + 1] == b"{":
+        return False
+    from ..conversion.distributed.finding import part_of
+
+    return part_of(source.name) is not None
 
 
 def _is_compressed(source: Source, head: bytes) -> bool:
@@ -260,6 +272,10 @@ def _report_conversion(out: Findings, source: Source, name: str, limits: Limits)
     try:
         found = list(rows(read_foreign(source, OpenOptions(limits=limits))))
     except FormatError as error:
+        if error.rule == "part":  # of a checkpoint that is checked as a folder
+            message = f"{name}, which builds data only; {error.message}"
+            out.add("note", "foreign-format", message, source.name)
+            return
         if error.rule in _LIMITS:
             message = (
                 f"{name}, which builds data only; it is too large to say here what it converts to"

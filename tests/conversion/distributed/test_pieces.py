@@ -63,7 +63,7 @@ def matrix(source: Source, rows: int, columns: int) -> Strided:
 def wholes(draw: st.DrawFn) -> tuple[np.ndarray[Any, Any], PiecewiseTensor, list[Piece]]:
     rng = random.Random(draw(st.integers(0, 1 << 30)))
     shape = tuple(draw(st.lists(st.integers(1, 7), max_size=4)))
-    values = np.arange(math.prod(shape), dtype="<i4").reshape(shape)
+    values = np.arange(1, math.prod(shape) + 1, dtype="<i4").reshape(shape)
     boxes = split(Box((0,) * len(shape), shape), rng, draw(st.integers(0, 6)))
     rng.shuffle(boxes)
     make = FileLike if draw(st.booleans()) else BytesSource

@@ -17,9 +17,10 @@ Source of the layout: torch/distributed/checkpoint/{metadata,filesystem,default_
 from __future__ import annotations
 
 import json
+import os
 import re
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ...checkpoint import SafetensorsFile
@@ -28,8 +29,9 @@ from ...derived.element_types import TORCH_DTYPES
 from ...derived.pieces import Piece, as_strided
 from ...errors import FormatError, SafetensorError, quote
 from ...format.header import MAX_HEADER, PREFIX
+from ...storage import LocalStore
 from ...storage.windows import Window, read_bytes
-from ..foreign import ALL_CONSTRUCTORS
+from ..foreign import ALL_CONSTRUCTORS, OpenOptions
 from ..pickles.machine import read_pickle
 from ..pickles.materialize import located
 from ..pickles.nodes import Call, DictNode, Global, Value, modern
@@ -43,9 +45,9 @@ if TYPE_CHECKING:
     from ...derived.strided import Strided
     from ...storage import Source
     from ...storage.limits import Limits
-    from ..foreign import ForeignCheckpoint, OpenOptions
+    from ..foreign import ForeignCheckpoint
 
-__all__ = ["METADATA", "is_metadata_name", "read_dcp"]
+__all__ = ["METADATA", "is_metadata_name", "read_dcp", "saved_offsets", "spans_in"]
 
 METADATA: Final = ".metadata"
 COMMON: Final = "common.pt"
@@ -91,12 +93,21 @@ class Item(NamedTuple):
 
 @dataclass
 class _Entry:
-    """What the tables say of one name; a value other than a tensor has no type."""
+    """What the tables say of one name; a value other than a tensor has no type, but an item.
+
+    Attributes:
+        dtype: Code of the element type.
+        shape: Elements along each axis.
+        chunks: Boxes that have elements, and their items.
+        item: The item of a value.
+        empty: Items of chunks without elements.
+    """
 
     dtype: str | None = None
     shape: tuple[int, ...] = ()
     chunks: list[tuple[Box, Item]] | None = None
     item: Item | None = None
+    empty: list[Item] = field(default_factory=list)
 
 
 def read_dcp(folder: Folder, options: OpenOptions) -> ForeignCheckpoint:
@@ -131,11 +142,45 @@ def read_dcp(folder: Folder, options: OpenOptions) -> ForeignCheckpoint:
     return found.checkpoint("torch-dcp", folder.sources.values())
 
 
+def spans_in(folder: str, name: str, limits: Limits) -> list[tuple[int, int]]:
+    """Offset and length of each item in a file of a local folder, in order.
+
+    Raises:
+        FormatError: The tables are not what they should be.
+        OSError: They cannot be read.
+    """
+    store = LocalStore(folder)
+    tables = [entry.name for entry in store.list(recursive=False) if is_metadata_name(entry.name)]
+    versions = tuple((each, os.stat(store.locate(each)).st_mtime_ns) for each in sorted(tables))
+    return _spans(folder, versions, limits).get(name, [])
+
+
+@lru_cache(maxsize=1)  # the files of a folder are looked at one after another
+def _spans(
+    path: str, tables: tuple[tuple[str, int], ...], limits: Limits
+) -> dict[str, list[tuple[int, int]]]:
+    options = OpenOptions(limits=limits)
+    folder = Folder(LocalStore(path), options)
+    entries: dict[str, _Entry] = {}
+    for name, _ in tables:
+        _Tables(folder.open(name), limits, Assembly(path, options)).read_into(entries)
+    found: dict[str, set[tuple[int, int]]] = {}
+    files = _Files(folder, limits)
+    for entry in entries.values():
+        for item in _items(entry):
+            length = item.length
+            if folder.has(item.file) and files.is_safetensors(item):  # to the end of the file
+                length = folder.open(item.file).size - item.offset
+            found.setdefault(item.file, set()).add((item.offset, length))
+    return {name: sorted(spans) for name, spans in found.items()}
+
+
 def _items(entry: _Entry) -> Iterator[Item]:
     if entry.item is not None:
         yield entry.item
     for _, item in entry.chunks or ():
         yield item
+    yield from entry.empty
 
 
 # -- the tables
@@ -208,6 +253,7 @@ class _Tables:
             box = Box(offsets, self._numbers(fields.get("sizes"), name))
             item = items.pop((name, offsets), None)
             if not box.volume:  # of several empty chunks at one place, one has an item
+                entry.empty += [] if item is None else [item]
                 continue
             if item is None and len(chunks) == 1:
                 item = items.pop((name, None), None)
@@ -342,9 +388,9 @@ class _Files:
             source = self._folder.open(name)
             end = 0
             for item in sorted(some, key=lambda each: (each.offset, each.length)):
-                if item.offset + item.length > source.size and not self._is_safetensors(item):
+                if item.offset + item.length > source.size and not self.is_safetensors(item):
                     raise self._fault(item, f"it ends at byte {source.size}, inside of an item")
-                if item.length and item.offset < end and not self._is_safetensors(item):
+                if item.length and item.offset < end and not self.is_safetensors(item):
                     raise self._fault(item, "two items overlap", "dcp-overlap")
                 end = max(end, item.offset + item.length)
 
@@ -369,7 +415,7 @@ class _Files:
             message, rule=rule, path=self._folder.open(item.file).name, offset=item.offset
         )
 
-    def _is_safetensors(self, item: Item) -> bool:
+    def is_safetensors(self, item: Item) -> bool:
         """Whether a safetensors file begins where `item` does."""
         source = self._folder.open(item.file)
         if (item.file, item.offset) in self._safetensors:
@@ -395,7 +441,7 @@ class _Files:
         return Window(source, item.offset, item.length, f"{source.name}!{name}")
 
     def _find(self, name: str, dtype: str, box: Box, item: Item) -> Strided:
-        if self._is_safetensors(item):
+        if self.is_safetensors(item):
             array = self._find_safetensors(name, box, item)
         else:
             window = self._window(item, name)
