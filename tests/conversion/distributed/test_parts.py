@@ -166,7 +166,7 @@ def test_a_nemo_archive_leads_to_what_is_in_it(tmp_path: Path, guard: Any) -> No
     assert ours.format == "nemo"
     assert_equal(ours, {"w": A})
     (tmp_path / "z.nemo").write_bytes(gzip.compress(data))
-    with pytest.raises(FormatError, match="a gzip stream.*: decompress it"):
+    with pytest.raises(FormatError, match=r"a gzip stream.*: decompress it"):
         safeweights.open(tmp_path / "z.nemo")
     new = tar([("model_config.yaml", b"a: 1\n"), ("model_weights/.metadata", b"x")])
     (tmp_path / "d.nemo").write_bytes(new)
