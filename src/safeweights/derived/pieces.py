@@ -211,7 +211,11 @@ class PiecewiseTensor(Tensor):
             some = tuple(low_high[1] - low_high[0] for low_high, _ in found)
             if all(count > 0 for count in some):
                 part = piece.array.part([first for _, first in found], some, steps)
-                read_elements(part, output[(*(slice(*low_high) for low_high, _ in found), ...)])
+                place: Any = (
+                    *(slice(*low_high) for low_high, _ in found),
+                    ...,
+                )  # a view, of 0-d too
+                read_elements(part, output[place])
 
 
 def _common(
