@@ -1,4 +1,4 @@
-"""Converting a PyTorch checkpoint: time and memory, beside torch.load and the reference's save_file.
+"""Converting a PyTorch checkpoint and a distributed one: time and memory, beside PyTorch and the reference.
 
     python benchmarks/conversion.py [--mib 512]
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,15 @@ WORKER = """
 import json, pathlib, sys, time
 way, source, target = sys.argv[1:]
 import torch
-if way == "reference":
+if way == "two steps":
+    from safetensors.torch import save_file
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+    def convert():
+        whole = pathlib.Path(target).with_suffix(".pt")
+        dcp_to_torch_save(source, whole)
+        save_file(torch.load(whole, weights_only=True, map_location="cpu"), target)
+        whole.unlink()
+elif way == "reference":
     from safetensors.torch import save_file
     def convert():
         save_file(torch.load(source, weights_only=True, map_location="cpu"), target)
@@ -46,6 +55,45 @@ WAYS = {
 }
 
 
+DISTRIBUTED = {
+    "safeweights, no digests": "plain",
+    "safeweights, digests recorded": "record",
+    "dcp_to_torch_save, torch.load, save_file": "two steps",
+}
+
+
+def write_distributed(folder: Path, mib: int, ranks: int = 2) -> None:
+    """A folder of torch.distributed.checkpoint, 64 tensors, each divided by rows among the ranks."""
+    import io
+
+    import torch
+    from torch.distributed.checkpoint import metadata as dcp
+    from torch.distributed.checkpoint.filesystem import _StorageInfo
+
+    folder.mkdir()
+    tables = dcp.Metadata({}, {}, {}, dcp.StorageMeta(), "1.0.0")
+    rows, columns = 1024 // ranks, mib * 4
+    for rank in range(ranks):
+        with (folder / f"__{rank}_0.distcp").open("wb") as file:
+            for number in range(64):
+                name = f"layer.{number}.weight"
+                offset = rank * rows, 0
+                chunk = dcp.ChunkStorageMetadata(torch.Size(offset), torch.Size((rows, columns)))
+                kind = dcp.TensorStorageMetadata(
+                    dcp.TensorProperties(torch.float32), torch.Size((1024, columns)), []
+                )
+                tables.state_dict_metadata.setdefault(name, kind).chunks.append(chunk)
+                tables.planner_data[name] = (name,)
+                item = io.BytesIO()
+                torch.save(torch.randn(rows, columns), item)
+                place = _StorageInfo(
+                    file.name.rpartition("/")[2], file.tell(), len(item.getvalue())
+                )
+                tables.storage_data[dcp.MetadataIndex(name, offset, rank)] = place
+                file.write(item.getvalue())
+    (folder / ".metadata").write_bytes(pickle.dumps(tables))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=512, help="size of the checkpoint")
@@ -53,21 +101,34 @@ def main() -> None:
     import torch
 
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        source, target = Path(folder) / "checkpoint.pt", Path(folder) / "out.safetensors"
+        source = Path(folder) / "checkpoint.pt"
         torch.save({f"layer.{i}.weight": torch.randn(1024, size * 4) for i in range(64)}, source)
-        samples: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
-        ways = list(WAYS.items())
-        for turn in range(RUNS):
-            for name, way in ways[turn % 3 :] + ways[: turn % 3]:  # nobody is always the first
-                touch_memory(3 * size << 20)
-                command = [sys.executable, "-c", WORKER, way, str(source), str(target)]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                samples[name].append(tuple(json.loads(done.stdout)))
-                target.unlink()
-    print(f"| a checkpoint of {size} MiB | time | extra memory at the peak |\n|---|---|---|")
+        measure(f"a checkpoint of {size} MiB", WAYS, source, size)
+        source.unlink()
+        source = Path(folder) / "distributed"
+        write_distributed(source, 2 * size)
+        measure(
+            f"a distributed checkpoint of {2 * size} MiB, 2 ranks", DISTRIBUTED, source, 2 * size
+        )
+
+
+def measure(title: str, ways: dict[str, str], source: Path, size: int) -> None:
+    """Convert in each way, in turn, and print a table."""
+    target = source.with_name("out.safetensors")
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    turns = list(ways.items())
+    for turn in range(RUNS):
+        for name, way in turns[turn % 3 :] + turns[: turn % 3]:  # none is always the first
+            touch_memory(3 * size << 20)
+            command = [sys.executable, "-c", WORKER, way, str(source), str(target)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            samples[name].append(tuple(json.loads(done.stdout)))
+            target.unlink()
+    print(f"| {title} | time | extra memory at the peak |\n|---|---|---|")
     for name, found in samples.items():
         seconds, memory = (statistics.median(column) for column in zip(*found, strict=True))
         print(f"| {name} | {seconds:.2f} s | {memory:.0f} MiB |")
+    print()
 
 
 if __name__ == "__main__":
