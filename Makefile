@@ -19,7 +19,7 @@ endif
 AREAS := format storage checkpoint editing derived numpy-torch conversion trust cli compat bench
 TESTS_numpy-torch := tests/frameworks
 
-.PHONY: help demo test lint fuzz test-pythons test-frameworks test-clients test-remote test-view test-quantised \
+.PHONY: help demo test lint fuzz test-pythons test-frameworks test-ranks test-clients test-remote test-view test-quantised \
 	bench scanners conformance clean \
 	$(AREAS:%=test-%)
 
@@ -44,7 +44,7 @@ demo: $(DEMO)/.installed ## Use every capability once, on a real model's weights
 
 test: $(VENV)/.installed ## All tests of the core and of NumPy and PyTorch, with coverage
 	sh scripts/system_packages.sh age ssh-keygen=openssh-client
-	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= -m "not servers" tests --ignore=tests/clients --ignore=tests/next \
+	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= -m "not servers" tests --ignore=tests/clients --ignore=tests/next --ignore=tests/ranks \
 		--ignore=tests/view --ignore=tests/quantised
 	$(BIN)/python -m pytest -q -p no:cacheprovider --doctest-modules --doctest-glob=README.md src/safeweights README.md \
 		--ignore-glob='*/frameworks/jax/*' --ignore-glob='*/frameworks/mlx.py' --ignore-glob='*/frameworks/paddle.py' --ignore-glob='*/frameworks/tensorflow.py' --ignore-glob='*/flax.py' --ignore-glob='*/tensorflow.py' --ignore-glob='*/mlx.py' --ignore-glob='*/paddle.py'
@@ -100,6 +100,9 @@ screenshots: $(VENV)/.installed ## The pictures in docs/images, in Debian's chro
 docs: $(VENV)/.installed ## The documentation site, into .site/
 	$(BIN)/python -m pip install -q -r requirements/docs.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q
+
+test-ranks: $(VENV)/.installed ## Distributed checkpoints that 2 and 4 real processes of PyTorch save
+	$(BIN)/python -m pytest tests/ranks
 
 bench: $(VENV)/.installed ## Against the reference and the specialised loaders (QUICK=1: five minutes)
 	$(BIN)/python -m pip install -q -r requirements/bench.txt

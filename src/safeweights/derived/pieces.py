@@ -211,11 +211,9 @@ class PiecewiseTensor(Tensor):
             some = tuple(low_high[1] - low_high[0] for low_high, _ in found)
             if all(count > 0 for count in some):
                 part = piece.array.part([first for _, first in found], some, steps)
-                place: Any = (
-                    *(slice(*low_high) for low_high, _ in found),
-                    ...,
-                )  # a view, of 0-d too
-                read_elements(part, output[place])
+                # The dots make it a view of an array without axes, too, not a copy of its element.
+                target: Any = (*(slice(*low_high) for low_high, _ in found), ...)
+                read_elements(part, output[target])
 
 
 def _common(
