@@ -138,6 +138,9 @@ def measure(folder: Path, size: int) -> dict[str, float]:
         "cipher": decrypt,
         "load": lambda: safeweights.numpy.load_file(sealed, identity=folder / "me"),
         "cipher, then hash": decrypt_and_hash,
+        "verified load": lambda: safeweights.numpy.load_file(
+            sealed, identity=folder / "me", trust=signer.public_key
+        ),
         "encrypt": lambda: safeweights.encrypt(
             plain, recipient, folder / "again.age", durable=False
         ),
@@ -198,6 +201,8 @@ def main() -> int:
     for name, value in found.items():
         print(f"{name:34} {value:8.2f}{'' if name.startswith(('MiB', 'chunks')) else ' GiB/s'}")
     print(f"{'load / cipher':34} {found['load'] / found['cipher']:8.2f}")
+    both = found["verified load"] / found["cipher, then hash"]
+    print(f"{'verified load / cipher, then hash':34} {both:8.2f}")
     print(f"{'encrypt / cipher':34} {found['encrypt'] / found['cipher']:8.2f}")
     if "pyrage" in found:
         print(f"{'load / pyrage':34} {found['load'] / found['pyrage']:8.2f}")

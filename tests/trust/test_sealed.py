@@ -16,6 +16,7 @@ import safeweights
 import safeweights.numpy
 from safeweights import trust
 from safeweights.errors import SafetensorError
+from safeweights.storage import DescriptorSource
 from safeweights.trust import (
     AccessError,
     AuditLog,
@@ -80,6 +81,27 @@ def test_both_statements_are_checked_before_anything_is_handed_out(
     assert verify_inside(str(sealed), signer.public_key, ann)
 
 
+def test_a_verified_tensor_costs_its_blocks_of_ciphertext(
+    tmp_path: Path, ann: Path, signer: FileSigner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {f"w{n}": np.full(500_000, n, np.float64) for n in range(8)}
+    safeweights.numpy.save_file(tensors, tmp_path / "a.safetensors")
+    path = Path(safeweights.encrypt(tmp_path / "a.safetensors", public(ann)).path)
+    sign(path, signer)
+    assert (tmp_path / "a.safetensors.age.swtree").exists()
+    reads: list[int] = []
+    real = DescriptorSource.read_into
+
+    def counting(self: DescriptorSource, offset: int, buffer: memoryview) -> None:
+        reads.append(len(buffer))
+        real(self, offset, buffer)
+
+    monkeypatch.setattr(DescriptorSource, "read_into", counting)
+    with safeweights.safe_open(path, "np", identity=ann, trust=signer.public_key) as file:
+        assert file.get_slice("w5")[7] == 5
+    assert sum(reads) < 6 << 20 < path.stat().st_size / 5
+
+
 def test_the_outer_statement_needs_no_key_and_outlives_the_recipients(
     sealed: Path, ann: Path, bob: Path, signer: FileSigner
 ) -> None:
@@ -100,7 +122,7 @@ def test_a_changed_shard_is_refused(sealed: Path, ann: Path, signer: FileSigner)
     data = bytearray((sealed / f"{SHARD}.age").read_bytes())
     data[-100] ^= 1
     (sealed / f"{SHARD}.age").write_bytes(data)
-    assert refused(sealed, ann, signer.public_key) == "digest-mismatch"
+    assert refused(sealed, ann, signer.public_key) == "block-mismatch"
 
 
 def test_a_file_that_was_encrypted_again_by_another_is_refused(

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Described", "Signed", "digest", "sign", "signature_path"]
 
-WEIGHTS: Final = ".safetensors"
+WEIGHTS: Final = (".safetensors", ".safetensors.age")
+"""How the names of files end that get a block tree: they are read in part."""
 
 
 SIGNATURE: Final = "model.sig"

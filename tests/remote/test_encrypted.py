@@ -1,0 +1,83 @@
+"""Encrypted models elsewhere: read by ranges of ciphertext, verified first, refused like local ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cryptography", reason="needs the package cryptography")
+
+import safeweights
+import safeweights.numpy
+from safeweights import trust
+from safeweights.errors import SafetensorError
+
+if TYPE_CHECKING:
+    from bad_server import BadServer
+
+
+@pytest.fixture
+def model(server: BadServer, tmp_path: Path) -> dict[str, Any]:
+    """An encrypted, signed model that the server has in ``m/``, its identity and key beside it."""
+    tensors = {f"w{n}": np.random.default_rng(n).random((300, 300)) for n in range(6)}
+    safeweights.numpy.save_file(tensors, tmp_path / "model", max_shard_size=1_500_000)
+    identity = trust.generate_identity()
+    trust.write_identity(tmp_path / "me", identity)
+    trust.generate_key(tmp_path / "key")
+    signer = trust.load_private_key(tmp_path / "key")
+    path = Path(safeweights.encrypt(tmp_path / "model", identity.recipient.label).path)
+    trust.sign(path, signer)
+    for file in path.rglob("*"):
+        server.files[f"m/{file.relative_to(path)}"] = file.read_bytes()
+    return {
+        "tensors": tensors,
+        "url": f"{server.url}/m/",
+        "key": signer.public_key,
+        "me": tmp_path / "me",
+    }
+
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("name", [INDEX, f"{INDEX}.age"])
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_model_is_read_through_its_index(model: dict[str, Any], name: str, trusted: bool) -> None:
+    found = safeweights.numpy.load_file(
+        model["url"] + name, identity=model["me"], trust=model["key"] if trusted else None
+    )
+    assert all((found[each] == value).all() for each, value in model["tensors"].items())
+
+
+def test_a_tensor_costs_ranges_of_ciphertext(model: dict[str, Any], server: BadServer) -> None:
+    name = "model-00001-of-00003.safetensors.age"
+    with safeweights.safe_open(model["url"] + name, "np", identity=model["me"]) as file:
+        server.requests.clear()
+        assert (file.get_slice("w1")[7] == model["tensors"]["w1"][7]).all()
+    # Row 7 of the second tensor is in one chunk of 64 KiB, which is one request.
+    ranges = [fields["Range"] for method, path, fields in server.requests if name in path]
+    assert len(ranges) == 1
+    begin, end = map(int, ranges[0].removeprefix("bytes=").split("-"))
+    assert end - begin < 2 * 65552
+    assert server.files[f"m/{name}"].startswith(b"age-encryption.org/v1")
+
+
+def test_what_was_changed_or_has_no_key_is_refused(
+    model: dict[str, Any], server: BadServer
+) -> None:
+    name = "m/model-00002-of-00003.safetensors.age"
+    url = model["url"] + INDEX
+    with pytest.raises(SafetensorError, match="encrypted"):
+        safeweights.open(model["url"] + os.path.basename(name))
+    with pytest.raises(trust.AccessError, match="none of"):
+        safeweights.open(url, identity=trust.generate_identity())
+    good = server.files[name]
+    server.files[name] = good[:-40] + bytes([good[-40] ^ 1]) + good[-39:]
+    with pytest.raises(SafetensorError, match="not authentic as its last"):
+        safeweights.open(url, identity=model["me"])
+    with pytest.raises(SafetensorError):
+        safeweights.numpy.load_file(url, identity=model["me"], trust=model["key"])
