@@ -115,3 +115,12 @@ def test_pickles_that_pytables_loads_are_found(tmp_path: Path, place: str) -> No
     # pyfive does not read sequences, so what they hold cannot be judged.
     expected = "incomplete" if place == "objects" else "dangerous"
     assert scan(str(tmp_path / "a.h5")).verdict == expected
+
+
+@pytest.mark.parametrize("place", ["/", "/group", "/group/data"])
+def test_pickles_in_attributes_are_found_wherever_they_are(tmp_path: Path, place: str) -> None:
+    """PyTables unpickles any attribute, those of the root group as well."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["group/data"] = VALUES
+        file[place].attrs["x"] = np.void(pickle.dumps(Evil(), 0))
+    assert scan(str(tmp_path / "a.h5")).verdict == "dangerous"
