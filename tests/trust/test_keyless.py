@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import gc
 import hashlib
 import io
 import json
@@ -438,6 +439,7 @@ class TestLogin:
         instance.seen.clear()
         yield
         instance.login.clear()
+        gc.collect()  # now, while its warning is ignored
 
     @pytest.fixture
     def browser(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
