@@ -416,6 +416,7 @@ def armor_cases() -> Iterator[tuple[str, str, bytes, str]]:
         ("full-last-line", "success", full, "the last line has 64 columns"),
         ("no-final-line-feed", "success", good[:-1], "no line feed at the end"),
         ("white-space-around", "success", f" \r\n\t\n{good}\n \r\n", "white space before and after is allowed"),
+        ("much-white-space", "success", "\n" * 1000 + good, "1,000 line feeds before"),
         ("empty", "header failure", f"{BEGIN}\n{END}\n", "nothing between the lines"),
         ("scrypt", "success", armor(age(scrypt())), "a passphrase, as ASCII"),
         ("header-crlf", "header failure", armor(age(x25519().replace("\n", "\r\n"))), "CRLF in the header that is encoded"),

@@ -22,7 +22,7 @@ from ..storage.encrypted import FILE_KEY, encrypted_size, encrypting
 from .access.armor import armored
 from .access.header import build_header
 from .access.identities import NativeIdentity, generate_identity, parse_identities
-from .access.keyring import as_keyring, is_encrypted
+from .access.keyring import HEAD, as_keyring, is_encrypted
 from .access.passwords import KIND as PASSPHRASE
 from .access.recipients import as_recipients, check_together, parse_recipient
 from .access.stores import key_files, plain_name
@@ -220,7 +220,7 @@ class _Job:
         sources = {name: store.open(name, backend="pread") for name in names}
         self._total = sum(source.size for source in sources.values())
         for name, source in sources.items():
-            head = source.read(0, min(200, source.size))
+            head = source.read(0, min(HEAD, source.size))
             if is_encrypted(head):
                 raise AccessError(
                     "the file is encrypted already", reason="recipient", path=source.name

@@ -148,7 +148,7 @@ def read_identities(
     """
     path = os.fspath(path)
     data = read_document(path, limit=_MAX_FILE)
-    if is_armored(data[:200]):
+    if is_armored(data):
         data = dearmored(data, path)
     if data.startswith(MAGIC):
         data = _decrypt(data, passphrase, path)

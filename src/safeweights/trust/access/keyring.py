@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from ...storage import Source
     from .wrapping import Identity
 
-__all__ = ["Keyring", "as_keyring", "describe", "encrypted_for", "is_encrypted", "stanzas_of"]
+__all__ = ["HEAD", "Keyring", "as_keyring", "describe", "encrypted_for", "is_encrypted", "stanzas_of"]
 
-_HEAD: Final = 200
+HEAD: Final = 2048
+"""Bytes that `is_encrypted` wants: white space may come before ASCII armor."""
+
 _MAX_KEY_FILE: Final = 1 << 20
 
 
@@ -41,7 +43,7 @@ def stanzas_of(source: Source) -> tuple[Stanza, ...]:
     Raises:
         FormatError: It is malformed.
     """
-    return _read(source, source.read(0, min(_HEAD, source.size)))[1].stanzas
+    return _read(source, source.read(0, min(HEAD, source.size)))[1].stanzas
 
 
 def encrypted_for(source: Source) -> list[str] | None:
@@ -52,7 +54,7 @@ def encrypted_for(source: Source) -> list[str] | None:
     Raises:
         FormatError: The header is malformed.
     """
-    head = source.read(0, min(_HEAD, source.size))
+    head = source.read(0, min(HEAD, source.size))
     if is_encrypted(head):
         return sorted(stanza.type for stanza in _read(source, head)[1].stanzas)
     from . import jwe
@@ -166,7 +168,7 @@ class Keyring:
         return f"; not opened either: the key file {shown}" if shown else ""
 
     def _try(self, source: Source) -> _Opened | None:
-        head = source.read(0, min(_HEAD, source.size))
+        head = source.read(0, min(HEAD, source.size))
         if not is_encrypted(head):
             from . import jwe
 

@@ -20,7 +20,7 @@ from ...errors import quote
 from ..errors import AccessError
 from ..files import KEY_FILE
 from .header import encode64
-from .keyring import is_encrypted, stanzas_of
+from .keyring import HEAD, is_encrypted, stanzas_of
 from .ssh import SshRecipient
 from .stores import plain_name
 
@@ -75,7 +75,7 @@ class AccessRules:
         Raises:
             FormatError: It is an age file, and malformed.
         """
-        encrypted = is_encrypted(source.read(0, min(200, source.size)))
+        encrypted = is_encrypted(source.read(0, min(HEAD, source.size)))
         if not encrypted:
             if not self.requires(name):
                 return None
