@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from ...storage import Source
     from .wrapping import Identity
 
-__all__ = ["HEAD", "Keyring", "as_keyring", "describe", "encrypted_for", "is_encrypted", "stanzas_of"]
+__all__ = [
+    "HEAD",
+    "Keyring",
+    "as_keyring",
+    "describe",
+    "encrypted_for",
+    "is_encrypted",
+    "stanzas_of",
+]
 
 HEAD: Final = 2048
 """Bytes that `is_encrypted` wants: white space may come before ASCII armor."""
