@@ -140,6 +140,34 @@ def test_a_reader_stops_at_its_end_and_reads_ahead_no_further() -> None:
     assert source.asked == [(10, 20)]
 
 
+@pytest.mark.parametrize("block", [1, 2, 5, 1 << 16])
+def test_bytes_with_their_count_in_front(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(windows, "_READ_BLOCK", block)
+    texts = [b"", b"a", b"x" * 4, b"y" * 255]
+    data = b"".join(bytes([len(text)]) + text for text in texts)
+    reader = ByteReader(BytesSource(data + b"\x03ab", "data"))
+    for text in texts:
+        assert reader.take_counted() == text
+    with pytest.raises(FormatError, match="3 bytes are expected"):
+        reader.take_counted()
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, 1 << 16])
+def test_a_block_has_the_next_two_bytes_as_far_as_there_are(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(windows, "_READ_BLOCK", block)
+    reader = ByteReader(BytesSource(DATA[:7], "data"))
+    for index in range(7):
+        reader.buffer()
+        assert reader.offset == index
+        held = reader.block[reader.position : reader.position + 2]
+        assert held == DATA[index : min(index + 2, 7)]
+        reader.take(1)
+    with pytest.raises(FormatError, match="1 bytes are expected"):
+        reader.buffer()
+
+
 @pytest.mark.parametrize("block", [1, 5, 1 << 16])
 def test_lines(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(windows, "_READ_BLOCK", block)
