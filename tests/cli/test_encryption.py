@@ -197,5 +197,8 @@ def test_nothing_secret_is_printed_or_in_the_list_of_processes(sharded, me, run,
 
 
 def test_every_command_that_reads_a_model_takes_an_identity(run):
-    for command in ("show", "ls", "check", "get", "stats", "convert", "hash", "decrypt", "rekey"):
+    for command in (
+        "show", "view", "ls", "check", "get", "stats", "diff", "convert", "hash", "decrypt", "rekey",
+        "verify", "admit",
+    ):  # fmt: skip
         assert re.search(r"-i, --identity-file FILE", run(command, "--help").stdout), command

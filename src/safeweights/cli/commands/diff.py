@@ -10,6 +10,7 @@ from ...conversion.opening import open_checkpoint
 from ...reports.problems import NO, UNREADABLE, YES
 from ...text import escape, human_bytes, plural
 from ..app import json_option
+from ..identities import identity_option
 from ..watching import watched
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ _ROWS: Final = 200
 @click.option("--skip", metavar="GLOB", multiple=True, help="Leave out tensors.")
 @click.option("--no-metadata", is_flag=True, help="Do not compare metadata.")
 @click.option("--markdown", is_flag=True, help="Print Markdown, for a pull request.")
+@identity_option
 @json_option
 @click.pass_obj
 def command(

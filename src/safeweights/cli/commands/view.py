@@ -12,6 +12,7 @@ import click
 from ...errors import MissingDependencyError, SafetensorError
 from ...text import escape
 from ..app import FILE, checkpoint_path, json_option
+from ..identities import identity_option
 from ..watching import watched
 from ..writing import check_replaceable, not_stdout
 
@@ -38,6 +39,7 @@ __all__ = ["command"]
 @click.option("--export", metavar="FILE", type=FILE, help="Write the page to one file, and end.")
 @click.option("--stats", is_flag=True, help="With --export: with statistics of all tensors.")
 @click.option("--force", is_flag=True, help="Let --export replace a file.")
+@identity_option
 @json_option
 @click.pass_obj
 def command(
