@@ -337,3 +337,22 @@ def test_without_an_inner_statement_the_outer_one_is_enough(
     path = Path(safeweights.encrypt(sharded[0], public(ann)).path)
     sign(path, signer)
     load(path, ann, signer.public_key)
+
+
+def test_a_folder_inside_is_held_to_the_statement_of_the_model(
+    tmp_path: Path, ann: Path, signer: FileSigner
+) -> None:
+    folder = tmp_path / "pipeline"
+    (folder / "unet").mkdir(parents=True)
+    safeweights.numpy.save_file({"a": np.zeros(3)}, folder / "unet" / "a.safetensors")
+    sign(folder, signer)
+    path = Path(safeweights.encrypt(folder, public(ann)).path)
+    sign(path, signer)
+    load(path / "unet", ann, signer.public_key)
+    load(path / "unet" / "a.safetensors.age", ann, signer.public_key)
+    # Another plaintext under a right signature outside is not what was signed inside.
+    safeweights.numpy.save_file({"a": np.ones(3)}, folder / "unet" / "a.safetensors")
+    other = Path(safeweights.encrypt(folder, public(ann), tmp_path / "other").path)
+    sign(other, signer)
+    for target in (other / "unet", other / "unet" / "a.safetensors.age"):
+        assert refused(target, ann, signer.public_key) in {"block-mismatch", "stale-sidecar"}

@@ -106,6 +106,19 @@ class EncryptedStore(Store):
         """Whether a file called `name` is encrypted here; plaintext of that name does not count."""
         return any(self._store.kind(each) is not None for each in _names(name)[:-1])
 
+    def root(self) -> tuple[EncryptedStore, str]:
+        """The store of the whole model, where its key file is, and what names here begin with there.
+
+        It is another one where a folder inside a local model was opened.
+        """
+        found = key_files(self._store, self._folder)
+        top = found[0][0] if found else self._store
+        if top is self._store:
+            return self, ""
+        inside = os.path.relpath(os.path.abspath(self.location), os.path.abspath(top.location))
+        store = EncryptedStore(top, self._own, verify=self._verify)
+        return store, f"{inside.replace(os.sep, '/')}/"
+
     def decrypted(self, source: Source) -> Source:
         """The plaintext of a file that is open, by the keys of this store."""
         return self._keyring().open(source)

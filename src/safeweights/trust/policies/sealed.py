@@ -68,10 +68,11 @@ class SealedStatement:
             return source
 
     def _checked(self, store: EncryptedStore, name: str, source: Source) -> Source:
-        statement = self._statement(store, store.locate(name))
+        root, prefix = store.root()
+        statement = self._statement(root, store.locate(name))
         if statement is None:
             return source
-        resource = statement.resources.get(name)
+        resource = statement.resources.get(prefix + name)
         if resource is None:
             raise VerificationError(
                 f"the statement inside the encrypted model does not list {quote(name, 300)}",
