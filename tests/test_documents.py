@@ -43,6 +43,10 @@ ELSEWHERE = {
     "pip install": "needs the network",
     "^make ": "is a target of the Makefile, which CI runs by itself",
     "benchmarks/": "takes minutes: make bench",
+    "age1...": "names keys of other people: tests/trust/test_encryption.py makes some",
+    "model.age": "needs an encrypted model: tests/trust/test_encryption.py makes one",
+    "keys/me --age": "needs the extra of encryption: tests/trust/test_encryption.py",
+    "CallableRecipient": "needs a key service: tests/trust/test_access.py plays one",
     "--log audit.jsonl": "needs a log: tests/trust/test_admission.py writes one",
 }
 """What a block or a command contains (a regular expression) -> why it does not run here."""
