@@ -9,7 +9,7 @@ Knows nothing of files, formats or ranks.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -29,15 +29,17 @@ from .strided import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..checkpoint import FileTensor
     from ..format.indexing import Selection
+    from ..storage import Buffer
 
 __all__ = ["Piece", "PiecewiseTensor", "as_strided", "check_cover"]
 
-_AXES_MAX = 32
-_SIZE_MAX = 1 << 62
+_AXES_MAX: Final = 32
+_SIZE_MAX: Final = 1 << 62
+_CHUNK: Final = 8 << 20
 
 
 class Piece:
@@ -155,6 +157,13 @@ class PiecewiseTensor(Tensor):
         """
         for piece in self.pieces:
             _ = piece.array
+
+    def chunks(self, size: int = _CHUNK) -> Iterator[Buffer]:
+        """All bytes in order, at most `size` at a time: smaller pieces than of one file.
+
+        A writer has some four chunks in memory, besides what reading takes.
+        """
+        return super().chunks(size)
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
         target = self._within(buffer, offset)
