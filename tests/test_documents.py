@@ -41,6 +41,7 @@ ELSEWHERE = {
     "--certificate": "needs an authority: tests/trust/test_certificates.py and test_timestamps.py play one",
     "view model/ --policy": "is a server that runs until Ctrl-C",
     "pip install": "needs the network",
+    "s3://bucket": "needs a bucket: tests/remote/test_everywhere.py has one",
     "^make ": "is a target of the Makefile, which CI runs by itself",
     "benchmarks/": "takes minutes: make bench",
     "age1...": "names keys of other people: tests/trust/test_encryption.py makes some",
@@ -57,7 +58,7 @@ BY_OTHERS = {
     "ini": "tests/cli/test_diff.py runs it",
     "py": "tests/test_tutorials.py runs it",
     "console": "tests/test_tutorials.py runs it",
-    "yaml": "is for GitHub, whose syntax it has",
+    "yaml": "is for GitHub or Kubernetes, whose syntax it has",
     "json": "is for a client of the tool server",
 }
 """Language of a block -> who runs it."""
