@@ -67,6 +67,13 @@ def test_a_rename_overwrites_a_few_bytes(
     assert safeweights.check(model)["ok"]
 
 
+def test_there_and_back_again_gives_the_same_bytes(model: Path) -> None:
+    before = model.read_bytes()
+    for old, new in (("module.step", "module.s"), ("module.s", "module.step")):
+        assert how(edit(model, in_place=True, rename={old: new})) == ["patched"]
+    assert model.read_bytes() == before
+
+
 def test_the_reference_reads_it(model: Path) -> None:
     reference = pytest.importorskip("safetensors")
     from safetensors.numpy import load_file

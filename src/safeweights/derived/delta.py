@@ -207,10 +207,10 @@ class _Digests:
 
     def __init__(self, algorithm: str, expected: str | None, sha256: str | None) -> None:
         self._wanted: list[tuple[Hasher, str]] = []
-        if expected is not None:
-            self._wanted.append((checksum(algorithm), expected))
         if sha256 is not None:
             self._wanted.append((hashlib.sha256(), sha256))
+        elif expected is not None:  # with a SHA-256 it would tell nothing more
+            self._wanted.append((checksum(algorithm), expected))
 
     def update(self, data: Any) -> None:
         for state, _ in self._wanted:

@@ -77,9 +77,12 @@ def new_header(
                 text, copied = _without_member(text, old, copied)
             continue
         if names[name] != name:
+            end = token.end()
+            while old[end : end + 1] == b" ":  # which a longer name left before
+                end += 1
             text += old[copied:begin]
-            text += _padded(_json_string(names[name]).encode(), token.end() - begin)
-            copied = token.end()
+            text += _padded(_json_string(names[name]).encode(), end - begin)
+            copied = end
     text += old[copied:]
     text = text.rstrip()
     if not placed:
