@@ -278,7 +278,15 @@ PLAIN_CALLS: Final[dict[tuple[str, str], Rule]] = {
         )
         for module in _SEED_MODULES
     },
-    **dict.fromkeys(DISTRIBUTED_CLASSES, Rule(_describes_ranks, ("BUILD",), slots=True)),
+    **{
+        name: Rule(
+            _describes_ranks,
+            ("BUILD",),
+            tuple if name[1] == "TensorProperties" else DictNode,
+            slots=True,
+        )
+        for name in DISTRIBUTED_CLASSES
+    },
 }
 """(module, name) -> when a call of it only makes data."""
 
