@@ -83,7 +83,7 @@ def test_ssh_keys_are_those_of_age(ssh_keys: Path, tmp_path: Path, kind: str) ->
     assert run(AGE, "-d", "-i", key, tmp_path / "ours") == DATA
     assert decrypt_bytes(run(AGE, "-R", pub, data=DATA), key) == DATA
     other = "rsa" if kind == "ed25519" else "ed25519"
-    with pytest.raises(AccessError, match=r"no identity|none of"):
+    with pytest.raises(AccessError, match="no identity"):
         decrypt_bytes((tmp_path / "ours").read_bytes(), ssh_keys / other)
 
 
@@ -225,7 +225,7 @@ def test_a_passphrase_opens_a_model_and_is_asked_for_once(
     found = safeweights.numpy.load_file(path, identity=Passphrase(ask))
     assert found.keys() == tensors.keys()
     assert asked == ["asked"]
-    with pytest.raises(AccessError, match="none of the 1 identities"):
+    with pytest.raises(AccessError, match="no identity"):
         safeweights.open(path, identity=Passphrase("open simsim"))
 
 
@@ -270,7 +270,7 @@ def test_groups_of_files_have_their_own_recipients(
     first, second = (f"{out}/model-0000{n}-of-00003.safetensors" for n in (1, 2))
     for identity, mine, other in ((ann, first, second), (bob, second, first)):
         assert safeweights.open(mine, identity=identity)
-        with pytest.raises(AccessError, match="none of"):
+        with pytest.raises(AccessError, match="no identity"):
             safeweights.open(other, identity=identity)
     with pytest.raises(AccessError, match="several key files"):
         safeweights.rekey(out, ann)
@@ -406,10 +406,10 @@ def test_files_of_two_models_cannot_be_exchanged(
     two = Path(safeweights.encrypt(folder, public(ann), tmp_path / "two").path)
     name = "model-00003-of-00003.safetensors.age"
     shutil.copy(two / name, one / name)
-    with pytest.raises(AccessError, match="none of"):
+    with pytest.raises(AccessError, match="no identity"):
         safeweights.open(one, identity=ann)
     shutil.copy(two / "model.key.age", one / "model.key.age")
-    with pytest.raises(AccessError, match="none of"):
+    with pytest.raises(AccessError, match="no identity"):
         safeweights.open(one, identity=ann)
 
 

@@ -157,11 +157,7 @@ class Keyring:
         opened = self._try(source)
         if opened is None:
             types = describe(encrypted_for(source) or ())
-            mine = (
-                f"none of the {len(self._identities)} identities"
-                if self._identities
-                else "no identity"
-            )
+            mine = "no identity that was given" if self._identities else "no identity"
             raise AccessError(
                 f"{mine} opens this encrypted file; its recipients are {types}{self._hint()}",
                 reason="no-match", path=source.name,
