@@ -11,9 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ...checkpoint import SUFFIX
-from ...checkpoint.opening import kind_of
 from ...errors import FormatError
-from ...storage import LocalStore, Store
+from ...storage import Store
+from ...storage.places import Place, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,10 +44,11 @@ def find_distributed(target: Any) -> Callable[[OpenOptions], ForeignCheckpoint] 
     """
     if isinstance(target, Store):
         store: Store = target
-    elif (
-        isinstance(target, (str, os.PathLike)) and kind_of(path := os.fsdecode(target)) == "folder"
-    ):
-        store = LocalStore(path)
+    elif isinstance(target, str | os.PathLike | Place):
+        place = target if isinstance(target, Place) else place_of(target)
+        if place.kind() != "folder":
+            return None
+        store = place.folder()
     else:
         return None
     entries = list(store.list(recursive=False))
