@@ -146,6 +146,20 @@ def test_a_bucket(s3: str, model: Path, tmp_path: Path) -> None:
     assert run("check", f"{s3}/models/m/")["ok"]
 
 
+def test_a_distributed_checkpoint_in_a_bucket(s3: str, tmp_path: Path) -> None:
+    """What two ranks saved is one model there, too; only what is asked for is fetched."""
+    folder = Path(__file__).parents[2] / "scripts" / "two-ranks"
+    store = place_of(f"{s3}/ckpt/").folder()
+    for file in folder.iterdir():
+        store.write(file.name, [file.read_bytes()])
+    opened = safeweights.open(f"{s3}/ckpt/")
+    assert opened.format == "torch-dcp"
+    assert opened["model.embed.weight"][4:6].ravel().tolist() == list(range(16, 24))
+    run("convert", f"{s3}/ckpt/", str(tmp_path / "one.safetensors"), "--only", "model.*")
+    whole = safeweights.numpy.load_file(tmp_path / "one.safetensors")
+    assert whole["model.proj.weight"].ravel().tolist() == list(range(24))
+
+
 def test_a_registry(oci: str, model: Path, tmp_path: Path) -> None:
     done = run("push", str(model), oci)
     check_pull(oci, model, tmp_path)
