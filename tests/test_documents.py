@@ -39,7 +39,7 @@ ELSEWHERE = {
     "--keyless": "needs an identity at Sigstore: tests/trust/test_keyless.py plays it",
     "--issuer": "needs a model signed at Sigstore: tests/trust/test_keyless.py plays it",
     "--certificate": "needs an authority: tests/trust/test_certificates.py and test_timestamps.py play one",
-    "view model/ --policy": "is a server that runs until Ctrl-C",
+    r"view +model/ *($|#|--policy)": "is a server that runs until Ctrl-C",
     "pip install": "needs the network",
     "s3://bucket": "needs a bucket: tests/remote/test_everywhere.py has one",
     "^make ": "is a target of the Makefile, which CI runs by itself",
@@ -47,6 +47,7 @@ ELSEWHERE = {
     "age1...": "names keys of other people: tests/trust/test_encryption.py makes some",
     "model.age": "needs an encrypted model: tests/trust/test_encryption.py makes one",
     "keys/me --age": "needs the extra of encryption: tests/trust/test_encryption.py",
+    "--key releases": "needs an encrypted model: tests/trust/test_sealed.py signs one",
     "CallableRecipient": "needs a key service: tests/trust/test_access.py plays one",
     "--log audit.jsonl": "needs a log: tests/trust/test_admission.py writes one",
 }

@@ -9,6 +9,7 @@
     editor       `edit`: opens, plans, writes
     deltas       delta checkpoints: made, applied, opened over their base
     repairing    `repair`: what can be mended without a guess
+    tails        zeros where a download stopped
 
 Any format comes in, safetensors come out. Nothing is written before all of it is decided and checked.
 """

@@ -25,6 +25,7 @@ from ..format.rules import Problems, Stop
 from ..storage import DescriptorSource, Run, Source, place_of
 from ..text import plural
 from .editor import edit
+from .tails import zero_tail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,12 +33,9 @@ if TYPE_CHECKING:
     from ..format.header import Header
     from ..storage import Buffer, Store
 
-__all__ = ["Download", "Mended", "Repair", "repair", "zero_tail"]
+__all__ = ["Download", "Mended", "Repair", "repair"]
 
 _BLOCK: Final = 1 << 22
-_TAIL: Final = 1 << 16
-_LEAST: Final = 4096
-"""Zeros at the end of a tensor that are worth a word: what a download allocates is whole blocks."""
 
 _SHARD: Final = re.compile(
     rf"(?P<stem>.*)-(?P<number>\d{{5,9}})-of-(?P<total>\d{{5,9}}){re.escape(SUFFIX)}", re.DOTALL
@@ -134,33 +132,6 @@ def repair(
     )
     job.mend_indexes(names)
     return done
-
-
-def zero_tail(source: Source, header: Header) -> int | None:
-    """Where the zeros begin that a file ends with, if that looks like a download that stopped; else None.
-
-    A program that downloads in parts allocates the whole file first: what never came reads as zeros. They
-    begin anywhere, while the zeros of a tensor that is all zeros begin with it.
-
-    Cost: the last 64 KiB, and of a file that ends in zeros as much as there are.
-    """
-    end = source.size
-    begin = end
-    size = _TAIL
-    while begin > header.data_start:
-        step = min(size, begin - header.data_start)
-        left = source.read(begin - step, step).rstrip(b"\0")
-        if left:
-            begin -= step - len(left)
-            break
-        begin -= step
-        size = _BLOCK
-    place = begin - header.data_start
-    for info in header.tensors.values():
-        if info.begin < place < info.end:
-            # The last values before may be zeros too, so that they begin a little early, never late.
-            return begin if info.end - place >= _LEAST else None
-    return None
 
 
 class _Job:

@@ -397,7 +397,7 @@ def _suspicions(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _check_tail(out: Findings, file: SafetensorsFile) -> None:
-    from ..editing.repairing import zero_tail
+    from ..editing.tails import zero_tail
 
     try:
         zeros = zero_tail(file.source, file.header)

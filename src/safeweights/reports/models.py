@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         MemoryRecord,
         ModelRecord,
         PartRecord,
+        QuantisedRecord,
         ShowDocument,
         TotalRecord,
     )
@@ -64,6 +65,9 @@ _TEXTS: Final = frozenset({"json", "text"})
 
 _MEMORY: Final = ("F32", "BF16", "F8_E4M3", "F4")
 """Element types for which `memory` is given, beside what is stored."""
+
+_PLAIN: Final = frozenset({"F64", "F32", "F16", "BF16", "I64", "BOOL"})
+"""Element types of which no quantised weight is made."""
 
 _HEADS: Final = ("lm_head.weight", "lm_head", "output.weight")
 """Names of output layers that share the embedding's weights."""
@@ -244,9 +248,7 @@ def _model(
         facts = gguf_facts(keys)
     repeated = None if opened.parts else most_repeated(modules)
     sums = total(found)
-    from .quantisation import quantised_records  # NumPy, which `show --help` does not need
-
-    quantised, problems = quantised_records(opened.checkpoints)
+    quantised, problems = _quantised(opened, kinds)
     record: ModelRecord = {
         "summary": "",
         "source": facts.source,
@@ -272,6 +274,17 @@ def _model(
     files = sum(len(each.files) for each in opened.checkpoints)
     record["summary"] = _summary(record, sums, kinds, files)
     return record
+
+
+def _quantised(
+    opened: OpenedModel, kinds: list[DTypeRecord]
+) -> tuple[list[QuantisedRecord], list[str]]:
+    """The schemes of quantised weights. Plain floats are not looked at: that would import NumPy."""
+    if _PLAIN.issuperset(kind["dtype"] for kind in kinds):
+        return [], []
+    from .quantisation import quantised_records
+
+    return quantised_records(opened.checkpoints)
 
 
 def _summary(record: ModelRecord, sums: TotalRecord, kinds: list[DTypeRecord], files: int) -> str:

@@ -126,6 +126,30 @@ RULES: Final[dict[str, Rule]] = {
     "missing-shard": Rule(
         "A shard that the index or the numbering needs is missing.", "Download it."
     ),
+    "part": Rule(
+        "The file is a part of a checkpoint of several files.",
+        "Give the folder, or all files, as the message says.",
+    ),
+    "rank-files": Rule(
+        "The files of ranks do not make up whole tensors.",
+        "Give the files of all ranks of one save.",
+    ),
+    "zero": Rule(
+        "A ZeRO partition is malformed, or is of another save.",
+        "Give the files of all ranks of one save.",
+    ),
+    "orbax": Rule(
+        "A checkpoint of Orbax is not read here.",
+        "Restore it with Orbax, and save it with safeweights.flax.save_file.",
+    ),
+    "nemo": Rule(
+        "The NeMo archive has no weights that can be read in place.",
+        "Extract it (tar -xf), and give the folder of weights in it.",
+    ),
+    "wrapped": Rule(
+        "All names begin with what a wrapper added; loaders look for names without it.",
+        "`safeweights edit FILE --in-place --strip-prefix PREFIX`.",
+    ),
     "unlisted-file": Rule(
         "No index lists this file: it is not part of what is loaded.", "Delete it if it is stale."
     ),
@@ -181,10 +205,6 @@ RULES: Final[dict[str, Rule]] = {
     "use-kernels": Rule("The configuration asks loaders to download and run kernels.", _LOOK),
     "remote-kernel": Rule("The configuration names a kernel that loaders download and run.", _LOOK),
     "yaml-tag": Rule("A YAML file has a tag that builds an object of a program.", _LOOK),
-    "keras-lambda": Rule("A Keras model has a Lambda layer, which holds Python bytecode.", _SOURCE),
-    "keras-class": Rule(
-        "A Keras model names a class that is not Keras's own; loading imports it.", _LOOK
-    ),
     "tensorflow-operator": Rule(
         "A SavedModel uses an operator that reads or writes files, or runs Python.", _LOOK
     ),
@@ -197,6 +217,10 @@ RULES: Final[dict[str, Rule]] = {
     "template-size": Rule("A chat template is too large to be read here.", "Read it yourself."),
     "template": Rule(
         "A chat template is a program; it could not be read to its end.", "Read it yourself."
+    ),
+    "json-duplicate": Rule(
+        "A key occurs twice in one object of a JSON file: programs disagree about its value.",
+        _DELETE,
     ),
     "json": Rule("A file called .json is no JSON.", "Find out what it is before you load it."),
     "text-size": Rule("A configuration is too large to be read here.", "Read it yourself."),
@@ -290,6 +314,10 @@ FAMILIES: Final[dict[str, Rule]] = {
     ),
     "age-": Rule("The encrypted file is damaged, or was changed.", _AGAIN),
     "jwe": Rule("The encrypted file is malformed, or was changed.", _AGAIN),
+    "keras-": Rule(
+        "A Keras model has Python code or a class that is not Keras's own; loading runs or imports it.",
+        _LOOK,
+    ),
     "template-": Rule(
         "A chat template does more than format text.", "Do not render it outside a sandbox."
     ),

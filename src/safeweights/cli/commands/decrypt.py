@@ -34,7 +34,7 @@ __all__ = ["command"]
 def command(
     out: Output, /, path: str, *, output: str | None, policy: str | None, keyring: Keyring | None
 ) -> None:
-    """Write the plaintext of an encrypted model to a disk.
+    """Write the plaintext of an encrypted model.
 
     To read a model this is not needed: every command that reads one takes -i. No file is replaced: all
     files are written, or none.

@@ -76,7 +76,7 @@ def command(
     Examples:
       safeweights diff old.safetensors new.safetensors
       safeweights diff base/ tuned/ --values --json | jq '.changed[].values.max'
-      safeweights diff pytorch_model.bin model.safetensors --rtol 1e-3 --no-metadata
+      safeweights diff model.bin model.safetensors --rtol 1e-3 --no-metadata
     """
     from ...reports.difference import Tolerance, compare
 

@@ -104,7 +104,7 @@ def command(out: Output, /, source: str, target: str | None, plan: bool, **given
       safeweights edit shards/ model.safetensors
       safeweights edit model.safetensors shards/ --split 5GB
       safeweights edit model.safetensors bf16.safetensors --dtype BF16 --plan
-      safeweights edit lora.safetensors --in-place --strip-prefix base_model.model.
+      safeweights edit lora.safetensors --in-place --strip-prefix base_model.
     """
     from ...editing import edit
 

@@ -41,7 +41,7 @@ def command(
     pq: bool,
     passphrase_file: str | None,
 ) -> None:
-    """Create a key pair, for signing models or for reading encrypted ones.
+    """Create a key pair, for signing models or reading encrypted ones.
 
     Writes the private key to PATH, readable by you only, and the public key to PATH.pub, for everybody
     who verifies your models. Both are PEM. Existing files are never replaced.

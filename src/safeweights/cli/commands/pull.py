@@ -43,7 +43,7 @@ def command(
     files: tuple[str, ...],
     explain: bool,
 ) -> int:
-    """Fetch a model into a folder, which gets its name when a policy admits it.
+    """Fetch a model into a folder, which a policy admits first.
 
     URL is a folder or a file: https://, s3://, gs://, az://, hf://org/repository@revision,
     oci://registry/name:tag, or a path. Files that DIR has already are not fetched again, and a pull that

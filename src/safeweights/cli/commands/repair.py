@@ -30,7 +30,7 @@ __all__ = ["command"]
 @json_option
 @click.pass_obj
 def command(out: Output, path: str, *, plan: bool, format: str | None, durable: bool) -> int:  # noqa: A002
-    """Mend what can be mended without a guess, and say what to download again.
+    """Mend files and indexes, and say what to download again.
 
     PATH is a safetensors file or a folder. Bytes after the end of the data are cut off, NUL bytes after a
     header become spaces, an index that is missing or wrong is written from a complete series of shards, and

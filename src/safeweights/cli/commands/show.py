@@ -49,7 +49,7 @@ _REASONS: Final = 5
 @json_option
 @click.pass_obj
 def command(out: Output, path: str) -> None:
-    """Say what a model is: class, parameters, types, layers, parts, memory.
+    """Say what a model is: class, size, types, layers, memory.
 
     Of an encrypted model, without -i or -p, it says for what kinds of recipients it is encrypted.
 

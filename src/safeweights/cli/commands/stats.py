@@ -35,9 +35,9 @@ __all__ = ["command"]
 @json_option
 @click.pass_obj
 def command(out: Output, path: str, patterns: tuple[str, ...], *, finite: bool) -> int:
-    """Compute statistics of all tensors, or of those called NAME.
+    """Compute statistics of all tensors; find NaNs and dead rows.
 
-    NAME may be a pattern: * matches anything, ? one character. All values are read, by several threads;
+    With NAMEs, only of the tensors called so; NAME may be a pattern: * matches anything, ? one character. All values are read, by several threads;
     min, max, mean and std are those of the finite ones. Quantiles and the histogram come from an even
     sample of some 65,536 values of each tensor. A dead row is one along the last axis that is all zeros.
 
@@ -48,7 +48,7 @@ def command(out: Output, path: str, patterns: tuple[str, ...], *, finite: bool) 
     Examples:
       safeweights stats model.safetensors
       safeweights stats model/ '*.mlp.*' --finite
-      safeweights stats model/ --json | jq '.tensors[] | select(.statistics.nan > 0).name'
+      safeweights stats model/ --json | jq '.tensors[].statistics.std'
     """
     checkpoint = open_checkpoint(path)
     chosen = checkpoint.filter(only=patterns) if patterns else checkpoint

@@ -54,7 +54,9 @@ def command(
     stats: bool,
     force: bool,
 ) -> None:
-    """Look at a model in a browser: tensors, values, bytes, findings, and a policy's verdict.
+    """Look at a model in a browser, or write a report.
+
+    The page has tensors, values, bytes, findings, and what a policy says.
 
     Serves a page to this machine alone, read only, until Ctrl-C. The address that is printed has a token,
     without which nothing is answered: who has the address sees the model. Nothing is loaded from the
