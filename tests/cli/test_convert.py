@@ -402,10 +402,13 @@ def test_what_is_compressed_and_no_pickle_is_to_be_decompressed_first(
     assert any(words in each["message"] for each in result["findings"])
     assert "foreign-format" not in {each["rule"] for each in result["findings"]}
     converted = run("convert", str(path), target)
-    assert (converted.exit_code, words in converted.stderr) == (1, True)
-    if codec != "zlib":  # which `show` does not know
-        shown = run("show", str(path))
-        assert (shown.exit_code, words in shown.stderr) == (1, True)
+    results = [converted]
+    if path.stat().st_size > 8:  # 8 bytes may be a safetensors file that was cut
+        results.append(run("show", str(path)))
+    for result in results:
+        assert result.exit_code == 1
+        assert f" {codec} stream" in result.stderr
+        assert "decompress it, then check it" in result.stderr
 
 
 @pytest.mark.parametrize("codec", COMPRESSORS)
@@ -441,7 +444,8 @@ def test_an_archive_that_is_no_checkpoint_is_named(run, tmp_path, model, target)
     for name, kind in (("a", "zip"), ("b", "tar")):
         result = run("convert", str(tmp_path / name), target)
         assert result.exit_code == 1
-        assert f"it is a {kind} archive of other files" in result.stderr
+        assert f"it is a {kind} archive" in result.stderr
+        assert "extract it" in result.stderr
         assert "safeweights convert" not in result.stderr
 
 

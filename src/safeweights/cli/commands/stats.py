@@ -37,9 +37,10 @@ __all__ = ["command"]
 def command(out: Output, path: str, patterns: tuple[str, ...], *, finite: bool) -> int:
     """Compute statistics of all tensors; find NaNs and dead rows.
 
-    With NAMEs, only of the tensors called so; NAME may be a pattern: * matches anything, ? one character. All values are read, by several threads;
-    min, max, mean and std are those of the finite ones. Quantiles and the histogram come from an even
-    sample of some 65,536 values of each tensor. A dead row is one along the last axis that is all zeros.
+    With NAMEs, only of the tensors called so; NAME may be a pattern: * matches anything, ? one
+    character. All values are read, by several threads; min, max, mean and std are those of the finite
+    ones. Quantiles and the histogram come from an even sample of some 65,536 values of each tensor. A
+    dead row is one along the last axis that is all zeros.
 
     Piped, each line is name, type, shape, min, max, mean, std, zeros, NaNs, infinities, dead rows, and
     the quantiles 0.01, 0.25, 0.5, 0.75 and 0.99, separated by tabs; - stands for what does not apply.
