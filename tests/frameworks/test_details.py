@@ -251,7 +251,7 @@ class TestPaddle:
                 with pytest.raises(ValueError) as caught:
                     module.save(bad)
                 texts.append(str(caught.value))
-            assert texts[0] == texts[1]
+            assert texts[1].startswith(texts[0])  # and then says what to do
         sparse = paddle.sparse.sparse_coo_tensor([[0], [1]], [1.0], [2, 2])
         for tensor in (sparse, paddle.ones([2], "complex128")):
             with pytest.raises(safeweights.SafetensorError):

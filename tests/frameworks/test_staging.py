@@ -22,8 +22,7 @@ from safeweights.frameworks.plans import Batch
 from safeweights.frameworks.torch import staging
 from safeweights.frameworks.torch.adapter import ADAPTER, CODES, DeviceTensor, TorchAdapter
 from safeweights.frameworks.torch.staging import DeviceLanding
-from safeweights.storage import Source, open_source
-from safeweights.storage.opening import BACKENDS
+from safeweights.storage import BACKENDS, Source, open_source
 from safeweights.storage.source import BytesSource, TruncatedError
 from safeweights.torch import load, load_file, save_file
 
