@@ -82,7 +82,7 @@ _TEXT_PICKLES: Final = (b"(", b"c", b"]", b"}", b")", b"i", b"N", b"I", b"L", b"
 
 
 def identify_foreign(
-    source: Source, head: bytes, limits: Limits, *, certain: bool = False
+    source: Source, head: bytes, limits: Limits, *, certain: bool = False, whole: bool = True
 ) -> str | None:
     """The format (a key of `FORMATS`) of a source that is not safetensors; None if it is not known.
 
@@ -93,6 +93,7 @@ def identify_foreign(
         head: Its first bytes.
         limits: Bounds on the work of reading an archive's directory.
         certain: Go by signatures alone, not by what text and plain pickles usually begin with.
+        whole: `source` is all of the file, not only its beginning.
 
     Raises:
         FormatError: It is an archive that breaks a rule.
@@ -115,7 +116,7 @@ def identify_foreign(
         return "torch-tar" if torch_tar.is_torch_tar(archive) else None
     if not certain and tensorflow_v2.is_table(source):  # known by the end of the file
         return "tensorflow-v2"
-    return _identify_stream(head, source, certain=certain)
+    return _identify_stream(head, source, certain=certain, whole=whole)
 
 
 def identify_zip(archive: zip_reader.ZipArchive) -> str | None:
@@ -127,7 +128,7 @@ def identify_zip(archive: zip_reader.ZipArchive) -> str | None:
     return "npz" if numpy_files.is_npz(archive) else None
 
 
-def _identify_stream(head: bytes, source: Source, *, certain: bool) -> str | None:
+def _identify_stream(head: bytes, source: Source, *, certain: bool, whole: bool) -> str | None:
     if not certain and source.name.endswith(_PADDLE_SUFFIXES):
         return "paddle"
     if not certain and len(head) > 1 and head[:1] == b"\x80" and 2 <= head[1] <= 5:
@@ -138,10 +139,10 @@ def _identify_stream(head: bytes, source: Source, *, certain: bool) -> str | Non
         return None
     if flax_msgpack.looks_like_map(head):
         return "flax-msgpack"
-    return "pickle" if head[:1] in _TEXT_PICKLES and not _is_prose(source) else None
+    return "pickle" if head[:1] in _TEXT_PICKLES and not _is_prose(source, whole=whole) else None
 
 
-def _is_prose(source: Source) -> bool:
+def _is_prose(source: Source, *, whole: bool) -> bool:
     """Whether an unpickler fails at the first words of a text, before it has imported or called anything.
 
     Any text may begin with letters that are opcodes, such as a server's reply, "Not Found".
@@ -154,7 +155,8 @@ def _is_prose(source: Source) -> bool:
         machine.run()
     except FormatError as error:
         # Only under the rule `pickle` is it certain that CPython stops here too.
-        fails = error.rule == "pickle" or (error.rule == "truncated" and size == source.size)
+        ends = whole and size == source.size
+        fails = error.rule == "pickle" or (error.rule == "truncated" and ends)
         found = machine.result
         return fails and not (found.globals or found.calls or found.effects or found.persistent)
     return False

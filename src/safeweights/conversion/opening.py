@@ -268,7 +268,12 @@ def read_foreign(
 
 
 def identify(
-    source: Source, head: bytes, limits: Limits | None = None, *, damaged: bool = True
+    source: Source,
+    head: bytes,
+    limits: Limits | None = None,
+    *,
+    damaged: bool = True,
+    whole: bool = True,
 ) -> str | None:
     """The format of a file: ``"safetensors"``, another key of `FORMATS`, or None if it is not known.
 
@@ -281,6 +286,7 @@ def identify(
         damaged: Also take a file for safetensors of which only the first 8 bytes, the length of a
             header, make sense, unless it has the signature of another format. Errors then describe a
             damaged file as what it was meant to be. (Some gzip streams begin with such a number too.)
+        whole: `source` is all of the file, not only its beginning.
 
     Raises:
         FormatError: It is an archive that breaks a rule.
@@ -293,7 +299,8 @@ def identify(
     from .formats import identify_foreign
 
     likely = damaged and length <= MAX_HEADER
-    found = identify_foreign(source, head, limits or DEFAULT_LIMITS, certain=likely)
+    limits = limits or DEFAULT_LIMITS
+    found = identify_foreign(source, head, limits, certain=likely, whole=whole)
     return SAFETENSORS if found is None and likely else found
 
 
@@ -305,7 +312,9 @@ def is_known(head: bytes) -> bool:
     if head.startswith(tuple(magic for magic, _ in COMPRESSED)):
         return True  # the beginning of a compressed block need not tell what is in it
     try:
-        return identify(BytesSource(head, "<stdin>"), head) not in {None, SAFETENSORS}
+        whole = len(head) < FORMAT_HEAD
+        found = identify(BytesSource(head, "<stdin>"), head, whole=whole)
+        return found not in {None, SAFETENSORS}
     except FormatError:  # an archive, of which this is only the beginning
         return True
 
