@@ -165,10 +165,7 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         identity: Any = None,
     ) -> None:
         # As in the reference, names and metadata can be had without the framework.
-        try:
-            self._adapter: Adapter = adapter_for(framework)
-        except MissingDependencyError as error:
-            self._adapter = MissingAdapter(framework, error)
+        self._adapter: Adapter = _adapter_or_missing(framework)
         adapter = self._adapter
         self._device = adapter.check_device(device)
         if backend is None:
@@ -349,12 +346,20 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         return f"<safe_open {state} for {self._adapter.name}>"
 
 
+def _adapter_or_missing(framework: str) -> Adapter:
+    """The adapter; where the framework is not installed, one with which everything but values works."""
+    try:
+        return adapter_for(framework)
+    except MissingDependencyError as error:
+        return MissingAdapter(framework, error)
+
+
 def _handle_again(
     kind: type[safe_open[Any]], framework: str, state: dict[str, Any]
 ) -> safe_open[Any]:
     """A handle that was pickled, in the process that reads the pickle."""
     handle = kind.__new__(kind)
-    vars(handle).update(state, _adapter=adapter_for(framework))
+    vars(handle).update(state, _adapter=_adapter_or_missing(framework))
     return handle
 
 
