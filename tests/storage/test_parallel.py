@@ -394,7 +394,7 @@ def test_an_interrupt_at_any_point_ends_all_calls_and_is_raised(
         assert threading.active_count() == threads, point
         if not raised:
             break
-    assert 40 < point < 999
+    assert 10 < point < 999  # how many there are depends on the Python and on who takes which chunk
 
 
 # ---- where the system has no more threads
