@@ -218,7 +218,7 @@ def commands(page: str) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize("page", SHELL)
 def test_commands(page: str, sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands of a page, one after another in one folder."""
-    monkeypatch.setattr(passphrases, "ask", lambda **_: "passphrase")
+    monkeypatch.setattr(passphrases, "ask_for", lambda *_, **__: "passphrase")
     if page == "docs/policy.md":
         shutil.copytree(sandbox / "model", sandbox / "models" / "m")
         trust.generate_key(sandbox / "team")
