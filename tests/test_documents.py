@@ -144,17 +144,18 @@ def distributed_folders() -> None:
     """The folders of docs/distributed.md: two ranks each."""
     sys.path.insert(0, str(ROOT / "tests" / "conversion" / "distributed"))
     import folders
+    import rank_files
     import zero_folders
     from torch.distributed.tensor import Shard
-
-    import ranks
 
     whole = torch.arange(35.0).reshape(7, 5)
     made = folders.DCP().add("model.weight", whole, folders.rows(whole, 2))
     made.add("optimizer.exp_avg", whole, folders.rows(whole, 2)).value("step", 3).write(
         Path("ckpt")
     )
-    ranks.save_ranks(Path("fsdp"), (2,), lambda m: {"w": ranks.divided(whole, m, Shard(0))})
+    rank_files.save_ranks(
+        Path("fsdp"), (2,), lambda m: {"w": rank_files.divided(whole, m, Shard(0))}
+    )
     zero_folders.write_zero(Path("zero/global_step10"), zero_folders.some_groups(), stage=3)
     Path("zero/latest").write_text("global_step10")
 

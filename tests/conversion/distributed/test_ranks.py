@@ -13,7 +13,7 @@ from builders import call, integer, ints, many, torch_zip
 from folders import assert_equal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ranks import as_rank, divided, save_ranks
+from rank_files import as_rank, divided, save_ranks
 from torch.distributed._shard.sharded_tensor import Shard as LocalShard
 from torch.distributed._shard.sharded_tensor import (
     ShardedTensor,

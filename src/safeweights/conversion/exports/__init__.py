@@ -1,4 +1,4 @@
-"""Checkpoints written in other formats, so that nobody is locked in: .npz, .bin (PyTorch), .gguf.
+"""Checkpoints in other formats, for programs that do not read safetensors: .npz, .bin, .gguf.
 
 The name of the destination decides. Files are written without the libraries that read them, in one pass:
 each format's writer gives the size and the buffers of the file, as `saving.serialized` does.

@@ -1,7 +1,7 @@
 """The scrypt recipient type (c2sp.org/age): a file that a passphrase opens.
 
-A passphrase stands alone: a file has no other recipient beside it, so that whoever can open it knows that
-it was written by someone who knows the passphrase.
+A file with a passphrase has no other recipient. So a reader who opens it knows that its author knew the
+passphrase, too.
 """
 
 from __future__ import annotations
