@@ -27,7 +27,7 @@ from .runs import expanded
 from .source import BytesSource, flat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from .runs import Run
     from .source import Buffer, Source
 
-__all__ = ["Commit", "Entry", "EntryKind", "MemoryStore", "Store", "check_name"]
+__all__ = [
+    "Commit", "Entry", "EntryKind", "MemoryStore", "Store", "check_name", "entries_below", "kind_among",
+]  # fmt: skip
 
 EntryKind: TypeAlias = Literal["file", "link", "special", "folder"]
 """What a name stands for: a regular file, a symbolic link, another special file, or a folder."""
@@ -377,21 +379,11 @@ class MemoryStore(Store):
     def list(self, folder: str = "", *, recursive: bool = True) -> Iterator[Entry]:
         if folder:
             self.locate(folder)
-        prefix = f"{folder}/" if folder else ""
-        names = sorted(name for name in self._files if name.startswith(prefix))
-        if recursive:
-            return (Entry(name, "file") for name in names)
-        found: dict[Entry, None] = {}
-        for name in names:
-            first, separator, _ = name[len(prefix) :].partition("/")
-            found[Entry(prefix + first, "folder" if separator else "file")] = None
-        return iter(found)
+        return entries_below(sorted(self._files), folder, recursive=recursive)
 
     def kind(self, name: str) -> EntryKind | None:
         self.locate(name)
-        if name in self._files:
-            return "file"
-        return "folder" if any(each.startswith(f"{name}/") for each in self._files) else None
+        return kind_among(self._files, name)
 
     def open(self, name: str, *, backend: str = "mmap", version: str | None = None) -> Source:
         data, found = self._get(name)
@@ -499,6 +491,32 @@ class _MemoryCommit(Commit):
 
     def _discard(self, error: BaseException) -> None:
         self._staged.clear()
+
+
+def entries_below(names: Iterable[str], folder: str, *, recursive: bool) -> Iterator[Entry]:
+    """What `Store.list` gives of a store that knows all its names.
+
+    Args:
+        names: Of all files, sorted.
+        folder: See `Store.list`.
+        recursive: See `Store.list`.
+    """
+    prefix = f"{folder}/" if folder else ""
+    below = [name for name in names if name.startswith(prefix)]
+    if recursive:
+        return (Entry(name, "file") for name in below)
+    found: dict[Entry, None] = {}
+    for name in below:
+        first, separator, _ = name[len(prefix) :].partition("/")
+        found[Entry(prefix + first, "folder" if separator else "file")] = None
+    return iter(found)
+
+
+def kind_among(names: Collection[str], name: str) -> EntryKind | None:
+    """What `Store.kind` gives of a store that has files of these `names`."""
+    if name in names:
+        return "file"
+    return "folder" if any(each.startswith(f"{name}/") for each in names) else None
 
 
 def changed(where: str) -> ChangedError:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote as percent_encoded
 
 from ...errors import MissingDependencyError, UnsupportedError, quote
-from ..store import Entry
+from ..store import Entry, entries_below, kind_among
 from .base import RemoteStore
 from .errors import absent, broken, changed_meanwhile, denied, is_folder
 from .ranges import NO_SECRETS, WebFile
@@ -80,22 +80,11 @@ class HubStore(RemoteStore):
         if folder:
             self.locate(folder)
         names = sorted(self._listed())
-        prefix = f"{folder}/" if folder else ""
-        below = [name for name in names if name.startswith(prefix)]
-        if recursive:
-            return (Entry(name, "file") for name in below)
-        found: dict[Entry, None] = {}
-        for name in below:
-            first, separator, _ = name[len(prefix) :].partition("/")
-            found[Entry(prefix + first, "folder" if separator else "file")] = None
-        return iter(found)
+        return entries_below(names, folder, recursive=recursive)
 
     def kind(self, name: str) -> EntryKind | None:
         self.locate(name)
-        files = self._listed()
-        if name in files:
-            return "file"
-        return "folder" if any(each.startswith(f"{name}/") for each in files) else None
+        return kind_among(self._listed(), name)
 
     def open(self, name: str, *, backend: str = "mmap", version: str | None = None) -> Source:  # noqa: ARG002
         where = self.locate(name)

@@ -28,7 +28,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 from ...errors import FormatError, UnsupportedError, quote
 from ..runs import expanded
 from ..source import flat
-from ..store import Commit, Entry
+from ..store import Commit, Entry, entries_below, kind_among
 from .base import RemoteStore
 from .connections import ForbiddenAddressError, check_host, is_loopback
 from .errors import absent, broken, changed_meanwhile, is_folder
@@ -123,22 +123,11 @@ class RegistryStore(RemoteStore):
     def list(self, folder: str = "", *, recursive: bool = True) -> Iterator[Entry]:
         if folder:
             self.locate(folder)
-        prefix = f"{folder}/" if folder else ""
-        below = [name for name in sorted(self._below()) if name.startswith(prefix)]
-        if recursive:
-            return (Entry(name, "file") for name in below)
-        found: dict[Entry, None] = {}
-        for name in below:
-            first, separator, _ = name[len(prefix) :].partition("/")
-            found[Entry(prefix + first, "folder" if separator else "file")] = None
-        return iter(found)
+        return entries_below(sorted(self._below()), folder, recursive=recursive)
 
     def kind(self, name: str) -> EntryKind | None:
         self.locate(name)
-        files = self._below()
-        if name in files:
-            return "file"
-        return "folder" if any(each.startswith(f"{name}/") for each in files) else None
+        return kind_among(self._below(), name)
 
     def open(self, name: str, *, backend: str = "mmap", version: str | None = None) -> Source:  # noqa: ARG002
         where = self.locate(name)
