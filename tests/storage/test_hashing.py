@@ -1,18 +1,28 @@
-"""The SHA-256 of a source: read once, in order, whatever its size, and given up on request."""
+"""SHA-256 beside other work: read once, in order, whatever the size, and given up on request."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from safeweights.storage import BytesSource, Source, TruncatedError, hashing
-from safeweights.storage.hashing import sha256
+from safeweights.storage import (
+    BytesSource,
+    Run,
+    Source,
+    TruncatedError,
+    hashing,
+    open_source,
+    parallel,
+)
+from safeweights.storage.hashing import Hashing, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 STEP = 1000
 
@@ -20,6 +30,8 @@ STEP = 1000
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(hashing, "RUN", STEP)
+    monkeypatch.setattr(hashing, "_TOGETHER", STEP)
+    monkeypatch.setattr(hashing, "_BACKLOG", 3 * STEP)
     before = threading.active_count()
     yield
     assert threading.active_count() == before
@@ -85,3 +97,79 @@ def test_errors_end_it() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         sha256(source, progress=give_up)
+
+
+# --- bytes on their way elsewhere
+
+
+@pytest.mark.parametrize("also", [False, True])
+@pytest.mark.parametrize("sizes", [[], [0], [1] * 2500, [STEP], [5 * STEP, 0, 3], [999, 999, 7000]])
+def test_the_digest_of_what_passes(sizes: list[int], also: bool) -> None:
+    pieces = [hashlib.shake_128(b"%d" % number).digest(size) for number, size in enumerate(sizes)]
+    seen = bytearray()
+    with Hashing(seen.extend if also else None) as digest:
+        passed = list(digest.passing(pieces))
+        assert digest.hexdigest() == hashlib.sha256(b"".join(pieces)).hexdigest()
+        assert digest.hexdigest() == hashlib.sha256(b"".join(pieces)).hexdigest()
+    assert passed == pieces
+    assert seen == (b"".join(pieces) if also else b"")
+
+
+def test_pieces_of_any_type_and_runs_pass(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(100)))
+    run = Run(open_source(tmp_path / "file", backend="pread"), 10, 50)  # type: ignore[arg-type]
+    numbers = memoryview(b"abcdefgh").cast("H", (2, 2))
+    with Hashing() as digest:
+        passed = b"".join(digest.passing([numbers, run, bytearray(b"x")]))
+        assert passed == b"abcdefgh" + bytes(range(10, 60)) + b"x"
+        assert digest.hexdigest() == hashlib.sha256(passed).hexdigest()
+
+
+def test_the_caller_waits_when_too_much_is_not_hashed() -> None:
+    """Of endless pieces, those that may wait are a few: memory is bounded."""
+    go_on = threading.Semaphore(0)
+    taken: list[int] = []
+
+    def pieces() -> Iterator[bytes]:
+        for number in range(20):
+            taken.append(number)
+            yield bytes(STEP)
+
+    with Hashing(lambda _: go_on.acquire()) as digest:
+        writer = threading.Thread(target=lambda: list(digest.passing(pieces())))
+        writer.start()
+        for allowed in range(1, 17):
+            while len(taken) < 3 + allowed:
+                time.sleep(0.001)
+            time.sleep(0.002)
+            assert len(taken) == 3 + allowed
+            go_on.release()
+        for _ in range(4):
+            go_on.release()
+        writer.join()
+        assert digest.hexdigest() == hashlib.sha256(bytes(20 * STEP)).hexdigest()
+
+
+def test_what_looks_may_refuse() -> None:
+    def refuse(data: memoryview) -> None:
+        raise ZeroDivisionError
+
+    with Hashing(refuse) as digest:
+        digest.update(b"abc")
+        with pytest.raises(ZeroDivisionError):
+            digest.hexdigest()
+    with Hashing(refuse) as digest, pytest.raises(ZeroDivisionError):
+        list(digest.passing([bytes(STEP)] * 9))
+
+
+def test_a_digest_that_is_given_up_leaves_no_thread() -> None:
+    with pytest.raises(KeyError), Hashing() as digest:
+        digest.update(bytes(9 * STEP))
+        raise KeyError
+
+
+def test_without_threads_the_caller_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel.Background, "_start_one", lambda _: False)
+    with Hashing() as digest:
+        assert list(digest.passing([bytes(STEP)] * 9)) == [bytes(STEP)] * 9
+        assert digest.hexdigest() == hashlib.sha256(bytes(9 * STEP)).hexdigest()

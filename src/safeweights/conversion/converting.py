@@ -24,8 +24,8 @@ from ..derived.casting import CastTensor, parse_casts
 from ..derived.element_types import parse_untold
 from ..derived.quantised.weight import DequantizedTensor
 from ..errors import FormatError, UnsupportedError, quote
-from ..storage import Buffer, Commit, Source, Verifier, open_source
-from ..storage.hashing import sha256
+from ..storage import Commit, Source, Verifier, open_source
+from ..storage.hashing import Hashing, sha256
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.parallel import Background, Job
 from ..storage.places import Place, absolute, is_folder, join, parent
@@ -148,8 +148,7 @@ def convert(
             slash, files are named like the sources. Missing folders are made. A symbolic link to a file
             is replaced, not followed.
         options: See `Options`; single ones can also be given as keyword arguments.
-        progress: Called with the bytes done so far and in total. The bytes of a tensor count when it is
-            written and, if digests are recorded, again when its file is read back.
+        progress: Called with the bytes of tensors written so far and in total.
         changes: Fields of `Options`.
 
     Returns:
@@ -183,7 +182,7 @@ def convert(
     place = os.fspath(target)
     given = _given(chosen, verify)
     with ExitStack() as stack:
-        hashing = _Hashing() if chosen.digests else None
+        hashing = _SourceDigests() if chosen.digests else None
         if hashing is not None:
             stack.callback(hashing.close)
         if whole is not None:
@@ -319,7 +318,7 @@ class _Input:
         cls,
         path: str,
         checkpoint: ForeignCheckpoint,
-        hashing: _Hashing | None,
+        hashing: _SourceDigests | None,
         named: str,
     ) -> _Input:
         """The source at `path`, of which digests are computed if there is a `hashing`."""
@@ -336,7 +335,7 @@ class _Input:
             kind, tensors = PART, 0
 
 
-class _Hashing:
+class _SourceDigests:
     """Digests of sources, computed in another thread; abandoned if the conversion fails."""
 
     def __init__(self) -> None:
@@ -518,26 +517,17 @@ class _Job:
         for output in outputs:
             payload = output.nbytes
             size, buffers = contents_of(output.name, output.tensors, output.metadata)
-            # An upload cannot be read back: what is sent is hashed.
-            sent = self.options.digests and self.destination.store.is_remote
-            state = hashlib.sha256() if sent else None
-            commit.write(
-                output.name,
-                buffers if state is None else _hashed(buffers, state),
-                size=size,
-                create_only=not self.options.force,
-                progress=self._advance(done, payload),
-            )
+            with ExitStack() as stack:
+                hashing = stack.enter_context(Hashing()) if self.options.digests else None
+                commit.write(
+                    output.name,
+                    buffers if hashing is None else hashing.passing(buffers),
+                    size=size,
+                    create_only=not self.options.force,
+                    progress=self._advance(done, payload),
+                )
+                digest = None if hashing is None else hashing.hexdigest()
             done += payload
-            digest = None
-            if state is not None:
-                digest = state.hexdigest()
-                self._advance(done, payload)(payload)
-                done += payload
-            elif self.options.digests:
-                back = commit.open(output.name)
-                digest = sha256(back, progress=self._advance(done, payload))
-                done += payload
             self._add_output(output, size, digest)
 
     def _add_output(self, output: OutputFile, size: int, digest: str | None) -> None:
@@ -570,21 +560,13 @@ class _Job:
             commit.delete(name)  # it describes the files that are replaced
 
     def _advance(self, done: int, size: int) -> Callable[[int], None]:
-        """Progress over one of the passes over a file with `size` bytes of tensors."""
-        total = self.report.nbytes * (2 if self.options.digests else 1)
+        """Progress over a file with `size` bytes of tensors."""
 
         def advance(count: int) -> None:
             if self.progress is not None:  # counts the header too, which no total includes
-                self.progress(done + min(count, size), total)
+                self.progress(done + min(count, size), self.report.nbytes)
 
         return advance
-
-
-def _hashed(buffers: Iterable[Buffer], state: hashlib._Hash) -> Iterator[Buffer]:
-    """The same buffers; each is hashed before it is passed on."""
-    for buffer in buffers:
-        state.update(buffer)
-        yield buffer
 
 
 def _merged(outputs: list[OutputFile], name: str, given: Mapping[str, str]) -> OutputFile:

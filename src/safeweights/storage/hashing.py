@@ -1,21 +1,38 @@
-"""The SHA-256 of a source, read once, while something else may look at the same bytes."""
+"""SHA-256 beside other work: of a source while it is read, of a file while it is written.
+
+`sha256` reads a source and hashes it. `Hashing` hashes bytes that go elsewhere meanwhile, so that what is
+saved or converted is not read back for its digest.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from .parallel import Background
+from .runs import expanded
+from .source import flat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
-    from .source import Source
+    from typing_extensions import Self
 
-__all__ = ["RUN", "sha256"]
+    from .parallel import Job
+    from .runs import Run
+    from .source import Buffer, Source
+
+__all__ = ["RUN", "Hashing", "sha256"]
 
 RUN: Final = 4 << 20
 """Bytes that are read and hashed at a time."""
+
+_TOGETHER: Final = 1 << 20
+"""Bytes of small pieces handed over together: waking the thread costs as much as hashing 50 KiB."""
+
+_BACKLOG: Final = 4 * RUN
+"""Bytes that may wait for the thread. Writers hold up to 8 MiB before they write."""
 
 
 def sha256(
@@ -69,3 +86,91 @@ def sha256(
             if progress is not None:
                 progress(begin + len(run))
     return state.hexdigest()
+
+
+class Hashing:
+    """The SHA-256 of bytes that go elsewhere meanwhile, computed in a thread beside the caller.
+
+    Use it as a context manager: it ends the thread. Cost: nothing is copied. Memory: up to 16 MiB of
+    pieces are kept until they are hashed; then the caller waits.
+
+    Args:
+        also: Given the same pieces in order, in another thread; it must not keep them.
+
+    >>> with Hashing() as hashing:
+    ...     file = b"".join(hashing.passing([b"a", b"bc"]))
+    ...     hashing.hexdigest()[:16]
+    'ba7816bf8f01cfea'
+    """
+
+    def __init__(self, also: Callable[[memoryview], object] | None = None) -> None:
+        self._state = hashlib.sha256()
+        looks = [self._state.update, *([also] if also else [])]
+        self._threads = [(look, Background(name="safeweights-hash")) for look in looks]
+        self._waiting: deque[tuple[int, list[Job[None]]]] = deque()
+        self._backlog = 0
+        self._pieces: list[memoryview] = []
+        self._size = 0
+
+    def passing(self, pieces: Iterable[Buffer | Run]) -> Iterator[Buffer]:
+        """The same bytes, which are hashed as they are asked for. Runs are read.
+
+        The memory of a piece must not change before all is written and `hexdigest` was called.
+        """
+        for piece in expanded(pieces):
+            self.update(piece)
+            yield piece
+
+    def update(self, piece: Buffer) -> None:
+        """Have the next bytes hashed; waits while too many are not hashed yet.
+
+        Raises:
+            Exception: What `also` raised for bytes before.
+        """
+        view = flat(piece)
+        self._pieces.append(view)
+        self._size += len(view)
+        if self._size >= _TOGETHER:
+            self._submit()
+        while self._backlog > _BACKLOG:
+            self._wait()
+
+    def hexdigest(self) -> str:
+        """The digest of all bytes so far, in hexadecimal; waits for it.
+
+        Raises:
+            Exception: What `also` raised.
+        """
+        self._submit()
+        while self._waiting:
+            self._wait()
+        return self._state.hexdigest()
+
+    def _submit(self) -> None:
+        pieces, size = self._pieces, self._size
+        self._pieces, self._size = [], 0
+        jobs = [beside.submit(_look, look, pieces) for look, beside in self._threads]
+        self._waiting.append((size, jobs))
+        self._backlog += size
+
+    def _wait(self) -> None:
+        size, jobs = self._waiting.popleft()
+        for job in jobs:
+            job.result()
+        self._backlog -= size
+
+    def close(self) -> None:
+        """Give up what is not hashed yet, and wait until the threads have ended."""
+        for _, beside in self._threads:
+            beside.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _look(look: Callable[[memoryview], object], pieces: list[memoryview]) -> None:
+    for piece in pieces:
+        look(piece)

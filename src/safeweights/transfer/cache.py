@@ -8,13 +8,13 @@ out. What was not used for longest is deleted first.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from ..storage import open_source, write_file
+from ..storage.hashing import Hashing
 from ..storage.runs import Run, is_copyable
 
 if TYPE_CHECKING:
@@ -45,14 +45,13 @@ def copy_verified(
     Raises:
         OSError: The copy cannot be written.
     """
-    state = hashlib.sha256()
 
-    def pieces() -> Iterator[Buffer]:
+    def pieces(hashing: Hashing) -> Iterator[Buffer]:
         for begin in range(0, source.size, _PIECE):
             piece = source.read(begin, min(_PIECE, source.size - begin))
-            state.update(piece)
+            hashing.update(piece)
             yield piece
-        if state.hexdigest() != sha256:
+        if hashing.hexdigest() != sha256:
             raise _OtherContentError
 
     try:
@@ -60,7 +59,8 @@ def copy_verified(
     except OSError:
         return False
     try:
-        write_file(target, pieces(), size=source.size, progress=progress)
+        with Hashing() as hashing:
+            write_file(target, pieces(hashing), size=source.size, progress=progress)
     except _OtherContentError:
         return False
     return True
