@@ -48,13 +48,14 @@ class StandIn:
 
     def __init__(self) -> None:
         self.copies: list[LateCopy] = []
-        self.slabs = 0
+        self.slabs = self.largest = 0
 
     def arena(self, nbytes: int) -> torch.Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8)
 
     def slab(self, nbytes: int) -> torch.Tensor:
         self.slabs += 1
+        self.largest = max(self.largest, nbytes)
         memory = torch.zeros(nbytes + 4096, dtype=torch.uint8)
         begin = -memory.data_ptr() % 4096
         return memory[begin : begin + nbytes]
@@ -76,8 +77,9 @@ def stage(source: Source, parts: list[tuple[int, int]], device: StandIn) -> list
 
 @pytest.fixture
 def small_slabs(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(staging, "SLAB", 1 << 14)
-    return 1 << 14
+    """Bytes of the file that one slab takes: two pages less than it has, for the file's alignment."""
+    monkeypatch.setattr(staging, "SLAB", 1 << 15)
+    return (1 << 15) - 2 * staging.PAGE
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -90,6 +92,7 @@ def test_every_byte_arrives_whatever_the_engine(tmp_path, small_slabs, backend):
     for (offset, length), arrived in zip(parts, stage(source, parts, device), strict=True):
         assert np.array_equal(arrived.numpy(), data[offset : offset + length])
     assert device.slabs <= staging.READERS
+    assert device.largest <= 1 << 15
     assert len(device.copies) == sum(-(-length // small_slabs) for _, length in parts)
 
 
