@@ -182,6 +182,9 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     quantised_model("quantised")
     distributed_folders()
+    module = "lora_unet_input_blocks_4_1_proj_in"
+    lora = {f"{module}.lora_{part}.weight": torch.ones(2, 2) for part in ("down", "up")}
+    safeweights.torch.save_file({**lora, f"{module}.alpha": torch.tensor(1.0)}, "lora.safetensors")
     torch.save(state, "pytorch_model.bin")
     torch.save(state, "pytorch_folder/pytorch_model.bin")
     torch.save({"x": Dangerous()}, "download.bin")

@@ -15,7 +15,6 @@ import safeweights
 import safeweights.numpy
 from safeweights.checkpoint import Checkpoint
 from safeweights.editing import Edits, edit
-from safeweights.editing.keymaps import describe, key_maps, renamer
 from safeweights.errors import (
     ChangedError,
     FormatError,
@@ -59,7 +58,7 @@ def test_names_are_changed_in_one_order(model: Path, tmp_path: Path) -> None:
         model,
         out,
         drop="module.step",
-        key_map="data-parallel",
+        map="data-parallel",
         rename={"embed.weight": "tok.weight"},
         rename_re={r"^layers\.(\d+)\.": r"h.\1."},
         strip_prefix="h.",
@@ -103,8 +102,8 @@ def test_the_file_is_the_reference_writers(model: Path, tmp_path: Path) -> None:
         ({"rename_re": {"^x": ""}}, UnsupportedError, "rename-re: `^x` matches no tensor"),
         ({"rename_re": {"(": ""}}, UnsupportedError, "regular expression"),
         ({"rename_re": {"a": r"\1"}}, UnsupportedError, "regular expression"),
-        ({"key_map": "torch-compile"}, UnsupportedError, "key map: `torch-compile`"),
-        ({"key_map": "torch_compile"}, UnsupportedError, "there is `torch-compile`"),
+        ({"map": "torch-compile"}, UnsupportedError, "map: `torch-compile`"),
+        ({"map": "torch_compile"}, UnsupportedError, "there is `torch-compile`"),
         ({"unset": "fromat"}, UnsupportedError, "similar keys: `format`"),
         ({"rename": {EMBED: "module.step"}}, FormatError, "would both be called"),
         ({"rename": {EMBED: HEAD}}, FormatError, "would both be called"),
@@ -435,36 +434,6 @@ def test_a_digest_of_one_file_is_left_out_of_several(hashed: Path, tmp_path: Pat
     assert len(plan.metadata_removed) == 3
     edit(hashed, tmp_path / "mine.safetensors", drop="*.step", metadata={"sshs_model_hash": "mine"})
     assert (metadata(tmp_path / "mine.safetensors") or {})["sshs_model_hash"] == "mine"
-
-
-# ---- key maps
-
-
-KEY_MAPS = {
-    "torch-compile": {
-        "_orig_mod.a.weight": "a.weight",
-        "module._orig_mod.a": "module.a",
-        "layers.0._orig_mod.a": "layers.0.a",
-        "_orig_mod._orig_mod.a": "a",
-        "my_orig_mod.a": "my_orig_mod.a",
-    },
-    "data-parallel": {"module.a": "a", "module.module.a": "a", "submodule.a": "submodule.a"},
-    "comfyui-diffusion-model": {
-        "model.diffusion_model.input_blocks.0.0.weight": "input_blocks.0.0.weight",
-        "first_stage_model.encoder.conv_in.weight": "first_stage_model.encoder.conv_in.weight",
-    },
-}
-
-
-def test_every_key_map_has_a_test_and_a_description() -> None:
-    assert sorted(KEY_MAPS) == key_maps()
-    assert all(len(describe(name)) > 20 for name in key_maps())
-
-
-@pytest.mark.parametrize("name", KEY_MAPS)
-def test_key_maps(name: str) -> None:
-    new_name = renamer(name)
-    assert {old: new_name(old) for old in KEY_MAPS[name]} == KEY_MAPS[name]
 
 
 # ---- and

@@ -3,6 +3,7 @@
     request      what to change, as data
     model        a checkpoint as edits see it: tensors, ties, metadata, files
     naming       names and ties changed; keymaps: renamings that are known
+    lora         scales of LoRA modules: tensors in one convention, metadata in another
     layout       which output has which tensor
     plan         what will be done, as data
     inplace      headers rewritten within their space

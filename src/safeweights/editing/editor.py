@@ -173,6 +173,8 @@ class _Job:
         self._model = done.model
         self.plan.renamed, self.plan.dropped = done.renamed, done.dropped
         self.plan.untied = done.untied
+        if done.note:
+            self.plan.notes.append(done.note)
         kept = checkpoint.keys() - {*done.dropped}
         refuse_unreadable(checkpoint, kept)
         for each in edits.add:

@@ -10,7 +10,9 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.mapping import matches
 from ..errors import FormatError, TensorNotFoundError, UnsupportedError, quote
 from ..text import similar_names
-from .keymaps import renamer
+from .keymaps import key_map
+from .keymaps.table import TableMap
+from .lora import move_scales
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -32,12 +34,14 @@ class Naming:
         renamed: Old name -> new name, where they differ.
         dropped: Old names that were left out.
         untied: New names of tied names that became tensors of their own.
+        note: A sentence about what the key map did besides renaming, if anything.
     """
 
     model: Model
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     untied: list[str] = field(default_factory=list)
+    note: str = ""
 
 
 def named(model: Model, edits: Edits) -> Naming:
@@ -54,11 +58,16 @@ def named(model: Model, edits: Edits) -> Naming:
     check_patterns("keep", edits.keep, everything)
     check_patterns("drop", edits.drop, everything)
     kept = everything.filter(only=edits.keep, skip=edits.drop)
-    new_name = _Renamer(edits)
+    metadata = dict(model.metadata)
+    done = Naming(replace(model, tensors={}, ties={}, homes={}, metadata=metadata))
+    done.dropped = [name for name in everything if name not in kept]
+    known = None if edits.map is None else key_map(edits.map)
+    if isinstance(known, TableMap):
+        tensors, done.note = move_scales(dict(kept), metadata, known)
+        kept = everything = Checkpoint(tensors, name=model.name)
+    new_name = _Renamer(edits, known)
     names = dict(zip(kept, kept.rename(new_name), strict=True))
     new_name.check(kept)
-    done = Naming(replace(model, tensors={}, ties={}, homes={}))
-    done.dropped = [name for name in everything if name not in names]
     done.renamed = {old: new for old, new in names.items() if old != new}
     for old, new in names.items():
         target = model.ties.get(old)
@@ -106,11 +115,11 @@ def _broken(alias: str, target: str, model: Model) -> FormatError:
 class _Renamer:
     """The function from old names to new ones; it notes which of its rules did anything."""
 
-    def __init__(self, edits: Edits) -> None:
+    def __init__(self, edits: Edits, known: Callable[[str], str] | None) -> None:
         self._exact = edits.rename
         self._steps: list[tuple[str, str, Callable[[str], str]]] = []
-        if edits.key_map is not None:
-            self._steps.append(("key map", edits.key_map, renamer(edits.key_map)))
+        if known is not None:
+            self._steps.append(("map", edits.map or "", known))
         if edits.rename:
             self._steps.append(("rename", "", lambda name: edits.rename.get(name, name)))
         for old, new in edits.rename_re.items():

@@ -19,7 +19,8 @@ class Edits:
         untie: Shell patterns of tied names that become tensors of their own.
         keep: Shell patterns of the tensors to keep; all, if there are none.
         drop: Shell patterns of the tensors to leave out.
-        key_map: The name of a renaming that is known, see `safeweights.editing.keymaps`.
+        map: The name of a renaming that is known, such as ``"lora-sdxl:kohya-to-diffusers"``; see
+            `safeweights.editing.keymaps`.
         rename: Old name -> new name.
         rename_re: Regular expression -> replacement, in order; ``\1`` stands for a group.
         strip_prefix: Prefixes to remove from the names that have them.
@@ -41,7 +42,7 @@ class Edits:
     untie: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
-    key_map: str | None = None
+    map: str | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
     rename_re: Mapping[str, str] = field(default_factory=dict)
     strip_prefix: tuple[str, ...] = ()

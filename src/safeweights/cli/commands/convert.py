@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...errors import UnsupportedError
 from ...text import escape, human_bytes, plural, printable
 from ..app import FILE, json_option
 from ..identities import identity_option
+from ..rewriting import SHOWN, as_usage, draw_names, dtype_option, pairs, trust_option
 from ..watching import watched_writing
 
 if TYPE_CHECKING:
@@ -23,16 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_SHOWN: Final = 20
-"""Maximum number of names of each kind on a terminal."""
-
 
 @click.command("convert")
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=FILE)
 @click.argument("target", metavar="DST", type=FILE)
-@click.option(
-    "--dtype", metavar="TYPE", help="Convert values: BF16 (or bfloat16), or F64=F32,C128=C64."
-)
+@dtype_option
 @click.option(
     "--dtype-of", metavar="KIND=TYPE",
     help="What arrays hold whose NumPy type does not tell it: V2=BF16, or f1=F8_E5M2.",
@@ -84,12 +79,7 @@ _SHOWN: Final = 20
     "--limit", metavar="NAME=NUMBER", multiple=True,
     help="Raise a limit on the input; the error that a limit causes names it.",
 )  # fmt: skip
-@click.option(
-    "--trust",
-    metavar="FILE",
-    type=FILE,
-    help="Read only files that this policy, public key or warrant admits.",
-)
+@trust_option
 @click.option("--no-record", is_flag=True, help="Do not write DST.provenance.json.")
 @click.option(
     "--no-digests", is_flag=True, help="Skip the SHA-256 of sources and outputs, which takes time."
@@ -167,11 +157,8 @@ def _options(given: dict[str, Any]) -> Options:
     }  # fmt: skip
     for name, parse in checks.items():
         if given[name]:
-            try:
+            with as_usage(f"--{name.replace('_', '-')}"):
                 parse(given[name])
-            except UnsupportedError as error:
-                option = name.replace("_", "-")
-                raise click.UsageError(f"--{option}: {error.message}") from error
     if given["format"] not in (None, *FORMATS):
         raise click.UsageError(f"--format must be one of {', '.join(sorted(FORMATS))}")
     return Options(
@@ -181,18 +168,11 @@ def _options(given: dict[str, Any]) -> Options:
         strip_prefix=given["strip_prefix"],
         keep=given["keep"],
         max_shard_size=given["max_shard_size"],
-        metadata=dict(_pair("--metadata", text) for text in given["metadata"]),
+        metadata=pairs("--metadata", given["metadata"]),
         record=not given["no_record"],
         digests=not given["no_digests"],
         limits=_limits(given["limit"]),
     )
-
-
-def _pair(option: str, text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise click.UsageError(f"{option}: {text!r} lacks a =")
-    return name, value
 
 
 def _limits(given: Sequence[str]) -> Limits:
@@ -202,8 +182,7 @@ def _limits(given: Sequence[str]) -> Limits:
 
     known = {field.name for field in fields(Limits) if field.init}
     numbers = {}
-    for text in given:
-        name, value = _pair("--limit", text)
+    for name, value in pairs("--limit", given).items():
         if name not in known:
             raise click.UsageError(f"--limit: NAME must be one of {', '.join(sorted(known))}")
         if not (value.isascii() and value.isdigit() and len(value) < 20 and int(value)):
@@ -274,35 +253,21 @@ def _plain(done: Conversion) -> Iterator[tuple[str, ...]]:
 def _draw(screen: Terminal, done: Conversion) -> None:
     would = "would write" if done.dry_run else "wrote"
     for kind, files in (("read", done.sources), (would, done.outputs)):
-        for file in files[:_SHOWN]:
+        for file in files[:SHOWN]:
             held = "" if file.format in ("index", "part") else f"{plural(file.tensors, 'tensor')}, "
             about = f"  {file.format}, {held}{human_bytes(file.size)}"
             screen.text((kind, "green"), "  ", (escape(file.path), "bold"), about)
-        if len(files) > _SHOWN:
-            screen.text((f"  and {plural(len(files) - _SHOWN, 'file')} more", "dim"))
+        if len(files) > SHOWN:
+            screen.text((f"  and {plural(len(files) - SHOWN, 'file')} more", "dim"))
     for scheme, number in done.dequantized.items():
         screen.text(("dequantised", "green"), f"  {plural(number, 'weight')}, {escape(scheme)}")
     ties = [f"{escape(name)} is {escape(kept)}" for name, kept in done.ties.items()]
     renamed = [f"{escape(old)} -> {escape(new)}" for old, new in done.renamed.items()]
     dropped = [f"{escape(each.name)}: {escape(each.what)}" for each in done.dropped]
     one_by_one = done.dropped_count - sum(each.count - 1 for each in done.dropped)
-    _draw_list(screen, "tied weights, written once", ties, len(ties))
-    _draw_list(screen, "renamed", renamed, len(renamed))
-    _draw_list(screen, "skipped", list(map(escape, done.skipped)), len(done.skipped))
-    _draw_list(screen, "not tensors, left out (see --keep-others)", dropped, one_by_one)
-    _draw_list(
-        screen,
-        "files left out, which are not part of the model",
-        list(map(escape, done.left_out)),
-        len(done.left_out),
-    )
-
-
-def _draw_list(screen: Terminal, title: str, lines: Sequence[str], number: int) -> None:
-    if not number:
-        return
-    screen.text((title, "yellow"), f" ({number:,})")
-    for line in lines[:_SHOWN]:
-        screen.text(line, indent=2)
-    if number > _SHOWN:
-        screen.text((f"  and {number - _SHOWN:,} more: see --json", "dim"))
+    draw_names(screen, "tied weights, written once", ties)
+    draw_names(screen, "renamed", renamed)
+    draw_names(screen, "skipped", list(map(escape, done.skipped)))
+    draw_names(screen, "not tensors, left out (see --keep-others)", dropped, one_by_one)
+    left_out = list(map(escape, done.left_out))
+    draw_names(screen, "files left out, which are not part of the model", left_out)

@@ -8,6 +8,7 @@ import click
 
 from ...text import escape, human_bytes, plural
 from ..app import FILE, json_option
+from ..rewriting import trust_option
 from ..watching import watched
 
 if TYPE_CHECKING:
@@ -35,10 +36,6 @@ def command() -> None:
 
 
 _BASE = click.option("--base", metavar="PATH", type=FILE, help="What the oldest delta is based on.")
-_TRUST = click.option(
-    "--trust", metavar="FILE", type=FILE,
-    help="Read only what this policy, public key or warrant admits.",
-)  # fmt: skip
 
 
 @command.command("make")
@@ -94,7 +91,7 @@ def make(
 @click.argument("target", metavar="DIR", type=FILE)
 @click.argument("output", metavar="OUT", type=FILE)
 @_BASE
-@_TRUST
+@trust_option
 @json_option
 @click.pass_obj
 def apply(out: Output, target: str, output: str, base: str | None, trust: str | None) -> None:

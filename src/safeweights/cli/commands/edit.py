@@ -6,23 +6,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ...errors import UnsupportedError
 from ...text import escape, human_bytes, plural
 from ..app import FILE, json_option
+from ..output import Output
+from ..rewriting import SHOWN, as_usage, draw_names, dtype_option, pairs, trust_option
 from ..watching import watched_writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from ...editing import EditedFile, EditPlan, Edits
     from ...reports.documents import EditDocument, EditedFileRecord
-    from ..output import Output
     from ..terminal import Terminal
 
 __all__ = ["command"]
-
-_SHOWN: Final = 20
-"""Maximum number of names of each kind on a terminal."""
 
 _HOW: Final = {
     "written": "written",
@@ -30,6 +27,17 @@ _HOW: Final = {
     "patched": "a few bytes of the header overwritten in place",
     "kept": "unchanged",
 }
+
+
+def _list_maps(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from ...editing.keymaps import key_maps
+
+    out = ctx.find_object(Output)
+    assert out is not None
+    out.lines(key_maps().items())
+    ctx.exit()
 
 
 @click.command("edit")
@@ -41,7 +49,11 @@ _HOW: Final = {
     "--keep", metavar="GLOB", multiple=True, help="Keep only tensors with matching names."
 )
 @click.option("--drop", metavar="GLOB", multiple=True, help="Leave out tensors.")
-@click.option("--key-map", metavar="NAME", help="Rename by a known convention; NAME `list` lists.")
+@click.option("--map", metavar="NAME", help="Rename from one known convention to another.")
+@click.option(
+    "--list-maps", is_flag=True, is_eager=True, expose_value=False, callback=_list_maps,
+    help="List the known conventions and exit.",
+)  # fmt: skip
 @click.option("--rename", metavar="OLD=NEW", multiple=True, help="Rename one tensor.")
 @click.option(
     "--rename-re", metavar="RE=NEW", multiple=True,
@@ -52,7 +64,7 @@ _HOW: Final = {
 @click.option(
     "--add", metavar="FILE[:GLOB]", multiple=True, help="Add the tensors of another checkpoint."
 )
-@click.option("--dtype", metavar="TYPE", help="Convert values: BF16, or F64=F32,C128=C64.")
+@dtype_option
 @click.option(
     "--tie", metavar="NAME=KEPT", multiple=True,
     help="Write two equal tensors once, under KEPT, and record NAME in the metadata.",
@@ -71,19 +83,14 @@ _HOW: Final = {
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace existing files and shards.")
 @click.option("--durable", is_flag=True, help="Wait until the disk has everything.")
-@click.option(
-    "--trust",
-    metavar="FILE",
-    type=FILE,
-    help="Read only files that this policy, public key or warrant admits.",
-)
+@trust_option
 @json_option
 @click.pass_obj
 def command(out: Output, /, source: str, target: str | None, plan: bool, **given: Any) -> None:
     """Rename, drop, add, cast, split and merge tensors without loading them.
 
     SRC is a file, a folder or an index of any format; DST a file, or for several files a folder. Edits
-    apply in this order: --untie, --keep, --drop, --key-map, --rename, --rename-re, --strip-prefix,
+    apply in this order: --untie, --keep, --drop, --map, --rename, --rename-re, --strip-prefix,
     --add-prefix, --add, --dtype, --tie, --metadata, --unset, --sort, then --split or --merge. A shard
     stays a shard unless DST is a file ending in .safetensors, or one of the last two is given.
 
@@ -108,9 +115,6 @@ def command(out: Output, /, source: str, target: str | None, plan: bool, **given
     """
     from ...editing import edit
 
-    if given["key_map"] == "list":
-        _list_key_maps(out)
-        return
     options = {name: given.pop(name) for name in ("in_place", "force", "durable", "trust")}
     if options["in_place"] == (target is not None):
         raise click.UsageError("give DST or --in-place, and not both")
@@ -125,34 +129,14 @@ def command(out: Output, /, source: str, target: str | None, plan: bool, **given
         out.lines(_plain(done))
 
 
-def _list_key_maps(out: Output) -> None:
-    from ...editing.keymaps import describe, key_maps
-
-    out.lines((name, describe(name)) for name in key_maps())
-
-
 def _edits(given: Mapping[str, Any]) -> Edits:
     from ...conversion.plan import parse_renames
     from ...editing import Edits
 
-    pairs = {name: _pairs(name, given[name]) for name in ("rename", "tie", "metadata")}
-    try:
+    mappings = {name: pairs(f"--{name}", given[name]) for name in ("rename", "tie", "metadata")}
+    with as_usage():
         patterns = {old.pattern: new for old, new in parse_renames(given["rename_re"])}
-        return Edits(**{**given, **pairs, "rename_re": patterns})
-    except UnsupportedError as error:
-        raise click.UsageError(error.message) from error
-
-
-def _pairs(name: str, texts: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in texts:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise click.UsageError(f"--{name}: {text!r} lacks a =")
-        if key in found:
-            raise click.UsageError(f"--{name}: {key!r} is given twice")
-        found[key] = value
-    return found
+        return Edits(**{**given, **mappings, "rename_re": patterns})
 
 
 def _document(done: EditPlan) -> EditDocument:
@@ -196,8 +180,8 @@ def _plain(done: EditPlan) -> Iterator[tuple[str, ...]]:
         yield "output", escape(file.path), file.format, *sizes, file.how
     for path in done.removed:
         yield "removed", escape(path)
-    for kind, pairs in _changed_pairs(done):
-        for name, other in pairs.items():
+    for kind, changes in _changed_pairs(done):
+        for name, other in changes.items():
             yield kind, escape(name), escape(other)
     for name, (old, new) in done.cast.items():
         yield "cast", escape(name), old, new
@@ -219,37 +203,27 @@ def _changed_pairs(done: EditPlan) -> list[tuple[str, dict[str, str]]]:
 
 
 def _draw(screen: Terminal, done: EditPlan) -> None:
-    for file in done.sources[:_SHOWN]:
+    for file in done.sources[:SHOWN]:
         about = f"  {file.format}, {plural(file.tensors, 'tensor')}, {human_bytes(file.nbytes)}"
         screen.text(("read", "green"), "  ", (escape(file.path), "bold"), about)
     would = "would be " if done.dry_run else ""
-    for file in done.outputs[:_SHOWN]:
+    for file in done.outputs[:SHOWN]:
         held = "" if file.format == "index" else f"{plural(file.tensors, 'tensor')}, "
         verb = f"{'' if file.how == 'kept' else would}{_HOW[file.how]}"
         about = f"  {held}{human_bytes(file.nbytes)}: {verb}"
         screen.text(("output", "green"), "  ", (escape(file.path), "bold"), about)
     for kind, files in (("sources", done.sources), ("outputs", done.outputs)):
-        if len(files) > _SHOWN:
-            screen.text((f"  and {len(files) - _SHOWN} more {kind}", "dim"))
-    for title, pairs in _changed_pairs(done):
-        lines = [f"{escape(name)} -> {escape(other)}" for name, other in pairs.items()]
-        _draw_list(screen, title, lines)
+        if len(files) > SHOWN:
+            screen.text((f"  and {len(files) - SHOWN} more {kind}", "dim"))
+    for title, changes in _changed_pairs(done):
+        lines = [f"{escape(name)} -> {escape(other)}" for name, other in changes.items()]
+        draw_names(screen, title, lines)
     casts = [f"{escape(name)}: {old} -> {new}" for name, (old, new) in done.cast.items()]
-    _draw_list(screen, "cast", casts)
-    _draw_list(screen, "dropped", list(map(escape, done.dropped)))
-    _draw_list(screen, "untied", list(map(escape, done.untied)))
-    _draw_list(screen, "removed files", list(map(escape, done.removed)))
+    draw_names(screen, "cast", casts)
+    draw_names(screen, "dropped", list(map(escape, done.dropped)))
+    draw_names(screen, "untied", list(map(escape, done.untied)))
+    draw_names(screen, "removed files", list(map(escape, done.removed)))
     for note in done.notes:
         screen.text(("note", "yellow"), f"  {escape(note)}")
     if done.dry_run:
         screen.text(("nothing was written (--plan)", "dim"))
-
-
-def _draw_list(screen: Terminal, title: str, lines: Sequence[str]) -> None:
-    if not lines:
-        return
-    screen.text((title, "yellow"), f" ({len(lines):,})")
-    for line in lines[:_SHOWN]:
-        screen.text(line, indent=2)
-    if len(lines) > _SHOWN:
-        screen.text((f"  and {len(lines) - _SHOWN:,} more: see --json", "dim"))
