@@ -69,8 +69,8 @@ def _written_out(line: Line, parts: dict[str, list[Line]]) -> Iterator[Line]:
         list(zip(*group, strict=True)) for group in zip(*filter(None, choices), strict=True)
     ]
     counted = [bool(each) for each in choices]
-    for chosen in product(*together):
-        values = iter(zip(*chosen, strict=True)) if chosen else iter(())
+    for choice in product(*together):
+        values = iter(zip(*choice, strict=True))
         yield tuple(
             _filled(cell, next(values)) if has else cell
             for cell, has in zip(line, counted, strict=True)
