@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from safeweights.cli import terminal
-from safeweights.cli.columns import Column, cells, fold, lay_out, shorten, stacked, widths
+from safeweights.cli.columns import Column, Fitting, cells, fold, lay_out, shorten
 from safeweights.text import escape
 
 NAMES = st.text(
@@ -55,8 +55,10 @@ def test_folding_loses_nothing_but_spaces_and_fits(text, width):
 @given(st.lists(st.tuples(NAMES, NAMES, NAMES), min_size=1, max_size=5), st.integers(25, 120))
 def test_every_line_of_a_table_is_as_wide_as_all_and_fits_the_window(rows, window):
     columns = (Column("name"), Column("shape"), Column("s", right=True))
-    wide = widths(columns, rows, window)
-    if stacked(wide, window):
+    fitting = Fitting(columns, window)
+    fitting.add(rows)
+    wide = fitting.widths
+    if fitting.stacked:
         assert wide[0] == window
         columns, rows, wide = columns[1:], [row[1:] for row in rows], wide[1:]
     assert sum(wide) + 4 <= window

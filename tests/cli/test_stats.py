@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tracemalloc
 
 import numpy as np
@@ -9,16 +10,17 @@ import pytest
 
 import safeweights.numpy
 from safeweights import checkpoint
+from safeweights.cli import terminal as terminal_module
 from safeweights.cli.figures import bars, digits
 from safeweights.format.indexing import select
-from safeweights.reports import statistics
+from safeweights.reports import statistics, surveys
 from safeweights.reports.statistics import statistics_of
 
 
 @pytest.fixture
 def save(tmp_path):
-    def save(**tensors):
-        path = str(tmp_path / "model.safetensors")
+    def save(file="model", **tensors):
+        path = str(tmp_path / f"{file}.safetensors")
         safeweights.numpy.save_file(tensors, path)
         return path
 
@@ -153,6 +155,98 @@ def test_on_a_terminal_at_80_columns(terminal, plain, save):
     assert "1 x NaN" in plain(shown)
     assert "1 row of zeros only" in plain(shown)
     assert "█" in shown
+
+
+@pytest.fixture
+def two(save):
+    """Two checkpoints: a tensor that is the same, one that changed, one on each side alone."""
+    same = np.ones(3, "f4")
+    before = save("before", same=same, w=np.array([[1, 2], [0, 0]], "f4"), old=np.zeros(1, "i4"))
+    after = save("after", same=same, w=np.array([[1, 5], [np.nan, 3]], "f4"), new=np.zeros(1, "u1"))
+    return before, after
+
+
+def test_two_checkpoints_side_by_side(run, two):
+    rows = run("stats", two[0], "--compare", two[1]).rows
+    found = {(row[0], row[1]): row[2:] for row in rows}
+    assert set(found) == {
+        ("before", "old"), ("before", "same"), ("after", "same"), ("change", "same"),
+        ("before", "w"), ("after", "w"), ("change", "w"), ("after", "new"),
+    }  # fmt: skip
+    assert found["before", "w"][:6] == ["F32", "[2,2]", "0", "2", "0.75", "0.829156"]
+    assert found["after", "w"][:5] == ["F32", "[2,2]", "1", "5", "3"]
+    assert found["change", "w"][:6] == ["-", "-", "1", "3", "2.25", "0.803837"]
+    assert found["change", "w"][6:10] == ["-2", "1", "0", "-1"]
+    assert found["change", "same"][2:] == ["0"] * 7 + ["-"] + ["0"] * 5
+
+
+def test_a_comparison_as_a_document(run, two):
+    result = run("stats", two[0], "--compare", two[1], "--finite", "--json")
+    assert result.exit_code == 1
+    assert result.document["finite"] is False
+    tensors = {each["name"]: each for each in result.document["tensors"]}
+    assert tensors["new"]["before"] is tensors["new"]["change"] is None
+    assert tensors["old"]["after"] is None
+    assert tensors["w"]["change"]["quantiles"]["0.99"] == 3
+    assert run("stats", two[0], "same", "--compare", two[1], "--finite").exit_code == 0
+
+
+def test_what_has_no_difference_is_null(run, save):
+    huge = np.finfo("f8").max
+    one = save("one", c=np.ones(1, "c8"), h=np.array([-huge]), e=np.zeros(0, "f4"), r=np.ones(2))
+    other = save("other", c=np.ones(1, "c8"), h=np.array([huge]), e=np.ones(1, "f4"), r=np.ones(1))
+    document = run("stats", one, "--compare", other, "--json").document
+    changes = {each["name"]: each["change"] for each in document["tensors"]}
+    assert changes["c"]["mean"] is None
+    assert (changes["h"]["max"], changes["h"]["quantiles"]) == (None, {})
+    assert (changes["e"]["min"], changes["e"]["zeros"]) == (None, 0)
+    assert changes["r"]["mean"] == 0  # of another shape, and compared all the same
+
+
+def test_a_comparison_reads_both_in_turn(save, monkeypatch):
+    """Parts of the first and of the second are read together: neither is held until the other came."""
+    monkeypatch.setattr(statistics, "_WAVE", 2)
+    paths = [save(name, **{f"t{n}": np.ones(4, "f4") for n in range(6)}) for name in "ab"]
+    sides = [checkpoint.open(path, backend="pread") for path in paths]
+    done = []
+    records = surveys.compare(*sides, done.append)
+    for number in range(1, 7):
+        record = next(records)
+        assert record["before"]["statistics"] == record["after"]["statistics"]
+        assert max(done) == 8 * number
+    assert next(records, None) is None
+
+
+def test_a_comparison_on_a_terminal_shows_what_changed(terminal, plain, two):
+    shown, status = terminal("stats", two[0], "--compare", two[1])
+    text = plain(shown)
+    assert status == 0
+    assert max(map(len, text.splitlines())) <= 80
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("w  ")] == ["before"]
+    assert "only before" in text
+    assert "only after" in text
+    assert "+2.25" in text
+    assert "w (after): 1 x NaN" in text
+    assert "1 tensor has the same statistics in both" in text
+
+
+def test_a_table_begins_before_its_last_row_is_computed(monkeypatch):
+    """Of a hundred thousand tensors the first are on the screen while the others are read."""
+    stream = io.StringIO()
+    drawn = terminal_module.Terminal(stream)
+    lines = []
+
+    def rows():
+        for number in range(5000):
+            if number == 1500:
+                lines.extend(stream.getvalue().splitlines())
+            yield (f"layers.{number}" + "x" * (number // 100), "F32")
+
+    drawn.table((terminal_module.Column("name"), terminal_module.Column("type")), rows())
+    assert len(lines) == 1001
+    whole = stream.getvalue().splitlines()
+    assert len(whole) == 5001
+    assert all(line.endswith("F32 ") for line in whole[1:])
 
 
 def test_digits_and_bars():

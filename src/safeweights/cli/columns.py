@@ -18,7 +18,7 @@ from rich.cells import cell_len
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["GAP", "Column", "cells", "fold", "lay_out", "shorten", "stacked", "widths"]
+__all__ = ["GAP", "Column", "Fitting", "cells", "fold", "lay_out", "shorten"]
 
 GAP: Final = 2
 """Cells between columns."""
@@ -68,43 +68,61 @@ def shorten(text: str, limit: int = _CELL_MAX) -> str:
     return f"{text[:kept]}… ({len(text) - kept:,} more)"
 
 
-def widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], available: int) -> list[int]:
-    """The width of each column in a window of `available` cells.
+class Fitting:
+    """The widths of a table's columns, which grow as rows are added.
+
+    A table is drawn while its rows are computed, so the widths fit the rows that were added so far.
 
     In a narrow window the first column gets all cells. It is then printed on its own lines, with the
     others below it, indented by `GAP`; see `stacked`.
+
+    Args:
+        columns: The columns.
+        available: Width of the window, in cells.
     """
-    widest = [cells(column.title) for column in columns]
-    for row in rows:
-        for index, cell in enumerate(row):
-            # A character takes at most two cells: most fields need no measuring.
-            if 2 * len(cell) > widest[index] and (width := cells(cell)) > widest[index]:
-                widest[index] = width
-    others = [
-        min(width, column.widest) for width, column in zip(widest[1:], columns[1:], strict=True)
-    ]
-    left = available - sum(others) - GAP * len(others)
-    if left >= min(widest[0], _NARROWEST):
-        return [min(widest[0], left), *others]
-    if sum(others) + GAP * len(others) > available:
-        _shrink(others, _longest_words(columns, rows), available - GAP * len(others))
-    return [available, *others]
 
+    def __init__(self, columns: Sequence[Column], available: int) -> None:
+        self._columns = columns
+        self._available = available
+        self._widest = [cells(column.title) for column in columns]
+        self._words = [max(map(cells, column.title.split()), default=0) for column in columns]
+        self.widths: list[int] = []
 
-def stacked(wide: Sequence[int], available: int) -> bool:
-    """Whether `widths` decided to print the first column on its own lines."""
-    return len(wide) > 1 and wide[0] == available
+    @property
+    def stacked(self) -> bool:
+        """Whether the first column is printed on its own lines; never undone by more rows."""
+        return len(self.widths) > 1 and self.widths[0] == self._available
 
-
-def _longest_words(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[int]:
-    """The width that each column but the first needs so that no word and no number is broken."""
-    found = []
-    for index, column in enumerate(columns[1:], 1):
-        words = set(column.title.split())
+    def add(self, rows: Sequence[Sequence[str]]) -> None:
+        """Make the columns wide enough for these rows too."""
+        widest = self._widest
         for row in rows:
-            words.update((row[index],) if column.right else row[index].split())
-        found.append(max(map(cells, words), default=0))
-    return found
+            for index, cell in enumerate(row):
+                # A character takes at most two cells: most fields need no measuring.
+                if 2 * len(cell) > widest[index] and (width := cells(cell)) > widest[index]:
+                    widest[index] = width
+        others = [
+            min(width, column.widest)
+            for width, column in zip(widest[1:], self._columns[1:], strict=True)
+        ]
+        gaps = GAP * len(others)
+        left = self._available - sum(others) - gaps
+        if left >= min(widest[0], _NARROWEST):
+            self.widths = [min(widest[0], left), *others]
+            return
+        if sum(others) + gaps > self._available:
+            self._measure_words(rows)
+            _shrink(others, self._words[1:], self._available - gaps)
+        self.widths = [self._available, *others]
+
+    def _measure_words(self, rows: Sequence[Sequence[str]]) -> None:
+        """The width that each column but the first needs so that no word and no number is broken."""
+        for index, column in enumerate(self._columns[1:], 1):
+            words = {self._words[index]}
+            for row in rows:
+                parts = (row[index],) if column.right else row[index].split()
+                words.update(map(cells, parts))
+            self._words[index] = max(words)
 
 
 def _shrink(found: list[int], least: Sequence[int], available: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from itertools import chain, islice
+from time import monotonic
 from typing import TYPE_CHECKING, Final, TextIO
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .columns import GAP, Column, cells, fold, lay_out, shorten, stacked, widths
+from .columns import GAP, Column, Fitting, cells, fold, lay_out, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,9 @@ __all__ = ["Column", "Terminal", "progress"]
 _BATCH: Final = 1000
 """Number of lines per write."""
 
+_PATIENCE: Final = 0.3
+"""Seconds after which the rows that there are so far are printed."""
+
 
 class Terminal:
     """Standard output as a terminal."""
@@ -34,16 +38,25 @@ class Terminal:
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream, highlight=False, emoji=False, markup=False)
         self.width = self._console.width
+        self._codes: dict[str, str] = {}
 
     def table(self, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
-        """Print a table; in a narrow window the first column is wrapped or printed on its own lines."""
-        kept = [[shorten(cell) for cell in row] for row in rows]
-        if not kept:
-            return
-        wide = widths(columns, kept, self.width)
-        lines = self._stacked if stacked(wide, self.width) else self._aligned
-        lines(columns, [[column.title for column in columns]], wide, ["bold"] * len(columns))
-        lines(columns, kept, wide, [column.style for column in columns])
+        """Print a table while its rows are computed.
+
+        The first rows are printed after a fraction of a second, and the columns become wider where later
+        rows need it. In a narrow window the first column is wrapped or printed on its own lines.
+        """
+        fitting = Fitting(columns, self.width)
+        first = True
+        for kept in _batches([shorten(cell) for cell in row] for row in rows):
+            fitting.add(kept)
+            lines = self._stacked if fitting.stacked else self._aligned
+            if first:
+                titles = [[column.title for column in columns]]
+                lines(columns, titles, fitting.widths, ["bold"] * len(columns))
+                first = False
+            lines(columns, kept, fitting.widths, [column.style for column in columns])
+            self._console.file.flush()
 
     def _aligned(
         self, columns: Sequence[Column], rows: _Rows, wide: Sequence[int], styles: Sequence[str]
@@ -55,7 +68,8 @@ class Terminal:
     ) -> None:
         above, below = self._pattern(styles[:1]), self._pattern(["", *styles[1:]])
         for first, *others in rows:
-            self._lines(([line] for line in fold(first, wide[0])), above)
+            if first:
+                self._lines(([line] for line in fold(first, wide[0])), above)
             found = lay_out(columns[1:], [others], wide[1:])
             self._lines((("", *line) for line in found), below)
 
@@ -72,9 +86,11 @@ class Terminal:
         """`text` with the escape sequences that show it in a style."""
         if not style or self._console.legacy_windows:  # old Windows consoles have no sequences
             return text
-        with self._console.capture() as written:
-            self._console.print(Text(text, style), end="")
-        return written.get()
+        if style not in self._codes:  # rich takes milliseconds, and a long table is many batches
+            with self._console.capture() as written:
+                self._console.print(Text("%s", style), end="")
+            self._codes[style] = written.get()
+        return self._codes[style].replace("%s", text)
 
     def pairs(self, items: Iterable[tuple[str, str]], indent: int = 2) -> None:
         """Print names and values, with the values aligned and wrapped."""
@@ -104,6 +120,19 @@ class Terminal:
     def blank(self) -> None:
         """Print an empty line."""
         self._console.print()
+
+
+def _batches(rows: Iterable[list[str]]) -> Iterator[list[list[str]]]:
+    """Rows in groups: `_BATCH` of them, or those that came within `_PATIENCE`."""
+    batch: list[list[str]] = []
+    began = monotonic()
+    for row in rows:
+        batch.append(row)
+        if len(batch) == _BATCH or monotonic() - began > _PATIENCE:
+            yield batch
+            batch, began = [], monotonic()
+    if batch:
+        yield batch
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -11,8 +11,8 @@ from ...conversion.opening import open_checkpoint
 from ...errors import quote
 from ...reports.problems import NO, YES
 from ...storage.places import shown
-from ...text import escape, plural
-from ..app import checkpoint_path, json_option
+from ...text import count, escape, plural, printable
+from ..app import FILE, checkpoint_path, json_option
 from ..figures import bars, digits
 from ..identities import identity_option
 from ..watching import watched
@@ -20,116 +20,163 @@ from ..watching import watched
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ...checkpoint import Checkpoint, Tensor
-    from ...reports.documents import StatisticsRecord, StatsDocument, TensorStatisticsRecord
+    from ...checkpoint import Checkpoint
+    from ...reports.documents import (
+        ComparedStatisticsRecord,
+        StatisticsChangeRecord,
+        StatisticsRecord,
+        StatsCompareDocument,
+        StatsDocument,
+        TensorStatisticsRecord,
+    )
     from ..output import Output
 
 __all__ = ["command"]
+
+_NUMBERS: Final = ("min", "max", "mean", "std")
+_COUNTS: Final = ("zeros", "nan", "inf", "dead_rows")
 
 
 @click.command("stats")
 @checkpoint_path()
 @click.argument("patterns", metavar="[NAME]...", nargs=-1)
+@click.option(
+    "--compare", "other", metavar="OTHER", type=FILE,
+    help="Compare with the statistics of OTHER, a newer checkpoint.",
+)  # fmt: skip
 @click.option("--finite", is_flag=True, help="Exit with status 1 if a value is NaN or infinite.")
 @identity_option
 @json_option
 @click.pass_obj
-def command(out: Output, path: str, patterns: tuple[str, ...], *, finite: bool) -> int:
+def command(
+    out: Output, path: str, patterns: tuple[str, ...], *, other: str | None, finite: bool
+) -> int:
     """Compute statistics of all tensors; find NaNs and dead rows.
 
-    With NAMEs, only of the tensors called so; NAME may be a pattern: * matches anything, ? one
-    character. All values are read, by several threads; min, max, mean and std are those of the finite
-    ones. Quantiles and the histogram come from an even sample of some 65,536 values of each tensor. A
-    dead row is one along the last axis that is all zeros.
+    NAME is the name of a tensor, or a pattern: * matches anything, ? one character. Without NAME, all
+    tensors are read. On a terminal, rows are printed as soon as they are computed.
 
-    Piped, each line is name, type, shape, min, max, mean, std, zeros, NaNs, infinities, dead rows, and
-    the quantiles 0.01, 0.25, 0.5, 0.75 and 0.99, separated by tabs; - stands for what does not apply.
+    Every value is read. Minimum, maximum, mean and standard deviation are those of the finite values;
+    quantiles and the histogram come from an even sample of about 65,536 values of each tensor. A dead row
+    is a row along the last axis in which every value is zero.
+
+    With --compare, each tensor has its statistics in PATH (before), in OTHER (after), and the change:
+    after minus before. A terminal shows only the tensors whose statistics changed.
+
+    Piped, each line is NAME, TYPE, SHAPE, MIN, MAX, MEAN, STD, ZEROS, NANS, INFINITIES, DEAD ROWS, and the
+    quantiles 0.01, 0.25, 0.5, 0.75 and 0.99, separated by tabs; - stands for what does not apply. With
+    --compare each line begins with before, after or change.
 
     \b
     Examples:
       safeweights stats model.safetensors
       safeweights stats model/ '*.mlp.*' --finite
+      safeweights stats base/ --compare tuned/
       safeweights stats model/ --json | jq '.tensors[].statistics.std'
     """
+    before = _opened(path, patterns)
+    if other is None:
+        whole = _survey(out, path, before)
+    else:
+        whole = _compare(out, (path, other), before, _opened(other, patterns, needed=False))
+    return NO if finite and not whole else YES
+
+
+def _opened(path: str, patterns: tuple[str, ...], *, needed: bool = True) -> Checkpoint:
     checkpoint = open_checkpoint(path)
     chosen = checkpoint.filter(only=patterns) if patterns else checkpoint
-    if patterns and not len(chosen):
+    if patterns and needed and not len(chosen):
         raise click.UsageError(f"no tensor in {escape(path)} is called {quote(patterns[0])}")
-    records = _records(chosen)
-    if out.json or out.terminal:
-        found = list(records)
+    return chosen
+
+
+def _sizes(*checkpoints: Checkpoint) -> tuple[int, int]:
+    """Bytes, and values, that are read."""
+    readable = [
+        tensor
+        for checkpoint in checkpoints
+        for tensor in checkpoint.values()
+        if tensor.unreadable is None
+    ]
+    return (
+        sum(tensor.nbytes for tensor in readable),
+        sum(math.prod(tensor.shape) for tensor in readable),
+    )
+
+
+# ---- one checkpoint
+
+
+def _survey(out: Output, path: str, chosen: Checkpoint) -> bool:
+    """Print the statistics; whether all values are finite."""
+    from ...reports.surveys import is_finite, survey
+
+    if out.terminal and not out.json:
+        return _draw(out, survey(chosen))  # the rows show the progress
+    with watched("reading", *_sizes(chosen)) as progress:
+        records = survey(chosen, progress)
         if out.json:
-            out.document(_document(path, found))
-        else:
-            _draw(out, found)
-    else:
-        found = []
-        out.lines(_kept(records, found))
-    return NO if finite and not _document(path, found)["finite"] else YES
+            found = list(records)
+            whole = all(map(is_finite, found))
+            document: StatsDocument = {
+                "schema": "safeweights.stats/1",
+                "path": shown(path),
+                "finite": whole,
+                "tensors": found,
+            }
+            out.document(document)
+            return whole
+        whole = True
+
+        def lines() -> Iterator[list[str]]:
+            nonlocal whole
+            for record in records:
+                whole = whole and is_finite(record)
+                yield _line(record)
+
+        out.lines(lines())
+        return whole
 
 
-def _records(chosen: Checkpoint) -> Iterator[TensorStatisticsRecord]:
-    from ...format.indexing import select
-    from ...reports.statistics import statistics_of
-
-    tensors = list(chosen.items())
-    readable = [tensor for _, tensor in tensors if tensor.unreadable is None]
-    size = sum(tensor.nbytes for tensor in readable)
-    with watched("reading", size, sum(math.prod(tensor.shape) for tensor in readable)) as progress:
-        computed = statistics_of(((each, select(..., each.shape)) for each in readable), progress)
-        for name, tensor in tensors:
-            yield _record(name, tensor, None if tensor.unreadable else next(computed))
-
-
-def _record(
-    name: str, tensor: Tensor, statistics: StatisticsRecord | None
-) -> TensorStatisticsRecord:
-    return {
-        "name": name,
-        "dtype": tensor.dtype,
-        "shape": list(tensor.shape),
-        "statistics": statistics,
-        "unreadable": tensor.unreadable,
-    }
-
-
-def _document(path: str, found: list[TensorStatisticsRecord]) -> StatsDocument:
-    known = [each["statistics"] for each in found if each["statistics"] is not None]
-    return {
-        "schema": "safeweights.stats/1",
-        "path": shown(path),
-        "finite": not any(each["nan"] or each["inf"] for each in known),
-        "tensors": found,
-    }
-
-
-def _kept(
-    records: Iterable[TensorStatisticsRecord], kept: list[TensorStatisticsRecord]
-) -> Iterator[list[str]]:
-    """The fields of each record, which is printed as soon as it is there."""
-    for record in records:
-        kept.append(record)
-        shape = str(record["shape"]).replace(" ", "")
-        yield [escape(record["name"]), record["dtype"], shape, *_fields(record["statistics"])]
+def _line(record: TensorStatisticsRecord) -> list[str]:
+    shape = str(record["shape"]).replace(" ", "")
+    return [escape(record["name"]), record["dtype"], shape, *_fields(record["statistics"])]
 
 
 def _fields(found: StatisticsRecord | None) -> Iterator[str]:
     if found is None:
         yield from ["-"] * 13
         return
-    for value in (found["min"], found["max"], found["mean"], found["std"]):
-        yield digits(value, 6)
-    for number in (found["zeros"], found["nan"], found["inf"], found["dead_rows"]):
-        yield "-" if number is None else str(number)
     distribution = found["distribution"]
-    quantiles = distribution["quantiles"].values() if distribution else [None] * 5
-    yield from (digits(value, 6) for value in quantiles)
+    yield from _values(found, distribution["quantiles"] if distribution else {})
 
 
-def _draw(out: Output, found: list[TensorStatisticsRecord]) -> None:
+def _values(
+    found: StatisticsRecord | StatisticsChangeRecord, quantiles: dict[str, float]
+) -> Iterator[str]:
+    for key in _NUMBERS:
+        yield digits(found[key], 6)
+    for key in _COUNTS:
+        number = found[key]  # type: ignore[literal-required]
+        yield "-" if number is None else str(number)
+    yield from (digits(value, 6) for value in quantiles.values())
+    yield from ["-"] * (5 - len(quantiles))
+
+
+def _draw(out: Output, records: Iterable[TensorStatisticsRecord]) -> bool:
+    """Draw the statistics while they are computed; whether all values are finite."""
+    from ...reports.surveys import is_finite
     from ..terminal import Column
 
-    screen = out.pretty()
+    screen, remarks, whole = out.pretty(), list[str](), True
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        nonlocal whole
+        for record in records:
+            whole = whole and is_finite(record)
+            remarks.extend(_remarks(record))
+            yield escape(record["name"]), record["dtype"], *_cells(record["statistics"])
+
     titles = ("mean", "std", "min", "max", "zeros")
     screen.table(
         (
@@ -138,14 +185,11 @@ def _draw(out: Output, found: list[TensorStatisticsRecord]) -> None:
             *(Column(title, right=True) for title in titles),
             Column("values", style="green"),
         ),
-        (
-            (escape(record["name"]), record["dtype"], *_cells(record["statistics"]))
-            for record in found
-        ),
+        rows(),
     )
-    for record in found:
-        for remark in _remarks(record):
-            screen.text((f"{escape(record['name'])}: {remark}", "yellow"))
+    for remark in remarks:
+        screen.text((remark, "yellow"))
+    return whole
 
 
 def _cells(found: StatisticsRecord | None) -> Iterator[str]:
@@ -158,14 +202,108 @@ def _cells(found: StatisticsRecord | None) -> Iterator[str]:
     yield bars(found["distribution"]["bins"]) if found["distribution"] else ""
 
 
-def _remarks(record: TensorStatisticsRecord) -> Iterator[str]:
+def _remarks(record: TensorStatisticsRecord, side: str = "") -> Iterator[str]:
     """What a person should know of a tensor beside the table."""
-    found = record["statistics"]
+    found, name = record["statistics"], f"{escape(record['name'])}{side}"
     if found is None:
-        yield f"not read: {record['unreadable']}"
+        yield f"{name}: not read: {printable(record['unreadable'] or '')}"
         return
     broken = [(found["nan"], "NaN"), (found["inf"], "infinity")]
     if any(number for number, _ in broken):
-        yield ", ".join(f"{number:,} x {what}" for number, what in broken if number)
+        what = ", ".join(f"{number:,} x {what}" for number, what in broken if number)
+        yield f"{name}: {what}"
     if found["dead_rows"]:
-        yield f"{plural(found['dead_rows'], 'row')} of zeros only"
+        yield f"{name}: {plural(found['dead_rows'], 'row')} of zeros only"
+
+
+# ---- two checkpoints
+
+
+def _compare(out: Output, paths: tuple[str, str], before: Checkpoint, after: Checkpoint) -> bool:
+    """Print the statistics side by side; whether all values of both are finite."""
+    from ...reports.surveys import compare, is_finite
+
+    whole = True
+
+    def checked(found: Iterable[ComparedStatisticsRecord]) -> Iterator[ComparedStatisticsRecord]:
+        nonlocal whole
+        for each in found:
+            whole = whole and is_finite(each["before"]) and is_finite(each["after"])
+            yield each
+
+    if out.terminal and not out.json:
+        _draw_compared(out, checked(compare(before, after)))
+        return whole
+    with watched("reading", *_sizes(before, after)) as progress:
+        records = checked(compare(before, after, progress))
+        if not out.json:
+            out.lines(line for record in records for line in _compared_lines(record))
+            return whole
+        tensors = list(records)
+    document: StatsCompareDocument = {
+        "schema": "safeweights.stats-compare/1",
+        "before": shown(paths[0]),
+        "after": shown(paths[1]),
+        "finite": whole,
+        "tensors": tensors,
+    }
+    out.document(document)
+    return whole
+
+
+def _compared_lines(record: ComparedStatisticsRecord) -> Iterator[list[str]]:
+    if record["before"] is not None:
+        yield ["before", *_line(record["before"])]
+    if record["after"] is not None:
+        yield ["after", *_line(record["after"])]
+    change = record["change"]
+    if change is not None:
+        values = _values(change, change["quantiles"])
+        yield ["change", escape(record["name"]), "-", "-", *values]
+
+
+def _draw_compared(out: Output, records: Iterable[ComparedStatisticsRecord]) -> None:
+    from ..terminal import Column
+
+    screen, remarks, same = out.pretty(), list[str](), 0
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        nonlocal same
+        for record in records:
+            old, new = record["before"], record["after"]
+            for side, each in (("before", old), ("after", new)):
+                remarks.extend(_remarks(each, f" ({side})") if each else ())
+            if old and new and old["statistics"] == new["statistics"]:
+                same += 1
+                continue
+            name = escape(record["name"])
+            for side, each in (("before", old), ("after", new)):
+                if each is not None:
+                    only = "" if old and new else "only "
+                    yield name, f"{only}{side}", *_cells(each["statistics"])
+                    name = ""
+            if record["change"] is not None:
+                yield "", "change", *_change_cells(record["change"])
+
+    titles = ("mean", "std", "min", "max", "zeros")
+    screen.table(
+        (
+            Column("tensor", style="bold"),
+            Column("", style="cyan"),
+            *(Column(title, right=True) for title in titles),
+            Column("values", style="green"),
+        ),
+        rows(),
+    )
+    for remark in remarks:
+        screen.text((remark, "yellow"))
+    if same:
+        noun = "tensor has" if same == 1 else "tensors have"
+        screen.text(f"{count(same)} {noun} the same statistics in both")
+
+
+def _change_cells(change: StatisticsChangeRecord) -> Iterator[str]:
+    for value in (change["mean"], change["std"], change["min"], change["max"]):
+        yield "" if not value else f"{value:+.4g}"
+    yield f"{change['zeros']:+d}" if change["zeros"] else ""
+    yield ""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypedDict
 
 __all__ = [
     "ChangedRecord",
+    "ComparedStatisticsRecord",
     "DecadeRecord",
     "DiffDocument",
     "DiffMetadataRecord",
@@ -15,7 +16,9 @@ __all__ = [
     "GetDocument",
     "Number",
     "RenamedRecord",
+    "StatisticsChangeRecord",
     "StatisticsRecord",
+    "StatsCompareDocument",
     "StatsDocument",
     "TensorStatisticsRecord",
 ]
@@ -74,6 +77,43 @@ class StatsDocument(TypedDict):
     path: str
     finite: Annotated[bool, "Whether no value that was read is NaN or infinite."]
     tensors: list[TensorStatisticsRecord]
+
+
+class StatisticsChangeRecord(TypedDict):
+    """The statistics after, minus those before; null where one of them is null or complex."""
+
+    min: Number
+    max: Number
+    mean: float | None
+    std: float | None
+    zeros: int
+    nan: int
+    inf: int
+    dead_rows: int | None
+    quantiles: Annotated[
+        dict[str, float], "Share -> the change; empty if one side has no distribution."
+    ]
+
+
+class ComparedStatisticsRecord(TypedDict):
+    """The statistics of the tensors with one name in two checkpoints."""
+
+    name: str
+    before: Annotated[TensorStatisticsRecord | None, "Null if only the second has the tensor."]
+    after: Annotated[TensorStatisticsRecord | None, "Null if only the first has the tensor."]
+    change: Annotated[
+        StatisticsChangeRecord | None, "Null unless the values of both could be read."
+    ]
+
+
+class StatsCompareDocument(TypedDict):
+    """`safeweights stats --compare`: statistics of two checkpoints, side by side."""
+
+    schema: Literal["safeweights.stats-compare/1"]
+    before: Annotated[str, "The first path."]
+    after: Annotated[str, "The second path."]
+    finite: Annotated[bool, "Whether no value that was read is NaN or infinite."]
+    tensors: list[ComparedStatisticsRecord]
 
 
 class GetDocument(TypedDict):
@@ -182,6 +222,7 @@ class DiffDocument(TypedDict):
 
 DOCUMENTS = (
     StatsDocument,
+    StatsCompareDocument,
     GetDocument,
     DiffDocument,
 )
