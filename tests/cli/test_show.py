@@ -215,3 +215,28 @@ def test_values_that_cannot_be_given_are_not_printed(run, quantised, tmp_path):
         assert result.exit_code == 1
         assert "tensor `norm` cannot be given: it is quantised as Q4_0" in result.stderr
     assert not (tmp_path / "x.npy").exists()
+
+
+def test_a_line_shows_where_the_bytes_are(terminal, plain, sharded, hostile):
+    for width in (80, 30):
+        lines = plain(terminal("show", sharded, width=width)[0]).splitlines()
+        at = lines.index("where the bytes are")
+        assert len(lines[at + 1]) == width
+        assert set(lines[at + 1]) <= set("░█▓▒▚▞▄")
+        assert any(line.startswith("██ embed") for line in lines[at + 2 :])
+    shown = plain(terminal("show", hostile)[0])
+    assert "where the bytes are\n" in shown
+    assert all(character.isprintable() or character == "\n" for character in shown)
+
+
+def test_the_map_of_bytes_is_in_the_document(run, sharded):
+    document = run("show", sharded, "--json").document
+    assert [each["file"] for each in document["map"]] == [f["path"] for f in document["files"]]
+    assert sum(piece["tensors"] for each in document["map"] for piece in each["pieces"]) == 39
+
+
+def test_an_index_that_was_opened_leaves_no_doubt_about_code(run, sharded):
+    """Whatever its size: opening the folder has read it."""
+    with open(sharded.index_path, "a") as file:
+        file.write(" " * (9 << 20))
+    assert run("show", sharded, "--json").document["model"]["code"]["verdict"] == "no"

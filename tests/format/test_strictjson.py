@@ -318,3 +318,40 @@ def test_pieces_hide_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(JSONError) as caught:
         Reader(text.encode("latin-1")).string()
     assert caught.value.position == 0
+
+
+@pytest.mark.parametrize("space", ["", " ", "\n", " " * 9])
+def test_texts_of_any_spelling_are_read_alike(space: str) -> None:
+    names = ["a", "", "\\u0061b", "é", "k" * 300, 'q\\"', "\\\\"]
+    pairs = [(name, value) for name in names for value in (*names, "x.safetensors")]
+    members = f"{space},{space}".join(f'"{k}"{space}:{space}"{v}"' for k, v in pairs)
+    text = f"{{{space}{members}{space}}}".encode()
+    reader = Reader(text)
+    found = list(reader.texts("an object", "a text"))
+    reader.end()
+    assert [(key, value) for key, _, value in found] == [
+        (json.loads(f'"{k}"'), json.loads(f'"{v}"')) for k, v in pairs
+    ]
+    for (key, _), (_, at, _) in zip(pairs, found, strict=True):
+        assert text[at : at + len(key.encode()) + 2] == f'"{key}"'.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [
+        (b"[]", 0),
+        (b'{"a":"b"', 8),
+        (b'{"a":"b",}', 9),
+        (b'{"a":"b","c":1}', 13),
+        (b'{"a":"b","c":"d" "e"}', 17),
+        (b'{"a":"b","c":"d"', 16),
+        (b'{"a":"b","c":"d\n"}', 15),
+        (b'{"a":"b","c":"d",,"e":"f"}', 17),
+        (b'{"a":"b","c":"\xff"}', 13),
+    ],
+)
+def test_bad_texts(text: bytes, position: int) -> None:
+    with pytest.raises(JSONError) as caught:
+        for _ in Reader(text).texts("an object", "a text"):
+            pass
+    assert caught.value.position == position

@@ -309,10 +309,9 @@ def _metadata(reader: Reader) -> tuple[int | None, JSONError | None, dict[str, s
 def _weight_map(reader: Reader, suffix: str | tuple[str, ...]) -> dict[str, str]:
     weight_map: dict[str, str] = {}
     safe: set[str] = set()
-    for tensor, at in reader.members("an object as `weight_map`"):
+    for tensor, at, shard in reader.texts("an object as `weight_map`", "a file name"):
         if tensor in weight_map:
             raise JSONError(f"duplicate key {quote(tensor)} in `weight_map`", at)
-        shard = reader.string("a file name")
         if shard not in safe and not is_safe_shard(shard, suffix):
             kind = f"{suffix} " if isinstance(suffix, str) and suffix else ""
             raise JSONError(f"{quote(shard)} is not the name of a {kind}file below the index", at)

@@ -47,8 +47,10 @@ _NUMBER = re.compile(rb"-?(?:0|(?=[1-9])%b)(?:\.%b)?(?:[eE][+-]?%b)?" % ((_DIGIT
 _RUN = rb'[^"\\\x00-\x1f]{0,%d}' % _STEP
 _STRING_PART = re.compile(rb"%b(?:\\.%b){0,1000}" % (_RUN, _RUN), re.DOTALL).match
 _PLAIN = re.compile(rb'"%b"' % _RUN).match
-# Keys and arrays as programs write them are matched in one step, other spellings by several methods.
-_PLAIN_KEY = re.compile(rb'[ \t\n\r]{0,8}"([^"\\\x00-\x1f\x80-\xff]{0,200})"[ \t\n\r]{0,8}:').match
+# Keys, texts and arrays as programs write them are matched in one step, other spellings by several methods.
+_PLAIN_STRING = rb'[ \t\n\r]{0,8}"([^"\\\x00-\x1f\x80-\xff]{0,200})"[ \t\n\r]{0,8}'
+_PLAIN_KEY = re.compile(_PLAIN_STRING + b":").match
+_PLAIN_PAIR = re.compile(rb"[ \t\n\r]{0,8},%b:%b(?=[,}])" % (_PLAIN_STRING, _PLAIN_STRING)).match
 _PLAIN_UINT = rb"(?:0|[1-9][0-9]{0,18})"
 _PLAIN_UINTS = re.compile(
     rb"[ \t\n\r]{0,8}\[(%b(?:, ?%b){0,7})\]" % (_PLAIN_UINT, _PLAIN_UINT)
@@ -285,6 +287,21 @@ class Reader:
             yield key, at
             if self._closed_by(b"}"):
                 return
+
+    def texts(self, expected: str, value: str) -> Iterator[tuple[str, int, str]]:
+        """Iterate over an object whose values are all strings: (key, position of the key, value).
+
+        1 us a member, a quarter of what `members` and `string` take.
+
+        Args:
+            expected: What the caller expects, in words for the message.
+            value: What each value should be, in words for the message.
+        """
+        for key, at in self.members(expected):
+            yield key, at, self.string(value)
+            while plain := _PLAIN_PAIR(self.text, self.position):
+                self.position = plain.end()
+                yield plain[1].decode(), plain.start(1) - 1, plain[2].decode()
 
     def integers(self, expected: str = "an array of unsigned integers") -> Iterator[int]:
         """Iterate over an array of unsigned integers."""

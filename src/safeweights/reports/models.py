@@ -10,6 +10,7 @@ import os
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
+from ..checkpoint.shardindex import INDEX_SUFFIX
 from ..conversion.opening import open as open_any
 from ..conversion.opening import open_checkpoint
 from ..errors import FormatError, SafetensorError, TensorNotFoundError, quote
@@ -20,6 +21,7 @@ from ..storage.places import is_url, join, place_of, shown
 from ..text import human_bytes, human_count, plural, printable, wrapper_prefix, wrapper_sentence
 from ..trust.errors import TrustError
 from ..trust.verifier import plain_source, plain_store, verifier
+from .bytemap import byte_map
 from .calls import loading_calls
 from .inventory import rows, total, unreadable
 from .modules import module_tree, most_repeated, outline
@@ -49,6 +51,7 @@ __all__ = ["OpenedModel", "describe", "open_model", "show_document"]
 PathKind: TypeAlias = Literal["file", "index", "folder", "stdin"]
 
 _MODULES_MAX: Final = 200
+_PIECES_MAX: Final = 200
 _REASONS_MAX: Final = 20
 _TIED_MAX: Final = 20
 _EXAMINED_MAX: Final = 1000
@@ -105,6 +108,7 @@ def show_document(path: str, *, trust: object = None) -> ShowDocument:
     verify = verifier(trust)
     opened = open_model(path, verify)
     found = list(opened.rows())
+    files = [_file(file) for each in opened.checkpoints for file in each.files]
     return {
         "schema": "safeweights.show/1",
         "path": shown(path),
@@ -113,7 +117,8 @@ def show_document(path: str, *, trust: object = None) -> ShowDocument:
         "model": _model(path, opened, found, verify),
         "total": total(found),
         "dtypes": _by_dtype(found),
-        "files": [_file(file) for each in opened.checkpoints for file in each.files],
+        "files": files,
+        "map": byte_map(files, found, _PIECES_MAX),
         "metadata": None if opened.root is None else opened.root.metadata,
         "unreadable": unreadable(found),
         "calls": list(dict.fromkeys(chain.from_iterable(map(loading_calls, opened.checkpoints)))),
@@ -401,19 +406,24 @@ def _beside(
     path: str, opened: OpenedModel, verify: Verifier | None
 ) -> Iterator[tuple[str, str, str]]:
     """Name, verdict and reason of each file in a folder that is not known to be data."""
-    from ..conversion.kinds import examine
-    from ..conversion.kinds import kind_of as kind_of_file
     from ..trust.files import is_bookkeeping
 
     read = {os.path.realpath(file.name) for each in opened.checkpoints for file in each.files}
+    folders = set(map(os.path.dirname, read))
     read.add(os.path.realpath(_signature(path) or path))
     examined = 0
     store, _ = plain_store(LocalStore(path), verify)
     for entry in store.list():
         full = store.locate(entry.name)
         base = entry.name.rpartition("/")[2]
-        if is_bookkeeping(entry.name) or os.path.realpath(full) in read:
+        real = os.path.realpath(full)
+        if is_bookkeeping(entry.name) or real in read:
             continue
+        if base.endswith(INDEX_SUFFIX) and os.path.dirname(real) in folders:
+            continue  # opening the folder read it: there is one index at most
+        from ..conversion.kinds import examine  # imports the readers of all formats, and NumPy
+        from ..conversion.kinds import kind_of as kind_of_file
+
         examined += 1
         if examined > _EXAMINED_MAX:
             yield entry.name, "unread", f"only {_EXAMINED_MAX:,} files were looked at"

@@ -63,15 +63,16 @@ class _Node:
 
     Attributes:
         children: Part of a name -> the module of that name in this one.
-        leaves: Part of a name -> type and shape of the tensor of that name in this module.
+        leaves: Part of a name, type and shape of each tensor directly in this module.
         structure: A number that only modules with the same tensors inside have.
     """
 
     __slots__ = ("children", "leaves", "nbytes", "parameters", "structure", "tensors")
 
     def __init__(self) -> None:
-        self.children: dict[str, _Node] = {}
-        self.leaves: dict[str, tuple[str, tuple[int, ...]]] = {}
+        # Most modules have no module inside: 100,000 empty dictionaries would cost 30 ms.
+        self.children: dict[str, _Node] | None = None
+        self.leaves: list[tuple[str, str, tuple[int, ...]]] = []
         self.structure = self.tensors = self.parameters = self.nbytes = 0
 
 
@@ -100,12 +101,12 @@ def module_tree(found: Iterable[Row]) -> list[Module]:
             parts = row.name.split(".", MAX_BRANCH_DEPTH)
             within, part = ".".join(parts[:-1]), parts[-1]
         node = nodes.get(within) or _module(nodes, within)
-        node.leaves[part] = row.dtype, row.shape
+        node.leaves.append((part, row.dtype, row.shape))
         node.tensors += 1
         node.parameters += row.parameters
         node.nbytes += row.nbytes
     root = nodes[""]
-    _compare(root)
+    _compare(root, {})
     return list(_listed(root, "", 0, 1))
 
 
@@ -138,6 +139,8 @@ def _module(nodes: dict[str, _Node], path: str) -> _Node:
         outer = nodes.get(path)
         known = outer is not None
         outer = nodes.setdefault(path, outer or _Node())
+        if outer.children is None:
+            outer.children = {}
         outer.children[part] = inner
         if known:
             break
@@ -145,25 +148,28 @@ def _module(nodes: dict[str, _Node], path: str) -> _Node:
     return node
 
 
-def _compare(root: _Node) -> None:
-    """Sum up modules, innermost first, and give those of the same structure the same number."""
-    numbers: dict[object, int] = {}
-    pending = [(root, False)]
-    while pending:
-        node, ready = pending.pop()
-        if not ready:
-            pending.append((node, True))
-            pending.extend((child, False) for child in node.children.values())
-            continue
-        for child in node.children.values():
-            node.tensors += child.tensors
-            node.parameters += child.parameters
-            node.nbytes += child.nbytes
-        key = (
-            frozenset(node.leaves.items()),
-            frozenset((part, child.structure) for part, child in node.children.items()),
-        )
-        node.structure = numbers.setdefault(key, len(numbers))
+def _compare(node: _Node, numbers: dict[object, int]) -> None:
+    """Sum up modules, and give those of the same structure the same number.
+
+    Recursive: modules are nested at most `MAX_BRANCH_DEPTH` deep.
+    """
+    inside = []
+    for part, child in (node.children or {}).items():
+        if child.children:
+            _compare(child, numbers)
+        else:
+            child.structure = _number(numbers, child.leaves)
+        node.tensors += child.tensors
+        node.parameters += child.parameters
+        node.nbytes += child.nbytes
+        inside.append((part, child.structure))
+    node.structure = numbers.setdefault((frozenset(node.leaves), frozenset(inside)), len(numbers))
+
+
+def _number(numbers: dict[object, int], leaves: list[tuple[str, str, tuple[int, ...]]]) -> int:
+    """The structure of a module without modules inside."""
+    key = leaves[0] if len(leaves) == 1 else frozenset(leaves)  # most have one tensor
+    return numbers.setdefault(key, len(numbers))
 
 
 def _listed(node: _Node, path: str, depth: int, copies: int) -> Iterator[Module]:
@@ -187,8 +193,9 @@ def _listed(node: _Node, path: str, depth: int, copies: int) -> Iterator[Module]
 def _folded(node: _Node) -> Iterator[tuple[str, list[_Node]]]:
     """The modules directly in `node`, with those that have numbers and the same structure as one."""
     groups: dict[object, list[tuple[str, _Node]]] = {}
-    for part in sorted(node.children, key=natural):
-        child = node.children[part]
+    children = node.children or {}
+    for part in sorted(children, key=natural):
+        child = children[part]
         numbered = part.isascii() and part.isdigit() and len(part) <= _DIGITS_MAX
         groups.setdefault(child.structure if numbered else part, []).append((part, child))
     for members in groups.values():

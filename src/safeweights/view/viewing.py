@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import UnsupportedError
 from ..format.indexing import select
+from ..reports.bytemap import byte_map
 from ..reports.checking import check
 from ..reports.inventory import natural
 from ..reports.models import open_model, show_document
@@ -50,8 +51,8 @@ _EXACT_MAX: Final = 1 << 24
 _SHOWN_MAX: Final = 4000
 """Maximum number of values given as numbers."""
 
-_SEGMENTS_MAX: Final = 2000
-"""Maximum number of pieces in the map of a file."""
+_PIECES_MAX: Final = 5000
+"""Maximum number of pieces in the map of all files."""
 
 
 class Region(NamedTuple):
@@ -131,20 +132,15 @@ class Viewed:
         }
 
     def map(self) -> list[dict[str, Any]]:
-        """Where the bytes of each safetensors file are: header, and modules in the order of the data."""
-        files: dict[str, list[Row]] = {}
-        for row in self.rows:
-            if row.file is not None:
-                files.setdefault(row.file, []).append(row)
-        found = []
-        for record in self.document["files"]:
-            pieces = [
-                {"name": "header", "begin": 0, "end": 8 + record["header_bytes"], "tensors": 0}
-            ]
-            pieces += _pieces(files.get(record["path"], []))
-            name = escape(os.path.basename(record["path"]))
-            found.append({"file": name, "bytes": record["bytes"], "pieces": pieces})
-        return found
+        """Where the bytes of each safetensors file are, with names to be shown."""
+        return [
+            {
+                "file": escape(os.path.basename(each["file"])),
+                "bytes": each["bytes"],
+                "pieces": [{**piece, "name": escape(piece["module"])} for piece in each["pieces"]],
+            }
+            for each in byte_map(self.document["files"], self.rows, _PIECES_MAX)
+        ]
 
     # ---- one tensor
 
@@ -265,29 +261,6 @@ def _state(path: str) -> tuple[int, ...] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _pieces(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Neighbouring tensors of one module as one piece; of fewer parts of the names if there are many."""
-    ordered = sorted(
-        (row for row in rows if row.offset is not None), key=lambda row: row.offset or 0
-    )
-    for depth in (4, 3, 2, 1, 0):
-        pieces: list[dict[str, Any]] = []
-        for row in ordered:
-            name = ".".join(row.name.split(".", depth)[:depth]) if depth else "tensors"
-            begin = row.offset or 0
-            if pieces and pieces[-1]["name"] == name:
-                pieces[-1]["end"] = begin + row.nbytes
-                pieces[-1]["tensors"] += 1
-            else:
-                end = begin + row.nbytes
-                pieces.append({"name": name, "begin": begin, "end": end, "tensors": 1})
-        if len(pieces) <= _SEGMENTS_MAX:
-            break
-    for piece in pieces:
-        piece["name"] = escape(piece["name"])
-    return pieces
 
 
 # ---- regions

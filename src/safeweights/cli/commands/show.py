@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -15,12 +16,14 @@ from ...storage.pipes import STDIN
 from ...text import count, escape, human_bytes, human_count, plural, printable
 from ..app import checkpoint_path, json_option
 from ..calls import draw_unreadable, say_calls
+from ..figures import byte_strip
 from ..identities import identity_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...reports.documents import (
+        FileMapRecord,
         FileRecord,
         ModuleRecord,
         PartRecord,
@@ -41,6 +44,17 @@ _MODULES: Final = 16
 """Maximum number of modules: as many levels of the tree as have no more."""
 
 _REASONS: Final = 5
+
+_BLOCKS: Final = (
+    ("░", "dim"),
+    ("█", "blue"),
+    ("▓", "cyan"),
+    ("▒", "green"),
+    ("▚", "magenta"),
+    ("▞", "yellow"),
+    ("▄", "red"),
+)
+"""Blocks of the line of bytes; those of modules can be told apart without colours too."""
 
 
 @click.command("show")
@@ -155,6 +169,7 @@ def _draw(out: Output, found: ShowDocument) -> None:
     screen.pairs(_facts(found))
     _draw_parts(out, model["parts"])
     _draw_modules(out, found)
+    _draw_map(out, found["map"])
     _draw_dtypes(out, found)
     if len(found["files"]) > 1:
         _draw_files(out, found["files"])
@@ -263,6 +278,25 @@ def _label(module: ModuleRecord, modules: list[ModuleRecord]) -> str:
     around = (each["path"] for each in modules if each["depth"] == module["depth"] - 1)
     outer = next((path for path in around if module["path"].startswith(f"{path}.")), None)
     return module["path"].removeprefix(f"{outer}.") if outer else module["path"]
+
+
+def _draw_map(out: Output, files: list[FileMapRecord]) -> None:
+    """Draw where the bytes are: a line of blocks, and what each kind of block stands for."""
+    if not files:
+        return
+    screen = out.pretty()
+    strip = byte_strip(files, screen.width, len(_BLOCKS))
+    blocks = dict(zip(strip.kinds, _BLOCKS, strict=False))
+    screen.blank()
+    screen.text(("where the bytes are", "bold"))
+    line = [(kind, len(list(cells))) for kind, cells in groupby(strip.cells)]
+    screen.text(*((blocks[kind][0] * length, blocks[kind][1]) for kind, length in line))
+    whole = sum(strip.kinds.values())
+    for kind, (block, style) in blocks.items():
+        if kind in strip.cells:
+            size = strip.kinds[kind]
+            about = f" {escape(kind)}  {human_bytes(size)}, {size / whole:.1%}"
+            screen.text((block * 2, style), about)
 
 
 def _draw_dtypes(out: Output, found: ShowDocument) -> None:

@@ -11,6 +11,7 @@ __all__ = [
     "CacheRecord",
     "CodeRecord",
     "DTypeRecord",
+    "FileMapRecord",
     "FileRecord",
     "GroupRecord",
     "LsDocument",
@@ -18,6 +19,7 @@ __all__ = [
     "ModelRecord",
     "ModuleRecord",
     "PartRecord",
+    "PieceRecord",
     "QuantisedRecord",
     "RecipientsRecord",
     "ShowDocument",
@@ -44,6 +46,25 @@ class FileRecord(TypedDict):
     bytes: Annotated[int, "Size of the file."]
     header_bytes: Annotated[int, "Size of its header, without the 8 bytes of the length."]
     tensors: Annotated[int, "Number of tensors in it."]
+
+
+class PieceRecord(TypedDict):
+    """Neighbouring bytes of a file that belong together."""
+
+    module: Annotated[
+        str, "`header`, or the common beginning of the names; `tensors` for all of a file."
+    ]
+    begin: Annotated[int, "Position of the first byte."]
+    end: Annotated[int, "Position after the last byte."]
+    tensors: Annotated[int, "Number of tensors; 0 for the header."]
+
+
+class FileMapRecord(TypedDict):
+    """Where the bytes of a file are."""
+
+    file: str
+    bytes: Annotated[int, "Size of the file."]
+    pieces: Annotated[list[PieceRecord], "All bytes of the file, in order."]
 
 
 class UnreadableRecord(TypedDict):
@@ -156,6 +177,9 @@ class ShowDocument(TypedDict):
     total: TotalRecord
     dtypes: Annotated[list[DTypeRecord], "By element type, in descending order of parameters."]
     files: Annotated[list[FileRecord], "The safetensors files read; empty for other formats."]
+    map: Annotated[
+        list[FileMapRecord], "Where the bytes of these files are: some 200 pieces in all."
+    ]
     metadata: Annotated[dict[str, str] | None, "The `__metadata__`; null if there is none."]
     unreadable: Annotated[
         list[UnreadableRecord], "Tensors of the total whose values cannot be given, by the reason."
