@@ -13,14 +13,16 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from ..display import Displayed
 from ..errors import FormatError
 from ..storage.windows import read_bytes
+from ..text import human_bytes, plural
 from .pickles.flatten import Other, summary
 from .pickles.nodes import Blob, DictNode, Global, SetNode, Value
 from .pickles.plain import key_name, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["PART", "Conversion", "ConvertedFile", "DroppedItem", "json_value", "others_as_json"]
 
@@ -54,8 +56,8 @@ class DroppedItem:
     count: int = 1
 
 
-@dataclass
-class Conversion:
+@dataclass(repr=False)
+class Conversion(Displayed):
     """What a conversion read, wrote and left out.
 
     Attributes:
@@ -91,6 +93,20 @@ class Conversion:
     dequantized: dict[str, int] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     dry_run: bool = False
+
+    def _summary(self) -> str:
+        read = plural(len(self.sources), "file")
+        written = "would be written" if self.dry_run else "written"
+        files = f"{plural(len(self.outputs), 'file')} {written} from {read}"
+        return f"{files}, {plural(self.tensors, 'tensor')}, {human_bytes(self.nbytes)}"
+
+    def _table(self) -> tuple[Sequence[str], Iterable[Sequence[str]]]:
+        def row(side: str, file: ConvertedFile) -> tuple[str, ...]:
+            return side, file.path, file.format, str(file.tensors), human_bytes(file.size)
+
+        rows = [row("read", file) for file in self.sources]
+        rows += [row("written", file) for file in self.outputs]
+        return ("", "file", "format", "tensors", "size"), rows
 
     def to_json(self, version: str) -> dict[str, Any]:
         """The provenance record as plain data for `json.dumps`."""

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from ..display import Displayed
+from ..errors import quote
 from .grading import Grade
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["ScanFinding", "ScanReport", "Unread"]
 
@@ -49,8 +55,8 @@ class Unread:
     reason: str
 
 
-@dataclass
-class ScanReport:
+@dataclass(repr=False)
+class ScanReport(Displayed):
     """What a scan found.
 
     Attributes:
@@ -66,6 +72,18 @@ class ScanReport:
     unread: list[Unread] = field(default_factory=list)
     pickles: int = 0
     format: str | None = None
+
+    def _summary(self) -> str:
+        counts = [f"{number:,} x {grade.label}" for grade, number in self.counts().items()]
+        if self.unread:
+            counts.append(f"{len(self.unread):,} x not read to its end")
+        return ", ".join([f"{self.verdict} {quote(self.path, 300)}", *counts])
+
+    def _table(self) -> tuple[Sequence[str], Iterable[Sequence[str]]]:
+        worst = sorted(self.findings, key=lambda finding: -finding.grade)
+        rows = [(each.grade.label, each.target, each.reason) for each in worst]
+        rows += [("not read to its end", each.path, each.reason) for each in self.unread]
+        return ("grade", "what", "why"), rows
 
     @property
     def grade(self) -> Grade:

@@ -40,6 +40,7 @@ from ..text import plural
 from ..trust.files import is_bookkeeping
 from ..trust.verifier import plain_source, plain_store
 from .findings import Findings, Full, check_file, check_limits, check_source, report_scan
+from .report import as_check
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -79,7 +80,7 @@ def check(path: str | os.PathLike[str], *, strict: bool = False) -> CheckDocumen
     name = os.fsdecode(path)
     # A file called "-" is no standard input here.
     checked = check_path(os.path.join(os.curdir, name) if name == STDIN else name, strict=strict)
-    return check_document([checked], strict=strict)
+    return as_check(check_document([checked], strict=strict))
 
 
 def check_document(results: list[CheckResult], *, strict: bool) -> CheckDocument:

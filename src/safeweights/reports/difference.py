@@ -18,6 +18,7 @@ from ..errors import UnsupportedError
 from ..format.dtypes import BITS
 from ..frameworks.numpy import WIDENING
 from ..storage.parallel import in_threads
+from .report import as_diff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -141,7 +142,7 @@ def compare(
         "metadata": entries,
         "unreadable": {pair.name: pair.unreadable for pair in pairs if pair.unreadable is not None},
     }
-    return document
+    return as_diff(document)
 
 
 @dataclass

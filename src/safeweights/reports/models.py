@@ -25,6 +25,7 @@ from .bytemap import byte_map
 from .calls import loading_calls
 from .inventory import rows, total, unreadable
 from .modules import module_tree, most_repeated, outline
+from .report import as_show
 from .settings import Facts, Part, Settings, gguf_facts, model_facts, model_parts, read_settings
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def describe(path: str | os.PathLike[str], *, trust: object = None) -> ShowDocum
     """
     name = os.fsdecode(path)
     # A file called "-" is no standard input here.
-    return show_document(os.path.join(os.curdir, name) if name == STDIN else name, trust=trust)
+    name = os.path.join(os.curdir, name) if name == STDIN else name
+    return as_show(show_document(name, trust=trust))
 
 
 def show_document(path: str, *, trust: object = None) -> ShowDocument:

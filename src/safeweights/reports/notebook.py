@@ -5,31 +5,25 @@ HTML without scripts and styles of its own; every text from a file is escaped.
 
 from __future__ import annotations
 
-import html
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from ..display import html_table, html_text
 from ..errors import SafetensorError
 from ..format.indexing import select
-from ..text import count, escape, human_bytes, human_count, plural
+from ..text import human_bytes, human_count, plural
 from .inventory import rows, total
 from .statistics import statistics_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from ..checkpoint import Checkpoint, Tensor
     from .documents import DistributionRecord
 
 __all__ = ["checkpoint_html", "tensor_html"]
 
-_SHOWN: Final = 20
-"""Maximum number of tensors in a table."""
-
 _VALUES_MAX: Final = 1 << 24
 """Values up to which a tensor is read to be shown: a tenth of a second."""
-
-_NAME_MAX: Final = 200
 
 
 def checkpoint_html(checkpoint: Checkpoint) -> str:
@@ -41,47 +35,36 @@ def checkpoint_html(checkpoint: Checkpoint) -> str:
         f"{human_bytes(sums['bytes'])}"
     )
     cells = (
-        (_text(row.name), row.dtype, str(list(row.shape)), human_bytes(row.nbytes))
-        for row in islice(found, _SHOWN)
+        (html_text(row.name), row.dtype, str(list(row.shape)), human_bytes(row.nbytes))
+        for row in found
     )
-    more = f"<p>and {count(len(found) - _SHOWN)} more</p>" if len(found) > _SHOWN else ""
-    title = f"<p><b>{_text(checkpoint.name)}</b> {about}</p>"
-    return title + _table(("tensor", "type", "shape", "size"), cells) + more
+    title = f"<p><b>{html_text(checkpoint.name)}</b> {about}</p>"
+    return title + html_table(("tensor", "type", "shape", "size"), cells)
 
 
 def tensor_html(tensor: Tensor) -> str:
     """Type and shape; of a tensor of at most 16,777,216 values also statistics and a histogram."""
-    title = f"<p><b>{_text(tensor.name)}</b> {tensor.dtype} {list(tensor.shape)}</p>"
+    title = f"<p><b>{html_text(tensor.name)}</b> {tensor.dtype} {list(tensor.shape)}</p>"
     size = 1
     for each in tensor.shape:
         size *= each
     if tensor.unreadable is not None:
-        return f"{title}<p>{_text(tensor.unreadable)}</p>"
+        return f"{title}<p>{html_text(tensor.unreadable)}</p>"
     if size > _VALUES_MAX:
         return f"{title}<p>{plural(size, 'value')}; [...] reads a part of them</p>"
     try:
         (found,) = statistics_of([(tensor, select(..., tensor.shape))])
     except (SafetensorError, OSError) as error:  # closed, truncated, of a type that NumPy lacks
-        return f"{title}<p>{_text(str(error))}</p>"
+        return f"{title}<p>{html_text(str(error))}</p>"
     names = ("min", "max", "mean", "std", "zeros", "nan", "inf")
     values = [(name, found[name]) for name in names]  # type: ignore[literal-required]
-    cells = [tuple("-" if value is None else _number(value) for _, value in values)]
+    cells = tuple("-" if value is None else _number(value) for _, value in values)
     drawn = _histogram(found["distribution"]) if found["distribution"] else ""
-    return title + _table(names, cells) + drawn
+    return title + html_table(names, [cells]) + drawn
 
 
 def _number(value: float | list[float]) -> str:
     return f"{value:.5g}" if isinstance(value, int | float) else f"{value[0]:.5g}{value[1]:+.5g}j"
-
-
-def _text(text: str) -> str:
-    return html.escape(escape(text[:_NAME_MAX]))
-
-
-def _table(titles: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
-    head = "".join(f"<th>{title}</th>" for title in titles)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _histogram(found: DistributionRecord) -> str:

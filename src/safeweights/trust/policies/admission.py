@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from ...display import Displayed
 from ...errors import UnsupportedError, quote
 from ...storage.places import is_url, shown
 from ..content.reading import VerifiedCopy, VerifiedSource
@@ -28,7 +29,7 @@ from .policy_file import load_policy
 from .subjects import place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from ...storage.source import Source
     from ..content.blocktree import BlockTree
@@ -140,8 +141,8 @@ class Warrant:
         return cls(document.member("subject").text(), root or document.member("root").text(), files)
 
 
-@dataclass(frozen=True)
-class Admission:
+@dataclass(frozen=True, repr=False)
+class Admission(Displayed):
     """A decision and, unless it is a refusal, the warrant.
 
     Attributes:
@@ -153,6 +154,12 @@ class Admission:
     decision: Decision
     warrant: Warrant | None
     log_head: str | None = None
+
+    def _summary(self) -> str:
+        return self.decision._summary()  # noqa: SLF001 - of the same family
+
+    def _table(self) -> tuple[Sequence[str], Iterable[Sequence[str]]]:
+        return self.decision._table()  # noqa: SLF001 - of the same family
 
     @property
     def exit_code(self) -> int:

@@ -14,13 +14,15 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from ...display import Displayed
 from ...errors import quote
 from ...storage import is_url
+from ...text import plural
 from ..errors import DocumentError, PolicyViolationError
 from .subjects import folders_above, place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from ..access.rules import AccessRules
     from ..signatures.verifying import SignedBy, Trust
@@ -365,8 +367,8 @@ class Reason:
     file: str | None = None
 
 
-@dataclass(frozen=True)
-class Decision:
+@dataclass(frozen=True, repr=False)
+class Decision(Displayed):
     """The verdict and why.
 
     Attributes:
@@ -389,6 +391,15 @@ class Decision:
     reasons: tuple[Reason, ...]
     files: dict[str, str]
     lock: LockEntry | None = None
+
+    def _summary(self) -> str:
+        against = sum(reason.against for reason in self.reasons)
+        reasons = f", {plural(against, 'reason')} against it" if against else ""
+        return f"{self.verdict} {quote(self.subject, 300)}, level {self.level}{reasons}"
+
+    def _table(self) -> tuple[Sequence[str], Iterable[Sequence[str]]]:
+        rows = (("against" if r.against else "for", r.code, r.text) for r in self.reasons)
+        return ("", "reason", "text"), rows
 
     @property
     def exit_code(self) -> int:

@@ -13,9 +13,11 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from ...display import Displayed
 from ...errors import UnsupportedError, quote
 from ...storage.places import is_url, shown
 from ...storage.sink import write_file
+from ...text import human_bytes, plural
 from ..content.blocktree import TREE_MAGIC
 from ..content.digests import FileDigest, hash_files
 from ..content.resources import Part, Resource, TreeReference
@@ -55,8 +57,8 @@ SIGNATURE: Final = "model.sig"
 """The name of a folder's signature, unless another is given."""
 
 
-@dataclass(frozen=True)
-class Described:
+@dataclass(frozen=True, repr=False)
+class Described(Displayed):
     """What a signature over a model lists.
 
     Attributes:
@@ -69,8 +71,15 @@ class Described:
     root: str
     files: tuple[FileDigest, ...]
 
+    def _summary(self) -> str:
+        return f"{quote(self.subject, 300)}, {plural(len(self.files), 'file')}, root {self.root}"
 
-@dataclass(frozen=True)
+    def _table(self) -> tuple[Sequence[str], Iterable[Sequence[str]]]:
+        rows = ((each.name, human_bytes(each.size), each.sha256) for each in self.files)
+        return ("file", "size", "sha256"), rows
+
+
+@dataclass(frozen=True, repr=False)
 class Signed(Described):
     """What was signed and written.
 
@@ -87,6 +96,9 @@ class Signed(Described):
     method: Method
     key_hint: str | None
     key_signatures: tuple[str, ...] = ()
+
+    def _summary(self) -> str:
+        return f"{super()._summary()}, written to {quote(self.signature, 300)}"
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from ...display import Displayed
 from ...errors import quote
 from ...storage import is_url, open_source
 from ...storage.parallel import in_threads
 from ...storage.places import absolute, is_folder, join, parent
+from ...text import plural
 from ..content.digests import FileDigest, file_cost, hash_file
 from ..content.resources import PartHasher, Resource, changed
 from ..errors import DocumentError, TrustError, VerificationError, refusing
@@ -42,7 +45,7 @@ from .signing import SIGNATURE
 from .timestamps import KeyTrust, TimestampTrust, verify_timestamps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
 __all__ = [
@@ -112,8 +115,8 @@ class SignedBy:
         return found
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Displayed):
     """A model of which every listed file is as signed.
 
     Attributes:
@@ -131,6 +134,15 @@ class Verification:
     statement: Statement
     files: dict[str, FileDigest]
     unsigned: tuple[str, ...]
+
+    def _summary(self) -> str:
+        unsigned = f", {plural(len(self.unsigned), 'file')} not signed" if self.unsigned else ""
+        files = plural(len(self.files), "file")
+        return f"{quote(self.path, 300)}, {files} as signed by {self.signed_by.fingerprint()}{unsigned}"
+
+    def _table(self) -> tuple[Sequence[str], Iterable[Sequence[str]]]:
+        signed = (("signed", name, each.sha256) for name, each in self.files.items())
+        return ("", "file", "sha256"), chain(signed, (("unsigned", n, "") for n in self.unsigned))
 
 
 def read_bundle(path: str, *, beneath: str | None = None) -> Bundle:
