@@ -22,6 +22,7 @@ PUBLIC = {
     "safeweights": "open, save, convert, scan, check; what the `safetensors` package offers",
     "safeweights.numpy": "NumPy arrays",
     "safeweights.torch": "PyTorch tensors and modules",
+    "safeweights.distributed": "checkpoints that many ranks of PyTorch save and load together",
     "safeweights.flax": "JAX arrays",
     "safeweights.tensorflow": "TensorFlow tensors",
     "safeweights.mlx": "MLX arrays",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         compat,
         conformance,
         conversion,
+        distributed,
         editing,
         flax,
         guard,
@@ -120,7 +121,7 @@ __getattr__, __dir__ = lazy_names(
         "trust": "",
     },
     modules=(
-        "agents", "checkpoint", "compat", "conformance", "conversion", "editing", "flax", "mlx", "numpy",
-        "paddle", "tensorflow", "torch",
+        "agents", "checkpoint", "compat", "conformance", "conversion", "distributed", "editing", "flax",
+        "mlx", "numpy", "paddle", "tensorflow", "torch",
     ),
 )  # fmt: skip

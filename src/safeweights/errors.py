@@ -31,6 +31,7 @@ __all__ = [
     "MissingPluginError",
     "NameTypeError",
     "NoDataError",
+    "RankError",
     "SafetensorError",
     "SelectionError",
     "SharedMemoryError",
@@ -226,6 +227,20 @@ class ClosedError(SafetensorError, ValueError):
 
     def __init__(self, message: str = "File is closed", **where: Any) -> None:
         super().__init__(message, **where)
+
+
+class RankError(SafetensorError, RuntimeError):
+    """Ranks that save or load together could not: one failed, or did not come in time.
+
+    Attributes:
+        ranks: Which; empty where that is not known.
+    """
+
+    def __init__(
+        self, message: str, *, path: str | None = None, ranks: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__(message, path=path)
+        self.ranks = ranks
 
 
 class MissingDependencyError(SafetensorError, ImportError):

@@ -546,3 +546,11 @@ def test_a_checkpoint_that_is_replaced_while_it_is_opened(
     else:
         data = {name: bytes(tensor.view()) for name, tensor in open(store).items()}
         assert data == contents(saves[result])
+
+
+def test_values_of_an_earlier_distributed_save_leave(tmp_path: Path) -> None:
+    """They would be taken for those of the new weights."""
+    for name in ("model.values.json", "other.values.json"):
+        (tmp_path / name).write_text("{}")
+    save_sharded({"a": MemoryTensor("a", "U8", (1,), b"1")}, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "other.values.json"]

@@ -30,6 +30,7 @@ __all__ = [
     "ANY_INDEX",
     "INDEX_SUFFIX",
     "SUFFIX",
+    "VALUES_SUFFIX",
     "ShardIndex",
     "check_complete",
     "check_present",
@@ -46,6 +47,9 @@ __all__ = [
 
 SUFFIX: Final = ".safetensors"
 INDEX_SUFFIX: Final = f"{SUFFIX}.index.json"
+VALUES_SUFFIX: Final = ".values.json"
+"""How the name of the file ends that has what is no tensor in a checkpoint that several ranks saved."""
+
 ANY_INDEX: Final = ".index.json"
 """How the names of indexes end, whatever the format of their shards."""
 

@@ -17,17 +17,26 @@ from ..errors import FormatError, UnsupportedError, quote
 from ..storage import LocalStore, Store
 from . import Checkpoint
 from .saving import serialized
-from .shardindex import INDEX_SUFFIX, SUFFIX, index_text, is_safe_shard, parse_index, shard_name
+from .shardindex import (
+    INDEX_SUFFIX,
+    SUFFIX,
+    VALUES_SUFFIX,
+    index_text,
+    is_safe_shard,
+    parse_index,
+    shard_name,
+)
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from ..storage import Commit
     from . import Tensor
 
 __all__ = [
-    "EarlierSave", "files_in_index", "parse_size", "save_sharded", "split", "split_into_shards", "stem_of",
+    "EarlierSave", "ShardedCommit", "check_stem", "files_in_index", "parse_size", "save_sharded", "split",
+    "split_into_shards", "stem_of",
 ]  # fmt: skip
 
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) *([KMGT]?)(I?)B?").fullmatch
@@ -96,8 +105,9 @@ def split_into_shards(
 class EarlierSave:
     """The files of an earlier save that must not stay beside the files of a new one.
 
-    They are the indexes of the stems, the files that these indexes name, and files named like shards
-    of a stem: other shards than those of a series that the new save writes.
+    They are the indexes of the stems, the files that these indexes name, the values beside them
+    (`VALUES_SUFFIX`), and files named like shards of a stem: other shards than those of a series that the
+    new save writes.
 
     Args:
         store: Where the files are.
@@ -118,7 +128,8 @@ class EarlierSave:
         self._series = {match.groups() for name in self._new if (match := self._match(name))}
         self.indexes = [f"{stem}{INDEX_SUFFIX}" for stem in stems]
         listed = {name for index in self.indexes for name in files_in_index(store, index)}
-        self._listed = sorted(listed - self._new)
+        values = {f"{stem}{VALUES_SUFFIX}" for stem in stems}
+        self._listed = sorted((listed | values) - self._new)
 
     def _is_other_shard(self, name: str) -> bool:
         match = self._match(name)
@@ -174,6 +185,52 @@ def _entries(store: Store) -> Iterable[tuple[str, str]]:
         return ()
 
 
+class ShardedCommit:
+    """The files of one save, as one commit: they take the place of an earlier save with the same stem.
+
+    Args:
+        store: Where they go.
+        stem: Beginning of the names.
+        shards: The names of all safetensors files.
+        others: The names of other files that the save writes, such as its values.
+        durable: See `safeweights.storage.Store.commit`.
+
+    Attributes:
+        commit: Takes the files, shards first; a context manager, which publishes them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        stem: str,
+        shards: Collection[str],
+        *,
+        others: Iterable[str] = (),
+        durable: bool = False,
+    ) -> None:
+        self.commit = store.commit(durable=durable)
+        self._earlier = EarlierSave(store, [stem], [*shards, *others])
+        self._earlier.delete_shards(self.commit)
+        self._index = f"{stem}{INDEX_SUFFIX}" if len(shards) > 1 else None
+
+    def add_index(self, weight_map: Mapping[str, str], total_size: int) -> None:
+        """Write the index, if there are several shards: as the last file.
+
+        Args:
+            weight_map: Tensor -> shard.
+            total_size: Bytes of all tensors.
+        """
+        self._earlier.delete_indexes(self.commit, keep=self._index)
+        if self._index is not None:
+            self.commit.write(self._index, [index_text(weight_map, total_size).encode()])
+
+
+def check_stem(stem: str) -> None:
+    """Raise an UnsupportedError unless `stem` can begin the name of a file."""
+    if not stem or stem[0] == "." or {"/", "\\"} & {*stem} or not is_safe_shard(stem + SUFFIX):
+        raise UnsupportedError(f"{quote(stem)} cannot begin the name of a file")
+
+
 def save_sharded(
     tensors: Mapping[str, Tensor],
     folder: str | os.PathLike[str] | Store,
@@ -210,28 +267,22 @@ def save_sharded(
             been moved could not be moved back. The files that are not in place are kept in a hidden
             folder, which the error names.
     """
-    if not stem or stem[0] == "." or {"/", "\\"} & {*stem} or not is_safe_shard(stem + SUFFIX):
-        raise UnsupportedError(f"{quote(stem)} cannot begin the name of a file")
+    check_stem(stem)
     if metadata is None and isinstance(tensors, Checkpoint):
         metadata = tensors.metadata
     found = dict(tensors.items())
     shards = split_into_shards(found, stem, max_shard_size)
     store = folder if isinstance(folder, Store) else LocalStore(folder)
-    earlier = EarlierSave(store, [stem], shards)
-    index = f"{stem}{INDEX_SUFFIX}" if len(shards) > 1 else None
+    save = ShardedCommit(store, stem, shards, durable=durable)
     done = 0
-    with store.commit(durable=durable) as commit:
-        earlier.delete_shards(commit)
+    with save.commit as commit:
         for shard, part in shards.items():
             size, buffers = serialized(part, metadata)
             report = None if progress is None else _shifted(progress, done)
             commit.write(shard, buffers, size=size, progress=report)
             done += size
-        earlier.delete_indexes(commit, keep=index)
-        if index is not None:
-            weight_map = {tensor: shard for shard, part in shards.items() for tensor in part}
-            text = index_text(weight_map, sum(tensor.nbytes for tensor in found.values()))
-            commit.write(index, [text.encode()])
+        weight_map = {tensor: shard for shard, part in shards.items() for tensor in part}
+        save.add_index(weight_map, sum(tensor.nbytes for tensor in found.values()))
     return list(shards)
 
 

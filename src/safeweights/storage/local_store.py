@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from .files import decoded, open_file
+from .shared_file import ReservedFile, SharedFile
 from .sink import (
     PartialOverwriteError,
     check_absent,
@@ -135,6 +136,9 @@ class LocalStore(Store):
     def commit(self, *, durable: bool = False) -> Commit:
         return _LocalCommit(self, durable=durable)
 
+    def fill(self, staged: str) -> SharedFile:
+        return SharedFile(self.locate(staged))
+
     def interrupted(self) -> str | None:
         for name, kind in self.list(recursive=False):
             if kind == "folder" and is_staging_name(name) and self.kind(f"{name}/old") == "folder":
@@ -156,6 +160,7 @@ class _LocalCommit(Commit):
         self._durable = durable
         self._staging = store.locate(staging_name())
         self._made: list[str] = []
+        self._reserved: dict[str, ReservedFile] = {}
         self._state: Literal["staging", "stuck", "exchanged"] = "staging"
 
     def _open(self, name: str) -> Source:
@@ -178,9 +183,21 @@ class _LocalCommit(Commit):
         create_only: bool,
         progress: Callable[[int], object] | None,
     ) -> None:
-        target, path = self._store.locate(name), self._new(name)
+        target = self._store.locate(name)
         if create_only:
             check_absent(target)
+        path = self._make_place(name, target)
+        stage_file(path, target, buffers, size=size, durable=self._durable, progress=progress)
+
+    def _reserve(self, name: str, size: int) -> str:
+        target = self._store.locate(name)
+        path = self._make_place(name, target)
+        self._reserved[name] = ReservedFile(path, target, size)
+        return f"{os.path.basename(self._staging)}/new/{name}"
+
+    def _make_place(self, name: str, target: str) -> str:
+        """The path of a file to be staged, in a folder that exists."""
+        path = self._new(name)
         stat_replaceable(target)  # before anything is made: a device's folder is none of ours
         _make_folder(self._store.location, self._made)
         try:
@@ -188,9 +205,11 @@ class _LocalCommit(Commit):
         except OSError as error:
             error.filename = self._store.location or "."  # not a hidden folder that never was
             raise
-        stage_file(path, target, buffers, size=size, durable=self._durable, progress=progress)
+        return path
 
     def _publish(self) -> None:
+        for reserved in self._reserved.values():
+            reserved.complete(durable=self._durable)
         arriving = [
             _Move(self._new(name), self._store.locate(name), create_only=name in self._create_only)
             for name in self._arriving()
@@ -278,6 +297,8 @@ class _LocalCommit(Commit):
 
     def _discard(self, error: BaseException) -> None:
         """Remove what was staged, unless some files exist nowhere else."""
+        for reserved in self._reserved.values():
+            reserved.close()
         if self._state != "stuck":
             shutil.rmtree(self._staging, ignore_errors=True)
             _remove_empty(self._made)

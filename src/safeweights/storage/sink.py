@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PartialOverwriteError",
+    "about",
+    "adopt",
     "check_absent",
     "copy_over",
     "is_staging_name",
@@ -44,6 +46,7 @@ __all__ = [
     "stage_file",
     "staging_name",
     "stat_replaceable",
+    "sync",
     "sync_directory",
     "write_file",
     "write_stream",
@@ -136,7 +139,7 @@ def write_file(
     with sync_directory(directory, durable=durable):
         stage_file(staged, target, buffers, size=size, durable=durable, progress=progress)
         try:
-            with _about(target):
+            with about(target):
                 renamed = rename(staged, target, create_only=create_only)
         except BaseException:
             _discard(staged)
@@ -266,7 +269,7 @@ def sync_directory(directory: str, *, durable: bool) -> Iterator[None]:
     # Opened first: where that is refused, nothing has happened yet.
     with _closing(os.open(directory, os.O_RDONLY | os.O_DIRECTORY), directory) as descriptor:
         yield
-        with _about(directory):
+        with about(directory):
             _allowed(os.fsync, descriptor)
 
 
@@ -330,7 +333,7 @@ class _NewFile:
         with _closing(unnamed, self._target):
             self._fill(unnamed, buffers, progress)
             if _name(unnamed, self._path):
-                _sync(unnamed, self._target, durable=self._durable)
+                sync(unnamed, self._target, durable=self._durable)
             else:
                 self._create_named(_contents(unnamed), None)
 
@@ -342,14 +345,14 @@ class _NewFile:
     def _fill(self, descriptor: int, buffers: _Pieces, progress: _Progress | None) -> None:
         large = self._size >= _LARGE
         if large:
-            with _about(self._target):
+            with about(self._target):
                 reserve(descriptor, self._size)
         uncached = large and self._durable
         _write_all(descriptor, self._target, buffers, progress, uncached=uncached)
         if self._replaced is not None:  # last: writing takes the set-ID bits away
-            with _about(self._target):
-                _adopt(descriptor, self._replaced)
-        _sync(descriptor, self._target, durable=self._durable)
+            with about(self._target):
+                adopt(descriptor, self._replaced)
+        sync(descriptor, self._target, durable=self._durable)
 
 
 def _open_unnamed(directory: str, mode: int) -> int | None:
@@ -388,13 +391,13 @@ def _closing(descriptor: int, path: str) -> Iterator[int]:
         with contextlib.suppress(OSError):  # the first failure is the one to report
             os.close(descriptor)
         raise
-    with _about(path):
+    with about(path):
         # close(2) reports what a network filesystem could not write: not to be missed.
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _about(path: str) -> Iterator[None]:
+def about(path: str) -> Iterator[None]:
     """Add the file name to errors of system calls on a descriptor."""
     try:
         yield
@@ -419,7 +422,7 @@ def _allowed(call: Callable[..., object], *arguments: Any) -> bool:
     return True
 
 
-def _adopt(descriptor: int, replaced: os.stat_result) -> None:
+def adopt(descriptor: int, replaced: os.stat_result) -> None:
     """Give the new file the owner (where that is allowed) and mode of the one it replaces."""
     if not hasattr(os, "fchown"):  # Windows
         return
@@ -434,11 +437,11 @@ def _adopt(descriptor: int, replaced: os.stat_result) -> None:
         _allowed(os.fchmod, descriptor, mode)
 
 
-def _sync(descriptor: int, path: str, *, durable: bool) -> None:
+def sync(descriptor: int, path: str, *, durable: bool) -> None:
     """If `durable`, return only when the contents would survive a loss of power."""
     if not durable:
         return
-    with _about(path):
+    with about(path):
         if sys.platform == "darwin":  # fsync(2) stops at the drive's cache there
             import fcntl
 
@@ -468,14 +471,14 @@ def _write_all(
         rest, size = [*batch], sum(map(len, batch))
         batch.clear()  # or its memory would be in use while the next one is made
         while rest:
-            with _about(path):
+            with about(path):
                 count = write(rest)
             rest = _after(rest, count)
         count_moved(size)
 
     for item in _grouped(buffers):
         if isinstance(item, Run):
-            with _about(path):
+            with about(path):
                 copy_run(
                     item, descriptor, written, lambda data: write_batch([flat(data)]), count_moved
                 )
@@ -614,7 +617,7 @@ def copy_over(
     try:
         with _closing(descriptor, target), open(source, "rb", buffering=0) as file:
             _write_all(descriptor, target, iter(lambda: file.read(_BATCH), b""))
-            _sync(descriptor, target, durable=durable)
+            sync(descriptor, target, durable=durable)
     except OSError as error:
         raise PartialOverwriteError(target, source, error) from error
     _discard(source)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .runs import Run
+    from .shared_file import SharedFile
     from .source import Buffer, Source
 
 __all__ = [
@@ -199,6 +200,18 @@ class Store(ABC):
             durable: Return from the commit only when all of it would survive a loss of power.
         """
 
+    def fill(self, staged: str) -> SharedFile:
+        """Open a file that `Commit.reserve` staged, in this process or in another one.
+
+        Args:
+            staged: What `Commit.reserve` gave.
+
+        Raises:
+            UnsupportedError: The store takes each file from one process only.
+            OSError: The file is not there, as where two machines have different filesystems at one path.
+        """
+        raise _one_writer(self)
+
     def interrupted(self) -> str | None:
         """Where the old files of a commit are that is being published, or was killed then; else None.
 
@@ -268,6 +281,27 @@ class Commit(ABC):
         self._written[name] = True
         if create_only:
             self._create_only.add(name)
+
+    def reserve(self, name: str, size: int) -> str:
+        """Stage a file of `size` bytes that several processes fill, each with its own ranges of it.
+
+        All of them must have closed it (`SharedFile.close`) before this commit is published.
+
+        Args:
+            name: Its name.
+            size: Number of bytes; the space for them is reserved where the filesystem can do that.
+
+        Returns:
+            What `Store.fill` takes: a name that is the same for every process that uses the store.
+
+        Raises:
+            UnsupportedError: The store takes each file from one process only, or as `write`.
+            OSError: There is no space, or no file can be made.
+        """
+        self._require_new(name)
+        staged = self._reserve(name, size)
+        self._written[name] = True
+        return staged
 
     def delete(self, name: str) -> None:
         """Let the file called `name` leave, if there is one.
@@ -349,6 +383,9 @@ class Commit(ABC):
         progress: Callable[[int], object] | None,
     ) -> None:
         """Write a file where no listing shows it under its name."""
+
+    def _reserve(self, name: str, size: int) -> str:
+        raise _one_writer(self._store)
 
     @abstractmethod
     def _open(self, name: str) -> Source:
@@ -523,6 +560,14 @@ def changed(where: str) -> ChangedError:
     """The error of a file that is another version than the one asked for."""
     return ChangedError(
         "the file was replaced since it was first opened; open it again", path=where
+    )
+
+
+def _one_writer(store: Store) -> UnsupportedError:
+    return UnsupportedError(
+        "this kind of store takes each file from one process: save to a shared filesystem, and copy the "
+        "model from there (`safeweights push`)",
+        path=store.location,
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ...checkpoint import Checkpoint, Tensor
     from ..handle import Target as Named
 
-__all__ = ["load_into", "load_model", "save_model"]
+__all__ = ["is_plain", "load_into", "load_model", "note_change", "save_model"]
 
 Target = torch.nn.Module | Mapping[str, torch.Tensor]
 
@@ -210,15 +210,15 @@ def _filled(
         if id(tensor) not in created:
             created[id(tensor)] = _materialised(tensor, _decode(source))
         return created[id(tensor)]
-    if _is_plain(tensor) and CODES.get(tensor.dtype) == source.dtype:
+    if is_plain(tensor) and CODES.get(tensor.dtype) == source.dtype:
         source.read_into(host_bytes(name, tensor))
-        _note_change(tensor)
+        note_change(tensor)
     else:
         tensor.copy_(_decode(source))
     return tensor
 
 
-def _note_change(tensor: torch.Tensor) -> None:
+def note_change(tensor: torch.Tensor) -> None:
     """Tell autograd, which refuses to go back through values that changed; torch's own writes do."""
     if not tensor.is_inference() and hasattr(torch.autograd.graph, "increment_version"):
         torch.autograd.graph.increment_version(tensor)
@@ -228,7 +228,7 @@ def _is_strided(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.layout == torch.strided
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def is_plain(tensor: torch.Tensor) -> bool:
     """Whether the bytes of a tensor in memory are its values in order; of no subclass is that known."""
     return (
         type(tensor) in PLAIN

@@ -1,0 +1,260 @@
+"""How the ranks of one save or load tell each other what they need, and who is missing.
+
+Messages go through the key-value store of torch.distributed that every job has (`torch.distributed.Store`):
+that needs no process group, works beside collectives that run on other threads, and, unlike a collective,
+a rank that does not come can be named.
+
+Rules:
+- Nobody waits longer than the timeout; what was waited for is in the error.
+- The failure of one rank ends the waiting of the coordinator at once.
+- Keys are deleted when they were read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zlib
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import torch.distributed as dist
+
+from ....errors import RankError
+from ....text import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["Meeting", "Task", "job_store", "next_load"]
+
+_PART: Final = 4 << 20
+"""Bytes of a message in one value: the store takes 8 MiB."""
+
+_SHORTEST, _LONGEST = 0.0005, 0.05
+"""Seconds between two looks: answers come soon, and many ranks that wait for long leave the store alone."""
+
+
+class Task(NamedTuple):
+    """One save or load, and a rank's place in it; travels in the rank's plan.
+
+    Attributes:
+        name: Names this save or load in the store.
+        rank: This rank. Rank 0 is the coordinator.
+        ranks: How many there are.
+    """
+
+    name: str
+    rank: int
+    ranks: int
+
+    @classmethod
+    def for_each(cls, ranks: int) -> list[Task]:
+        """The tasks of all ranks, of a save or load that has no name yet."""
+        name = os.urandom(16).hex()
+        return [cls(name, rank, ranks) for rank in range(ranks)]
+
+
+class Meeting:
+    """One save or load, as one rank takes part in it.
+
+    Args:
+        task: Which, and which rank.
+        timeout: Seconds that a rank may be late.
+        path: The checkpoint, for messages.
+    """
+
+    def __init__(self, task: Task, *, timeout: float, path: str) -> None:
+        alone = task.ranks == 1
+        self._store: Any = dist.HashStore() if alone else job_store()  # type: ignore[attr-defined]
+        self._name = f"safeweights/{task.name}"
+        self.rank = task.rank
+        self.ranks = task.ranks
+        self._timeout = timeout
+        self._path = path
+
+    # ---- from every rank to the coordinator
+
+    def post(self, step: str, value: Any) -> None:
+        """Tell the coordinator that this rank has done `step`.
+
+        Args:
+            step: What was to be done, such as ``"write its data"``: it completes a sentence.
+            value: Anything that JSON holds.
+        """
+        self._put(f"{step}/{self.rank}", [True, value])
+        self._store.add(self._key(f"{step}/count"), 1)
+
+    @contextmanager
+    def reporting(self, step: str) -> Iterator[None]:
+        """Do `step` in this block: if it fails, the coordinator learns of it at once."""
+        try:
+            yield
+        except BaseException as error:
+            self._put(f"{step}/{self.rank}", [False, f"{type(error).__name__}: {error}"])
+            self._store.add(self._key(f"{step}/failed"), 1)
+            raise
+
+    def collect(self, step: str) -> list[Any]:
+        """What all ranks posted, on the coordinator.
+
+        Raises:
+            RankError: A rank failed, or is missing after the timeout.
+        """
+        deadline = time.monotonic() + self._timeout
+        pause = _SHORTEST
+        while True:
+            if self._count(f"{step}/count") >= self.ranks:
+                break
+            if self._count(f"{step}/failed") or time.monotonic() > deadline:
+                break
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST)
+        posted = {rank: self._take(f"{step}/{rank}") for rank in self._present(step)}
+        failed = {rank: text for rank, (fine, text) in posted.items() if not fine}
+        if failed:
+            rank, text = next(iter(failed.items()))
+            more = f" ({len(failed)} ranks failed)" if len(failed) > 1 else ""
+            raise RankError(
+                f"rank {rank} failed: {text}{more}", path=self._path, ranks=tuple(failed)
+            )
+        missing = tuple(rank for rank in range(self.ranks) if rank not in posted)
+        if missing:
+            raise RankError(
+                f"{plural(len(missing), 'rank')} of {self.ranks} did not {step} within "
+                f"{self._timeout:g} s: {_listed(missing)}",
+                path=self._path, ranks=missing,
+            )  # fmt: skip
+        self._delete(f"{step}/count", f"{step}/failed")
+        return [posted[rank][1] for rank in range(self.ranks)]
+
+    def _present(self, step: str) -> list[int]:
+        return [r for r in range(self.ranks) if self._store.check([self._key(f"{step}/{r}")])]
+
+    # ---- from the coordinator to the ranks
+
+    def tell(self, step: str, values: Iterable[Any]) -> None:
+        """Tell each rank its value, in the order of the ranks."""
+        for rank, value in enumerate(values):
+            self._put(f"{step}/{rank}", [True, value])
+
+    def tell_failure(self, step: str, error: BaseException) -> None:
+        """Tell all ranks that it is over."""
+        for rank in range(self.ranks):
+            self._put(f"{step}/{rank}", [False, str(error)])
+
+    def tell_all(self, step: str, value: Any) -> None:
+        """Tell all other ranks the same; they hear it with `hear_all`."""
+        if self.ranks > 1:
+            self._put(step, [True, value])
+
+    def tell_all_failure(self, step: str, error: BaseException) -> None:
+        """Tell all other ranks that it is over."""
+        if self.ranks > 1:
+            self._put(step, [False, str(error)])
+
+    def hear(self, step: str) -> Any:
+        """What the coordinator told this rank.
+
+        Raises:
+            RankError: It gave up, or says nothing for twice the timeout (it waits for the others itself).
+        """
+        self._wait_for(f"{step}/{self.rank}", step)
+        return self._heard(self._take(f"{step}/{self.rank}"))
+
+    def hear_all(self, step: str) -> Any:
+        """What the coordinator told all ranks.
+
+        Raises:
+            RankError: As for `hear`.
+        """
+        self._wait_for(step, step)
+        message = self._get(step)
+        if self._store.add(self._key(f"{step}/heard"), 1) == self.ranks - 1:
+            self._delete(*self._parts(step), step, f"{step}/heard")
+        return self._heard(message)
+
+    def _heard(self, message: Any) -> Any:
+        fine, value = message
+        if not fine:
+            raise RankError(value, path=self._path)
+        return value
+
+    def _wait_for(self, key: str, step: str) -> None:
+        deadline = time.monotonic() + 2 * self._timeout + 1
+        pause = _SHORTEST
+        while not self._store.check([self._key(key)]):
+            if time.monotonic() > deadline:
+                raise RankError(
+                    f"rank 0, the coordinator, did not {step} within {2 * self._timeout:g} s",
+                    path=self._path, ranks=(0,),
+                )  # fmt: skip
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST)
+
+    # ---- messages as values of the store
+
+    def _key(self, key: str) -> str:
+        return f"{self._name}/{key}"
+
+    def _count(self, key: str) -> int:
+        return int(self._store.add(self._key(key), 0))
+
+    def _put(self, key: str, value: Any) -> None:
+        data = zlib.compress(json.dumps(value, separators=(",", ":")).encode(), 1)
+        parts = range(_PART, len(data), _PART)
+        for number, begin in enumerate(parts):
+            self._store.set(self._key(f"{key}/part{number}"), data[begin : begin + _PART])
+        # Last: whoever sees this key finds the others.
+        self._store.set(self._key(key), bytes([len(parts)]) + data[:_PART])
+
+    def _get(self, key: str) -> Any:
+        data = self._store.get(self._key(key))[1:]
+        data += b"".join(self._store.get(self._key(part)) for part in self._parts(key))
+        return json.loads(zlib.decompress(data))
+
+    def _parts(self, key: str) -> list[str]:
+        return [f"{key}/part{number}" for number in range(self._store.get(self._key(key))[0])]
+
+    def _take(self, key: str) -> Any:
+        message = self._get(key)
+        self._delete(*self._parts(key), key)
+        return message
+
+    def _delete(self, *keys: str) -> None:
+        for key in keys:
+            self._store.delete_key(self._key(key))
+
+
+def next_load(group: Any, path: str) -> Task:
+    """The next load of a checkpoint.
+
+    All ranks of a group load together, so that all of them count alike.
+
+    Args:
+        group: The process group; None for the default one.
+        path: The checkpoint.
+    """
+    if group is None:
+        group = dist.distributed_c10d._get_default_group()  # noqa: SLF001 - the only way to it
+    key = group.group_name, path
+    _LOADS[key] = count = _LOADS.get(key, 0) + 1
+    name = f"load/{zlib.crc32(path.encode())}/{group.group_name}/{count}"
+    return Task(name, dist.get_rank(group), dist.get_world_size(group))
+
+
+_LOADS: dict[tuple[str, str], int] = {}
+"""(Group, checkpoint) -> how often it was loaded."""
+
+
+def job_store() -> Any:
+    """The store of this job; None where torch.distributed is not initialised."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    return dist.distributed_c10d._get_default_store()  # noqa: SLF001 - the only way to it
+
+
+def _listed(ranks: Iterable[int]) -> str:
+    shown = [*ranks]
+    return ", ".join(map(str, shown[:20])) + (" ..." if len(shown) > 20 else "")
