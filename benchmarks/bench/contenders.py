@@ -16,6 +16,7 @@ import os
 import ssl
 import subprocess
 import tempfile
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -80,6 +81,14 @@ class Contender:
     def verified(self, path: str, *, trees: bool) -> Callable[[], Any]:
         """Sign a file; the function that loads its tensors once they are verified, or only hashes it."""
         raise Unavailable("verifies no signatures")
+
+    def encrypted(self, path: str, folder: str, *, signed: bool) -> Callable[[], Any]:
+        """Encrypt a file into a folder; the function that loads its tensors, or only decrypts it."""
+        raise Unavailable("reads no encrypted files")
+
+    def encrypt(self, path: str, target: str) -> Callable[[], Any]:
+        """The function that encrypts a file to `target`, which does not exist."""
+        raise Unavailable("does not encrypt")
 
 
 def _synced(path: str) -> None:
@@ -196,6 +205,29 @@ class Safeweights(Safetensors):
 
         return load
 
+    def encrypted(self, path: str, folder: str, *, signed: bool) -> Callable[[], Any]:
+        from safeweights import trust
+
+        sealed = f"{folder}/{signed}.age"
+        with suppress(FileNotFoundError):
+            os.unlink(sealed)
+        identity = trust.generate_identity()
+        self._package.encrypt(path, identity.recipient.label, sealed, durable=False)
+        given: dict[str, Any] = {"identity": identity}
+        if signed:
+            with tempfile.TemporaryDirectory() as keys:
+                trust.generate_key(f"{keys}/key")
+                key = trust.load_private_key(f"{keys}/key")
+            trust.sign(sealed, key, force=True)
+            given["trust"] = key.public_key
+        return lambda: self._torch.load_file(sealed, **given)
+
+    def encrypt(self, path: str, target: str) -> Callable[[], Any]:
+        from safeweights import trust
+
+        recipient = trust.generate_identity().recipient.label
+        return lambda: self._package.encrypt(path, recipient, target, durable=False)
+
 
 class Fastsafetensors(Contender):
     """IBM's loader, on the CPU: its buffered copier where GPUDirect is not."""
@@ -310,6 +342,31 @@ class Hashlib(Contender):
         return hash_file
 
 
+class Pyrage(Contender):
+    """The Rust implementation of age, in one thread; it has no partial reads."""
+
+    def __init__(self) -> None:
+        from importlib.metadata import version
+
+        self._package = importlib.import_module("pyrage")
+        self.version = version("pyrage")
+
+    def encrypted(self, path: str, folder: str, *, signed: bool) -> Callable[[], Any]:
+        identity, sealed = self._package.x25519.Identity.generate(), f"{folder}/pyrage.age"
+        self._package.encrypt_file(path, sealed, [identity.to_public()])
+
+        def decrypt() -> dict[str, Any]:
+            with open(sealed, "rb") as file:
+                self._package.decrypt(file.read(), [identity])
+            return {}
+
+        return decrypt
+
+    def encrypt(self, path: str, target: str) -> Callable[[], Any]:
+        recipient = self._package.x25519.Identity.generate().to_public()
+        return lambda: self._package.encrypt_file(path, target, [recipient])
+
+
 class Machine(Contender):
     """No library: the process in which the machine's own limits are measured."""
 
@@ -323,5 +380,6 @@ CONTENDERS: Final[dict[str, type[Contender]]] = {
     "torch": Torch,
     "coreutils": Coreutils,
     "hashlib": Hashlib,
+    "pyrage": Pyrage,
     "machine": Machine,
 }

@@ -28,6 +28,7 @@ __all__ = ["LIMITS", "index_of", "touch"]
 
 _CHUNK: Final = 8 * MIB
 _PAGE: Final = 4096
+_SEALED_CHUNK: Final = 1 << 16
 
 Arguments = "Mapping[str, Any]"
 Run = "Callable[[], object]"
@@ -240,6 +241,59 @@ def gather(arguments: Mapping[str, Any]) -> Callable[[], object]:
     return lambda: np.copyto(target, chosen)
 
 
+def cipher(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """ChaCha20-Poly1305 of the package cryptography over chunks of 64 KiB, in touched memory."""
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+    chunks = -(-arguments["nbytes"] // _SEALED_CHUNK)
+    plain = memoryview(_anonymous(chunks * _SEALED_CHUNK, touched=True))
+    sealed = memoryview(_anonymous(chunks * (_SEALED_CHUNK + 16), touched=True))
+    aead = ChaCha20Poly1305(bytes(32))
+
+    def parts(index: int) -> tuple[bytes, memoryview, memoryview]:
+        chunk = plain[index * _SEALED_CHUNK :][:_SEALED_CHUNK]
+        return (
+            index.to_bytes(12, "big"),
+            chunk,
+            sealed[index * (_SEALED_CHUNK + 16) :][: len(chunk) + 16],
+        )
+
+    def decrypt(begin: int, end: int) -> None:
+        for index in range(begin // _SEALED_CHUNK, end // _SEALED_CHUNK):
+            nonce, chunk, text = parts(index)
+            aead.decrypt_into(nonce, text, None, chunk)
+
+    for index in range(chunks):
+        nonce, chunk, text = parts(index)
+        aead.encrypt_into(nonce, chunk, None, text)
+    return lambda: _threaded(decrypt, len(plain), _processors())
+
+
+def cipher_and_hash(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """The same, then SHA-256 of as many bytes, in as many threads."""
+    decrypt, memory = cipher(arguments), _anonymous(arguments["nbytes"], touched=True)
+
+    def digest(begin: int, end: int) -> None:
+        hashlib.sha256(memory[begin:end]).digest()
+
+    def run() -> None:
+        decrypt()
+        _threaded(digest, len(memory), _processors())
+
+    return run
+
+
+def cipher_and_write(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """The same cipher, then write(2) of as many bytes into the page cache."""
+    decrypt, write = cipher(arguments), page_cache_write(arguments)
+
+    def run() -> None:
+        decrypt()
+        write()
+
+    return run
+
+
 def hash_files(arguments: Mapping[str, Any]) -> Callable[[], object]:
     """Open, read and hash each file of a folder, in one thread; the names are known."""
     walked = os.walk(arguments["path"])
@@ -285,4 +339,7 @@ LIMITS: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[], object]]]] = 
     "tensors' attributes and one write": walk_and_write,
     "gather from mapped pages": gather,
     "open, read and hash": hash_files,
+    "ChaCha20-Poly1305": cipher,
+    "ChaCha20-Poly1305, then SHA-256": cipher_and_hash,
+    "ChaCha20-Poly1305, then page cache write": cipher_and_write,
 }

@@ -7,6 +7,7 @@ must have produced the same bytes.
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -138,6 +139,19 @@ def _verified(contender: Contender, arguments: Mapping[str, Any], _: dict[str, A
     return Operation(run, lambda tensors: _of_tensors(tensors) if tensors else None)
 
 
+def _encrypted(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]) -> Operation:
+    folder, signed = os.path.dirname(arguments["out"]), arguments.get("signed", False)
+    run = contender.encrypted(arguments["path"], folder, signed=signed)
+    return Operation(run, lambda tensors: _of_tensors(tensors) if tensors else None)
+
+
+def _encrypt(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]) -> Operation:
+    out = arguments["out"]
+    return Operation(
+        contender.encrypt(arguments["path"], out), lambda _: os.path.getsize(out) >> 16
+    )
+
+
 _VERBS: Final[dict[str, Callable[[Contender, Mapping[str, Any], dict[str, Any]], Operation]]] = {
     "load": _load,
     "open header": _open_header,
@@ -148,6 +162,8 @@ _VERBS: Final[dict[str, Callable[[Contender, Mapping[str, Any], dict[str, Any]],
     "slice": _slice,
     "hash folder": _hash,
     "load verified": _verified,
+    "load encrypted": _encrypted,
+    "encrypt file": _encrypt,
 }
 
 

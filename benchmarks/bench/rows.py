@@ -240,6 +240,8 @@ _PREADS: Final = tuple(
     entry for entry in _SLICES if entry.column in {OURS, "0.8 pread", "0.9 pread"}
 )
 
+_ENCRYPTED: Final = (Entry(OURS, "safeweights"), Entry("pyrage", "pyrage", slow=True))
+
 _MODEL: Final = Spec("model", "BF16", 300, _GIB)
 _MODEL_NUMPY: Final = Spec("model", "F16", 300, _GIB)
 _LARGE: Final = Spec("model", "BF16", 300, 2 * _GIB)
@@ -486,6 +488,7 @@ def _rows() -> list[Row]:
             versus="sha256sum",
             reach=Reach(ratio=2.0),
         ),
+        *_encryption_rows(),
         _import_row("safeweights", "import safeweights", Reach(most=0.012)),
         _import_row("safeweights.numpy", "import safeweights.numpy", None),
         _memory_row(
@@ -501,7 +504,51 @@ def _rows() -> list[Row]:
         _memory_row(
             "save-file", "extra memory, save_file", "save file", _MODEL, 64 * MIB, writes=True
         ),
+        Row(
+            name="memory-load-encrypted", title="extra memory, encrypted load", kind="memory",
+            verb="load encrypted", entries=_ENCRYPTED, data=_MODEL, versus="pyrage",
+            reach=Reach(most=1.0, slack=64 * MIB), unit="x",
+        ),
+        Row(
+            name="memory-encrypt", title="extra memory, encrypt", kind="memory",
+            verb="encrypt file", entries=_ENCRYPTED, data=_MODEL, versus="pyrage",
+            reach=Reach(most=64 * MIB), unit="B", writes=True,
+        ),
     ]  # fmt: skip
+
+
+def _encryption_rows() -> list[Row]:
+    load = Row(
+        name="load-encrypted",
+        title="encrypted load, {size}",
+        verb="load encrypted",
+        entries=_ENCRYPTED,
+        data=_MODEL,
+        limits=("ChaCha20-Poly1305", "page cache read"),
+        versus="pyrage",
+        reach=Reach(ratio=0.25, limit_share=0.85),
+    )
+    verified = replace(
+        load,
+        name="load-encrypted-verified",
+        title="signed encrypted load, {size}",
+        entries=(
+            Entry(OURS, "safeweights", {"signed": True}),
+            Entry("without a signature", "safeweights"),
+        ),
+        limits=("ChaCha20-Poly1305, then SHA-256",),
+        versus="without a signature",
+        reach=Reach(limit_share=0.85),
+    )
+    encrypt = replace(
+        load,
+        name="encrypt",
+        title="encrypt a file, {size}",
+        verb="encrypt file",
+        limits=("ChaCha20-Poly1305, then page cache write", "ChaCha20-Poly1305"),
+        writes=True,
+    )
+    return [load, verified, encrypt]
 
 
 def _import_row(module: str, title: str, reach: Reach | None) -> Row:

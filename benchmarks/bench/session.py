@@ -35,7 +35,9 @@ __all__ = ["Session"]
 _HOLDING: Final = {"load bytes", "save bytes", "save file"}
 """Verbs for which every process holds the row's data, not only the one whose turn it is."""
 
-_READING: Final = {"load", "load verified", "open header", "first tensor", "slice"}
+_READING: Final = {
+    "load", "load verified", "load encrypted", "encrypt file", "open header", "first tensor", "slice",
+}  # fmt: skip
 """Verbs that read the row's file while the clock runs."""
 
 _PAGE: Final = 4096
@@ -346,7 +348,7 @@ class _excusing:  # noqa: N801 - reads as a statement
 
 def _expected(row: Row, source: Path) -> int | None:
     """What results come to, told from the file alone; None where only a part of it is used."""
-    whole = row.verb in {"load", "load bytes", "load verified", "save file"}
+    whole = row.verb in {"load", "load bytes", "load verified", "load encrypted", "save file"}
     return fingerprint_of_file(str(source)) if whole else None
 
 

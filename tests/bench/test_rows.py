@@ -38,9 +38,13 @@ def test_what_is_to_be_reached_is_what_was_promised():
         "load-bytes": 0.6, "save-bytes": 0.6, "save-torch": 0.9, "save-64k": 0.6,
         "save-tiny-10k": 0.2, "save-tiny-100k": 0.2, "save-durable": 0.75,
         "slice-rows": 0.2, "slice-columns": 0.2, "slice-every8": 0.2, "hash-small": 2.0,
-        "load-verified": 1.3,
+        "load-verified": 1.3, "load-encrypted": 0.25, "encrypt": 0.25,
     }  # fmt: skip
     assert wanted["load-cold"].limit_share == 0.85
+    for name in ("load-encrypted", "load-encrypted-verified", "encrypt"):
+        assert wanted[name].limit_share == 0.85
+    assert wanted["memory-encrypt"].most == 64 * MIB
+    assert wanted["memory-load-encrypted"].slack == 64 * MIB
     assert wanted["import"].most == 0.012
     assert wanted["memory-save-file"].most == 64 * MIB
 

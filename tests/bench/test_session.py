@@ -250,6 +250,20 @@ def test_real_workers_agree_and_end(tmp_path):
     assert os.listdir(tmp_path / "out") == []
 
 
+def test_encrypted_files_are_loaded_and_written_by_real_workers(tmp_path):
+    pytest.importorskip("cryptography", reason="needs the package cryptography")
+    (tmp_path / "out").mkdir()
+    quick = Scale(quick=True, mib=1, count=20)
+    with _crew(tmp_path) as crew:
+        measuring = Session(crew, quick, tmp_path / "data", tmp_path / "out", deadline=0.0)
+        found = [measuring.measure(row) for row in ROWS if "encrypt" in row.name]
+    assert len(found) == 5
+    for result in found:
+        assert result.contenders[OURS].values, (result.name, result.contenders[OURS].missing)
+        assert not result.notes
+        assert all(sampled.values for sampled in result.limits.values())
+
+
 def test_a_worker_that_dies_is_reported(tmp_path):
     with _crew(tmp_path) as crew:
         worker = crew.worker("machine")

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from safeweights.storage import parallel, read_ahead
-from safeweights.storage.parallel import Background, in_parallel, in_threads, thread_count
+from safeweights.storage.parallel import (
+    Background,
+    in_order,
+    in_parallel,
+    in_threads,
+    thread_count,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -673,3 +679,46 @@ def test_an_interrupt_while_calls_end_after_a_failure_waits_for_them() -> None:
     with Alarm(interrupt), pytest.raises(KeyboardInterrupt):
         in_threads(call, [0, 1], workers=2)
     assert done.is_set()
+
+
+# ---- results ahead of the caller
+
+
+def test_results_come_in_order_and_only_so_many_exist_at_a_time() -> None:
+    class Result:
+        alive = most = 0
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+            with lock:
+                Result.alive += 1
+                Result.most = max(Result.most, Result.alive)
+
+        def __del__(self) -> None:
+            with lock:
+                Result.alive -= 1
+
+    lock = threading.Lock()
+    numbers = []
+    for result in in_order(Result, range(50), workers=3):
+        numbers.append(result.number)
+        del result
+    assert numbers == list(range(50))
+    assert Result.alive == 0
+    assert Result.most <= 3 + 2
+    assert list(in_order(abs, [])) == []
+
+
+def test_a_failure_comes_in_its_turn_and_nothing_runs_after_the_caller_left() -> None:
+    def call(item: int) -> int:
+        if item == 3:
+            raise ValueError("three")
+        return item
+
+    found: list[int] = []
+    with pytest.raises(ValueError, match="three"):
+        found.extend(in_order(call, range(10), workers=2))
+    assert found == [0, 1, 2]
+    results = in_order(call, range(3), workers=2)
+    assert next(results) == 0
+    results.close()  # type: ignore[attr-defined]  # and its threads end: see `no_thread_is_left`

@@ -76,11 +76,16 @@ class BlockSource(Source):
             raise
 
     def reading(self, offset: int, length: int) -> Reading:
-        if length < CHUNK:
-            # In one piece: cut anywhere but between blocks, the blocks that were cut are fetched twice.
-            return super().reading(offset, length)._replace(step=max(1, length))
         if offset + length > self.size:
             raise self._truncated(offset, length, self.size)
+        if length < CHUNK:
+            # In one piece: cut anywhere but between blocks, the blocks that were cut are fetched twice.
+            part = self._allocate(length)
+
+            def fill_part(low: int, high: int) -> None:
+                self.read_into(offset + low, part[low:high])
+
+            return Reading(part, length, fill_part, max(1, length))
         # Whole blocks into memory placed like them, so that threads can share them and none is copied.
         shift = offset % self._step
         first, begin = offset // self._step, offset - shift

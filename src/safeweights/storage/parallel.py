@@ -1,10 +1,11 @@
-"""Threads: the one place that starts any, and the three ways in which the package uses them.
+"""Threads: the one place that starts any, and the four ways in which the package uses them.
 
 - `in_parallel`: the chunks of one buffer, shared among threads. For filling and copying memory.
 - `in_threads`: a call for each of many items, such as files; results in order, progress for the caller.
+- `in_order`: results that are used one after another and made ahead, such as the pieces of a file.
 - `Background`: calls that run beside the caller: reading the next piece while this one is used.
 
-Rules for all three:
+Rules for all of them:
 - No thread outlives the call, or the `Background`, that started it, unless a second Ctrl-C insists.
 - Ctrl-C may arrive between any two instructions. So a flag says what has ended, and locks and queues
   only wake: `threading.Event` keeps its lock for ever if the interrupt comes just after it was taken.
@@ -22,6 +23,7 @@ import sys
 from collections import deque
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread, current_thread, get_ident
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["CHUNK", "Background", "Job", "in_parallel", "in_threads", "thread_count"]
+__all__ = ["CHUNK", "Background", "Job", "in_order", "in_parallel", "in_threads", "thread_count"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -392,6 +394,35 @@ def in_threads(
         except BaseException:
             threads.end()
             raise
+
+
+def in_order(call: Callable[[T], R], items: Iterable[T], *, workers: int = 0) -> Iterator[R]:
+    """The result of `call` for each item, in the order of the items, made by threads ahead of the caller.
+
+    For results that are large and used once: beside the one that the caller has, one for each thread and
+    one more exist at a time.
+
+    Args:
+        call: Called from several threads at once.
+        items: What there is to do.
+        workers: Threads; 0 for `thread_count`.
+
+    Raises:
+        BaseException: What `call` raised, after the results before it were given. Calls that had not
+            begun are dropped, also when the generator is closed.
+
+    >>> list(in_order(abs, [-1, -2, -3]))
+    [1, 2, 3]
+    """
+    workers = workers or thread_count()
+    remaining = iter(items)
+    with Background(workers, "safeweights-ahead") as beside:
+        jobs = deque(beside.submit(call, item) for item in islice(remaining, workers + 1))
+        while jobs:
+            result = jobs.popleft().result()
+            jobs.extend(beside.submit(call, item) for item in islice(remaining, 1))
+            yield result
+            del result  # or its memory would be in use while the next one is waited for
 
 
 class _Batch(Generic[T, R]):
