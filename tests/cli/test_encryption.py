@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-import re
 import stat
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
 pytest.importorskip("cryptography")
 
+from safeweights.cli.app import cli
 from safeweights.trust.access import passwords
 
 
@@ -196,9 +199,154 @@ def test_nothing_secret_is_printed_or_in_the_list_of_processes(sharded, me, run,
     assert "correct horse" not in text
 
 
-def test_every_command_that_reads_a_model_takes_an_identity(run):
-    for command in (
-        "show", "view", "ls", "check", "get", "stats", "diff", "convert", "hash", "decrypt", "rekey",
-        "verify", "admit",
-    ):  # fmt: skip
-        assert re.search(r"-i, --identity-file FILE", run(command, "--help").stdout), command
+WITHOUT_IDENTITY = {
+    "encrypt": "it reads plaintext",
+    "keygen": "it reads no model",
+    "sign": "it signs files as they are",
+    "push": "it writes files as they are",
+    "policy": "it reads no weights",
+    "repair": "it mends files in their place, and encrypted ones are only read",
+}
+"""Command -> why it cannot be given an identity."""
+
+
+def commands(group, *names):
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, *names, name)
+        else:
+            yield (*names, name), command
+
+
+def test_every_command_takes_an_identity_or_has_a_reason_not_to():
+    taking = set()
+    for names, command in commands(cli):
+        options = {option for each in command.params for option in each.opts}
+        if "-i" in options:
+            assert {"--identity-file", "-p", "--passphrase-file"} <= options, names
+            taking.add(names[0])
+        else:
+            assert names[0] in WITHOUT_IDENTITY, f"{names} takes no identity, and has no reason"
+    assert not taking & WITHOUT_IDENTITY.keys()
+    assert taking | WITHOUT_IDENTITY.keys() == set(cli.list_commands(None))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ls M", "show M", "check M", "stats M", "get M norm.weight", "hash --tensors M",
+        "hash --data-only M", "digest M", "diff M M", "convert M out/", "edit M out.safetensors",
+        "edit M out/ --sort", "delta make M M out",
+    ],
+)  # fmt: skip
+def test_a_command_does_with_an_encrypted_model_what_it_does_with_the_plain_one(
+    sharded, encrypted, tmp_path, run, command, monkeypatch
+):
+    """The same lines and the same files; without the identity it says that the model is encrypted."""
+    if command.startswith("delta"):
+        pytest.importorskip("zstandard", reason="needs the package zstandard")
+    sealed = str(tmp_path / encrypted)
+
+    def result(model, *more):
+        folder = tmp_path / f"run-{len(list(tmp_path.glob('run-*')))}"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        done = run(*[model if word == "M" else word for word in command.split()], *more)
+        shown = done.stdout.replace(model, "M").replace(".safetensors.age", ".safetensors")
+        written = {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*.safetensors")
+        }
+        return done, shown, written
+
+    plain, *expected = result(sharded)
+    read, *found = result(sealed, "-i", str(tmp_path / "me"))
+    assert (plain.exit_code, read.exit_code) == (0, 0), read.stderr
+    assert found == expected
+    refused, _, written = result(sealed)
+    # Without it, `digest` is that of the encrypted files, and `show` says for whom they are.
+    if command not in {"digest M", "show M"}:
+        assert refused.exit_code == 3
+        assert "encrypted" in refused.stderr + refused.stdout
+        assert not written
+
+
+@pytest.mark.parametrize("command", ["ls -", "show -", "check -", "stats -", "hash --tensors -"])
+@pytest.mark.parametrize("how", ["pipe", "file"])
+def test_encrypted_standard_input_is_read(model, me, run, process, command, how):
+    def result(path, *more):
+        with Path(path).open("rb") as file:
+            given = file.read() if how == "pipe" else None
+            stdin = subprocess.PIPE if how == "pipe" else file
+            with process(*command.split(), *more, stdin=stdin) as child:
+                out, err = child.communicate(given)
+        return child.returncode, out, err
+
+    assert run("encrypt", model, "-r", me, "-o", "a.age").exit_code == 0
+    expected = result(model)
+    assert expected[0] in {0, 1}  # check warns of this model
+    assert result("a.age", "-i", "me") == expected
+    status, out, err = result("a.age")
+    assert status == 3
+    assert b"encrypted file (age)" in out + err
+    status, out, err = result(model, "-i", "me")
+    assert status == 3
+    assert b"not encrypted" in out + err
+
+
+def test_a_model_is_not_edited_in_place_where_that_would_write_plaintext(encrypted, run):
+    before = {path.name: path.read_bytes() for path in Path(encrypted).iterdir()}
+    result = run("edit", encrypted, "--in-place", "--sort", "-i", "me")
+    assert result.exit_code == 1
+    assert "not changed in place" in result.stderr
+    assert {path.name: path.read_bytes() for path in Path(encrypted).iterdir()} == before
+
+
+def test_files_are_hashed_as_they_are(encrypted, run):
+    result = run("hash", encrypted, "-i", "me")
+    assert result.exit_code == 2
+    assert "hashed as they are" in result.stderr
+
+
+def test_a_bill_of_materials_says_what_is_in_encrypted_files(sharded, encrypted, run):
+    plain, sealed, unread = (
+        json.loads(run("bom", *words).stdout)
+        for words in ([sharded], [encrypted, "-i", "me"], [encrypted])
+    )
+
+    def facts(document):
+        component = document["metadata"]["component"]
+        return component["properties"], component.get("modelCard")
+
+    assert facts(sealed) == facts(plain)
+    assert facts(unread)[0][0]["value"] == "0"
+    name = "model-00001-of-00003.safetensors"
+    (one,) = (each for each in sealed["components"] if each["name"] == f"{name}.age")
+    digest = hashlib.sha256(Path(encrypted, f"{name}.age").read_bytes()).hexdigest()
+    assert one["hashes"][0]["content"] == digest
+    assert {"name": "safeweights:encrypted", "value": "1 of type `X25519`"} in one["properties"]
+    assert "safeweights:tensors" in {each["name"] for each in one["properties"]}
+
+
+def test_a_pulled_model_is_judged_by_what_is_in_it(sharded, encrypted, run, tmp_path):
+    """Without the identity nothing is known of encrypted files, so that a policy refuses them."""
+    assert run("keygen", "signer").exit_code == 0
+    assert run("sign", encrypted, "--key", "signer").exit_code == 0
+    Path("policy.toml").write_text(
+        '[signers.us]\npublic_key = "signer.pub"\n[[rules]]\npattern = "*"\nsigners = ["us"]\n'
+    )
+    given = ["pull", encrypted, "pulled", "--policy", "policy.toml", "--name", "model"]
+    assert run(*given).exit_code == 1
+    assert not os.path.exists("pulled")
+    result = run(*given, "-i", "me")
+    assert result.exit_code == 0, result.stdout
+    assert sorted(os.listdir("pulled")) == sorted(os.listdir(encrypted))
+    Path(sharded, "modeling.py").write_text("import os")
+    recipient = dict(run("keygen", "you", "--age").rows)["recipient"]
+    assert run("encrypt", sharded, "-r", recipient, "-o", "evil.age").exit_code == 0
+    assert run("sign", "evil.age", "--key", "signer").exit_code == 0
+    given = ["pull", "evil.age", "evil", "--policy", "policy.toml", "--name", "model", "-i", "you"]
+    result = run(*given, "--explain")
+    assert result.exit_code == 1
+    assert "modeling.py" in result.stdout

@@ -17,8 +17,8 @@ from ..format import sniffing
 from ..format.header import MAX_HEADER, PREFIX
 from ..lazy import deferred
 from ..storage import Source, open_source
-from ..storage.pipes import STDIN, stdin_source
-from ..trust.verifier import resolve
+from ..storage.pipes import STDIN
+from ..trust.verifier import plain_stdin, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -169,7 +169,7 @@ def open_checkpoint(path: str, *, headers_only: bool = False) -> Checkpoint:
         FormatError, OSError: See `open`.
     """
     if path == STDIN:
-        return read_source(stdin_source(is_known, headers_only=headers_only))
+        return read_source(plain_stdin(is_known, headers_only=headers_only))
     return open(path, backend="pread")
 
 

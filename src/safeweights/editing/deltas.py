@@ -302,6 +302,7 @@ def make_delta(
     encoding: str = "xor",
     checksum_format: str = "adler32",
     durable: bool = False,
+    identity: Any = None,
     progress: Callable[[int], object] | None = None,
 ) -> DeltaReport:
     """Write a folder that says how `new` differs from `base`.
@@ -317,6 +318,8 @@ def make_delta(
         encoding: ``"xor"``, or ``"overwrite"``, which is smaller if very few bytes change.
         checksum_format: ``"adler32"``, which other programs know too, or ``"blake3"``.
         durable: Return only when all of it would survive a loss of power.
+        identity: Who opens `base` and `new`, where they are paths; see `safeweights.open`. The delta is not
+            encrypted.
         progress: Called with the number of bytes of `new` that are done.
 
     Raises:
@@ -330,7 +333,10 @@ def make_delta(
     checksum(checksum_format)
     if encoding not in ENCODINGS:
         raise UnsupportedError(f"the encoding {quote(encoding)} is not known; {ENCODINGS} are")
-    old, now = (each if isinstance(each, Checkpoint) else open_any(each) for each in (base, new))
+    old, now = (
+        each if isinstance(each, Checkpoint) else open_any(each, identity=identity)
+        for each in (base, new)
+    )
     _require_alike(old, now)
     store = place_of(folder).folder()
     index = f"model{INDEX_SUFFIX}"
@@ -417,6 +423,7 @@ def apply_delta(
     base: Any = None,
     *,
     trust: object = None,
+    identity: Any = None,
     max_shard_size: int | str = "5GB",
     durable: bool = False,
     progress: Callable[[int], object] | None = None,
@@ -428,6 +435,7 @@ def apply_delta(
         output: A file that ends in ``.safetensors``, or a folder.
         base: See `open_delta`.
         trust: See `open_delta`.
+        identity: See `open_delta`. The model that is written is not encrypted.
         max_shard_size: For a folder.
         durable: Return only when all of it would survive a loss of power.
         progress: Called with the number of bytes written so far.
@@ -436,7 +444,7 @@ def apply_delta(
         FormatError: A delta is damaged, or made for another base: nothing is written then.
         OSError: Reading or writing failed.
     """
-    model = open_delta(target, base, trust=trust)
+    model = open_delta(target, base, trust=trust, identity=identity)
     path = os.fspath(output)
     if path.endswith(SUFFIX):
         save(model, path, durable=durable, progress=progress)
@@ -456,6 +464,8 @@ def compact_deltas(
     target: str | os.PathLike[str],
     output: str | os.PathLike[str],
     base: Any = None,
+    *,
+    identity: Any = None,
     **options: Any,
 ) -> DeltaReport:
     """Write one delta that does what a chain of them does.
@@ -464,14 +474,17 @@ def compact_deltas(
         target: The newest of the chain, or the folder that has all of it.
         output: The folder of the new delta.
         base: What the chain is based on; see `open_delta`.
+        identity: See `open_delta`. The delta that is written is not encrypted.
         options: See `make_delta`. The versions are those of the chain's ends.
 
     Raises:
         FormatError, UnsupportedError, OSError: See `open_delta` and `make_delta`.
     """
-    chain, whole = _chain(os.fsdecode(target), {"trust": None, "identity": None, "backend": "mmap"})
+    given = {"trust": None, "identity": identity, "backend": "mmap"}
+    chain, whole = _chain(os.fsdecode(target), given)
     if not chain:
         raise UnsupportedError("there is no delta to compact", path=os.fsdecode(target))
     versions = {"version": int(chain[0].version), "base_version": int(chain[-1].base_version)}
     old = whole if whole is not None else base
-    return make_delta(old, open_delta(target, base), output, **{**versions, **options})
+    new = open_delta(target, base, identity=identity)
+    return make_delta(old, new, output, identity=identity, **{**versions, **options})

@@ -21,7 +21,9 @@ from ..derived.quantised.schemes import names_of, refuse_casts
 from ..errors import ChangedError, FormatError, UnsupportedError, quote
 from ..format.header import PREFIX
 from ..storage import DescriptorSource, Run, is_copyable, is_url, place_of
+from ..storage.places import Place as OpenedPlace
 from ..storage.places import parent
+from ..trust.verifier import identified, identity_in_use, plain_store, resolve
 from .inplace import Patch, can_patch, new_header, patch_of, write_patch
 from .layout import DATA_HASHES, LEGACY_HASH, Output, Place, outputs_of
 from .model import Model, below, model_of, refuse_unreadable
@@ -49,6 +51,7 @@ def edit(
     dry_run: bool = False,
     durable: bool = False,
     trust: object = None,
+    identity: Any = None,
     progress: Callable[[int, int], object] | None = None,
     **changes: Any,
 ) -> EditPlan:
@@ -70,6 +73,8 @@ def edit(
         dry_run: Decide and check, and write nothing.
         durable: Return only when all of it would survive a loss of power.
         trust: See `safeweights.open`.
+        identity: Who opens encrypted sources; see `safeweights.open`. What is written is not encrypted,
+            so that a target is needed.
         progress: Called with the number of bytes done so far and in total.
         changes: Fields of `Edits`.
 
@@ -96,7 +101,11 @@ def edit(
         raise UnsupportedError("give a target, or in_place=True (--in-place), and not both")
     source = os.fspath(source)
     job = _Job(source, wanted, dry_run=dry_run)
-    with ExitStack() as stack:
+    with ExitStack() as stack, identified(identity):
+        if in_place and identity_in_use() is not None:
+            raise UnsupportedError(
+                "an encrypted model is not changed in place: give a target, and encrypt that", path=source
+            )  # fmt: skip
         job.read(stack, trust)
         destination = job.place(None if target is None else os.fspath(target))
         files = job.decide(destination)
@@ -534,14 +543,16 @@ def _path_and_pattern(given: str | tuple[str, str]) -> tuple[str, str]:
 
 def _parts(source: str) -> tuple[str, str | None, str]:
     """The folder that a source's files are in, the name of its index, and the stem of its names."""
-    place = place_of(source)
+    target, _ = resolve(source, None, None)
+    place = target if isinstance(target, OpenedPlace) else place_of(source)
     kind = place.kind()
     if kind == "file":
         return parent(source), None, os.path.splitext(place.name)[0]
     if kind == "index":
         index = place.name if place.name.endswith(INDEX_SUFFIX) else None
         return parent(source), index, _stem(place.name)
-    names = [entry.name for entry in place.folder().list(recursive=False)]
+    store, _ = plain_store(place.folder())
+    names = [entry.name for entry in store.list(recursive=False)]
     index, files = find_shards(names, source)
     if index is not None:
         return source, index, _stem(index)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..conversion.foreign import ForeignCheckpoint
 from ..errors import UnsupportedError, quote
 from ..text import plural
+from ..trust.verifier import identity_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -60,6 +61,10 @@ def model_of(checkpoint: Checkpoint, root: str = "", *, several: bool = False) -
     homes: dict[str, str] = {}
     for file in files:
         name = below(file.name, root)
+        if identity_in_use() is not None:
+            from ..trust.access.stores import plain_name
+
+            name = plain_name(name) or name
         homes.update(dict.fromkeys(file.header.tensors, name))
         found[name] = file.header.metadata
     if homes:

@@ -25,19 +25,23 @@ from typing import TYPE_CHECKING, Any, Final
 from ..checkpoint import SafetensorsFile
 from ..checkpoint.shardindex import ANY_INDEX, SUFFIX, read_index
 from ..errors import FormatError, SafetensorError, quote
-from ..storage import open_source
+from ..storage import LocalStore, open_source
 from ..text import plural, printable
+from ..trust.access.keyring import describe, encrypted_for
+from ..trust.access.stores import EncryptedStore, plain_name
 from ..trust.content.digests import FileDigest, hash_files
 from ..trust.documents import parse_json
 from ..trust.errors import TrustError, VerificationError
-from ..trust.files import check_model, list_folder, read_document
+from ..trust.files import ENCRYPTED, KEY_FILE, check_model, list_folder, read_document
 from ..trust.signatures.bundle import DEFAULT_IGNORED, covers
+from ..trust.verifier import identified, identity_in_use, plain_store
 from .admission import findings_of
 from .inventory import rows, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from ..storage import Source
     from ..trust.signatures.verifying import SignedBy
 
 __all__ = ["ForeignFile", "bill_of_materials", "look_into"]
@@ -72,6 +76,16 @@ class ForeignFile:
     unreadable: Sequence[str] = ()
 
 
+def _opened(path: str) -> Source:
+    """What is in a file: its plaintext, if it is encrypted and there is an identity in use."""
+    source = open_source(path, backend="pread")
+    if path.endswith(KEY_FILE) or identity_in_use() is None or encrypted_for(source) is None:
+        return source
+    store, _ = plain_store(LocalStore(os.path.dirname(path)))
+    assert isinstance(store, EncryptedStore)
+    return store.decrypted(source)
+
+
 def look_into(path: str) -> ForeignFile | None:
     """What is known of a file in another format, found without executing it; None for any other file.
 
@@ -83,7 +97,7 @@ def look_into(path: str) -> ForeignFile | None:
     from ..conversion.grading import Grade
     from ..conversion.opening import FORMAT_HEAD, SAFETENSORS, identify, read_source
 
-    source = open_source(path, backend="pread")
+    source = _opened(path)
     name = identify(source, source.read(0, min(FORMAT_HEAD, source.size)))
     if name is None or name == SAFETENSORS:
         return None
@@ -116,6 +130,7 @@ def bill_of_materials(
     signed_by: SignedBy | None = None,
     when: datetime | None = None,
     look: Callable[[str], ForeignFile | None] = lambda _: None,
+    identity: Any = None,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
@@ -130,6 +145,8 @@ def bill_of_materials(
         signed_by: The verified signer, if there is one.
         when: The document's time; by default now.
         look: Reads a file of another format; by default, only safetensors files are counted.
+        identity: Who opens encrypted files, to tell what is in them; see `safeweights.open`. Names and
+            digests are those of the encrypted files.
         workers: Number of files read in parallel; by default the number of cores.
         progress: Called with the number of bytes read so far, from the calling thread.
 
@@ -150,11 +167,12 @@ def bill_of_materials(
         )
     }
     count = _Count()
-    files = [
-        _file(base, digests[each], count, look) if each in digests else _special(base, each)
-        for each in names
-    ]
-    model = _model(base, found, name or os.path.basename(path), version)
+    with identified(identity):
+        files = [
+            _file(base, digests[each], count, look) if each in digests else _special(base, each)
+            for each in names
+        ]
+        model = _model(base, found, name or os.path.basename(path), version)
     model["properties"] = _properties(count.weights(), signed_by)
     moment = (when or datetime.now(timezone.utc)).astimezone(timezone.utc)
     document = {
@@ -251,11 +269,15 @@ def _contents(
 ) -> Iterator[tuple[str, str]]:
     """Facts about the contents of a file: its tensors, and code that it runs."""
     path = os.path.join(base, name)
-    findings = list(findings_of(open_source(path, backend="pread"), name))
+    if types := encrypted_for(open_source(path, backend="pread")):
+        yield "encrypted", describe(types)
+        name = plain_name(name) or name
+    source = _opened(path)
+    findings = list(findings_of(source, name))
     valid = False
     if name.endswith(SUFFIX):
         try:
-            tensors = SafetensorsFile.open(path, backend="pread").header.tensors
+            tensors = SafetensorsFile(source).header.tensors
         except FormatError as error:
             yield "invalid", error.rule
         else:
@@ -298,7 +320,7 @@ def _model(base: str, names: list[str], name: str, version: str | None) -> dict[
     model: dict[str, Any] = {"type": "machine-learning-model", "bom-ref": "model", "name": name}
     if version:
         model["version"] = version
-    card = _front_matter(base) if "README.md" in names else {}
+    card = _front_matter(_text(base, names, "README.md"))
     if licences := card.get("license"):
         model["licenses"] = [{"license": {"name": licence}} for licence in licences]
     if ancestors := card.get("base_model"):
@@ -306,8 +328,7 @@ def _model(base: str, names: list[str], name: str, version: str | None) -> dict[
             "ancestors": [{"type": "machine-learning-model", "name": each} for each in ancestors]
         }
     parameters: dict[str, Any] = {}
-    if "config.json" in names:
-        parameters.update(_architecture(os.path.join(base, "config.json")))
+    parameters.update(_architecture(_text(base, names, "config.json")))
     if sets := card.get("datasets"):
         parameters["datasets"] = [{"type": "dataset", "name": each} for each in sets]
     if task := card.get("pipeline_tag"):
@@ -317,11 +338,24 @@ def _model(base: str, names: list[str], name: str, version: str | None) -> dict[
     return model
 
 
-def _architecture(path: str) -> dict[str, str]:
+def _text(base: str, names: list[str], name: str) -> bytes:
+    """A small file of the model, which may be encrypted; empty if there is none, or it cannot be read."""
+    try:
+        if name in names:
+            return read_document(os.path.join(base, name), limit=_MAX_TEXT)
+        if name + ENCRYPTED in names and identity_in_use() is not None:
+            source = _opened(os.path.join(base, name + ENCRYPTED))
+            return source.read(0, source.size) if source.size <= _MAX_TEXT else b""
+    except TrustError:
+        pass  # too long, or for another identity: the document has nothing of it
+    return b""
+
+
+def _architecture(data: bytes) -> dict[str, str]:
     """The architecture in a config, if that is JSON of the usual form."""
     found: dict[str, str] = {}
     try:
-        config = parse_json(read_document(path, limit=_MAX_TEXT), path=path)
+        config = parse_json(data)
         if family := config.get("model_type"):
             found["architectureFamily"] = family.text(limit=200)
         if (names := config.get("architectures")) and (first := names.strings()):
@@ -331,11 +365,11 @@ def _architecture(path: str) -> dict[str, str]:
     return found
 
 
-def _front_matter(base: str) -> dict[str, list[str]]:
+def _front_matter(data: bytes) -> dict[str, list[str]]:
     """Plain values and lists of plain values at the top of a model card; other YAML is skipped."""
     try:
-        text = read_document(os.path.join(base, "README.md"), limit=_MAX_TEXT).decode()
-    except (TrustError, UnicodeDecodeError):
+        text = data.decode()
+    except UnicodeDecodeError:
         return {}
     found: dict[str, list[str]] = {}
     current: list[str] = []

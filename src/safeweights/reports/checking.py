@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..checkpoint.opening import kind_of
 from ..checkpoint.shardindex import (
@@ -34,11 +34,11 @@ from ..conversion.opening import (
 )
 from ..conversion.opening import open as open_any
 from ..errors import FormatError, SafetensorError, quote
-from ..storage.pipes import STDIN, stdin_source
+from ..storage.pipes import STDIN
 from ..storage.places import folder_of, join, parent, shown
 from ..text import plural
 from ..trust.files import is_bookkeeping
-from ..trust.verifier import plain_source, plain_store
+from ..trust.verifier import identified, plain_source, plain_stdin, plain_store
 from .findings import Findings, Full, check_file, check_limits, check_source, report_scan
 from .report import as_check
 
@@ -59,7 +59,9 @@ _MAPPED_NOTE: Final = (
 """Applies to every valid file: printed once, on terminals and in JSON."""
 
 
-def check(path: str | os.PathLike[str], *, strict: bool = False) -> CheckDocument:
+def check(
+    path: str | os.PathLike[str], *, strict: bool = False, identity: Any = None
+) -> CheckDocument:
     """Find everything that is wrong with a file, an index or a folder; what ``check --json`` prints.
 
     Reads headers only; of files of other formats what tells what loading them would run, executing
@@ -68,6 +70,7 @@ def check(path: str | os.PathLike[str], *, strict: bool = False) -> CheckDocumen
     Args:
         path: The file, index.json or folder.
         strict: Warnings fail; also look for what the format allows and no good writer writes.
+        identity: Who opens encrypted files; see `safeweights.open`.
 
     >>> import os, tempfile
     >>> path = os.path.join(tempfile.mkdtemp(), "bad.safetensors")
@@ -79,7 +82,9 @@ def check(path: str | os.PathLike[str], *, strict: bool = False) -> CheckDocumen
     """
     name = os.fsdecode(path)
     # A file called "-" is no standard input here.
-    checked = check_path(os.path.join(os.curdir, name) if name == STDIN else name, strict=strict)
+    name = os.path.join(os.curdir, name) if name == STDIN else name
+    with identified(identity):
+        checked = check_path(name, strict=strict)
     return as_check(check_document([checked], strict=strict))
 
 
@@ -117,7 +122,7 @@ def check_path(path: str, *, strict: bool) -> CheckResult:
 def _check(out: Findings, path: str) -> None:
     try:
         if path == STDIN:
-            check_source(out, stdin_source(is_known, headers_only=True))
+            check_source(out, plain_stdin(is_known, headers_only=True))
         elif (kind := kind_of(path)) == "folder":
             _check_folder(out, path)
         elif kind == "index" and path.endswith(ANY_INDEX):

@@ -53,7 +53,7 @@ LONG_NAME: Final = 512
 """Names longer than this many characters are reported; the longest in use have under 200."""
 
 
-_UNREAD_RULES: Final = ("os", "unread")
+_UNREAD_RULES: Final = ("os", "unread", "encrypted")
 """Rules of findings that say that something could not be read, not that it is bad."""
 
 _NOTED_VISITS: Final = 100_000
@@ -118,6 +118,7 @@ class Findings:
         if isinstance(error, OSError) and not isinstance(error, SafetensorError):
             self.unreadable = True
         _, record = explain(error)
+        self.unreadable = self.unreadable or record["rule"] == "encrypted"
         # The path stands beside the message; the sentence alone is enough.
         message = error.message if isinstance(error, SafetensorError) else record["message"]
         rule = record["rule"] or record["kind"]
@@ -341,10 +342,11 @@ def _problems(
     source: Source, refused: FormatError | None, *, strict: bool
 ) -> Iterator[FormatError]:
     """Everything wrong with a header; `refused` is the first of it, which says more."""
-    if refused is not None and refused.rule.startswith("header-"):
+    length = int.from_bytes(source.read(0, min(header.PREFIX, source.size)), "little")
+    absent = not 0 < length <= source.size - header.PREFIX
+    if refused is not None and (absent or refused.rule.startswith("header-")):
         yield refused  # no header to look into
         return
-    length = int.from_bytes(source.read(0, header.PREFIX), "little")
     text = source.read(header.PREFIX, length)
     found = header.problems(
         text, source.size - header.PREFIX - length, path=source.name, strict=strict

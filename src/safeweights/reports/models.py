@@ -20,7 +20,7 @@ from ..storage.pipes import STDIN
 from ..storage.places import is_url, join, place_of, shown
 from ..text import human_bytes, human_count, plural, printable, wrapper_prefix, wrapper_sentence
 from ..trust.errors import TrustError
-from ..trust.verifier import plain_source, plain_store, verifier
+from ..trust.verifier import identified, plain_source, plain_store, verifier
 from .bytemap import byte_map
 from .calls import loading_calls
 from .inventory import rows, total, unreadable
@@ -77,7 +77,9 @@ _HEADS: Final = ("lm_head.weight", "lm_head", "output.weight")
 """Names of output layers that share the embedding's weights."""
 
 
-def describe(path: str | os.PathLike[str], *, trust: object = None) -> ShowDocument:
+def describe(
+    path: str | os.PathLike[str], *, trust: object = None, identity: Any = None
+) -> ShowDocument:
     """What a model is: what ``show --json`` prints.
 
     Reads headers and configuration files; of other formats what opening them takes.
@@ -87,6 +89,7 @@ def describe(path: str | os.PathLike[str], *, trust: object = None) -> ShowDocum
             the parts are opened too.
         trust: As for `safeweights.open`: of all files, the configuration too, only bytes that were
             checked are then read.
+        identity: Who opens an encrypted model; see `safeweights.open`.
 
     Raises:
         FormatError: A file breaks its format, or the folder has no weights.
@@ -102,7 +105,8 @@ def describe(path: str | os.PathLike[str], *, trust: object = None) -> ShowDocum
     name = os.fsdecode(path)
     # A file called "-" is no standard input here.
     name = os.path.join(os.curdir, name) if name == STDIN else name
-    return as_show(show_document(name, trust=trust))
+    with identified(identity):
+        return as_show(show_document(name, trust=trust))
 
 
 def show_document(path: str, *, trust: object = None) -> ShowDocument:

@@ -15,7 +15,7 @@ import os
 import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import FormatError
 from ..storage import open_source
@@ -71,6 +71,7 @@ def pull(
     policy: Policy | str | None = None,
     name: str | None = None,
     files: Sequence[str] = (),
+    identity: Any = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Pulled:
     """Fetch a model, and let the folder have its name when the policy admits it.
@@ -82,6 +83,8 @@ def pull(
         policy: A policy, or the path of one; None for no check but that of the transfer.
         name: What the policy calls the model; by default the place of `folder` below its root.
         files: Only these files.
+        identity: Who opens encrypted files, so that `policy` decides about what is in them, too; see
+            `safeweights.admit`. They are written as they are.
         progress: Called with the bytes that are there so far, and those of all files.
 
     Raises:
@@ -102,7 +105,8 @@ def pull(
         job.run(names, _Expected.of(policy, name, folder))
         job.remove_others(names)
         if policy is not None:
-            done.admission = _decide(os.path.join(staging, "new"), policy, name, folder)
+            new = os.path.join(staging, "new")
+            done.admission = _decide(new, policy, name, folder, identity)
         if done.admitted:
             _publish(staging, folder)
         shutil.rmtree(staging, ignore_errors=True)
@@ -155,11 +159,13 @@ def _loaded(policy: Policy | str) -> Policy:
     return load_policy(policy) if isinstance(policy, str) else policy
 
 
-def _decide(new: str, policy: Policy | str, name: str | None, folder: str) -> Admission:
+def _decide(
+    new: str, policy: Policy | str, name: str | None, folder: str, identity: Any
+) -> Admission:
     from ..reports.admission import admit
 
     loaded = _loaded(policy)
-    return admit(new, loaded, name=_name_of(loaded, name, folder))
+    return admit(new, loaded, name=_name_of(loaded, name, folder), identity=identity)
 
 
 class _Expected:

@@ -2,24 +2,32 @@
 
 Every loader takes both and calls `resolve`. Without them, and without defaults, nothing else of `trust` is
 imported. Ciphertext is verified before it is decrypted, then what is signed inside.
+
+Reports read many files of one model. They open them with `plain_store`, `plain_source` and `plain_stdin`,
+which decrypt for the identity of the call (`identified`) or of the process (`set_identity`).
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import UnsupportedError
 from ..storage import Store, open_source, place_of
+from ..storage.pipes import stdin_source
 from ..storage.places import Place
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from ..storage import Source, Verifier
     from .access.stores import EncryptedStore
 
 __all__ = [
-    "check_unnamed", "decrypting", "plain_source", "plain_store", "resolve", "set_default",
-    "set_identity", "verifier",
+    "check_unnamed", "decrypting", "identified", "identity_in_use", "plain_source", "plain_stdin",
+    "plain_store", "resolve", "set_default", "set_identity", "verifier",
 ]  # fmt: skip
 
 
@@ -28,6 +36,9 @@ class _Process:
 
     default: Verifier | None = None
     identity: Any = None
+
+
+_identity_of_call: Final[ContextVar[Any]] = ContextVar("identity", default=None)
 
 
 def verifier(trust: object) -> Verifier | None:
@@ -67,7 +78,7 @@ def resolve(target: Any, trust: object, identity: Any) -> tuple[Any, Verifier | 
         TypeError, TrustError, OSError: What is given as `trust` or `identity` cannot be used.
         UnsupportedError: Bytes that no path names are to be verified.
     """
-    identity = _Process.identity if identity is None else identity
+    identity = identity_in_use() if identity is None else identity
     if identity is None:
         return target, verifier(trust)
     if isinstance(target, Store):
@@ -95,7 +106,7 @@ def _decrypted_place(place: Place, identity: Any, trust: object) -> EncryptedSto
 def plain_store(
     store: Store, trust: object = None, *, folder: str = ""
 ) -> tuple[Store, Verifier | None]:
-    """The files of a store, decrypted if this process has an identity.
+    """The files of a store, decrypted if there is an identity in use.
 
     Args:
         store: Where the files are.
@@ -105,13 +116,14 @@ def plain_store(
     Returns:
         The store to read from, and what its sources must still be verified with.
     """
-    if _Process.identity is None:
+    identity = identity_in_use()
+    if identity is None:
         return store, verifier(trust)
-    return decrypting(store, _Process.identity, trust, folder=folder), None
+    return decrypting(store, identity, trust, folder=folder), None
 
 
 def plain_source(path: str, trust: object = None) -> Source:
-    """The file at `path`, decrypted if this process has an identity; only what is asked for is read.
+    """The file at `path`, decrypted if there is an identity in use; only what is asked for is read.
 
     Args:
         path: Its path; of an encrypted file with or without the suffix that it has on the disk.
@@ -119,6 +131,26 @@ def plain_source(path: str, trust: object = None) -> Source:
     """
     target, verify = resolve(path, trust, None)
     return open_source(target, backend="pread", verify=verify)
+
+
+def plain_stdin(is_known: Callable[[bytes], bool], *, headers_only: bool = False) -> Source:
+    """Standard input, decrypted if there is an identity in use.
+
+    What is kept of a pipe on a disk is the ciphertext.
+
+    Args:
+        is_known: See `safeweights.storage.pipes.piped`.
+        headers_only: See `safeweights.storage.pipes.piped`.
+
+    Raises:
+        AccessError: It is not encrypted, or not for this identity.
+    """
+    identity = identity_in_use()
+    if identity is None:
+        return stdin_source(is_known, headers_only=headers_only)
+    from .access.keyring import as_keyring, is_sealed
+
+    return as_keyring(identity).open(stdin_source(is_sealed))
 
 
 def decrypting(
@@ -145,6 +177,31 @@ def decrypting(
         return EncryptedStore(store, identity, folder=folder, verify=verify)
     keyring, check = as_keyring(identity, log=verify.log), SealedStatement(verify)
     return EncryptedStore(store, keyring, folder=folder, verify=verify, check=check)
+
+
+def identity_in_use() -> Any:
+    """What opens encrypted files where nothing is given: that of the call, or of the process, or None."""
+    found = _identity_of_call.get()
+    return _Process.identity if found is None else found
+
+
+@contextmanager
+def identified(identity: Any) -> Iterator[None]:
+    """Have what this thread opens in the block be decrypted for `identity`; None changes nothing.
+
+    Raises:
+        TypeError, TrustError, OSError: See `safeweights.trust.access.identities.as_identities`.
+    """
+    if identity is None:
+        yield
+        return
+    from .access.keyring import as_keyring
+
+    token = _identity_of_call.set(as_keyring(identity))
+    try:
+        yield
+    finally:
+        _identity_of_call.reset(token)
 
 
 def set_identity(identity: Any) -> None:

@@ -9,6 +9,7 @@ import click
 
 from ...text import escape
 from ..app import FILE, json_option
+from ..identities import identity_option
 from ..watching import watched_files
 from ..writing import STDOUT, check_replaceable
 
@@ -28,6 +29,7 @@ __all__ = ["command"]
 )
 @click.option("--name", help="The model's name [default: the last part of PATH].")
 @click.option("--version", help="The model's version.")
+@identity_option
 @json_option
 @click.pass_obj
 def command(
@@ -47,7 +49,8 @@ def command(
     marks files that run code or can run code, links, and special files, which have no digest.
 
     PATH is a file, an index.json or a folder. If a folder has the same weights in several formats, the
-    number of parameters is that of the safetensors files.
+    number of parameters is that of the safetensors files. With -i, it says what is in encrypted files;
+    names and digests are those of the files as they are.
 
     \b
     Examples:

@@ -8,6 +8,7 @@ import click
 
 from ...text import escape, human_bytes, plural
 from ..app import FILE, json_option
+from ..identities import identity_option
 from ..rewriting import trust_option
 from ..watching import watched
 
@@ -50,6 +51,7 @@ _BASE = click.option("--base", metavar="PATH", type=FILE, help="What the oldest 
 @click.option(
     "--checksum", type=click.Choice(["adler32", "blake3"]), default="adler32", show_default=True
 )
+@identity_option
 @json_option
 @click.pass_obj
 def make(
@@ -92,6 +94,7 @@ def make(
 @click.argument("output", metavar="OUT", type=FILE)
 @_BASE
 @trust_option
+@identity_option
 @json_option
 @click.pass_obj
 def apply(out: Output, target: str, output: str, base: str | None, trust: str | None) -> None:
@@ -111,6 +114,7 @@ def apply(out: Output, target: str, output: str, base: str | None, trust: str | 
 @click.argument("target", metavar="DIR", type=FILE)
 @click.argument("output", metavar="OUT", type=FILE)
 @_BASE
+@identity_option
 @json_option
 @click.pass_obj
 def compact(out: Output, target: str, output: str, base: str | None) -> None:

@@ -9,10 +9,12 @@ import click
 from ...storage.places import shown
 from ...text import escape, human_bytes, plural
 from ..app import FILE, json_option
+from ..identities import identity_option
 from ..watching import watched_files
 
 if TYPE_CHECKING:
     from ...reports.documents import DigestDocument
+    from ...trust import Keyring
     from ..output import Output
 
 __all__ = ["command"]
@@ -27,6 +29,7 @@ __all__ = ["command"]
 @click.option("--ignore", metavar="NAME", multiple=True, help="Leave out a file or folder in PATH.")
 @click.option("--no-trees", is_flag=True, help="As for sign --no-trees: without FILE.swtree.")
 @click.option("--allow-symlinks", is_flag=True, help="Follow symbolic links to files.")
+@identity_option
 @json_option
 @click.pass_obj
 def command(
@@ -38,12 +41,15 @@ def command(
     ignore: tuple[str, ...],
     no_trees: bool,
     allow_symlinks: bool,
+    keyring: Keyring | None,
 ) -> None:
     """Print the digest that identifies a model's contents.
 
     It is the digest that sign, with the same options, writes into the signature: the SHA-256 over the
     SHA-256 of all files, in the order of their names. It covers neither the names nor the signature. Every
     file is read, none is written. A policy can require the digest of a signed model (root_digests).
+
+    With -i, it is the digest of the plaintext: the one that the model had before it was encrypted.
 
     Piped, the line is the digest and PATH, separated by a tab.
 
@@ -59,7 +65,7 @@ def command(
     with watched_files("hashing", [path]) as progress:
         found = digest(
             path, signature=signature, ignore=ignore, trees=not no_trees,
-            allow_symlinks=allow_symlinks, progress=progress,
+            allow_symlinks=allow_symlinks, identity=keyring, progress=progress,
         )  # fmt: skip
     document: DigestDocument = {
         "schema": "safeweights.digest/1",

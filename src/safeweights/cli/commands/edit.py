@@ -8,6 +8,7 @@ import click
 
 from ...text import escape, human_bytes, plural
 from ..app import FILE, json_option
+from ..identities import identity_option
 from ..output import Output
 from ..rewriting import SHOWN, as_usage, draw_names, dtype_option, pairs, trust_option
 from ..watching import watched_writing
@@ -84,6 +85,7 @@ def _list_maps(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option("--force", is_flag=True, help="Replace existing files and shards.")
 @click.option("--durable", is_flag=True, help="Wait until the disk has everything.")
 @trust_option
+@identity_option
 @json_option
 @click.pass_obj
 def command(out: Output, /, source: str, target: str | None, plan: bool, **given: Any) -> None:
@@ -100,6 +102,8 @@ def command(out: Output, /, source: str, target: str | None, plan: bool, **given
 
     With --in-place, new names and metadata go into the space of the header, if they fit, and no data
     is read. The file is the old one or the new one at every moment.
+
+    With -i, SRC is encrypted. DST is not: encrypt it again.
 
     Piped, each line is source or output, PATH, FORMAT, TENSORS, BYTES and for outputs HOW; renamed,
     OLD, NEW; dropped, NAME; added, NAME, FILE; cast, NAME, OLD, NEW; tie, NAME, KEPT; untied, NAME;

@@ -84,8 +84,12 @@ def command(
       safeweights hash --check SHA256SUMS
       safeweights hash --tensors old.pt new.safetensors
     """
+    from ...trust.verifier import identity_in_use
+
     if (against is None) != bool(paths):
         raise click.UsageError("give either PATHs or --check FILE")
+    if identity_in_use() is not None and not (tensors or data_only):
+        raise click.UsageError("-i goes with --tensors or --data-only: files are hashed as they are")
     if against is not None:
         if tensors or output is not None:
             raise click.UsageError("--check excludes --tensors and -o")
@@ -214,12 +218,13 @@ def _hash_data(out: Output, paths: Sequence[str]) -> int:
     from ...checkpoint import SafetensorsFile
     from ...storage.hashing import sha256
     from ...storage.windows import Window
+    from ...trust.verifier import plain_source
 
     failed = _Failures(out)
     found = []
     for path in (file for each in paths for file in _weights(each, failed)):
         try:
-            file = SafetensorsFile.open(path, backend="pread")
+            file = SafetensorsFile(plain_source(path))
             start = file.header.data_start
             digest = sha256(Window(file.source, start, file.source.size - start))
             found.append((file.name, file.header.data_size, digest))

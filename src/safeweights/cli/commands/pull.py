@@ -11,10 +11,12 @@ from ...storage.places import shown
 from ...text import escape, human_bytes, plural
 from ..app import FILE, json_option
 from ..decisions import print_decision, record
+from ..identities import identity_option
 from ..watching import watched_writing
 
 if TYPE_CHECKING:
     from ...reports.documents import PullDocument
+    from ...trust import Keyring
     from ..output import Output
 
 __all__ = ["command"]
@@ -31,6 +33,7 @@ __all__ = ["command"]
 )
 @click.option("--file", "files", metavar="NAME", multiple=True, help="Only this file of a folder.")
 @click.option("--explain", is_flag=True, help="Also print the reasons for the model.")
+@identity_option
 @json_option
 @click.pass_obj
 def command(
@@ -42,6 +45,7 @@ def command(
     name: str | None,
     files: tuple[str, ...],
     explain: bool,
+    keyring: Keyring | None,
 ) -> int:
     """Fetch a model into a folder, which a policy admits first.
 
@@ -49,6 +53,8 @@ def command(
     oci://registry/name:tag, or a path. Files that DIR has already are not fetched again, and a pull that
     was interrupted is continued. A model that is refused is deleted; DIR stays as it was. The exit status
     is 0 if DIR has the model, 1 if the policy refuses it.
+
+    With -i, the policy decides about what is in encrypted files, too. They are written as they are.
 
     SAFEWEIGHTS_CACHE names a folder that keeps files by their SHA-256 for other pulls, and
     SAFEWEIGHTS_CACHE_SIZE how much it holds (50GB).
@@ -65,7 +71,9 @@ def command(
     from ...transfer import pull
 
     with watched_writing("pulling") as progress:
-        done = pull(url, folder, policy=policy, name=name, files=files, progress=progress)
+        done = pull(
+            url, folder, policy=policy, name=name, files=files, identity=keyring, progress=progress
+        )
     decision = None if done.admission is None else record(done.admission.decision)
     document: PullDocument = {
         "schema": "safeweights.pull/1",

@@ -27,6 +27,7 @@ __all__ = [
     "describe",
     "encrypted_for",
     "is_encrypted",
+    "is_sealed",
     "stanzas_of",
 ]
 
@@ -43,6 +44,13 @@ def is_encrypted(head: bytes) -> bool:
     True
     """
     return head.startswith(MAGIC) or is_armored(head)
+
+
+def is_sealed(head: bytes) -> bool:
+    """Whether a file that begins with `head` is one that a `Keyring` may open: age, or JWE."""
+    from . import jwe
+
+    return is_encrypted(head) or jwe.is_jwe(head)
 
 
 def stanzas_of(source: Source) -> tuple[Stanza, ...]:

@@ -11,14 +11,18 @@ import errno
 import hashlib
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ...display import Displayed
 from ...errors import UnsupportedError, quote
+from ...storage import LocalStore
+from ...storage.hashing import sha256
+from ...storage.parallel import in_threads
 from ...storage.places import is_url, shown
 from ...storage.sink import write_file
 from ...text import human_bytes, plural
-from ..content.blocktree import TREE_MAGIC
+from ..access.stores import EncryptedStore, plain_name
+from ..content.blocktree import TREE_MAGIC, TreeBuilder
 from ..content.digests import FileDigest, hash_files
 from ..content.resources import Part, Resource, TreeReference
 from ..content.sidecars import SIDECAR
@@ -43,7 +47,7 @@ from .linked import is_blob_link
 from .timestamps import in_der
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from .keys import Signer
 
@@ -128,20 +132,55 @@ def digest(
     ignore: Iterable[str] = (),
     trees: bool = True,
     allow_symlinks: bool = False,
+    identity: Any = None,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Described:
     """The root digest of a model: what `sign` with the same arguments would record.
 
-    Nothing is written. The arguments are those of `sign`; every file is read.
+    Nothing is written. The arguments are those of `sign`; every file is read. With an `identity` that
+    opens an encrypted model (see `safeweights.open`), the digest is that of the plaintext: what `sign`
+    would have recorded before it was encrypted.
 
     Raises:
         VerificationError, DocumentError, OSError: As `sign` does.
+        AccessError, FormatError: The identity does not open it, or a file was changed.
     """
     path, signature, ignored = _places(path, signature, ignore)
+    if identity is not None:
+        return _digest_inside(path, ignored, identity, trees=trees, progress=progress)
     found, linked = _list(path, ignored, trees=trees, allow_symlinks=allow_symlinks)
     made = _hash(path, found, trees=trees, linked=linked, workers=workers, progress=progress)
     return Described(os.path.basename(path), made.root, tuple(made.files))
+
+
+def _digest_inside(
+    path: str,
+    ignored: list[str],
+    identity: Any,
+    *,
+    trees: bool,
+    progress: Callable[[int], object] | None,
+) -> Described:
+    alone = not os.path.isdir(path)
+    store = EncryptedStore(LocalStore(os.path.dirname(path) if alone else path), identity)
+    if alone:
+        name = os.path.basename(path)
+        names = [plain_name(name) or name]
+    else:
+        listed = [entry.name for entry in store.list()]
+        kept = [name for name in listed if not covers((*DEFAULT_IGNORED, *ignored), name)]
+        names = [name for name in kept if not (trees and _is_tree_of(name, kept))]
+
+    def one(name: str, tell: Callable[[int], object]) -> FileDigest:
+        source = store.open(name)
+        builder = TreeBuilder() if trees and name.endswith(WEIGHTS) else None
+        found = sha256(source, also=builder.update if builder else None, progress=tell)
+        return FileDigest(name, source.size, found, builder.finish() if builder else None)
+
+    files = in_threads(one, names, progress=progress)
+    made = _manifest(files, alone=alone)
+    return Described(names[0] if alone else os.path.basename(path), made.root, tuple(made.files))
 
 
 def sign(
@@ -277,6 +316,10 @@ def _hash(
         found, tree=lambda name: trees and name.endswith(WEIGHTS), follow=alone or linked,
         workers=workers, progress=progress,
     )  # fmt: skip
+    return _manifest(files, alone=alone, linked=linked)
+
+
+def _manifest(files: list[FileDigest], *, alone: bool, linked: bool = False) -> _Manifest:
     sidecars = {f"{file.name}{SIDECAR}": file.tree.encode() for file in files if file.tree}
     if alone:
         resources = [_resource(files[0], SINGLE_FILE, bound=files[0].name)]
@@ -374,12 +417,17 @@ def _list(
                 f"{quote(entry.name)} is a special file; a signature covers regular files only: "
                 "replace it or leave it out", reason="not-a-file", path=path,
             )  # fmt: skip
-        weights = entry.name.removesuffix(SIDECAR)
-        if not (trees and weights != entry.name and weights in names and weights.endswith(WEIGHTS)):
+        if not (trees and _is_tree_of(entry.name, names)):
             found.append((entry.name, file))
     if not found:
         raise VerificationError("there is no file to sign", reason="empty-resources", path=path)
     return found, linked
+
+
+def _is_tree_of(name: str, names: Collection[str]) -> bool:
+    """Whether a file is the block tree of one of the files that get one."""
+    weights = name.removesuffix(SIDECAR)
+    return weights != name and weights in names and weights.endswith(WEIGHTS)
 
 
 def _check_link(name: str, path: str, *, allow_symlinks: bool) -> bool:
