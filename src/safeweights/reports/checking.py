@@ -122,7 +122,7 @@ def check_path(path: str, *, strict: bool) -> CheckResult:
 def _check(out: Findings, path: str) -> None:
     try:
         if path == STDIN:
-            check_source(out, plain_stdin(is_known, headers_only=True))
+            check_source(out, plain_stdin(is_known))
         elif (kind := kind_of(path)) == "folder":
             _check_folder(out, path)
         elif kind == "index" and path.endswith(ANY_INDEX):
