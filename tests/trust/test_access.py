@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import threading
@@ -28,7 +30,10 @@ from encrypted_files import (
 )
 
 import safeweights
+import safeweights.conversion
+import safeweights.editing
 import safeweights.numpy
+import safeweights.transfer
 from safeweights import trust
 from safeweights.errors import ChangedError, FormatError, SafetensorError, UnsupportedError
 from safeweights.storage import LocalStore, MemoryStore
@@ -154,6 +159,94 @@ def test_every_way_of_loading_takes_an_identity(
     model = parse_identities(run_key)
     assert set(safeweights.open(data, identity=model)) == {"w0", "w1"}
     assert set(safeweights.open(io.BytesIO(data), identity=model)) == {"w0", "w1"}
+
+
+WITHOUT_IDENTITY = {
+    "convert": "it is among its options",
+    "encrypt": "it reads plaintext",
+    "repair": "it mends files in their place, and encrypted ones are only read",
+    "push": "it writes files as they are",
+    "sign": "it signs files as they are",
+    "hash_file": "files are hashed as they are",
+    "hash_paths": "files are hashed as they are",
+    "check": "the digests of a check file are those of files as they are",
+    "verify": "it verifies files as they are; `verify_inside` verifies what is in them",
+    "signature_path": "it reads nothing",
+    "read_index": "it is a part of `open`, which decrypts",
+    "SafetensorsFile": "it is a part of `open`, which decrypts",
+}
+"""Public function that takes a path -> why it takes no identity."""
+
+
+def test_every_function_that_reads_a_model_takes_an_identity_or_has_a_reason_not_to() -> None:
+    modules = [safeweights, safeweights.numpy, safeweights.editing, safeweights.conversion]
+    modules += [trust, safeweights.transfer]
+    read = {"path", "paths", "target", "source", "sources", "filename", "base", "url"}
+    written = re.compile(r"save|serialize|Writer|load_|parse_|read_recipients|generate|request_")
+    without, taking = set(), set()
+    for module in modules:
+        for name in module.__all__:
+            function = getattr(module, name)
+            if not inspect.isfunction(function) or written.match(name):
+                continue
+            parameters = inspect.signature(function).parameters
+            if "identity" in parameters:
+                taking.add(name)
+            elif parameters.keys() & read:
+                without.add(name)
+    assert without <= WITHOUT_IDENTITY.keys() | {"verify_log"}
+    assert {"edit", "describe", "scan", "make_delta", "digest", "admit", "pull"} <= taking
+
+
+def test_functions_that_report_give_what_they_give_of_the_plain_model(
+    sharded: tuple[Path, dict[str, Any]], ann: Path, tmp_path: Path
+) -> None:
+    folder, _ = sharded
+    path = safeweights.encrypt(folder, public(ann)).path
+    name = "model-00001-of-00003.safetensors"
+    plain, sealed = safeweights.check(folder), safeweights.check(path, identity=ann)
+    assert sealed["ok"]
+    assert sealed["results"][0]["total"] == plain["results"][0]["total"]
+    assert not safeweights.check(path)["ok"]  # the identity of one call is not that of the next
+    described = safeweights.describe(path, identity=ann)
+    assert described["model"]["summary"] == safeweights.describe(folder)["model"]["summary"]
+    assert trust.digest(path, identity=ann).root == trust.digest(folder).root
+    one = os.path.join(path, f"{name}.age")
+    alone = trust.digest(one, identity=ann)
+    assert (alone.root, alone.subject) == (trust.digest(folder / name).root, name)
+    tensors = trust.hash_tensors(one, identity=ann)
+    assert [each.sha256 for each in tensors] == [
+        each.sha256 for each in trust.hash_tensors(str(folder / name))
+    ]
+    assert safeweights.scan(one, identity=ann).clean
+    with pytest.raises(AccessError):
+        safeweights.scan(folder / name, identity=trust.generate_identity())
+    done = safeweights.edit(path, tmp_path / "one.safetensors", identity=ann)
+    assert done.tensors == 6
+    assert (tmp_path / "one.safetensors").exists()
+
+
+def test_a_delta_is_made_and_applied_with_an_identity(
+    sharded: tuple[Path, dict[str, Any]], ann: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("zstandard", reason="needs the package zstandard")
+    folder, tensors = sharded
+    base = safeweights.encrypt(folder, public(ann), tmp_path / "base.age").path
+    new = tmp_path / "new"
+    safeweights.numpy.save_file({**tensors, "w0": tensors["w0"] + 1}, new, max_shard_size=10**9)
+    sealed = safeweights.encrypt(new, public(ann)).path
+    delta = tmp_path / "weight_v000001"
+    assert safeweights.editing.make_delta(base, sealed, delta, identity=ann).changed == 1
+    with pytest.raises(AccessError):
+        safeweights.editing.make_delta(base, sealed, tmp_path / "x", identity=generate_identity())
+    with pytest.raises(FormatError, match="encrypted"):
+        safeweights.editing.make_delta(base, sealed, tmp_path / "x")
+    safeweights.encrypt(delta, public(ann), replace=True)
+    out = tmp_path / "out.safetensors"
+    safeweights.editing.apply_delta(delta, out, base, identity=ann)
+    assert (safeweights.numpy.load_file(out)["w0"] == tensors["w0"] + 1).all()
+    compacted = tmp_path / "weight_v000009"
+    assert safeweights.editing.compact_deltas(delta, compacted, base, identity=ann).changed == 1
 
 
 def test_a_model_loads_through_the_torch_face(

@@ -15,13 +15,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..checkpoint import SafetensorsFile
 from ..errors import FormatError, SafetensorError, quote
 from ..storage import BytesSource, Source, open_source
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.windows import Window, read_bytes
+from ..trust.verifier import resolve
 from . import formats
 from .archives.tar_reader import TarArchive, looks_like_tar
 from .archives.zip_reader import ZipArchive, ends_in_zip, looks_like_zip
@@ -597,7 +598,10 @@ def _occurrences(source: Source, needle: bytes) -> int:
 
 
 def scan(
-    target: str | os.PathLike[str] | bytes | Source, *, limits: Limits | None = None
+    target: str | os.PathLike[str] | bytes | Source,
+    *,
+    identity: Any = None,
+    limits: Limits | None = None,
 ) -> ScanReport:
     """Report every call that loading a file with its own library would make.
 
@@ -606,17 +610,22 @@ def scan(
 
     Args:
         target: Path, bytes, or an opened source.
+        identity: Who opens an encrypted file; see `safeweights.open`.
         limits: What the file may cost; see `Limits`. What `Limits.counted` gave goes on counting.
 
     Raises:
         OSError: The file cannot be opened or read. What is wrong with its contents is in the report.
+        AccessError: The identity does not open it.
 
     >>> import pickle
     >>> scan(pickle.dumps(print)).verdict
     'dangerous'
     """
     chosen = limits or DEFAULT_LIMITS
-    if isinstance(target, Source):
+    if identity is not None:
+        opened, verify = resolve(target, None, identity)
+        source = open_source(opened, backend="pread", verify=verify)
+    elif isinstance(target, Source):
         source = target
     elif isinstance(target, bytes):
         source = BytesSource(target, "<bytes>")

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from .policies.lockfile import LockFile
     from .policies.policy import Decision, Policy, Revocations, Rule
     from .policies.policy_file import load_policy, parse_policy
+    from .policies.sealed import verify_inside
     from .signatures.certificates import CertificateTrust, load_certificates
     from .signatures.keyless import KeylessSigner, KeylessTrust
     from .signatures.keys import (
@@ -145,6 +146,7 @@ __all__ = [
     "sign",
     "signature_path",
     "verify",
+    "verify_inside",
     "verify_log",
     "write_identity",
 ]
@@ -217,6 +219,7 @@ __getattr__, __dir__ = lazy_names(
         "sign": "signatures.signing",
         "signature_path": "signatures.signing",
         "verify": "signatures.verifying",
+        "verify_inside": "policies.sealed",
         "verify_log": "policies.audit",
     },
 )

@@ -89,7 +89,9 @@ def command(
     if (against is None) != bool(paths):
         raise click.UsageError("give either PATHs or --check FILE")
     if identity_in_use() is not None and not (tensors or data_only):
-        raise click.UsageError("-i goes with --tensors or --data-only: files are hashed as they are")
+        raise click.UsageError(
+            "-i goes with --tensors or --data-only: files are hashed as they are"
+        )
     if against is not None:
         if tensors or output is not None:
             raise click.UsageError("--check excludes --tensors and -o")

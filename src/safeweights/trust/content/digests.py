@@ -13,14 +13,15 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ...checkpoint import Checkpoint, SafetensorsFile
 from ...errors import quote
-from ...storage import DescriptorSource, TruncatedError, is_url, open_source
+from ...storage import DescriptorSource, LocalStore, TruncatedError, is_url, open_source
 from ...storage.hashing import RUN, sha256
 from ...storage.parallel import in_threads
 from ...storage.places import is_folder, join, shown
+from ..access.stores import EncryptedStore, plain_name
 from ..errors import DocumentError, VerificationError
 from ..files import Entry, list_folder, open_regular, read_document
 from .blocktree import BlockTree, TreeBuilder
@@ -301,18 +302,27 @@ def _inside(folder: str, entries: list[Entry], left_out: str | None) -> Iterator
 def hash_tensors(
     path: str,
     *,
+    identity: Any = None,
     workers: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[TensorDigest]:
     """One digest for each tensor of a safetensors file, in the order of the names.
 
     The digest covers dtype, shape and bytes (``dtype NUL shape NUL data``), not the name or the position:
-    equal tensors have equal digests in every file. `workers` and `progress` are those of `hash_files`.
+    equal tensors have equal digests in every file. `workers` and `progress` are those of `hash_files`, and
+    `identity` opens an encrypted file (see `safeweights.open`).
 
     Raises:
         FormatError: Not a valid safetensors file.
+        AccessError: The identity does not open it.
     """
-    file = SafetensorsFile.open(path, backend="pread")
+    if identity is None:
+        file = SafetensorsFile.open(path, backend="pread")
+    else:
+        folder, name = os.path.split(path)
+        file = SafetensorsFile(
+            EncryptedStore(LocalStore(folder), identity).open(plain_name(name) or name)
+        )
     tensors = Checkpoint.from_files([file], path)
     return hash_mapping(tensors, path, workers=workers, progress=progress)
 
