@@ -153,19 +153,19 @@ def test_bytes_with_their_count_in_front(monkeypatch: pytest.MonkeyPatch, block:
 
 
 @pytest.mark.parametrize("block", [1, 2, 5, 1 << 16])
-def test_a_block_has_the_next_two_bytes_as_far_as_there_are(
+def test_a_block_has_the_next_bytes_as_far_as_there_are(
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     monkeypatch.setattr(windows, "_READ_BLOCK", block)
     reader = ByteReader(BytesSource(DATA[:7], "data"))
-    for index in range(7):
-        reader.buffer()
-        assert reader.offset == index
-        held = reader.block[reader.position : reader.position + 2]
-        assert held == DATA[index : min(index + 2, 7)]
-        reader.take(1)
-    with pytest.raises(FormatError, match="1 bytes are expected"):
-        reader.buffer()
+    for index in range(8):
+        for count in (0, 1, 2, 3):
+            reader.buffer(count)
+            assert reader.offset == index
+            held = reader.block[reader.position : reader.position + count]
+            assert held == DATA[index : min(index + count, 7)]
+        if index < 7:
+            reader.take(1)
 
 
 @pytest.mark.parametrize("block", [1, 5, 1 << 16])

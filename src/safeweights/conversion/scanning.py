@@ -21,7 +21,7 @@ from ..checkpoint import SafetensorsFile
 from ..errors import FormatError, SafetensorError, quote
 from ..storage import BytesSource, Source, open_source
 from ..storage.limits import DEFAULT_LIMITS, Limits
-from ..storage.windows import Window, read_bytes
+from ..storage.windows import Buffered, Window, read_bytes
 from ..trust.verifier import resolve
 from . import formats
 from .archives.tar_reader import TarArchive, looks_like_tar
@@ -62,7 +62,7 @@ _ARGUMENTS_MAX: Final = 160
 _KEPT_FINDINGS: Final = 50_000
 _KEPT_UNREAD: Final = 1000
 _LOADS_MAX: Final = 100_000
-_STEPS_PER_FILE: Final = 500
+_STEPS_PER_FILE: Final = 200
 _STEPS_PER_PICKLE: Final = 200
 _PICKLE_KINDS: Final = ("pickle", "paddle", "torch-legacy")
 _PICKLE_STARTS: Final = tuple(
@@ -632,7 +632,7 @@ def scan(
     else:
         source = open_source(target, backend="pread")
     scanner = _Scanner(source.name, chosen)
-    scanner.report.format = scanner.file(source)
+    scanner.report.format = scanner.file(Buffered(source))
     return scanner.report
 
 
@@ -647,5 +647,5 @@ def scan_other_readers(source: Source, *, limits: Limits | None = None) -> ScanR
         OSError: The file cannot be read.
     """
     scanner = _Scanner(source.name, limits or DEFAULT_LIMITS)
-    scanner.beside_safetensors(source)
+    scanner.beside_safetensors(Buffered(source))
     return scanner.report

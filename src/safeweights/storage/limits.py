@@ -27,8 +27,8 @@ class Limits:
     """Bounds on what one file may cost; a number of things, or of bytes where the name says so.
 
     Attributes:
-        opcodes: Steps (about 0.25 us each): one for the simplest pickle instructions, two to six for those
-            with arguments, and as many as other readers count for what takes them as long.
+        opcodes: Steps (about 0.2 us each): one for the pickle instructions that occur most, two for text,
+            five or six for others, and as many as other readers count for what takes them as long.
         objects: Containers, calls and globals that pickles may create (about 150 bytes each).
         memo: Entries of one pickle's memo, and the largest key: an unpickler allocates up to it.
         marks: Open MARKs, which is how deep a pickle nests while it is read.

@@ -13,7 +13,7 @@ from .source import Source
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ByteReader", "Joined", "Window", "read_bytes", "truncated"]
+__all__ = ["Buffered", "ByteReader", "Joined", "Window", "read_bytes", "truncated"]
 
 
 _READ_BLOCK: Final = 1 << 16
@@ -107,6 +107,42 @@ class Joined(Source):
             index += 1
 
 
+class Buffered(Source):
+    """A source whose small reads come from the two blocks of it that were read last.
+
+    For reading many small things that lie next to each other, such as the members of an archive: a read
+    from a block takes a tenth of the time of one from a file. Used by one thread at a time.
+
+    >>> from safeweights.storage import BytesSource
+    >>> read_bytes(Buffered(BytesSource(b"abcdef")), 2, 3)
+    b'cde'
+    """
+
+    def __init__(self, parent: Source) -> None:
+        self.name = parent.name
+        self.size = parent.size
+        self.parent = parent
+        self.in_memory = parent.in_memory
+        self.threads, self.gap = parent.threads, parent.gap
+        self._blocks: dict[int, memoryview] = {}
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self.parent.read_into(offset, buffer)
+
+    def view(self, offset: int, length: int) -> memoryview:
+        number, skip = divmod(offset, _READ_BLOCK)
+        if self.in_memory or skip + length > _READ_BLOCK or offset + length > self.size:
+            return self.parent.view(offset, length)
+        block = self._blocks.get(number)
+        if block is None:
+            start = number * _READ_BLOCK
+            block = self.parent.view(start, min(_READ_BLOCK, self.size - start))
+            if len(self._blocks) > 1:
+                del self._blocks[next(iter(self._blocks))]
+            self._blocks[number] = block
+        return block[skip : skip + length]
+
+
 class ByteReader:
     """Reads a source forward, one block at a time.
 
@@ -191,14 +227,11 @@ class ByteReader:
             more = min(max(searched, _READ_BLOCK), self._end - self.offset - searched)
             self._fill(searched + max(more, 1))
 
-    def buffer(self) -> None:
-        """Have the next byte in `block`, and the one after it if there is one.
-
-        Raises:
-            FormatError: There is no next byte.
-        """
-        if len(self.block) - self.position < 2:
-            self._fill(min(2, max(self.left, 1)))
+    def buffer(self, count: int) -> None:
+        """Have the next `count` bytes in `block`, or all there are."""
+        held = len(self.block)
+        if held - self.position < count and self.base + held < self._end:
+            self._fill(min(count, self.left))
 
     def _fill(self, count: int) -> None:
         """Buffer at least `count` bytes from the current offset on."""

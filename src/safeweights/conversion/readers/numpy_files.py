@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 import re
 import struct
+from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ...derived.element_types import item_size
@@ -31,7 +33,7 @@ from ..pickles.object_nodes import is_int
 from .torch_files import NestedStorages, is_legacy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ...storage import Source
     from ...storage.limits import Limits
@@ -98,7 +100,10 @@ def npy_header(source: Source, limits: Limits) -> NpyHeader:
         FormatError: It is malformed, or its type is not one that is known to be read in one way.
     """
     text, start = _npy_header(source)
-    fields = _npy_fields(source, text)
+    try:
+        fields = _npy_fields(text)
+    except ValueError as error:
+        raise _npy_fault(source, str(error)) from None
     shape = tuple(int(part.rstrip("L")) for part in re.findall(r"\d+L?", fields["shape"]))
     if len(shape) > limits.tensor_rank:
         raise _npy_fault(source, f"has {len(shape)} dimensions")
@@ -139,7 +144,7 @@ _STRUCTURE: Final = re.compile(  # over tokens: T a plain type, N other text, i 
 )
 
 
-def _npy_dtype(source: Source, fields: dict[str, str]) -> DtypeNode:
+def _npy_dtype(source: Source, fields: Mapping[str, str]) -> DtypeNode:
     """The element type that a header gives.
 
     Raises:
@@ -195,11 +200,16 @@ def _npy_header(source: Source) -> tuple[str, int]:
         raise _npy_fault(source, "is not text") from error
 
 
-def _npy_fields(source: Source, text: str) -> dict[str, str]:
-    """The three entries of the header's dictionary, whatever their order."""
+@lru_cache(maxsize=256)  # the arrays of an archive have few different headers
+def _npy_fields(text: str) -> Mapping[str, str]:
+    """The three entries of the header's dictionary, whatever their order.
+
+    Raises:
+        ValueError: What is wrong with it.
+    """
     body = text.strip()
     if not body.startswith("{") or not body.endswith("}"):
-        raise _npy_fault(source, "is no dictionary")
+        raise ValueError("is no dictionary")
     kinds = {"descr": ("text", "other"), "fortran_order": ("flag",), "shape": ("shape",)}
     fields: dict[str, str] = {}
     position = 1
@@ -207,16 +217,16 @@ def _npy_fields(source: Source, text: str) -> dict[str, str]:
         match = _ENTRY.match(body, position)
         key = (match["key"] or match["key2"]) if match else ""
         if match is None or key not in kinds:
-            raise _npy_fault(source, f"has an entry that NumPy does not write: {quote(body)}")
+            raise ValueError(f"has an entry that NumPy does not write: {quote(body)}")
         found = {name: value for name, value in match.groupdict().items() if value is not None}
         kind = next(name for name in ("text", "text2", "flag", "shape", "other") if name in found)
         if kind.rstrip("2") not in kinds.pop(key):
-            raise _npy_fault(source, f"has a malformed {quote(key)}")
+            raise ValueError(f"has a malformed {quote(key)}")
         fields[kind.rstrip("2")] = found[kind]
         position = match.end()
     if kinds:
-        raise _npy_fault(source, f"lacks {quote(min(kinds))}")
-    return fields
+        raise ValueError(f"lacks {quote(min(kinds))}")
+    return MappingProxyType(fields)
 
 
 def read_npy(source: Source, options: OpenOptions) -> ForeignCheckpoint:
