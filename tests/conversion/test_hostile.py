@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from importlib import import_module
 
 import pytest
 from hostile import Case, corpus
@@ -21,6 +22,9 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     import numpy as np
     import pyfive  # noqa: F401
 
+    import_module("safeweights.conversion.catalog")
+    for format_reader in ("flax_msgpack", "gguf", "hdf5", "nemo", "tensorflow_v2", "torch_tar"):
+        import_module(f"safeweights.conversion.readers.{format_reader}")
     path = tmp_path_factory.mktemp("warm") / "a.npz"
     np.savez(path, a=np.zeros(3))
     convert(path, path.with_suffix(".safetensors"))

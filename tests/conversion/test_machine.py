@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safeweights.conversion.foreign import ALL_CONSTRUCTORS
+from safeweights.conversion.pickles import machine
 from safeweights.conversion.pickles.machine import read_pickle
 from safeweights.conversion.pickles.nodes import Blob, Call, DictNode, Global, PersistentId, SetNode
 from safeweights.conversion.pickles.opcodes import OPCODES
@@ -235,6 +236,54 @@ def test_each_limit_is_named_in_the_error(limit: str, data: bytes) -> None:
     with pytest.raises(FormatError, match=rf"{limit}=10"):
         read(data, limits=Limits(**bounds))
     read(data.replace(b"(" * 20, b"N"), limits=Limits())
+
+
+FREQUENT = {
+    "numbers": b"K\x01M\x02\x03J\x04\0\0\0000",
+    "constants": b"N\x88\x89)0000",
+    "containers": b"]]N\x85a(Nea0",
+    "marks": b"(Nt0",
+    "memo": b"Nq\x00h\x0000",
+    "items": b"}K\x01NsN\x88s0",
+}
+
+
+@pytest.mark.parametrize("kind", list(FREQUENT))
+def test_sixteen_million_frequent_opcodes_are_within_the_limit(kind: str) -> None:
+    """Counted in thousandths: 16,000 steps are enough for 15,000 opcodes."""
+    part = FREQUENT[kind]
+    opcodes = sum(1 for _ in pickletools.genops(part + b"N.")) - 2
+    data = part * (15_000 // opcodes) + b"N." + bytes(8)
+    read(data, limits=Limits(opcodes=16_000))
+    with pytest.raises(FormatError, match="opcodes=10000"):
+        read(data, limits=Limits(opcodes=10_000))
+
+
+def test_the_loop_of_frequent_opcodes_executes_nearly_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other opcode costs a call, which takes three times as long."""
+    others = []
+    original = machine.PickleMachine._step
+    monkeypatch.setattr(
+        machine.PickleMachine, "_step", lambda self: others.append(1) or original(self)
+    )
+    value = {f"layer.{n}": [n, (n, 1000 * n), {"a": n, "b": None}, "text"] for n in range(5000)}
+    for protocol in (2, 3, 4, 5):
+        data = pickle.dumps(value, protocol)
+        others.clear()
+        read(data)
+        assert len(others) < sum(1 for _ in pickletools.genops(data)) // 8
+
+
+@pytest.mark.parametrize("absent", [1, 100_000])
+def test_a_memo_with_keys_that_are_absent(absent: int) -> None:
+    """Python 2's pickler begins with 1; a large key costs what an unpickler allocates for it."""
+    data = b"]p" + str(absent).encode() + b"\nN\x94g1\n\x86." + bytes(8)
+    assert read(data).value == pickle.loads(data) == (None, None)  # MEMOIZE counts entries
+    with pytest.raises(FormatError, match="memo entry 0 was never stored"):
+        read(data.replace(b"g1", b"g0"))
+    counted = Limits().counted()
+    read(data, limits=counted)
+    assert (counted.used or {})["opcodes"] >= absent // 16
 
 
 def test_limits_must_be_positive() -> None:

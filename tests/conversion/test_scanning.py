@@ -11,6 +11,8 @@ import fractions
 import io
 import pathlib
 import pickle
+import subprocess
+import sys
 import types
 import uuid
 
@@ -37,7 +39,7 @@ from safeweights.conversion import Limits, scan
 from safeweights.conversion.grading import DATA_NAMES, Grade, grade_global
 from safeweights.conversion.pickles.nodes import Global
 from safeweights.conversion.scanning import scan_other_readers
-from safeweights.storage import BytesSource
+from safeweights.storage import BytesSource, open_source
 
 
 def saved(value: object, **options: object) -> bytes:
@@ -177,6 +179,33 @@ def test_one_budget_counts_for_a_whole_file() -> None:
     assert {part.reason.split(";")[0] for part in report.unread} == {
         "the file exceeds the limit opcodes=2000"
     }
+
+
+def test_many_small_members_are_within_the_budget_and_read_together(tmp_path) -> None:
+    """Counted for a fiftieth of an archive of 50,000 arrays."""
+    file = io.BytesIO()
+    np.save(file, np.zeros(9, "f4"))
+    path = tmp_path / "many.npz"
+    path.write_bytes(archive({f"a{number}.npy": file.getvalue() for number in range(1000)}))
+    limits = Limits().counted()
+    source = open_source(path, backend="pread")
+    reads = []
+    original = source.view
+    source.view = lambda *place: reads.append(place) or original(*place)
+    assert scan(source, limits=limits).clean
+    assert 50 * (limits.used or {})["opcodes"] <= limits.opcodes
+    assert len(reads) < 50
+
+
+def test_a_scan_of_a_checkpoint_imports_no_numpy(tmp_path) -> None:
+    for new in (True, False):
+        path = tmp_path / f"{new}.pt"
+        path.write_bytes(saved(STATE, _use_new_zipfile_serialization=new))
+        code = (
+            "import sys; from safeweights.conversion import scan; assert scan(sys.argv[1]).clean; "
+            "sys.exit('numpy' in sys.modules)"
+        )
+        subprocess.run([sys.executable, "-c", code, path], check=True)
 
 
 def test_ordinary_safetensors_are_clean_whatever_the_length_of_their_header() -> None:

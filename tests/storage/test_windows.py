@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from safeweights.errors import FormatError
 from safeweights.storage import BytesSource, Source, windows
-from safeweights.storage.windows import ByteReader, Joined, Window, read_bytes
+from safeweights.storage.windows import Buffered, ByteReader, Joined, Window, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,6 +138,38 @@ def test_a_reader_stops_at_its_end_and_reads_ahead_no_further() -> None:
         reader.skip(16)
     assert reader.take(15) == DATA[15:30]
     assert source.asked == [(10, 20)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 1000)), max_size=20))
+def test_a_buffered_source_gives_the_same_bytes(cuts: list[tuple[int, int]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "_READ_BLOCK", 64)
+        parent = Noting()
+        parent.in_memory = False
+        source = Buffered(parent)
+        for one, two in cuts:
+            start, end = sorted((one, two))
+            assert read_bytes(source, start, end - start) == DATA[start:end]
+            target = bytearray(end - start)
+            source.read_into(start, memoryview(target))
+            assert target == DATA[start:end]
+
+
+def test_small_reads_near_each_other_come_from_two_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "_READ_BLOCK", 100)
+    parent = Noting()
+    parent.in_memory = False
+    source = Buffered(parent)
+    for offset in range(0, 300, 10):
+        source.view(offset, 10)
+    assert parent.asked == [(0, 100), (100, 100), (200, 100)]
+    source.view(190, 10)
+    source.view(250, 60)  # reaches out of its block
+    source.view(900, 10)  # is far from the last, so that a block of it would be wasted
+    source.view(10, 10)
+    assert parent.asked[3:] == [(250, 60), (900, 10), (10, 10)]
+    with pytest.raises(FormatError):
+        read_bytes(source, 995, 10)
 
 
 @pytest.mark.parametrize("block", [1, 2, 5, 1 << 16])

@@ -17,9 +17,9 @@ from ..errors import FormatError, quote
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from .pickles.distributed_nodes import DISTRIBUTED_CONSTRUCTORS
 from .pickles.flatten import Flat, Other, flatten
-from .pickles.materialize import Materialized, Storages, materialize
 from .pickles.numpy_nodes import NUMPY_CONSTRUCTORS
 from .pickles.object_nodes import OBJECT_CONSTRUCTORS
+from .pickles.storages import Materialized, Storages
 from .pickles.torch_nodes import TORCH_CONSTRUCTORS
 
 if TYPE_CHECKING:
@@ -180,6 +180,8 @@ def from_tree(
     Raises:
         FormatError: Names collide, a tensor contradicts its storage, or a limit is exceeded.
     """
+    from .pickles.materialize import materialize  # needs NumPy, which a scan does not
+
     flat: Flat = flatten(tree, path, options.limits)
     found: Materialized = materialize(
         flat,

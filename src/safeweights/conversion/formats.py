@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ..checkpoint import SafetensorsFile
-from ..derived.casting import cast
 from ..errors import FormatError, UnsupportedError, quote
 from ..format.sniffing import HEAD, identify
+from ..lazy import deferred
 from ..storage import Source
 from ..storage.limits import DEFAULT_LIMITS
 from ..storage.windows import Window, read_bytes
@@ -23,17 +23,8 @@ from .distributed.finding import rank_note
 from .foreign import ForeignCheckpoint, OpenOptions
 from .pickles.flatten import Other
 from .pickles.machine import PickleMachine
-from .pickles.materialize import Materialized
-from .readers import (
-    flax_msgpack,
-    gguf,
-    hdf5,
-    nemo,
-    numpy_files,
-    tensorflow_v2,
-    torch_files,
-    torch_tar,
-)
+from .pickles.storages import Materialized
+from .readers import numpy_files, signatures, torch_files
 
 if TYPE_CHECKING:
     from ..storage.limits import Limits
@@ -45,6 +36,8 @@ FormatReader = Callable[[Source, OpenOptions], ForeignCheckpoint]
 
 def _read_safetensors(source: Source, options: OpenOptions) -> ForeignCheckpoint:
     """A safetensors file as conversion takes it: its tensors are cast like those of other formats."""
+    from ..derived.casting import cast
+
     file = SafetensorsFile(source)
     tensors = {
         name: cast(file.tensor(name), options.casts, source.name) for name in file.header.tensors
@@ -54,23 +47,28 @@ def _read_safetensors(source: Source, options: OpenOptions) -> ForeignCheckpoint
     )
 
 
+def _reader(module: str, name: str) -> FormatReader:
+    """A reader that is imported when it is first used."""
+    return deferred(f"{__package__}.readers.{module}", name)
+
+
 FORMATS: Final[dict[str, FormatReader]] = {
     "safetensors": _read_safetensors,
     "torch-zip": torch_files.read_zip,
     "torch-legacy": torch_files.read_legacy,
-    "torch-tar": torch_tar.read_tar,
-    "nemo": nemo.read_nemo,
+    "torch-tar": _reader("torch_tar", "read_tar"),
+    "nemo": _reader("nemo", "read_nemo"),
     "npy": numpy_files.read_npy,
     "npz": numpy_files.read_npz,
     "pickle": numpy_files.read_object_pickle,
     "paddle": lambda source, options: numpy_files.read_object_pickle(
         source, replace(options, paddle=True)
     ),
-    "flax-msgpack": flax_msgpack.read_flax,
-    "tensorflow-v2": tensorflow_v2.read_tensorflow,
-    "hdf5": hdf5.read_hdf5,
-    "keras": hdf5.read_keras,
-    "gguf": gguf.read_gguf,
+    "flax-msgpack": _reader("flax_msgpack", "read_flax"),
+    "tensorflow-v2": _reader("tensorflow_v2", "read_tensorflow"),
+    "hdf5": _reader("hdf5", "read_hdf5"),
+    "keras": _reader("hdf5", "read_keras"),
+    "gguf": _reader("gguf", "read_gguf"),
 }
 """Name of each format that can be read -> its reader."""
 
@@ -103,18 +101,18 @@ def identify_foreign(
     if torch_files.is_legacy(head):
         return "torch-legacy"
     for magic, name in (
-        (numpy_files.NPY_MAGIC, "npy"),
-        (hdf5.HDF5_MAGIC, "hdf5"),
-        (gguf.GGUF_MAGIC, "gguf"),
+        (signatures.NPY_MAGIC, "npy"),
+        (signatures.HDF5_MAGIC, "hdf5"),
+        (signatures.GGUF_MAGIC, "gguf"),
     ):
         if head.startswith(magic):
             return name
     if tar_reader.looks_like_tar(head):
         archive = tar_reader.TarArchive(source, limits)
-        if nemo.is_nemo(archive):
+        if signatures.is_nemo(archive):
             return "nemo"
-        return "torch-tar" if torch_tar.is_torch_tar(archive) else None
-    if not certain and tensorflow_v2.is_table(source):  # known by the end of the file
+        return "torch-tar" if signatures.is_torch_tar(archive) else None
+    if not certain and signatures.is_table(source):  # known by the end of the file
         return "tensorflow-v2"
     return _identify_stream(head, source, certain=certain, whole=whole)
 
@@ -123,7 +121,7 @@ def identify_zip(archive: zip_reader.ZipArchive) -> str | None:
     """The key of `FORMATS` that an archive is in, or None."""
     if torch_files.torch_root(archive) is not None:
         return "torch-zip"
-    if hdf5.KERAS_WEIGHTS in archive.members:
+    if signatures.KERAS_WEIGHTS in archive.members:
         return "keras"
     return "npz" if numpy_files.is_npz(archive) else None
 
@@ -137,7 +135,7 @@ def _identify_stream(head: bytes, source: Source, *, certain: bool, whole: bool)
         return "pickle" if numpy_files.holds_pickle(source) else None
     if certain:
         return None
-    if flax_msgpack.looks_like_map(head):
+    if signatures.looks_like_map(head):
         return "flax-msgpack"
     return "pickle" if head[:1] in _TEXT_PICKLES and not _is_prose(source, whole=whole) else None
 

@@ -26,7 +26,7 @@ class ScanFinding:
         opcode: The pickle opcode, or ``"CODE"`` for code that is no pickle.
         module: Module of the name; None where the pickle computes it.
         name: Attribute; None where the pickle computes it.
-        arguments: What it is called with, in a few words.
+        arguments: What it is called with, in a few words; empty where it only builds data.
         grade: How dangerous it is.
         reason: Why.
     """

@@ -26,7 +26,6 @@ from ..trust.verifier import resolve
 from . import formats
 from .archives.tar_reader import TarArchive, looks_like_tar
 from .archives.zip_reader import ZipArchive, ends_in_zip, looks_like_zip
-from .distributed.dcp import spans_in
 from .distributed.finding import ITEM_SUFFIX
 from .foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions
 from .grading import (
@@ -42,12 +41,12 @@ from .keras_settings import MAX_CONFIG, keras_findings
 from .opening import FORMAT_HEAD, identify
 from .pickles.flatten import summary, unfolded_size
 from .pickles.machine import Pickle, PickleMachine
-from .pickles.materialize import Storages, located
 from .pickles.nodes import Call, Global, Value
 from .pickles.numpy_nodes import RefusedNode, blob_source
 from .pickles.object_nodes import as_bytes
+from .pickles.storages import Storages, located
 from .pickles.torch_nodes import QuantisedNode, TensorNode
-from .readers import hdf5, numpy_files, tensorflow_v2, torch_files, torch_tar
+from .readers import numpy_files, signatures, torch_files
 from .scan_report import ScanFinding, ScanReport, Unread
 
 if TYPE_CHECKING:
@@ -145,9 +144,9 @@ class _Scanner:
             return "compressed", self._compressed
         if torch_files.is_legacy(head):
             return "torch-legacy", self._legacy
-        if head.startswith(numpy_files.NPY_MAGIC):
+        if head.startswith(signatures.NPY_MAGIC):
             return "npy", self._npy
-        if head.startswith(hdf5.HDF5_MAGIC):
+        if head.startswith(signatures.HDF5_MAGIC):
             return "hdf5", self._hdf5
         return "plain", self._plain
 
@@ -170,7 +169,7 @@ class _Scanner:
             "zip": not zipped and self._depth == 0 and ends_in_zip(source),
             "tar": kind not in ("tar", "torch-tar") and looks_like_tar(head),
             "hdf5": kind != "hdf5" and _hdf5_start(source) is not None,
-            "tensorflow-v2": kind != "tensorflow-v2" and tensorflow_v2.is_table(source),
+            "tensorflow-v2": kind != "tensorflow-v2" and signatures.is_table(source),
             "safetensors": kind != "safetensors" and not zipped and _is_safetensors(source),
         }
         for other in (name for name, found in others.items() if found):
@@ -191,6 +190,8 @@ class _Scanner:
 
     def _items(self, source: Source) -> str | None:
         """The items of a file of a distributed checkpoint, which its tables list."""
+        from .distributed.dcp import spans_in
+
         try:
             spans = spans_in(*os.path.split(source.name), self._limits)
         except (OSError, SafetensorError) as error:
@@ -224,7 +225,7 @@ class _Scanner:
         for name, member in archive.members.items():
             if member.is_folder or name in read:
                 continue
-            if name == hdf5.KERAS_WEIGHTS or not self._code_member(archive, name, kind):
+            if name == signatures.KERAS_WEIGHTS or not self._code_member(archive, name, kind):
                 self.file(archive.open(name))
         return kind
 
@@ -290,10 +291,12 @@ class _Scanner:
 
     def _tar(self, source: Source) -> str | None:
         archive = TarArchive(source, self._limits)
-        if not torch_tar.is_torch_tar(archive):
+        if not signatures.is_torch_tar(archive):
             for name in archive.members:
                 self.file(archive.open(name))
             return "tar"
+        from .readers import torch_tar
+
         found = torch_tar.tar_pickles(archive, self._options)
         for pickle, member in found.pickles:
             self.report.pickles += 1
@@ -362,6 +365,8 @@ class _Scanner:
             self._add(ScanFinding(source.name, 0, "CODE", "keras", name, "", grade, reason))
 
     def _hdf5(self, source: Source) -> str:
+        from .readers import hdf5
+
         found = hdf5.read_hdf5(source, self._options)
         for name, reason in _unread_datasets(found):
             self._unread(source, None, f"dataset {quote(name)} was not read: {reason}")
@@ -502,7 +507,8 @@ class _Scanner:
             room[grade] -= 1
             if room[grade] >= 0:
                 module, name = _names(node)
-                text = summary(arguments, _ARGUMENTS_MAX) if arguments is not None else ""
+                shown = grade and arguments is not None
+                text = summary(arguments, _ARGUMENTS_MAX) if shown else ""
                 found.append(ScanFinding(path, offset, opcode, module, name, text, grade, reason))
 
         called = {id(call.function) for call in pickle.calls}
@@ -568,8 +574,8 @@ def _unread_datasets(found: ForeignCheckpoint) -> Iterator[tuple[str, str]]:
 def _hdf5_start(source: Source) -> int | None:
     """Where HDF5's readers look for a file: at 0, 512, 1024 and so on, doubling."""
     offset = 0
-    while offset + len(hdf5.HDF5_MAGIC) <= source.size:
-        if read_bytes(source, offset, len(hdf5.HDF5_MAGIC)) == hdf5.HDF5_MAGIC:
+    while offset + len(signatures.HDF5_MAGIC) <= source.size:
+        if read_bytes(source, offset, len(signatures.HDF5_MAGIC)) == signatures.HDF5_MAGIC:
             return offset
         offset = offset * 2 or 512
     return None

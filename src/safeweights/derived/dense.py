@@ -19,7 +19,8 @@ from ..errors import FormatError, UnsupportedError, quote
 from ..format.dtypes import DTYPES
 from .casting import numpy_type
 from .element_types import item_size
-from .strided import ComputedTensor, Strided, StridedTensor, raw_type
+from .layout import Strided, raw_type
+from .strided import ComputedTensor, StridedTensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,14 +19,8 @@ from ..format.dtypes import BITS
 from ..storage import allocate
 from .boxes import Box, BoxTable, boxes_of_range, first_gap, first_overlap
 from .element_types import item_size
-from .strided import (
-    Strided,
-    contiguous_strides,
-    format_shape,
-    raw_type,
-    read_elements,
-    size_in_file,
-)
+from .layout import Strided, contiguous_strides, format_shape, raw_type, size_in_file
+from .strided import read_elements
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -1,9 +1,9 @@
 """Arrays with strides, as other formats store them, read as tensors of this format.
 
-`Strided` describes an array: source, byte offset, shape, strides. `StridedTensor` reads it in C order,
-little-endian, and applies conjugation and negation, which PyTorch files only mark by a bit. A contiguous
-array is read directly into the caller's buffer. Any other is gathered block by block in the order of the
-source, so that each byte of the source is read once.
+`layout.Strided` describes an array. `StridedTensor` reads it in C order, little-endian, and applies
+conjugation and negation, which PyTorch files only mark by a bit. A contiguous array is read directly into
+the caller's buffer. Any other is gathered block by block in the order of the source, so that each byte of
+the source is read once.
 
 Knows nothing of containers or pickles.
 """
@@ -12,28 +12,24 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from ..checkpoint import Tensor
-from ..errors import FormatError, SafetensorError, UnsupportedError, quote
-from ..format.dtypes import BITS, byte_count
+from ..errors import SafetensorError, UnsupportedError, quote
+from ..format.dtypes import byte_count
 from ..format.indexing import Runs
 from ..storage import allocate, gather
-from .element_types import FLOATS, FOREIGN, item_size
+from .element_types import FLOATS, item_size
+from .layout import Strided, format_shape, raw_type, size_in_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from ..storage import Buffer, Source
-    from ..storage.limits import Limits
 
-__all__ = [
-    "ComputedTensor", "Strided", "StridedTensor", "contiguous_strides", "format_shape", "raw_type",
-    "read_elements", "size_in_file",
-]  # fmt: skip
+__all__ = ["ComputedTensor", "StridedTensor", "read_elements", "reorder"]
 
 _BLOCK: Final = 16 << 20
 """Bytes of the source that a gather holds in memory at a time."""
@@ -41,135 +37,16 @@ _SLAB: Final = 8 << 20
 """Bytes that are read together, to be spread over an array that is not contiguous."""
 
 
-def contiguous_strides(shape: tuple[int, ...], *, fortran: bool = False) -> tuple[int, ...]:
-    """Strides, in elements, of a contiguous array of `shape`.
-
-    >>> contiguous_strides((2, 3)), contiguous_strides((2, 3), fortran=True)
-    ((3, 1), (1, 2))
-    """
-    order = range(len(shape)) if fortran else range(len(shape) - 1, -1, -1)
-    strides = [0] * len(shape)
-    step = 1
-    for axis in order:
-        strides[axis] = step
-        step *= max(shape[axis], 1)
-    return tuple(strides)
-
-
-@dataclass(frozen=True, eq=False)
-class Strided:
-    """Position and layout of an array in a source.
-
-    Attributes:
-        source: The bytes.
-        start: Byte offset of the first element (index 0 along each axis).
-        dtype: Code of the format or of `element_types.FOREIGN`.
-        shape: Elements along each axis; bytes for a packed type.
-        strides: Distance in elements between neighbours along each axis, at least 0.
-        swapped: The elements are big-endian.
-        conjugate, negative: The values must be conjugated or negated when they are read.
-        storage: Identity of the storage; arrays with the same one may share bytes.
-    """
-
-    source: Source
-    start: int
-    dtype: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    swapped: bool = False
-    conjugate: bool = False
-    negative: bool = False
-    storage: Hashable = None
-
-    @property
-    def elements(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the contiguous array."""
-        return self.elements * item_size(self.dtype)
-
-    @property
-    def span(self) -> int:
-        """Bytes of the source from the first element to the end of the last one."""
-        if not self.elements:
-            return 0
-        last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-        return (last + 1) * item_size(self.dtype)
-
-    @property
-    def contiguous(self) -> bool:
-        """Whether the elements are contiguous in C order."""
-        expected = 1
-        for count, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if count > 1 and stride != expected:
-                return False
-            expected *= count
-        return True
-
-    @property
-    def identity(self) -> Hashable:
-        """A key that is equal for two arrays with the same bytes, type, shape and strides."""
-        bits = (self.swapped, self.conjugate, self.negative)
-        where = self.storage if self.storage is not None else id(self.source)
-        return where, self.start, self.dtype, self.shape, self._significant_strides(), bits
-
-    @property
-    def reordered(self) -> bool:
-        """Whether the bytes of an element differ from those in a file of the format."""
-        return self.swapped or self.conjugate or self.negative
-
-    def part(self, starts: Sequence[int], counts: Sequence[int], steps: Sequence[int]) -> Strided:
-        """The elements from `starts` on, `counts` along each axis, every `steps` of them."""
-        first = sum(start * stride for start, stride in zip(starts, self.strides, strict=True))
-        strides = tuple(step * stride for step, stride in zip(steps, self.strides, strict=True))
-        begin = self.start + first * item_size(self.dtype)
-        return replace(self, start=begin, shape=tuple(counts), strides=strides)
-
-    def reorder(self, data: memoryview) -> None:
-        """Swap, conjugate and negate elements in place, as the format has them."""
-        if self.swapped:
-            width = item_size(self.dtype) // (2 if self.dtype in ("C64", "C128", "C32") else 1)
-            if width > 1:
-                np.frombuffer(data, f"u{width}").byteswap(inplace=True)
-        if self.negative or self.conjugate:
-            # Conjugation and negation together leave the imaginary part unchanged.
-            imaginary = self.conjugate != self.negative
-            _flip_signs(data, self.dtype, real=self.negative, imaginary=imaginary)
-
-    def _significant_strides(self) -> tuple[int, ...]:
-        return tuple(s if n > 1 else 0 for n, s in zip(self.shape, self.strides, strict=True))
-
-    def check(self, name: str, limits: Limits) -> None:
-        """Check that the array lies inside its source.
-
-        Raises:
-            FormatError: The rank exceeds the limit, a number is negative, or the source is too short.
-        """
-        path = self.source.name
-        if len(self.shape) != len(self.strides) or len(self.shape) > limits.tensor_rank:
-            message = f"tensor {quote(name)} has {len(self.shape)} dimensions"
-            raise FormatError(message, rule="tensor-geometry", path=path, tensor=name)
-        if self.start < 0 or any(n < 0 for n in self.shape) or any(s < 0 for s in self.strides):
-            message = f"tensor {quote(name)} has a negative size, stride or offset"
-            raise FormatError(message, rule="tensor-geometry", path=path, tensor=name)
-        if self.elements and self.start + self.span > self.source.size:
-            raise FormatError(
-                f"tensor {quote(name)} needs {self.start + self.span} bytes of its storage, "
-                f"which has {self.source.size}",
-                rule="tensor-geometry",
-                path=path,
-                tensor=name,
-            )
-
-
-def format_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in a header: PyTorch counts bytes of F4, a header counts elements, two per byte."""
-    if dtype in BITS and BITS[dtype] < 8 and shape and BITS[dtype] == 4:
-        return (*shape[:-1], shape[-1] * 2)
-    return shape
+def reorder(array: Strided, data: memoryview) -> None:
+    """Swap, conjugate and negate elements of `array` in place, as the format has them."""
+    if array.swapped:
+        width = item_size(array.dtype) // (2 if array.dtype in ("C64", "C128", "C32") else 1)
+        if width > 1:
+            np.frombuffer(data, f"u{width}").byteswap(inplace=True)
+    if array.negative or array.conjugate:
+        # Conjugation and negation together leave the imaginary part unchanged.
+        imaginary = array.conjugate != array.negative
+        _flip_signs(data, array.dtype, real=array.negative, imaginary=imaginary)
 
 
 class WholeTensor(Tensor):
@@ -239,7 +116,7 @@ class StridedTensor(WholeTensor):
         aligned = self._aligned(offset) and self._aligned(len(target))
         if array.contiguous and (aligned or not array.reordered):
             array.source.read_into(array.start + offset, target)
-            array.reorder(target)
+            reorder(array, target)
         else:
             super().read_into(target, offset)
 
@@ -264,14 +141,7 @@ class StridedTensor(WholeTensor):
             whole = np.frombuffer(target, raw_type(item_size(array.dtype)))
             kept = [count for count in array.shape if count != 1]  # NumPy before 2.0 has 32 axes
             _gather(array, whole.reshape(kept))
-        array.reorder(target)
-
-
-def size_in_file(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor; `shape` counts bytes of a packed type, as PyTorch does."""
-    if dtype in FOREIGN:
-        return math.prod(shape) * item_size(dtype)
-    return byte_count(dtype, math.prod(format_shape(dtype, shape)))
+        reorder(array, target)
 
 
 def _flip_signs(data: memoryview, code: str, *, real: bool, imaginary: bool) -> None:
@@ -294,11 +164,6 @@ def _flip_signs(data: memoryview, code: str, *, real: bool, imaginary: bool) -> 
         raise UnsupportedError(f"a tensor of type {code} cannot have its negative bit set")
 
 
-def raw_type(width: int) -> str:
-    """A NumPy type for copying elements of `width` bytes without interpreting them."""
-    return f"u{width}" if width in (1, 2, 4, 8) else f"V{width}"
-
-
 def read_elements(array: Strided, output: np.ndarray[Any, Any]) -> None:
     """Copy the elements of `array` into `output`, in the byte order of the format.
 
@@ -314,7 +179,7 @@ def read_elements(array: Strided, output: np.ndarray[Any, Any]) -> None:
     if array.contiguous and output.flags.c_contiguous:
         target = output.reshape(-1).view(np.uint8).data
         array.source.read_into(array.start, target)
-        array.reorder(target)
+        reorder(array, target)
     elif array.reordered or (_descending(array) and not array.source.in_memory):
         _read_slabs(array, output)
     else:
@@ -370,7 +235,7 @@ def _read_slab(array: Strided, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         gather(runs, lambda buffer, offset: source.read_into(offset, buffer), memory)
     else:
         _gather(array, slab)
-    array.reorder(memory)
+    reorder(array, memory)
     return slab
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safeweights.derived.boxes import Box, boxes_of_range, first_gap, first_overlap
+from safeweights.derived.layout import Strided
 from safeweights.derived.pieces import Piece, PiecewiseTensor, check_cover
-from safeweights.derived.strided import Strided
 from safeweights.errors import FormatError
 from safeweights.format.indexing import select
 from safeweights.storage import BytesSource, Source

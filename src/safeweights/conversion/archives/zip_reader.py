@@ -39,6 +39,8 @@ _CENTRAL: Final = struct.Struct("<4s6H3L5H2L")
 _LOCAL: Final = struct.Struct("<4s5H3L2H")
 _COMMENT_MAX: Final = 0xFFFF
 _AHEAD: Final = 1 << 14
+_HEADER: Final = 512
+"""Bytes in which most local headers fit."""
 _M16: Final = 0xFFFF
 _M32: Final = 0xFFFFFFFF
 
@@ -408,7 +410,7 @@ def _locate(source: Source, members: list[ZipMember], end: int) -> Iterator[ZipM
 
 
 class _Ahead:
-    """Reads a little more than it is asked for: small members are next to each other."""
+    """Reads a little more than it is asked for, where members are small and so next to each other."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -419,8 +421,9 @@ class _Ahead:
         skip = offset - self._start
         if not 0 <= skip <= skip + count <= len(self._data):
             left = max(self._source.size - offset, count)  # too few are an error of `read_bytes`
+            most = _AHEAD if skip <= 2 * _AHEAD else _HEADER
             self._start = offset
-            self._data = read_bytes(self._source, offset, max(count, min(_AHEAD, left)))
+            self._data = read_bytes(self._source, offset, max(count, min(most, left)))
             skip = 0
         return self._data[skip : skip + count]
 

@@ -18,7 +18,8 @@ from ...storage.limits import exceeded
 from ...storage.store import check_inside
 from ..foreign import ForeignCheckpoint
 from ..pickles.flatten import ROOT_NAME, Other, flatten
-from ..pickles.materialize import Materialized, Storages, materialize
+from ..pickles.materialize import materialize
+from ..pickles.storages import Materialized, Storages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

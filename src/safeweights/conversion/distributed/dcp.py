@@ -33,8 +33,8 @@ from ...storage import LocalStore
 from ...storage.windows import Window, read_bytes
 from ..foreign import ALL_CONSTRUCTORS, OpenOptions
 from ..pickles.machine import read_pickle
-from ..pickles.materialize import located
 from ..pickles.nodes import Call, DictNode, Global, Value, modern
+from ..pickles.storages import located
 from ..pickles.torch_nodes import TensorNode
 from ..readers.torch_files import read_contents
 from .assembling import Assembly, Folder, whole_numbers
@@ -42,7 +42,7 @@ from .assembling import Assembly, Folder, whole_numbers
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ...derived.strided import Strided
+    from ...derived.layout import Strided
     from ...storage import Source
     from ...storage.limits import Limits
     from ..foreign import ForeignCheckpoint

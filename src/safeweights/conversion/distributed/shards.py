@@ -22,7 +22,7 @@ from .assembling import Assembly, Folder
 from .dcp import saved_offsets
 
 if TYPE_CHECKING:
-    from ...derived.strided import Strided
+    from ...derived.layout import Strided
     from ..foreign import ForeignCheckpoint, OpenOptions
 
 __all__ = ["read_shards"]

@@ -32,9 +32,9 @@ from ...derived.pieces import Piece
 from ...derived.strided import StridedTensor
 from ...errors import FormatError, quote
 from ..pickles.flatten import summary
-from ..pickles.materialize import located
 from ..pickles.nodes import DictNode, Value
 from ..pickles.object_nodes import is_int
+from ..pickles.storages import located
 from ..pickles.torch_nodes import TensorNode
 from ..readers.torch_files import read_contents
 from .assembling import Assembly, Folder, whole_numbers
@@ -42,9 +42,9 @@ from .assembling import Assembly, Folder, whole_numbers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from ...derived.strided import Strided
+    from ...derived.layout import Strided
     from ..foreign import ForeignCheckpoint, OpenOptions
-    from ..pickles.materialize import Storages
+    from ..pickles.storages import Storages
 
 __all__ = ["is_zero_name", "read_zero"]
 

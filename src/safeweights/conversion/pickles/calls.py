@@ -4,6 +4,8 @@ Nothing is imported or called: a name stays a `Global`, a call a `Call`, unless 
 describes its result. Each function takes the machine, and the opcode's argument if there is one.
 """
 
+# ruff: noqa: D103 - each function is the opcode that it is named after, which pickletools describes
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
@@ -94,7 +96,9 @@ def op_inst(machine: MachineState, names: tuple[str, str]) -> None:
     _call(machine, function, tuple(machine.pop_mark()), "INST")
 
 
-def _call(machine: MachineState, function: Value, arguments: Value, opcode: str, keywords: Value = None) -> None:
+def _call(
+    machine: MachineState, function: Value, arguments: Value, opcode: str, keywords: Value = None
+) -> None:
     if not isinstance(arguments, tuple):
         # The argument tuple itself may be computed: keep it as the one thing known of it.
         arguments = (arguments,)

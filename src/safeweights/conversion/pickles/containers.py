@@ -3,6 +3,8 @@
 Each function takes the machine, and the opcode's argument if there is one.
 """
 
+# ruff: noqa: D103 - each function is the opcode that it is named after, which pickletools describes
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

@@ -12,7 +12,6 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from .nodes import DictNode
-from .state import ABSENT
 
 if TYPE_CHECKING:
     from .nodes import Value
@@ -33,7 +32,7 @@ _KEYS: Final = frozenset({str, int, bool, float, type(None)})
 """Types of keys that need no check (see `MachineState.check_keys`)."""
 
 
-def run_frequent(machine: MachineState) -> None:  # noqa: C901, PLR0912, PLR0915 - see above
+def run_frequent(machine: MachineState) -> None:  # noqa: C901, PLR0915 - see above
     """Execute opcodes up to the first one that is another, fails, or is at the end of block or frame.
 
     Nothing is changed before it is certain that an opcode succeeds, so that the machine can execute the
@@ -133,7 +132,7 @@ def run_frequent(machine: MachineState) -> None:  # noqa: C901, PLR0912, PLR0915
                 value, key = stack.pop(), stack.pop()
                 stack[-1] = (stack[-1], key, value)
                 objects += 1
-            elif code == 0x89 or code == 0x88:  # NEWFALSE, NEWTRUE
+            elif 0x88 <= code <= 0x89:  # NEWFALSE, NEWTRUE
                 stack.append(code == 0x88)
             else:
                 break

@@ -36,6 +36,7 @@ cannot be what the name promises."""
 
 _HIGHEST_PROTOCOL: Final = 5
 
+
 class PickleMachine(MachineState):
     """Reads one pickle.
 
@@ -91,7 +92,7 @@ class PickleMachine(MachineState):
                 if len(reader.block) - reader.position < LONGEST:
                     reader.buffer(LONGEST)
                 run_frequent(self)
-                if self._step():
+                if self.steps < self.steps_max and self._step():
                     return
         except FormatError as error:
             self.doubt(error)
@@ -135,30 +136,32 @@ def _op_stop(machine: MachineState) -> object:
     return _END
 
 
-_SAME: Final[dict[str, Callable[..., Any]]] = {
-    name: action
-    for action, names in {
-        _op_proto: "proto",
-        _op_frame: "frame",
-        _op_stop: "stop",
-        MachineState.mark: "mark",
-        MachineState.pop_mark: "pop_mark",
-        MachineState.push: "int binint binint1 binint2 long long1 long4 float binfloat "
-        "short_binunicode",
-        MachineState.push_string: "string binstring short_binstring unicode binunicode "
-        "binunicode8 binbytes short_binbytes binbytes8 bytearray8",
-        MachineState.remember: "binput long_binput",
-        MachineState.recall: "get binget long_binget",
-        calls.op_extension: "ext1 ext2 ext4",
-        calls.op_reference: "persid",
-    }.items()
-    for name in names.split()
-}
-"""Name of an opcode -> what it does, where that is not a function ``op_NAME`` of `containers` or `calls`."""
+_SHARED: Final[tuple[tuple[Callable[..., Any], str], ...]] = (
+    (_op_proto, "proto"),
+    (_op_frame, "frame"),
+    (_op_stop, "stop"),
+    (MachineState.mark, "mark"),
+    (MachineState.pop_mark, "pop_mark"),
+    (
+        MachineState.push,
+        "int binint binint1 binint2 long long1 long4 float binfloat short_binunicode",
+    ),
+    (
+        MachineState.push_string,
+        "string binstring short_binstring unicode binunicode binunicode8 binbytes short_binbytes "
+        "binbytes8 bytearray8",
+    ),
+    (MachineState.remember, "binput long_binput"),
+    (MachineState.recall, "get binget long_binget"),
+    (calls.op_extension, "ext1 ext2 ext4"),
+    (calls.op_reference, "persid"),
+)
+_SAME: Final = {name: action for action, names in _SHARED for name in names.split()}
+"""What an opcode does that has no function ``op_NAME`` of its own in `containers` or `calls`."""
 
 
 _STEPS, _STEPS_OF_LINE = 5, 6
-"""What an opcode counts that `frequent` does not execute, about 0.2 us each: its time. There, text counts two."""
+"""What an opcode counts that `frequent` does not execute, by its time: a step is about 0.2 us."""
 
 _END: Final = object()
 

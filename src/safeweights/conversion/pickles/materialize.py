@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -22,12 +22,13 @@ from ...derived.dense import dequantize, from_sparse, read_array
 from ...derived.element_types import FOREIGN, UNTOLD, item_size
 from ...derived.pieces import Piece
 from ...derived.quantised.ggml import GgmlTensor
-from ...derived.strided import Strided, StridedTensor, contiguous_strides
+from ...derived.strided import StridedTensor
 from ...errors import FormatError, UnsupportedError, quote
 from ...format.dtypes import BITS
 from ...format.header import TensorInfo
 from ...storage.limits import Limits, exceeded
 from .numpy_nodes import ArrayNode, BlocksNode, RefusedNode
+from .storages import Materialized, Storages, located
 from .torch_nodes import (
     CastNode,
     MetaNode,
@@ -42,49 +43,15 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
     from ...checkpoint import Tensor
-    from ...storage import Source
+    from ...derived.layout import Strided
     from .flatten import Flat
     from .nodes import Value
 
-__all__ = ["Materialized", "PartTensor", "Storages", "StoredBytes", "located", "materialize"]
+__all__ = ["PartTensor", "materialize"]
 
 
 _is_type_name = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}").fullmatch
 _ELEMENTS_MAX: Final = 1 << 63
-
-
-@dataclass(frozen=True)
-class StoredBytes:
-    """Where the bytes of a storage are.
-
-    Attributes:
-        source: The bytes, exactly the storage's.
-        swapped: They are big-endian.
-    """
-
-    source: Source
-    swapped: bool = False
-
-
-class Storages(Protocol):
-    """What a container of PyTorch storages offers."""
-
-    def find(self, storage: StorageNode) -> StoredBytes:
-        """The storage's bytes; FormatError where the container does not hold them."""
-
-
-@dataclass
-class Materialized:
-    """Tensors by name.
-
-    Attributes:
-        tensors: Name -> tensor, in the file's order. One that cannot be given is an `UnreadableTensor`,
-            which says why, and which option allows it.
-        aliases: Name -> the first name that shows the same bytes in the same way.
-    """
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    aliases: dict[str, str] = field(default_factory=dict)
 
 
 class PartTensor(UnreadableTensor):
@@ -256,30 +223,6 @@ def _given(array: Strided) -> Strided:
     return array
 
 
-def located(node: TensorNode, storages: Storages, name: str) -> Strided:
-    """Where the elements of `node` are; `name` is for messages.
-
-    Raises:
-        FormatError: Its storage is missing or has another size, or the view reaches outside of it.
-    """
-    stored = storages.find(node.storage)
-    width = item_size(node.storage.dtype or "U8")
-    start = node.storage.first * width + node.offset * item_size(node.dtype)
-    array = Strided(
-        stored.source, start, node.dtype, node.shape, node.strides,
-        stored.swapped, node.conjugate, node.negative, node.storage.key,
-    )  # fmt: skip
-    limit = (node.storage.first + node.storage.elements) * width
-    if array.elements and not 0 <= start <= start + array.span <= limit:
-        raise FormatError(
-            f"tensor {quote(name)} reaches outside its storage {quote(node.storage.key)}",
-            rule="tensor-geometry",
-            path=stored.source.name,
-            tensor=name,
-        )
-    return array
-
-
 def materialize(
     flat: Flat,
     label: str,
@@ -356,10 +299,3 @@ def _description(node: Value) -> tuple[str, tuple[int, ...], int]:
     assert isinstance(node, SparseNode)
     parts = [_description(part) for part in node.parts]
     return parts[-1][0], node.shape, sum(size for _, _, size in parts)
-
-
-def packed(
-    source: Source, start: int, dtype: str, shape: tuple[int, ...], *, swapped: bool = False
-) -> Strided:
-    """A packed array in C order at byte `start` of `source`."""
-    return Strided(source, start, dtype, shape, contiguous_strides(shape), swapped)

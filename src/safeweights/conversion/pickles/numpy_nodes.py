@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ...derived.element_types import NUMPY_CODES, item_size
-from ...derived.strided import Strided, contiguous_strides
+from ...derived.layout import Strided, contiguous_strides
 from ...errors import FormatError, quote
 from ...format.dtypes import DTYPES
 from ...storage import BytesSource, Source

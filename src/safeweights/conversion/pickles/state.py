@@ -129,7 +129,7 @@ class MachineState:
             error.rule = "pickle-strict"
 
     def check_frame(self) -> None:
-        """Leave a frame at its end; refuse an argument that reaches past it, which unpicklers read differently."""
+        """Leave a frame at its end; refuse an argument past it, which unpicklers read differently."""
         if self.reader.offset >= self.frame_end:
             if self.arguments.at < self.frame_end < self.reader.offset:
                 raise self.fault("an argument reaches past the end of its frame", strict=True)

@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ...derived.strided import contiguous_strides
+from ...derived.layout import contiguous_strides
 from ...errors import FormatError
 from ...storage import BytesSource, Source
 from ...storage.limits import Limits, exceeded
@@ -23,7 +23,7 @@ from ..pickles.numpy_nodes import ArrayNode, DtypeNode, int_tuple, named_dtype
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["looks_like_map", "read_flax", "read_msgpack"]
+__all__ = ["read_flax", "read_msgpack"]
 
 _NUMBERS: Final = {
     0xCA: ">f", 0xCB: ">d", 0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q",
@@ -37,14 +37,6 @@ _LENGTHS: Final = {
 }  # fmt: skip
 _FIXED_EXT: Final = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 _CHUNKED: Final = "__msgpack_chunked_array__"
-
-
-def looks_like_map(head: bytes) -> bool:
-    """Whether a file that starts with `head` may start with a msgpack map of text keys."""
-    if len(head) < 4:
-        return False
-    at = 1 if 0x81 <= head[0] <= 0x8F else {0xDE: 3, 0xDF: 5}.get(head[0], 0)
-    return at > 0 and len(head) > at and (0xA0 <= head[at] <= 0xBF or head[at] in (0xD9, 0xDA))
 
 
 @dataclass

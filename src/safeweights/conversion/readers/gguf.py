@@ -12,21 +12,21 @@ import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ...derived.element_types import item_size
+from ...derived.layout import contiguous_strides
 from ...derived.quantised.ggml import BLOCKS
-from ...derived.strided import contiguous_strides
 from ...errors import FormatError, quote
 from ...storage.limits import Limits, exceeded
 from ...storage.windows import ByteReader, Window
 from ..foreign import ForeignCheckpoint, OpenOptions, from_tree
 from ..pickles.nodes import Blob, DictNode, Value
 from ..pickles.numpy_nodes import ArrayNode, BlocksNode, DtypeNode, RefusedNode
+from .signatures import GGUF_MAGIC
 
 if TYPE_CHECKING:
     from ...storage import Source
 
-__all__ = ["GGUF_MAGIC", "read_gguf"]
+__all__ = ["read_gguf"]
 
-GGUF_MAGIC: Final = b"GGUF"
 
 _TYPES: Final = {
     0: "f4", 1: "f2", 24: "i1", 25: "i2", 26: "i4", 27: "i8", 28: "f8", 30: "ml:bfloat16",

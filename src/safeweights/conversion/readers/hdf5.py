@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ...derived.element_types import UNTOLD
-from ...derived.strided import contiguous_strides
+from ...derived.layout import contiguous_strides
 from ...errors import FormatError, MissingDependencyError, SafetensorError
 from ...storage import BytesSource, Source
 from ...storage.limits import Limits, exceeded
@@ -29,6 +29,7 @@ from ..archives.zip_reader import ZipArchive
 from ..foreign import ForeignCheckpoint, OpenOptions, from_tree
 from ..pickles.nodes import DictNode, Value
 from ..pickles.numpy_nodes import ArrayNode, DtypeNode, RefusedNode
+from .signatures import KERAS_WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,16 +37,12 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = [
-    "HDF5_MAGIC",
     "KERAS_CONFIGS",
-    "KERAS_WEIGHTS",
     "byte_strings",
     "read_hdf5",
     "read_keras",
 ]
 
-HDF5_MAGIC: Final = b"\x89HDF\r\n\x1a\n"
-KERAS_WEIGHTS: Final = "model.weights.h5"
 KERAS_CONFIGS: Final = ("@model_config", "@training_config")
 """What `byte_strings` calls the attributes with the configuration of a whole Keras model."""
 

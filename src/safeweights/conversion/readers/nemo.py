@@ -19,15 +19,9 @@ if TYPE_CHECKING:
     from ...storage import Source
     from ..foreign import ForeignCheckpoint, OpenOptions
 
-__all__ = ["is_nemo", "read_nemo"]
+__all__ = ["read_nemo"]
 
-CONFIG: Final = "model_config.yaml"
 WEIGHTS: Final = "model_weights.ckpt"
-
-
-def is_nemo(archive: TarArchive) -> bool:
-    """Whether an archive is one of NeMo's."""
-    return CONFIG in archive.members
 
 
 def read_nemo(source: Source, options: OpenOptions) -> ForeignCheckpoint:

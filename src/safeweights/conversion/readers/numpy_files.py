@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ...derived.element_types import item_size
-from ...derived.strided import contiguous_strides
+from ...derived.layout import contiguous_strides
 from ...errors import FormatError, quote
 from ...format.sniffing import HEAD, identify
 from ...storage.inflating import inflated_head, spooled
@@ -30,6 +30,7 @@ from ..pickles.machine import Pickle, PickleMachine
 from ..pickles.nodes import Call, DictNode, Global, Value
 from ..pickles.numpy_nodes import ArrayNode, DtypeNode, int_tuple, plain_dtype
 from ..pickles.object_nodes import is_int
+from .signatures import NPY_MAGIC
 from .torch_files import NestedStorages, is_legacy
 
 if TYPE_CHECKING:
@@ -37,10 +38,10 @@ if TYPE_CHECKING:
 
     from ...storage import Source
     from ...storage.limits import Limits
+    from ..pickles.state import MachineState
 
 __all__ = [
     "COMPRESSED",
-    "NPY_MAGIC",
     "JoblibArrays",
     "compressed_kind",
     "holds_pickle",
@@ -52,8 +53,6 @@ __all__ = [
     "read_npz",
     "read_object_pickle",
 ]
-
-NPY_MAGIC: Final = b"\x93NUMPY"
 
 COMPRESSED: Final = (
     (b"\x1f\x8b", "gzip"),
@@ -278,7 +277,7 @@ class JoblibArrays:
         self.inner: list[Pickle] = []
         self.count = 0
 
-    def __call__(self, machine: PickleMachine, target: Value) -> Value:
+    def __call__(self, machine: MachineState, target: Value) -> Value:
         function = target.function if isinstance(target, Call) else None
         if not isinstance(function, Global) or function.module not in _JOBLIB:
             return target
@@ -297,7 +296,7 @@ class JoblibArrays:
             raise self._fault(machine, "an array's bytes begin inside of a frame")
         return self._array(machine, target.state[0])
 
-    def _array(self, machine: PickleMachine, state: Value) -> Value:
+    def _array(self, machine: MachineState, state: Value) -> Value:
         shape, dtype, padded = self._described(machine, state)
         at = machine.reader.offset
         if dtype.is_object:
@@ -318,7 +317,7 @@ class JoblibArrays:
         return ArrayNode(at, dtype, shape, strides, data)
 
     def _described(
-        self, machine: PickleMachine, state: Value
+        self, machine: MachineState, state: Value
     ) -> tuple[tuple[int, ...], DtypeNode, bool]:
         """Shape, type, and whether there is padding, of a wrapper's state.
 
@@ -345,7 +344,7 @@ class JoblibArrays:
                 return numbers, dtype, alignment is not None
         raise self._fault(machine, "an array's description is not the one that joblib writes")
 
-    def _fault(self, machine: PickleMachine, message: str) -> FormatError:
+    def _fault(self, machine: MachineState, message: str) -> FormatError:
         return FormatError(
             message, rule="joblib", path=machine.source.name, offset=machine.reader.offset
         )

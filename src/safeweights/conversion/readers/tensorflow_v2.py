@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 import os
 import re
-import struct
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ...derived.element_types import item_size
-from ...derived.strided import contiguous_strides
+from ...derived.layout import contiguous_strides
 from ...errors import FormatError, quote
 from ...storage import open_source
 from ...storage.limits import Limits, exceeded
@@ -30,9 +29,8 @@ if TYPE_CHECKING:
 
     from ...storage import Source
 
-__all__ = ["is_table", "read_tensorflow"]
+__all__ = ["read_tensorflow"]
 
-_MAGIC: Final = struct.pack("<Q", 0xDB4775248B80FB57)
 _FOOTER: Final = 48
 _TRAILER: Final = 5
 _STRING: Final = 7
@@ -42,13 +40,6 @@ _TYPES: Final = {
     24: "ml:float8_e5m2", 25: "ml:float8_e4m3fn",
 }  # fmt: skip
 """TensorFlow's DataType -> array type."""
-
-
-def is_table(source: Source) -> bool:
-    """Whether `source` ends as a LevelDB table does."""
-    if source.size < _FOOTER:
-        return False
-    return read_bytes(source, source.size - 8, 8) == _MAGIC
 
 
 class _Bytes:

@@ -19,10 +19,10 @@ from ...storage.windows import Window, read_bytes
 from ..archives.zip_reader import ZipArchive, looks_like_zip
 from ..foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions, from_tree
 from ..pickles.machine import Pickle, read_pickle
-from ..pickles.materialize import Storages, StoredBytes
 from ..pickles.nodes import Call, DictNode, Value
 from ..pickles.numpy_nodes import blob_source
 from ..pickles.object_nodes import as_bytes, is_int
+from ..pickles.storages import Storages, StoredBytes
 from ..pickles.torch_nodes import StorageNode, storage_type
 
 if TYPE_CHECKING:

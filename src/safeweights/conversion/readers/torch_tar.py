@@ -20,8 +20,8 @@ from ...storage.windows import read_bytes
 from ..archives.tar_reader import TarArchive
 from ..foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions, from_tree
 from ..pickles.machine import Pickle, read_pickle
-from ..pickles.materialize import located
 from ..pickles.object_nodes import is_int
+from ..pickles.storages import located
 from ..pickles.torch_nodes import StorageNode, TensorNode, storage_type
 from .torch_files import LegacyStorages
 
@@ -31,12 +31,7 @@ if TYPE_CHECKING:
     from ...storage import Source
     from ..pickles.nodes import Value
 
-__all__ = ["STREAMS", "is_torch_tar", "read_tar", "tar_pickles"]
-
-
-def is_torch_tar(archive: TarArchive) -> bool:
-    """Whether the archive holds the three streams."""
-    return {"storages", "tensors", "pickle"} <= archive.members.keys()
+__all__ = ["STREAMS", "read_tar", "tar_pickles"]
 
 
 @dataclass
