@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
+import os
 import random
+import threading
 import tracemalloc
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safeweights.format.indexing import Runs
-from safeweights.storage import gather, gather_mapped, gathering
+from safeweights.storage import (
+    DescriptorSource,
+    TruncatedError,
+    files,
+    gather,
+    gather_mapped,
+    gathering,
+    open_source,
+    syscalls,
+)
+from safeweights.storage.windows import Window
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DATA = random.Random(2).randbytes(400_000)
 
@@ -104,3 +122,194 @@ def test_memory_is_bounded(length: int) -> None:
     finally:
         tracemalloc.stop()
     assert peak < (1 << 23) + (1 << 20)
+
+
+# ---- shared among threads
+
+
+def test_far_runs_are_shared_among_threads() -> None:
+    runs = Runs(3, 1000, ((2, 200_000), (30, 6000)))
+    both = threading.Barrier(2, timeout=60)  # no thread goes on before two of them read
+    readers: set[int] = set()
+
+    def read_into(buffer: memoryview, offset: int) -> None:
+        if threading.get_ident() not in readers:
+            readers.add(threading.get_ident())
+            both.wait()
+        buffer[:] = DATA[offset : offset + len(buffer)]
+
+    out = memoryview(bytearray(runs.nbytes))
+    gather(runs, read_into, out, threads=2)
+    assert out == b"".join(DATA[offset : offset + 1000] for offset in runs.offsets())
+    assert len(readers) == 2
+
+
+# ---- copied by the system
+
+LINUX = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has memfd_create")
+COLUMNS = Runs(100, 50, ((3000, 8192),))
+"""Columns of a matrix of 3,000 rows of 8 KiB."""
+
+
+@pytest.fixture
+def matrix(tmp_path: Path) -> Path:
+    path = tmp_path / "matrix"
+    path.write_bytes((DATA * 83)[: 3000 * 8192])
+    return path
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often the system was asked to read, and to copy."""
+    counts = {"reads": 0, "copies": 0}
+    read, copy = os.preadv, syscalls.write_vectors
+
+    def counted_read(*arguments: Any) -> int:
+        counts["reads"] += 1
+        return read(*arguments)
+
+    def counted_copy(*arguments: Any) -> int:
+        counts["copies"] += 1
+        return copy(*arguments)
+
+    monkeypatch.setattr(os, "preadv", counted_read)
+    monkeypatch.setattr(gathering, "write_vectors", counted_copy)
+    monkeypatch.setattr(files, "resident_share", lambda *_: 1.0)
+    return counts
+
+
+def expected(path: Path, runs: Runs) -> bytes:
+    data = path.read_bytes()
+    return b"".join(data[offset : offset + runs.length] for offset in runs.offsets())
+
+
+def read_runs(path: Path, runs: Runs, backend: str = "pread") -> bytes:
+    out = memoryview(bytearray(runs.nbytes))
+    open_source(path, backend=backend).read_runs(runs, out)
+    return bytes(out)
+
+
+@LINUX
+@pytest.mark.parametrize("backend", ["pread", "direct", "read"])
+@pytest.mark.parametrize(
+    ("runs", "copies"),
+    [
+        (COLUMNS, 3),
+        (Runs(0, 1, ((500, 40_000), (4, 5000))), 2),
+        (Runs(7, 3000, ((300, 80_000),)), 1),
+    ],
+)
+def test_a_thousand_small_runs_take_one_call(
+    matrix: Path, calls: dict[str, int], backend: str, runs: Runs, copies: int
+) -> None:
+    assert read_runs(matrix, runs, backend) == expected(matrix, runs)
+    assert calls == {"reads": 0, "copies": copies}
+
+
+@LINUX
+def test_a_window_has_its_file_copied(matrix: Path, calls: dict[str, int]) -> None:
+    window = Window(open_source(matrix, backend="pread"), 8192, 2000 * 8192)
+    runs = COLUMNS._replace(loops=((1900, 8192),))
+    out = memoryview(bytearray(runs.nbytes))
+    window.read_runs(runs, out)
+    assert out == expected(matrix, runs._replace(offset=8192 + 100))
+    assert calls["reads"] == 0
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        COLUMNS._replace(loops=((255, 8192),)),  # few
+        Runs(0, 100, ((3000, 4196),)),  # close
+        Runs(0, 1 << 16, ((300, 80_000),)),  # long
+    ],
+)
+def test_other_runs_are_read(matrix: Path, calls: dict[str, int], runs: Runs) -> None:
+    assert read_runs(matrix, runs) == expected(matrix, runs)
+    assert calls["copies"] == 0
+    assert calls["reads"] in {255, 2, 300}
+
+
+@pytest.mark.parametrize("share", [None, 0.1])
+def test_what_may_not_be_in_memory_is_read(
+    matrix: Path, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch, share: float | None
+) -> None:
+    monkeypatch.setattr(files, "resident_share", lambda *_: share)
+    assert read_runs(matrix, COLUMNS) == expected(matrix, COLUMNS)
+    assert calls == {"reads": 3000, "copies": 0}
+
+
+def _no_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+
+
+def _memfd_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> int:
+        raise PermissionError(errno.EPERM, "no")
+
+    monkeypatch.setattr(os, "memfd_create", refuse, raising=False)
+
+
+def _no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "no")
+
+    monkeypatch.setattr(os, "ftruncate", refuse)
+
+
+def _no_libc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syscalls, "_libc", lambda: None)
+
+
+def _no_mapping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_map", lambda *_, **__: None)
+
+
+@pytest.mark.parametrize("lack", [_no_memfd, _memfd_forbidden, _no_memory, _no_libc, _no_mapping])
+def test_where_the_system_cannot_copy_runs_are_read(
+    matrix: Path, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch, lack: Any
+) -> None:
+    wanted = expected(matrix, COLUMNS)
+    lack(monkeypatch)
+    assert read_runs(matrix, COLUMNS) == wanted
+    assert calls["reads"] == 3000
+
+
+@pytest.mark.parametrize("left", [0, 4096, 1500 * 8192])
+def test_a_file_truncated_meanwhile_is_an_error(
+    matrix: Path, calls: dict[str, int], left: int
+) -> None:
+    """The process would be killed if it touched the mapping itself."""
+    source = open_source(matrix, backend="pread")
+    out = memoryview(bytearray(COLUMNS.nbytes))
+    source.read_runs(COLUMNS, out)
+    os.truncate(matrix, left)
+    with pytest.raises(TruncatedError):
+        source.read_runs(COLUMNS, out)
+    assert calls["reads"]
+
+
+def test_runs_beyond_the_end_are_an_error(matrix: Path, calls: dict[str, int]) -> None:
+    with pytest.raises(TruncatedError):
+        read_runs(matrix, Runs(0, 50, ((3001, 8192),)))
+    assert calls["copies"] == 0
+
+
+@LINUX
+def test_the_mapping_is_made_once_and_holds_no_descriptor(
+    matrix: Path, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[mmap.mmap] = []
+    monkeypatch.setattr(files, "is_checked", lambda: True)
+    monkeypatch.setattr(files, "note_mapping", lambda mapping, _: noted.append(mapping))
+    source = open_source(matrix, backend="pread")
+    assert isinstance(source, DescriptorSource)
+    before = len(os.listdir("/proc/self/fd"))
+    out = memoryview(bytearray(COLUMNS.nbytes))
+    source.read_runs(COLUMNS, out)
+    window = source._window
+    source.read_runs(COLUMNS, out)
+    assert source._window is window
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert calls == {"reads": 0, "copies": 6}
+    assert noted == []  # truncating the file does no harm

@@ -166,13 +166,11 @@ class Tensor(ABC):
         if self.in_memory:
             gather_mapped(runs, self.view(), out)
         else:
-            gather(runs, self.read_into, out, gap=self._gap)
+            self._read_runs(runs, out)
         return out
 
-    @property
-    def _gap(self) -> int:
-        """See `Source.gap`."""
-        return Source.gap
+    def _read_runs(self, runs: indexing.Runs, out: memoryview) -> None:
+        gather(runs, self.read_into, out)
 
     def _read_range(self, offset: int, length: int) -> memoryview:
         return self._read_copy(offset, length)
@@ -222,9 +220,8 @@ class FileTensor(Tensor):
     def read_into(self, buffer: Any, offset: int = 0) -> None:
         self.source.read_into(self._offset + offset, self._within(buffer, offset))
 
-    @property
-    def _gap(self) -> int:
-        return self.source.gap
+    def _read_runs(self, runs: indexing.Runs, out: memoryview) -> None:
+        self.source.read_runs(runs._replace(offset=self._offset + runs.offset), out)
 
     def _read_range(self, offset: int, length: int) -> memoryview:
         return self.source.view(self._offset + offset, length)

@@ -12,14 +12,18 @@ import sys
 import threading
 import weakref
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ChangedError, UnsupportedError
+from .gathering import gather, gather_guarded, lie_apart
 from .mappings import is_checked, note_mapping
 from .memory import PAGE, allocate, blank_bytes
 from .parallel import CHUNK, in_parallel
 from .source import Reading, Source
 from .syscalls import is_remote, map_untracked, populate, resident_share
+
+if TYPE_CHECKING:
+    from ..format.indexing import Runs
 
 __all__ = ["BACKENDS", "DescriptorSource", "check_backend", "decoded", "open_file"]
 
@@ -37,6 +41,12 @@ _LARGE: Final = 1 << 22
 
 _WARM: Final = 0.5
 """If at least this share of a file is in the page cache, direct reads are slower."""
+
+_MANY: Final = 256
+"""Runs from which the system copies them together: making what it needs costs as much as 256 reads."""
+
+_FAR: Final = 1 << 16
+"""Length of runs for which a read each, by several threads, is as fast."""
 
 
 # Linux counts a private writable mapping as memory that may all be needed, and so refuses to map a file
@@ -92,6 +102,7 @@ class DescriptorSource(Source):
             weakref.finalize(self, os.close, self._direct)
             self.threads = _DIRECT_READS
         self._choose = choose
+        self._window: memoryview | None = None
 
     def fileno(self) -> int:
         """The descriptor, which the source still owns."""
@@ -170,6 +181,26 @@ class DescriptorSource(Source):
         with self._lock, io.FileIO(self._descriptor, closefd=False) as file:
             file.seek(offset)
             return file.readinto(buffer)
+
+    def read_runs(self, runs: Runs, out: memoryview) -> None:
+        threads = 0 if runs.length >= _FAR else 1
+        if threads and runs.run_count >= _MANY and lie_apart(runs, self.gap):
+            share = resident_share(self._descriptor, runs.offset, runs.span) or 0
+            if share >= _WARM and self._copy_together(runs, out):
+                return
+            # A disk serves several small reads at a time; those of memory would wait for each other.
+            threads = 0 if share < _WARM else 1
+        read = self._read
+        gather(runs, lambda buffer, at: read(at, buffer), out, gap=self.gap, threads=threads)
+
+    def _copy_together(self, runs: Runs, out: memoryview) -> bool:
+        """Have the system copy them from a mapping that is never handed out, and never touched here."""
+        if runs.offset + runs.span > self.size:
+            return False
+        window = self._window
+        if window is None:  # two threads may both map it, which does no harm
+            window = self._window = _map(self._descriptor, self._status, guarded=True)
+        return window is not None and gather_guarded(runs, window, out)
 
     def view(self, offset: int, length: int) -> memoryview:
         if self._map is None:
@@ -261,8 +292,14 @@ def _reopen_direct(descriptor: int) -> int | None:
         return None
 
 
-def _map(descriptor: int, status: os.stat_result) -> memoryview | None:
-    """A private mapping of the whole file: writable, never written back; None if it cannot be mapped."""
+def _map(descriptor: int, status: os.stat_result, *, guarded: bool = False) -> memoryview | None:
+    """A private mapping of the whole file: writable, never written back; None if it cannot be mapped.
+
+    Args:
+        descriptor: The file.
+        status: Its status.
+        guarded: Whether the process itself never touches the pages, so that truncation does no harm.
+    """
     try:
         if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
             return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
@@ -273,7 +310,7 @@ def _map(descriptor: int, status: os.stat_result) -> memoryview | None:
         memory = untracked or memoryview(
             mmap.mmap(descriptor, 0, flags=flags, prot=prot, **_UNTRACKED)
         )
-        if is_checked():
+        if is_checked() and not guarded:
             assert isinstance(memory.obj, mmap.mmap)
             note_mapping(memory.obj, status)
         return memory

@@ -15,11 +15,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import SafetensorError, UnsupportedError
+from .gathering import gather
 from .memory import allocate
 from .parallel import CHUNK, in_parallel
+
+if TYPE_CHECKING:
+    from ..format.indexing import Runs
 
 __all__ = ["Buffer", "BytesSource", "Reading", "Source", "TruncatedError", "Verifier", "flat"]
 
@@ -143,6 +147,23 @@ class Source(ABC):
         """
         self.read_into(offset, memory[:length])
         return 0
+
+    def read_runs(self, runs: Runs, out: memoryview) -> None:
+        """Read scattered runs of bytes into `out`, without gaps.
+
+        Cost: see `gather`; sources that say how many threads to read them with are read by so many.
+
+        Raises:
+            TruncatedError: The source ends before that.
+            OSError: Reading failed.
+        """
+        gather(
+            runs,
+            lambda buffer, offset: self.read_into(offset, buffer),
+            out,
+            gap=self.gap,
+            threads=self.threads or 1,
+        )
 
     def for_all(self) -> Source:
         """The source to use when all of it will be read: this one, or one that reads faster."""

@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any, Final
 
 __all__ = [
+    "address_of",
     "is_remote",
     "keep_secret",
     "map_untracked",
@@ -25,6 +26,7 @@ __all__ = [
     "reserve",
     "resident_share",
     "unlock",
+    "write_vectors",
 ]
 
 _CACHESTAT: Final = 451  # new system calls have the same number on every architecture
@@ -216,8 +218,31 @@ def populate(memory: memoryview) -> bool:
     libc = _libc()
     if libc is None or not len(memory):
         return True
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    address = address_of(memory)
     begin = address - address % _PAGE
     pages = ctypes.c_size_t(address + len(memory) - begin)
     failed = libc.madvise(ctypes.c_void_p(begin), pages, _POPULATE_READ)
     return not failed or ctypes.get_errno() != errno.EFAULT
+
+
+def address_of(memory: memoryview) -> int:
+    """Where writable memory begins."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def write_vectors(descriptor: int, vectors: int, count: int) -> int:
+    """Write pieces of memory at the beginning of a file; how many bytes were written, -1 for none.
+
+    Memory that cannot be read, such as pages that a mapped file lost, ends it early (pwritev(2)).
+
+    Args:
+        descriptor: The file.
+        vectors: The address of an array of ``struct iovec``.
+        count: Its length.
+    """
+    libc = _libc()
+    if libc is None:
+        return -1
+    libc.pwritev.restype = ctypes.c_ssize_t
+    written: int = libc.pwritev(descriptor, ctypes.c_void_p(vectors), count, ctypes.c_long(0))
+    return written

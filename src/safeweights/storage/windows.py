@@ -13,6 +13,8 @@ from .source import Source
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ..format.indexing import Runs
+
 __all__ = ["Buffered", "ByteReader", "Joined", "Window", "read_bytes", "truncated"]
 
 
@@ -72,6 +74,10 @@ class Window(Source):
     def read_into(self, offset: int, buffer: memoryview) -> None:
         _check(self, offset, len(buffer))
         self.parent.read_into(self.start + offset, buffer)
+
+    def read_runs(self, runs: Runs, out: memoryview) -> None:
+        _check(self, runs.offset, runs.span)
+        self.parent.read_runs(runs._replace(offset=self.start + runs.offset), out)
 
     def view(self, offset: int, length: int) -> memoryview:
         _check(self, offset, length)
