@@ -294,3 +294,80 @@ def test_empty_metadata_is_readable() -> None:
     """The reference's writer writes a file that cannot be read."""
     head = writer.layout([], {})[1]
     assert checkpoint.open(head).metadata == {}
+
+
+# --- headers that are remembered
+
+
+@pytest.fixture
+def remembered(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    """What is remembered, nothing at first."""
+    found: dict[Any, Any] = {}
+    monkeypatch.setattr(header, "_checked", found)
+    return found
+
+
+def test_a_header_seen_before_is_not_read_again(
+    remembered: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = text(__metadata__='{"a":"b"}', x=entry())
+    first = header.parse(data, 1)
+    monkeypatch.setattr(header, "Entries", None)
+    again = header.parse(bytes(bytearray(data)), 1)
+    assert again == first
+    assert list(again.tensors) == list(first.tensors)
+    assert len(remembered) == 1
+
+
+def test_remembered_headers_are_not_shared(remembered: dict[Any, Any]) -> None:
+    data = text(__metadata__='{"a":"b"}', x=entry())
+    for _ in range(3):
+        found = header.parse(data, 1)
+        assert found.metadata == {"a": "b"}
+        assert list(found.tensors) == ["x"]
+        found.metadata.clear()
+        found.tensors.clear()
+    assert header.parse(text(x=entry()), 1).metadata is None
+    assert header.parse(text(x=entry()), 1).metadata is None
+    assert remembered
+
+
+def test_other_headers_of_that_size_are_read(remembered: dict[Any, Any]) -> None:
+    """The verdict on each mutant of a valid header is that of a process that has seen no header."""
+    data = text(first=entry("U8", (1,), 0, 1), other=entry("U8", (1,), 1, 2))
+    header.parse(data, 2)
+    random_ = random.Random(5)
+    valid = 0
+    for _ in range(2000):
+        mutant = bytearray(data)
+        mutant[random_.randrange(len(data))] = random_.choice(data)
+        verdicts = []
+        for clear in (False, True):
+            if clear:
+                remembered.clear()
+            else:
+                header.parse(data, 2)
+            try:
+                verdicts.append(str(header.parse(bytes(mutant), 2)))
+            except FormatError as error:
+                verdicts.append(str(error))
+        assert verdicts[0] == verdicts[1]
+        valid += verdicts[0].startswith("Header")
+    assert 0 < valid < 2000
+    with pytest.raises(FormatError, match="bytes are left over"):
+        header.parse(data, 3)
+
+
+def test_invalid_and_long_headers_are_not_remembered(
+    remembered: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FormatError):
+        header.parse(text(x=entry()), 2)
+    header.parse(text(x=entry()) + b" " * (1 << 17), 1)
+    header.parse(bytearray(text(x=entry())), 1)  # type: ignore[arg-type] - its contents may change
+    assert not remembered
+    monkeypatch.setattr(header, "_REMEMBERED_ALL", 1000)
+    for length in range(500):
+        header.parse(text(x=entry()) + b" " * length, 1)
+        assert sum(len(data) for data, _, _ in remembered.values()) <= 1000
+        assert remembered

@@ -86,24 +86,24 @@ def beside(place: Any, verify: Verifier | None = None) -> Callable[[str, int], b
         place: The store of the weights, or the path or URL of their only file; None for anything else.
         verify: See `open`.
     """
-    folder = ""
-    if isinstance(place, str | os.PathLike):
-        named = place_of(place)
-        place, folder = named.store, named.name.rpartition("/")[0]
-    if not isinstance(place, Store):
+    if not isinstance(place, str | os.PathLike | Store):
         return None
 
     def read(name: str, most: int) -> bytes | None:
+        store, folder = place, ""
+        if not isinstance(store, Store):
+            named = place_of(store)
+            store, folder = named.store, named.name.rpartition("/")[0]
         name = f"{folder}/{name}" if folder else name
         try:
-            source = place.open(name, backend="pread")
+            source = store.open(name, backend="pread")
         except FileNotFoundError:
             return None
         source = source if verify is None else verify(source, source.name)
         if source.size > most:
             raise FormatError(
                 f"it has {source.size:,} bytes; at most {most:,} are read",
-                rule="settings-size", path=place.locate(name),
+                rule="settings-size", path=store.locate(name),
             )  # fmt: skip
         return bytes(source.read(0, source.size))
 

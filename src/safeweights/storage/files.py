@@ -12,6 +12,7 @@ import sys
 import threading
 import weakref
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ChangedError, UnsupportedError
@@ -44,6 +45,9 @@ _WARM: Final = 0.5
 
 _MANY: Final = 256
 """Runs from which the system copies them together: making what it needs costs as much as 256 reads."""
+
+_SAMPLE: Final = 32
+"""Runs of which is asked whether they are in the page cache."""
 
 _FAR: Final = 1 << 16
 """Length of runs for which a read each, by several threads, is as fast."""
@@ -185,13 +189,19 @@ class DescriptorSource(Source):
     def read_runs(self, runs: Runs, out: memoryview) -> None:
         threads = 0 if runs.length >= _FAR else 1
         if threads and runs.run_count >= _MANY and lie_apart(runs, self.gap):
-            share = resident_share(self._descriptor, runs.offset, runs.span) or 0
+            share = self._resident_share_of(runs)
             if share >= _WARM and self._copy_together(runs, out):
                 return
             # A disk serves several small reads at a time; those of memory would wait for each other.
             threads = 0 if share < _WARM else 1
         read = self._read
         gather(runs, lambda buffer, at: read(at, buffer), out, gap=self.gap, threads=threads)
+
+    def _resident_share_of(self, runs: Runs) -> float:
+        """Of some of many runs, the share that is in the page cache; 0 where unknown."""
+        places = islice(runs.offsets(), 0, None, runs.run_count // _SAMPLE)
+        found = [resident_share(self._descriptor, place, runs.length) or 0 for place in places]
+        return sum(found) / len(found)
 
     def _copy_together(self, runs: Runs, out: memoryview) -> bool:
         """Have the system copy them from a mapping that is never handed out, and never touched here."""
