@@ -17,6 +17,7 @@ from .weight import Range, fault, numbers, read_box
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ...format.indexing import Runs
     from .weight import Weight
 
 __all__ = [
@@ -171,12 +172,11 @@ class Reshaped(Tensor):
         """The file, for messages."""
         return getattr(self._original, "source", None)
 
-    @property
-    def _gap(self) -> int:
-        return self._original._gap  # noqa: SLF001 - as below
-
     def read_into(self, buffer: Any, offset: int = 0) -> None:
         self._original.read_into(buffer, offset)
+
+    def _read_runs(self, runs: Runs, out: memoryview) -> None:
+        self._original._read_runs(runs, out)  # noqa: SLF001 - as below
 
     def _read_range(self, offset: int, length: int) -> memoryview:
         return self._original._read_range(offset, length)  # noqa: SLF001 - a view of the same class
