@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import safeweights.numpy
+from safeweights import trust
+from safeweights.format.writer import layout
 from safeweights.view import export
 from safeweights.view.viewing import Viewed
 
@@ -93,7 +95,8 @@ def test_a_person_sees_the_model_and_one_tensor(page, serve, model):
         ("Modules", "layers.[0-1]"),
         ("Bytes", "model.safetensors"),
         ("Findings", ": ok"),
-        ("Policy", "No policy was given"),
+        ("Trust", "No policy was given"),
+        ("Difference", "No other model was given"),
     ):
         tab(page, title)
         page.wait_for_selector(f"[role=tabpanel]:not([hidden]) >> text={text}")
@@ -144,6 +147,30 @@ def test_text_of_a_hostile_model_stays_text(page, serve, hostile):
     assert page.complaints == []
 
 
+def test_signature_policy_and_difference_are_shown(page, serve, model, hostile, tmp_path):
+    pytest.importorskip("cryptography", reason="signatures need the extra [trust]")
+    trust.generate_key(tmp_path / "me")
+    trust.sign(model, trust.load_private_key(tmp_path / "me"))
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[[rules]]\npattern = "*"\nlevel = "pinned"\n')
+    page.goto(
+        serve(model, "--key", f"{tmp_path}/me.pub", "--policy", str(policy), "--compare", hostile)
+    )
+    page.wait_for_selector("dl")
+    tab(page, "Trust")
+    page.wait_for_selector("text=The signature is valid")
+    page.wait_for_selector("text=The policy refuses this model")
+    assert "against" in page.inner_text("[role=tabpanel]:not([hidden])")
+    tab(page, "Difference")
+    page.wait_for_selector("text=The models differ")
+    shown = page.inner_text("[role=tabpanel]:not([hidden])")
+    assert "Removed (8)" in shown
+    assert "Added (11)" in shown
+    assert not {"\u202e", "\x1b", "\u2066"} & set(page.inner_text("body"))
+    assert "owned" not in page.title()
+    assert page.complaints == []
+
+
 def test_without_the_token_nothing_is_shown(page, serve, model):
     page.goto(serve(model).partition("#")[0])
     page.wait_for_selector("[role=alert]")
@@ -186,6 +213,51 @@ def test_a_hundred_thousand_tensors_are_a_short_page(page, serve, tmp_path):
     )
     assert page.evaluate("document.querySelectorAll('[role=row]').length") < 100
     assert "layers." in page.inner_text("[role=row][aria-rowindex='100000']")
+
+
+def test_a_million_tensors_and_ten_thousand_keys_are_a_short_page(page, serve, tmp_path):
+    path = str(tmp_path / "many.safetensors")
+    tensors = [(f"b{n % 7}.{n}.w", "F32", (0,)) for n in range(1_000_000)]
+    header, head = layout(tensors, {f"key {n}": "<b>value</b>" for n in range(10_000)})
+    with open(path, "wb") as file:
+        file.write(head + bytes(header.data_size))
+    del tensors, header, head
+    page.goto(serve(path))
+    page.wait_for_selector("text=Metadata (10,000 keys)")
+    assert page.evaluate("document.querySelectorAll('tr').length") < 1200
+    tab(page, "Tensors")
+    page.wait_for_selector("text=1,000,000 tensors")
+    page.get_by_role("grid").focus()
+    page.keyboard.press("End")
+    page.wait_for_selector("[role=row][aria-rowindex='1000000']")
+    page.wait_for_function(
+        "![...document.querySelectorAll('[role=row]')].some(each => each.innerText.startsWith('…'))"
+    )
+    page.get_by_label("Search names").fill("b3.999995")
+    page.wait_for_selector("text=1 tensor")
+    for title in ("Modules", "Bytes", "Overview"):
+        tab(page, title)
+        page.wait_for_selector("[role=tabpanel]:not([hidden]) >> visible=true")
+    assert page.evaluate("document.querySelectorAll('*').length") < 20_000
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_all_not_finite_are_shown(page, serve, tmp_path, value):
+    path = str(tmp_path / "nan.safetensors")
+    safeweights.numpy.save_file({"w": np.full((40, 30), value, "f4")}, path)
+    page.goto(serve(path))
+    page.wait_for_selector("dl")
+    tab(page, "Tensors")
+    page.get_by_role("row").first.click()
+    page.wait_for_selector("text=yellow not finite")
+    assert f"{'NaN' if np.isnan(value) else 'infinite'}\n1,200" in page.inner_text("dialog")
+    assert page.evaluate(
+        "[...document.querySelector('canvas.picture').getContext('2d').getImageData(0, 0, 1, 1).data]"
+    ) == [250, 200, 0, 255]
+    page.get_by_role("button", name="Show values").click()
+    page.wait_for_selector(f"dialog >> text={value}")
+    assert page.complaints == []
 
 
 def test_a_replaced_file_is_said(page, serve, model):

@@ -41,8 +41,8 @@ def ask(model):
 
 
 DATA = [
-    "model", "tensors", "map", "findings", "verdict", "state", "statistics?number=0", "picture?number=0",
-    "values?number=0&rows=3&columns=3",
+    "model", "tensors", "map", "findings", "signature", "verdict", "difference", "state",
+    "statistics?number=0", "picture?number=0", "values?number=0&rows=3&columns=3",
 ]  # fmt: skip
 
 
@@ -197,6 +197,51 @@ def test_the_command_serves_until_ctrl_c(command):
     out, err = process.communicate()
     assert (process.returncode, out) == (0, "")
     assert err == "safeweights: serving this machine only; Ctrl-C ends it\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such terminals and signals")
+def test_a_closed_terminal_ends_it(model):
+    """It is the terminal's process, not a daemon: nothing keeps serving the model."""
+    import fcntl
+    import pty
+    import termios
+
+    outer, inner = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "safeweights", "view", model, "--no-open"],
+        stdin=inner, stdout=inner, stderr=inner, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(inner)
+    shown = b""
+    while b"Ctrl-C" not in shown:
+        shown += os.read(outer, 4096)
+    port = int(shown.partition(b"127.0.0.1:")[2].partition(b"/")[0])
+    os.close(outer)
+    process.wait(timeout=60)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
+def test_without_a_browser_the_address_is_enough(model):
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import webbrowser, sys; webbrowser.open = lambda _: False\n"
+         "sys.argv[0] = 'safeweights'; from safeweights.cli import main; main()", "view", model],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        where = process.stdout.readline()
+        said = [process.stderr.readline() for _ in range(2)]
+        address, _, token = where.strip().partition("#")
+        headers = {"Authorization": f"Bearer {token}"}
+        assert (
+            httpx.get(f"{address}data/state", headers=headers, trust_env=False).status_code == 200
+        )
+    finally:
+        process.kill()
+        process.communicate()
+    assert "open the address yourself" in said[0]
+    assert "Ctrl-C" in said[1]
 
 
 def test_a_port_in_use_is_said(command):

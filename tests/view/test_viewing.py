@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import safeweights.numpy
+from safeweights import trust
 from safeweights.errors import UnsupportedError
 from safeweights.view import viewing
 from safeweights.view.viewing import ORDERS, Region, Viewed
@@ -153,6 +154,36 @@ def test_a_replaced_file_is_noticed_and_the_old_one_still_shown(viewed, model):
     assert viewed.statistics(number_of(viewed, "embed.weight"))["statistics"]["zeros"] == 0
     os.remove(path)
     assert viewed.changed()
+
+
+def test_a_signature_is_verified_with_a_key(model, tmp_path):
+    pytest.importorskip("cryptography", reason="signatures need the extra [trust]")
+    for name in ("me", "other"):
+        trust.generate_key(tmp_path / name)
+    assert Viewed(model).signature["file"] is None
+    assert Viewed(model, key=f"{tmp_path}/me.pub").signature["problem"]
+    trust.sign(model, trust.load_private_key(tmp_path / "me"))
+    plain = Viewed(model).signature
+    assert (os.path.basename(plain["file"]), plain["verified"]) == ("model.sig", None)
+    good = Viewed(model, key=f"{tmp_path}/me.pub").signature
+    assert (good["verified"], good["files"]) == (True, 3)
+    wrong = Viewed(model, key=f"{tmp_path}/other.pub").signature
+    assert (wrong["verified"], wrong["by"]) == (False, None)
+    with open(os.path.join(model, "config.json"), "a") as file:
+        file.write(" ")
+    changed = Viewed(model, key=f"{tmp_path}/me.pub").signature
+    assert changed["verified"] is False
+    assert "config.json" in changed["problem"]
+
+
+def test_another_model_is_compared(model, hostile, monkeypatch):
+    assert Viewed(model).difference is None
+    assert Viewed(model, other=model).difference["same"]
+    monkeypatch.setattr(viewing, "_PAGE_MAX", 2)
+    found = Viewed(model, other=hostile).difference
+    assert (found["counts"]["removed"], found["counts"]["added"]) == (8, 11)
+    assert (len(found["removed"]), len(found["added"])) == (2, 2)
+    json.dumps(found, allow_nan=False)
 
 
 def test_a_policy_is_asked_and_nothing_is_remembered(model, tmp_path):

@@ -7,6 +7,7 @@ says of class, context and cache is what the settings claim; parameters, types a
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     )
     from .inventory import Row
 
-__all__ = ["OpenedModel", "describe", "open_model", "show_document"]
+__all__ = ["OpenedModel", "describe", "document_of", "open_model", "show_document"]
 
 PathKind: TypeAlias = Literal["file", "index", "folder", "stdin"]
 
@@ -112,8 +113,12 @@ def describe(
 def show_document(path: str, *, trust: object = None) -> ShowDocument:
     """Like `describe`, for a PATH of the command line: ``-`` is standard input."""
     verify = verifier(trust)
-    opened = open_model(path, verify)
-    found = list(opened.rows())
+    return document_of(path, open_model(path, verify), verify)
+
+
+def document_of(path: str, opened: OpenedModel, verify: Verifier | None = None) -> ShowDocument:
+    """Like `show_document`, for a model that is open."""
+    found = opened.found
     files = [_file(file) for each in opened.checkpoints for file in each.files]
     return {
         "schema": "safeweights.show/1",
@@ -224,6 +229,11 @@ class OpenedModel:
         for prefix, each in self.named():
             found = rows(each)
             yield from (row._replace(name=prefix + row.name) for row in found) if prefix else found
+
+    @cached_property
+    def found(self) -> list[Row]:
+        """`rows`, as a list that is made once."""
+        return list(self.rows())
 
     def tensor(self, name: str) -> Tensor:
         """The tensor that has this name in `rows`.

@@ -46,7 +46,9 @@ def report(
         "tensors": _tensors(viewed),
         "map": viewed.map(),
         "findings": viewed.findings,
+        "signature": viewed.signature,
         "verdict": viewed.verdict,
+        "difference": viewed.difference,
         "statistics": _statistics(viewed, progress) if statistics else {},
     }
     return _page(data)

@@ -97,7 +97,9 @@ def application(viewed: Viewed, token: str, port: int) -> App:
         ),
         "values": lambda request: viewed.values(_number(request, "number"), _region(request)),
         "findings": lambda _: viewed.findings,
+        "signature": lambda _: viewed.signature,
         "verdict": lambda _: viewed.verdict,
+        "difference": lambda _: viewed.difference,
         "state": lambda _: {"changed": viewed.changed()},
     }
     routes = [Route(path, _file(*named)) for path, named in _PAGE.items()]

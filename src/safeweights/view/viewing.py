@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from ..conversion.opening import open as open_any
 from ..errors import UnsupportedError
 from ..format.indexing import select
 from ..reports.bytemap import byte_map
 from ..reports.checking import check
+from ..reports.difference import compare
 from ..reports.inventory import natural
-from ..reports.models import open_model, show_document
+from ..reports.models import document_of, open_model
 from ..reports.statistics import statistics_of
 from ..reports.values import read
 from ..storage.places import is_url
@@ -75,17 +77,24 @@ class Viewed:
     Args:
         path: A path or URL, as for `safeweights.describe`.
         policy: A policy by whose rules it is judged, or the path of one; nothing is remembered.
+        key: The public key of the required signer, or the path of one.
+        other: The path or URL of another model, which is compared with this one.
 
     Raises:
         FormatError, OSError: See `safeweights.describe`.
+        DocumentError: `key` is no public key.
     """
 
-    def __init__(self, path: str, *, policy: Any = None) -> None:
+    def __init__(
+        self, path: str, *, policy: Any = None, key: Any = None, other: str | None = None
+    ) -> None:
         self.path = path
         self._policy = policy
+        self._key = _public_key(key)
+        self._other = None if other is None else open_any(other, backend="pread")
         self._opened = open_model(path)
-        self.document = show_document(path)
-        self.rows: list[Row] = list(self._opened.rows())
+        self.document = document_of(path, self._opened)
+        self.rows: list[Row] = self._opened.found
         self._orders: dict[str, list[int]] = {"file": list(range(len(self.rows)))}
         files = [each["path"] for each in self.document["files"]]
         self._states = {path: _state(path) for path in files if not is_url(path)}
@@ -250,9 +259,62 @@ class Viewed:
             admission = admit(self.path, policy, lock=LockFile(lock))
         return admission.decision.to_dict()
 
+    @cached_property
+    def signature(self) -> dict[str, Any]:
+        """Whether the signature is by the required key, and covers every file as it is now."""
+        found: dict[str, Any] = {
+            "file": self.document["model"]["signature"],
+            "verified": None,
+            "by": None,
+            "problem": None,
+            "files": 0,
+            "unsigned": [],
+        }
+        if self._key is None:
+            return found
+        from ..trust import TrustError, verify
+
+        try:
+            done = verify(self.path, self._key)
+        except (TrustError, OSError) as error:
+            return found | {"verified": False, "problem": str(error)}
+        return found | {
+            "file": done.signature,
+            "verified": True,
+            "by": done.signed_by.fingerprint(),
+            "files": len(done.files),
+            "unsigned": [escape(name) for name in done.unsigned[:_PAGE_MAX]],
+        }
+
+    @cached_property
+    def difference(self) -> Any:
+        """What differs from this model in the other one, values included; None without another.
+
+        Cost: reads both models once. At most 500 records of each kind.
+        """
+        if self._other is None:
+            return None
+        if self._opened.root is None:
+            return {"unavailable": "this model consists of parts: compare one part with another"}
+        with self._heavy:
+            found: dict[str, Any] = dict(compare(self._opened.root, self._other, values=True))
+        counts = {}
+        for kind in ("added", "removed", "renamed", "retyped", "changed"):
+            counts[kind] = len(found[kind])
+            found[kind] = found[kind][:_PAGE_MAX]
+        return {**_finite(found), "counts": counts}
+
     def changed(self) -> bool:
         """Whether a file on this machine was replaced or changed since it was opened."""
         return any(_state(path) != state for path, state in self._states.items())
+
+
+def _public_key(key: Any) -> Any:
+    if not isinstance(key, str | os.PathLike):
+        return key
+    from ..trust import load_public_key
+
+    return load_public_key(key)
 
 
 def _state(path: str) -> tuple[int, ...] | None:

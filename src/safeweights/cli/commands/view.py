@@ -29,6 +29,8 @@ __all__ = ["command"]
 @click.option(
     "--policy", metavar="FILE", type=FILE, help="Show what this policy says of the model."
 )
+@click.option("--key", metavar="FILE", type=FILE, help="Verify the signature with this public key.")
+@click.option("--compare", "other", metavar="OTHER", type=FILE, help="Show what differs in OTHER.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
@@ -48,6 +50,8 @@ def command(
     path: str,
     *,
     policy: str | None,
+    key: str | None,
+    other: str | None,
     port: int,
     no_open: bool,
     export: str | None,
@@ -56,19 +60,21 @@ def command(
 ) -> None:
     """Look at a model in a browser, or write a report.
 
-    The page has tensors, values, bytes, findings, and what a policy says.
+    The page shows modules, tensors with their values, where the bytes are, and what `check` finds. With
+    --key it says whether the signature is valid, with --policy whether the policy admits the model and
+    why, and with --compare what differs in another model.
 
-    Serves a page to this machine alone, read only, until Ctrl-C. The address that is printed has a token,
-    without which nothing is answered: who has the address sees the model. Nothing is loaded from the
-    internet.
+    The page is served to this machine alone, read only, until Ctrl-C. The address contains a secret token:
+    anybody on this machine who has it can see the model. The page loads nothing from the internet.
 
-    With --export, the page is written to a file that can be sent to others; it has no values and no
-    pictures of tensors, and with --stats their statistics and histograms.
+    With --export, the page is written to one file, which you can send to others. The file has no values
+    and no pictures of tensors; with --stats it has their statistics and histograms.
 
     \b
     Examples:
       safeweights view model.safetensors
       safeweights view model/ --policy policy.toml
+      safeweights view base/ --compare tuned/
       safeweights view model/ --export report.html --stats
     """
     if (stats or force) and export is None:
@@ -77,10 +83,10 @@ def command(
     from ...view.viewing import Viewed
 
     if export is None:
-        _serve(out, Viewed(path, policy=policy), port, opening=not no_open)
+        _serve(out, Viewed(path, policy=policy, key=key, other=other), port, opening=not no_open)
         return
     check_replaceable(export, _require_report, "a report of this command", force=force)
-    viewed = Viewed(path, policy=policy)
+    viewed = Viewed(path, policy=policy, key=key, other=other)
     _export(viewed, export, statistics=stats)
     if out.json:
         out.document(_document(path, None, export))

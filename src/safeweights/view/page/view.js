@@ -88,7 +88,7 @@ function failed(error) {
 
 const TABS = [
   ["Overview", overview], ["Modules", modules], ["Tensors", tensors], ["Bytes", byteMap],
-  ["Findings", findings], ["Policy", verdict],
+  ["Findings", findings], ["Trust", trust], ["Difference", difference],
 ];
 let model = null;
 
@@ -480,23 +480,80 @@ async function findings() {
     parts.push(make("h2", {class: kinds[result.status]}, `${visible(result.path)}: ${result.status}`));
     parts.push(result.findings.length
       ? table(["level", "rule", "what", "file"], result.findings.slice(0, 500).map((each) => [
-        make("span", {class: {error: "bad", warning: "warn"}[each.level]}, each.level), each.rule, visible(each.message), each.path ? visible(each.path) : ""]))
+        make("span", {class: {error: "bad", warning: "warn"}[each.level]}, each.level), each.rule, visible(each.message), visible(each.file)]))
       : make("p", null, "Nothing is wrong with its files."));
   }
   for (const note of found.notes) parts.push(make("p", null, note));
   return parts;
 }
 
-async function verdict() {
-  const found = await ask("verdict");
-  if (found === null) return make("p", null, "No policy was given. `safeweights view PATH --policy FILE` shows what it says of this model.");
+async function trust() {
+  const [signature, decision] = await Promise.all([ask("signature"), ask("verdict")]);
+  return [...signed(signature), ...decided(decision)];
+}
+
+function signed(found) {
+  if (found.verified) {
+    const parts = [make("h2", {class: "good"}, "The signature is valid"), list([
+      ["signed by", visible(found.by)], ["signature", visible(found.file)], ["files as signed", count(found.files)],
+    ])];
+    if (found.unsigned.length) parts.push(make("p", {class: "warn"}, `Not signed: ${found.unsigned.join(", ")}`));
+    return parts;
+  }
+  if (found.verified === false) return [make("h2", {class: "bad"}, "The signature is not valid"), make("p", null, visible(found.problem))];
+  return [make("h2", null, "Signature"), make("p", null, found.file
+    ? `${visible(found.file)} was found, and not verified: start the page with --key FILE to verify it.`
+    : "There is no signature.")];
+}
+
+function decided(found) {
+  if (found === null) return [make("h2", null, "Policy"), make("p", null, "No policy was given: start the page with --policy FILE to see what it says of this model.")];
   const kinds = {allow: "good", warn: "warn", refuse: "bad"};
+  const words = {allow: "The policy admits this model", warn: "The policy warns of this model", refuse: "The policy refuses this model"};
+  const files = Object.entries(found.files);
   return [
-    make("h2", {class: kinds[found.verdict]}, `The policy says: ${found.verdict}`),
-    list([["model", visible(found.subject)], ["level reached", found.level]]),
-    table(["", "reason", "what"], found.reasons.map((each) => [
+    make("h2", {class: kinds[found.verdict]}, words[found.verdict]),
+    list([["model", visible(found.subject)], ["level reached", found.level], ["rule", found.rule && visible(found.rule)], ["signer", found.signer && visible(found.signer)]]),
+    table(["", "reason", "what"], found.reasons.slice(0, 500).map((each) => [
       make("span", {class: each.against ? "bad" : "good"}, each.against ? "against" : "for"), each.code, visible(each.text)])),
+    make("details", null, make("summary", null, `What the verdict is about: ${plural(files.length, "file")}`),
+      table(["file", "SHA-256"], files.slice(0, 500).map(([name, digest]) => [visible(name), digest]))),
   ];
+}
+
+// ---- another model
+
+async function difference() {
+  const found = await ask("difference");
+  if (found === null) return make("p", null, "No other model was given: start the page with --compare OTHER to see what differs.");
+  if (found.unavailable) return make("p", null, found.unavailable);
+  const kind = (tensor) => `${tensor.dtype} [${tensor.shape.join(", ")}]`;
+  const parts = [
+    make("h2", {class: found.same ? "good" : "warn"}, found.same ? "Both models are the same" : "The models differ"),
+    list([["this model", visible(found.before)], ["the other", visible(found.after)], ["tensors that are the same", count(found.unchanged)]]),
+  ];
+  const section = (name, titles, rows, numbers) => {
+    if (!rows.length) return;
+    const whole = found.counts[name], more = whole > rows.length ? `, the first ${count(rows.length)}` : "";
+    parts.push(make("h2", null, `${name[0].toUpperCase()}${name.slice(1)} (${count(whole)}${more})`), table(titles, rows, numbers));
+  };
+  const compared = (each) => each.values ? [digits(each.values.max), digits(each.values.mean), each.values.relative === null ? "-" : digits(each.values.relative), `${(100 * each.values.different / (each.values.elements || 1)).toFixed(1)} %`] : ["", "", "", ""];
+  const titles = ["largest", "mean", "relative", "different"];
+  section("changed", ["tensor", "type", ...titles], found.changed.map((each) => [visible(each.name), kind(each.after), ...compared(each)]), [2, 3, 4, 5]);
+  section("retyped", ["tensor", "before", "after", ...titles], found.retyped.map((each) => [visible(each.name), kind(each.before), kind(each.after), ...compared(each)]), [3, 4, 5, 6]);
+  section("renamed", ["before", "after"], found.renamed.map((each) => [visible(each.before), visible(each.after)]));
+  section("removed", ["tensor", "type"], found.removed.map((each) => [visible(each.name), kind(each)]));
+  section("added", ["tensor", "type"], found.added.map((each) => [visible(each.name), kind(each)]));
+  const entries = found.metadata || {added: {}, removed: {}, changed: {}};
+  const metadata = [
+    ...Object.entries(entries.removed).map(([key, value]) => [visible(key), visible(value), ""]),
+    ...Object.entries(entries.added).map(([key, value]) => [visible(key), "", visible(value)]),
+    ...Object.entries(entries.changed).map(([key, [before, after]]) => [visible(key), visible(before), visible(after)]),
+  ];
+  if (metadata.length) parts.push(make("h2", null, `Metadata (${count(metadata.length)})`), table(["key", "before", "after"], metadata.slice(0, 500)));
+  const unread = Object.entries(found.unreadable);
+  if (unread.length) parts.push(make("h2", null, "Not compared"), table(["tensor", "why"], unread.slice(0, 500).map(([name, why]) => [visible(name), visible(why)])));
+  return parts;
 }
 
 // ---- start
