@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import click
 
-from ...text import escape, human_bytes, plural
+from ...reports.problems import NO, YES
+from ...text import escape, human_bytes, plural, printable
 from ..app import FILE, json_option
 from ..passphrases import ask, passphrase_option, read
 from ..watching import watched_files
@@ -17,8 +20,8 @@ from ..writing import check_replaceable, not_stdout
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ...reports.documents import SignDocument
-    from ...trust import KeylessSigner, Signed
+    from ...reports.documents import CheckedSignatureRecord, SignCheckDocument, SignDocument
+    from ...trust import KeylessSigner, PublicKey, Signed
     from ...trust.signatures.keys import FileSigner, Signer
     from ..output import Output
 
@@ -36,7 +39,7 @@ def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--public-key", metavar="FILE", type=FILE,
-            help="The public key of --key-command, in PEM.",
+            help="The public key of --key-command, or for --check, in PEM.",
         ),
         click.option(
             "--whole-message", is_flag=True,
@@ -72,8 +75,12 @@ def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("sign")
-@click.argument("path", metavar="PATH", type=FILE)
+@click.argument("paths", metavar="PATH...", type=FILE, nargs=-1, required=True)
 @_key_options
+@click.option(
+    "--check", is_flag=True,
+    help="Write nothing; exit with status 1 if a PATH is not signed as it is now.",
+)  # fmt: skip
 @click.option(
     "--signature", metavar="OUT", type=FILE,
     help="The file to write [default: PATH/model.sig or PATH.sig].",
@@ -94,8 +101,8 @@ def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--force", is_flag=True, help="Replace another signature, or any other file.")
 @json_option
 @click.pass_obj
-def command(out: Output, /, path: str, **given: Any) -> None:
-    """Sign a file or a folder.
+def command(out: Output, /, paths: tuple[str, ...], **given: Any) -> int:
+    """Sign a file or a folder, or check that the signature is up to date.
 
     Writes a bundle as specified by OpenSSF Model Signing, which other tools can verify. In a folder,
     every file is signed; special files are an error, and so are symbolic links, except those of the Hub's
@@ -105,8 +112,12 @@ def command(out: Output, /, path: str, **given: Any) -> None:
     that uses a key (--key-command, for hardware modules and key management services), or with an
     identity (--keyless), which becomes public.
 
+    With --check and --public-key, the signatures of models are verified: of each PATH, or of the folder
+    that PATH is in, if that is signed. Nothing is written. This is for a pre-commit hook.
+
     Piped, the lines are signature and its path; signer, method and key hint; root and the digest over all
-    digests; and signed, SHA-256, BYTES and NAME for each file, separated by tabs.
+    digests; and signed, SHA-256, BYTES and NAME for each file, separated by tabs. With --check, each line
+    is ok, missing or invalid, PATH and the reason.
 
     \b
     Examples:
@@ -117,7 +128,16 @@ def command(out: Output, /, path: str, **given: Any) -> None:
       safeweights sign model/ --public-key kms.pub \\
         --key-command "pkcs11-tool --sign --mechanism ECDSA --id 01"
       safeweights sign model/ --keyless --login browser
+      safeweights sign --check model/ --public-key models.pub
     """
+    if given.pop("check"):
+        return _check(out, paths, given)
+    if len(paths) != 1:
+        raise click.UsageError("one PATH is signed at a time")
+    return _sign(out, paths[0], given)
+
+
+def _sign(out: Output, path: str, given: dict[str, Any]) -> int:
     from ...trust import load_certificates, sign, signature_path
     from ...trust.files import check_model
 
@@ -150,6 +170,78 @@ def command(out: Output, /, path: str, **given: Any) -> None:
         out.line("signer", done.method, done.key_hint or "")
         out.line("root", done.root)
         out.lines(("signed", f.sha256, str(f.size), escape(f.name)) for f in done.files)
+    return YES
+
+
+# ---- --check
+
+
+def _check(out: Output, paths: tuple[str, ...], given: dict[str, Any]) -> int:
+    """Verify the signatures of the models that the paths are, or are in."""
+    from ...trust import load_public_key
+
+    used = {name for name, value in given.items() if value} - {"public_key"}
+    if used or not given["public_key"]:
+        also = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(used))
+        wrong = f" and excludes {also}" if used else ""
+        raise click.UsageError(f"--check goes with --public-key, the key of the signer{wrong}")
+    key = load_public_key(given["public_key"])
+    results = [_checked(path, key) for path in dict.fromkeys(map(_model_of, paths))]
+    whole = all(each["status"] == "ok" for each in results)
+    if out.json:
+        document: SignCheckDocument = {
+            "schema": "safeweights.sign-check/1",
+            "ok": whole,
+            "results": results,
+        }
+        out.document(document)
+    elif out.terminal:
+        for each in results:
+            style = "green" if each["status"] == "ok" else "bold red"
+            out.pretty().text((each["status"], style), "  ", (escape(each["path"]), "bold"))
+            if each["message"]:
+                out.pretty().text(printable(each["message"]), indent=2)
+    else:
+        out.lines(
+            (each["status"], escape(each["path"]), printable(each["message"] or ""))
+            for each in results
+        )
+    for each in results:
+        if each["status"] != "ok":
+            out.message(f"sign it again: safeweights sign {shlex.quote(each['path'])} --key KEY")
+    return YES if whole else NO
+
+
+def _model_of(path: str) -> str:
+    """The folder whose signature covers a path, or the path itself."""
+    from ...trust.files import check_model
+    from ...trust.signatures.discovery import locate
+
+    check_model(path)
+    whole = os.path.abspath(path)
+    located = locate(whole)
+    if located.alone or not os.path.exists(located.signature):
+        return path
+    return path if located.base == whole else os.path.relpath(located.base)
+
+
+def _checked(path: str, key: PublicKey) -> CheckedSignatureRecord:
+    from ...trust import VerificationError, verify
+    from ...trust.signatures.discovery import find_signature
+
+    found: CheckedSignatureRecord = {
+        "path": path,
+        "signature": find_signature(path),
+        "status": "ok",
+        "message": None,
+    }
+    try:
+        with watched_files("verifying", [path]) as progress:
+            verify(path, key, progress=progress)
+    except VerificationError as error:
+        found["status"] = "missing" if error.reason == "signature-missing" else "invalid"
+        found["message"] = str(error)
+    return found
 
 
 def _check_own(signer: Signer | KeylessSigner, data: bytes) -> None:
@@ -202,8 +294,6 @@ def _signer(given: dict[str, Any]) -> Signer | KeylessSigner:
 
 
 def _command_signer(given: dict[str, Any]) -> Signer:
-    import shlex
-
     from ...trust import command_signer, load_public_key
 
     if not given["public_key"]:

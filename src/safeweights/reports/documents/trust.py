@@ -9,6 +9,7 @@ from .common import HashedFileRecord
 __all__ = [
     "AdmitDocument",
     "CheckedFileRecord",
+    "CheckedSignatureRecord",
     "DecisionRecord",
     "DecryptDocument",
     "DigestDocument",
@@ -25,6 +26,7 @@ __all__ = [
     "RekeyDocument",
     "RememberedRecord",
     "RuleRecord",
+    "SignCheckDocument",
     "SignDocument",
     "SignatureMethod",
     "SignerRecord",
@@ -139,6 +141,26 @@ class SignDocument(TypedDict):
         list[HashedFileRecord], "The files that the signature covers, relative to the path."
     ]
     sidecars: Annotated[list[str], "The block trees written, for verified partial reads."]
+
+
+class CheckedSignatureRecord(TypedDict):
+    """A model, and whether its signature is valid."""
+
+    path: Annotated[str, "The model: a folder with a signature, or a file."]
+    signature: Annotated[str, "The signature file, or where it would be."]
+    status: Annotated[
+        Literal["ok", "missing", "invalid"],
+        "`invalid`: files changed since, or the signature is not by this key.",
+    ]
+    message: Annotated[str | None, "What is wrong, for people; null if nothing is."]
+
+
+class SignCheckDocument(TypedDict):
+    """`safeweights sign --check`: whether models are signed as they are now."""
+
+    schema: Literal["safeweights.sign-check/1"]
+    ok: bool
+    results: list[CheckedSignatureRecord]
 
 
 class DigestDocument(TypedDict):
@@ -288,6 +310,7 @@ DOCUMENTS = (
     DecryptDocument,
     RekeyDocument,
     SignDocument,
+    SignCheckDocument,
     DigestDocument,
     VerifyDocument,
     VerifyLogDocument,
