@@ -8,6 +8,7 @@ import mmap
 import os
 import shutil
 import struct
+import sys
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ import safeweights  # noqa: E402
 import safeweights.numpy  # noqa: E402
 from safeweights.derived import delta as codec  # noqa: E402
 from safeweights.editing import apply_delta, compact_deltas, make_delta, open_delta  # noqa: E402
-from safeweights.errors import FormatError, UnsupportedError  # noqa: E402
+from safeweights.errors import FormatError, MissingDependencyError, UnsupportedError  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,13 +69,20 @@ def contents(target: Any) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
 
 
 @pytest.mark.parametrize("encoding", ["xor", "overwrite"])
-@pytest.mark.parametrize("sums", ["adler32", "blake3"])
+@pytest.mark.parametrize("sums", ["adler32", "xxh3-128", "blake3"])
+@pytest.mark.parametrize("beside", [True, False])
 def test_make_and_apply(
-    tmp_path: Path, versions: list[Path], encoding: str, sums: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    versions: list[Path],
+    encoding: str,
+    sums: str,
+    beside: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if sums == "blake3":
-        pytest.importorskip("blake3")
+    if sums != "adler32":
+        pytest.importorskip({"blake3": "blake3", "xxh3-128": "xxhash"}[sums])
     monkeypatch.setattr(codec, "BLOCK", 4096)
+    monkeypatch.setattr(codec, "_BESIDE", 8192 if beside else 1 << 40)
     done = make_delta(
         versions[0], versions[1], tmp_path / "d", encoding=encoding, checksum_format=sums
     )
@@ -82,6 +90,7 @@ def test_make_and_apply(
     assert done.nbytes < done.whole / 20
     apply_delta(tmp_path / "d", tmp_path / "out.safetensors", versions[0])
     assert (tmp_path / "out.safetensors").read_bytes() == versions[1].read_bytes()
+    os.unlink(tmp_path / "d" / "safeweights.delta.json")  # the convention's checksum alone
     apply_delta(tmp_path / "d", tmp_path / "folder", versions[0], max_shard_size=100_000)
     assert contents(safeweights.open(tmp_path / "folder")) == contents(versions[1])
 
@@ -158,6 +167,23 @@ def publish(old: Path, new: Path, folder: Path, encoding: str) -> None:
         "delta_encoding": encoding, "compression_format": "zstd", "checksum_format": "adler32",
     }  # fmt: skip
     (folder / INDEX).write_text(json.dumps({"metadata": metadata, "weight_map": weight_map}))
+
+
+def test_checksums_are_those_of_the_convention() -> None:
+    # slime/utils/disk_delta.py, _new_hasher; values of `xxhsum -H2` and of zlib.
+    state = codec.checksum("adler32")
+    state.update(b"abc")
+    assert state.hexdigest() == "024d0127"
+    pytest.importorskip("xxhash")
+    state = codec.checksum("xxh3-128")
+    state.update(b"abc")
+    assert state.hexdigest() == "06b05ab6733a618578af5f94892f3950"
+
+
+def test_a_checksum_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xxhash", None)
+    with pytest.raises(MissingDependencyError, match=r"safeweights\[xxhash\]"):
+        codec.checksum("xxh3-128")
 
 
 @pytest.mark.parametrize("encoding", ["xor", "overwrite"])
@@ -257,7 +283,7 @@ def test_chains_that_do_not_fit(tmp_path: Path, chain: Path, versions: list[Path
         ("checksum_format", None, "no checksum_format"),
         ("compression_format", "lz4", "lz4"),
         ("delta_encoding", "diff", "diff"),
-        ("checksum_format", "xxh3-128", "xxh3-128"),
+        ("checksum_format", "xxh3-64", "xxh3-64"),
     ],
 )
 def test_indexes_that_are_not_understood(

@@ -12,29 +12,38 @@ Nothing is handed out before it has the digests that it has to have: a wrong bas
 from __future__ import annotations
 
 import hashlib
+import importlib
 import zlib
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
 from ..errors import FormatError, MissingDependencyError, UnsupportedError, quote
-from .strided import ComputedTensor
+from ..storage import allocate
+from ..storage.parallel import Background
+from .strided import ComputedTensor, WholeTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from typing_extensions import Self
+
     from ..checkpoint import Tensor
+    from ..storage.parallel import Job
 
 __all__ = [
     "CHECKSUMS", "ENCODINGS", "applied", "checked", "checksum", "compressor", "encode",
 ]  # fmt: skip
 
 ENCODINGS: Final = ("xor", "overwrite")
-CHECKSUMS: Final = ("adler32", "blake3")
-"""Checksums that can be computed here. (xxh3-128, which slime may be told to use, needs a package of C.)"""
+CHECKSUMS: Final = ("adler32", "xxh3-128", "blake3")
+"""The checksums of the convention. The second and third need a package: xxhash, blake3."""
 
-BLOCK: Final = 1 << 21
+BLOCK: Final = 1 << 20
 """Bytes decompressed, combined and hashed at a time: they stay in a core's cache."""
+
+_BESIDE: Final = 4 * BLOCK
+"""Size of a tensor from which it pays to hash in a second thread what the first one has decompressed."""
 
 _OVERWRITE_MAX: Final = 1 << 32
 
@@ -74,16 +83,17 @@ def checksum(name: str) -> Hasher:
     """
     if name == "adler32":
         return _Adler32()
-    if name == "blake3":
-        try:
-            import blake3
-        except ImportError as error:
-            raise MissingDependencyError(
-                "BLAKE3 needs a package: pip install 'safeweights[blake3]'"
-            ) from error
-        found: Hasher = blake3.blake3()
-        return found
-    raise UnsupportedError(f"the checksum {quote(name)} is not known; {', '.join(CHECKSUMS)} are")
+    if name not in CHECKSUMS:
+        raise UnsupportedError(f"the checksum {quote(name)} is not known; {', '.join(CHECKSUMS)} are")
+    package = "blake3" if name == "blake3" else "xxhash"
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the checksum {name} needs a package: pip install 'safeweights[{package}]'"
+        ) from error
+    found: Hasher = module.blake3() if name == "blake3" else module.xxh3_128()
+    return found
 
 
 def compressor() -> Any:
@@ -177,15 +187,15 @@ def applied(
     checksum(algorithm)  # refused now, if it is not known
 
     def compute(target: memoryview) -> None:
-        base.read_into(target)
-        hashes = _Digests(algorithm, expected, sha256)
-        with _frame(delta, base.name) as reader:
-            if encoding == "xor":
-                _apply_xor(reader, target, hashes, base.name)
-            else:
-                _apply_overwrite(reader, target, base.name)
-                hashes.update(target)
-        hashes.check(base.name)
+        with _Digests(algorithm, expected, sha256, len(target)) as hashes:
+            with _frame(delta, base.name) as reader:
+                if encoding == "xor":
+                    _apply_xor(base, reader, target, hashes)
+                else:
+                    base.read_into(target)
+                    _apply_overwrite(reader, target, base.name)
+                    hashes.update(target)
+            hashes.check(base.name)
 
     return ComputedTensor(base.name, base.dtype, base.shape, compute)
 
@@ -194,33 +204,63 @@ def checked(base: Tensor, sha256: str) -> Tensor:
     """A tensor that did not change: its bytes, if they have the digest that they have to have."""
 
     def compute(target: memoryview) -> None:
-        base.read_into(target)
-        hashes = _Digests("adler32", None, sha256)
-        hashes.update(target)
-        hashes.check(base.name)
+        with _Digests("adler32", None, sha256, len(target)) as hashes:
+            for block in _filled(base, target):
+                hashes.update(block)
+            hashes.check(base.name)
 
     return ComputedTensor(base.name, base.dtype, base.shape, compute)
 
 
+def _filled(tensor: Tensor, target: memoryview) -> Iterator[memoryview]:
+    """Blocks of `target`, each filled with the bytes of the tensor when it is asked for."""
+    whole = isinstance(tensor, WholeTensor)  # parts of which are not to be had one at a time
+    if whole:
+        tensor.read_into(target)
+    for begin in range(0, len(target), BLOCK):
+        block = target[begin : begin + BLOCK]
+        if not whole:
+            tensor.read_into(block, begin)
+        yield block
+
+
 class _Digests:
-    """The digests that a new tensor has to have."""
+    """The digests that a new tensor has to have, of a large one computed beside the caller.
 
-    def __init__(self, algorithm: str, expected: str | None, sha256: str | None) -> None:
-        self._wanted: list[tuple[Hasher, str]] = []
+    Bytes that were given to `update` must stay as they are until `check`.
+    """
+
+    def __init__(self, algorithm: str, expected: str | None, sha256: str | None, size: int) -> None:
+        self._wanted: tuple[Hasher, str] | None = None
         if sha256 is not None:
-            self._wanted.append((hashlib.sha256(), sha256))
+            self._wanted = hashlib.sha256(), sha256
         elif expected is not None:  # with a SHA-256 it would tell nothing more
-            self._wanted.append((checksum(algorithm), expected))
+            self._wanted = checksum(algorithm), expected
+        self._beside = Background(name="safeweights-hash") if size >= _BESIDE else None
+        self._last: Job[object] | None = None
 
-    def update(self, data: Any) -> None:
-        for state, _ in self._wanted:
-            state.update(data)
+    def update(self, data: memoryview) -> None:
+        if self._wanted is None:
+            return
+        if self._beside is None:
+            self._wanted[0].update(data)
+        else:  # one thread: the calls run in order, so that the last one's end is that of all
+            self._last = self._beside.submit(self._wanted[0].update, data)
 
     def check(self, name: str) -> None:
-        if any(state.hexdigest() != wanted for state, wanted in self._wanted):
+        if self._last is not None:
+            self._last.result()
+        if self._wanted is not None and self._wanted[0].hexdigest() != self._wanted[1]:
             raise _fault(
                 name, "gives other bytes: the base is another one, or something is damaged"
             )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._beside is not None:
+            self._beside.close()
 
 
 def _fault(name: str, what: str) -> FormatError:
@@ -238,20 +278,24 @@ def _frame(delta: Tensor, name: str) -> Any:
     return zstandard.ZstdDecompressor().stream_reader(data)
 
 
-def _read(reader: Any, count: int, name: str) -> bytes:
+def _read(reader: Any, count: int, name: str) -> memoryview:
     """Exactly so many bytes of the frame."""
-    pieces: list[bytes] = []
-    left = count
+    memory = allocate(count)
+    _read_into(reader, memory, name)
+    return memory
+
+
+def _read_into(reader: Any, memory: memoryview, name: str) -> None:
+    """Fill `memory` with bytes of the frame."""
+    filled = 0
     try:
-        while left:
-            piece = reader.read(left)
-            if not piece:
+        while filled < len(memory):
+            got = reader.readinto(memory[filled:])
+            if not got:
                 raise _fault(name, "ends too early")
-            pieces.append(piece)
-            left -= len(piece)
+            filled += got
     except compressor().ZstdError as error:
         raise _fault(name, f"is damaged: {error}") from error
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _require_end(reader: Any, name: str) -> None:
@@ -263,14 +307,15 @@ def _require_end(reader: Any, name: str) -> None:
         raise _fault(name, "has more bytes than the tensor")
 
 
-def _apply_xor(reader: Any, target: memoryview, hashes: _Digests, name: str) -> None:
-    values = np.frombuffer(target, np.uint8)
-    for begin in range(0, len(target), BLOCK):
-        end = min(begin + BLOCK, len(target))
-        part = values[begin:end]
-        part ^= np.frombuffer(_read(reader, end - begin, name), np.uint8)
-        hashes.update(target[begin:end])
-    _require_end(reader, name)
+def _apply_xor(base: Tensor, reader: Any, target: memoryview, hashes: _Digests) -> None:
+    memory = memoryview(bytearray(min(BLOCK, len(target))))
+    for block in _filled(base, target):
+        apart = memory[: len(block)]
+        _read_into(reader, apart, base.name)
+        values = np.frombuffer(block, np.uint8)
+        values ^= np.frombuffer(apart, np.uint8)
+        hashes.update(block)
+    _require_end(reader, base.name)
 
 
 def _apply_overwrite(reader: Any, target: memoryview, name: str) -> None:

@@ -316,7 +316,8 @@ def make_delta(
         version: Of `new`.
         base_version: Of `base`; one less by default.
         encoding: ``"xor"``, or ``"overwrite"``, which is smaller if very few bytes change.
-        checksum_format: ``"adler32"``, which other programs know too, or ``"blake3"``.
+        checksum_format: Of the convention: ``"adler32"``, or with a package (extras ``xxhash``, ``blake3``)
+            ``"xxh3-128"`` or ``"blake3"``. The SHA-256 of all tensors is written beside it.
         durable: Return only when all of it would survive a loss of power.
         identity: Who opens `base` and `new`, where they are paths; see `safeweights.open`. The delta is not
             encrypted.
