@@ -108,7 +108,6 @@ bench: $(VENV)/.installed ## Against the reference and the specialised loaders (
 	$(BIN)/python -m pip install -q -r requirements/bench.txt
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
 	$(BIN)/python benchmarks/conversion.py $(if $(QUICK),--mib 256)
-	-$(BIN)/python benchmarks/editing.py $(if $(QUICK),--mib 256)
 	$(BIN)/python benchmarks/dequantizing.py $(if $(QUICK),--mib 64)
 	sh scripts/system_packages.sh nginx=nginx-light
 	$(BIN)/python benchmarks/remote.py $(if $(QUICK),--mib 256)

@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import io
 import os
+import shutil
 import ssl
 import subprocess
 import tempfile
@@ -90,6 +91,22 @@ class Contender:
         """The function that encrypts a file to `target`, which does not exist."""
         raise Unavailable("does not encrypt")
 
+    def renaming(self, path: str, name: str, out: str, beside: str) -> Callable[[], str]:
+        """What renames a tensor and returns the path of the file. `beside` is a folder for inputs."""
+        raise Unavailable("does not write files")
+
+    def merging(self, shards: list[str], out: str) -> Callable[[], str]:
+        """What makes one file of several."""
+        raise Unavailable("does not write files")
+
+    def comparing(self, one: str, other: str) -> Callable[[], Any]:
+        """What finds the tensors that differ; for whoever cannot, what reads both files."""
+        raise Unavailable("loads torch tensors only")
+
+    def patching(self, base: str, new: str, beside: str) -> Callable[[], dict[str, Any]]:
+        """Make a delta of two files; what reads all of `new` from `base` and the delta."""
+        raise Unavailable("has no deltas")
+
 
 def _synced(path: str) -> None:
     """What makes a plain save durable: fsync of the file, then of its directory."""
@@ -152,6 +169,28 @@ class Safetensors(Contender):
     def sliced(self, path: str, name: str, how: str) -> Any:
         file = self._package.safe_open(path, "pt", **self._backend(how))
         return file.get_slice(name), file
+
+    def renaming(self, path: str, name: str, out: str, beside: str) -> Callable[[], str]:
+        def run() -> str:
+            tensors = self._torch.load_file(path)
+            tensors["renamed"] = tensors.pop(name)
+            self._torch.save_file(tensors, out)
+            return out
+
+        return run
+
+    def merging(self, shards: list[str], out: str) -> Callable[[], str]:
+        def run() -> str:
+            tensors: dict[str, Any] = {}
+            for path in shards:
+                tensors |= self._torch.load_file(path)
+            self._torch.save_file(tensors, out)
+            return out
+
+        return run
+
+    def comparing(self, one: str, other: str) -> Callable[[], Any]:
+        return lambda: [self._numpy.load_file(path) for path in (one, other)]
 
 
 class Safeweights(Safetensors):
@@ -227,6 +266,41 @@ class Safeweights(Safetensors):
 
         recipient = trust.generate_identity().recipient.label
         return lambda: self._package.encrypt(path, recipient, target, durable=False)
+
+    def renaming(self, path: str, name: str, out: str, beside: str) -> Callable[[], str]:
+        from safeweights import edit
+
+        own = shutil.copy(path, f"{beside}/renamed.safetensors")
+        names = [name, "renamed"]
+
+        def run() -> str:
+            edit(own, in_place=True, rename=dict([names]))
+            names.reverse()  # the next time it is renamed back
+            return own
+
+        return run
+
+    def merging(self, shards: list[str], out: str) -> Callable[[], str]:
+        from safeweights import edit
+
+        def run() -> str:
+            edit(os.path.dirname(shards[0]), out)
+            return out
+
+        return run
+
+    def comparing(self, one: str, other: str) -> Callable[[], Any]:
+        import safeweights
+        from safeweights.reports.difference import compare
+
+        return lambda: compare(*(safeweights.open(path, backend="pread") for path in (one, other)))
+
+    def patching(self, base: str, new: str, beside: str) -> Callable[[], dict[str, Any]]:
+        from safeweights.editing import make_delta, open_delta
+
+        folder = f"{beside}/weight_v000001"
+        make_delta(base, new, folder)
+        return lambda: {name: each.view() for name, each in open_delta(folder, base).items()}
 
 
 class Fastsafetensors(Contender):

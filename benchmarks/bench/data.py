@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["MIB", "Spec", "ensure", "entries", "header_of", "read_tensors", "tensor_views"]
+__all__ = [
+    "MIB", "Spec", "changed", "ensure", "entries", "header_of", "read_tensors", "shards", "tensor_views",
+]  # fmt: skip
 
 MIB: Final = 1 << 20
 _SEED: Final = 20_231_016
@@ -148,6 +150,40 @@ def _make_folder(spec: Spec, path: Path) -> None:
     except BaseException:
         shutil.rmtree(path)
         raise
+
+
+def shards(path: str, folder: str, count: int) -> list[str]:
+    """The tensors of a file in `count` files of about equal size; made once."""
+    if not os.path.exists(folder):
+        found, start = header_of(path)
+        total, groups = found[-1][4], [[] for _ in range(count)]
+        for entry in found:
+            groups[entry[3] * count // total].append(entry)
+        os.mkdir(folder)
+        with open(path, "rb") as source:
+            for number, group in enumerate(filter(None, groups), 1):
+                first = group[0][3]
+                moved = [(*entry[:3], entry[3] - first, entry[4] - first) for entry in group]
+                with open(f"{folder}/model-{number:05}-of-{count:05}.safetensors", "wb") as file:
+                    file.write(_head(moved))
+                    source.seek(start + first)
+                    left = range(moved[-1][4], 0, -MIB)
+                    file.writelines(source.read(min(MIB, size)) for size in left)
+        os.sync()
+    return sorted(os.path.join(folder, name) for name in os.listdir(folder))
+
+
+def changed(path: str, other: str, *, every: int | None) -> str:
+    """A copy of a file of two-byte elements with one bit of every so many changed; of one if None."""
+    if not os.path.exists(other):
+        shutil.copy(path, other)
+        _, start = header_of(path)
+        values = np.memmap(other, np.uint16, "r+", start)
+        chance = np.random.default_rng(_SEED)
+        places = [0] if every is None else chance.integers(0, len(values), len(values) // every)
+        values[places] ^= 1
+        values.flush()
+    return other
 
 
 def _head(found: list[Entry]) -> bytes:

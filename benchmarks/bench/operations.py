@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from .data import read_tensors, tensor_views
+from .data import changed, read_tensors, shards, tensor_views
 from .limits import LIMITS, index_of, touch
 
 if TYPE_CHECKING:
@@ -152,6 +152,29 @@ def _encrypt(contender: Contender, arguments: Mapping[str, Any], _: dict[str, An
     )
 
 
+def _rename(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]) -> Operation:
+    run = contender.renaming(*(arguments[name] for name in ("path", "name", "out", "beside")))
+    return Operation(run, fingerprint_of_file)
+
+
+def _merge(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]) -> Operation:
+    paths = shards(arguments["path"], f"{arguments['beside']}/shards", arguments["shards"])
+    return Operation(contender.merging(paths, arguments["out"]), fingerprint_of_file)
+
+
+def _compare(contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]) -> Operation:
+    other = changed(arguments["path"], f"{arguments['beside']}/other.safetensors", every=None)
+    return Operation(contender.comparing(arguments["path"], other))
+
+
+def _apply_delta(
+    contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]
+) -> Operation:
+    beside = arguments["beside"]
+    new = changed(arguments["path"], f"{beside}/new.safetensors", every=60)
+    return Operation(contender.patching(arguments["path"], new, beside))
+
+
 _VERBS: Final[dict[str, Callable[[Contender, Mapping[str, Any], dict[str, Any]], Operation]]] = {
     "load": _load,
     "open header": _open_header,
@@ -164,6 +187,10 @@ _VERBS: Final[dict[str, Callable[[Contender, Mapping[str, Any], dict[str, Any]],
     "load verified": _verified,
     "load encrypted": _encrypted,
     "encrypt file": _encrypt,
+    "rename": _rename,
+    "merge": _merge,
+    "compare": _compare,
+    "apply delta": _apply_delta,
 }
 
 

@@ -317,6 +317,62 @@ def _tiny_rows() -> list[Row]:
     return loads + saves
 
 
+def _edit_rows() -> list[Row]:
+    both = (Entry(OURS, "safeweights"), Entry("0.8 mmap", "safetensors-0.8"))
+    merge = Row(
+        name="edit-merge",
+        title="merge 8 shards, {size}",
+        verb="merge",
+        entries=both,
+        data=_LARGE,
+        arguments={"shards": 8},
+        limits=("page cache write",),
+        reach=Reach(ratio=0.7),
+        writes=True,
+    )
+    return [
+        Row(
+            name="edit-rename",
+            title="rename in place, {size}",
+            verb="rename",
+            entries=both,
+            data=_LARGE,
+            limits=("page cache write",),
+            reach=Reach(ratio=0.05),
+            writes=True,
+        ),
+        merge,
+        replace(
+            merge,
+            name="memory-edit-merge",
+            title="extra memory, merge 8 shards",
+            kind="memory",
+            unit="B",
+            limits=(),
+            reach=Reach(most=64 * MIB),
+        ),
+        Row(
+            name="diff",
+            title="diff of two, {size} / loading",
+            verb="compare",
+            entries=both,
+            data=_MODEL_NUMPY,
+            limits=("page cache read",),
+            reach=Reach(ratio=1.3),
+        ),
+        Row(
+            name="delta-apply",
+            title="base and delta, {size}",
+            verb="apply delta",
+            entries=(Entry(OURS, "safeweights"),),
+            data=_HALF,
+            limits=("memcpy, fresh memory", "memcpy"),
+            versus=OURS,
+            reach=Reach(limit_share=0.2),
+        ),
+    ]
+
+
 def _memory_row(name: str, title: str, verb: str, data: Spec, most: float, **more: Any) -> Row:
     return Row(
         name=f"memory-{name}",
@@ -489,6 +545,7 @@ def _rows() -> list[Row]:
             reach=Reach(ratio=2.0),
         ),
         *_encryption_rows(),
+        *_edit_rows(),
         _import_row("safeweights", "import safeweights", Reach(most=0.012)),
         _import_row("safeweights.numpy", "import safeweights.numpy", None),
         _memory_row(

@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
-_HOLDING: Final = {"load bytes", "save bytes", "save file"}
+_HOLDING: Final = {"load bytes", "save bytes", "save file", "rename", "merge", "compare"}
 """Verbs for which every process holds the row's data, not only the one whose turn it is."""
 
 _READING: Final = {
     "load", "load verified", "load encrypted", "encrypt file", "open header", "first tensor", "slice",
+    "rename", "merge", "compare", "apply delta",
 }  # fmt: skip
 """Verbs that read the row's file while the clock runs."""
 
@@ -81,6 +82,7 @@ class Session:
         deadline: float = math.inf,
     ) -> None:
         self._crew, self._scale, self._data, self._out = crew, scale, data, out
+        self._beside = out.with_name("beside")
         self._deadline = deadline
         self._cached: set[str] = set()
         self._say: Callable[[str], None] = _silent
@@ -129,6 +131,7 @@ class Session:
     def _measure_work(self, row: Row, turns: list[_Turn], notes: list[str]) -> None:
         assert row.data is not None
         source = ensure(row.data, self._data)
+        self._beside.mkdir()
         self._say("preparing")
         for turn in _active(turns):
             with _excusing(turn):
@@ -144,6 +147,7 @@ class Session:
                 self._rounds(row, turns)
         finally:
             self._crew.release()
+            shutil.rmtree(self._beside)
 
     def _fill_in(self, row: Row, turn: _Turn, source: Path) -> None:
         """The arguments of an operation, some of which depend on the data."""
@@ -156,6 +160,7 @@ class Session:
         defaults: dict[str, Any] = {
             "path": str(path),
             "out": str(self._out / "out.safetensors"),
+            "beside": str(self._beside),
             "nbytes": found[-1][4],
             "name": found[0][0],
             "format": not theirs,

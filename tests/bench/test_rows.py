@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from bench.contenders import CONTENDERS
-from bench.data import MIB, Spec, ensure, entries, header_of, tensor_views
+from bench.data import MIB, Spec, changed, ensure, entries, header_of, shards, tensor_views
 from bench.limits import LIMITS, index_of
-from bench.operations import _VERBS, _of_lines
+from bench.operations import _VERBS, _of_lines, fingerprint_of_file
 from bench.rows import BEST, OURS, PEERS, ROWS, Scale, index_text, selection_size
 
 from bench import data
@@ -39,6 +40,7 @@ def test_what_is_to_be_reached_is_what_was_promised():
         "save-tiny-10k": 0.2, "save-tiny-100k": 0.2, "save-durable": 0.75,
         "slice-rows": 0.2, "slice-columns": 0.2, "slice-every8": 0.2, "hash-small": 2.0,
         "load-verified": 1.3, "load-encrypted": 0.25, "encrypt": 0.25,
+        "edit-rename": 0.05, "edit-merge": 0.7, "diff": 1.3,
     }  # fmt: skip
     assert wanted["load-cold"].limit_share == 0.85
     for name in ("load-encrypted", "load-encrypted-verified", "encrypt"):
@@ -46,6 +48,8 @@ def test_what_is_to_be_reached_is_what_was_promised():
     assert wanted["memory-encrypt"].most == 64 * MIB
     assert wanted["memory-load-encrypted"].slack == 64 * MIB
     assert wanted["import"].most == 0.012
+    assert wanted["delta-apply"].limit_share == 0.2
+    assert wanted["memory-edit-merge"].most == 64 * MIB
     assert wanted["memory-save-file"].most == 64 * MIB
 
 
@@ -134,6 +138,52 @@ def test_a_scale_may_lower_the_number_of_tensors():
     row = next(row for row in ROWS if row.name == "load-tiny-100k")
     scaled = Scale(count=100).apply(row)
     assert scaled.data == replace(row.data, count=100, nbytes=100 * 128)
+
+
+def test_shards_and_changed_copies_are_what_they_are_called(tmp_path):
+    path = str(ensure(Spec("model", "F16", 40, MIB), tmp_path))
+    made = shards(path, f"{tmp_path}/shards", 8)
+    assert made == shards(path, f"{tmp_path}/shards", 8)
+    assert len(made) == 8
+    with tensor_views(path) as views:
+        for shard in made:
+            with tensor_views(shard) as part:
+                assert part
+                assert all(views[name] == view for name, view in part.items())
+        assert sum(len(header_of(shard)[0]) for shard in made) == len(views)
+    for every, least in ((None, 1), (60, MIB // 2 // 90)):
+        other = changed(path, f"{tmp_path}/{every}.safetensors", every=every)
+        assert other == changed(path, other, every=every)
+        one, two = (np.fromfile(each, "u1") for each in (path, other))
+        assert least <= np.count_nonzero(one != two) <= least * 1.5
+
+
+def test_edits_of_all_who_can_give_the_same(tmp_path):
+    path = str(ensure(Spec("model", "BF16", 40, MIB), tmp_path))
+    made = shards(path, f"{tmp_path}/shards", 4)
+    (tmp_path / "beside").mkdir()
+    renamed, merged = set(), set()
+    for name in ("safeweights", "safetensors-0.8"):
+        contender = CONTENDERS[name]()
+        out = str(tmp_path / f"{name}.safetensors")
+        first = header_of(path)[0][0][0]
+        renamed.add(
+            fingerprint_of_file(contender.renaming(path, first, out, f"{tmp_path}/beside")())
+        )
+        if name == "safeweights":
+            os.unlink(f"{tmp_path}/beside/renamed.safetensors")
+        merged.add(fingerprint_of_file(contender.merging(made, f"{out}.merged.safetensors")()))
+    assert merged == {fingerprint_of_file(path)}
+    assert len(renamed) == 1
+
+
+def test_a_delta_gives_the_new_file(tmp_path):
+    pytest.importorskip("zstandard", reason="deltas need the extra [delta]")
+    path = str(ensure(Spec("model", "BF16", 40, MIB), tmp_path))
+    new = changed(path, f"{tmp_path}/new.safetensors", every=60)
+    found = CONTENDERS["safeweights"]().patching(path, new, str(tmp_path))()
+    with tensor_views(new) as views:
+        assert found == views
 
 
 @pytest.mark.parametrize("trees", [True, False])
