@@ -14,7 +14,9 @@ import sys
 import atheris
 import zstandard
 
-with atheris.instrument_imports(include=["safeweights.derived.delta", "safeweights.editing.deltas"]):
+with atheris.instrument_imports(
+    include=["safeweights.derived.delta", "safeweights.editing.deltas"]
+):
     from safeweights.checkpoint import Checkpoint, MemoryTensor, SafetensorsFile
     from safeweights.checkpoint.saving import to_bytes
     from safeweights.derived.delta import CHECKSUMS, ENCODINGS, applied, encode

@@ -84,7 +84,9 @@ def checksum(name: str) -> Hasher:
     if name == "adler32":
         return _Adler32()
     if name not in CHECKSUMS:
-        raise UnsupportedError(f"the checksum {quote(name)} is not known; {', '.join(CHECKSUMS)} are")
+        raise UnsupportedError(
+            f"the checksum {quote(name)} is not known; {', '.join(CHECKSUMS)} are"
+        )
     package = "blake3" if name == "blake3" else "xxhash"
     try:
         module = importlib.import_module(package)

@@ -49,8 +49,10 @@ _BASE = click.option("--base", metavar="PATH", type=FILE, help="What the oldest 
     "--encoding", type=click.Choice(["xor", "overwrite"]), default="xor", show_default=True
 )
 @click.option(
-    "--checksum", type=click.Choice(["adler32", "xxh3-128", "blake3"]),
-    default="adler32", show_default=True,
+    "--checksum",
+    type=click.Choice(["adler32", "xxh3-128", "blake3"]),
+    default="adler32",
+    show_default=True,
 )
 @identity_option
 @json_option
