@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from encrypted_files import (
     run,
 )
 
-from safeweights.errors import FormatError
+from safeweights.errors import FormatError, MissingDependencyError
 from safeweights.storage import BytesSource
 from safeweights.trust import (
     AccessError,
@@ -28,17 +29,19 @@ from safeweights.trust import (
     parse_recipient,
     read_recipients,
 )
-from safeweights.trust.access import bech32, recipients, ssh
+from safeweights.trust.access import bech32, recipients, ssh, tagged
 from safeweights.trust.access.armor import armored
 from safeweights.trust.access.header import (
     MAX_HEADER,
     MAX_STANZAS,
     build_header,
+    decode64,
     parse_header,
     read_header,
 )
 from safeweights.trust.access.identities import as_identities, read_identities
 from safeweights.trust.access.keyring import as_keyring
+from safeweights.trust.access.tagged import TaggedRecipient
 
 # ---- recipients and identities as people write them
 
@@ -57,7 +60,6 @@ def test_a_file_of_recipients_has_comments_and_any_line_ending(ann: Path, tmp_pa
         (b"age1xyz", "line 1: `age1xyz` is no recipient"), (b"\xff\xfe", "UTF-8"),
         (b"#\nage1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwq", "line 2: .* no recipient"),
         (b"AGE1ZVKYG2LQZRAA2LNJVQEJ32NKUU0UES2S82HZRYE869XEEXVN73EQUNUJWJ", "is no recipient"),
-        (b"age1tag1qt8lw0ual6avlwmwatk888yqnmdamm7xfd0wak53ut6elz5c4swx2yqdj4e", "type `age1tag` are not"),
         (b"ssh-ed25519 AAAA", "no SSH public key"), (b"ssh-dss AAAA", "no SSH public key"),
     ],
 )  # fmt: skip
@@ -100,7 +102,9 @@ def test_bech32_is_strict() -> None:
         (b"", "there is no identity"), (b"# a comment\r\n", "there is no identity"),
         (b"nonsense", "line 1: this is no identity"), (b"\xff\xfe\xfd", "not a file of identities"),
         (b"age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj", "this is a recipient"),
-        (b"ssh-ed25519 AAAA", "this is a recipient"), (b"AGE-PLUGIN-YUBIKEY-1QQQ", "plugins"),
+        (b"ssh-ed25519 AAAA", "this is a recipient"),
+        (b"AGE-PLUGIN-YUBIKEY-1QQQ", "the plugin age-plugin-yubikey, and plugins are not run"),
+        (b"age-plugin-\xc3\xa9", "of age, and plugins are not run"),
         (b"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n", "not an SSH private key"),
         (b'{"kty": "RSA", "d": "topsecret"}', "symmetric"),
         (b'{"kty": "oct", "k": "dG9vIHNob3J0"}', "32 bytes"),
@@ -211,6 +215,90 @@ def test_malformed_ssh_stanzas_are_refused(ssh_keys: Path, kind: str) -> None:
     long = identity.recipient.wrap(bytes(17))
     with pytest.raises(FormatError, match=r"16 bytes|32 bytes"):
         identity.unwrap([long], "file")
+
+
+# ---- keys in hardware, and plugins
+
+
+def hardware_key() -> tuple[Any, str]:
+    """A P-256 key, in software for the test, and the recipient that its plugin would print."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    point = key.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    return key, bech32.encode("age1tag", point)
+
+
+def ask_hardware(key: Any, stanza: Stanza) -> bytes | None:
+    """What a callable identity does for such a key."""
+    from cryptography.hazmat.primitives import hpke
+
+    if stanza.type != "p256tag":
+        return None
+    share = decode64(stanza.arguments[1])
+    assert share is not None
+    suite = hpke.Suite(hpke.KEM.P256, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
+    found: bytes = suite.decrypt(share + stanza.body, key, b"age-encryption.org/p256tag")
+    return found
+
+
+def test_a_file_is_encrypted_for_a_key_in_hardware(ann: Path) -> None:
+    key, recipient = hardware_key()
+    data = encrypt_bytes(DATA, recipient, public(ann))
+    assert decrypt_bytes(data, partial(ask_hardware, key)) == DATA
+    assert decrypt_bytes(data, ann) == DATA
+    stanzas = parse_header(data, "file").stanzas
+    mine, other = parse_recipient(recipient), parse_recipient(hardware_key()[1])
+    assert isinstance(mine, TaggedRecipient)
+    assert isinstance(other, TaggedRecipient)
+    assert mine.is_among(stanzas)
+    assert not other.is_among(stanzas)
+    assert recipient in repr(mine)
+
+
+def test_files_for_keys_in_hardware_are_those_of_pyrage() -> None:
+    pyrage = pytest.importorskip("pyrage")
+    key, recipient = hardware_key()
+    theirs = pyrage.encrypt(DATA, [pyrage.tag.Recipient.from_str(recipient)])
+    assert decrypt_bytes(theirs, partial(ask_hardware, key)) == DATA
+    mine = parse_recipient(recipient)
+    assert isinstance(mine, TaggedRecipient)
+    assert mine.is_among(parse_header(theirs, "file").stanzas)
+
+
+def test_the_recipient_of_the_specification_is_read() -> None:
+    text = "age1tag1qt8lw0ual6avlwmwatk888yqnmdamm7xfd0wak53ut6elz5c4swx2yqdj4e"
+    assert parse_recipient(text).kind == "p256tag"
+    assert parse_recipient(text).label == text
+
+
+@pytest.mark.parametrize(
+    ("prefix", "size", "words"),
+    [
+        ("age1tag", 32, "a public key of 32 bytes"), ("age1tag", 33, "is no recipient"),
+        ("age1tagpq", 1249, "none that the package `cryptography` has"), ("age1", 32, "wrong length"),
+        ("age1yubikey", 33, "the plugin age-plugin-yubikey, and plugins are not run"),
+        ("age", 31, "wrong length"), ("age1pq", 31, "wrong length"), ("other", 32, "of another kind"),
+    ],
+)  # fmt: skip
+def test_recipients_that_cannot_be_used_say_why(prefix: str, size: int, words: str) -> None:
+    with pytest.raises(DocumentError, match=words):
+        parse_recipient(bech32.encode(prefix, bytes(size)))
+
+
+def test_hardware_keys_need_a_new_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipient = parse_recipient(hardware_key()[1])
+    real = tagged.need_cryptography
+
+    def older(module: str) -> Any:
+        if module.endswith("hpke"):
+            raise MissingDependencyError("not there")
+        return real(module)
+
+    monkeypatch.setattr(tagged, "need_cryptography", older)
+    with pytest.raises(MissingDependencyError, match="cryptography>=50"):
+        recipient.wrap(bytes(16))
 
 
 # ---- bounds

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from encrypted_files import public
+from encrypted_files import encrypt_bytes, public
 
 import safeweights
 import safeweights.numpy
 from safeweights import trust
 from safeweights.errors import SafetensorError
-from safeweights.storage import DescriptorSource
+from safeweights.storage import BytesSource, DescriptorSource
 from safeweights.trust import (
     AccessError,
+    AccessRules,
     AuditLog,
     DocumentError,
     Policy,
@@ -30,9 +31,11 @@ from safeweights.trust import (
     VerificationError,
     generate_key,
     load_private_key,
+    parse_recipient,
     sign,
     verify,
 )
+from safeweights.trust.access import bech32
 from safeweights.trust.policies.policy_file import parse_policy
 from safeweights.trust.policies.sealed import verify_inside
 
@@ -289,6 +292,70 @@ def test_a_policy_bounds_who_is_given_a_key(
     sign(sealed, signer)
     assert refused(sealed, ann, only_ann) == "recipient"
     assert safeweights.trust.admit(sealed, only_ann).decision.reasons[0].code == "recipient"
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "A.SAFETENSORS", "sub/A.SafeTensors"])
+def test_the_case_of_a_name_is_no_way_around_encryption(name: str, ann: Path) -> None:
+    rules = AccessRules(encrypted=("*.safetensors",))
+    found = rules.problem(name, BytesSource(b"plain"))
+    assert found is not None
+    assert found[0] == "not-encrypted"
+    assert rules.problem(f"{name}.age", BytesSource(encrypt_bytes(b"", public(ann)))) is None
+    assert rules.problem("a.json", BytesSource(b"plain")) is None
+
+
+def test_files_for_other_recipients_are_found_by_number_and_type(ann: Path, bob: Path) -> None:
+    """A file of weights is for the identity of its model alone, or for those that are allowed."""
+    rules = AccessRules(recipients=(parse_recipient(public(ann)),))
+    ed25519, another, rsa = ssh_line("ed25519"), ssh_line("ed25519"), ssh_line("rsa")
+
+    def problem(name: str, data: bytes, rules: AccessRules = rules) -> str | None:
+        found = rules.problem(name, BytesSource(data, name))
+        return None if found is None else found[1]
+
+    assert problem("model.key.age", encrypt_bytes(b"", public(ann))) is None
+    assert problem("a.age", encrypt_bytes(b"", public(bob))) is None  # it may be that of a model
+    for name in ("a.age", "model.key.age"):
+        wrong = problem(name, encrypt_bytes(b"", public(ann), public(bob)))
+        assert "1 of type X25519" in str(wrong)
+        assert "ssh-ed25519" in str(problem(name, encrypt_bytes(b"", ed25519)))
+    ssh = AccessRules(recipients=(parse_recipient(ed25519),))
+    assert problem("model.key.age", encrypt_bytes(b"", ed25519), ssh) is None
+    for wrong in (another, rsa):
+        found = problem("model.key.age", encrypt_bytes(b"", wrong), ssh)
+        assert f"1 of type {wrong.split()[0]}" in str(found)
+    sealed = b"eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0.." + b"A" * 16 + b".." + b"A" * 22
+    assert "JWE" in str(problem("a", sealed))
+    assert problem("a", sealed, AccessRules(encrypted=("*",))) is None
+
+
+def test_a_policy_knows_which_keys_in_hardware_a_file_is_for() -> None:
+    keys = [age1tag() for _ in range(2)]
+    rules = AccessRules(recipients=(parse_recipient(keys[0]),))
+    assert rules.problem("model.key.age", BytesSource(encrypt_bytes(b"", keys[0]))) is None
+    found = rules.problem("model.key.age", BytesSource(encrypt_bytes(b"", keys[1])))
+    assert found is not None
+    assert "1 of type p256tag" in found[1]
+
+
+def ssh_line(kind: str) -> str:
+    from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    key = (
+        rsa.generate_private_key(65537, 2048)
+        if kind == "rsa"
+        else ed25519.Ed25519PrivateKey.generate()
+    )
+    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+def age1tag() -> str:
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    return bech32.encode("age1tag", key.public_bytes(Encoding.X962, PublicFormat.CompressedPoint))
 
 
 def test_an_encrypted_file_that_nobody_examined_is_refused(

@@ -2,7 +2,8 @@
 
     header  armor  bech32     the text of an age file; its ASCII form; how keys are written
     recipients  identities    who a file key is wrapped for, and who unwraps it
-    ssh  hybrid  passwords    recipient types beside X25519
+    x25519  hybrid  ssh       recipient types
+    tagged  passwords
     keyring                   the identities of a caller -> the plaintext of a file
     stores                    a store whose files are decrypted as they are read
     rules                     what a policy requires of encryption

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
+from ...errors import quote
 from ...storage import BytesSource
 from ...storage.encrypted import FILE_KEY, DecryptingSource
 from ..errors import AccessError, DocumentError
@@ -42,6 +43,7 @@ _NATIVE: Final[dict[str, Callable[[bytes], Identity]]] = {
     hybrid.IDENTITY_PREFIX: HybridIdentity,
 }
 _NATIVE_BEGIN: Final = "AGE-SECRET-KEY-"
+_PLUGIN_BEGIN: Final = "AGE-PLUGIN-"
 
 
 class CallableIdentity:
@@ -118,8 +120,14 @@ def _parse_line(text: str, where: dict[str, Any]) -> Identity:
             "this is a recipient, which can only encrypt; an identity is its private half "
             "(AGE-SECRET-KEY-1..., or the SSH key without .pub)", reason="public-key", **where,
         )  # fmt: skip
-    if upper.startswith("AGE-PLUGIN-"):
-        raise DocumentError("identities of plugins are not supported: give a callable", **where)
+    if upper.startswith(_PLUGIN_BEGIN):
+        plugin = upper.removeprefix(_PLUGIN_BEGIN).rpartition("-1")[0].lower()
+        name = f"age-plugin-{quote(plugin, 40)[1:-1]}" if plugin else "of age"
+        raise DocumentError(
+            f"this identity is one of the plugin {name}, and plugins are not run here: open the model's "
+            "key file with `age -d -i THIS model.key.age > key` and give that file; in Python a function "
+            "from a stanza to a file key can ask the hardware", reason="plugin", **where,
+        )  # fmt: skip
     kind: Callable[[bytes], Identity] | None = None
     secret = b""
     if upper.startswith(_NATIVE_BEGIN) and (found := bech32.decode(text)) is not None:

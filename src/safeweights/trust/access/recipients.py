@@ -1,7 +1,8 @@
 """Recipients as people write them: one a line, in a file or as an option.
 
-A line is ``age1...``, ``age1pq1...``, or an SSH public key (``ssh-ed25519 AAAA...``, ``ssh-rsa AAAA...``).
-Empty lines and lines that begin with ``#`` are skipped. A private key is refused, and never quoted.
+A line is ``age1...``, ``age1pq1...``, ``age1tag1...`` (a key in hardware), or an SSH public key
+(``ssh-ed25519 AAAA...``, ``ssh-rsa AAAA...``). Empty lines and lines that begin with ``#`` are skipped. A
+private key is refused, and never quoted.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from ...errors import quote
 from ...storage.encrypted import need_cryptography
 from ..errors import AccessError, DocumentError
 from ..files import read_document
-from . import bech32, hybrid, passwords, x25519
+from . import bech32, hybrid, passwords, tagged, x25519
 from .header import Stanza
 from .hybrid import HybridRecipient
 from .passwords import Passphrase
 from .ssh import SshRecipient
+from .tagged import TaggedRecipient
 from .x25519 import X25519Recipient
 
 if TYPE_CHECKING:
@@ -97,10 +99,26 @@ def parse_recipient(text: str, *, path: str | None = None, field: str = "") -> R
             return X25519Recipient(data)
         if prefix == hybrid.RECIPIENT_PREFIX and len(data) == hybrid.PUBLIC_SIZE:
             return HybridRecipient(data)
+        if prefix == tagged.RECIPIENT_PREFIX:
+            return TaggedRecipient(data)
     except ValueError as error:
         raise DocumentError(f"{quote(text, 80)} is no recipient: {error}", **where) from None
-    raise DocumentError(
-        f"recipients of the type {quote(prefix, 40)} are not known: they need a plugin", **where
+    raise DocumentError(f"{quote(text, 80)} {_unsupported(prefix)}", **where)
+
+
+def _unsupported(prefix: str) -> str:
+    """Why a recipient with this prefix cannot be used, and what to do."""
+    if prefix == tagged.HYBRID_PREFIX:
+        return (
+            "cannot be a recipient: its key encapsulation (ML-KEM-768 with P-256) is none that the package "
+            "`cryptography` has; use the age1tag or age1pq recipient"
+        )
+    plugin = prefix.removeprefix("age1")
+    if plugin in {prefix, "", "pq"}:
+        return "is no recipient: its key has the wrong length, or is of another kind"
+    return (
+        f"is a recipient of the plugin age-plugin-{quote(plugin, 40)[1:-1]}, and plugins are not run here: "
+        "give its age1tag recipient if it has one, or add it to the key file with the program age"
     )
 
 

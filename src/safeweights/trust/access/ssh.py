@@ -18,7 +18,7 @@ from .wrapping import check_arguments, malformed, unwrap_key, wrap_key
 from .x25519 import exchange, public_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["SshIdentity", "SshRecipient", "load_ssh_identity"]
 
@@ -80,6 +80,11 @@ class SshRecipient:
         key = self.wrapping_key(shared, share)
         assert key is not None  # nor is a multiple of it
         return Stanza(_ED25519, (encode64(self.tag), encode64(share)), wrap_key(key, file_key))
+
+    def is_among(self, stanzas: Iterable[Stanza]) -> bool:
+        """Whether one of the stanzas names this recipient."""
+        named = (self.kind, encode64(self.tag))
+        return any((stanza.type, *stanza.arguments[:1]) == named for stanza in stanzas)
 
     def wrapping_key(self, shared: bytes, share: bytes) -> bytes | None:
         """The key around a file key of ssh-ed25519, bound to the SSH key itself."""
