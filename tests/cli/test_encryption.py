@@ -303,6 +303,24 @@ def test_a_model_is_not_edited_in_place_where_that_would_write_plaintext(encrypt
     assert {path.name: path.read_bytes() for path in Path(encrypted).iterdir()} == before
 
 
+def test_a_key_in_the_place_of_its_file_is_refused_and_not_printed(encrypted, run):
+    secret = Path("me").read_text().split()[-1]
+    for wrong in (secret, secret.lower(), f" {secret}"):
+        for command in (["ls", encrypted], ["rekey", encrypted, "--rotate"]):
+            result = run(*command, "-i", wrong)
+            assert result.exit_code == 2
+            assert "seen in the list of processes" in result.stderr
+            assert secret[20:40] not in (result.stdout + result.stderr).upper()
+
+
+def test_a_file_of_keys_that_others_can_read_is_noted(encrypted, run):
+    assert run("ls", encrypted, "-i", "me").stderr == ""
+    os.chmod("me", 0o644)
+    result = run("ls", encrypted, "-i", "me")
+    assert result.exit_code == 0
+    assert "others can read me (mode 644)" in result.stderr
+
+
 def test_files_are_hashed_as_they_are(encrypted, run):
     result = run("hash", encrypted, "-i", "me")
     assert result.exit_code == 2

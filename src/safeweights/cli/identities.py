@@ -5,6 +5,8 @@ Passphrases are typed or come from a file; never from an option, which others se
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from functools import wraps
 from inspect import signature
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..text import escape
 from .app import FILE
 from .passphrases import ask_for, read
 
@@ -74,6 +77,8 @@ def keyring_of(
     """
     if not (paths or with_passphrase or passphrase_file):
         return None
+    for path in paths:
+        _check_path(path)
     from ..trust import Passphrase, as_keyring
 
     def asking(what: str) -> Callable[[], str]:
@@ -83,6 +88,28 @@ def keyring_of(
     if with_passphrase or not paths:
         given.append(Passphrase(asking("Passphrase of the model")))
     return as_keyring(given, passphrase=asking("Passphrase of the identity"))
+
+
+def _check_path(path: str) -> None:
+    """Refuse a key in the place of its file, and note that others can read a file of keys.
+
+    Raises:
+        click.UsageError: The message does not quote it.
+    """
+    if path.strip().upper().startswith(("AGE-SECRET-KEY-", "AGE-PLUGIN-")):
+        raise click.UsageError(
+            "-i takes the name of a file: a key that is an argument is seen in the list of processes, and "
+            "kept in the history of the shell; make a new one"
+        )
+    try:
+        status = os.stat(os.path.expanduser(path))
+    except OSError:
+        return  # reading it says what is wrong
+    if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        click.echo(
+            f"note: others can read {escape(path)} (mode {mode:o}); chmod 600 hides it", err=True
+        )
 
 
 def new_passphrase(path: str | None) -> str:

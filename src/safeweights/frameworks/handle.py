@@ -342,7 +342,8 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._checkpoint is None else repr(self._checkpoint.name)
+        checkpoint = getattr(self, "_checkpoint", None)  # none where opening failed, in a debugger
+        state = "closed" if checkpoint is None else repr(checkpoint.name)
         return f"<safe_open {state} for {self._adapter.name}>"
 
 

@@ -16,7 +16,7 @@ from ..conversion.kinds.examining import examine
 from ..errors import SafetensorError, quote
 from ..storage import LocalStore
 from ..text import printable
-from ..trust.access.keyring import is_encrypted
+from ..trust.access.keyring import as_keyring, is_encrypted
 from ..trust.access.stores import EncryptedStore, plain_name
 from ..trust.files import KEY_FILE
 from ..trust.policies.admission import Admission
@@ -97,17 +97,19 @@ def admit(
     policy = load_policy(policy) if isinstance(policy, str | os.PathLike) else policy
     return decide(
         path, policy, name=name, signature=signature, lock=lock, log=log, beneath=beneath,
-        examine=_Examiner(os.fspath(path), policy, identity), workers=workers, progress=progress,
+        examine=_Examiner(os.fspath(path), policy, identity, log), workers=workers, progress=progress,
     )  # fmt: skip
 
 
 class _Examiner:
     """Examines the files of a model, and the plaintext of those that are encrypted."""
 
-    def __init__(self, path: str, policy: Policy, identity: Any) -> None:
+    def __init__(self, path: str, policy: Policy, identity: Any, log: AuditLog | None) -> None:
         self._access = policy.access
         folder = path if os.path.isdir(path) else os.path.dirname(path)
-        self._store = None if identity is None else EncryptedStore(LocalStore(folder), identity)
+        self._store: EncryptedStore | None = None
+        if identity is not None:
+            self._store = EncryptedStore(LocalStore(folder), as_keyring(identity, log=log))
 
     def __call__(self, source: Source, name: str) -> Iterator[Finding]:
         if not is_encrypted(source.read(0, min(KIND_HEAD, source.size))):

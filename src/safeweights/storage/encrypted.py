@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from .source import Source
 
 __all__ = [
-    "CHUNK_SIZE", "FILE_KEY", "NONCE", "DecryptingSource", "derive_key", "encrypted_size", "encrypting",
-    "need_cryptography",
+    "CHUNK_SIZE", "FILE_KEY", "NONCE", "DecryptingSource", "Secret", "derive_key", "encrypted_size",
+    "encrypting", "need_cryptography", "new_file_key",
 ]  # fmt: skip
 
 CHUNK_SIZE: Final = 1 << 16
@@ -70,12 +70,29 @@ def need_cryptography(module: str) -> Any:
         ) from error
 
 
-def derive_key(secret: bytes, salt: bytes, info: bytes) -> bytes:
+class Secret(bytes):
+    """Key material: bytes that reporters of errors do not show, since their repr does not.
+
+    >>> Secret(b"key")
+    Secret(...)
+    """
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    __str__ = __repr__
+
+
+def new_file_key() -> Secret:
+    """The key of one file: 16 random bytes."""
+    return Secret(os.urandom(FILE_KEY))
+
+
+def derive_key(secret: bytes, salt: bytes, info: bytes) -> Secret:
     """HKDF-SHA-256 (RFC 5869) with 32 bytes of output, as the specification of age uses it everywhere."""
     hashes = need_cryptography("hazmat.primitives.hashes")
     kdf = need_cryptography("hazmat.primitives.kdf.hkdf")
-    key: bytes = kdf.HKDF(hashes.SHA256(), 32, salt, info).derive(secret)
-    return key
+    return Secret(kdf.HKDF(hashes.SHA256(), 32, salt, info).derive(secret))
 
 
 class DecryptingSource(BlockSource):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import UnsupportedError, quote
 from ..storage import BytesSource, LocalStore, Source, Store
-from ..storage.encrypted import FILE_KEY, encrypted_size, encrypting
+from ..storage.encrypted import Secret, encrypted_size, encrypting, new_file_key
 from .access.armor import armored
 from .access.header import build_header
 from .access.identities import NativeIdentity, generate_identity, parse_identities
@@ -240,7 +240,7 @@ class _Job:
         armor: bool = False,
     ) -> None:
         """Encrypt one file."""
-        file_key = os.urandom(FILE_KEY)
+        file_key = new_file_key()
         header = build_header([each.wrap(file_key) for each in recipients], file_key)
         pieces: Iterable[Buffer] = chain([header], encrypting(source, file_key, self._report))
         size = len(header) + encrypted_size(source.size)
@@ -416,14 +416,13 @@ def rekey(
     plain = as_keyring(identity).open(source)
     if plain.size > _MAX_KEY_FILE:
         raise AccessError("too long for a key file", reason="key-file", path=source.name)
-    text = plain.read(0, plain.size)
-    (model,) = parse_identities(text, path=source.name)
-    assert isinstance(model, NativeIdentity)
+    text = Secret(plain.read(0, plain.size))
+    model = _identity_of_model(text, source.name)
     before = _listed_recipients(text)
     chosen = _changed(before, as_recipients(add), as_recipients(remove), recipients, source.name)
     if rules := _rules(policy):
         rules.check_recipients(chosen)
-    file_key = os.urandom(FILE_KEY)
+    file_key = new_file_key()
     header = build_header([each.wrap(file_key) for each in chosen], file_key)
     store.write(
         name, chain([header], encrypting(_key_text(model, chosen), file_key)), durable=durable
@@ -435,6 +434,22 @@ def rekey(
         tuple(label for label in after if label not in before),
         tuple(label for label in before if label not in after),
     )
+
+
+def _identity_of_model(text: bytes, path: str) -> NativeIdentity:
+    """The identity in a key file.
+
+    Raises:
+        AccessError: ``key-file``: there are several, and writing one would lose the others.
+    """
+    found = parse_identities(text, path=path)
+    if len(found) > 1 or not isinstance(found[0], NativeIdentity):
+        raise AccessError(
+            f"the key file has {len(found)} identities, where a model has one",
+            reason="key-file",
+            path=path,
+        )
+    return found[0]
 
 
 def _find_key_file(path: str, name: str | None) -> tuple[str, str]:

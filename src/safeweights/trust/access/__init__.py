@@ -6,6 +6,7 @@
     tagged  passwords
     keyring                   the identities of a caller -> the plaintext of a file
     stores                    a store whose files are decrypted as they are read
+    hiding                    keys that programs do not show by accident
     rules                     what a policy requires of encryption
     jwe                       files that KServe's tools encrypted
 

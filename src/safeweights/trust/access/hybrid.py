@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import MissingDependencyError
-from ...storage.encrypted import need_cryptography
+from ...storage.encrypted import Secret, need_cryptography
 from . import bech32
 from .header import Stanza, encode64
 from .wrapping import check_arguments, malformed
@@ -97,9 +97,9 @@ class HybridIdentity:
 
     def __init__(self, seed: bytes) -> None:
         hpke, mlkem, x25519 = _modules()
-        self._seed = seed
+        self._seed = Secret(seed)
         expanded = hashlib.shake_256(seed).digest(96)
-        self._x25519 = expanded[64:]
+        self._x25519 = Secret(expanded[64:])
         self._mlkem = mlkem.MLKEM768PrivateKey.from_seed_bytes(expanded[:64])
         self._key = hpke.MLKEM768X25519PrivateKey(
             self._mlkem, x25519.X25519PrivateKey.from_private_bytes(self._x25519)
@@ -132,5 +132,5 @@ class HybridIdentity:
                 key = _suite(_modules()[0]).decrypt(sealed + stanza.body, self._key, _INFO)
             except need_cryptography("exceptions").InvalidTag:
                 continue
-            return key, self.recipient.label
+            return Secret(key), self.recipient.label
         return None

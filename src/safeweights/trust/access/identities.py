@@ -8,6 +8,7 @@ that holds such lines; or a key of JWE files. Nothing of a key is quoted in an e
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,7 @@ from ..files import create_document, read_document
 from . import bech32, hybrid, x25519
 from .armor import dearmored, is_armored
 from .header import MAGIC, parse_header
+from .hiding import Secret, without_frames
 from .hybrid import HybridIdentity
 from .jwe import JweIdentity
 from .passwords import Passphrase
@@ -58,8 +60,17 @@ class CallableIdentity:
         self._unwrap = unwrap
 
     def call(self, stanza: Stanza) -> bytes | None:
-        """What the function returns."""
-        return self._unwrap(stanza)
+        """What the function returns.
+
+        Raises:
+            TypeError: It is neither bytes nor None.
+        """
+        key = self._unwrap(stanza)
+        if key is None or isinstance(key, bytes | bytearray | memoryview):
+            return key if key is None else Secret(key)
+        raise TypeError(
+            f"{self!r} must return the bytes of a file key, or None, not {type(key).__name__}"
+        )
 
     def __repr__(self) -> str:
         return f"CallableIdentity({getattr(self._unwrap, '__qualname__', type(self._unwrap).__name__)})"
@@ -72,7 +83,7 @@ class CallableIdentity:
                 continue
             if len(key) != FILE_KEY:
                 raise malformed(stanza, f"its file key does not have {FILE_KEY} bytes", path)
-            return bytes(key), " ".join((stanza.type, *stanza.arguments[:1]))[:200]
+            return key, " ".join((stanza.type, *stanza.arguments[:1]))[:200]
         return None
 
 
@@ -93,6 +104,7 @@ def write_identity(path: str | os.PathLike[str], identity: NativeIdentity) -> No
     create_document(os.fspath(path), "\n".join(lines).encode(), mode=0o600)
 
 
+@without_frames
 def parse_identities(data: bytes, *, path: str | None = None) -> list[Identity]:
     """The identities in text, one a line.
 
@@ -140,6 +152,7 @@ def _parse_line(text: str, where: dict[str, Any]) -> Identity:
     return kind(secret)
 
 
+@without_frames
 def read_identities(
     path: str | os.PathLike[str], passphrase: Callable[[], str] | None = None
 ) -> list[Identity]:
@@ -155,7 +168,7 @@ def read_identities(
         OSError: It cannot be read.
     """
     path = os.fspath(path)
-    data = read_document(path, limit=_MAX_FILE)
+    data = _read(path)
     if is_armored(data):
         data = dearmored(data, path)
     if data.startswith(MAGIC):
@@ -165,6 +178,17 @@ def read_identities(
     if (key := JweIdentity.parse(data, path=path)) is not None:
         return [key]
     return parse_identities(data, path=path)
+
+
+def _read(path: str) -> bytes:
+    """A file, or what a program writes to a pipe: ``<(pass show key)``."""
+    if not (os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode)):
+        return read_document(path, limit=_MAX_FILE)
+    with open(path, "rb") as pipe:
+        data = pipe.read(_MAX_FILE + 1)
+    if len(data) > _MAX_FILE:
+        raise DocumentError(f"longer than {_MAX_FILE} bytes", path=path)
+    return data
 
 
 def _decrypt(data: bytes, passphrase: Callable[[], str] | None, path: str) -> bytes:

@@ -20,6 +20,7 @@ from ...storage.memory import allocate_secret
 from ..documents import Field, parse_json
 from ..errors import DocumentError
 from .header import Stanza, encode64
+from .hiding import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,7 +76,7 @@ class JweIdentity:
     label = "jwe"
 
     def __init__(self, key: Any) -> None:
-        self._key = key
+        self._key = Secret(key) if isinstance(key, bytes) else key
 
     def __repr__(self) -> str:
         return "JweIdentity(...)"
@@ -166,7 +167,7 @@ def _content_key(identity: Any, compact: _Compact) -> tuple[bytes, str] | None:
         stanza = Stanza("jwe", (compact.algorithm, compact.key_id), compact.wrapped)
         key = identity.call(stanza)
         if key is not None and len(key) == _KEY:
-            return bytes(key), f"jwe {compact.algorithm} {compact.key_id}".strip()
+            return key, f"jwe {compact.algorithm} {compact.key_id}".strip()
     return None
 
 
@@ -256,7 +257,7 @@ def _decode(text: bytes) -> bytes | None:
 def _unwrap_aes(key: bytes, wrapped: bytes) -> bytes | None:
     module = need_cryptography("hazmat.primitives.keywrap")
     try:
-        found: bytes = module.aes_key_unwrap(key, wrapped)
+        found = Secret(module.aes_key_unwrap(key, wrapped))
     except (module.InvalidUnwrap, ValueError):
         return None
     return found if len(found) == _KEY else None
@@ -271,7 +272,7 @@ def unwrap_rsa(key: Any, algorithm: str, wrapped: bytes) -> bytes | None:
         return None
     digest = kinds[algorithm]()
     try:
-        found: bytes = key.decrypt(wrapped, padding.OAEP(padding.MGF1(digest), digest, None))
+        found = Secret(key.decrypt(wrapped, padding.OAEP(padding.MGF1(digest), digest, None)))
     except ValueError:
         return None
     return found if len(found) == _KEY else None

@@ -12,6 +12,7 @@ from ..errors import AccessError
 from . import passwords
 from .armor import MAX_ARMORED, dearmored, is_armored
 from .header import MAGIC, Header, Stanza, read_header
+from .hiding import Secret
 from .identities import as_identities, parse_identities
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ HEAD: Final = 2048
 """Bytes that `is_encrypted` wants: white space may come before ASCII armor."""
 
 _MAX_KEY_FILE: Final = 1 << 20
+_LOCKED_MAX: Final = 8
 
 
 def is_encrypted(head: bytes) -> bool:
@@ -101,6 +103,18 @@ class Log(Protocol):
         """Record an event."""
 
 
+class _Both:
+    """Two logs."""
+
+    def __init__(self, one: Log, other: Log) -> None:
+        self._logs = one, other
+
+    def append(self, event: str, details: dict[str, Any]) -> None:
+        """Record an event in both."""
+        for log in self._logs:
+            log.append(event, details)
+
+
 class Keyring:
     """Identities, tried in order on every file.
 
@@ -118,15 +132,25 @@ class Keyring:
     def __repr__(self) -> str:
         return f"Keyring({self._identities!r})"
 
+    def logging(self, log: Log | None) -> Keyring:
+        """A keyring with the same identities that also records what it opens; with None, this one."""
+        if log is None or log is self._log:
+            return self
+        result = Keyring(self._identities, log=log if self._log is None else _Both(self._log, log))
+        result._known = self._known
+        return result
+
     def adding(self, key_files: Iterable[Source]) -> Keyring:
         """A keyring that also has the identities in those of the key files that these ones open.
 
         Raises:
             FormatError: A key file is malformed or was changed.
             DocumentError: What is in one is no identity.
+            AccessError: ``key-file``: there are too many to try a passphrase on.
         """
         found: list[Identity] = []
         closed: list[str] = []
+        locked = 0
         for source in key_files:
             # A passphrase takes a second each time, so what was in a key file is remembered.
             name = source.name, source.version or "", source.size
@@ -134,7 +158,14 @@ class Keyring:
             if inside is None:
                 inside = self._known[name] = self._inside(source)
             found += inside
-            closed += [] if inside else [source.name]
+            if not inside:
+                closed.append(source.name)
+                locked += encrypted_for(source) == [passwords.KIND]
+            if locked > _LOCKED_MAX:
+                raise AccessError(
+                    f"more than {_LOCKED_MAX} key files have other passphrases, and each takes a second",
+                    reason="key-file", path=source.name,
+                )  # fmt: skip
         result = Keyring([*found, *self._identities], log=self._log)
         result._closed = closed
         return result
@@ -146,7 +177,7 @@ class Keyring:
             return []
         if opened.source.size > _MAX_KEY_FILE:
             raise FormatError("too long for a key file", rule="age-header", path=source.name)
-        data = opened.source.read(0, opened.source.size)
+        data = Secret(opened.source.read(0, opened.source.size))
         return [
             _Named(identity, opened.opened_by)
             for identity in parse_identities(data, path=source.name)
@@ -194,10 +225,11 @@ class Keyring:
         for identity in self._identities:
             found = identity.unwrap(header.stanzas, source.name)
             if found is not None:
-                header.check(found[0])
-                plain = DecryptingSource(source, header.size, found[0])
-                plain.opened_by = found[1]
-                return _Opened(plain, found[1])
+                file_key, opened_by = Secret(found[0]), found[1]
+                header.check(file_key)
+                plain = DecryptingSource(source, header.size, file_key)
+                plain.opened_by = opened_by
+                return _Opened(plain, opened_by)
         return None
 
 
@@ -257,5 +289,5 @@ def as_keyring(
         log: Where each file that is opened is recorded, such as an `AuditLog`.
     """
     if isinstance(identity, Keyring):
-        return identity
+        return identity.logging(log)
     return Keyring(as_identities(identity, passphrase), log=log)

@@ -15,6 +15,7 @@ from ...errors import quote
 from ...storage.encrypted import need_cryptography
 from ..errors import AccessError
 from .header import Stanza, decode64, encode64
+from .hiding import Secret, SecretText
 from .wrapping import check_arguments, malformed, unwrap_key, wrap_key
 
 if TYPE_CHECKING:
@@ -58,19 +59,20 @@ class Passphrase:
         work_factor: int = WORK_FACTOR,
         max_work_factor: int = MAX_WORK_FACTOR,
     ) -> None:
-        self._secret = secret
+        self._secret = secret if callable(secret) else SecretText(secret)
         self._work_factor = work_factor
         self._max = max_work_factor
 
     def __repr__(self) -> str:
         return "Passphrase(...)"
 
-    def _bytes(self) -> bytes:
+    def _bytes(self) -> Secret:
         if callable(self._secret):
-            self._secret = self._secret()
-        if not isinstance(self._secret, str) or not self._secret:
+            given = self._secret()
+            self._secret = SecretText(given if isinstance(given, str) else "")
+        if not self._secret:
             raise AccessError("the passphrase is empty or not text", reason="passphrase")
-        return self._secret.encode()
+        return Secret(self._secret.encode())
 
     def wrap(self, file_key: bytes) -> Stanza:
         """The file key, encrypted with a key made of the passphrase and a new salt."""
@@ -104,9 +106,8 @@ class Passphrase:
         return None if key is None else (key, self.label)
 
 
-def _scrypt(secret: bytes, salt: bytes, work_factor: int) -> bytes:
+def _scrypt(secret: bytes, salt: bytes, work_factor: int) -> Secret:
     """RFC 7914 with r = 8 and p = 1."""
     module = need_cryptography("hazmat.primitives.kdf.scrypt")
     kdf = module.Scrypt(salt=_LABEL + salt, length=32, n=1 << work_factor, r=8, p=1)
-    key: bytes = kdf.derive(secret)
-    return key
+    return Secret(kdf.derive(secret))

@@ -11,9 +11,10 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import MissingDependencyError
-from ...storage.encrypted import FILE_KEY, derive_key, need_cryptography
+from ...storage.encrypted import FILE_KEY, Secret, derive_key, need_cryptography
 from ..errors import AccessError, DocumentError
 from .header import Stanza, encode64
+from .hiding import without_frames
 from .wrapping import check_arguments, malformed, unwrap_key, wrap_key
 from .x25519 import exchange, public_of
 
@@ -74,7 +75,7 @@ class SshRecipient:
         """The file key, wrapped for this key."""
         if self.kind == _RSA:
             return Stanza(_RSA, (encode64(self.tag),), self._key.encrypt(file_key, _oaep()))
-        secret = os.urandom(32)
+        secret = Secret(os.urandom(32))
         share, shared = public_of(secret), exchange(secret, self.montgomery)
         assert shared is not None  # the key is not of low order
         key = self.wrapping_key(shared, share)
@@ -131,7 +132,7 @@ class SshIdentity:
         if tag != self.recipient.tag:
             return None
         try:
-            key: bytes = self._key.decrypt(stanza.body, _oaep())
+            key = Secret(self._key.decrypt(stanza.body, _oaep()))
         except ValueError:
             return None
         if len(key) != FILE_KEY:
@@ -142,7 +143,7 @@ class SshIdentity:
         tag, share = check_arguments(stanza, [4, 32], path)
         if tag != self.recipient.tag:
             return None
-        secret = hashlib.sha512(self._key.private_bytes_raw()).digest()[:32]
+        secret = Secret(hashlib.sha512(self._key.private_bytes_raw()).digest()[:32])
         shared = exchange(secret, share)
         key = None if shared is None else self.recipient.wrapping_key(shared, share)
         if key is None:
@@ -150,6 +151,7 @@ class SshIdentity:
         return unwrap_key(key, stanza)
 
 
+@without_frames
 def load_ssh_identity(
     pem: bytes, passphrase: Callable[[], str] | None, *, path: str | None = None
 ) -> SshIdentity:

@@ -32,6 +32,8 @@ __all__ = ["EncryptedStore", "full_name", "key_files", "plain_name"]
 _ABOVE: Final = 4
 """Folders above a file in which its key file is looked for, as for signatures."""
 
+_KEY_FILES_MAX: Final = 1000
+
 _DEFAULT_KEY_FILE: Final = "model" + KEY_FILE
 
 
@@ -174,6 +176,9 @@ def key_files(store: Store, folder: str = "") -> list[tuple[Store, str]]:
 
     Returns:
         Stores and names there; nothing if there is no key file.
+
+    Raises:
+        AccessError: ``key-file``: there are more than a thousand.
     """
     places: list[tuple[Store, str]] = [(store, folder)]
     while folder:
@@ -186,6 +191,11 @@ def key_files(store: Store, folder: str = "") -> list[tuple[Store, str]]:
             places.append((LocalStore(path), ""))
     for place, inside in places[: _ABOVE + 1]:
         names = _key_names(place, inside)
+        if len(names) > _KEY_FILES_MAX:
+            raise AccessError(
+                f"there are more than {_KEY_FILES_MAX} key files in the folder",
+                reason="key-file", path=place.location,
+            )  # fmt: skip
         if names:
             return [(place, name) for name in names]
     return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ...errors import FormatError
-from ...storage.encrypted import FILE_KEY, need_cryptography
+from ...storage.encrypted import FILE_KEY, Secret, need_cryptography
 from .header import decode64
 
 if TYPE_CHECKING:
@@ -63,10 +63,9 @@ def unwrap_key(key: bytes, stanza: Stanza) -> bytes | None:
     """Decrypt a file key; None if it was not encrypted with `key`."""
     aead = need_cryptography("hazmat.primitives.ciphers.aead")
     try:
-        file_key: bytes = aead.ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, stanza.body, None)
+        return Secret(aead.ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, stanza.body, None))
     except need_cryptography("exceptions").InvalidTag:
         return None
-    return file_key
 
 
 def check_arguments(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from ...storage.encrypted import derive_key, need_cryptography
+from ...storage.encrypted import Secret, derive_key, need_cryptography
 from . import bech32
 from .header import Stanza, encode64
 from .wrapping import check_arguments, malformed, unwrap_key, wrap_key
@@ -45,7 +45,7 @@ def exchange(secret: bytes, public: bytes) -> bytes | None:
     module = _x25519()
     key = module.X25519PrivateKey.from_private_bytes(secret)
     try:
-        shared: bytes = key.exchange(module.X25519PublicKey.from_public_bytes(public))
+        shared = Secret(key.exchange(module.X25519PublicKey.from_public_bytes(public)))
     except ValueError:
         return None
     return shared if any(shared) else None
@@ -75,7 +75,7 @@ class X25519Recipient:
 
     def wrap(self, file_key: bytes) -> Stanza:
         """The file key, wrapped with a key of its own for every stanza."""
-        secret = os.urandom(32)
+        secret = Secret(os.urandom(32))
         share, shared = public_of(secret), exchange(secret, self._key)
         assert shared is not None  # the key is not of low order
         body = wrap_key(derive_key(shared, share + self._key, _INFO), file_key)
@@ -92,7 +92,7 @@ class X25519Identity:
     post_quantum = False
 
     def __init__(self, secret: bytes) -> None:
-        self._secret = secret
+        self._secret = Secret(secret)
         self._public = public_of(secret)
 
     def __repr__(self) -> str:
