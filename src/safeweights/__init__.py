@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from .reports.models import describe
     from .serialization import TensorSpec, deserialize, serialize, serialize_file
     from .storage.buffer_pool import release_idle
-    from .trust.encryption import decrypt, encrypt, rekey
+    from .trust.encryption import decrypt, encrypt
+    from .trust.rekeying import rekey
 
 __version__ = "0.1.0"
 
@@ -109,7 +110,7 @@ __getattr__, __dir__ = lazy_names(
         "encrypt": "trust.encryption",
         "edit": "editing",
         "open": "conversion.opening",
-        "rekey": "trust.encryption",
+        "rekey": "trust.rekeying",
         "release_idle": "storage.buffer_pool",
         "safe_open": "frameworks.handle",
         "save": "checkpoint",

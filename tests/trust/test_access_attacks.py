@@ -111,8 +111,8 @@ def fifo(model: Path, ann: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        index_of_plaintext, index_that_leads_out, other_case, link_to_plaintext, exchanged_shards, no_key_file,
-        key_file_with_more, key_file_of_nothing, key_file_of_an_ssh_key, long_key_file, fifo,
+        index_of_plaintext, index_that_leads_out, other_case, link_to_plaintext, exchanged_shards,
+        no_key_file, key_file_with_more, key_file_of_nothing, key_file_of_an_ssh_key, long_key_file, fifo,
     ],
 )  # fmt: skip
 def test_a_model_that_was_tampered_with_is_refused(

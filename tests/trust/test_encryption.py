@@ -150,7 +150,10 @@ def test_progress_counts_every_byte_once(sharded: tuple[Path, dict[str, Any]], a
     safeweights.decrypt(
         f"{folder}.age", ann, f"{folder}.out", progress=lambda *each: told.append(each)
     )
-    assert told[-1] == (size, size)
+    files = [path for path in Path(f"{folder}.age").rglob("*.age") if path.name != "model.key.age"]
+    sealed = sum(path.stat().st_size for path in files)
+    assert told == sorted(told)
+    assert told[-1] == (sealed, sealed)
 
 
 def test_decrypting_gives_the_same_files(
@@ -177,6 +180,48 @@ def test_decrypting_gives_the_same_files(
 
 
 # ---- who may read
+
+
+def test_links_to_encrypted_files_are_decrypted_too(
+    sharded: tuple[Path, dict[str, Any]], ann: Path, tmp_path: Path
+) -> None:
+    """The Hub's cache has links into its blobs."""
+    path = Path(safeweights.encrypt(sharded[0], public(ann)).path)
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate(sorted(path.rglob("*.age"))):
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    done = safeweights.decrypt(path, ann, tmp_path / "back")
+    assert len(done.files) == len([file for file in sharded[0].rglob("*") if file.is_file()])
+
+
+def test_a_model_of_many_files_needs_few_descriptors(tmp_path: Path, ann: Path) -> None:
+    resource = pytest.importorskip("resource", reason="limits are a thing of POSIX")
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(200):
+        (folder / f"{number}.txt").write_text(str(number))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/dev/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, hard))
+    try:
+        path = safeweights.encrypt(folder, public(ann), durable=False).path
+        safeweights.decrypt(path, ann, tmp_path / "back")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (tmp_path / "back" / "199.txt").read_text() == "199"
+
+
+def test_a_large_file_is_no_armored_one(
+    tmp_path: Path, ann: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be read back is not written."""
+    (tmp_path / "a").write_bytes(bytes(3000))
+    monkeypatch.setattr("safeweights.trust.encryption.MAX_ARMORED", 4000)
+    with pytest.raises(UnsupportedError, match="small files"):
+        safeweights.encrypt(tmp_path / "a", public(ann), armor=True)
+    assert not (tmp_path / "a.age").exists()
 
 
 def test_removing_and_adding_a_recipient_rewrites_only_the_key_file(

@@ -7,7 +7,7 @@ given a verifying source and knows nothing else of trust.
     content      digests, block trees, and sources that verify what they read
     signatures   keys, certificates, identities; signing, discovery and verification
     access       who may read a model: age files, recipients and identities
-    encryption   encrypting models, and deciding anew who may read them
+    encryption   encrypting models and decrypting them; rekeying: deciding anew who may read one
     policies     what must be true of a model, what is known of it, and the decision;
                  what was accepted before; admission of folders, and verified loading
     files        the rules for opening files;  documents: strict JSON and TOML, by field
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from .access.rules import AccessRules
     from .access.stores import EncryptedStore
     from .content.digests import check, format_check_file, hash_file, hash_paths, hash_tensors
-    from .encryption import Decrypted, Encrypted, Rekeyed, decrypt, encrypt, rekey
+    from .encryption import Decrypted, Encrypted, decrypt, encrypt
     from .errors import (
         AccessError,
         DocumentError,
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from .policies.policy import Decision, Policy, Revocations, Rule
     from .policies.policy_file import load_policy, parse_policy
     from .policies.sealed import verify_inside
+    from .rekeying import Rekeyed, rekey
     from .signatures.certificates import CertificateTrust, load_certificates
     from .signatures.keyless import KeylessSigner, KeylessTrust
     from .signatures.keys import (
@@ -164,7 +165,7 @@ __getattr__, __dir__ = lazy_names(
         "EncryptedStore": "access.stores",
         "Keyring": "access.keyring",
         "Passphrase": "access.passwords",
-        "Rekeyed": "encryption",
+        "Rekeyed": "rekeying",
         "Stanza": "access.header",
         "as_keyring": "access.keyring",
         "decrypt": "encryption",
@@ -172,7 +173,7 @@ __getattr__, __dir__ = lazy_names(
         "generate_identity": "access.identities",
         "parse_recipient": "access.recipients",
         "read_recipients": "access.recipients",
-        "rekey": "encryption",
+        "rekey": "rekeying",
         "write_identity": "access.identities",
         "AuditLog": "policies.audit",
         "CallableSigner": "signatures.keys",

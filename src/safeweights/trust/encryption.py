@@ -1,8 +1,8 @@
-"""Encrypting models, decrypting them, and deciding anew who may read them.
+"""Encrypting models, and decrypting them.
 
-Every file of a model is encrypted for one identity that is made for this model. That identity stands, for
-the recipients, in a key file (``model.key.age``), the only file that changes when recipients do. In it, as
-comments, are the recipients, so that they can be kept when one is added: an age file does not name them.
+Every file of a model is encrypted for one identity that is made for this model. The key file
+(``model.key.age``) has that identity, encrypted for the recipients; it is the only file that changes when
+recipients do (`rekeying`).
 
 All files are written, or none. No plaintext is written to a disk but by `decrypt`, where it was asked for.
 """
@@ -13,36 +13,41 @@ import errno
 import os
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import UnsupportedError, quote
-from ..storage import BytesSource, LocalStore, Source, Store
-from ..storage.encrypted import Secret, encrypted_size, encrypting, new_file_key
-from .access.armor import armored
+from ..storage import LocalStore, allocate
+from ..storage.encrypted import encrypted_size, encrypting, new_file_key
+from ..storage.parallel import in_order, thread_count
+from .access.armor import MAX_ARMORED, armored
 from .access.header import build_header
-from .access.identities import NativeIdentity, generate_identity, parse_identities
-from .access.keyring import HEAD, as_keyring, is_encrypted
-from .access.passwords import KIND as PASSPHRASE
-from .access.recipients import as_recipients, check_together, parse_recipient
-from .access.stores import key_files, plain_name
+from .access.identities import generate_identity
+from .access.keyfile import key_text
+from .access.keyring import HEAD, is_encrypted
+from .access.recipients import as_recipients, check_together
+from .access.stores import plain_name
 from .errors import AccessError
 from .files import ENCRYPTED, KEY_FILE, is_bookkeeping
 from .signatures.linked import is_blob_link
 
 if TYPE_CHECKING:
-    from ..storage import Buffer, Commit
+    from ..storage import Buffer, Commit, Source
     from .access.rules import AccessRules
     from .access.wrapping import Recipient
     from .policies.policy import Policy
 
     Progress = Callable[[int, int], object]
 
-__all__ = ["Decrypted", "Encrypted", "Rekeyed", "decrypt", "encrypt", "rekey"]
+__all__ = ["Decrypted", "Encrypted", "decrypt", "encrypt", "rules_of"]
 
-_LISTED: Final = "# recipient: "
-_MAX_KEY_FILE: Final = 1 << 20
 _SKIPPED: Final = ".git/"
+_PIECE: Final = 1 << 22
+"""Plaintext that a thread decrypts at a time."""
+
+_READERS: Final = 6
+"""Threads that decrypt, at most: the one that writes cannot keep pace with more."""
 
 
 class Encrypted(NamedTuple):
@@ -71,22 +76,6 @@ class Decrypted(NamedTuple):
     path: str
     files: tuple[str, ...]
     size: int
-
-
-class Rekeyed(NamedTuple):
-    """What `rekey` wrote.
-
-    Attributes:
-        path: The key file.
-        recipients: Who can read the model now.
-        added: Those who could not before.
-        removed: Those who could before. Who kept a copy of the old key file still can.
-    """
-
-    path: str
-    recipients: tuple[str, ...]
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
 
 
 def encrypt(
@@ -134,8 +123,7 @@ def encrypt(
         OSError: A file cannot be read or written. Nothing was written or removed.
     """
     chosen = check_together(as_recipients(recipients))
-    rules = _rules(policy)
-    if rules is not None:
+    if rules := rules_of(policy):
         rules.check_recipients(chosen)
     path = os.path.abspath(os.fspath(path))
     if not os.path.isdir(path):
@@ -154,10 +142,13 @@ def encrypt(
     names = _plain_files(source, tuple(only))
     target = LocalStore(path if replace else os.path.abspath(out or f"{path}{ENCRYPTED}"))
     identity = generate_identity(post_quantum=any(each.kind == "mlkem768x25519" for each in chosen))
-    job = _Job(target, durable, progress)
     with target.commit(durable=durable) as commit:
-        versions = job.encrypt(commit, source, names, [identity.recipient])
-        job.write(commit, key_file, _key_text(identity, chosen), chosen)
+        job = _Writing(commit, [source.locate(name) for name in names], progress)
+        versions = {
+            name: job.encrypt(name + ENCRYPTED, source, name, [identity.recipient])
+            for name in names
+        }
+        job.write(key_file, key_text(identity, chosen), chosen)
         if replace:
             for name in names:
                 source.open(name, backend="pread", version=versions[name])
@@ -183,63 +174,60 @@ def _encrypt_file(
     result = os.path.abspath(os.fspath(out) if out is not None else f"{path}{ENCRYPTED}")
     source = LocalStore(folder)
     _check_plain(source, name)
-    target = LocalStore(os.path.dirname(result))
+    if armor and os.path.getsize(path) > MAX_ARMORED // 2:
+        raise UnsupportedError("ASCII armor is for small files; leave it out", path=path)
     new = os.path.basename(result)
-    job = _Job(target, durable, progress)
-    with target.commit(durable=durable) as commit:
-        versions = job.encrypt(commit, source, [name], recipients, {name: new}, armor=armor)
+    with LocalStore(os.path.dirname(result)).commit(durable=durable) as commit:
+        job = _Writing(commit, [path], progress)
+        version = job.encrypt(new, source, name, recipients, armor=armor)
         if replace:
-            source.open(name, backend="pread", version=versions[name])
+            source.open(name, backend="pread", version=version)
     if replace:
         source.delete(name)
     labels = tuple(each.label for each in recipients)
     return Encrypted(result, (new,), job.written, None, labels, (name,) if replace else ())
 
 
-class _Job:
-    """Writing the files of one commit, with progress over all of them."""
+class _Writing:
+    """Files that one commit writes, and the progress over all of them.
 
-    def __init__(self, store: Store, durable: bool, progress: Progress | None) -> None:
-        self._store = store
-        self._durable = durable
+    Args:
+        commit: What writes them.
+        paths: The files that are read. Their sizes are the total.
+        progress: See `encrypt`.
+
+    Attributes:
+        written: Bytes.
+    """
+
+    def __init__(self, commit: Commit, paths: list[str], progress: Progress | None) -> None:
+        self._commit = commit
         self._progress = progress
-        self._done = self._total = 0
+        self._total = sum(os.stat(path).st_size for path in paths) if progress else 0
+        self._done = 0
         self.written = 0
 
     def encrypt(
         self,
-        commit: Commit,
-        store: Store,
-        names: list[str],
+        target: str,
+        store: LocalStore,
+        name: str,
         recipients: list[Recipient],
-        renamed: dict[str, str] | None = None,
         *,
         armor: bool = False,
-    ) -> dict[str, str | None]:
-        """Encrypt files of a store; the version of each as it was read."""
-        sources = {name: store.open(name, backend="pread") for name in names}
-        self._total = sum(source.size for source in sources.values())
-        for name, source in sources.items():
-            head = source.read(0, min(HEAD, source.size))
-            if is_encrypted(head):
-                raise AccessError(
-                    "the file is encrypted already", reason="recipient", path=source.name
-                )
-            target = (renamed or {}).get(name, name + ENCRYPTED)
-            self.write(commit, target, source, recipients, armor=armor)
-            self._done += source.size
-        return {name: source.version for name, source in sources.items()}
+    ) -> str | None:
+        """Encrypt a file of a store; its version as it was read."""
+        source = store.open(name, backend="pread")
+        if is_encrypted(source.read(0, min(HEAD, source.size))):
+            raise AccessError("the file is encrypted already", reason="recipient", path=source.name)
+        self.write(target, source, recipients, armor=armor)
+        self._done += source.size
+        return source.version
 
     def write(
-        self,
-        commit: Commit,
-        name: str,
-        source: Source,
-        recipients: list[Recipient],
-        *,
-        armor: bool = False,
+        self, name: str, source: Source, recipients: list[Recipient], *, armor: bool = False
     ) -> None:
-        """Encrypt one file."""
+        """Write the bytes of a source, encrypted with a key of their own."""
         file_key = new_file_key()
         header = build_header([each.wrap(file_key) for each in recipients], file_key)
         pieces: Iterable[Buffer] = chain([header], encrypting(source, file_key, self._report))
@@ -247,18 +235,29 @@ class _Job:
         if armor:
             text = armored(b"".join(pieces))
             pieces, size = [text], len(text)
-        commit.write(name, pieces, size=size, create_only=True)
+        self._commit.write(name, pieces, size=size, create_only=True)
         self.written += size
+
+    def decrypt(self, name: str, source: Source, cost: int) -> None:
+        """Write the plaintext of a file that has `cost` bytes of ciphertext."""
+        begins = range(0, source.size, _PIECE)
+        pieces = in_order(
+            partial(_read_piece, source), begins, workers=min(_READERS, thread_count())
+        )
+        self._commit.write(name, pieces, size=source.size, create_only=True, progress=self._report)
+        self._done += cost
+        self._report(0)
+        self.written += source.size
 
     def _report(self, done: int) -> None:
         if self._progress is not None and self._total:
             self._progress(min(self._done + done, self._total), self._total)
 
 
-def _key_text(identity: NativeIdentity, recipients: list[Recipient]) -> BytesSource:
-    """The contents of a key file."""
-    lines = [f"{_LISTED}{each.label}" for each in recipients]
-    return BytesSource("\n".join([*lines, identity.text(), ""]).encode(), "a key file")
+def _read_piece(source: Source, begin: int) -> memoryview:
+    piece = allocate(min(_PIECE, source.size - begin))
+    source.read_into(begin, piece)
+    return piece
 
 
 def _plain_files(store: LocalStore, only: tuple[str, ...]) -> list[str]:
@@ -314,7 +313,7 @@ def decrypt(
         out: The file or folder to write; by default `path` without ``.age``. No file is replaced.
         trust: What the encrypted files must fulfil before they are decrypted; see `safeweights.open`.
         durable: Return only when the files would survive a loss of power.
-        progress: Called with the bytes done so far and in total.
+        progress: Called with the bytes done so far and in total, of the encrypted files.
 
     Raises:
         AccessError: The identity does not open it, or it is not encrypted.
@@ -326,46 +325,24 @@ def decrypt(
     from .verifier import decrypting
 
     path = os.path.abspath(os.fspath(path))
-    alone = not os.path.isdir(path)
-    folder = os.path.dirname(path) if alone else path
-    store = decrypting(LocalStore(folder), identity, trust)
     result = os.path.abspath(os.fspath(out)) if out is not None else _without_suffix(path)
-    if alone:
-        named = os.path.basename(path)
-        names = {named: os.path.basename(result)}
-        sources = {named: store.open(plain_name(named) or named)}
-        target = LocalStore(os.path.dirname(result))
-    else:
-        sources = {
-            entry.name: store.open(entry.name) for entry in store.list() if entry.kind == "file"
-        }
-        names = {name: name for name in sources}
+    if os.path.isdir(path):
+        store = decrypting(LocalStore(path), identity, trust)
+        names = {entry.name: entry.name for entry in store.list() if entry.kind != "folder"}
         target = LocalStore(result)
-    if not sources:
+    else:
+        store = decrypting(LocalStore(os.path.dirname(path)), identity, trust)
+        name = os.path.basename(path)
+        names = {plain_name(name) or name: os.path.basename(result)}
+        target = LocalStore(os.path.dirname(result))
+    if not names:
         raise AccessError("there is no encrypted file in it", reason="not-encrypted", path=path)
-    total = sum(source.size for source in sources.values())
-    done = 0
     with target.commit(durable=durable) as commit:
-        for name, source in sources.items():
-            before = done
-
-            def report(written: int, before: int = before) -> None:
-                if progress is not None:
-                    progress(before + written, total)
-
-            commit.write(
-                names[name], _pieces(source), size=source.size, create_only=True, progress=report
-            )
-            done += source.size
-    return Decrypted(result, tuple(names.values()), total)
-
-
-def _pieces(source: Source) -> Iterable[Buffer]:
-    step = 1 << 23
-    for begin in range(0, source.size, step):
-        piece = memoryview(bytearray(min(step, source.size - begin)))
-        source.read_into(begin, piece)
-        yield piece
+        paths = {name: store.locate(name) for name in names}
+        job = _Writing(commit, [*paths.values()], progress)
+        for name, new in names.items():
+            job.decrypt(new, store.open(name), os.stat(paths[name]).st_size)
+    return Decrypted(result, tuple(names.values()), job.written)
 
 
 def _without_suffix(path: str) -> str:
@@ -378,136 +355,7 @@ def _without_suffix(path: str) -> str:
     return os.path.join(os.path.dirname(path), plain)
 
 
-def rekey(
-    path: str | os.PathLike[str],
-    identity: Any,
-    *,
-    add: Any = (),
-    remove: Any = (),
-    recipients: Any = None,
-    key_file: str | None = None,
-    policy: Policy | str | os.PathLike[str] | None = None,
-    durable: bool = True,
-) -> Rekeyed:
-    """Decide anew who may read an encrypted model: only its key file is written.
-
-    Without changes the key file is written for the same recipients, with new keys. Who was removed and kept
-    the old key file, or the identity in it, can still read the files that exist now: to exclude them from
-    those, decrypt the model and `encrypt` it again. A signature of the key file must be made again, too.
-
-    Args:
-        path: The encrypted folder, or a key file.
-        identity: Of a recipient; see `access.identities.as_identities`.
-        add: Recipients to add.
-        remove: Recipients to remove.
-        recipients: The new recipients, all of them.
-        key_file: The name of the key file, where a folder has several.
-        policy: A policy, or the path of one, whose ``[access]`` must allow every recipient.
-        durable: Return only when the file would survive a loss of power.
-
-    Raises:
-        AccessError: The identity does not open it; no recipient would be left, or one that the policy does
-            not allow; ``key-file``: there is none, or there are several; a recipient to remove is none.
-        OSError: The key file cannot be read or written; it stays as it was.
-    """
-    folder, name = _find_key_file(os.path.abspath(os.fspath(path)), key_file)
-    store = LocalStore(folder)
-    source = store.open(name, backend="pread")
-    plain = as_keyring(identity).open(source)
-    if plain.size > _MAX_KEY_FILE:
-        raise AccessError("too long for a key file", reason="key-file", path=source.name)
-    text = Secret(plain.read(0, plain.size))
-    model = _identity_of_model(text, source.name)
-    before = _listed_recipients(text)
-    chosen = _changed(before, as_recipients(add), as_recipients(remove), recipients, source.name)
-    if rules := _rules(policy):
-        rules.check_recipients(chosen)
-    file_key = new_file_key()
-    header = build_header([each.wrap(file_key) for each in chosen], file_key)
-    store.write(
-        name, chain([header], encrypting(_key_text(model, chosen), file_key)), durable=durable
-    )
-    after = [each.label for each in chosen]
-    return Rekeyed(
-        source.name,
-        tuple(after),
-        tuple(label for label in after if label not in before),
-        tuple(label for label in before if label not in after),
-    )
-
-
-def _identity_of_model(text: bytes, path: str) -> NativeIdentity:
-    """The identity in a key file.
-
-    Raises:
-        AccessError: ``key-file``: there are several, and writing one would lose the others.
-    """
-    found = parse_identities(text, path=path)
-    if len(found) > 1 or not isinstance(found[0], NativeIdentity):
-        raise AccessError(
-            f"the key file has {len(found)} identities, where a model has one",
-            reason="key-file",
-            path=path,
-        )
-    return found[0]
-
-
-def _find_key_file(path: str, name: str | None) -> tuple[str, str]:
-    if not os.path.isdir(path):
-        if not path.endswith(KEY_FILE):
-            raise AccessError(
-                f"this is no key file: its name does not end in {KEY_FILE}",
-                reason="key-file",
-                path=path,
-            )
-        return os.path.split(path)
-    found = [each for store, each in key_files(LocalStore(path)) if store.location == path]
-    if name is not None:
-        return path, name
-    if len(found) != 1:
-        problem = (
-            "there are several key files; name one of them" if found else "there is no key file"
-        )
-        raise AccessError(problem, reason="key-file", path=path)
-    return path, found[0]
-
-
-def _listed_recipients(text: bytes) -> list[str]:
-    lines = text.decode("utf-8", "replace").splitlines()
-    return [line[len(_LISTED) :] for line in lines if line.startswith(_LISTED)]
-
-
-def _changed(
-    before: list[str], add: list[Recipient], remove: list[Recipient], all_of_them: Any, path: str
-) -> list[Recipient]:
-    """The recipients after a change."""
-    if all_of_them is not None:
-        return check_together(as_recipients(all_of_them))
-    kept = list(before)
-    for each in remove:
-        if each.label not in kept:
-            raise AccessError(
-                f"{quote(each.label, 80)} is no recipient of this key file",
-                reason="recipient",
-                path=path,
-            )
-        kept.remove(each.label)
-    given = {each.label: each for each in add}
-    lost = [label for label in kept if label not in given and not _is_text(label)]
-    if lost or not before:
-        shown = ", ".join(quote(label, 60) for label in lost) or "those of a file that names none"
-        raise AccessError(
-            f"recipients that are not keys cannot be kept by their names ({shown}): give all of the new "
-            "recipients", reason="recipient", path=path,
-        )  # fmt: skip
-    return check_together([*(parse_recipient(label) for label in kept if label not in given), *add])
-
-
-def _is_text(label: str) -> bool:
-    return label != PASSPHRASE and label.startswith(("age1", "ssh-"))
-
-
-def _rules(policy: Policy | str | os.PathLike[str] | None) -> AccessRules | None:
+def rules_of(policy: Policy | str | os.PathLike[str] | None) -> AccessRules | None:
     """The ``[access]`` of a policy, or of the one at a path."""
     if policy is None:
         return None
