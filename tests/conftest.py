@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +15,8 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+sys.path.insert(0, str(Path(__file__).parent))  # `interrupts`
 
 # A property has to hold on a busy machine too: no example has a time limit.
 settings.register_profile("safeweights", deadline=None)

@@ -270,7 +270,7 @@ def test_a_forked_process_does_not_wait_for_threads_it_has_not(twenty: Path) -> 
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with loader._pipeline._changed:
+        with loader._pipeline._lock:
             held.set()
             done.wait(20)
 

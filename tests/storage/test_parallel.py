@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import dis
 import gc
 import os
-import signal
 import sys
 import threading
 import time
 import weakref
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from interrupts import Alarm, Interrupt, posix
 from safeweights.storage import parallel, read_ahead
 from safeweights.storage.parallel import (
     Background,
@@ -27,9 +25,6 @@ from safeweights.storage.parallel import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import CodeType
-
-    from typing_extensions import Self
 
 
 @pytest.fixture(autouse=True)
@@ -64,25 +59,6 @@ def until(fact: Callable[[], bool]) -> None:
     while not fact():
         assert time.monotonic() < deadline, "nothing happened for five minutes"
         time.sleep(0.001)
-
-
-class Alarm:
-    """Calls `action` in the main thread every so many seconds, from a signal, until it is left."""
-
-    def __init__(self, action: Callable[[], object], *, every: float = 0.2) -> None:
-        self._action = action
-        self._every = every
-
-    def __enter__(self) -> None:
-        self._before = signal.signal(signal.SIGALRM, lambda *_: self._action())
-        signal.setitimer(signal.ITIMER_REAL, self._every, self._every)
-
-    def __exit__(self, *_: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self._before)
-
-
-posix = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals of POSIX")
 
 
 @pytest.mark.parametrize("processors", [None, 1, 3, 64])
@@ -288,66 +264,6 @@ def test_a_lack_of_threads_is_recognised_while_an_exception_is_handled(
 # ---- an interrupt at every point
 
 
-class Interrupt:
-    """Raises KeyboardInterrupt at the given one of all points at which a signal can be handled.
-
-    These are, in `parallel` and `threading`, the beginning of a function, a jump back, and the return of
-    a call. The start of a thread is left out: an interrupt there may leave a thread that never begins,
-    for CPython's own code is not safe from it.
-
-    Attributes:
-        raised: Whether there were so many points.
-    """
-
-    _WHERE = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE")
-    _FILES = frozenset({parallel.__file__, threading.__file__})
-
-    def __init__(self, point: int) -> None:
-        self.raised = False
-        self._left = point
-
-    def __enter__(self) -> Self:
-        self._before = sys.gettrace()
-        sys.settrace(self._enter_function)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(self._before)
-
-    def _enter_function(self, frame: Any, event: str, _: object) -> Any:
-        if frame.f_code.co_filename not in self._FILES or self._in_start(frame):
-            return None
-        points = self._points(frame.f_code)
-        frame.f_trace_opcodes = True
-        before = -1
-
-        def each_instruction(frame: Any, event: str, _: object) -> Any:
-            nonlocal before
-            if event == "opcode":
-                last, before = before, frame.f_lasti
-                if last in points:
-                    self._left -= 1
-                    if self._left < 0 and not self.raised:
-                        self.raised = True
-                        raise KeyboardInterrupt
-            return each_instruction
-
-        return each_instruction
-
-    @classmethod
-    @lru_cache
-    def _points(cls, code: CodeType) -> frozenset[int]:
-        return frozenset(
-            each.offset for each in dis.get_instructions(code) if each.opname.startswith(cls._WHERE)
-        )
-
-    @staticmethod
-    def _in_start(frame: Any) -> bool:
-        while frame is not None and frame.f_code is not threading.Thread.start.__code__:
-            frame = frame.f_back
-        return frame is not None
-
-
 def _items(call: Callable[..., Any]) -> None:
     in_threads(call, range(6), workers=2, progress=lambda _: None)
 
@@ -384,12 +300,12 @@ def test_an_interrupt_at_any_point_ends_all_calls_and_is_raised(
     def hangs() -> None:
         raise TimeoutError(f"nothing ends after the interrupt at point {point}")
 
-    with Interrupt(sys.maxsize):
+    with Interrupt(sys.maxsize, parallel):
         work(call)  # Python 3.12.1 traces no instructions the first time
     threads = threading.active_count()
     for point in range(1000):
         # Twice, because the first is kept until what is under way has ended.
-        with Alarm(hangs, every=30), Interrupt(point) as interrupt:
+        with Alarm(hangs, every=30), Interrupt(point, parallel) as interrupt:
             try:
                 work(call)
                 raised = False

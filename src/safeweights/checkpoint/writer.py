@@ -19,7 +19,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Condition
+from threading import Lock
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from ..errors import ClosedError, FormatError, SafetensorError, UnsupportedError, quote
@@ -34,7 +34,7 @@ from ..storage import (
     place_of,
     write_stream,
 )
-from ..storage.parallel import Background
+from ..storage.parallel import Background, News
 from ..text import plural
 from .file import SafetensorsFile
 from .saving import decided, wrong_size
@@ -360,7 +360,8 @@ class _Channel:
     """Hands buffers from one thread to another, which takes them when it can."""
 
     def __init__(self) -> None:
-        self._changed = Condition()
+        self._lock = Lock()  # not a Condition: an interrupt could leave it locked
+        self._news = News()
         self._waiting: deque[bytes] = deque()
         self._ended = False  # no buffer will follow
         self._closed = False  # one of the two has given up
@@ -368,25 +369,29 @@ class _Channel:
     def put(self, buffer: memoryview | bytes) -> bool:
         """Hand over a copy, since the caller may use the memory again; False if it is not taken."""
         copy = bytes(buffer)
-        with self._changed:
-            while len(self._waiting) >= _DEPTH and not self._closed:
-                self._changed.wait()
-            if not self._closed:
-                self._waiting.append(copy)
-                self._changed.notify_all()
-            return not self._closed
+        while True:
+            with self._lock:
+                full = len(self._waiting) >= _DEPTH and not self._closed
+                if full:
+                    wait = self._news.expect()
+                elif not self._closed:
+                    self._waiting.append(copy)
+            if not full:
+                self._news.tell()
+                return not self._closed
+            wait()
 
     def end(self) -> None:
         """Nothing will follow."""
-        with self._changed:
+        with self._lock:
             self._ended = True
-            self._changed.notify_all()
+        self._news.tell()
 
     def close(self) -> None:
         """Give up, or say that all was taken."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+        self._news.tell()
 
     def buffers(self) -> Iterator[Buffer]:
         """What was handed over, in the other thread.
@@ -395,16 +400,18 @@ class _Channel:
             ClosedError: The rest will not come.
         """
         while True:
-            with self._changed:
-                while not (self._waiting or self._ended or self._closed):
-                    self._changed.wait()
+            with self._lock:
                 if self._closed:
                     raise ClosedError("the writer was given up")
-                if not self._waiting:
-                    return
-                buffer = self._waiting.popleft()
-                self._changed.notify_all()
-            yield buffer
+                buffer = self._waiting.popleft() if self._waiting else None
+                wait = self._news.expect() if buffer is None and not self._ended else None
+            if buffer is not None:
+                self._news.tell()
+                yield buffer
+            elif wait is None:
+                return
+            else:
+                wait()
 
 
 # ---- the two ways

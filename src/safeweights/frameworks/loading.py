@@ -4,6 +4,10 @@ All threads take pieces from one queue, so that it does not matter whether a bat
 in which file. A batch is complete when its last piece has arrived, while later ones are on their way.
 
 Where a batch goes is a `Landing`: the memory of the host, here, or that of an accelerator (`staging`).
+
+Ctrl-C may arrive between any two instructions of the thread that waits. So a lock is only ever held by
+``with`` on the lock itself, waiting is the business of `News`, and what an interrupt leaves half-done
+ends the pipeline.
 """
 
 from __future__ import annotations
@@ -12,12 +16,12 @@ import math
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from threading import Condition, Lock
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ClosedError, UnsupportedError
 from ..storage import allocate
-from ..storage.parallel import CHUNK, Background, thread_count
+from ..storage.parallel import CHUNK, Background, News, thread_count
 from .plans import Batch, Landing, Scattered, Transfer, batches
 from .slices import ReadPart, read_part
 from .values import own_bytes
@@ -189,7 +193,8 @@ class Pipeline:
     ) -> None:
         self._begin = begin
         self._room = ahead
-        self._changed = Condition()  # guards everything below; of the re-entrant kind, for `stop`
+        self._lock = RLock()  # guards everything below; re-entrant, for `stop` in a finalizer
+        self._news = News()
         self._waiting = OrderedDict.fromkeys(jobs)
         self._complete: OrderedDict[LoadJob, None] = OrderedDict()
         self._pieces: deque[tuple[LoadJob, int, int]] = deque()
@@ -213,8 +218,12 @@ class Pipeline:
         Raises:
             RuntimeError: It has none.
         """
-        if not self._start(threads):
-            raise RuntimeError("can't start new thread")
+        try:
+            if not self._start(threads):
+                raise RuntimeError("can't start new thread")
+        except BaseException:
+            self.close()  # some may have been started before the interrupt
+            raise
 
     def _start(self, threads: int) -> int:
         self._readers = Background(threads, "safeweights-reader")
@@ -224,51 +233,59 @@ class Pipeline:
         self._readers.finish()
         return count
 
-    def work(self) -> None:
-        """What each of the threads does: fetch pieces until there are none."""
+    def work(self, finished: Callable[[LoadJob], object] | None = None) -> None:
+        """What each of the threads does: fetch pieces until there are none.
+
+        Args:
+            finished: Called with each job that is complete, which is then released; for the only thread.
+        """
         try:
             while (piece := self._next_piece()) is not None:
                 job, begin, end = piece
                 assert job.transfer is not None
                 job.transfer.fill(begin, end)
                 self._note(job, end - begin)
-        except BaseException as error:  # noqa: BLE001 - raised by who waits for the tensors
-            with self._changed:
-                self._fail(error)
+                if finished is not None and job.complete:
+                    finished(job)
+                    self.release(job)
+        except BaseException as error:  # noqa: BLE001 - raised where the tensors are waited for
+            self._fail(error)
 
     def _next_piece(self) -> tuple[LoadJob, int, int] | None:
-        with self._changed:
-            while not self._pieces:
-                if self._stopped or not self._waiting:
-                    return None
-                if self._room > 0:
-                    self._set_out(next(iter(self._waiting)))
-                else:
-                    self._changed.wait()
-            return self._pieces.popleft()
+        while True:
+            with self._lock:
+                if not self._pieces:
+                    if self._stopped or not self._waiting:
+                        return None
+                    if self._room > 0:
+                        self._set_out(next(iter(self._waiting)))
+                if self._pieces:
+                    return self._pieces.popleft()
+                wait = self._news.expect()
+            wait()
 
     def _set_out(self, job: LoadJob) -> None:
-        del self._waiting[job]
-        self._room -= job.batch.nbytes
         try:
+            del self._waiting[job]
+            self._room -= job.batch.nbytes
             pieces = job.begin(self._begin(job.batch))
+            if self._stopped:  # meanwhile, by a finalizer in this thread
+                return
+            # In front: one that is wanted out of turn is wanted now, else there are no others.
+            self._pieces.extendleft(reversed([*pieces]))
+            if job.complete:
+                self._note(job, 0)
+            self._news.tell()
         except BaseException as error:
             self._fail(error)
             raise
-        if self._stopped:  # meanwhile, by a finalizer in this thread
-            return
-        # In front: one that is wanted out of turn is wanted now, else there are no others.
-        self._pieces.extendleft(reversed([*pieces]))
-        if job.complete:
-            self._note(job, 0)
-        self._changed.notify_all()
 
     def _note(self, job: LoadJob, nbytes: int) -> None:
-        with self._changed:
+        with self._lock:
             self._bytes += job.arrived(nbytes)
             if job.complete:
                 self._complete[job] = None
-            self._changed.notify_all()
+        self._news.tell()
 
     def wait_for(self, job: LoadJob, progress: Progress | None = None) -> None:
         """Return when `job` is complete; it is begun now if its turn has not come.
@@ -304,63 +321,98 @@ class Pipeline:
                 "a prefetch loader reads in threads, which a forked process does not inherit: make the "
                 "loader in the process that uses it"
             )
+        told = -1
         while True:
-            with self._changed:
+            with self._lock:
                 arrived, done = self._bytes, ready()
-                if not done:
-                    if self._failure is not None:
-                        raise self._failure
-                    if self._stopped:
-                        raise ClosedError(CLOSED)
-                    self._changed.wait()
-                    arrived = self._bytes
-            if progress is not None:
+                if not done and self._failure is not None:
+                    raise self._failure
+                if not done and self._stopped:
+                    raise ClosedError(CLOSED)
+                wait = self._news.expect()
+            if progress is not None and arrived != told:
+                told = arrived
                 progress(arrived)
             if done:
                 return
+            wait()
 
     def release(self, job: LoadJob) -> None:
         """Note that everything of a complete job was handed out: there is room for another."""
-        with self._changed:
-            if self._complete.pop(job, job) is None:
+        try:
+            with self._lock:
+                if self._complete.pop(job, job) is not None:
+                    return
                 self._unreleased -= 1
                 self._room += job.batch.nbytes
-                self._changed.notify_all()
+            self._news.tell()
+        except BaseException as error:
+            self._fail(error)
+            raise
 
     def _fail(self, error: BaseException) -> None:
-        self._failure = self._failure or worded(error)
-        self._give_up()
+        with self._lock:
+            self._failure = self._failure or worded(error)
+            self._give_up()
 
     def _give_up(self) -> None:
         self._stopped = True
         self._waiting.clear()
         self._pieces.clear()
-        self._changed.notify_all()
+        self._news.tell()
 
     def stop(self) -> None:
         """Begin nothing any more. Called in any thread at any time, by the garbage collector too."""
         if self.inherited:
             return
-        with self._changed:
+        with self._lock:
             self._give_up()
 
     def close(self) -> None:
         """Stop, and wait until no thread touches the memory any more.
 
-        A reader, in which a finalizer may run, does not wait: the others may be waiting for its lock.
+        A reader, in which a finalizer may run, does not wait: the others may be waiting for its lock. An
+        interrupt meanwhile is raised when they have ended; a second one is raised at once.
         """
+        try:
+            self._end()
+        except BaseException:
+            self._end()
+            raise
+
+    def _end(self) -> None:
         self.stop()
         if self._readers is not None and not self.inherited:
-            self._readers.close()
+            self._readers.end()
 
-    def run(self, threads: int, progress: Progress | None = None) -> None:
-        """Work everything off: `threads` do, or the calling one where it is the only one. None is left."""
+    def run(
+        self,
+        threads: int,
+        progress: Progress | None = None,
+        *,
+        finished: Callable[[LoadJob], object] | None = None,
+    ) -> None:
+        """Work everything off. No thread is left.
+
+        Args:
+            threads: How many read; up to 1, and where there are none to be had, the calling one does.
+            progress: Called with the number of bytes that have arrived.
+            finished: Called in this thread with each job that is complete, which is then released.
+        """
         try:
             if threads <= 1 or not self._start(threads):
-                self.work()
+                self.work(finished)
+            while finished is not None and (job := self.next_complete(progress)) is not None:
+                finished(job)
+                self.release(job)
             self._wait(lambda: len(self._complete) == self._unreleased, progress)
         finally:
-            self.close()
+            # As `close`, but without a call before the `try`, at which an interrupt could get out.
+            try:
+                self._end()
+            except BaseException:
+                self._end()
+                raise
 
 
 def reader_count(jobs: Sequence[LoadJob], landing: Landing, at_most: int = 0) -> int:

@@ -140,7 +140,8 @@ class PrefetchLoader(Generic[T]):
                     f"tensor {quote(name)} was already delivered: prefetch hands each out once",
                     tensor=name,
                 )
-            return self._hand_out(job, tensors, name)
+            tensor = self._hand_out(job, tensors, name)
+        return tensor
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
         while (job := self._pipeline.next_complete(self._progress)) is not None:
@@ -151,7 +152,11 @@ class PrefetchLoader(Generic[T]):
         with job.lock:
             tensors = self._arrived(job)
             name = next(iter(tensors), None)
-            return None if name is None else (name, self._hand_out(job, tensors, name))
+            if name is None:  # all are handed out, but an interrupt came before the release
+                self._pipeline.release(job)
+            else:
+                tensor = self._hand_out(job, tensors, name)
+        return None if name is None else (name, tensor)
 
     def _arrived(self, job: LoadJob) -> dict[str, T]:
         """What was not handed out of a complete job; decoded when first looked at."""

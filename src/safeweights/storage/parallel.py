@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["CHUNK", "Background", "Job", "in_order", "in_parallel", "in_threads", "thread_count"]
+__all__ = [
+    "CHUNK", "Background", "Job", "News", "in_order", "in_parallel", "in_threads", "thread_count",
+]  # fmt: skip
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -91,6 +93,41 @@ class _End:
             # An interrupt between these two keeps the lock; other threads then look at the flag.
             if self._wake.acquire(timeout=_PATIENCE):
                 self._wake.release()
+
+
+class News:
+    """Wakes threads that wait until something has changed.
+
+    Unlike with `threading.Condition`, an interrupt (Ctrl-C) at any point leaves nothing locked. What has
+    changed is told by the caller's own data, which it guards with a lock of its own; a wake that an
+    interrupt loses costs the one that waits half a second.
+
+    >>> news, lock, found = News(), Lock(), []
+    >>> with Background() as beside:
+    ...     _ = beside.submit(lambda: (found.append(1), news.tell()))
+    ...     while not found:
+    ...         with lock:
+    ...             waiting = None if found else news.expect()
+    ...         if waiting is not None:
+    ...             waiting()
+    """
+
+    __slots__ = ("_sleepers",)
+
+    def __init__(self) -> None:
+        self._sleepers: deque[Lock] = deque()
+
+    def expect(self) -> Callable[[], object]:
+        """A function that waits for the next `tell`; call this while the data cannot change."""
+        wake = Lock()
+        wake.acquire()
+        self._sleepers.append(wake)
+        return partial(wake.acquire, timeout=_PATIENCE)
+
+    def tell(self) -> None:
+        """Wake all threads that wait."""
+        while (wake := _next_of(self._sleepers)) is not None:
+            wake.release()
 
 
 class Job(Generic[R]):
