@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint, Tensor, Writer, save
     from .conversion import convert, scan
     from .conversion.opening import open
+    from .derived.rearranging import Concat, Narrow, Stack, Transpose
     from .editing import edit
     from .format.header import Header, TensorInfo
     from .frameworks.handle import PySafeSlice, _safe_open_handle, safe_open
@@ -54,15 +55,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Checkpoint",
+    "Concat",
     "Header",
+    "Narrow",
     "PrefetchLoader",
     "PrefetchPlan",
     "PySafeSlice",
     "SafetensorError",
+    "Stack",
     "Tensor",
     "TensorInfo",
     "TensorMeta",
     "TensorSpec",
+    "Transpose",
     "Writer",
     "__version__",
     "_safe_open_handle",
@@ -91,14 +96,18 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Checkpoint": "checkpoint",
+        "Concat": "derived.rearranging",
         "Header": "format.header",
+        "Narrow": "derived.rearranging",
         "PrefetchLoader": "frameworks.prefetch",
         "PrefetchPlan": "frameworks.prefetch",
         "PySafeSlice": "frameworks.handle",
+        "Stack": "derived.rearranging",
         "Tensor": "checkpoint",
         "TensorInfo": "format.header",
         "TensorMeta": "frameworks.prefetch",
         "TensorSpec": "serialization",
+        "Transpose": "derived.rearranging",
         "Writer": "checkpoint",
         "_safe_open_handle": "frameworks.handle",
         "admit": "reports.admission",

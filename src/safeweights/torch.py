@@ -23,7 +23,9 @@ from ._torch_private import (  # noqa: F401 - clients import them from here
 )
 from .frameworks import functions
 from .frameworks.handle import safe_open
+from .frameworks.torch import filling
 from .frameworks.torch import models as torch_models
+from .frameworks.torch.filling import LoadReport
 
 if TYPE_CHECKING:
     import os
@@ -32,13 +34,16 @@ if TYPE_CHECKING:
     import torch
 
     from .checkpoint import Tensor as Unread
+    from .derived.rearranging import Plan
     from .frameworks.handle import Target
 
 __all__ = [
+    "LoadReport",
     "load",
     "load_file",
     "load_into",
     "load_model",
+    "load_sharded",
     "safe_open",
     "save",
     "save_file",
@@ -239,9 +244,10 @@ def load_into(
     """Fill existing tensors with the values of a checkpoint, without a second copy of it in memory.
 
     Contiguous CPU tensors with the file's element type are read into directly. Other tensors are read,
-    converted and moved to their device one at a time. Meta tensors of a module are replaced by tensors
-    with values; a parameter with several names stays one parameter. Names that `save_model` left out as
-    tied weights get the values of the name that it kept.
+    converted and moved to their device as they arrive, 256 MiB ahead at most. Meta tensors of a module
+    are replaced by tensors with values; a parameter with several names stays one parameter. Names that
+    `save_model` left out as tied weights get the values of the name that it kept. Of DTensors the part
+    of this process is filled; see `load_sharded`.
 
     Args:
         target: A module, or name -> tensor.
@@ -264,6 +270,73 @@ def load_into(
         TrustError: The file does not satisfy `trust`; some tensors may have been filled.
         OSError: The file cannot be opened or read; some tensors may have been filled.
     """
-    return torch_models.load_into(
+    return filling.load_into(
         target, filename, strict=strict, backend=backend, trust=trust, identity=identity
     )
+
+
+def load_sharded(
+    module: torch.nn.Module,
+    filename: Target,
+    *,
+    strict: bool = True,
+    subset: bool = False,
+    dtype: torch.dtype | None = None,
+    device: str | int | torch.device | None = None,
+    plan: Plan | None = None,
+    backend: str = "pread",
+    trust: object = None,
+    identity: Any = None,
+    progress: Callable[[int], object] | None = None,
+) -> LoadReport:
+    """Load a checkpoint into a module of which this process has a part; it reads only that part.
+
+    What the process has, the module itself says: its parameters and buffers are DTensors after
+    ``fully_shard`` (FSDP2), ``parallelize_module`` or ``distribute_tensor``, over a mesh of any number
+    of dimensions, evenly or not, strided too; plain tensors are read whole. Each process calls this by
+    itself: no collective is used. A module that nothing divides works, too.
+
+    Parameters on the meta device get memory and values at once (the usual way: build the module under
+    ``torch.device("meta")``, divide it, load). Others are filled in place, in their own type. A
+    parameter with several names stays one parameter. Buffers that are not in the module's state dict
+    stay as they are.
+
+    Args:
+        module: The module.
+        filename: File, index.json, folder, URL, or any `safeweights.Checkpoint`.
+        strict: Raise an error if a name exists only in the module or only in the file.
+        subset: The module is a part of the model, such as a pipeline stage: names that only the file
+            has are no error.
+        dtype: Element type of floating-point parameters and buffers on the meta device; by default
+            that which they have there. Values are converted as ``Tensor.copy_`` does.
+        device: Where memory is made for those on the meta device; by default the device of their
+            mesh, or the CPU.
+        plan: New name -> a stored name, or a `safeweights.Concat`, `Stack`, `Narrow` or `Transpose` of
+            stored names, for modules that have in one tensor what the file has in several; see
+            `safeweights.Checkpoint.rearrange`.
+        backend: How to read: ``"pread"``, ``"mmap"``, ``"direct"``, ``"read"`` or ``"auto"``; see
+            `safe_open`. With ``"mmap"``, parameters that were on the meta device share a private
+            mapping of the file where their part is contiguous in it and of their type.
+        trust: Policy, public key or warrant that the files must satisfy; of a file signed with a block
+            tree, the blocks that are read are checked. See `safe_open`.
+        identity: Who opens encrypted files; see `safe_open`.
+        progress: Called with the number of bytes that this process has read so far.
+
+    Returns:
+        Names that were not filled (missing), and names of the file that were not used (unexpected).
+
+    Cost: each byte of the part is read once, in the order of the files, straight into the parameter if
+    that is on the CPU and of the file's type; beside that, 256 MiB and the largest tensor at most.
+
+    Raises:
+        StateDictError: Names or shapes differ; no parameter was changed.
+        UnsupportedError: A placement does not say which elements a rank has (``Partial``), or the plan
+            does not fit; no parameter was changed.
+        FormatError: The file breaks a rule of the format; no parameter was changed.
+        TrustError, OSError: Reading failed. Parameters on the meta device are still there; some of
+            the others may have been filled.
+    """
+    return filling.load_sharded(
+        module, filename, strict=strict, subset=subset, dtype=dtype, device=device, plan=plan,
+        backend=backend, trust=trust, identity=identity, progress=progress,
+    )  # fmt: skip

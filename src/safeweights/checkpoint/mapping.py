@@ -26,6 +26,8 @@ __all__ = ["Checkpoint", "matches"]
 
 _html_of = deferred("safeweights.reports.notebook", "checkpoint_html")
 
+_rearranged = deferred("safeweights.derived.rearranging", "rearranged")
+
 _dequantized = deferred("safeweights.derived.quantised.schemes", "dequantized")
 
 
@@ -261,6 +263,34 @@ class Checkpoint(Mapping[str, Tensor]):
         array([[ 8., 16.]], dtype=float32)
         """
         found: Checkpoint = _dequantized(self, dtype, scheme=scheme, settings=settings)
+        return found
+
+    def rearrange(self, plan: Mapping[str, Any]) -> Checkpoint:
+        """A view in which tensors are put together from others: fused projections, stacked experts.
+
+        Args:
+            plan: New name -> a stored name, or a `safeweights.Concat`, `Stack`, `Narrow` or `Transpose` of
+                stored names. Names may have placeholders, such as ``{layer}``, each of which stands for
+                what is between two dots; an entry holds for all their values. What a plan uses is no
+                longer in the view under its own name.
+
+        Cost: looks at names and shapes. Reading a part of a new tensor reads that part of the stored ones.
+
+        Raises:
+            UnsupportedError: An entry is no plan, or fits no tensor.
+            TensorNotFoundError: A tensor that an entry needs is missing.
+            FormatError: Types or shapes do not fit (rule ``plan``), or a new name is taken (rule
+                ``name-collision``).
+
+        >>> from safeweights import Concat
+        >>> from safeweights.checkpoint import MemoryTensor
+        >>> w = {f"h.0.{n}": MemoryTensor(n, "U8", (1, 2), bytes([n, n])) for n in (1, 2)}
+        >>> fused = Checkpoint(w).rearrange({"h.{i}.both": Concat(["h.{i}.1", "h.{i}.2"])})
+        >>> fused["h.0.both"].numpy()
+        array([[1, 1],
+               [2, 2]], dtype=uint8)
+        """
+        found: Checkpoint = _rearranged(self, plan)
         return found
 
     def replaced(

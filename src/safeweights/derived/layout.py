@@ -109,6 +109,22 @@ class Strided:
         begin = self.start + first * item_size(self.dtype)
         return replace(self, start=begin, shape=tuple(counts), strides=strides)
 
+    def transposed(self, order: Sequence[int]) -> Strided:
+        """The same elements, with the axes in another order."""
+        return replace(
+            self,
+            shape=tuple(self.shape[axis] for axis in order),
+            strides=tuple(self.strides[axis] for axis in order),
+        )
+
+    def with_axis(self, axis: int) -> Strided:
+        """The same elements, with a new axis of length 1 in front of `axis`."""
+        return replace(
+            self,
+            shape=(*self.shape[:axis], 1, *self.shape[axis:]),
+            strides=(*self.strides[:axis], 0, *self.strides[axis:]),
+        )
+
     def _significant_strides(self) -> tuple[int, ...]:
         return tuple(s if n > 1 else 0 for n, s in zip(self.shape, self.strides, strict=True))
 

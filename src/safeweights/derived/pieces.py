@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from ..checkpoint import Tensor
+from ..checkpoint import FileTensor, Tensor
 from ..errors import FormatError, UnsupportedError, quote
 from ..format.dtypes import BITS
-from ..storage import allocate
+from ..storage import Source, allocate
 from .boxes import Box, BoxTable, boxes_of_range, first_gap, first_overlap
 from .element_types import item_size
 from .layout import Strided, contiguous_strides, format_shape, raw_type, size_in_file
@@ -25,7 +25,6 @@ from .strided import read_elements
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ..checkpoint import FileTensor
     from ..format.indexing import Selection
     from ..storage import Buffer
 
@@ -228,17 +227,33 @@ def _common(
     return (low, high), start + low * step - offset
 
 
-def as_strided(tensor: FileTensor) -> Strided:
-    """The array of a tensor in a safetensors file; F4 counts bytes.
+class _TensorSource(Source):
+    """The bytes of a tensor that is not contiguous in a file: cast, computed, put together."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self.name = tensor.name
+        self.size = tensor.nbytes
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self._tensor.read_into(buffer, offset)
+
+
+def as_strided(tensor: Tensor) -> Strided:
+    """The array of a tensor; F4 counts bytes.
 
     Raises:
-        UnsupportedError: It is of another packed type.
+        UnsupportedError: It is of another packed type, or cannot be read.
     """
+    tensor.check_readable()
     info = tensor.info
     shape = info.shape
     if BITS[info.dtype] == 6:
         raise UnsupportedError(f"pieces of type {info.dtype} cannot be put together")
     if format_shape(info.dtype, (1,)) != (1,):
         shape = (*shape[:-1], shape[-1] // 2)
-    start = tensor.data_start + info.begin
-    return Strided(tensor.source, start, info.dtype, shape, contiguous_strides(shape))
+    strides = contiguous_strides(shape)
+    if isinstance(tensor, FileTensor):
+        start = tensor.data_start + info.begin
+        return Strided(tensor.source, start, info.dtype, shape, strides)
+    return Strided(_TensorSource(tensor), 0, info.dtype, shape, strides)

@@ -180,8 +180,14 @@ def read_elements(array: Strided, output: np.ndarray[Any, Any]) -> None:
         target = output.reshape(-1).view(np.uint8).data
         array.source.read_into(array.start, target)
         reorder(array, target)
-    elif array.reordered or (_descending(array) and not array.source.in_memory):
+    elif array.reordered:
         _read_slabs(array, output)
+    elif not array.source.in_memory:
+        # In the order of the source, so that of a transposed matrix no gap is read either.
+        axes = sorted(range(len(array.shape)), key=lambda axis: -array.strides[axis])
+        ordered = array.transposed(axes)
+        read = _read_slabs if _descending(ordered) else _gather
+        read(ordered, output.transpose(axes))
     else:
         _gather(array, output)
 

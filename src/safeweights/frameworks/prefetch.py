@@ -141,7 +141,7 @@ class PrefetchLoader(Generic[T]):
                     tensor=name,
                 )
             tensor = self._hand_out(job, tensors, name)
-        return tensor
+        return tensor  # noqa: RET504 - not within `with`: an interrupt may come between the two
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
         while (job := self._pipeline.next_complete(self._progress)) is not None:

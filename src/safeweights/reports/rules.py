@@ -237,6 +237,10 @@ RULES: Final[dict[str, Rule]] = {
     ),
     "duplicate-name": Rule("Two tensors have the same name.", "Open one of the files by its name."),
     "name-collision": Rule("Two names become one.", "Rename one of the tensors."),
+    "plan": Rule(
+        "A plan joins tensors whose types or shapes do not fit.",
+        "Compare the plan with `safeweights show`.",
+    ),
     "broken-tie": Rule(
         "Tensors that share memory would come apart.", "Change both, or untie them first."
     ),
