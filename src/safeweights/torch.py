@@ -23,9 +23,9 @@ from ._torch_private import (  # noqa: F401 - clients import them from here
 )
 from .frameworks import functions
 from .frameworks.handle import safe_open
-from .frameworks.torch import filling
 from .frameworks.torch import models as torch_models
-from .frameworks.torch.filling import LoadReport
+from .frameworks.torch import sharded
+from .frameworks.torch.sharded import LoadReport
 
 if TYPE_CHECKING:
     import os
@@ -270,7 +270,7 @@ def load_into(
         TrustError: The file does not satisfy `trust`; some tensors may have been filled.
         OSError: The file cannot be opened or read; some tensors may have been filled.
     """
-    return filling.load_into(
+    return sharded.load_into(
         target, filename, strict=strict, backend=backend, trust=trust, identity=identity
     )
 
@@ -336,7 +336,7 @@ def load_sharded(
         TrustError, OSError: Reading failed. Parameters on the meta device are still there; some of
             the others may have been filled.
     """
-    return filling.load_sharded(
+    return sharded.load_sharded(
         module, filename, strict=strict, subset=subset, dtype=dtype, device=device, plan=plan,
         backend=backend, trust=trust, identity=identity, progress=progress,
     )  # fmt: skip
