@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from ..errors import ChangedError, FormatError, UnsupportedError, quote
-from ..storage import Store, place_of
+from ..storage import Handles, Store, place_of, too_many
 from ..storage.parallel import in_threads
 from ..storage.places import Place
 from .file import SafetensorsFile
@@ -156,7 +157,12 @@ class Files(NamedTuple):
 
     def _sources(self, backend: str) -> Iterator[tuple[str, Source]]:
         if not self.store.is_remote:
-            return ((name, self.store.open(name, backend=backend)) for name in self.names)
+            open_it = partial(self.store.open, backend=backend)
+            if not too_many(len(self.names)):
+                return ((name, open_it(name)) for name in self.names)
+            handles = Handles()
+            open_it = partial(self.store.open, backend="pread")
+            return ((name, handles.source(partial(open_it, name))) for name in self.names)
         # A request takes a long time, in which nothing else happens: all of them together. Headers are
         # among the first bytes, which remote stores fetch when they open a file.
         return iter(zip(self.names, _each_of(self.names, self._open_or_missing), strict=True))

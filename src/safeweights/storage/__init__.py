@@ -8,6 +8,7 @@
     sink  runs                         files replaced as a whole, durably; bytes the system moves itself
     store  local_store  remote/        named files: list, open, write, commit several at once
     urls  places                       a path or a URL -> a store and a name in it
+    handles                            more files than a process may have open
     gathering  hashing                 scattered bytes into one buffer; the SHA-256 of a source
     memory  buffer_pool                memory to read into, used again
     parallel  readahead                the one place that starts threads
@@ -23,6 +24,7 @@ from .buffer_pool import release_idle
 from .file_objects import FileObjectSource
 from .files import BACKENDS, DescriptorSource
 from .gathering import gather, gather_mapped
+from .handles import Handles, too_many
 from .local_store import LocalStore
 from .memory import allocate, joined
 from .opening import open_source
@@ -49,6 +51,7 @@ __all__ = [
     "DescriptorSource",
     "Entry",
     "FileObjectSource",
+    "Handles",
     "LocalStore",
     "MemoryStore",
     "PartialOverwriteError",
@@ -75,6 +78,7 @@ __all__ = [
     "rename",
     "staging_name",
     "sync_directory",
+    "too_many",
     "write_file",
     "write_stream",
 ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import random
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -33,6 +35,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 import safeweights
+import safeweights.torch
 from safeweights.checkpoint import Checkpoint
 from safeweights.conversion import convert
 from safeweights.derived.boxes import Box
@@ -541,3 +544,26 @@ def test_safetensors_beside_the_tables_come_first(folder: Path) -> None:
     opened = safeweights.open(folder)
     assert isinstance(opened, Checkpoint)
     assert list(opened) == ["x"]
+
+
+_MANY = """
+import resource, sys
+from safeweights.conversion.converting import convert
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+convert(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_more_ranks_than_files_may_be_open(tmp_path: Path) -> None:
+    pytest.importorskip("resource", reason="limits of open files are POSIX's")
+    whole = torch.arange(1200.0).reshape(300, 4)
+    made = DCP().add("w", whole, rows(whole, 300))
+    made.write(tmp_path / "ckpt")
+    assert len(list((tmp_path / "ckpt").iterdir())) == 301
+    done = subprocess.run(
+        [sys.executable, "-c", _MANY, tmp_path / "ckpt", tmp_path / "out.safetensors"],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(safeweights.__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert safeweights.torch.load_file(tmp_path / "out.safetensors")["w"].equal(whole)

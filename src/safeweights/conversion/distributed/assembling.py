@@ -1,12 +1,13 @@
 """What every reader of distributed checkpoints shares: opening files, collecting parts, proving them.
 
-Rules: a file is opened once and by a name inside its folder; a tensor is in the mapping only if its parts
-cover it exactly; what is not a tensor is listed.
+Rules: a file is opened by a name inside its folder, and once, unless there are too many to stay open; a
+tensor is in the mapping only if its parts cover it exactly; what is not a tensor is listed.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ...checkpoint.tensor import UnreadableTensor
@@ -14,6 +15,7 @@ from ...derived.casting import cast
 from ...derived.element_types import FOREIGN
 from ...derived.pieces import Piece, PiecewiseTensor, check_cover
 from ...errors import FormatError, quote
+from ...storage import Handles, too_many
 from ...storage.limits import exceeded
 from ...storage.store import check_inside
 from ..foreign import ForeignCheckpoint
@@ -55,6 +57,7 @@ class Folder:
         self.names = [entry.name.removeprefix(self._prefix) for entry in listed]
         self.sources: dict[str, Source] = {}
         self._options = options
+        self._handles = Handles() if too_many(len(self.names)) else None
 
     def has(self, name: str) -> bool:
         """Whether `name` is a file of the folder, or of a folder in it."""
@@ -71,7 +74,11 @@ class Folder:
         """
         source = self.sources.get(name)
         if source is None:
-            source = self.store.open(self._prefix + name, backend=self._options.backend)
+            open_it = partial(self.store.open, self._prefix + name, backend=self._options.backend)
+            if self._handles is None:
+                source = open_it()
+            else:
+                source = self._handles.source(partial(open_it, backend="pread"))
             if self._options.verify is not None:
                 source = self._options.verify(source, source.name)
             self.sources[name] = source
