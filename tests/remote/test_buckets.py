@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from safeweights.errors import ChangedError, UnsupportedError
 from safeweights.storage import place_of
 from safeweights.storage.parallel import in_threads
 from safeweights.storage.remote import buckets
+from safeweights.storage.remote.buckets import BucketStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +74,36 @@ class TestBucketStore(StoreTests):
     @pytest.fixture
     def store(self, s3: str) -> Store:
         return place_of(f"{s3}/some/prefix/").store
+
+
+def test_an_encrypted_model_in_a_bucket_is_read_in_part(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography", reason="needs the package cryptography")
+    from safeweights import trust
+
+    size, chunk = 3 << 20, 65552
+    (tmp_path / "m").mkdir()
+    tensors = {f"w{n}": np.full(size, n, np.uint8) for n in range(4)}
+    safeweights.numpy.save_file(tensors, tmp_path / "m" / "model.safetensors")
+    identity = trust.generate_identity()
+    path = Path(safeweights.encrypt(tmp_path / "m", identity.recipient.label).path)
+    store = place_of(f"{s3}/m/").store
+    for each in path.iterdir():
+        store.write(each.name, [each.read_bytes()])
+    got = 0
+    real = BucketStore._get
+
+    def counting(self: BucketStore, name: str, begin: int, end: int, etag: str | None) -> Any:
+        nonlocal got
+        got += end - begin
+        return real(self, name, begin, end, etag)
+
+    monkeypatch.setattr(BucketStore, "_get", counting)
+    with safeweights.safe_open(f"{s3}/m/model.safetensors", "np", identity=identity) as file:
+        assert (file.get_tensor("w1") == 1).all()
+    # Of each file the first 100,000 bytes come with what the bucket knows of it.
+    assert got <= size / 65536 * chunk + 3 * chunk + 2 * 100_000
 
 
 def test_a_model_in_a_bucket(s3: str) -> None:

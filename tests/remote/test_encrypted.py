@@ -15,9 +15,12 @@ import safeweights
 import safeweights.numpy
 from safeweights import trust
 from safeweights.errors import SafetensorError
+from safeweights.storage import BytesSource, MemoryStore
 
 if TYPE_CHECKING:
     from bad_server import BadServer
+
+    from safeweights.storage import Source
 
 
 @pytest.fixture
@@ -64,6 +67,71 @@ def test_a_tensor_costs_ranges_of_ciphertext(model: dict[str, Any], server: BadS
     begin, end = map(int, ranges[0].removeprefix("bytes=").split("-"))
     assert end - begin < 2 * 65552
     assert server.files[f"m/{name}"].startswith(b"age-encryption.org/v1")
+
+
+CHUNK = 65552
+"""Bytes of ciphertext of a chunk."""
+
+SIZE = 5 << 20
+"""Bytes of each tensor of a large file."""
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> tuple[Path, Path]:
+    """A folder with an encrypted file of four tensors, and the identity that opens it."""
+    tensors = {f"w{n}": np.full(SIZE, n, np.uint8) for n in range(4)}
+    (tmp_path / "large").mkdir()
+    safeweights.numpy.save_file(tensors, tmp_path / "large" / "model.safetensors")
+    identity = trust.generate_identity()
+    trust.write_identity(tmp_path / "me", identity)
+    path = safeweights.encrypt(tmp_path / "large", identity.recipient.label).path
+    return Path(path), tmp_path / "me"
+
+
+def test_one_tensor_of_a_web_server_costs_its_chunks_and_three(
+    large: tuple[Path, Path], server: BadServer
+) -> None:
+    path, me = large
+    for file in path.iterdir():
+        server.files[f"m/{file.name}"] = file.read_bytes()
+    with safeweights.safe_open(f"{server.url}/m/model.safetensors", "np", identity=me) as file:
+        assert (file.get_tensor("w2") == 2).all()
+    wanted = [fields["Range"] for _, name, fields in server.requests if "model.safetensors" in name]
+    ranges = [tuple(map(int, each.removeprefix("bytes=").split("-"))) for each in wanted if each]
+    read = sum(end + 1 - begin for begin, end in ranges)
+    # The last chunk, which proves the end; the first one, with the header; one that w2 shares with w1.
+    assert read <= SIZE / 65536 * CHUNK + 3 * CHUNK + 8192
+
+
+def test_one_tensor_of_any_store_costs_its_chunks_and_three(
+    large: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buckets and registries read through the same source."""
+    path, me = large
+    store = MemoryStore()
+    for each in path.iterdir():
+        store.write(each.name, [each.read_bytes()])
+    read = 0
+
+    class Counting(BytesSource):
+        def read_into(self, offset: int, buffer: memoryview) -> None:
+            nonlocal read
+            read += len(buffer)
+            super().read_into(offset, buffer)
+
+    def counted(self: MemoryStore, name: str, **given: Any) -> Source:
+        source = real(self, name, **given)
+        found = Counting(source.view(0, source.size), source.name)
+        found.version = source.version
+        return found
+
+    real = MemoryStore.open
+    monkeypatch.setattr(MemoryStore, "open", counted)
+    found = safeweights.open(store, identity=me)
+    opening = read
+    assert opening < 2 * CHUNK + 16384  # headers, the key file, and the last chunk
+    assert (np.frombuffer(found["w2"].view(), np.uint8) == 2).all()
+    assert read <= SIZE / 65536 * CHUNK + 3 * CHUNK + 16384
 
 
 def test_what_was_changed_or_has_no_key_is_refused(
