@@ -300,14 +300,17 @@ def encrypt(model: str) -> None:
     plain = safeweights.numpy.load_file(model)
     same = all(np.array_equal(plain[name], value) for name, value in tensors.items())
     require(same and len(plain) == len(tensors), "Ann loads all of it, as it was")
-    say("Bob leaves: the key file is written for Ann alone, the others stay as they are.")
+    say(
+        "Bob leaves: the key file is written anew, for Ann alone; the other files stay as they are."
+    )
     old = Path("private.age/model.key.age").read_bytes()
     run("rekey", "private.age", "-i", "ann", "--remove", people["bob"])
     run("ls", "private.age", "-i", "bob", expect=3)
     Path("private.age/model.key.age").write_bytes(old)
     with safeweights.safe_open("private.age", "np", identity="bob") as file:
         require(
-            bool(file.keys()), "with the old key file Bob still reads: encrypt anew to exclude him"
+            bool(file.keys()),
+            "with a copy of the old key file Bob still reads: to exclude him, encrypt the model again",
         )
     if (age := shutil.which("age")) is None:
         print("  the program age is not installed: not tried")
@@ -316,12 +319,9 @@ def encrypt(model: str) -> None:
         [age, "-d", "-i", "ann", "private.age/model.key.age"], capture_output=True, check=True
     )
     Path("model-key").write_bytes(key.stdout)
-    found = subprocess.run(
-        [age, "-d", "-i", "model-key", "private.age/config.json.age"],
-        capture_output=True,
-        check=True,
-    )
-    require(found.stdout == (folder / "config.json").read_bytes(), "the program age opens it, too")
+    sealed = "private.age/model.safetensors.age"
+    subprocess.run([age, "-d", "-i", "model-key", "-o", "opened", sealed], check=True)
+    require(filecmp.cmp("opened", model, shallow=False), "the program age opens the same file")
 
 
 def over_the_network(folder: Path) -> None:

@@ -120,7 +120,7 @@ def test_recipients_are_added_and_removed(encrypted, me, run):
     assert run("ls", encrypted, "-i", "other").exit_code == 0
     result = run("rekey", encrypted, "-i", "other", "--remove", me)
     assert ["removed", me] in result.rows
-    assert "kept the old key file can still read" in result.stderr
+    assert "copy of the old key file, removed recipients can still read" in result.stderr
     assert run("ls", encrypted, "-i", "me").exit_code == 3
     document = run("rekey", encrypted, "-i", "other", "--rotate", "--json").document
     assert document["recipients"] == [other]

@@ -39,7 +39,7 @@ COMMANDS: Final = {
     "digest": "Print the digest that identifies a model's contents.",
     "encrypt": "Encrypt a model for those who may read it.",
     "decrypt": "Write the plaintext of an encrypted model.",
-    "rekey": "Decide anew who may read an encrypted model.",
+    "rekey": "Change who may read an encrypted model.",
     "keygen": "Create a key pair, for signing models or reading encrypted ones.",
     "sign": "Sign a file or a folder.",
     "verify": "Verify a model against its signature.",

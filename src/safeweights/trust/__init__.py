@@ -7,7 +7,7 @@ given a verifying source and knows nothing else of trust.
     content      digests, block trees, and sources that verify what they read
     signatures   keys, certificates, identities; signing, discovery and verification
     access       who may read a model: age files, recipients and identities
-    encryption   encrypting models and decrypting them; rekeying: deciding anew who may read one
+    encryption   encrypting models and decrypting them; rekeying: changing who may read one
     policies     what must be true of a model, what is known of it, and the decision;
                  what was accepted before; admission of folders, and verified loading
     files        the rules for opening files;  documents: strict JSON and TOML, by field

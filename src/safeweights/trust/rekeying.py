@@ -1,4 +1,4 @@
-"""Deciding anew who may read an encrypted model: its key file, and nothing else, is written."""
+"""Changing who may read an encrypted model: its key file, and nothing else, is written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Rekeyed(NamedTuple):
         path: The key file.
         recipients: Who can read the model now.
         added: Those who could not before.
-        removed: Those who could before. Who kept a copy of the old key file still can.
+        removed: Those who could before. With a copy of the old key file, they still can.
     """
 
     path: str
@@ -53,11 +53,12 @@ def rekey(
     policy: Policy | str | os.PathLike[str] | None = None,
     durable: bool = True,
 ) -> Rekeyed:
-    """Decide anew who may read an encrypted model: only its key file is written.
+    """Change who may read an encrypted model: only its key file is written.
 
-    Without changes the key file is written for the same recipients, with new keys. Who was removed and kept
-    the old key file, or the identity in it, can still read the files that exist now: to exclude them from
-    those, decrypt the model and `encrypt` it again. A signature of the key file must be made again, too.
+    Without changes the key file is written for the same recipients, with new keys. Removed recipients with
+    a copy of the old key file, or of the identity in it, can still read the files that exist now: to
+    exclude them, decrypt the model and `encrypt` it again. A signature of the key file must be made again,
+    too.
 
     Args:
         path: The encrypted folder, or a key file.

@@ -43,8 +43,8 @@ def command(
 ) -> None:
     """Create a key pair, for signing models or reading encrypted ones.
 
-    Writes the private key to PATH, readable by you only, and the public key to PATH.pub, for everybody
-    who verifies your models. Both are PEM. Existing files are never replaced.
+    Writes the private key to PATH, readable by you only, and the public key to PATH.pub, for those
+    who verify your models. Both are PEM. Existing files are never replaced.
 
     With --age, PATH gets an identity, as age-keygen writes it, and the recipient is printed: give it to
     those who encrypt models for you.

@@ -1,4 +1,4 @@
-"""`safeweights rekey`: decide anew who may read an encrypted model."""
+"""`safeweights rekey`: change who may read an encrypted model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _REMOVED = (
-    "who was removed and kept the old key file can still read the files as they are now; to exclude them, "
-    "decrypt the model and encrypt it again"
+    "with a copy of the old key file, removed recipients can still read the files as they are now; to "
+    "exclude them, decrypt the model and encrypt it again"
 )
 
 
@@ -52,13 +52,13 @@ _REMOVED = (
 @json_option
 @click.pass_obj
 def command(out: Output, /, path: str, **given: Any) -> None:
-    """Decide anew who may read an encrypted model.
+    """Change who may read an encrypted model.
 
     Only the key file is written, with new keys; the files of the model stay as they are. A signature of
     the key file must be made again.
 
-    Removing a recipient does not take back what they have: who kept the old key file can still read the
-    files as they are now. To exclude them, decrypt the model and encrypt it again.
+    Removing recipients does not take back what they have: with a copy of the old key file they can still
+    read the files as they are now. To exclude them, decrypt the model and encrypt it again.
 
     Piped, the lines are key and its path; recipient, added or removed and RECIPIENT; separated by tabs.
 

@@ -76,7 +76,7 @@ class Header(NamedTuple):
     path: str
 
     def check(self, file_key: bytes) -> None:
-        """Check the MAC: that the header is as it was written by who chose the file key.
+        """Check the MAC: that the header is as the author of the file key wrote it.
 
         Raises:
             FormatError: ``age-mac``.

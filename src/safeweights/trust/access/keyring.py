@@ -198,7 +198,7 @@ class Keyring:
             types = describe(encrypted_for(source) or ())
             mine = "no identity that was given" if self._identities else "no identity"
             raise AccessError(
-                f"{mine} opens this encrypted file; its recipients are {types}{self._hint()}",
+                f"{mine} opens this encrypted file{self._hint()}; its recipients are {types}",
                 reason="no-match", path=source.name,
             )  # fmt: skip
         if self._log is not None:
@@ -208,7 +208,7 @@ class Keyring:
     def _hint(self) -> str:
         """Key files that were not opened, for messages."""
         shown = ", ".join(quote(name, 200) for name in self._closed[:3])
-        return f"; not opened either: the key file {shown}" if shown else ""
+        return f", or the key file {shown}" if shown else ""
 
     def _try(self, source: Source) -> _Opened | None:
         head = source.read(0, min(HEAD, source.size))
