@@ -21,7 +21,7 @@ from safeweights.format.entries import Entries
 @pytest.fixture(params=[60, 250, 1 << 17])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes per chunk; if there are few, entries cross the boundaries of chunks."""
-    for module in (chunks, entries, header):
+    for module in (chunks, entries):
         monkeypatch.setattr(module, "BULK_SIZE", request.param)
     return request.param
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -337,3 +339,27 @@ class TestNumPy:
             safeweights.numpy.load(file)
         assert bytes(safeweights.open(file)["x"].view()) == b"abcd"
         numpy_dtype.cache_clear()
+
+
+def test_a_face_imports_little_beyond_numpy() -> None:
+    """Sixty modules are ten milliseconds. What few programs need is imported by those that do."""
+    code = (
+        "import sys, numpy; before = set(sys.modules); import safeweights.numpy; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = set(done.stdout.split())
+    assert "safeweights.frameworks.numpy" in found
+    unwanted = {
+        "bz2",
+        "lzma",
+        "shutil",
+        "tempfile",
+        "random",
+        "urllib.parse",
+        "ipaddress",
+        "http.client",
+    }
+    assert not found & unwanted
+    assert not {name for name in found if name.startswith("safeweights.format.bulk")}
+    assert len(found) <= 80

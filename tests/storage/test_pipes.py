@@ -9,6 +9,7 @@ import io
 import itertools
 import pickle
 import random
+import shutil
 import sys
 import tempfile
 import zipfile
@@ -158,7 +159,7 @@ def test_what_announces_more_than_can_be_kept_is_refused_at_once(monkeypatch):
 
 def test_half_of_what_is_free_stays_free(monkeypatch):
     free = type("Usage", (), {"free": 4096})
-    monkeypatch.setattr(piping.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     with pytest.raises(OSError, match=r"more than 2\.0 kB"):
         piped(Pipe(b"PK\x03\x04\x14\0" + bytes(4096)), is_known)
 

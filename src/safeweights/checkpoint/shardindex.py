@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import FormatError, quote
 from ..format.strictjson import JSONError, Reader
+from ..lazy import matcher
 from ..storage import open_source
 
 if TYPE_CHECKING:
@@ -54,10 +55,10 @@ ANY_INDEX: Final = ".index.json"
 """How the names of indexes end, whatever the format of their shards."""
 
 _INDEX_MAX: Final = 1 << 28
-_TRAINING: Final = re.compile(
-    r"(training_args|optimizer|scheduler|rng_state.*|scaler|random_states.*)\.(bin|pt|pth)"
-).fullmatch
-_SHARD = re.compile(r"(.*)-(\d{5,9})-of-(\d{5,9})(.*)", re.ASCII | re.DOTALL).fullmatch
+_TRAINING: Final = matcher(
+    r"(training_args|optimizer|scheduler|rng_state.*|scaler|random_states.*)\.(bin|pt|pth)\Z"
+)
+_SHARD = matcher(r"(.*)-(\d{5,9})-of-(\d{5,9})(.*)\Z", re.ASCII | re.DOTALL)
 
 
 class ShardIndex(NamedTuple):

@@ -14,6 +14,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from ..errors import FormatError, UnsupportedError, quote
+from ..lazy import matcher
 from ..storage import LocalStore, Store
 from . import Checkpoint
 from .saving import serialized
@@ -39,8 +40,7 @@ __all__ = [
     "split_into_shards", "stem_of",
 ]  # fmt: skip
 
-_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) *([KMGT]?)(I?)B?").fullmatch
-_NUMBERED = re.compile(r"-[0-9]{5,}-of-[0-9]{5,}\Z")
+_SIZE = matcher(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) *([KMGT]?)(I?)B?\Z")
 _EXPONENT: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -175,7 +175,7 @@ def stem_of(name: str) -> str:
     >>> stem_of("model-00001-of-00002.safetensors"), stem_of("model.safetensors")
     ('model', 'model')
     """
-    return _NUMBERED.sub("", name.removesuffix(SUFFIX))
+    return re.sub(r"-[0-9]{5,}-of-[0-9]{5,}\Z", "", name.removesuffix(SUFFIX))
 
 
 def _entries(store: Store) -> Iterable[tuple[str, str]]:

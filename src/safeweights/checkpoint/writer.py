@@ -15,7 +15,6 @@ stream.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -243,6 +242,19 @@ class _Begun(NamedTuple):
     fail: Callable[[BaseException], object]
 
 
+def _temporary_folder() -> str:
+    import tempfile  # here, since it imports two compression libraries
+
+    return tempfile.gettempdir()
+
+
+def _temporary_file(folder: str) -> IO[bytes]:
+    """A file without a name, which is gone when it is closed."""
+    import tempfile
+
+    return tempfile.TemporaryFile(dir=folder)
+
+
 class _Stream:
     """A file object."""
 
@@ -250,7 +262,7 @@ class _Stream:
         self._file = file
 
     def folder(self) -> str:
-        return tempfile.gettempdir()
+        return _temporary_folder()
 
     def write(self, pieces: Iterable[Buffer | Run], old: SafetensorsFile | None) -> None:  # noqa: ARG002
         write_stream(self._file, pieces)
@@ -276,7 +288,7 @@ class _Stored:
     def folder(self) -> str:
         """For the spool: an existing folder, in the filesystem of the file if there is one."""
         if not isinstance(self._store, LocalStore):
-            return tempfile.gettempdir()
+            return _temporary_folder()
         folder = os.path.dirname(os.path.abspath(self._store.locate(self._name)))
         while not os.path.isdir(folder):
             folder = os.path.dirname(folder)
@@ -300,7 +312,7 @@ class _Stored:
 
     def _spooled(self, head: bytes) -> _Begun:
         """Where the system has no more threads."""
-        file = tempfile.TemporaryFile(dir=self.folder())  # noqa: SIM115 - until it is complete
+        file = _temporary_file(self.folder())
         file.write(head)
 
         def finish() -> None:
@@ -472,7 +484,7 @@ class _Spool:
     """Tensors in a file without a name, one after another."""
 
     def __init__(self, folder: str, taken: Collection[str]) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - as long as the writer
+        self._file = _temporary_file(folder)
         self._taken = taken
         self._infos: dict[str, TensorInfo] = {}
 

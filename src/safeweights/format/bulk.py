@@ -26,8 +26,8 @@ from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from .dtypes import DTYPES
-from .rules import MAX_RANK, byte_count
-from .strictjson import MAX_UINT, has_surrogates
+from .rules import MAX_RANK, MAX_UINT, byte_count
+from .strictjson import has_surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

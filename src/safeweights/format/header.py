@@ -16,13 +16,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import FormatError, quote
-from .bulk import BULK_SIZE
 from .dtypes import BITS
-from .entries import Entries
 from .gcpause import gc_paused
 from .rules import (
     MAX_HEADER,
     MAX_PROBLEMS,
+    MAX_UINT,
     METADATA_KEY,
     PREFIX,
     RULES,
@@ -32,10 +31,11 @@ from .rules import (
     byte_count,
     overflows,
 )
-from .strictjson import MAX_UINT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from .entries import Entries
 
 __all__ = [
     "MAX_HEADER",
@@ -158,6 +158,9 @@ def _remember(key: tuple[int, int], text: bytes, header: Header) -> None:
 
 
 def _parsed(text: bytes, data_size: int, report: Problems) -> Header:
+    # Imported by the first header: it compiles patterns for as long as half of the package is imported.
+    from .entries import Entries
+
     with gc_paused():
         try:
             entries = Entries(text, report)
@@ -187,6 +190,8 @@ def problems(
         strict: Also report what the format allows but the reference's writer never writes (rules
             ``strict-...``).
     """
+    from .entries import Entries
+
     report = Problems(path, collect=True, strict=strict)
     try:
         _check_utf8(text, report)
@@ -198,6 +203,8 @@ def problems(
 
 
 def _check_utf8(text: bytes, report: Problems) -> None:
+    from .bulk import BULK_SIZE
+
     decoder = codecs.getincrementaldecoder("utf-8")()
     for begin in range(0, len(text), BULK_SIZE):
         pending = len(decoder.getstate()[0])

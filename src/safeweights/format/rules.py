@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import FormatError
 from .dtypes import BITS
-from .strictjson import MAX_UINT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +21,9 @@ PREFIX: Final = 8
 
 MAX_HEADER: Final = 100_000_000
 """Maximum size of a header in bytes; the format's own limit."""
+
+MAX_UINT: Final = 2**64 - 1
+"""Largest dimension and offset: the format's integers are those of 64 bits."""
 
 MAX_RANK: Final = 64
 """Maximum number of dimensions. Ours: the format has no limit, NumPy and PyTorch have this one."""

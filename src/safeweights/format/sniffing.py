@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 from ..errors import quote
+from ..lazy import matcher
 
 __all__ = ["ENCRYPTED", "HEAD", "identify"]
 
@@ -43,16 +44,16 @@ _SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
     (b"-----BEGIN ", "PEM text: a key or a certificate"),
 )
 # The error message of S3 and compatible services; some begin it with a byte order mark.
-_STORAGE_ERROR = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<Error[\s>]").match
-_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml)", re.IGNORECASE).match
+_STORAGE_ERROR = matcher(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<Error[\s>]")
+_HTML = matcher(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml)", re.IGNORECASE)
 # Eight printable bytes are no length of a header that any file could have. UTF-8 may be cut at the end.
-_TEXT = re.compile(r"[^\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]{8,}\ufffd?").fullmatch
-_ERROR_REPLY = re.compile(r"""\{\s*"(?:error|message|detail|statusCode|status)\w*"\s*:""").match
+_TEXT = matcher(r"[^\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]{8,}\ufffd?\Z")
+_ERROR_REPLY = matcher(r"""\{\s*"(?:error|message|detail|statusCode|status)\w*"\s*:""")
 # A pickle of protocol 2 to 5 begins with the opcode PROTO, and so does a legacy PyTorch file.
-_PICKLE = re.compile(rb"\x80[\x02-\x05]").match
-_TAR = re.compile(rb".{257}ustar[ \0]", re.DOTALL).match
+_PICKLE = matcher(rb"\x80[\x02-\x05]")
+_TAR = matcher(rb".{257}ustar[ \0]", re.DOTALL)
 # The length of a header of less than 4 GiB, and the header's first character.
-_SAFETENSORS = re.compile(rb".{4}\0{4}\{", re.DOTALL).match
+_SAFETENSORS = matcher(rb".{4}\0{4}\{", re.DOTALL)
 
 
 def identify(head: bytes) -> str | None:

@@ -16,6 +16,8 @@ import re
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ..errors import quote
+from ..lazy import matcher
+from .rules import MAX_UINT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,8 +30,6 @@ MAX_DEPTH: Final = 127
 MAX_NUMBER: Final = 4096
 """Maximum length in bytes of a number that is skipped."""
 
-MAX_UINT: Final = 2**64 - 1
-
 _STEP: Final = 4096
 """Length in bytes above which white space and strings are scanned block by block: a regular expression
 takes 1 ns per byte, methods of bytes on whole blocks take 0.2 ns."""
@@ -41,11 +41,11 @@ _SPACE = re.compile(rb"[ \t\n\r]{0,%d}" % _STEP).match
 # 2^64 has 20 digits; one more is enough to see that a number has more.
 _UINT = re.compile(rb"(?:0|[1-9][0-9]{0,19})(?![0-9.eE])|[1-9][0-9]{20}").match
 _DIGITS = rb"[0-9]{1,%d}" % (MAX_NUMBER + 1)
-_NUMBER = re.compile(rb"-?(?:0|(?=[1-9])%b)(?:\.%b)?(?:[eE][+-]?%b)?" % ((_DIGITS,) * 3)).match
+_NUMBER = matcher(rb"-?(?:0|(?=[1-9])%b)(?:\.%b)?(?:[eE][+-]?%b)?" % ((_DIGITS,) * 3))
 # The re module keeps about 120 bytes per repetition of a group: a string of 50 million escapes must be
 # scanned in bounded steps.
 _RUN = rb'[^"\\\x00-\x1f]{0,%d}' % _STEP
-_STRING_PART = re.compile(rb"%b(?:\\.%b){0,1000}" % (_RUN, _RUN), re.DOTALL).match
+_STRING_PART = matcher(rb"%b(?:\\.%b){0,1000}" % (_RUN, _RUN), re.DOTALL)
 _PLAIN = re.compile(rb'"%b"' % _RUN).match
 # Keys, texts and arrays as programs write them are matched in one step, other spellings by several methods.
 _PLAIN_STRING = rb'[ \t\n\r]{0,8}"([^"\\\x00-\x1f\x80-\xff]{0,200})"[ \t\n\r]{0,8}'
@@ -58,9 +58,9 @@ _PLAIN_UINTS = re.compile(
 _CONTROLS: Final = tuple(range(32))
 _PIECE: Final = 1 << 18
 # Ends before an escape other than \u, which might be the second half of a surrogate pair.
-_CUT = re.compile(rb"[^\\](?=\\[^u])").search
-_SURROGATE = re.compile("[\ud800-\udfff]").search
-_LITERAL = re.compile(rb"true|false|null").match
+_CUT = matcher(rb"[^\\](?=\\[^u])", search=True)
+_SURROGATE = matcher("[\ud800-\udfff]", search=True)
+_LITERAL = matcher(rb"true|false|null")
 
 Kind: TypeAlias = Literal["syntax", "limit", "duplicate-key"]
 

@@ -17,13 +17,14 @@ from .rules import (
     MAX_HEADER,
     MAX_METADATA,
     MAX_RANK,
+    MAX_UINT,
     METADATA_KEY,
     PREFIX,
     TensorInfo,
     byte_count,
     overflows,
 )
-from .strictjson import MAX_UINT, has_surrogates
+from .strictjson import has_surrogates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

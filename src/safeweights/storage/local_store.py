@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -234,7 +233,7 @@ class _LocalCommit(Commit):
             self._state = "exchanged"
         with suppress(OSError):
             os.rename(os.path.join(self._staging, "old"), os.path.join(self._staging, "done"))
-        shutil.rmtree(self._staging, ignore_errors=True)
+        _remove_tree(self._staging)
 
     def _folders(self) -> list[str]:
         """The folders in which names change."""
@@ -300,7 +299,7 @@ class _LocalCommit(Commit):
         for reserved in self._reserved.values():
             reserved.close()
         if self._state != "stuck":
-            shutil.rmtree(self._staging, ignore_errors=True)
+            _remove_tree(self._staging)
             _remove_empty(self._made)
         elif isinstance(error, OSError) and not isinstance(error, PartialOverwriteError):
             where = self._store.location
@@ -347,6 +346,12 @@ def _make_folder(folder: str, made: list[str]) -> None:
         raise NotADirectoryError(errno.ENOTDIR, message, path)
     if missing:
         os.makedirs(folder, exist_ok=True)
+
+
+def _remove_tree(folder: str) -> None:
+    import shutil  # here, since it imports two compression libraries
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_missing(path: str) -> bool:

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import sys
-import tempfile
 from typing import TYPE_CHECKING, Final
 
 from ..errors import UnsupportedError
-from ..format.entries import Entries
 from ..format.header import MAX_HEADER, PREFIX
 from ..format.rules import Problems, Stop
 from ..text import human_bytes
@@ -77,6 +74,8 @@ def _by_header(stream: IO[bytes], head: bytes, length: int, headers_only: bool) 
 
 def _announced(text: bytes) -> int:
     """Bytes of data that a header announces; 0 if it is damaged."""
+    from ..format.entries import Entries
+
     try:
         entries = Entries(text, Problems(None, collect=True))
     except Stop:
@@ -112,6 +111,9 @@ def _kept(stream: IO[bytes], head: bytes, end: int | None = None) -> Source:
     Raises:
         OSError: There are more bytes than may be kept.
     """
+    import shutil  # here, since they import two compression libraries
+    import tempfile
+
     folder = tempfile.gettempdir()
     most = min(_MOST, shutil.disk_usage(folder).free // 2)
     if (end or len(head)) > most:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
-from urllib.parse import quote as percent_encoded
-from urllib.parse import unquote
 
 from ..errors import UnsupportedError, quote
 
@@ -95,6 +93,8 @@ def _decoded(text: str, path: str, scheme: str) -> str:
         if re.search("%(2f|5c|00)", name, re.IGNORECASE):
             raise _invalid(text, "has an encoded slash, backslash or NUL")
         try:
+            from urllib.parse import unquote  # here: half the programs never have a URL
+
             name = unquote(name, errors="strict")
         except UnicodeDecodeError:
             raise _invalid(text, "is not valid UTF-8") from None
@@ -105,6 +105,8 @@ def _decoded(text: str, path: str, scheme: str) -> str:
 
 def encoded(name: str, scheme: str = "https") -> str:
     """A name as it stands in a URL of that scheme."""
+    from urllib.parse import quote as percent_encoded
+
     return percent_encoded(name, safe="/~!$&'()*+,;=:@") if scheme in _WEB else name
 
 
