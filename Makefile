@@ -104,13 +104,15 @@ docs: $(VENV)/.installed ## The documentation site, into .site/
 test-ranks: $(VENV)/.installed ## Distributed checkpoints that 2 and 4 real processes of PyTorch save
 	$(BIN)/python -m pytest tests/ranks
 
-bench: $(VENV)/.installed ## Against the reference and the specialised loaders (QUICK=1: five minutes)
+bench: $(VENV)/.installed ## Against the reference and others; ends with a verdict for each row (QUICK=1: smaller files)
 	$(BIN)/python -m pip install -q -r requirements/bench.txt
-	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
-	$(BIN)/python benchmarks/conversion.py $(if $(QUICK),--mib 256)
-	$(BIN)/python benchmarks/dequantizing.py $(if $(QUICK),--mib 64)
-	sh scripts/system_packages.sh nginx=nginx-light
-	$(BIN)/python benchmarks/remote.py $(if $(QUICK),--mib 256)
+	-$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
+	-$(BIN)/python benchmarks/command_line.py $(if $(QUICK),--mib 128)
+	-$(BIN)/python benchmarks/conversion.py $(if $(QUICK),--mib 256)
+	-$(BIN)/python benchmarks/dequantizing.py $(if $(QUICK),--mib 64)
+	-$(BIN)/python benchmarks/growth.py $(if $(QUICK),--quick)
+	-sh scripts/system_packages.sh nginx=nginx-light && $(BIN)/python benchmarks/remote.py $(if $(QUICK),--mib 256)
+	$(BIN)/python benchmarks/summary.py
 
 scanners: $(VENV)/.installed ## docs/scanners.md: four other scanners on the same files (a quarter of an hour)
 	$(BIN)/python benchmarks/scanners/run.py --write

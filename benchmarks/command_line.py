@@ -1,13 +1,14 @@
-"""How long the command line takes: the table of the README.
+"""How long the command line takes: whole processes, each beside one that does the least of the same.
 
-    python benchmarks/command_line.py
+    python benchmarks/command_line.py [--mib 1024]
 
-Whole processes, wall time, median and fastest of nine; a bare interpreter beside them, since that is the
-floor. Progress, colours and tables are for terminals: here everything is piped.
+Wall time, medians of runs that take turns. Progress, colours and tables are for terminals: here
+everything is piped.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -16,44 +17,68 @@ import time
 from pathlib import Path
 
 import numpy as np
+from bench.marks import Marks
 from bench.processes import interpreter_environment
 
 import safeweights.numpy
 
-RUNS = 9
+RUNS = 5
 TENSORS = 100_000
 
 
-def seconds(command: str) -> list[float]:
-    times = []
-    for _ in range(RUNS):
-        began = time.perf_counter()
-        subprocess.run(
-            ["/bin/sh", "-c", command],
-            check=True, stdout=subprocess.DEVNULL, env=interpreter_environment(),
-        )  # fmt: skip
-        times.append(time.perf_counter() - began)
-    return times
+def seconds(command: str) -> float:
+    """Of one run."""
+    began = time.perf_counter()
+    subprocess.run(
+        ["/bin/sh", "-c", command],
+        check=True, stdout=subprocess.DEVNULL, env=interpreter_environment(),
+    )  # fmt: skip
+    return time.perf_counter() - began
 
 
-def main() -> None:
+HEADER = """
+import json, sys
+with open(sys.argv[1], "rb") as file:
+    print(len(json.loads(file.read(int.from_bytes(file.read(8), "little")))))
+"""
+STATISTICS = """
+import sys, numpy, safetensors.numpy
+for array in safetensors.numpy.load_file(sys.argv[1]).values():
+    print(array.min(), array.max(), array.mean(), array.std(), (array == 0).sum(), numpy.isnan(array).sum())
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mib", type=int, default=1024, help="values for `stats`")
+    mib = parser.parse_args().mib
+    marks = Marks("command_line")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "many.safetensors"
+        path, values = Path(folder) / "many.safetensors", Path(folder) / "values.safetensors"
         zeros = np.zeros((4, 4), "f2")
         names = (f"layers.{i // 100}.experts.{i % 100}.weight" for i in range(TENSORS))
         safeweights.numpy.save_file(dict.fromkeys(names, zeros), path)
-        program = f'"{sys.executable}" -m safeweights'
-        commands = {
-            "a bare interpreter": f'"{sys.executable}" -c pass',
-            "`safeweights --help`": f"{program} --help",
-            f"`safeweights ls`, {TENSORS:,} tensors, piped to `wc -l`": f'{program} ls "{path}" | wc -l',
-            f"`safeweights check`, {TENSORS:,} tensors": f'{program} check "{path}"',
-        }
-        print("| command | median | fastest |\n|---|---|---|")
-        for name, command in commands.items():
-            times = seconds(command)
-            print(f"| {name} | {statistics.median(times):.2f} s | {min(times):.2f} s |", flush=True)
+        numbers = np.random.default_rng(1).standard_normal((8, mib << 15), "f4")
+        safeweights.numpy.save_file({str(i): row for i, row in enumerate(numbers)}, values)
+        del numbers
+        python = f'"{sys.executable}"'
+        program = f"{python} -m safeweights"
+        rows = [
+            ("--help", f"{program} --help", "a bare interpreter", f"{python} -c pass", 6.0),
+            *(
+                (f"{verb}, {TENSORS:,} tensors", f'{program} {verb} "{path}" | wc -l',
+                 "json.loads of the header", f"{python} -c '{HEADER}' \"{path}\"", 2.0)
+                for verb in ("ls", "check", "show")
+            ),
+            (f"stats, {mib} MiB of F32", f'{program} stats "{values}"',
+             "six functions of NumPy", f"{python} -c '{STATISTICS}' \"{values}\"", 1.0),
+        ]  # fmt: skip
+        for title, ours, other, theirs, most in rows:
+            pairs = [(seconds(ours), seconds(theirs)) for _ in range(RUNS)]  # in turn
+            mine, others = (statistics.median(column) for column in zip(*pairs, strict=True))
+            marks.add(f"`{title}` / {other} ({mine:.2f} s)", mine / others, most=most)
+    return marks.close()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 
 from bench.machine import touch_memory
+from bench.marks import Marks
 
 RUNS = 6
 WORKER = """
@@ -94,26 +95,41 @@ def write_distributed(folder: Path, mib: int, ranks: int = 2) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(tables))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=512, help="size of the checkpoint")
     size = parser.parse_args().mib
+    marks = Marks("conversion")
     import torch
 
     with tempfile.TemporaryDirectory(dir=".") as folder:
         source = Path(folder) / "checkpoint.pt"
         torch.save({f"layer.{i}.weight": torch.randn(1024, size * 4) for i in range(64)}, source)
-        measure(f"a checkpoint of {size} MiB", WAYS, source, size)
+        found = measure(f"a checkpoint of {size} MiB", WAYS, source, size)
+        add_marks(marks, "convert", found, most=1.0)
         source.unlink()
         source = Path(folder) / "distributed"
         write_distributed(source, 2 * size)
-        measure(
+        found = measure(
             f"a distributed checkpoint of {2 * size} MiB, 2 ranks", DISTRIBUTED, source, 2 * size
         )
+        add_marks(marks, "convert, 2 ranks", found, most=1.0)
+    return marks.close()
 
 
-def measure(title: str, ways: dict[str, str], source: Path, size: int) -> None:
-    """Convert in each way, in turn, and print a table."""
+def add_marks(marks: Marks, title: str, found: dict[str, tuple[float, float]], most: float) -> None:
+    """Our two ways, divided by the last way."""
+    *ours, (other, (theirs, _)) = found.items()
+    for way, (seconds, memory) in ours:
+        digests = ", digests" if "recorded" in way else ""
+        marks.add(f"{title}{digests} / {other}", seconds / theirs, most=most)
+        marks.add(f"{title}{digests}: extra memory", memory, most=64, unit="MiB")
+
+
+def measure(
+    title: str, ways: dict[str, str], source: Path, size: int
+) -> dict[str, tuple[float, float]]:
+    """Convert in each way, in turn, and print a table; seconds and MiB of each, medians."""
     target = source.with_name("out.safetensors")
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     turns = list(ways.items())
@@ -125,11 +141,14 @@ def measure(title: str, ways: dict[str, str], source: Path, size: int) -> None:
             samples[name].append(tuple(json.loads(done.stdout)))
             target.unlink()
     print(f"| {title} | time | extra memory at the peak |\n|---|---|---|")
+    medians: dict[str, tuple[float, float]] = {}
     for name, found in samples.items():
         seconds, memory = (statistics.median(column) for column in zip(*found, strict=True))
+        medians[name] = seconds, memory
         print(f"| {name} | {seconds:.2f} s | {memory:.0f} MiB |")
     print()
+    return medians
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

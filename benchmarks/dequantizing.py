@@ -18,6 +18,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.marks import Marks
+
 RUNS = 5
 COLUMNS = 4096
 WORKER = """
@@ -100,10 +102,11 @@ def write(folder: Path, kind: str, rows: int) -> Path:
     return path
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=256, help="size of the values in F32")
     rows = max(1, parser.parse_args().mib * (1 << 20) // 4 // COLUMNS // 128) * 128
+    marks = Marks("dequantizing")
     print(f"| {rows * COLUMNS >> 18} MiB of values | ours | theirs | ratio | extra memory |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=".") as name:
@@ -123,7 +126,10 @@ def main() -> None:
                 f"| {kind} / {peer} | {ours[0]:.3f} s | {theirs[0]:.3f} s | {ours[0] / theirs[0]:.2f} "
                 f"| {ours[1]:.0f} MiB, theirs {theirs[1]:.0f} MiB |"
             )
+            marks.add(f"{kind} / {peer}", ours[0] / theirs[0], most=0.5)
+            marks.add(f"{kind}: extra memory", ours[1], most=64, unit="MiB")
+    return marks.close()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from bench.marks import Marks
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/remote"))
 
@@ -110,7 +111,7 @@ def make(www: Path, size: int) -> None:
     (www / "shards/model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=1024, help="size of the file")
     size = parser.parse_args().mib
@@ -128,14 +129,25 @@ def main() -> None:
             for turn in range(RUNS):
                 for way, where in ways[turn:] + ways[:turn]:
                     found[way].append(measured(way, where, key))
+    marks = Marks("remote")
+    rates: dict[str, float] = {}
     print(f"| {size} MiB over http | rate |\n|---|---|")
     for way in ("ours", "obstore", "fsspec", "verified", "hash"):
         rate = statistics.median(nbytes / seconds / 1e6 for seconds, nbytes in found[way])
+        rates[way] = rate
         print(f"| {way} | {rate:.0f} MB/s |")
     print("\n| headers of 60 shards | time |\n|---|---|")
     for way in ("headers", "headers-fsspec"):
         print(f"| {way} | {statistics.median(each[0] for each in found[way]) * 1e3:.0f} ms |")
+    marks.add("http: rate / obstore", rates["ours"] / rates["obstore"], least=0.9)
+    marks.add("http: rate / fsspec", rates["ours"] / rates["fsspec"], least=2.0)
+    marks.add("http, verified: rate / not verified", rates["verified"] / rates["ours"], least=0.8)
+    ours, theirs = (
+        statistics.median(each[0] for each in found[way]) for way in ("headers", "headers-fsspec")
+    )
+    marks.add("headers of 60 shards over http / fsspec", ours / theirs, most=0.5)
+    return marks.close()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,8 +4,9 @@
     benchmarks/run.py --quick          smaller files, under five minutes; writes .cache/bench/results/
     benchmarks/run.py --row load-cold  one row; more than one may be named
 
-Only a complete run replaces the published figures. Input files are made once and kept under
-``.cache/bench/data``; everything else that is written is gone when the program ends, by Ctrl-C too.
+Only a complete run that is not too noisy replaces the published figures. Exit status 1 means that a row
+misses its mark. Input files are made once and kept under ``.cache/bench/data``; everything else that is
+written is gone when the program ends, by Ctrl-C too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from bench.chart import draw
 from bench.data import MIB
 from bench.exchange import write_pyperf
 from bench.processes import Crew
-from bench.report import machine_line, markdown, print_tables, results_of
+from bench.report import machine_line, markdown, noise_warning, print_tables, results_of
 from bench.rows import ROWS, Row, Scale
 from bench.session import Session
 
@@ -100,7 +101,7 @@ def measure(rows: list[Row], scale: Scale, scratch: Path) -> dict[str, Any]:
     description = machine.describe(CACHE)
     specs = [scaled.data for row in rows if (scaled := scale.apply(row)).data is not None]
     machine.touch_memory(5 * max((spec.nbytes for spec in specs), default=MIB))
-    started = datetime.now(timezone.utc)
+    started, processors = datetime.now(timezone.utc), machine.ProcessorTime()
     begin = time.perf_counter()
     results: list[RowResult] = []
     out = scratch / "out"
@@ -122,7 +123,7 @@ def measure(rows: list[Row], scale: Scale, scratch: Path) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - begin, 1),
         "quick": scale.quick,
         "complete": scale.complete and len(rows) == len(ROWS),
-        "machine": description,
+        "machine": {**description, **processors.shares()},
         "versions": {**versions, "numpy": version("numpy"), "torch": version("torch")},
         "rows": [result.as_json() for result in results],
     }
@@ -181,12 +182,13 @@ def main() -> int:
             return 130
         finally:
             sweep()
-    published = document["complete"]
+    # A noisy run would publish the state of the machine, not the figures.
+    published = document["complete"] and not noise_warning(results_of(document))
     folder = options.output or (PUBLISHED if published else CACHE / "results")
     write(document, folder, "latest" if published else "trial")
     print_tables(document)
     print(f"written: {folder}")
-    return 0
+    return 1 if any(found.failures for found in results_of(document)) else 0
 
 
 if __name__ == "__main__":

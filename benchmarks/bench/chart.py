@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .results import RowResult
 
-__all__ = ["draw"]
+__all__ = ["STYLE", "draw"]
 
 _WIDTH: Final = 860
 _LEFT: Final = 330
@@ -30,7 +30,7 @@ _LOWEST: Final = 0.005
 _HIGHEST: Final = 4.0
 _TICKS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
-_STYLE: Final = """
+STYLE: Final = """
   text { font: 13px system-ui, sans-serif; fill: #1f2328; }
   .faint { fill: #59636e; font-size: 11px; }
   .title { font-size: 15px; font-weight: 600; }
@@ -65,7 +65,7 @@ def draw(results: Sequence[RowResult], caption: str) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
         'aria-label="Time of safeweights as a share of the time of safetensors, by task">',
-        f"<style>{_STYLE}</style>",
+        f"<style>{STYLE}</style>",
         _text(
             16,
             24,

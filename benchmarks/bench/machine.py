@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import mmap
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +21,7 @@ from safeweights.storage.syscalls import resident_share
 __all__ = [
     "PRERELEASE",
     "NotCold",
+    "ProcessorTime",
     "available_memory",
     "describe",
     "drop_from_cache",
@@ -121,7 +126,78 @@ def describe(folder: Path) -> dict[str, Any]:
         "filesystem": _filesystem(folder),
         "python": platform.python_version(),
         "load_at_start": os.getloadavg()[0],
+        **_state(folder),
     }
+
+
+_PROBE: Final = 64 << 20
+"""Bytes with which the machine's state is measured."""
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """What differs between two states of one machine, and decides some rows.
+
+    - ``sha256_gib_s``: a processor without instructions for SHA-256 hashes at a fifth of the rate.
+    - ``fresh_memory_gib_s``: a virtual machine's memory is slow until its host has backed it; saves, and
+      loads into new memory, then take up to ten times as long with any library.
+    - ``mapped_kib_per_fault``: a file lies in the page cache in small pieces or in large ones. Mapped
+      loads, which fault in one piece at a time, are several times faster with large ones.
+    """
+    huge = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    text = huge.read_text() if huge.exists() else "[unknown]"
+    return {
+        "sha_instructions": _has_sha_instructions(),
+        "sha256_gib_s": _rate(lambda: hashlib.sha256(bytes(_PROBE)).digest()),
+        "fresh_memory_gib_s": _rate(lambda: touch_memory(_PROBE)),
+        "mapped_kib_per_fault": _mapped_per_fault(folder) >> 10,
+        "huge_pages": text[text.index("[") + 1 : text.index("]")],
+    }
+
+
+def _rate(work: Any) -> float:
+    begin = time.perf_counter()
+    work()
+    return round(_PROBE / (1 << 30) / (time.perf_counter() - begin), 2)
+
+
+def _has_sha_instructions() -> bool:
+    words = set(Path("/proc/cpuinfo").read_text().split())
+    return bool(words & {"sha_ni", "sha2"})  # x86, ARM
+
+
+def _mapped_per_fault(folder: Path) -> int:
+    """Bytes of a file in the page cache that one fault of a mapping brings in."""
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        for _ in range(_PROBE >> 20):
+            file.write(bytes(1 << 20))
+        file.flush()
+        read_into_cache(file.name)
+        with mmap.mmap(file.fileno(), _PROBE, prot=mmap.PROT_READ) as mapped:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for begin in range(0, _PROBE, 4096):
+                mapped[begin]
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return _PROBE // max(1, faults)
+
+
+class ProcessorTime:
+    """What the machine's processors did since this was made, as shares of their time (proc(5), stat)."""
+
+    def __init__(self) -> None:
+        self._before = _ticks()
+
+    def shares(self) -> dict[str, float]:
+        """``steal``: the host let others run; ``idle``: there was nothing to do, or a disk to wait for."""
+        passed = [now - then for then, now in zip(self._before, _ticks(), strict=True)]
+        total = sum(passed) or 1
+        return {
+            "steal": round(passed[7] / total, 3),
+            "idle": round((passed[3] + passed[4]) / total, 3),
+        }
+
+
+def _ticks() -> list[int]:
+    return [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
 
 
 def _processor() -> str:

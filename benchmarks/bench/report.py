@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from .results import RowResult, Sampled
+from .results import NOISY, RowResult, Sampled
 from .rows import OURS, PEERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["figure", "machine_line", "markdown", "print_tables", "results_of"]
+__all__ = [
+    "figure", "machine_line", "markdown", "noise_warning", "print_tables", "results_of", "state_line",
+]  # fmt: skip
 
 _WIDTH: Final = 100
 _HEAD: Final = ("row", "ours", "against", "ratio", "reach <=", "limit", "/limit", "")
@@ -20,7 +22,8 @@ _PEER_HEAD: Final = ("time of the others / ours", *PEERS)
 LEGEND: Final = """\
 Medians, ± the median absolute deviation. against: safetensors 0.8.0, or the best peer where the row
 is about owned or cold loads; ratio: ours by that; reach <=: what the ratio, or ours where it has a
-unit, shall not exceed (85%: of the limit's rate at least); limit: what the machine itself needs."""
+unit, shall not exceed (85%: of the limit's rate at least); limit: what the machine itself needs;
+noisy: samples differ too much, and the fastest give another verdict than the medians."""
 
 Cells = tuple[str, ...]
 
@@ -38,6 +41,28 @@ def machine_line(document: dict[str, Any]) -> str:
         f"{found['filesystem']}, Python {found['python']}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
     )
+
+
+def state_line(document: dict[str, Any]) -> str:
+    """One line: the state that the machine was in; see `bench.machine`. Empty for older results."""
+    found = document["machine"]
+    if "sha256_gib_s" not in found:
+        return ""
+    return (
+        f"load {found['load_at_start']:.1f}, steal {found.get('steal', 0):.1%}, idle "
+        f"{found.get('idle', 0):.0%} of the time; SHA-256 {found['sha256_gib_s']:g} GiB/s "
+        f"({'with' if found['sha_instructions'] else 'without'} instructions for it), fresh memory "
+        f"{found['fresh_memory_gib_s']:g} GiB/s, {found['mapped_kib_per_fault']:,} KiB of a cached file "
+        f"per fault, huge pages: {found['huge_pages']}"
+    )
+
+
+def noise_warning(results: Sequence[RowResult]) -> str:
+    """Which rows are too noisy to publish; empty if none is."""
+    noisy = [f"{found.name} (±{found.noise:.0%})" for found in results if found.noise > NOISY]
+    if not noisy:
+        return ""
+    return f"too noisy to publish, above ±{NOISY:.0%}: {', '.join(noisy)}"
 
 
 def figure(value: float | None, unit: str) -> str:
@@ -118,6 +143,9 @@ def print_tables(document: dict[str, Any]) -> None:
     for line in _notes(results):
         print(line)
     print(machine_line(document))
+    print(state_line(document))
+    if warning := noise_warning(results):
+        print(warning)
 
 
 def _notes(results: Sequence[RowResult]) -> list[str]:
@@ -149,7 +177,7 @@ def _print_rich(head: Cells, rows: Sequence[Cells]) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
     for place, name in enumerate(head):
         table.add_column(name, justify="right" if place else "left", overflow="fold")
-    colours = {"pass": "green", "FAIL": "bold red"}
+    colours = {"pass": "green", "FAIL": "bold red", "noisy": "yellow"}
     for row in rows:
         table.add_row(
             *row[:-1], f"[{colours[row[-1]]}]{row[-1]}" if row[-1] in colours else row[-1]
@@ -166,7 +194,10 @@ def markdown(document: dict[str, Any]) -> str:
         "How many times as long the others take (-: cannot do it; why is in the JSON):",
         _markdown_table(_PEER_HEAD, _peer_rows(results)),
         f"Medians of {document['started'][:10]}; {machine_line(document)}.",
+        state_line(document),
+        noise_warning(results),
     ]
+    parts = [part for part in parts if part]
     return "\n\n".join(parts) + "\n"
 
 

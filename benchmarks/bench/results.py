@@ -8,9 +8,12 @@ from typing import Any, Final
 
 from .rows import BEST, OURS, Reach
 
-__all__ = ["RowResult", "Sampled", "judge"]
+__all__ = ["NOISY", "RowResult", "Sampled", "judge"]
 
 _NEVER_PEERS: Final = (OURS,)
+
+NOISY: Final = 0.15
+"""Spread, as a share of the median, above which a figure is too noisy to publish."""
 
 
 @dataclass
@@ -39,6 +42,16 @@ class Sampled:
         middle = median(self.values)
         return median(abs(value - middle) for value in self.values)
 
+    @property
+    def least(self) -> float | None:
+        return min(self.values, default=None)
+
+    @property
+    def noise(self) -> float:
+        """The spread as a share of the median; 0 for values that may be 0 or below."""
+        middle = self.median
+        return self.spread / middle if middle and middle > 0 else 0.0
+
     def as_json(self) -> dict[str, Any]:
         if not self.values:
             return {"missing": self.missing or "not measured"}
@@ -59,6 +72,9 @@ class RowResult:
         ratio: Ours by that of `compared`, the contender that the row is measured against.
         limit_ratio: Ours by the machine's limit: 1 is all the machine can do.
         failures: What was to be reached and was not; None where nothing was asked.
+        noise: The larger spread of ours and of what it is compared with, as a share of the median; 0 if
+            nothing was asked of the comparison.
+        unsure: It is above `NOISY`, and the fastest samples give another verdict than the medians.
     """
 
     name: str
@@ -75,11 +91,15 @@ class RowResult:
     ratio: float | None = None
     limit_ratio: float | None = None
     failures: list[str] | None = None
+    noise: float = 0.0
+    unsure: bool = False
 
     @property
     def verdict(self) -> str:
         if self.failures is None:
             return ""
+        if self.unsure:
+            return "noisy"
         return "FAIL" if self.failures else "pass"
 
     def as_json(self) -> dict[str, Any]:
@@ -107,14 +127,20 @@ class RowResult:
 
 def judge(result: RowResult, reach: Reach | None) -> RowResult:
     """Fill in the ratios and whether the row reached what it is to reach."""
-    ours = result.contenders[OURS].median
+    ours = result.contenders[OURS]
     result.compared = _opponent(result)
-    theirs = result.contenders[result.compared].median if result.compared else None
-    limit = next(iter(result.limits.values())).median if result.limits else None
-    result.ratio = _quotient(ours, theirs)
-    result.limit_ratio = _quotient(ours, limit)
+    theirs = result.contenders[result.compared] if result.compared else Sampled()
+    limit = next(iter(result.limits.values())) if result.limits else Sampled()
+    result.ratio = _quotient(ours.least, theirs.least)
+    result.limit_ratio = _quotient(ours.least, limit.least)
+    fastest = None if reach is None else _failures(result, reach, ours.least)
+    result.ratio = _quotient(ours.median, theirs.median)
+    result.limit_ratio = _quotient(ours.median, limit.median)
     if reach is not None:
-        result.failures = _failures(result, reach, ours)
+        result.failures = _failures(result, reach, ours.median)
+    if reach is not None and (reach.ratio, reach.limit_share) != (None, None):
+        result.noise = max(ours.noise, theirs.noise)
+        result.unsure = result.noise > NOISY and bool(fastest) != bool(result.failures)
     return result
 
 

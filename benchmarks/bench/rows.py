@@ -257,10 +257,10 @@ def _tiny(count: int) -> Spec:
 
 def _slice_rows() -> list[Row]:
     rows = []
-    for selection, text in (
-        ("rows", "1/64 of rows"),
-        ("columns", "1/64 of columns"),
-        ("every8", "every 8th row"),
+    for selection, text, share in (
+        ("rows", "1/64 of rows", None),
+        ("columns", "1/64 of columns", 0.33),
+        ("every8", "every 8th row", 0.77),
     ):
         timed = Row(
             name=f"slice-{selection}",
@@ -271,7 +271,7 @@ def _slice_rows() -> list[Row]:
             arguments={"selection": selection},
             limits=("gather from mapped pages",),
             versus="0.8 pread",
-            reach=Reach(ratio=0.2),
+            reach=Reach(ratio=0.2, limit_share=share),
         )
         counted = replace(
             timed,
@@ -455,7 +455,7 @@ def _rows() -> list[Row]:
             entries=_ONE_WAY,
             data=_tiny(100_000),
             limits=("json.loads",),
-            reach=Reach(ratio=0.9),
+            reach=Reach(ratio=0.5),
         ),
         Row(
             name="first-tensor",
@@ -474,7 +474,7 @@ def _rows() -> list[Row]:
             entries=_ONE_WAY,
             data=_HALF,
             limits=("memcpy, fresh memory", "memcpy"),
-            reach=Reach(ratio=0.6),
+            reach=Reach(ratio=0.5),
         ),
         Row(
             name="save-bytes",
@@ -502,7 +502,7 @@ def _rows() -> list[Row]:
             entries=_ONE_WAY,
             data=_SMALL,
             limits=("page cache write",),
-            reach=Reach(ratio=0.6),
+            reach=Reach(ratio=0.5),
             writes=True,
         ),
         save_10k,
@@ -515,7 +515,7 @@ def _rows() -> list[Row]:
             data=_LARGE,
             arguments={"durable": True},
             limits=("direct write and fsync",),
-            reach=Reach(ratio=0.75),
+            reach=Reach(ratio=0.6),
             writes=True,
         ),
         *_slice_rows(),

@@ -7,7 +7,16 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from bench.chart import draw
-from bench.report import _HEAD, markdown, plain, print_tables, results_of
+from bench.machine import ProcessorTime, describe
+from bench.report import (
+    _HEAD,
+    markdown,
+    noise_warning,
+    plain,
+    print_tables,
+    results_of,
+    state_line,
+)
 from bench.results import RowResult, Sampled, judge
 from bench.rows import BEST, OURS, PEERS, ROWS, Reach
 
@@ -126,3 +135,49 @@ def test_the_chart_is_well_formed_and_shows_ratios():
     assert "0.50x" in texts
     assert "A & B <processor>" in texts
     assert "prefers-color-scheme: dark" in text
+
+
+# --- noise, and the state of the machine
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [
+        ([1.0, 1.0, 1.1], "pass"),
+        ([1.0, 3.0, 5.0], "noisy"),  # the fastest is at the mark, the median is not
+        ([1.0, 3.0, 3.0], "FAIL"),  # half of the samples agree
+        ([0.2, 0.5, 0.9], "pass"),  # however noisy, it is below the mark
+        ([4.0, 7.0, 9.0], "FAIL"),
+    ],
+)
+def test_noise_is_a_verdict_where_it_decides(ours, verdict):
+    judged = judge(result(ours=ours, peers={"0.8 mmap": [2.0, 2.0, 2.0]}), Reach(ratio=0.6))
+    assert judged.verdict == verdict
+    assert RowResult.from_json(json.loads(json.dumps(judged.as_json()))) == judged
+
+
+def test_noisy_rows_are_named(capsys):
+    quiet = judge(result(ours=[1.0, 1.01, 1.02]), Reach(ratio=0.6))
+    noisy = judge(result(peers={"0.8 mmap": [1.0, 2.0, 3.0]}), Reach(ratio=0.6))
+    untold = judge(result(ours=[1.0, 2.0, 3.0]), Reach(most=9))
+    noisy.name = "save"
+    assert noise_warning([quiet, untold]) == ""
+    assert noise_warning([quiet, noisy]) == "too noisy to publish, above ±15%: save (±50%)"
+    print_tables(document(quiet, noisy))
+    assert "too noisy" in capsys.readouterr().out
+    assert "too noisy" in markdown(document(noisy))
+
+
+def test_the_state_of_the_machine_stands_beside_the_figures(tmp_path):
+    busy = ProcessorTime()
+    found = describe(tmp_path)
+    shares = busy.shares()
+    assert set(shares) == {"steal", "idle"}
+    assert all(0 <= share <= 1 for share in shares.values())
+    assert found["sha256_gib_s"] > 0
+    assert found["fresh_memory_gib_s"] > 0
+    assert found["mapped_kib_per_fault"] >= 4
+    line = state_line({"machine": {**found, **shares}})
+    assert f"{found['mapped_kib_per_fault']:,} KiB of a cached file per fault" in line
+    assert list(tmp_path.iterdir()) == []
+    assert state_line(document()) == ""  # of a run before this was noted

@@ -35,14 +35,16 @@ def test_what_is_to_be_reached_is_what_was_promised():
     ratios = {name: reach.ratio for name, reach in wanted.items() if reach.ratio is not None}
     assert ratios == {
         "load-torch": 1.0, "load-tiny-10k": 0.25, "load-tiny-100k": 0.25, "load-numpy": 0.3,
-        "load-owned": 0.7, "load-cold": 0.9, "header-100k": 0.9, "first-tensor": 0.5,
-        "load-bytes": 0.6, "save-bytes": 0.6, "save-torch": 0.9, "save-64k": 0.6,
-        "save-tiny-10k": 0.2, "save-tiny-100k": 0.2, "save-durable": 0.75,
+        "load-owned": 0.7, "load-cold": 0.9, "header-100k": 0.5, "first-tensor": 0.5,
+        "load-bytes": 0.5, "save-bytes": 0.6, "save-torch": 0.9, "save-64k": 0.5,
+        "save-tiny-10k": 0.2, "save-tiny-100k": 0.2, "save-durable": 0.6,
         "slice-rows": 0.2, "slice-columns": 0.2, "slice-every8": 0.2, "hash-small": 2.0,
         "load-verified": 1.3, "load-encrypted": 0.25, "encrypt": 0.25,
         "edit-rename": 0.05, "edit-merge": 0.7, "diff": 1.3,
     }  # fmt: skip
     assert wanted["load-cold"].limit_share == 0.85
+    assert wanted["slice-columns"].limit_share == 0.33  # three times the limit
+    assert wanted["slice-every8"].limit_share == 0.77
     for name in ("load-encrypted", "load-encrypted-verified", "encrypt"):
         assert wanted[name].limit_share == 0.85
     assert wanted["memory-encrypt"].most == 64 * MIB

@@ -1,0 +1,103 @@
+"""Marks of the programs beside `benchmarks/run.py`: figures with what they are to reach, and their sum.
+
+Each program makes one `Marks`, adds a figure a line, and ends with `close`, which prints the table, keeps
+it for `benchmarks/summary.py`, and gives the exit status. So `make bench` ends with one verdict for every
+row, whichever program measured it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+__all__ = ["FOLDER", "Mark", "Marks"]
+
+FOLDER: Final = Path(__file__).resolve().parents[2] / ".cache" / "bench" / "marks"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One figure.
+
+    Attributes:
+        title: What it is, and by what it is divided.
+        value: The figure.
+        most: It must not exceed this.
+        least: It must not be below this. With neither, it is for information.
+        unit: Of the value; empty for a ratio.
+    """
+
+    title: str
+    value: float
+    most: float | None = None
+    least: float | None = None
+    unit: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """``"pass"``, ``"FAIL"``, or empty where nothing was asked. Two decimals count, as shown."""
+        value = round(self.value, 2)
+        if self.most is None and self.least is None:
+            return ""
+        good = (self.most is None or value <= self.most) and (
+            self.least is None or value >= self.least
+        )
+        return "pass" if good else "FAIL"
+
+    def line(self) -> str:
+        """For the table: at most a hundred columns."""
+        asked = "" if self.most is None else f"<= {self.most:g}"
+        asked += "" if self.least is None else f">= {self.least:g}"
+        shown = f"{self.value:.2f} {self.unit}".strip()
+        return f"{self.title[:62]:62} {shown:>14}  {asked:10} {self.verdict}".rstrip()
+
+
+class Marks:
+    """The figures of one program.
+
+    Args:
+        program: Its name.
+        folder: Where they are kept for the summary.
+    """
+
+    def __init__(self, program: str, folder: Path = FOLDER) -> None:
+        self.program = program
+        self.found: list[Mark] = []
+        self._path = folder / f"{program}.json"
+        self._path.unlink(
+            missing_ok=True
+        )  # a program that fails must not leave the figures of before
+
+    def add(
+        self,
+        title: str,
+        value: float,
+        *,
+        most: float | None = None,
+        least: float | None = None,
+        unit: str = "",
+    ) -> None:
+        """Add a figure; the arguments are those of `Mark`."""
+        self.found.append(Mark(title, value, most, least, unit))
+
+    def close(self) -> int:
+        """Print and keep them; 1 if one misses its mark, else 0."""
+        print()
+        for mark in self.found:
+            print(mark.line())
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps([asdict(mark) for mark in self.found], indent=1) + "\n")
+        sys.stdout.flush()
+        return 1 if any(mark.verdict == "FAIL" for mark in self.found) else 0
+
+    @classmethod
+    def kept(cls, program: str, folder: Path = FOLDER) -> list[Mark] | None:
+        """What the program's last run found; None if it did not end, or was not run."""
+        try:
+            text = (folder / f"{program}.json").read_text()
+        except FileNotFoundError:
+            return None
+        return [Mark(**fields) for fields in json.loads(text)]

@@ -1,0 +1,239 @@
+"""Curves of cost against work: tensors, shards, bytes and threads, for what people do with models.
+
+    python benchmarks/growth.py                    all curves; writes docs/images/growth-*.svg
+    python benchmarks/growth.py --quick            smaller, a minute; writes .cache/bench/growth/
+    python benchmarks/growth.py --curve tensors    one of them
+
+Time is processor time, of all threads and children, the best of three: wall time on a machine that does
+other things too would tell of those. (Of threads it is wall time: that is what they are for.) A figure is
+not taken where it would need more than 20 seconds. Files of many bytes are sparse, so that they are read
+from no disk. The mark: nothing grows faster than the work, an exponent of at most 1.15.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from bench.curves import Points, draw, slope
+from bench.marks import Marks
+from bench.processes import interpreter_environment
+
+import safeweights
+import safeweights.numpy
+from safeweights import trust
+from safeweights.checkpoint import MemoryTensor
+from safeweights.checkpoint.sharding import save_sharded
+from safeweights.format.writer import layout
+from safeweights.storage.parallel import in_parallel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+MOST = 20.0
+MIB = 1 << 20
+
+Operations = dict[str, "Callable[[], object]"]
+
+
+def spent(work: Callable[[], object], *, wall: bool = False) -> float:
+    """Seconds of the best of three, of one if it takes long."""
+    best = float("inf")
+    for _ in range(3):
+        gc.collect()
+        before, begun = os.times(), time.perf_counter()
+        work()
+        after, ended = os.times(), time.perf_counter()
+        # os.times counts children too, in ticks of 10 ms; this process's clock is finer.
+        children = sum(after[2:4]) - sum(before[2:4])
+        own = sum(after[:2]) - sum(before[:2])
+        best = min(best, ended - begun if wall else own + children)
+        if best > 3:
+            break
+    return best
+
+
+def repeated(work: Callable[[], object], *, wall: bool = False) -> float:
+    """The same for what takes a few ticks of the clock: as often as takes a quarter of a second."""
+    first = spent(work, wall=wall)
+    if first >= 0.25:
+        return first
+    began = time.perf_counter()
+    work()
+    count = max(1, min(2000, round(0.25 / max(time.perf_counter() - began, 1e-5))))
+    return spent(lambda: [work() for _ in range(count)], wall=wall) / count
+
+
+def command(*arguments: str) -> Callable[[], object]:
+    """A run of the command line, as a process."""
+    line = [sys.executable, "-m", "safeweights", *arguments]
+    environment = interpreter_environment()
+    return lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL, env=environment)
+
+
+def many(count: int) -> dict[str, MemoryTensor]:
+    data = bytes(32)
+    return {f"layers.{i}.weight": MemoryTensor(str(i), "F16", (4, 4), data) for i in range(count)}
+
+
+def of_tensors(count: int, folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    """A file of `count` tensors of 32 bytes."""
+    path, copy = str(folder / "a.safetensors"), str(folder / "b.safetensors")
+    tensors = many(count)
+    safeweights.save(tensors, path)
+    yield "save", lambda: safeweights.save(tensors, copy)
+    yield "open", lambda: safeweights.open(path)
+    yield "load", lambda: safeweights.numpy.load_file(path)
+    yield "check", lambda: safeweights.check(path)
+    yield "ls", command("ls", path)
+    yield "convert", lambda: safeweights.convert(path, copy, force=True)
+    yield from _signed(folder, path)
+
+
+def of_shards(count: int, folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    """A model of `count` shards, each of ten tensors of 1 KiB."""
+    model, copy = folder / "model", folder / "copy"
+    data = bytes(1024)
+    tensors = {
+        f"layers.{i}.weight": MemoryTensor(str(i), "U8", (1024,), data) for i in range(10 * count)
+    }
+    save_sharded(tensors, model, max_shard_size=10 * 1024)
+    yield "save", lambda: save_sharded(tensors, copy, max_shard_size=10 * 1024)
+    yield "open", lambda: safeweights.open(str(model))
+    yield "load", lambda: [each.numpy() for each in safeweights.open(str(model)).values()]
+    yield "check", lambda: safeweights.check(str(model))
+    yield "ls", command("ls", str(model))
+    yield "convert", lambda: safeweights.convert(str(model), str(folder / "c"), force=True)
+    yield from _signed(folder, str(model))
+
+
+def _signed(folder: Path, path: str) -> Iterator[tuple[str, Callable[[], object]]]:
+    key = folder / "key"
+    trust.generate_key(str(key))
+    public = trust.load_public_key(str(key.with_suffix(".pub")))
+    trust.sign(path, trust.load_private_key(str(key)), force=True)
+    yield "verify", lambda: trust.verify(path, public)
+
+
+def of_bytes(mib: int, folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    """A file of one matrix of `mib` MiB, with rows of 64 KiB, that takes no room on the disk."""
+    path = folder / "a.safetensors"
+    _, head = layout([("a", "U8", (mib * 16, 1 << 16))])
+    path.write_bytes(head)
+    os.truncate(path, len(head) + (mib << 20))
+    tensor = safeweights.open(str(path), backend="pread")["a"]
+    yield "open", lambda: safeweights.open(str(path))
+    yield "load, mapped", lambda: safeweights.open(str(path))["a"].view()
+    yield "a row", lambda: tensor[mib * 8]
+    yield "ls", command("ls", str(path))
+    yield "check", lambda: safeweights.check(str(path))
+    if mib <= 4096:
+        yield "every 64th row", lambda: tensor[::64]
+        yield "columns", lambda: tensor[:, 100:108]
+    if mib <= 1024:
+        yield "load, read", lambda: safeweights.open(str(path), backend="pread")["a"].numpy()
+        copy = str(folder / "b.safetensors")
+        yield "save", lambda: safeweights.save({"a": tensor}, copy)
+        yield "convert", lambda: safeweights.convert(str(path), copy, force=True)
+        yield from _signed(folder, str(path))
+
+
+def of_threads(count: int, folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The same work for `count` threads."""
+    names = [folder / str(number) for number in range(64)]
+    for name in names:
+        name.write_bytes(bytes(2 * MIB))
+    source, target = np.ones(256 * MIB, np.uint8), np.ones(256 * MIB, np.uint8)
+
+    def copy(begin: int, end: int) -> None:
+        np.copyto(target[begin:end], source[begin:end])
+
+    yield "hash 128 MiB", lambda: trust.hash_paths([str(folder)], workers=count)
+    yield "copy 256 MiB", lambda: in_parallel(copy, len(source), threads=count)
+
+
+CURVES: dict[str, tuple[str, str, Callable[..., Any], list[int], list[int]]] = {
+    "tensors": (
+        "Processor time against tensors of 32 bytes", "tensors", of_tensors,
+        [10, 100, 1000, 10_000, 100_000, 1_000_000], [10, 1000, 10_000],
+    ),
+    "shards": (
+        "Processor time against shards of ten tensors", "shards", of_shards,
+        [1, 5, 50, 500], [1, 10],
+    ),
+    "bytes": (
+        "Processor time against the size of one matrix, MiB", "MiB", of_bytes,
+        [1, 16, 128, 1024, 4096, 65536], [1, 16],
+    ),
+    "threads": (
+        "Wall time of the same work against threads", "threads", of_threads,
+        [1, 2, 4, 8, 16], [1, 2],
+    ),
+}  # fmt: skip
+"""Name -> title, axis, what is measured, sizes, sizes of a quick run."""
+
+
+def measure(name: str, *, quick: bool) -> dict[str, Points]:
+    """The curves of one axis."""
+    _, axis, make, sizes, few = CURVES[name]
+    found: dict[str, Points] = {}
+    given_up: set[str] = set()
+    for size in few if quick else sizes:
+        with tempfile.TemporaryDirectory(dir=ROOT / ".cache") as folder:
+            for operation, work in make(size, Path(folder)):
+                if operation in given_up:
+                    continue
+                seconds = repeated(work, wall=name == "threads")
+                found.setdefault(operation, []).append((size, seconds))
+                print(f"{size:>9,} {axis:8} {operation:16} {seconds * 1e3:12.3f} ms", flush=True)
+                if seconds > MOST / 10:
+                    given_up.add(operation)
+    return found
+
+
+def table(axis: str, curves: dict[str, Points]) -> str:
+    """The figures as Markdown."""
+    sizes = sorted({work for points in curves.values() for work, _ in points})
+    lines = [
+        f"| {axis} | " + " | ".join(f"{size:,}" for size in sizes) + " | exponent |",
+        "|---|" + "--:|" * (len(sizes) + 1),
+    ]
+    for name, points in curves.items():
+        by_size = dict(points)
+        cells = [f"{by_size[size] * 1e3:.3g} ms" if size in by_size else "" for size in sizes]
+        steep = slope(points)
+        lines.append(f"| {name} | {' | '.join(cells)} | {'' if steep is None else steep} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="smaller sizes; replaces no picture")
+    parser.add_argument("--curve", action="append", choices=CURVES, help="only this one")
+    given = parser.parse_args()
+    folder = ROOT / (".cache/bench/growth" if given.quick else "docs/images")
+    folder.mkdir(parents=True, exist_ok=True)
+    marks = Marks("growth")
+    for name in given.curve or CURVES:
+        title, axis, *_ = CURVES[name]
+        curves = measure(name, quick=given.quick)
+        (folder / f"growth-{name}.svg").write_text(draw(title, axis, curves))
+        print(f"\n{table(axis, curves)}")
+        for operation, points in curves.items():
+            steep = slope(points)
+            if name != "threads" and steep is not None:
+                marks.add(f"{operation} by {axis}: exponent", steep, most=1.15)
+    return marks.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Figures of the programs beside `run.py`: what they are to reach, and that the summary finds them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import summary
+from bench.marks import Mark, Marks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("value", "most", "least", "verdict"),
+    [
+        (1.0, 1.0, None, "pass"),
+        (1.004, 1.0, None, "pass"),
+        (1.01, 1.0, None, "FAIL"),
+        (0.9, None, 0.9, "pass"),
+        (0.89, None, 0.9, "FAIL"),
+        (5.0, 6.0, 4.0, "pass"),
+        (9.0, None, None, ""),
+    ],
+)
+def test_a_figure_is_judged(value, most, least, verdict) -> None:
+    assert Mark("a", value, most, least).verdict == verdict
+    assert len(Mark("a" * 90, value, most, least, "MiB").line()) <= 100
+
+
+def test_figures_are_kept_for_the_summary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marks = Marks("some", tmp_path)
+    marks.add("convert / two steps", 0.9, most=1.0)
+    assert marks.close() == 0
+    marks = Marks("some", tmp_path)
+    assert Marks.kept("some", tmp_path) is None  # until it ends
+    marks.add("convert / two steps", 1.2, most=1.0)
+    marks.add("memory", 12.0, unit="MiB")
+    assert marks.close() == 1
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[-3].split() == ["convert", "/", "two", "steps", "1.20", "<=", "1", "FAIL"]
+    assert lines[-2].split() == ["memory", "12.00", "MiB"]
+    assert Marks.kept("some", tmp_path) == marks.found
+
+
+def test_the_summary_names_what_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["summary.py"])
+    monkeypatch.setattr(summary, "ROOT", tmp_path)
+    monkeypatch.setattr(summary, "PROGRAMS", ("one", "two"))
+    monkeypatch.setattr(summary, "latest", lambda: None)
+    marks = Marks("one", tmp_path)
+    marks.add("fast", 0.5, most=1.0)
+    marks.close()
+    capsys.readouterr()
+    kept = Marks.kept
+    monkeypatch.setattr(Marks, "kept", lambda program: kept(program, tmp_path))
+    assert summary.main() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "run.py: no result"
+    assert lines[-2] == "two: did not end, or was not run"
+    assert lines[-1] == "2 FAIL, 1 pass"
