@@ -108,6 +108,7 @@ bench: $(VENV)/.installed ## Against the reference and others; ends with a verdi
 	$(BIN)/python -m pip install -q -r requirements/bench.txt
 	-$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
 	-$(BIN)/python benchmarks/command_line.py $(if $(QUICK),--mib 128)
+	-$(BIN)/python benchmarks/looking.py $(if $(QUICK),--mib 128)
 	-$(BIN)/python benchmarks/conversion.py $(if $(QUICK),--mib 256)
 	-$(BIN)/python benchmarks/dequantizing.py $(if $(QUICK),--mib 64)
 	-$(BIN)/python benchmarks/growth.py $(if $(QUICK),--quick)

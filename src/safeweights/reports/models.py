@@ -120,14 +120,16 @@ def document_of(path: str, opened: OpenedModel, verify: Verifier | None = None) 
     """Like `show_document`, for a model that is open."""
     found = opened.found
     files = [_file(file) for each in opened.checkpoints for file in each.files]
+    kinds = _by_dtype(found)
+    sums = _sums(kinds)
     return {
         "schema": "safeweights.show/1",
         "path": shown(path),
         "kind": opened.kind,
         "format": opened.format,
-        "model": _model(path, opened, found, verify),
-        "total": total(found),
-        "dtypes": _by_dtype(found),
+        "model": _model(path, opened, kinds, verify),
+        "total": sums,
+        "dtypes": kinds,
         "files": files,
         "map": byte_map(files, found, _PIECES_MAX),
         "metadata": None if opened.root is None else opened.root.metadata,
@@ -260,15 +262,15 @@ class OpenedModel:
 
 
 def _model(
-    path: str, opened: OpenedModel, found: list[Row], verify: Verifier | None
+    path: str, opened: OpenedModel, kinds: list[DTypeRecord], verify: Verifier | None
 ) -> ModelRecord:
     settings = opened.settings
-    modules, kinds = module_tree(found), _by_dtype(found)
+    modules = module_tree(opened.found)
     facts = model_facts(settings, next((k["dtype"] for k in kinds if k["dtype"] in BITS), ""))
     if facts.architecture is None and (keys := _gguf_keys(opened.root)):
         facts = gguf_facts(keys)
     repeated = None if opened.parts else most_repeated(modules)
-    sums = total(found)
+    sums = _sums(kinds)
     quantised, problems = _quantised(opened, kinds)
     record: ModelRecord = {
         "summary": "",
@@ -280,7 +282,7 @@ def _model(
         "tied": _tied(opened.root, facts),
         "quantisation": facts.quantisation,
         "quantised": quantised,
-        "bits_per_parameter": _bits(found),
+        "bits_per_parameter": _bits(kinds),
         "memory": _memory(sums["parameters"]),
         "cache": facts.cache,
         "adapter": facts.adapter,
@@ -338,6 +340,14 @@ def _schemes(record: ModelRecord) -> str | None:
     return f"{found[0]['scheme']}{more}"
 
 
+def _sums(kinds: list[DTypeRecord]) -> TotalRecord:
+    return {
+        "tensors": sum(kind["tensors"] for kind in kinds),
+        "parameters": sum(kind["parameters"] for kind in kinds),
+        "bytes": sum(kind["bytes"] for kind in kinds),
+    }
+
+
 def _by_dtype(found: Iterable[Row]) -> list[DTypeRecord]:
     kinds: dict[str, list[Row]] = {}
     for row in found:
@@ -355,9 +365,9 @@ def _file(file: SafetensorsFile) -> FileRecord:
     }
 
 
-def _bits(found: Iterable[Row]) -> float | None:
+def _bits(kinds: list[DTypeRecord]) -> float | None:
     """Bits of data for each element of floating-point and quantised tensors."""
-    sums = total(row for row in found if not row.dtype.startswith(("I", "U", "BOOL", "?")))
+    sums = _sums([each for each in kinds if not each["dtype"].startswith(("I", "U", "BOOL", "?"))])
     return round(8 * sums["bytes"] / sums["parameters"], 3) if sums["parameters"] else None
 
 
