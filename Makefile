@@ -97,9 +97,11 @@ screenshots: $(VENV)/.installed ## The pictures in docs/images, in Debian's chro
 	$(BIN)/python -m pip install -q -r requirements/view.txt
 	$(BIN)/python scripts/screenshots.py
 
-docs: $(VENV)/.installed ## The documentation site, into .site/
-	$(BIN)/python -m pip install -q -r requirements/docs.txt
+docs: $(VENV)/.installed ## The documentation site, into .site/; its search has to answer every question
+	sh scripts/system_packages.sh chromium
+	$(BIN)/python -m pip install -q -r requirements/docs.txt -r requirements/view.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q
+	$(BIN)/python scripts/test_search.py
 
 test-ranks: $(VENV)/.installed ## Distributed checkpoints that 2 and 4 real processes of PyTorch save
 	$(BIN)/python -m pytest tests/ranks

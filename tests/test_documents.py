@@ -49,6 +49,7 @@ ELSEWHERE = {
     "keys/me --age": "needs the extra of encryption: tests/trust/test_encryption.py",
     "--key releases": "needs an encrypted model: tests/trust/test_sealed.py signs one",
     "CallableRecipient": "needs a key service: tests/trust/test_access.py plays one",
+    "sign --check": "needs signed models: tests/cli/test_sign_check.py makes some",
     "--log audit.jsonl": "needs a log: tests/trust/test_admission.py writes one",
 }
 """What a block or a command contains (a regular expression) -> why it does not run here."""
