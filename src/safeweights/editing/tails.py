@@ -29,7 +29,9 @@ def zero_tail(source: Source, header: Header) -> int | None:
     size = _TAIL
     while begin > header.data_start:
         step = min(size, begin - header.data_start)
-        left = source.read(begin - step, step).rstrip(b"\0")
+        data = source.read(begin - step, step)
+        # Comparing takes 0.1 ms a MiB, stripping 2 ms: only one block has anything to strip.
+        left = b"" if data == bytes(step) else data.rstrip(b"\0")
         if left:
             begin -= step - len(left)
             break
