@@ -385,7 +385,7 @@ def test_copying_that_fails_keeps_the_new_files(
     real, writes = os.writev, iter(range(100))
 
     def writev(descriptor: int, batch: list[memoryview]) -> int:
-        if next(writes) < 4 + 2:  # four files staged; two shards arrive
+        if next(writes) < 4 + 1 + 2:  # four files staged, and their list; two shards arrive
             return real(descriptor, batch)
         raise OSError(errno.ENOSPC, "full")
 

@@ -104,7 +104,7 @@ def test_a_fault_at_every_system_call(
 KILL = """
 import os, pathlib, random, signal, sys, time
 sys.path.insert(0, sys.argv[2])
-from test_commit import NEW, OLD, fill, hidden, save, visible
+from test_commit import NEW, OLD, LocalStore, fill, hidden, save, visible
 
 folder, how = pathlib.Path(sys.argv[1]), sys.argv[3]
 NAMES = ("open", "writev", "fsync", "link", "mkdir", "replace", "unlink", "rmdir")
@@ -156,6 +156,11 @@ def check():
         assert len(sets) <= 1, parts
     for path in hidden(folder):
         assert path.name.startswith(".safeweights-") and path.name.endswith(".tmp"), path
+    store = LocalStore(folder)
+    interrupted = store.interrupted() is not None
+    assert store.recover() == interrupted
+    assert visible(folder) in (OLD, NEW), visible(folder)
+    assert store.interrupted() is None
     return (parts == OLD, parts == NEW, "index" not in parts)
 
 seen = []
@@ -337,3 +342,66 @@ def test_a_folder_that_cannot_be_written_is_named_and_not_the_hidden_one(
     with pytest.raises(OSError, match="Read-only file system") as caught:
         save(tmp_path, durable=False)
     assert caught.value.filename == str(tmp_path)
+
+
+def test_the_next_commit_ends_one_that_was_killed(tmp_path: Path) -> None:
+    """Killed while old files left: they are back before they are replaced, and none is forgotten."""
+    folder = tmp_path / "model"
+    fill(folder)
+    staging = folder / ".safeweights-0123456789abcdef.tmp"
+    (staging / "new").mkdir(parents=True)
+    (staging / "old").mkdir()
+    (staging / "arriving").write_text('["a"]')
+    (staging / "new" / "a").write_bytes(b"newer")
+    (folder / "index").rename(staging / "old" / "index")
+    with LocalStore(folder).commit() as commit:
+        commit.write("b", [b"new b"])
+        commit.write("e", [b"new e"])
+    assert hidden(folder) == []
+    assert visible(folder) == {**OLD, "b": b"new b", "e": b"new e"}
+
+
+def test_a_file_that_was_written_since_is_not_replaced_by_an_old_one(tmp_path: Path) -> None:
+    fill(tmp_path)
+    staging = tmp_path / ".safeweights-0123456789abcdef.tmp"
+    (staging / "old").mkdir(parents=True)
+    (staging / "arriving").write_text("[]")
+    (staging / "old" / "a").write_bytes(b"older")
+    assert LocalStore(tmp_path).recover()
+    assert visible(tmp_path) == OLD
+
+
+@pytest.mark.parametrize("arriving", [None, "no JSON"])
+def test_a_hidden_folder_that_cannot_be_understood_stays(
+    tmp_path: Path, arriving: str | None
+) -> None:
+    fill(tmp_path)
+    staging = tmp_path / ".safeweights-0123456789abcdef.tmp"
+    (staging / "old").mkdir(parents=True)
+    if arriving is not None:
+        (staging / "arriving").write_text(arriving)
+    store = LocalStore(tmp_path)
+    assert not store.recover()
+    assert store.interrupted() == str(staging)
+
+
+def test_without_locks_nothing_is_recovered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may be publishing."""
+
+    def refused(descriptor: int, what: int) -> None:
+        raise OSError(errno.ENOTSUP, "no locks")
+
+    fill(tmp_path)
+    staging = tmp_path / ".safeweights-0123456789abcdef.tmp"
+    (staging / "old").mkdir(parents=True)
+    (staging / "arriving").write_text("[]")
+    monkeypatch.setattr("fcntl.flock", refused)
+    store = LocalStore(tmp_path)
+    assert not store.recover()
+    assert staging.exists()
+    with store.commit() as commit:
+        commit.write("a", [b"1"])
+        commit.write("b", [b"2"])
+    assert staging.exists()

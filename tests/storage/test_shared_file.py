@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,3 +202,48 @@ def test_closing_twice_is_closing_once(tmp_path: Path) -> None:
     reserved = ReservedFile(str(tmp_path / "new"), str(tmp_path / "b"), 5)
     reserved.close()
     reserved.close()
+
+
+def test_the_files_of_a_process_that_was_killed_are_deleted_by_the_next_save(
+    tmp_path: Path,
+) -> None:
+    child = """
+import os, signal, sys
+from safeweights.storage import LocalStore
+commit = LocalStore(sys.argv[1]).commit()
+commit.reserve("a", 1 << 20)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", child, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (abandoned,) = os.listdir(tmp_path)
+    (tmp_path / ".safeweights-0000000000000000.tmp").mkdir()  # of a save that fills no shared files
+    store = LocalStore(tmp_path)
+    with store.commit() as other:
+        other.reserve("b", 5)
+        assert abandoned not in os.listdir(tmp_path)
+        with store.commit() as commit:
+            commit.reserve("a", 5)
+        assert bytes(other.open("b").read(0, 5)) == bytes(5)  # one that is in use stays
+    kept = ".safeweights-0000000000000000.tmp"
+    assert sorted(os.listdir(tmp_path)) == [kept, "a", "b"]
+
+
+def test_a_folder_with_the_only_copies_of_old_files_stays(tmp_path: Path) -> None:
+    folder = tmp_path / ".safeweights-0000000000000000.tmp"
+    (folder / "old").mkdir(parents=True)
+    (folder / "lock").write_bytes(b"")
+    with LocalStore(tmp_path).commit() as commit:
+        commit.reserve("a", 5)
+    assert sorted(os.listdir(tmp_path)) == [folder.name, "a"]
+
+
+def test_filesystems_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(descriptor: int, what: int) -> None:
+        raise OSError(errno.ENOTSUP, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with LocalStore(tmp_path).commit() as commit:
+        commit.reserve("a", 5)
+        commit.reserve("b", 5)
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]

@@ -3,13 +3,19 @@
 How a commit works: new files are written into a hidden folder beside the old ones
 (``.safeweights-*.tmp/new``). When all are complete, the old files are renamed into its ``old``, and the
 new ones to their places. If a rename fails, those already made are undone. A folder ``old`` that exists
-means that this is going on, or that the process was killed meanwhile. Commits of the same folder
-exchange their files one after another (flock(2), where the filesystem has it).
+means that this is going on, or that the process was killed meanwhile; ``recover`` and the next commit then
+undo it, or go on with it: ``arriving`` has the names of the new files, all of which are complete. Commits
+of the same folder exchange their files one after another (flock(2), where the filesystem has it).
+
+A commit with files that several processes fill cannot use files without a name, so a process that is killed
+would leave gigabytes. It locks a file in its hidden folder. Where another commit of the same kind finds one
+that is not locked any more, it deletes that folder.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from contextlib import ExitStack, contextmanager, suppress
@@ -144,6 +150,12 @@ class LocalStore(Store):
                 return self.locate(name)
         return None
 
+    def recover(self) -> bool:
+        if self.interrupted() is None:
+            return False
+        with _locked(self.location or ".") as locked:  # whoever publishes holds the lock
+            return locked and _recover(self)
+
     def locate(self, name: str) -> str:
         # Where `/` is the separator, all other letters are just letters; a drive or a backslash is not.
         if problem := check_inside(name) if _POSIX else check_name(name):
@@ -160,6 +172,7 @@ class _LocalCommit(Commit):
         self._staging = store.locate(staging_name())
         self._made: list[str] = []
         self._reserved: dict[str, ReservedFile] = {}
+        self._lock: int | None = None
         self._state: Literal["staging", "stuck", "exchanged"] = "staging"
 
     def _open(self, name: str) -> Source:
@@ -191,6 +204,9 @@ class _LocalCommit(Commit):
     def _reserve(self, name: str, size: int) -> str:
         target = self._store.locate(name)
         path = self._make_place(name, target)
+        if not self._reserved:
+            self._lock = _lock_staging(self._staging)
+            _delete_abandoned(self._store)
         self._reserved[name] = ReservedFile(path, target, size)
         return f"{os.path.basename(self._staging)}/new/{name}"
 
@@ -221,7 +237,8 @@ class _LocalCommit(Commit):
         with ExitStack() as stack:
             for folder in self._folders():
                 stack.enter_context(sync_directory(folder, durable=self._durable))
-            stack.enter_context(_locked(root))
+            if stack.enter_context(_locked(root)):
+                _recover(self._store)
             leaving = self._found()
             if len(arriving) == 1 and all(move.source == arriving[0].target for move in leaving):
                 # One file takes the place of another by one rename: at no moment is there none.
@@ -234,6 +251,7 @@ class _LocalCommit(Commit):
         with suppress(OSError):
             os.rename(os.path.join(self._staging, "old"), os.path.join(self._staging, "done"))
         _remove_tree(self._staging)
+        self._unlock()
 
     def _folders(self) -> list[str]:
         """The folders in which names change."""
@@ -254,6 +272,10 @@ class _LocalCommit(Commit):
 
     def _exchange(self, leaving: list[_Move], arriving: list[_Move]) -> bool:
         """Make all the moves, or none: False if the filesystem cannot rename."""
+        text = json.dumps([*self._arriving()]).encode()
+        arriving_list = os.path.join(self._staging, _ARRIVING)
+        os.makedirs(self._staging, exist_ok=True)
+        stage_file(arriving_list, arriving_list, [text], durable=self._durable)
         os.makedirs(os.path.join(self._staging, "old"))  # seen by `interrupted`
         for move in leaving:
             os.makedirs(os.path.dirname(move.target), exist_ok=True)
@@ -298,12 +320,97 @@ class _LocalCommit(Commit):
         """Remove what was staged, unless some files exist nowhere else."""
         for reserved in self._reserved.values():
             reserved.close()
+        self._unlock()
         if self._state != "stuck":
             _remove_tree(self._staging)
             _remove_empty(self._made)
         elif isinstance(error, OSError) and not isinstance(error, PartialOverwriteError):
             where = self._store.location
             raise PartialOverwriteError(where, self._staging, error) from error
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+_ARRIVING: Final = "arriving"
+"""The file in a hidden folder with the names of the new files."""
+
+
+def _recover(store: Store) -> bool:
+    """See `Store.recover`; the folder is locked."""
+    found = False
+    for name, kind in [*store.list(recursive=False)]:
+        if kind == "folder" and is_staging_name(name) and store.kind(f"{name}/old") == "folder":
+            found = _recover_from(store, name) or found
+    return found
+
+
+def _recover_from(store: Store, staging: str) -> bool:
+    """End the exchange of which a hidden folder was left; False if that is not known how."""
+    folder = store.locate(staging)
+    try:
+        with open(os.path.join(folder, _ARRIVING), "rb") as file:
+            arriving: list[str] = json.load(file)
+    except (OSError, ValueError):  # an older version made the folder
+        return False
+    waiting = [name for name in arriving if store.kind(f"{staging}/new/{name}") is not None]
+    if len(waiting) == len(arriving):  # old files were still leaving
+        prefix = f"{staging}/old/"
+        back = [entry.name.removeprefix(prefix) for entry in store.list(prefix[:-1])]
+        moves = [(prefix + name, name) for name in back if store.kind(name) is None]
+    else:
+        moves = [(f"{staging}/new/{name}", name) for name in waiting]
+    for source, target in moves:
+        os.replace(store.locate(source), store.locate(target))
+    os.rename(os.path.join(folder, "old"), os.path.join(folder, "done"))
+    _remove_tree(folder)
+    return True
+
+
+_LOCK: Final = "lock"
+"""The file in a hidden folder that the process which uses the folder has locked."""
+
+
+def _lock_staging(staging: str) -> int | None:
+    """Lock a hidden folder as long as this process lives; None where the filesystem has no locks."""
+    import fcntl
+
+    path = os.path.join(staging, _LOCK)
+    descriptor = os.open(f"{path}.new", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.rename(f"{path}.new", path)  # nobody ever sees one that is not locked yet
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _delete_abandoned(store: Store) -> None:
+    """Delete the hidden folders of processes that were killed while they made files for several processes.
+
+    If such a process was exchanging files already, its folder has the only copies of some: it stays.
+    """
+    import fcntl
+
+    for name, kind in store.list(recursive=False):
+        if kind != "folder" or not is_staging_name(name) or store.kind(f"{name}/old") is not None:
+            continue
+        folder = store.locate(name)
+        try:
+            descriptor = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:  # of another kind, or gone by now
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # in use
+            continue
+        else:
+            _remove_tree(folder)
+        finally:
+            os.close(descriptor)
 
 
 class _Move(NamedTuple):
@@ -316,9 +423,13 @@ class _Move(NamedTuple):
 
 
 @contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    """Hold the folder's lock, so that two commits exchange their files one after another."""
-    descriptor = None
+def _locked(folder: str) -> Iterator[bool]:
+    """Hold the folder's lock, so that two commits exchange their files one after another.
+
+    Yields:
+        Whether the filesystem has locks.
+    """
+    descriptor, locked = None, False
     if hasattr(os, "O_DIRECTORY"):  # on Windows, folders have no locks
         import fcntl
 
@@ -326,8 +437,9 @@ def _locked(folder: str) -> Iterator[None]:
         with suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
+            locked = True
     try:
-        yield
+        yield locked
     finally:
         if descriptor is not None:
             os.close(descriptor)

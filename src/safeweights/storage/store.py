@@ -220,6 +220,20 @@ class Store(ABC):
         """
         return None
 
+    def recover(self) -> bool:
+        """Bring a set of files to an end that a process was publishing when it was killed.
+
+        They are the old set again if no new file was in its place yet, else the new one.
+
+        Returns:
+            Whether there was anything to do. False also while a process that lives is publishing, and where
+            the store cannot know: `interrupted` then says where the files are.
+
+        Raises:
+            OSError: Files cannot be moved.
+        """
+        return False
+
     @abstractmethod
     def locate(self, name: str) -> str:
         """Where the file called `name` is, for messages: a path or a URL.

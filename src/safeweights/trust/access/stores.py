@@ -137,6 +137,9 @@ class EncryptedStore(Store):
     def interrupted(self) -> str | None:
         return self._store.interrupted()
 
+    def recover(self) -> bool:
+        return self._store.recover()
+
     def locate(self, name: str) -> str:
         return self._store.locate(self._encrypted_name(name))
 

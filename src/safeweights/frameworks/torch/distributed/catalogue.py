@@ -55,6 +55,9 @@ class Location:
             kind = type(target).__name__
             raise UnsupportedError(f"expected a path, a URL or a store, found {kind}")
         self._target: Store | Place = found
+        self._folder: Store | None = found if isinstance(found, Store) else None
+        if isinstance(found, Place) and found.kind() == "folder":
+            self._folder = found.folder()
 
     def read(self) -> Catalogue:
         """Read the headers of all files.
@@ -69,7 +72,6 @@ class Location:
             versions[name] = source.version
         files.check({name: file.header.tensors for name, file in opened.items()})
         whole = Checkpoint.from_files(opened.values(), files.name)  # refuses a name in two files
-        folder = isinstance(self._target, Store) or self._target.kind() == "folder"
         rows = [
             FileRow(name, file.source.size, versions[name], file.header.data_start)
             for name, file in opened.items()
@@ -79,9 +81,12 @@ class Location:
             for number, file in enumerate(opened.values())
             for name, info in file.header.tensors.items()
         }
-        return Catalogue(folder, rows, tensors, whole.metadata or {}, self._read_values(files))
+        values = self._read_values(files)
+        return Catalogue(self._folder is not None, rows, tensors, whole.metadata or {}, values)
 
     def _files(self) -> Files:
+        if self._folder is not None:
+            self._folder.recover()  # a save that was killed while it published its files
         found = find_files(self._target, verify=self._verify)
         if found is not None:
             return found
@@ -122,7 +127,7 @@ class Location:
         """
         target = self._target
         store = target if isinstance(target, Store) else target.folder() if folder else target.store
-        source = store.open(row.name, backend="pread", version=row.version)
+        source = store.open(row.name, backend="auto", version=row.version)
         if source.size != row.size:
             raise ChangedError(
                 f"the file has {source.size} bytes here, and {row.size} for the coordinator",

@@ -17,7 +17,7 @@ import os
 import time
 import zlib
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import torch.distributed as dist
 
@@ -27,13 +27,29 @@ from ....text import plural
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["Meeting", "Task", "job_store", "next_load"]
+__all__ = ["Meeting", "MissingRankError", "Task", "job_store", "next_load"]
 
 _PART: Final = 4 << 20
 """Bytes of a message in one value: the store takes 8 MiB."""
 
-_SHORTEST, _LONGEST = 0.0005, 0.05
-"""Seconds between two looks: answers come soon, and many ranks that wait for long leave the store alone."""
+_SHORTEST: Final = 0.0003
+_LONGEST: Final = 0.005
+"""Seconds between two looks, of 20 us each. The store's own way to wait cannot be interrupted."""
+
+_MANY: Final = 50
+"""Ranks above which each looks less often, so that all together ask the store 10,000 times a second."""
+
+
+class MissingRankError(RankError):
+    """A rank did not come in time.
+
+    When a rank fails, torch gathers the errors of all ranks, and waits for a missing one as long as the
+    process group allows, half an hour by default. So this error refuses to be sent: pickling it raises it,
+    on each rank before torch sends anything, and all ranks but the missing one end together.
+    """
+
+    def __reduce__(self) -> NoReturn:
+        raise self
 
 
 class Task(NamedTuple):
@@ -87,11 +103,20 @@ class Meeting:
         self._store.add(self._key(f"{step}/count"), 1)
 
     @contextmanager
-    def reporting(self, step: str) -> Iterator[None]:
-        """Do `step` in this block: if it fails, the coordinator learns of it at once."""
+    def reporting(self, step: str, verdict: str) -> Iterator[None]:
+        """Do `step` in this block: if it fails, the coordinator learns of it at once.
+
+        Args:
+            step: What is done.
+            verdict: What the coordinator tells all ranks afterwards. If it has given up already, that is
+                why the step failed, and its error is raised.
+        """
         try:
             yield
         except BaseException as error:
+            key = f"{verdict}/{self.rank}"
+            if self._store.check([self._key(key)]):
+                self._heard(self._take(key))
             self._put(f"{step}/{self.rank}", [False, f"{type(error).__name__}: {error}"])
             self._store.add(self._key(f"{step}/failed"), 1)
             raise
@@ -100,17 +125,15 @@ class Meeting:
         """What all ranks posted, on the coordinator.
 
         Raises:
-            RankError: A rank failed, or is missing after the timeout.
+            RankError: A rank failed.
+            MissingRankError: A rank is missing after the timeout.
         """
         deadline = time.monotonic() + self._timeout
         pause = _SHORTEST
-        while True:
-            if self._count(f"{step}/count") >= self.ranks:
+        while self._count(f"{step}/count") < self.ranks and not self._count(f"{step}/failed"):
+            if time.monotonic() > deadline:
                 break
-            if self._count(f"{step}/failed") or time.monotonic() > deadline:
-                break
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST)
+            pause = self._pause(pause)
         posted = {rank: self._take(f"{step}/{rank}") for rank in self._present(step)}
         failed = {rank: text for rank, (fine, text) in posted.items() if not fine}
         if failed:
@@ -121,13 +144,28 @@ class Meeting:
             )
         missing = tuple(rank for rank in range(self.ranks) if rank not in posted)
         if missing:
-            raise RankError(
-                f"{plural(len(missing), 'rank')} of {self.ranks} did not {step} within "
-                f"{self._timeout:g} s: {_listed(missing)}",
-                path=self._path, ranks=missing,
-            )  # fmt: skip
+            raise self._missing(missing, step, self._timeout)
         self._delete(f"{step}/count", f"{step}/failed")
         return [posted[rank][1] for rank in range(self.ranks)]
+
+    def _missing(self, ranks: tuple[int, ...], step: str, seconds: float) -> MissingRankError:
+        return MissingRankError(
+            f"{plural(len(ranks), 'rank')} of {self.ranks} did not {step} within {seconds:g} s: "
+            f"{_listed(ranks)}",
+            path=self._path, ranks=ranks,
+        )  # fmt: skip
+
+    @contextmanager
+    def deciding(self, step: str) -> Iterator[None]:
+        """Do in this block, on the coordinator, what all ranks wait for: if it fails, they learn of it."""
+        try:
+            yield
+        except BaseException as error:
+            missing = list(error.ranks) if isinstance(error, MissingRankError) else []
+            message = error.message if isinstance(error, RankError) else f"rank 0 failed: {error}"
+            for rank in range(self.ranks):
+                self._put(f"{step}/{rank}", [False, message, missing])
+            raise
 
     def _present(self, step: str) -> list[int]:
         return [r for r in range(self.ranks) if self._store.check([self._key(f"{step}/{r}")])]
@@ -139,11 +177,6 @@ class Meeting:
         for rank, value in enumerate(values):
             self._put(f"{step}/{rank}", [True, value])
 
-    def tell_failure(self, step: str, error: BaseException) -> None:
-        """Tell all ranks that it is over."""
-        for rank in range(self.ranks):
-            self._put(f"{step}/{rank}", [False, str(error)])
-
     def tell_all(self, step: str, value: Any) -> None:
         """Tell all other ranks the same; they hear it with `hear_all`."""
         if self.ranks > 1:
@@ -152,13 +185,15 @@ class Meeting:
     def tell_all_failure(self, step: str, error: BaseException) -> None:
         """Tell all other ranks that it is over."""
         if self.ranks > 1:
-            self._put(step, [False, str(error)])
+            self._put(step, [False, str(error), []])
 
     def hear(self, step: str) -> Any:
         """What the coordinator told this rank.
 
         Raises:
-            RankError: It gave up, or says nothing for twice the timeout (it waits for the others itself).
+            RankError: It gave up.
+            MissingRankError: It gave up because a rank is missing; or it says nothing for twice the
+                timeout, since it waits for the others itself.
         """
         self._wait_for(f"{step}/{self.rank}", step)
         return self._heard(self._take(f"{step}/{self.rank}"))
@@ -167,7 +202,7 @@ class Meeting:
         """What the coordinator told all ranks.
 
         Raises:
-            RankError: As for `hear`.
+            RankError, MissingRankError: As for `hear`.
         """
         self._wait_for(step, step)
         message = self._get(step)
@@ -176,22 +211,26 @@ class Meeting:
         return self._heard(message)
 
     def _heard(self, message: Any) -> Any:
-        fine, value = message
-        if not fine:
-            raise RankError(value, path=self._path)
-        return value
+        fine, value, *missing = message
+        if fine:
+            return value
+        if missing[0]:
+            raise MissingRankError(value, path=self._path, ranks=tuple(missing[0]))
+        raise RankError(value, path=self._path)
 
     def _wait_for(self, key: str, step: str) -> None:
-        deadline = time.monotonic() + 2 * self._timeout + 1
+        seconds = 2 * self._timeout
+        deadline = time.monotonic() + seconds
         pause = _SHORTEST
         while not self._store.check([self._key(key)]):
             if time.monotonic() > deadline:
-                raise RankError(
-                    f"rank 0, the coordinator, did not {step} within {2 * self._timeout:g} s",
-                    path=self._path, ranks=(0,),
-                )  # fmt: skip
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST)
+                raise self._missing((0,), step, seconds)
+            pause = self._pause(pause)
+
+    def _pause(self, seconds: float) -> float:
+        """Wait; returns how long to wait the next time."""
+        time.sleep(seconds)
+        return min(1.5 * seconds, _LONGEST * max(1, self.ranks / _MANY))
 
     # ---- messages as values of the store
 

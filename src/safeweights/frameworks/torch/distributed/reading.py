@@ -171,15 +171,12 @@ class StorageReader(TorchStorageReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         task: Task = plan.storage_data
         meeting = Meeting(task, timeout=self._timeout, path=self._require_location().name)
-        with meeting.reporting(_READY):
+        with meeting.reporting(_READY, _GO):
             parts = self._parts(plan, planner)
         meeting.post(_READY, None)
         if task.rank == 0:
-            try:
+            with meeting.deciding(_GO):
                 meeting.collect(_READY)
-            except BaseException as error:
-                meeting.tell_failure(_GO, error)
-                raise
             meeting.tell(_GO, [None] * task.ranks)
         meeting.hear(_GO)
         self._fill(plan, planner, parts)

@@ -58,6 +58,7 @@ FORMAT: Final = {"format": "pt"}
 _CHECK: Final = "check its tensors"
 _BEGIN: Final = "begin the files"
 _WRITE: Final = "write its data"
+_END: Final = "end the save"
 
 
 class StorageWriter(TorchStorageWriter):
@@ -171,26 +172,26 @@ class StorageWriter(TorchStorageWriter):
 
     def _begin(self, plan: SavePlan, planner: SavePlanner, meeting: Meeting) -> Share:
         """Agree with the other ranks that the save can be done, and where this rank's tensors go."""
-        with meeting.reporting(_CHECK):
+        with meeting.reporting(_CHECK, _BEGIN):
             report = Report(_values(plan, planner), _tied(planner))
         meeting.post(_CHECK, report)
         if self._save is not None:
-            try:
+            with meeting.deciding(_BEGIN):
                 reports = [Report(*each) for each in meeting.collect(_CHECK)]
                 shares = self._save.begin(reports)
-            except BaseException as error:
-                meeting.tell_failure(_BEGIN, error)
-                raise
             meeting.tell(_BEGIN, shares)
         return Share(*meeting.hear(_BEGIN))
 
     def _write(self, plan: SavePlan, planner: SavePlanner, share: Share, meeting: Meeting) -> None:
         assert self._store is not None
-        with meeting.reporting(_WRITE):
+        with meeting.reporting(_WRITE, _END):
             written = _write_all(plan, planner, share, self._store, durable=self._options.durable)
         meeting.post(_WRITE, written)
         if self._save is not None:
-            self._save.require_all(meeting.collect(_WRITE))
+            with meeting.deciding(_END):
+                self._save.require_all(meeting.collect(_WRITE))
+            meeting.tell(_END, [None] * meeting.ranks)
+        meeting.hear(_END)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:  # noqa: ARG002
         save, self._save = self._save, None
