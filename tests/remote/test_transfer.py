@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +24,10 @@ import safeweights.numpy
 from safeweights import trust
 from safeweights.cli.app import cli
 from safeweights.errors import ChangedError, FormatError, SafetensorError, UnsupportedError
-from safeweights.storage import LocalStore, MemoryStore
-from safeweights.storage.parallel import CHUNK
-from safeweights.transfer import pull, push
+from safeweights.storage import BytesSource, LocalStore, MemoryStore, TruncatedError
+from safeweights.storage.hashing import sha256
+from safeweights.storage.parallel import CHUNK, Background
+from safeweights.transfer import partial, pull, push
 from safeweights.transfer.cache import Cache
 
 if TYPE_CHECKING:
@@ -450,3 +452,69 @@ def test_a_pull_that_is_killed_at_any_time_leaves_a_whole_model_or_none(
     pull(f"{server.url}/m/", target, policy=policy)
     assert contents(target) == expected
     assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
+
+
+# --- the digest of a file, computed while it is fetched
+
+
+class Slow(BytesSource):
+    """Gives the first block last, and can fail."""
+
+    def __init__(self, data: bytes, fails_at: int | None = None) -> None:
+        super().__init__(data, "slow")
+        self.others = threading.Semaphore(0)
+        self.fails_at = fails_at
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        if offset == self.fails_at:
+            raise ConnectionResetError
+        if offset == 0 and self.fails_at is None:
+            assert self.others.acquire(timeout=60)
+        super().read_into(offset, buffer)
+        if offset:
+            self.others.release()
+
+
+@pytest.mark.parametrize("threads", [True, False])
+@pytest.mark.parametrize("size", [0, 1, 999, 1000, 3500])
+def test_a_file_is_hashed_while_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, threads: bool
+) -> None:
+    """Whatever block comes first; also where the system has no more threads."""
+    monkeypatch.setattr(partial, "CHUNK", 1000)
+    data = random.Random(size).randbytes(size)
+    source = Slow(data)
+    if size <= 1000 or not threads:
+        source.others.release()
+    if not threads:
+        monkeypatch.setattr(Background, "_start_one", lambda _: False)
+    before = threading.active_count()
+    for hashed in (True, False):
+        target = tmp_path / str(hashed)
+        found = partial.fetch(
+            source, str(target), str(tmp_path / f"{hashed}.journal"), hashed=hashed
+        )
+        assert found == (size, hashlib.sha256(data).hexdigest() if hashed else None)
+        assert target.read_bytes() == data
+        source.others.release()
+    assert threading.active_count() == before
+
+
+def test_a_fetch_that_fails_does_not_wait_for_the_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partial, "CHUNK", 1000)
+    before = threading.active_count()
+    with pytest.raises(ConnectionResetError):
+        partial.fetch(
+            Slow(bytes(5000), fails_at=2000), str(tmp_path / "a"), str(tmp_path / "j"), hashed=True
+        )
+    assert threading.active_count() == before
+
+
+def test_a_file_that_is_cut_while_it_is_hashed_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(10))
+    with open(tmp_path / "a", "rb") as file:
+        arriving = partial._Arriving(file.fileno(), 1000, "a", {0})
+        with pytest.raises(TruncatedError):
+            sha256(arriving)

@@ -11,17 +11,30 @@ import hashlib
 import json
 import os
 import threading
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..storage.parallel import CHUNK, in_threads
+from ..errors import ClosedError
+from ..storage import Source
+from ..storage.hashing import sha256
+from ..storage.parallel import CHUNK, Background, in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..storage import Source
+__all__ = ["Fetched", "fetch"]
 
-__all__ = ["fetch"]
+
+class Fetched(NamedTuple):
+    """What came of `fetch`.
+
+    Attributes:
+        nbytes: How many bytes were fetched; the others were there.
+        sha256: The digest of the whole file, where asked for.
+    """
+
+    nbytes: int
+    sha256: str | None
 
 
 def fetch(
@@ -30,8 +43,9 @@ def fetch(
     journal: str,
     *,
     check: Callable[[int, memoryview], object] | None = None,
+    hashed: bool = False,
     progress: Callable[[int], object] | None = None,
-) -> int:
+) -> Fetched:
     """Fetch all of a file, in blocks and several at a time.
 
     Args:
@@ -40,19 +54,25 @@ def fetch(
         journal: Where the journal is, or will be.
         check: Given the offset of a block and its bytes before they are written; raises if they are not
             good. It is not called for blocks that are there from an earlier attempt.
+        hashed: Whether to compute the digest of the whole, beside the fetching: from the file, as its
+            blocks arrive.
         progress: Called with the number of bytes that are there so far.
-
-    Returns:
-        The number of bytes that were fetched.
 
     Raises:
         OSError: Reading or writing failed. What was written is there for the next attempt.
     """
     kept = _Journal(journal, source)
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-    try:
+    with ExitStack() as stack:
+        stack.callback(kept.close)
+        stack.callback(os.close, descriptor)
         os.ftruncate(descriptor, source.size)
         known = kept.verified(descriptor)
+        arriving = _Arriving(descriptor, source.size, target, known)
+        beside = stack.enter_context(Background(name="safeweights-digest"))
+        stack.callback(arriving.give_up)
+        follows = hashed and beside.start() > 0  # it would wait for ever in the thread that fetches
+        following = beside.submit(sha256, arriving) if follows else None
         wanted = [begin for begin in range(0, source.size, CHUNK) if begin // CHUNK not in known]
         done = [source.size - sum(min(CHUNK, source.size - begin) for begin in wanted)]
         if progress is not None:
@@ -65,6 +85,7 @@ def fetch(
                 check(begin, block)
             _write(descriptor, block, begin)
             kept.add(begin // CHUNK, hashlib.sha256(block).hexdigest())
+            arriving.arrived(begin // CHUNK)
             return len(block)
 
         fetched = sum(
@@ -73,10 +94,53 @@ def fetch(
             else _counted(one, wanted, source.threads or 4, done, progress)
         )
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-        kept.close()
-    return fetched
+        if following is not None:
+            return Fetched(fetched, following.result())
+        return Fetched(fetched, sha256(arriving) if hashed else None)
+
+
+class _Arriving(Source):
+    """The file, while its blocks arrive: a read waits until they are there.
+
+    Args:
+        descriptor: The file.
+        size: Its bytes.
+        name: Its path.
+        known: The numbers of the blocks that are there.
+    """
+
+    def __init__(self, descriptor: int, size: int, name: str, known: set[int]) -> None:
+        self.name = name
+        self.size = size
+        self._descriptor = descriptor
+        self._there = set(known)
+        self._given_up = False
+        self._changed = threading.Condition()
+
+    def arrived(self, number: int) -> None:
+        """A block has been written."""
+        with self._changed:
+            self._there.add(number)
+            self._changed.notify_all()
+
+    def give_up(self) -> None:
+        """Let no read wait any more."""
+        with self._changed:
+            self._given_up = True
+            self._changed.notify_all()
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        needed = set(range(offset // CHUNK, -(-(offset + len(buffer)) // CHUNK)))
+        with self._changed:
+            self._changed.wait_for(lambda: self._given_up or needed <= self._there)
+            if not needed <= self._there:
+                raise ClosedError("the rest was not fetched", path=self.name)
+        while len(buffer):
+            data = _read(self._descriptor, offset, len(buffer))
+            if not data:
+                raise self._truncated(offset, len(buffer), self.size)
+            buffer[: len(data)] = data
+            buffer, offset = buffer[len(data) :], offset + len(data)
 
 
 def _counted(
@@ -110,13 +174,13 @@ def _write(descriptor: int, block: memoryview, offset: int) -> None:
         block, offset = block[count:], offset + count
 
 
-def _read(descriptor: int, offset: int) -> bytes:
+def _read(descriptor: int, offset: int, length: int = CHUNK) -> bytes:
     """A block, or what is there of it."""
     if hasattr(os, "pread"):
-        return os.pread(descriptor, CHUNK, offset)
+        return os.pread(descriptor, length, offset)
     with _seeking:
         os.lseek(descriptor, offset, os.SEEK_SET)
-        return os.read(descriptor, CHUNK)
+        return os.read(descriptor, length)
 
 
 class _Journal:

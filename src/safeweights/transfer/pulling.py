@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import FormatError
-from ..storage import open_source
-from ..storage.hashing import sha256 as hash_of
 from ..storage.parallel import CHUNK, in_threads
 from ..storage.places import shown
 from .cache import Cache, copy_verified
@@ -289,11 +287,12 @@ class _Pull:
         digest = (resource and resource.sha256) or getattr(source, "sha256", None)
         if not self._is_here(name, path, source.size, digest):
             journal = os.path.join(self._journals, hashlib.sha256(name.encode()).hexdigest())
-            fetched = fetch(source, path, journal, check=check, progress=self._advance)
-            self._done.fetched += fetched
-            self._done.reused += source.size - fetched
+            hashed = digest is not None
+            found = fetch(source, path, journal, check=check, hashed=hashed, progress=self._advance)
+            self._done.fetched += found.nbytes
+            self._done.reused += source.size - found.nbytes
             if digest is not None:
-                self._require(path, source.name, digest)
+                _require(path, source.name, digest, found.sha256)
                 if self._cache is not None:
                     self._cache.add(path, digest)
         self._ready += source.size
@@ -318,18 +317,6 @@ class _Pull:
             self._done.reused += size
         return found
 
-    def _digest(self, path: str) -> str:
-        return hash_of(open_source(path, backend="pread"))
-
-    def _require(self, path: str, where: str, digest: str) -> None:
-        found = self._digest(path)
-        if found != digest:
-            os.unlink(path)
-            raise FormatError(
-                f"the content has the SHA-256 {found}, but {digest} was announced",
-                rule="digest", path=shown(where),
-            )  # fmt: skip
-
     def remove_others(self, names: list[str]) -> None:
         """Delete what an earlier attempt left that is no file of the model."""
         wanted = set(names)
@@ -338,6 +325,20 @@ class _Pull:
                 path = os.path.join(folder, each)
                 if os.path.relpath(path, self._new).replace(os.sep, "/") not in wanted:
                     os.unlink(path)
+
+
+def _require(path: str, where: str, digest: str, found: str | None) -> None:
+    """Delete the file at `path` if it has another digest than was announced.
+
+    Raises:
+        FormatError: It has (rule ``digest``).
+    """
+    if found != digest:
+        os.unlink(path)
+        raise FormatError(
+            f"the content has the SHA-256 {found}, but {digest} was announced",
+            rule="digest", path=shown(where),
+        )  # fmt: skip
 
 
 def _publish(staging: str, folder: str) -> None:
