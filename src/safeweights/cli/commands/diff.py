@@ -36,8 +36,12 @@ _ROWS: Final = 200
     "--rtol", metavar="R", type=float, default=0.0, help="Let values differ by R times the first."
 )
 @click.option("--atol", metavar="D", type=float, default=0.0, help="Let values differ by D.")
-@click.option("--only", metavar="GLOB", multiple=True, help="Compare tensors with matching names.")
-@click.option("--skip", metavar="GLOB", multiple=True, help="Leave out tensors.")
+@click.option(
+    "--only", metavar="GLOB", multiple=True, help="Compare only tensors with matching names."
+)
+@click.option(
+    "--skip", metavar="GLOB", multiple=True, help="Leave out tensors with matching names."
+)
 @click.option("--no-metadata", is_flag=True, help="Do not compare metadata.")
 @click.option("--markdown", is_flag=True, help="Print Markdown, for a pull request.")
 @identity_option
@@ -58,9 +62,9 @@ def command(
 ) -> int:
     """Compare two checkpoints, tensor by tensor.
 
-    A and B are files, folders or indexes of any format. Tensors with the same name, type, shape and
-    bytes are the same; one that is missing in B, and is there with the same bytes under another name,
-    is renamed. Both are read side by side, and never held in memory.
+    A and B are files, folders or indexes of any format. Two tensors are the same if name, type, shape and
+    bytes are equal. A tensor of A whose bytes are in B under another name is renamed. Both checkpoints are
+    read side by side, and never held in memory.
 
     With --values, or a tolerance, differences of values are computed: the largest, the mean, the relative
     one (norm of the difference by norm of the values in A) and, as JSON, a histogram by powers of ten.

@@ -49,7 +49,7 @@ def _complete_name(
 @checkpoint_path()
 @click.argument("tensor", metavar="TENSOR[SLICE]", shell_complete=_complete_name)
 @click.option(
-    "--dequantize", is_flag=True, help="Quantised weights are numbers, computed in float32."
+    "--dequantize", is_flag=True, help="Compute the values of quantised weights, in float32."
 )
 @click.option("--stats", is_flag=True, help="Print statistics of the values instead of values.")
 @click.option(

@@ -65,10 +65,11 @@ _BLOCKS: Final = (
 def command(out: Output, path: str) -> None:
     """Say what a model is: class, size, types, layers, memory.
 
-    Of an encrypted model, without -i or -p, it says for what kinds of recipients it is encrypted.
+    Only headers and the configuration files beside them are read. Parameters, types and sizes are counted;
+    class, context and cache are what the configuration files claim. For an encrypted model without -i or
+    -p, the command says which kinds of recipients can decrypt it.
 
-    Reads headers, and the configuration files beside them. What is said of class, context and cache is
-    what those files claim. Piped, each line is a key and its values, separated by tabs.
+    Piped, each line is a key and its values, separated by tabs.
 
     \b
     Examples:

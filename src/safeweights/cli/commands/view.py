@@ -35,11 +35,13 @@ __all__ = ["command"]
     "--port",
     type=click.IntRange(0, 65535),
     default=0,
-    help="Listen there; by default any free port.",
+    help="Port of the server [default: any free one].",
 )
-@click.option("--no-open", is_flag=True, help="Print the address, and open no browser.")
-@click.option("--export", metavar="FILE", type=FILE, help="Write the page to one file, and end.")
-@click.option("--stats", is_flag=True, help="With --export: with statistics of all tensors.")
+@click.option("--no-open", is_flag=True, help="Print the address only; do not open a browser.")
+@click.option(
+    "--export", metavar="FILE", type=FILE, help="Write the page to FILE, and start no server."
+)
+@click.option("--stats", is_flag=True, help="With --export: include statistics of all tensors.")
 @click.option("--force", is_flag=True, help="Let --export replace a file.")
 @identity_option
 @json_option

@@ -47,8 +47,10 @@ function list(pairs) {
   return found;
 }
 
+const NAMES = new Set(["tensor", "file", "module", "piece", "part", "key", "before"]); // columns of names
+
 function table(titles, rows, numbers = []) {
-  const kind = (at) => numbers.includes(at) ? "number" : at === 0 ? "name" : null;
+  const kind = (at) => numbers.includes(at) ? "number" : at === 0 && NAMES.has(titles[0]) ? "name" : null;
   return make("div", {class: "scroll"}, make("table", null,
     make("thead", null, make("tr", null, titles.map((title, at) => make("th", {class: numbers.includes(at) && "number", scope: "col"}, title)))),
     make("tbody", null, rows.map((row) => make("tr", null, row.map((cell, at) => make("td", {class: kind(at)}, cell)))))));
@@ -298,8 +300,8 @@ async function open(row) {
   dialog.replaceChildren(
     make("button", {class: "plain close", type: "button", on: {click: () => dialog.close()}}, "Close"),
     make("h2", {id: "detail-title"}, row.name || "(no name)"),
-    list([["type", row.dtype], ["shape", `[${row.shape.join(", ")}]`], ["parameters", count(row.parameters)],
-      ["size", bytes(row.bytes)], ["file", row.file], ["first byte", row.offset === null ? null : count(row.offset)]]),
+    make("p", null, [row.dtype, `[${row.shape.join(", ")}]`, plural(row.parameters, "parameter"), bytes(row.bytes),
+      row.file && `in ${row.file} from byte ${count(row.offset)}`].filter(Boolean).join(" · ")),
     body);
   dialog.showModal();
   if (row.unreadable) return body.replaceChildren(make("p", {class: "warn"}, `Its values are not shown: ${row.unreadable}`));
@@ -442,12 +444,13 @@ function colour(value) {
 async function byteMap() {
   const found = await ask("map");
   if (!found.length) return make("p", null, "Only safetensors files have a map.");
-  return found.slice(0, 300).map((file) => {
+  const palette = colours(found);
+  return [legend(palette), ...found.slice(0, 300).map((file) => {
     const said = make("p", {role: "status"}, `${plural(file.pieces.length, "piece")}; point at one to see its name`);
     const strip = make("canvas", {class: "strip", width: 1600, height: 42, role: "img", "aria-label": `Map of ${file.file}`});
     const context = strip.getContext("2d"), whole = file.bytes || 1;
     for (const piece of file.pieces) {
-      context.fillStyle = tint(piece.name);
+      context.fillStyle = palette.get(folded(piece.name)).colour;
       const left = 1600 * piece.begin / whole;
       context.fillRect(left, 0, Math.max(0.5, 1600 * piece.end / whole - left), 42);
     }
@@ -460,13 +463,25 @@ async function byteMap() {
     return make("section", null, make("h2", null, `${file.file}, ${bytes(file.bytes)}`), strip, said,
       make("details", null, make("summary", null, "The largest pieces as a table"), table(["piece", "begin", "size", "tensors"],
         largest.map((each) => [each.name, count(each.begin), bytes(each.end - each.begin), count(each.tensors)]), [1, 2, 3])));
-  });
+  })];
 }
 
-function tint(name) {
-  let hash = 7;
-  for (const c of name.replace(/\d+/g, "#")) hash = (hash * 31 + c.codePointAt(0)) % 3600;
-  return `hsl(${hash / 10} 55% ${45 + hash % 20}%)`;
+// Modules whose names differ only in numbers have one colour.
+const folded = (name) => name.replace(/(?<=^|\.)\d+(?=\.|$)/g, "[N]");
+
+// Kind of module -> its bytes, and a colour that its neighbours in the order of size do not have.
+function colours(files) {
+  const sizes = new Map();
+  for (const file of files) for (const piece of file.pieces) sizes.set(folded(piece.name), (sizes.get(folded(piece.name)) || 0) + piece.end - piece.begin);
+  const largest = [...sizes].sort((a, b) => b[1] - a[1]);
+  return new Map(largest.map(([name, size], at) => [name, {size, colour: `hsl(${(210 + at * 137.5) % 360} 50% ${at % 2 ? 60 : 45}%)`}]));
+}
+
+function legend(palette) {
+  const shown = [...palette].slice(0, 12).map(([name, {size, colour}]) => make("li", null,
+    make("span", {class: "swatch", style: {background: colour}, "aria-hidden": "true"}), `${name}, ${bytes(size)}`));
+  if (palette.size > shown.length) shown.push(make("li", null, `and ${count(palette.size - shown.length)} more`));
+  return make("ul", {class: "legend"}, shown);
 }
 
 // ---- verdicts
