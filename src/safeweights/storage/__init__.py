@@ -9,7 +9,7 @@
     store  local_store  remote/        named files: list, open, write, commit several at once
     urls  places                       a path or a URL -> a store and a name in it
     handles                            more files than a process may have open
-    gathering  hashing                 scattered bytes into one buffer; the SHA-256 of a source
+    gathering  hashing                 scattered bytes into one buffer; SHA-256 beside other work
     memory  buffer_pool                memory to read into, used again
     parallel  readahead                the one place that starts threads
     syscalls                           system calls that Python lacks
