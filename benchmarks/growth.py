@@ -52,16 +52,20 @@ def spent(work: Callable[[], object], *, wall: bool = False) -> float:
     best = float("inf")
     for _ in range(3):
         gc.collect()
-        before, begun = os.times(), time.perf_counter()
+        begun = time.perf_counter(), time.process_time(), _children()
         work()
-        after, ended = os.times(), time.perf_counter()
-        # os.times counts children too, in ticks of 10 ms; this process's clock is finer.
-        children = sum(after[2:4]) - sum(before[2:4])
-        own = sum(after[:2]) - sum(before[:2])
-        best = min(best, ended - begun if wall else own + children)
+        ended = time.perf_counter(), time.process_time(), _children()
+        real, own, children = (after - before for before, after in zip(begun, ended, strict=True))
+        best = min(best, real if wall else own + children)
         if best > 3:
             break
     return best
+
+
+def _children() -> float:
+    """Processor time of processes that have ended, in ticks of 10 ms."""
+    found = os.times()
+    return found.children_user + found.children_system
 
 
 def repeated(work: Callable[[], object], *, wall: bool = False) -> float:
