@@ -69,13 +69,13 @@ def _children() -> float:
 
 
 def repeated(work: Callable[[], object], *, wall: bool = False) -> float:
-    """The same for what takes a few ticks of the clock: as often as takes a quarter of a second."""
+    """The same for what takes a few ticks of the clock: as often as takes a tenth of a second."""
     first = spent(work, wall=wall)
-    if first >= 0.25:
+    if first >= 0.05:
         return first
     began = time.perf_counter()
     work()
-    count = max(1, min(2000, round(0.25 / max(time.perf_counter() - began, 1e-5))))
+    count = max(1, min(2000, round(0.1 / max(time.perf_counter() - began, 1e-5))))
     return spent(lambda: [work() for _ in range(count)], wall=wall) / count
 
 
