@@ -54,7 +54,7 @@ STYLE: Final = """
 
 
 def draw(results: Sequence[RowResult], caption: str) -> str:
-    """The chart as SVG text, of the rows that measure time and have somebody to compare with."""
+    """The chart as SVG text, of the rows that measure time and have a contender to compare with."""
     rows = [
         result
         for result in results

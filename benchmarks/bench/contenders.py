@@ -6,7 +6,7 @@ Rules:
 - Results are plain dicts of tensors, so that everything after that is the same code for all.
 """
 
-# ruff: noqa: ARG002 - whoever refuses a verb, or has one way only, uses none of its arguments
+# ruff: noqa: ARG002 - a contender that refuses a verb, or has one way only, uses no argument
 from __future__ import annotations
 
 import hashlib
@@ -100,7 +100,7 @@ class Contender:
         raise Unavailable("does not write files")
 
     def comparing(self, one: str, other: str) -> Callable[[], Any]:
-        """What finds the tensors that differ; for whoever cannot, what reads both files."""
+        """What finds the tensors that differ; for a contender that cannot, what reads both files."""
         raise Unavailable("loads torch tensors only")
 
     def patching(self, base: str, new: str, beside: str) -> Callable[[], dict[str, Any]]:

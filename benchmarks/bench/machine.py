@@ -42,7 +42,7 @@ def drop_from_cache(path: str | Path) -> None:
     """Take a file out of the page cache, and look whether it is.
 
     Raises:
-        NotCold: It is still there: somebody has it mapped, or the filesystem does not drop it.
+        NotCold: It is still there: a process has it mapped, or the filesystem does not drop it.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:

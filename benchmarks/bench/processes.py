@@ -169,7 +169,7 @@ class Crew:
         return interpreter_environment(self._paths.get(contender, []))
 
     def release(self) -> None:
-        """Have every process let go of a row's data."""
+        """Have every process release a row's data."""
         for worker in self._workers.values():
             if worker.alive:
                 worker.ask("release")

@@ -173,7 +173,7 @@ def selection_size(spec: Spec, index: str) -> tuple[int, int]:
 
 
 def _loads(ours: str, *, slow: bool = False) -> tuple[Entry, ...]:
-    """Everybody's way of loading a file that is in the page cache, lazily where they can."""
+    """Each contender's way of loading a file that is in the page cache, lazily where it can."""
     return (
         Entry(OURS, "safeweights", {"how": ours}),
         Entry("0.8 mmap", "safetensors-0.8", {"how": "default"}),

@@ -1,10 +1,10 @@
-"""Carrying rows out: prepare everybody, warm up and compare contents, then sample A B C, A B C ...
+"""Carrying rows out: prepare all contenders, warm up and compare contents, then sample A B C, A B C ...
 
 Rules:
 - Contenders take turns sample by sample, so that a change of the machine's state meets all of them;
   each round begins with another one.
 - The limits take part like contenders.
-- Whoever fails is left out of the row, with the reason; the others go on.
+- A contender that fails is left out of the row, with the reason; the others go on.
 - What a sample wrote is deleted after it, before the system has written it to disk.
 """
 
@@ -303,7 +303,7 @@ class Session:
 
 
 def _silent(_: str) -> None:
-    """Nobody waits."""
+    """The default `say`: nothing is shown."""
 
 
 def _size_text(row: Row) -> str:
@@ -358,7 +358,7 @@ def _expected(row: Row, source: Path) -> int | None:
 
 
 def _compare(turns: list[_Turn], expected: int | None, notes: list[str]) -> None:
-    """Whoever produced other bytes than expected, or than most, is out: its time says nothing."""
+    """Leave out contenders with other bytes than expected, or than most: their time says nothing."""
     seen = Counter(turn.fingerprint for turn in _active(turns) if turn.fingerprint is not None)
     if not seen:
         return

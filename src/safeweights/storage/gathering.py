@@ -2,7 +2,7 @@
 
 Rules:
 - Where the gaps between runs are small, runs are read together with the gaps and separated in memory: at
-  most `Source.gap` bytes are read in vain for each run.
+  most `Source.gap` unwanted bytes are read for each run.
 - Where the gaps are large, each run is read by itself, straight to its place; several threads share them.
 - Small runs of a mapped file are copied by the system, a thousand with one call, see `gather_guarded`.
 - Memory beside the result is bounded by one slab of 8 MiB, whatever the shape.
@@ -50,7 +50,7 @@ def gather(
         runs: What to read.
         read_into: ``read_into(buffer, offset)`` fills a buffer with the bytes from an offset on.
         out: Memory of ``runs.nbytes`` bytes.
-        gap: Bytes that may be read in vain for each run; see `Source.gap`.
+        gap: Unwanted bytes that may be read for each run; see `Source.gap`.
         threads: How many share runs that are read one by one; 0 for `thread_count`.
     """
     far, close = _split(runs.length, _merged(runs.loops), gap)
