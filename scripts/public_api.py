@@ -24,6 +24,7 @@ PUBLIC = {
     "safeweights.torch": "PyTorch tensors and modules",
     "safeweights.distributed": "checkpoints that many ranks of PyTorch save and load together",
     "safeweights.flax": "JAX arrays",
+    "safeweights.jax": "trees of JAX arrays over a mesh",
     "safeweights.tensorflow": "TensorFlow tensors",
     "safeweights.mlx": "MLX arrays",
     "safeweights.paddle": "Paddle tensors",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         editing,
         flax,
         guard,
+        jax,
         mlx,
         numpy,
         paddle,
@@ -132,6 +133,6 @@ __getattr__, __dir__ = lazy_names(
     },
     modules=(
         "agents", "checkpoint", "compat", "conformance", "conversion", "distributed", "editing", "flax",
-        "mlx", "numpy", "paddle", "tensorflow", "torch",
+        "jax", "mlx", "numpy", "paddle", "tensorflow", "torch",
     ),
 )  # fmt: skip

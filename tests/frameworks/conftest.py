@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Tests of torch alone; they are no tests of the environments without it.
 INSTALLED = [name for name, kit in KITS.items() if installed(kit)]
 collect_ignore_glob = [] if "torch" in INSTALLED else ["test_torch*.py", "test_staging.py"]
+collect_ignore_glob += [] if "jax" in INSTALLED else ["test_jax*.py"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,19 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...checkpoint import Tensor
 from ...errors import DeviceError, DTypeError, UnsupportedError, quote
-from ...format.dtypes import DTYPES
+from ...format.dtypes import DTYPES, byte_count
 from ..adapter import Adapter, is_default
-from ..numpy import decode_array, encode_array
+from ..numpy import code_of, decode_array, encode_array
 from ..wording import advice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from ...checkpoint import Tensor
     from ...format.header import TensorInfo
+    from ...storage import Buffer
 
-__all__ = ["ADAPTER"]
+__all__ = ["ADAPTER", "ArrayTensor", "check_width", "encoded"]
 
 _DEVICE: Final = re.compile(r"([a-z]+)(?::(\d+))?").fullmatch
 
@@ -51,12 +53,7 @@ class JaxAdapter(Adapter):
             raise DeviceError(message) from error
 
     def make(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
-        row = DTYPES[dtype]
-        if row.bits == 64 and dtype != "C64" and not jax.config.jax_enable_x64:
-            raise UnsupportedError(
-                f"{dtype} values would be narrowed to 32 bits: enable 64-bit types with "
-                'jax.config.update("jax_enable_x64", True) before loading'
-            )
+        check_width(dtype)
         array = decode_array(data, dtype, shape)
         found = jnp.asarray(array) if device is None else jax.device_put(array, device)
         if found.dtype != array.dtype:
@@ -85,23 +82,84 @@ class JaxAdapter(Adapter):
             raise UnsupportedError(
                 f"Expected a dict of [str, jax.Array] but received {type(tensors)}"
             )
-        return {name: _encode(name, array) for name, array in tensors.items()}
+        return {name: encoded(name, array) for name, array in tensors.items()}
 
 
-def _encode(name: str, array: Any) -> Tensor:
+def check_width(dtype: str) -> None:
+    """Raise an UnsupportedError for a type of 64 bits, unless JAX was told to have those."""
+    if DTYPES[dtype].bits == 64 and dtype != "C64" and not jax.config.jax_enable_x64:
+        raise UnsupportedError(
+            f"{dtype} values would be narrowed to 32 bits: enable 64-bit types with "
+            'jax.config.update("jax_enable_x64", True) before loading'
+        )
+
+
+def encoded(name: str, array: Any) -> Tensor:
+    """An array as the format has it; one that is not in the memory of the host is copied when written.
+
+    Raises:
+        UnsupportedError: Not an array, or one of which this process does not have all values.
+        DTypeError: The format has no such element type.
+    """
     if not isinstance(array, jax.Array | np.ndarray | np.generic):
         raise UnsupportedError(
             f"Key {quote(name)} is invalid, expected jax.Array but received {type(array)}"
             + advice(name, array, "jax.numpy.asarray"),
             tensor=name,
         )
+    if _is_elsewhere(array) and (code := code_of(np.dtype(array.dtype))) is not None:
+        return ArrayTensor(name, code, array)
+    return encode_array(name, _values(name, array))
+
+
+def _is_elsewhere(array: Any) -> bool:
+    """Whether the values of an array, all of which this process has, are not in one piece on the host."""
+    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+        return False
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended) or array.is_deleted():
+        return False
+    devices = array.devices()
+    return array.is_fully_addressable and (
+        len(devices) > 1 or next(iter(devices)).platform != "cpu"
+    )
+
+
+def _values(name: str, array: Any) -> Any:
     try:
-        values = np.asarray(array)
+        return np.asarray(array)
     except (TypeError, RuntimeError) as error:  # random keys; arrays of other hosts; traced values
+        hint = ""
+        if isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer):
+            other = not array.is_fully_addressable
+            hint = (
+                "; `safeweights.jax.save_sharded` saves arrays of several processes"
+                if other
+                else ""
+            )
         raise UnsupportedError(
-            f"the values of {quote(name)} cannot be reached: {error}", tensor=name
+            f"the values of {quote(name)} cannot be reached: {error}{hint}", tensor=name
         ) from error
-    return encode_array(name, values)
+
+
+class ArrayTensor(Tensor):
+    """An array on one or several devices, copied to the host when it is written, one at a time."""
+
+    __slots__ = ("_array",)
+
+    def __init__(self, name: str, code: str, array: jax.Array) -> None:
+        shape = tuple(array.shape)
+        super().__init__(name, code, shape, byte_count(code, math.prod(shape)))
+        self._array = array
+
+    def read_into(self, buffer: Any, offset: int = 0) -> None:
+        view = self._within(buffer, offset)
+        view[:] = self.view()[offset : offset + len(view)]
+
+    def view(self) -> memoryview:
+        return encode_array(self.name, _values(self.name, self._array)).view()
+
+    def chunks(self, size: int = 1 << 24) -> Iterator[Buffer]:  # noqa: ARG002 - the copy is whole
+        yield self.view()
 
 
 ADAPTER: Final = JaxAdapter()

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.distributed.checkpoint.planner import WriteItemType
 
+from ....checkpoint.layout import Layout, laid_out
 from ....checkpoint.shardindex import VALUES_SUFFIX
 from ....checkpoint.sharding import ShardedCommit
 from ....errors import FormatError, quote
-from .layout import Layout, Share, laid_out, planned
+from .layout import Share, planned
 from .values import values_text
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
 """Which bytes of which file each rank writes: the coordinator decides, from the plans of all ranks.
 
 Rules:
-- Names are filled into shards in the order of the coordinator's state dict, and headers are written, as by
-  `safeweights.checkpoint.sharding.save_sharded`: the files are those that one process would write.
+- Names are filled into shards in the order of the coordinator's state dict (`checkpoint.layout`).
 - Every element of every tensor is written by exactly one rank. That is proved here, before a file exists.
 - A tensor has one element type, and its shape is the same in every plan.
 """
@@ -10,49 +9,26 @@ Rules:
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.distributed.checkpoint.planner import WriteItemType
 
-from ....checkpoint import Tensor
-from ....checkpoint.sharding import split_into_shards
+from ....checkpoint.layout import PlannedTensor
 from ....derived.boxes import Box, first_gap, first_overlap
-from ....errors import DTypeError, FormatError, NoDataError, quote
+from ....errors import DTypeError, FormatError, quote
 from ....format.dtypes import DTYPES
 from ....format.gcpause import gc_paused
 from ....format.rules import byte_count
-from ....format.writer import layout
 from ..adapter import CODES, logical_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from torch.distributed.checkpoint.planner import SavePlan
 
-__all__ = ["Layout", "Shard", "Share", "laid_out", "planned"]
+    from ....checkpoint import Tensor
 
-
-class PlannedTensor(Tensor):
-    """A tensor of which the ranks have the values."""
-
-    __slots__ = ()
-
-    def read_into(self, buffer: Any, offset: int = 0) -> NoReturn:  # noqa: ARG002
-        raise NoDataError(f"the values of {quote(self.name)} are on other ranks", tensor=self.name)
-
-
-class Shard(NamedTuple):
-    """A file that will be written.
-
-    Attributes:
-        name: Its name.
-        head: Its first bytes, up to the data.
-        size: Bytes of all of it.
-    """
-
-    name: str
-    head: bytes
-    size: int
+__all__ = ["Share", "planned"]
 
 
 class Share(NamedTuple):
@@ -67,24 +43,6 @@ class Share(NamedTuple):
     files: list[str]
     places: dict[str, list[int]]
     aliases: dict[str, str]
-
-
-class Layout(NamedTuple):
-    """All files of a save.
-
-    Attributes:
-        shards: The files.
-        places: Tensor -> number of the file, and the offset there at which the tensor begins.
-        total_size: Bytes of all tensors.
-    """
-
-    shards: list[Shard]
-    places: dict[str, list[int]]
-    total_size: int
-
-    def weight_map(self) -> dict[str, str]:
-        """Tensor -> file."""
-        return {name: self.shards[number].name for name, (number, _) in self.places.items()}
 
 
 def planned(plans: Sequence[SavePlan], order: Iterable[str]) -> dict[str, Tensor]:
@@ -155,33 +113,3 @@ def _require_cover(name: str, size: tuple[int, ...], parts: Collection[Any]) -> 
             f"no rank writes element {list(gap or ())} of tensor {quote(name)}, of shape {list(size)}",
             rule="ranks", tensor=name,
         )  # fmt: skip
-
-
-def laid_out(
-    tensors: Mapping[str, Tensor],
-    stem: str,
-    max_shard_size: int | str,
-    metadata: Mapping[str, str] | None,
-) -> Layout:
-    """Decide what the files will be.
-
-    Args:
-        tensors: What `planned` gave.
-        stem: Beginning of the files' names.
-        max_shard_size: See `save_sharded`.
-        metadata: For every file.
-
-    Raises:
-        FormatError, UnsupportedError: The format cannot hold a name, a shape or the metadata.
-    """
-    shards: list[Shard] = []
-    places: dict[str, list[int]] = {}
-    with gc_paused():
-        for name, part in split_into_shards(tensors, stem, max_shard_size).items():
-            entries = [(tensor, each.dtype, each.shape) for tensor, each in part.items()]
-            header, head = layout(entries, metadata)
-            number, start = len(shards), len(head)
-            for tensor, info in header.tensors.items():
-                places[tensor] = [number, start + info.begin]
-            shards.append(Shard(name, head, start + header.data_size))
-    return Layout(shards, places, sum(tensor.nbytes for tensor in tensors.values()))
