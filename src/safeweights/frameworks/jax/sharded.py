@@ -333,13 +333,13 @@ class _Save:
         failed = {rank: each["error"] for rank, each in enumerate(answers) if each["error"]}
         if failed:
             rank, first = next(iter(failed.items()))
-            error = failure or RankError(
+            reason = failure or RankError(
                 f"process {rank} could not {what}: {first}",
                 path=self._store.location, ranks=tuple(failed),
             )  # fmt: skip
-            self._discard(error)
+            self._discard(reason)
             _gathered(b"0")  # so that nothing is left when any process goes on
-            raise error
+            raise reason
         return [each["value"] for each in answers]
 
     def _require_same(self, plans: Sequence[str]) -> None:
