@@ -72,7 +72,7 @@ def test_secret_memory_is_memory(nbytes: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps")
-def test_secret_memory_is_no_part_of_a_core_dump() -> None:
+def test_secret_memory_is_no_part_of_a_core_dump_and_not_shared_with_forks() -> None:
     secret = allocate_secret(1 << 22)
     secret[:] = bytes(len(secret))
     address = ctypes.addressof(ctypes.c_char.from_buffer(secret))
@@ -82,6 +82,7 @@ def test_secret_memory_is_no_part_of_a_core_dump() -> None:
             if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
                 begin, end = (int(part, 16) for part in line.split()[0].split("-"))
                 inside = begin <= address < end
+                assert not inside or line.split()[1] == "rw-p"  # private: copied when a fork writes
             elif inside and line.startswith("VmFlags"):
                 assert " dd" in line
                 return

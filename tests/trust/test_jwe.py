@@ -94,6 +94,27 @@ def test_a_jwe_for_an_rsa_key_is_read(ssh_keys: Path, algorithm: str) -> None:
         decrypt_bytes(jwe(DATA, KEY, algorithm, bytes(256)), ssh_keys / "rsa")
 
 
+@pytest.mark.parametrize("algorithm", ["dir", "A256KW", "RSA-OAEP", "RSA-OAEP-256"])
+@pytest.mark.parametrize("size", [0, 5000])
+def test_files_are_those_of_another_library(tmp_path: Path, algorithm: str, size: int) -> None:
+    jwcrypto = pytest.importorskip("jwcrypto.jwk", reason="needs the package jwcrypto")
+    from jwcrypto.jwe import JWE
+
+    if algorithm.startswith("RSA"):
+        key = jwcrypto.JWK.generate(kty="RSA", size=2048)
+        (tmp_path / "key").write_bytes(key.export_to_pem(private_key=True, password=None))
+    else:
+        key = jwcrypto.JWK.generate(kty="oct", size=256, kid="model")
+        (tmp_path / "key").write_text(key.export())
+    header = {"alg": algorithm, "enc": "A256GCM", "kid": "model"}
+    theirs = JWE(DATA[:size], protected=json.dumps(header))
+    theirs.add_recipient(key)
+    sealed = theirs.serialize(compact=True).encode()
+    assert decrypt_bytes(sealed, tmp_path / "key") == DATA[:size]
+    with pytest.raises(AccessError, match=f"JWE {algorithm}"):
+        decrypt_bytes(sealed, generate_identity())
+
+
 def test_a_key_broker_gives_the_key_of_a_jwe(tmp_path: Path) -> None:
     """A folder as KServe serves it: each file is encrypted, in its place or with `.jwe`."""
     folder = tmp_path / "model"

@@ -58,7 +58,9 @@ def allocate_secret(nbytes: int) -> memoryview:
     recycled = buffer_pool.borrow(nbytes, secret=True)
     if recycled is not None:
         return recycled
-    pages = mmap.mmap(-1, nbytes)
+    # By default an anonymous mapping is shared with processes that are forked later.
+    private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+    pages = mmap.mmap(-1, nbytes, **({"flags": private} if private else {}))
     memory = memoryview(pages)
     address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     prefer_huge_pages(address, nbytes)
