@@ -166,6 +166,13 @@ def test_every_file_has_its_own_nonce() -> None:
     assert sealed(b"same") != sealed(b"same")
 
 
+def test_a_key_is_not_shown() -> None:
+    key = encrypted.new_file_key()
+    assert len(key) == 16
+    assert (repr(key), str(key), f"{key}") == ("Secret(...)",) * 3
+    assert repr(derive_key(key, b"", b"")) == "Secret(...)"
+
+
 def test_a_read_beyond_the_end_is_an_error() -> None:
     with pytest.raises(TruncatedError):
         opened(LARGE).read(len(CONTENT), 1)

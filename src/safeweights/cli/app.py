@@ -41,7 +41,7 @@ COMMANDS: Final = {
     "decrypt": "Write the plaintext of an encrypted model.",
     "rekey": "Change who may read an encrypted model.",
     "keygen": "Create a key pair, for signing models or reading encrypted ones.",
-    "sign": "Sign a file or a folder.",
+    "sign": "Sign a file or a folder, or check that the signature is up to date.",
     "verify": "Verify a model against its signature.",
     "admit": "Decide by a policy whether a model may be used.",
     "pull": "Fetch a model into a folder, which a policy admits first.",
