@@ -19,7 +19,7 @@ endif
 AREAS := format storage checkpoint editing derived numpy-torch conversion trust cli compat bench
 TESTS_numpy-torch := tests/frameworks
 
-.PHONY: help demo test lint fuzz test-pythons test-frameworks test-ranks test-clients test-remote test-view test-quantised \
+.PHONY: help demo test lint fuzz test-pythons test-frameworks test-ranks test-clients test-remote test-batch test-view test-quantised \
 	bench scanners conformance clean \
 	$(AREAS:%=test-%)
 
@@ -44,7 +44,7 @@ demo: $(DEMO)/.installed ## Use every capability once, on a real model's weights
 
 test: $(VENV)/.installed ## All tests of the core and of NumPy and PyTorch, with coverage
 	sh scripts/system_packages.sh age ssh-keygen=openssh-client
-	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= -m "not servers" tests --ignore=tests/clients --ignore=tests/next --ignore=tests/ranks \
+	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= -m "not servers" tests --ignore=tests/clients --ignore=tests/next --ignore=tests/ranks --ignore=tests/batch \
 		--ignore=tests/view --ignore=tests/quantised
 	$(BIN)/python -m pytest -q -p no:cacheprovider --doctest-modules --doctest-glob=README.md src/safeweights README.md \
 		--ignore-glob='*/frameworks/jax/*' --ignore-glob='*/frameworks/mlx.py' --ignore-glob='*/frameworks/paddle.py' --ignore-glob='*/frameworks/tensorflow.py' --ignore-glob='*/flax.py' --ignore-glob='*/safeweights/jax.py' --ignore-glob='*/tensorflow.py' --ignore-glob='*/mlx.py' --ignore-glob='*/paddle.py'
@@ -81,6 +81,13 @@ $(VENV)/.installed-remote: $(VENV)/.installed requirements/remote.txt
 	$(BIN)/python -m pip install -q -r requirements/remote.txt
 	touch $@
 
+test-batch: $(VENV)/.installed-batch ## Batches: kills, and a Ray cluster of two nodes on this machine
+	$(BIN)/python -m pytest -n $(WORKERS) tests/batch
+
+$(VENV)/.installed-batch: $(VENV)/.installed requirements/batch.txt
+	$(BIN)/python -m pip install -q -r requirements/batch.txt
+	touch $@
+
 test-clients: ## transformers, diffusers, accelerate ... unmodified, on this package
 	$(PYTHON) scripts/test_clients.py
 
@@ -115,6 +122,7 @@ bench: $(VENV)/.installed ## Against the reference and others; ends with a verdi
 	-$(BIN)/python benchmarks/dequantizing.py $(if $(QUICK),--mib 64)
 	-$(BIN)/python benchmarks/growth.py $(if $(QUICK),--quick)
 	-sh scripts/system_packages.sh nginx=nginx-light && $(BIN)/python benchmarks/remote.py $(if $(QUICK),--mib 256)
+	-$(BIN)/python -m pip install -q -r requirements/batch.txt && $(BIN)/python benchmarks/batch.py $(if $(QUICK),--units 2000)
 	$(BIN)/python benchmarks/summary.py
 
 scanners: $(VENV)/.installed ## docs/scanners.md: four other scanners on the same files (a quarter of an hour)

@@ -262,6 +262,7 @@ def sign(model: str) -> None:
     tensors = safeweights.numpy.load_file(weights, trust=key)
     require(bool(tensors), f"{len(tensors)} tensors loaded, every byte of them checked first")
     over_the_network(folder)
+    many(folder)
 
     say("Tampered with: one bit of the last byte.")
     with weights.open("r+b") as file:
@@ -347,6 +348,27 @@ def over_the_network(folder: Path) -> None:
         same = filecmp.cmp(folder / "model.safetensors", "pulled/model.safetensors", shallow=False)
         require(same, "pulled, byte for byte the signed file")
         run("pull", url, "pulled", "--policy", "policy.toml", piped=True)
+
+
+def many(folder: Path) -> None:
+    """A batch of models, one of them bad; then the same again, of which nothing is left to do."""
+    say("Thousands of models are a batch; here are four, one of which is broken.")
+    for name in ("one", "two", "three"):
+        Path("many", name).mkdir(parents=True)
+        shutil.copy(folder / "model.safetensors", Path("many", name))
+    Path("many/broken").mkdir()
+    Path("many/broken/model.safetensors").write_bytes(b"not a model")
+    run("batch", "check", "many", "--junit", "report.xml", expect=1)
+    command = ["batch", "convert", "many/one", "many/two", "--to", "converted", "--dtype", "F16"]
+    run(*command, "--resume", "manifest.jsonl", piped=True)
+    before = os.stat("converted/one/model.safetensors").st_mtime_ns
+    Path("converted/two/model.safetensors").unlink()
+    run(*command, "--resume", "manifest.jsonl", piped=True)
+    same = os.stat("converted/one/model.safetensors").st_mtime_ns == before
+    require(
+        same and Path("converted/two/model.safetensors").exists(),
+        "only what was lost is done again",
+    )
 
 
 def main() -> None:

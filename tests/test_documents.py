@@ -58,6 +58,7 @@ BY_OTHERS = {
     "pycon": "make test runs it as a doctest",
     "toml": "tests/trust/test_policy_page.py runs it",
     "ini": "tests/cli/test_diff.py runs it",
+    "bash": "is for a cluster: tests/batch/test_ray.py has one",
     "py": "tests/test_tutorials.py runs it",
     "console": "tests/test_tutorials.py runs it",
     "yaml": "is for GitHub or Kubernetes, whose syntax it has",

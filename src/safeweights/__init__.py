@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         trust,
     )
     from .checkpoint import Checkpoint, Tensor, Writer, save
+    from .cli.batches import batch
     from .conversion import convert, scan
     from .conversion.opening import open
     from .derived.rearranging import Concat, Narrow, Stack, Transpose
@@ -73,6 +74,7 @@ __all__ = [
     "__version__",
     "_safe_open_handle",
     "admit",
+    "batch",
     "check",
     "convert",
     "decrypt",
@@ -112,6 +114,7 @@ __getattr__, __dir__ = lazy_names(
         "Writer": "checkpoint",
         "_safe_open_handle": "frameworks.handle",
         "admit": "reports.admission",
+        "batch": "cli.batches",
         "check": "reports.checking",
         "describe": "reports.models",
         "convert": "conversion",

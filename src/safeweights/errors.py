@@ -57,12 +57,26 @@ def quote(text: str, limit: int = 120) -> str:
     return f"`{shown}`"
 
 
+def shown(path: str) -> str:
+    """A path as it is; a URL without what may be a credential in it: user information and the query.
+
+    >>> shown("https://user:secret@example.org/m.safetensors?sig=1"), shown("a?b")
+    ('https://example.org/m.safetensors', 'a?b')
+    """
+    scheme, mark, rest = path.partition("://")
+    name = scheme.replace("+", "a").replace("-", "a").replace(".", "a")
+    if not (mark and name.isascii() and name.isalnum() and name[0].isalpha()):
+        return path
+    host, slash, name = rest.partition("#")[0].partition("?")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{name}"
+
+
 class SafetensorError(Exception):
     """A fault in a file or a request: what is wrong, where, and what to do about it.
 
     Args:
         values: The message; other values are kept as `Exception` keeps them.
-        path: The file concerned.
+        path: The file concerned; of a URL what `shown` gives.
         tensor: Name of the tensor concerned.
         offset: Byte offset in the file.
 
@@ -82,7 +96,7 @@ class SafetensorError(Exception):
     ) -> None:
         super().__init__(*values)
         self._message = Exception.__str__(self)
-        self._path = None if path is None else os.fsdecode(path)
+        self._path = None if path is None else shown(os.fsdecode(path))
         self._offset = offset
         self.tensor = tensor
         if path is not None or offset is not None:
@@ -117,7 +131,7 @@ class SafetensorError(Exception):
 
     @path.setter
     def path(self, path: str | None) -> None:
-        self._path = path
+        self._path = None if path is None else shown(path)
         self._describe()
 
     @property

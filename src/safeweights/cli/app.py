@@ -46,6 +46,7 @@ COMMANDS: Final = {
     "admit": "Decide by a policy whether a model may be used.",
     "pull": "Fetch a model into a folder, which a policy admits first.",
     "push": "Write a model into a bucket or a registry.",
+    "batch": "Do the same with many models, in processes or on a cluster.",
     "policy": "Write, check and explain policies.",
     "bom": "Write a model's bill of materials (CycloneDX).",
 }

@@ -28,7 +28,7 @@ from ..storage import Commit, Source, Verifier, open_source
 from ..storage.hashing import Hashing, sha256
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.parallel import Background, Job
-from ..storage.places import Place, absolute, is_folder, join, parent
+from ..storage.places import Place, absolute, is_folder, join, parent, shown
 from ..text import wrapper_prefix, wrapper_sentence
 from ..trust.verifier import resolve, verifier
 from .dequantizing import Sources
@@ -331,7 +331,7 @@ class _Input:
         for source, digest in zip_longest(self.checkpoint.sources, self.digests):
             done = None if digest is None else digest.result()
             path = self.path if len(self.checkpoint.sources) == 1 else source.name
-            yield ConvertedFile(path, source.size, kind, tensors, done)
+            yield ConvertedFile(shown(path), source.size, kind, tensors, done)
             kind, tensors = PART, 0
 
 

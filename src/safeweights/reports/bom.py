@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..checkpoint import SafetensorsFile
 from ..checkpoint.shardindex import ANY_INDEX, SUFFIX, read_index
-from ..errors import FormatError, SafetensorError, quote
-from ..storage import LocalStore, open_source
+from ..errors import FormatError, SafetensorError, UnsupportedError, quote
+from ..storage import LocalStore, is_url, open_source
 from ..text import plural, printable
 from ..trust.access.keyring import describe, encrypted_for
 from ..trust.access.stores import EncryptedStore, plain_name
@@ -155,6 +155,11 @@ def bill_of_materials(
         FormatError: The index is invalid.
         OSError: A file cannot be read.
     """
+    if is_url(path):
+        raise UnsupportedError(
+            "a bill of materials is made of files on this machine: `safeweights pull` fetches them",
+            path=path,
+        )
     path = os.path.abspath(path)
     check_model(path)
     base = path if os.path.isdir(path) else os.path.dirname(path)

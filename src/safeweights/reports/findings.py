@@ -20,6 +20,7 @@ from ..conversion.opening import FORMAT_HEAD, SAFETENSORS, identify
 from ..errors import FormatError, SafetensorError, UnsupportedError, quote
 from ..format import header
 from ..format.dtypes import BITS
+from ..storage.places import shown
 from ..text import plural, printable, wrapper_prefix, wrapper_sentence
 from ..trust.verifier import plain_source
 from .inventory import rows, total, unreadable
@@ -107,7 +108,7 @@ class Findings:
                 "level": level,
                 "rule": rule,
                 "message": message,
-                "file": file,
+                "file": shown(file),
                 "tensor": tensor,
                 "offset": offset,
             }

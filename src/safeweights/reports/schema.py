@@ -93,6 +93,8 @@ def _type(hint: Any, *, closed: bool) -> dict[str, Any]:
         return {"type": "array", "items": _type(arguments[0], closed=closed)}
     if origin is dict:
         return {"type": "object", "additionalProperties": _type(arguments[1], closed=closed)}
+    if hint is Any:
+        return {}
     if is_typeddict(hint):
         return _object(hint, closed=closed)
     return {"type": _SCALARS[hint]}

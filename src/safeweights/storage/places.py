@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .store import Store
 
 __all__ = [
-    "SCHEMES", "Place", "PlaceKind", "absolute", "exists", "folder_of", "is_folder", "is_url", "join",
-    "open_url", "parent", "place_of", "shown",
+    "SCHEMES", "Place", "PlaceKind", "absolute", "basename", "continued", "exists", "folder_of",
+    "is_folder", "is_url", "join", "open_url", "parent", "place_of", "shown",
 ]  # fmt: skip
 
 SCHEMES: Final = {
@@ -126,21 +126,47 @@ def join(folder: str, *names: str) -> str:
     """
     if not is_url(folder):
         return os.path.join(folder, *names)
-    return "/".join((folder.rstrip("/"), *names))
+    front, query = _split(folder)
+    return "/".join((front.rstrip("/"), *names)) + query
+
+
+def _split(url: str) -> tuple[str, str]:
+    """A URL, and the query at its end: what is beside the URL, or below it, has the same one."""
+    front, mark, query = url.partition("?")
+    return front, mark + query
+
+
+def continued(path: str, suffix: str) -> str:
+    """A path or URL whose name goes on with `suffix`.
+
+    >>> continued("https://example.org/m.safetensors?sig=1", ".sig")
+    'https://example.org/m.safetensors.sig?sig=1'
+    """
+    front, query = _split(path) if is_url(path) else (path, "")
+    return f"{front}{suffix}{query}"
+
+
+def basename(path: str) -> str:
+    """The last part of a path or URL; like `os.path.basename`."""
+    return os.path.basename(_split(path)[0] if is_url(path) else path)
 
 
 def parent(path: str) -> str:
     """The folder of a path or URL; like `os.path.dirname`. Of a whole store, that store."""
     if not is_url(path):
         return os.path.dirname(path)
-    scheme, _, rest = path.partition("://")
+    front, query = _split(path)
+    scheme, _, rest = front.partition("://")
     above = rest.rstrip("/").rpartition("/")[0]
-    return f"{scheme}://{above or rest}"
+    return f"{scheme}://{above or rest}{query}"
 
 
 def absolute(path: str) -> str:
     """The absolute path; a URL is one, without the slash at its end. Like `os.path.abspath`."""
-    return path.rstrip("/") if is_url(path) else os.path.abspath(path)
+    if not is_url(path):
+        return os.path.abspath(path)
+    front, query = _split(path)
+    return front.rstrip("/") + query
 
 
 def exists(path: str) -> bool:

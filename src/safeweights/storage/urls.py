@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ..errors import UnsupportedError, quote
+from ..errors import UnsupportedError, quote, shown
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -108,19 +108,6 @@ def encoded(name: str, scheme: str = "https") -> str:
     from urllib.parse import quote as percent_encoded
 
     return percent_encoded(name, safe="/~!$&'()*+,;=:@") if scheme in _WEB else name
-
-
-def shown(path: str) -> str:
-    """A path as it is; a URL without what may be a credential in it.
-
-    >>> shown("https://user:secret@example.org/m.safetensors?sig=1"), shown("a?b")
-    ('https://example.org/m.safetensors', 'a?b')
-    """
-    if not is_url(path):
-        return path
-    scheme, _, rest = path.partition("://")
-    host, slash, name = rest.partition("#")[0].partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{name}"
 
 
 def _invalid(text: str, problem: str) -> UnsupportedError:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...reports.problems import NO, YES
+from ...storage.places import shown
 from ...text import escape
 from ..app import checkpoint_path, json_option
 
@@ -100,7 +101,7 @@ def _plain(done: Repair) -> Iterator[tuple[str, ...]]:
 def _document(done: Repair) -> RepairDocument:
     return {
         "schema": "safeweights.repair/1",
-        "path": done.path,
+        "path": shown(done.path),
         "dry_run": done.dry_run,
         "whole": done.whole,
         "mended": [{"file": each.file, "what": each.what} for each in done.mended],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...errors import MissingDependencyError, SafetensorError
+from ...storage.places import shown
 from ...text import escape
 from ..app import FILE, checkpoint_path, json_option
 from ..identities import identity_option
@@ -97,7 +98,12 @@ def command(
 
 
 def _document(path: str, address: str | None, output: str | None) -> ViewDocument:
-    return {"schema": "safeweights.view/1", "path": path, "address": address, "output": output}
+    return {
+        "schema": "safeweights.view/1",
+        "path": shown(path),
+        "address": address,
+        "output": output,
+    }
 
 
 def _serve(out: Output, viewed: Viewed, port: int, *, opening: bool) -> None:

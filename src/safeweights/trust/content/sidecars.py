@@ -6,6 +6,7 @@ import os
 from typing import Final
 
 from ...storage import is_url
+from ...storage.places import continued
 from ..files import read_document
 from .blocktree import DIGEST, BlockTree
 
@@ -30,7 +31,7 @@ def read_sidecar(path: str, root: bytes, size: int) -> BlockTree | None:
         VerificationError: ``stale-sidecar``.
         DocumentError: It is not a sidecar.
     """
-    sidecar = f"{path}{SIDECAR}"
+    sidecar = continued(path, SIDECAR)
     limit = _HEAD + 2 * DIGEST * (size // _SMALLEST_BLOCK + 1)
     try:
         data = read_document(sidecar, limit=limit, elsewhere=True)

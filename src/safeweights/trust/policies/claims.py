@@ -19,7 +19,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ...errors import quote
-from ...storage.places import absolute, is_url, parent
+from ...storage.places import absolute, basename, is_url, parent
 from ..content.sidecars import SIDECAR
 from ..errors import TrustError, VerificationError
 from ..files import KEY_FILE
@@ -71,7 +71,7 @@ class Claim:
         Raises:
             VerificationError: ``not-listed``; ``renamed``: it was signed under another name.
         """
-        base = os.path.basename(path)
+        base = basename(path)
         if single := self.statement.resources.get(SINGLE_FILE):
             if single.bound_name not in {None, base}:
                 raise VerificationError(
@@ -205,7 +205,7 @@ def _check_alone(claim: Claim, path: str) -> None:
             "this is the statement about a folder, not about one file", reason="wrong-model",
             path=claim.located.signature,
         )  # fmt: skip
-    if _SHARD.fullmatch(os.path.basename(path)):
+    if _SHARD.fullmatch(basename(path)):
         raise VerificationError(
             "a shard that is signed alone can be of another release than the others; sign the folder",
             reason="one-statement", path=claim.located.signature,

@@ -13,7 +13,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Final
 
-from ...storage.places import exists, join
+from ...storage.places import basename, exists, join
 from ..content.reading import VerifiedCopy, VerifiedSource
 from ..content.sidecars import read_sidecar
 from ..errors import DocumentError, PolicyViolationError, TrustError
@@ -150,7 +150,7 @@ class PolicyVerifier:
         listed = {} if complete in self._complete else _listed(claim, model)
         evidence = Evidence(
             subject=model.subject,
-            files={inside or os.path.basename(place.path): fact},
+            files={inside or basename(place.path): fact},
             signer=claim.signer if claim else None,
             signed_by=claim.signed_by if claim else None,
             signature=status,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from ...errors import SafetensorError, quote
 from ...storage import BytesSource, DescriptorSource, open_source
 from ...storage.parallel import in_threads
-from ...storage.places import exists, is_url, parent
+from ...storage.places import basename, exists, is_url, parent
 from ..content.digests import FileDigest, file_cost, hash_file
 from ..content.reading import VerifiedSource
 from ..content.resources import PartHasher, changed
@@ -345,7 +345,7 @@ def _key_files(place: Place, claims: Claims, rule: Rule) -> dict[str, Resource]:
 
 def _name_in(model: Model, path: str) -> str:
     inside = None if model.alone else relative(path, model.folder)
-    return inside or os.path.basename(path)
+    return inside or basename(path)
 
 
 def _list(

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ...storage.places import absolute, exists, is_folder, is_url, join, parent
+from ...storage.places import absolute, continued, exists, is_folder, is_url, join, parent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +64,7 @@ def locate(path: str, *, top: str | None = None, above: int = FOLDER_LEVELS) -> 
                 return Located(signature, each)
     if folder_given:
         return Located(join(path, _IN_FOLDER[0]), path)
-    own = [f"{path}{suffix}" for suffix in _BESIDE]
+    own = [continued(path, suffix) for suffix in _BESIDE]
     found = next((each for each in own if exists(each)), own[0])
     return Located(found, folder, alone=True)
 

@@ -18,7 +18,7 @@ from ...display import Displayed
 from ...errors import quote
 from ...storage import is_url, open_source
 from ...storage.parallel import in_threads
-from ...storage.places import absolute, is_folder, join, parent
+from ...storage.places import absolute, basename, is_folder, join, parent, shown
 from ...text import plural
 from ..content.digests import FileDigest, file_cost, hash_file
 from ..content.resources import PartHasher, Resource, changed
@@ -270,9 +270,9 @@ def key_hints(bundle: Bundle) -> set[str]:
 def _check_hint(bundle: Bundle, key: PublicKey) -> None:
     named = key_hints(bundle)
     if named != {key.hint}:
-        shown = ", ".join(sorted(quote(hint, 70) for hint in named))
+        listed = ", ".join(sorted(quote(hint, 70) for hint in named))
         raise VerificationError(
-            f"signed with the key {shown}, but {quote(key.hint)} is required", reason="wrong-key",
+            f"signed with the key {listed}, but {quote(key.hint)} is required", reason="wrong-key",
             path=bundle.path,
         )  # fmt: skip
 
@@ -330,7 +330,7 @@ def verify(
     else:
         root, follow = parent(path), True
         resource = resource_of(statement, path, signature, base=base)
-        wanted, unsigned = {os.path.basename(path): resource}, ()
+        wanted, unsigned = {basename(path): resource}, ()
 
     def one(item: tuple[str, Resource], tell: Callable[[int], object]) -> FileDigest:
         file = join(root, item[0])
@@ -439,7 +439,7 @@ def resource_of(
     Raises:
         VerificationError: ``not-listed``, or ``renamed``: signed as a file of another name.
     """
-    name = os.path.basename(path)
+    name = basename(path)
     if single := statement.resources.get(SINGLE_FILE):
         if single.bound_name not in {None, name}:
             raise VerificationError(
@@ -453,7 +453,7 @@ def resource_of(
         found = statement.resources.get(name)  # the signature of one file, kept elsewhere
     if found is None:
         raise VerificationError(
-            f"the signature {quote(signature, 300)} does not list the file {quote(inside, 300)}",
+            f"the signature {quote(shown(signature), 300)} does not list the file {quote(inside, 300)}",
             reason="not-listed", path=path,
         )  # fmt: skip
     return found
@@ -465,7 +465,7 @@ def _relative(path: str, base: str) -> str:
     The last part is the name that was signed, also where it is a link to the content.
     """
     if is_url(path):
-        folder = absolute(base)
+        path, folder = shown(path), shown(absolute(base))
         return path.removeprefix(f"{folder}/") if path.startswith(f"{folder}/") else path
     folder, name = os.path.split(os.path.abspath(path))
     try:
