@@ -79,6 +79,7 @@ test-remote: $(VENV)/.installed-remote ## Buckets, web servers, the Hub, registr
 
 $(VENV)/.installed-remote: $(VENV)/.installed requirements/remote.txt
 	$(BIN)/python -m pip install -q -r requirements/remote.txt
+	-command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix .cache/azurite azurite@3.37.0
 	touch $@
 
 test-batch: $(VENV)/.installed-batch ## Batches: kills, and a Ray cluster of two nodes on this machine

@@ -101,3 +101,28 @@ http: {{addr: "127.0.0.1:{port}"}}
     command = [shutil.which("docker-registry") or "docker-registry", "serve", str(config)]
     with running(command, f"http://127.0.0.1:{port}/v2/", folder / "registry.log"):
         yield f"127.0.0.1:{port}"
+
+
+AZURITE_KEY = (
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+)
+"""The key of Azurite's one account, which its documentation publishes."""
+
+
+@contextmanager
+def azurite(folder: Path) -> Iterator[str]:
+    """Azurite (npm), Microsoft's emulator of Azure's blobs; gives its address."""
+    port = free_port()
+    command = [
+        azurite_program(), "--blobPort", str(port), "--silent", "--skipApiVersionCheck",
+        "--disableTelemetry", "--inMemoryPersistence",
+    ]  # fmt: skip
+    with running(command, f"http://127.0.0.1:{port}/", folder / "azurite.log") as url:
+        yield url.rstrip("/")
+
+
+def azurite_program() -> str:
+    """Where azurite-blob is, or is looked for: on the path, or below the folder of the project."""
+    below = os.path.join(os.path.dirname(__file__), "..", "..", ".cache", "azurite")
+    installed = os.path.join(below, "node_modules", ".bin", "azurite-blob")
+    return shutil.which("azurite-blob") or installed

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from ..errors import SafetensorError
+from ..storage.places import exists, is_url, place_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,15 +41,18 @@ def check_replaceable(
     """
     from ..trust.files import check_writable, read_document
 
-    check_writable(path)
-    if force or not os.path.exists(path):
+    if is_url(path):
+        place_of(path).store.check_writable()
+    else:
+        check_writable(path)
+    if force or not exists(path):
         return
     try:
-        if data := read_document(path):
+        if data := read_document(path, elsewhere=True):
             own(data)
     except SafetensorError:
         message = f"exists and is not {what}; {advice}"
-        raise FileExistsError(errno.EEXIST, message, path) from None
+        raise FileExistsError(errno.EEXIST, message, shown(path)) from None
 
 
 def not_stdout(option: str, path: str | None) -> None:

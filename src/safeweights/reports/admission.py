@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..conversion.catalog import KIND_HEAD
 from ..conversion.kinds.examining import examine
 from ..errors import SafetensorError, quote
-from ..storage import LocalStore
+from ..storage.places import folder_of, is_folder, parent
 from ..text import printable
 from ..trust.access.keyring import as_keyring, is_encrypted
 from ..trust.access.stores import EncryptedStore, plain_name
@@ -106,10 +106,10 @@ class _Examiner:
 
     def __init__(self, path: str, policy: Policy, identity: Any, log: AuditLog | None) -> None:
         self._access = policy.access
-        folder = path if os.path.isdir(path) else os.path.dirname(path)
+        folder = path if is_folder(path) else parent(path)
         self._store: EncryptedStore | None = None
         if identity is not None:
-            self._store = EncryptedStore(LocalStore(folder), as_keyring(identity, log=log))
+            self._store = EncryptedStore(folder_of(folder), as_keyring(identity, log=log))
 
     def __call__(self, source: Source, name: str) -> Iterator[Finding]:
         if not is_encrypted(source.read(0, min(KIND_HEAD, source.size))):

@@ -138,7 +138,6 @@ class Store(ABC):
                 be opened.
         """
 
-    @abstractmethod
     def write(
         self,
         name: str,
@@ -164,6 +163,8 @@ class Store(ABC):
             UnsupportedError: `name` is not a valid name.
             OSError: Writing failed; what was there is unchanged.
         """
+        with self.commit(durable=durable) as commit:
+            commit.write(name, buffers, size=size, create_only=create_only, progress=progress)
 
     @abstractmethod
     def delete(self, name: str) -> None:
@@ -172,6 +173,13 @@ class Store(ABC):
         Raises:
             UnsupportedError: `name` is not a valid name.
             OSError: There is no such file (FileNotFoundError), or it cannot be deleted.
+        """
+
+    def check_writable(self) -> None:  # noqa: B027 - most kinds can be
+        """Check, before any work, that this kind of store can be written. Writing can still fail later.
+
+        Raises:
+            UnsupportedError: It is only read.
         """
 
     def replace(self, name: str, data: Buffer, *, version: str) -> None:
@@ -443,19 +451,6 @@ class MemoryStore(Store):
         source = BytesSource(data, self.locate(name))
         source.version = found
         return source
-
-    def write(
-        self,
-        name: str,
-        buffers: Iterable[Buffer],
-        *,
-        size: int = 0,
-        durable: bool = False,
-        create_only: bool = False,
-        progress: Callable[[int], object] | None = None,
-    ) -> None:
-        with self.commit() as commit:
-            commit.write(name, buffers, create_only=create_only, progress=progress)
 
     def replace(self, name: str, data: Buffer, *, version: str) -> None:
         where = self.locate(name)

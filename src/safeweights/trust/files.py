@@ -30,6 +30,8 @@ except ImportError:  # Windows: the caller must ensure that one process at a tim
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..storage import Store
+
 __all__ = [
     "ENCRYPTED", "KEY_FILE", "KEY_SIGNATURE", "MAX_DOCUMENT", "Entry", "check_model",
     "check_name", "check_writable", "create_document", "is_bookkeeping", "list_folder", "locked",
@@ -279,7 +281,7 @@ def locked(path: str) -> Iterator[int]:
         os.close(descriptor)  # which releases the lock
 
 
-def list_folder(root: str) -> list[Entry]:
+def list_folder(root: str, store: Store | None = None) -> list[Entry]:
     """Everything below `root` that is not a folder, by name in code point order.
 
     Links are listed, never followed.
@@ -289,7 +291,7 @@ def list_folder(root: str) -> list[Entry]:
         OSError: A folder that cannot be read.
     """
     found: list[Entry] = []
-    for entry in folder_of(root).list():
+    for entry in (store or folder_of(root)).list():
         if problem := check_name(entry.name):
             raise VerificationError(
                 f"the file name {quote(entry.name)} {problem}", reason="name", path=root

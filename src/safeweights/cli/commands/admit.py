@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ...reports.problems import NO, YES
+from ...storage.places import shown
 from ...text import escape
 from ..app import FILE, json_option
 from ..decisions import print_decision, record
@@ -104,7 +105,7 @@ def command(
         )  # fmt: skip
     document: AdmitDocument = {
         "schema": "safeweights.admit/1",
-        "path": path,
+        "path": shown(path),
         "decision": record(admission.decision),
         "warrant": None,
         "warrant_file": None,

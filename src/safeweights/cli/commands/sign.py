@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import click
 
 from ...reports.problems import NO, YES
+from ...storage.places import shown
 from ...text import escape, human_bytes, plural, printable
 from ..app import FILE, json_option
 from ..passphrases import ask, passphrase_option, read
@@ -334,10 +335,10 @@ def _timestamper(url: str | None) -> Callable[[bytes], bytes] | None:
 def _document(path: str, done: Signed) -> SignDocument:
     return {
         "schema": "safeweights.sign/1",
-        "path": path,
+        "path": shown(path),
         "subject": done.subject,
         "root": done.root,
-        "signature": done.signature,
+        "signature": shown(done.signature),
         "method": done.method,
         "key_hint": done.key_hint,
         "files": [{"path": f.name, "bytes": f.size, "sha256": f.sha256} for f in done.files],

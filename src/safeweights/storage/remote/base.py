@@ -9,9 +9,6 @@ from ..urls import encoded
 from .errors import read_only
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from ..source import Buffer
     from ..store import Commit
 
 __all__ = ["RemoteStore"]
@@ -39,17 +36,8 @@ class RemoteStore(Store):
             raise invalid(name, problem)
         return f"{self.location}/{encoded(name, self._scheme)}"
 
-    def write(
-        self,
-        name: str,
-        buffers: Iterable[Buffer],  # noqa: ARG002
-        *,
-        size: int = 0,  # noqa: ARG002
-        durable: bool = False,  # noqa: ARG002
-        create_only: bool = False,  # noqa: ARG002
-        progress: Callable[[int], object] | None = None,  # noqa: ARG002
-    ) -> None:
-        raise read_only(self.locate(name), self._why_read_only)
+    def check_writable(self) -> None:
+        raise read_only(self.location, self._why_read_only)
 
     def delete(self, name: str) -> None:
         raise read_only(self.locate(name), self._why_read_only)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import socket
 import ssl
+import struct
+import sys
 import time
 from functools import partial
 from http.client import HTTPException, HTTPResponse, RemoteDisconnected
@@ -29,6 +31,8 @@ from .errors import broken
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from http.client import HTTPConnection
+
+    from typing_extensions import Self
 
     from ..source import Buffer
     from .responses import Headers
@@ -85,9 +89,15 @@ class Answer:
     """
 
     def __init__(
-        self, origin: Origin, url: str, connection: HTTPConnection, response: HTTPResponse
+        self,
+        origin: Origin,
+        url: str,
+        connection: HTTPConnection,
+        response: HTTPResponse,
+        patience: Patience,
     ) -> None:
         self.url = url
+        self._patience = patience
         self.status = response.status
         self.headers: Headers = response.headers
         self._origin = origin
@@ -108,10 +118,16 @@ class Answer:
         done = 0
         # `readinto1` returns what one recv(2) gave, so that what came before an error is known.
         read = self._response.readinto if self._response.chunked else self._response.fp.readinto1
+        direct = None if self._response.chunked else _Direct.of(self._connection, self._patience)
         try:
             while done < len(buffer) and (count := read(buffer[done : done + _PIECE])):
                 done += count
+                if direct is not None and len(buffer) - done >= _SMALL:
+                    # What the response had read ahead was the first of what `read` returned.
+                    with direct:
+                        done += direct.receive(buffer[done:])
         except (OSError, HTTPException, ValueError) as error:
+            done += 0 if direct is None else direct.received
             raise _Stopped(_what(error), done) from None
         if self._left is not None:
             self._left -= done
@@ -181,35 +197,96 @@ class _TooSlowError(OSError):
     """The server sends, but less than it must."""
 
 
-class _Timed(io.RawIOBase):
-    """The bytes of a socket; an error if there are too few of them for too long.
+class _Pace:
+    """How much has come since when: an error if it is too little for too long.
 
     The timeout of a socket is that of one recv(2): a byte now and then would keep it waiting for ever.
     """
 
-    def __init__(self, raw: io.RawIOBase, patience: Patience) -> None:
-        self._raw = raw
+    def __init__(self, patience: Patience) -> None:
         self._patience = patience
         self._since: float | None = None  # when the first bytes were there
         self._count = 0
+
+    def note(self, count: int) -> None:
+        """So many bytes came."""
+        now, patience = time.monotonic(), self._patience
+        self._since = now if self._since is None else self._since
+        self._count += count
+        if now - self._since > patience.timeout:
+            if count and self._count < patience.slowest * patience.timeout:
+                raise _TooSlowError(f"sends less than {patience.slowest} bytes a second")
+            self._since, self._count = now, 0
+
+
+class _Timed(io.RawIOBase):
+    """The bytes of a socket, at an acceptable pace."""
+
+    def __init__(self, raw: io.RawIOBase, patience: Patience) -> None:
+        self._raw = raw
+        self._pace = _Pace(patience)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
         count: int | None = self._raw.readinto(buffer)
-        now, patience = time.monotonic(), self._patience
-        self._since = now if self._since is None else self._since
-        self._count += count or 0
-        if now - self._since > patience.timeout:
-            if count and self._count < patience.slowest * patience.timeout:
-                raise _TooSlowError(f"sends less than {patience.slowest} bytes a second")
-            self._since, self._count = now, 0
+        self._pace.note(count or 0)
         return count
 
     def close(self) -> None:
         self._raw.close()
         super().close()
+
+
+class _Direct:
+    """A body received by few system calls: each returns when its buffer is full (recv(2), MSG_WAITALL).
+
+    Otherwise a call returns what happens to be there, some 100 kB: for 1 GB that is 10,000 calls, after
+    each of which eight threads wait for the interpreter's lock. Only for plain sockets. A context manager,
+    in which the socket blocks, with the system's own timeout in place of Python's.
+
+    Attributes:
+        received: Bytes of a call of `receive` that an error ended.
+    """
+
+    def __init__(self, sock: socket.socket, patience: Patience) -> None:
+        self.received = 0
+        self._sock = sock
+        self._timeout = patience.timeout
+        self._pace = _Pace(patience)
+
+    @classmethod
+    def of(cls, connection: HTTPConnection, patience: Patience) -> _Direct | None:
+        """For a connection; None if it is encrypted, closes after this body, or the system is another."""
+        sock = connection.sock
+        if type(sock) is not socket.socket or not sys.platform.startswith("linux"):
+            return None
+        return cls(sock, patience)
+
+    def receive(self, buffer: memoryview) -> int:
+        """Fill the buffer; returns how many bytes there were before the end."""
+        while self.received < len(buffer):
+            try:
+                count = self._sock.recv_into(buffer[self.received :], 0, socket.MSG_WAITALL)
+            except BlockingIOError:
+                raise TimeoutError from None
+            if not count:
+                break
+            self.received += count
+            self._pace.note(count)
+        done, self.received = self.received, 0
+        return done
+
+    def __enter__(self) -> Self:
+        seconds, rest = divmod(self._timeout, 1)
+        limit = struct.pack("ll", int(seconds), int(rest * 1e6))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._sock.settimeout(None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.settimeout(self._timeout)
 
 
 class _Stopped(TransientError):
@@ -315,7 +392,7 @@ def _send_once(  # noqa: PLR0917
             connection.response_class = partial(_Response, patience)  # type: ignore[assignment]
             connect(connection, origin, redirected_from=redirected_from)
             connection.request(method, target, body, {**fields, "Host": origin.authority})
-            return Answer(origin, url, connection, connection.getresponse())
+            return Answer(origin, url, connection, connection.getresponse(), patience)
         except (OSError, HTTPException, ValueError) as error:
             connection.close()
             if not used:  # else the server had closed an idle connection, which says nothing

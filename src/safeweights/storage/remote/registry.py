@@ -195,19 +195,6 @@ class RegistryStore(RemoteStore):
 
     # ---- writing
 
-    def write(
-        self,
-        name: str,
-        buffers: Iterable[Buffer],
-        *,
-        size: int = 0,
-        durable: bool = False,
-        create_only: bool = False,
-        progress: Callable[[int], object] | None = None,
-    ) -> None:
-        with self.commit(durable=durable) as commit:
-            commit.write(name, buffers, size=size, create_only=create_only, progress=progress)
-
     def delete(self, name: str) -> None:
         if (kind := self.kind(name)) != "file":
             where = self.locate(name)
@@ -215,11 +202,14 @@ class RegistryStore(RemoteStore):
         with self.commit() as commit:
             commit.delete(name)
 
-    def commit(self, *, durable: bool = False) -> Commit:  # noqa: ARG002 - a registry's own business
+    def check_writable(self) -> None:
         if DIGEST.fullmatch(self._reference):
             raise UnsupportedError(
                 "what a digest names cannot change; write to a tag", path=self.location
             )
+
+    def commit(self, *, durable: bool = False) -> Commit:  # noqa: ARG002 - a registry's own business
+        self.check_writable()
         return _RegistryCommit(self)
 
     def upload(

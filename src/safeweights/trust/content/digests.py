@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from ...checkpoint import Tensor
+    from ...storage import Source
 
 __all__ = [
     "CheckedFile",
@@ -103,6 +104,7 @@ def hash_file(
     beneath: str | None = None,
     also: Callable[[memoryview], object] | None = None,
     progress: Callable[[int], object] | None = None,
+    opened: Source | None = None,
 ) -> FileDigest:
     """The SHA-256 of a file and, with `tree`, its block tree, from one pass.
 
@@ -118,6 +120,7 @@ def hash_file(
         beneath: The folder that the file must be in, links included.
         also: Given all bytes in order, in runs that it must not keep.
         progress: Called with the number of bytes hashed so far.
+        opened: Its bytes, where it is not on this machine; by default they are opened.
 
     Raises:
         VerificationError: ``not-a-file``, ``symlink``, or ``changed``: its size changed meanwhile.
@@ -132,7 +135,7 @@ def hash_file(
             each(run)
 
     if beneath is None and is_url(path):
-        source = open_source(path)
+        source = open_source(path) if opened is None else opened
         digest = sha256(source, also=look if looks else None, progress=progress)
         built = builder.finish() if builder else None
         return FileDigest(shown(path) if name is None else name, source.size, digest, built)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...display import Displayed
 from ...errors import UnsupportedError, quote
-from ...storage.places import is_url, shown
+from ...storage.places import folder_of, is_folder, is_url, shown
 from ..content.reading import VerifiedCopy, VerifiedSource
 from ..content.resources import Part, Resource
 from ..content.sidecars import read_sidecar
@@ -26,7 +26,7 @@ from ..files import check_name
 from .evidence import gather
 from .lockfile import lock_of, settle
 from .policy_file import load_policy
-from .subjects import place_of
+from .subjects import place_of, relative
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -84,7 +84,8 @@ class Warrant:
             VerificationError: ``not-admitted``; ``size-mismatch``, ``digest-mismatch``.
         """
         # Folders may be reached through links; the last part is the name that was admitted.
-        name = place_of(path, self.root).name
+        inside = relative(shown(path), self.root) if is_url(path) else None
+        name = inside or place_of(path, self.root).name
         admitted = self.files.get(name)
         if admitted is None:
             raise VerificationError(
@@ -213,10 +214,10 @@ def admit(
         OSError: As the operating system has it.
     """
     policy = load_policy(policy) if isinstance(policy, str | os.PathLike) else policy
-    if is_url(path):
+    if is_url(path) and is_folder(path) and not folder_of(path).can_list:
         raise UnsupportedError(
-            "a whole model is decided about where it is used: `safeweights pull URL DIR --policy FILE` "
-            "fetches it and admits it", path=shown(path),
+            "this kind of store does not list what is in a model: `safeweights pull URL DIR --policy FILE` "
+            "fetches and admits it", path=path,
         )  # fmt: skip
     signature = None if signature is None else os.fspath(signature)
     lock = lock_of(policy, lock)

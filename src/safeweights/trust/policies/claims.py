@@ -19,7 +19,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ...errors import quote
-from ...storage.places import absolute, basename, is_url, parent
+from ...storage.places import absolute, basename, continued, is_url, parent
 from ..content.sidecars import SIDECAR
 from ..errors import TrustError, VerificationError
 from ..files import KEY_FILE
@@ -230,7 +230,7 @@ def who_signed(bundle: Bundle, policy: Policy, rule: Rule) -> tuple[str, SignedB
 
 def key_signature(path: str) -> Located:
     """The signature of the key file at `path`, which no other signature covers."""
-    return Located(f"{path}.sig", os.path.dirname(path), alone=True)
+    return Located(continued(path, ".sig"), parent(path), alone=True)
 
 
 def locate_for(
@@ -254,7 +254,7 @@ def locate_for(
     top = os.path.realpath(policy.base) if policy.base and not place.problem else None
     if given is not None:
         signature = absolute(given)
-        found = _real(base) if base else _base(place, rule, top, signature)
+        found = real(base) if base else _base(place, rule, top, signature)
         return Located(signature, found)
     if rule is None or rule.signature is None:
         convention = locate(place.path, top=top)
@@ -281,7 +281,7 @@ def _base(
     folder = place.path if place.folder else parent(place.path)
     if rule is not None and rule.base is not None:
         named = rule.base.replace(_SUBJECT, subject or place.name)
-        return _real(named if is_url(named) else os.path.join(top or os.sep, named))
+        return real(named if is_url(named) else os.path.join(top or os.sep, named))
     if subject is None and rule is not None and rule.names_one_model:
         subject = rule.pattern
     if subject is not None:
@@ -292,10 +292,10 @@ def _base(
     if place.folder:
         return place.path
     # Of a file: a signature in a folder above gives names relative to that folder.
-    holder = _real(parent(signature))
+    holder = real(parent(signature))
     return folder if relative(folder, holder) is None else holder
 
 
-def _real(path: str) -> str:
+def real(path: str) -> str:
     """The path without links; a URL as it is."""
     return absolute(path) if is_url(path) else os.path.realpath(path)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from ...errors import SafetensorError, quote
 from ...storage import BytesSource, DescriptorSource, open_source
 from ...storage.parallel import in_threads
-from ...storage.places import basename, exists, is_url, parent
+from ...storage.places import basename, exists, folder_of, is_url, join, parent
 from ..content.digests import FileDigest, file_cost, hash_file
 from ..content.reading import VerifiedSource
 from ..content.resources import PartHasher, changed
@@ -34,11 +34,12 @@ from ..files import (
     open_regular,
 )
 from ..signatures.signing import WEIGHTS
-from .claims import Claims, digests_of, key_signature, locate_for
+from .claims import Claims, digests_of, key_signature, locate_for, real
 from .policy import Evidence, FileFact, Finding, Role
 from .subjects import canonical, relative, repository
 
 if TYPE_CHECKING:
+    from ...storage import Store
     from ...storage.source import Source
     from ..content.blocktree import BlockTree
     from ..content.resources import Resource
@@ -173,7 +174,7 @@ class Gathered:
         """Whether the model has a file of this name: in the one listing, where there was one."""
         if self.evidence.scope == "whole":
             return name in self.evidence.files
-        return os.path.lexists(os.path.join(self.folder, name))
+        return exists(join(self.folder, name))
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,15 @@ class _File:
     name: str
     path: str
     resource: Resource | None
+    store: Store | None = (
+        None  # of a file elsewhere: one, so that all are of one manifest or commit
+    )
+
+    def open(self) -> Source:
+        """Its bytes; of a local file with the pread backend."""
+        if self.store is not None:
+            return self.store.open(self.name)
+        return open_source(self.path, backend="pread")
 
 
 @dataclass(frozen=True)
@@ -270,7 +280,7 @@ def _access_problem(policy: Policy, files: list[_File]) -> tuple[str, str] | Non
     if policy.access is None:
         return None
     for file in files:
-        source = open_source(file.path, backend="pread")
+        source = file.open()
         try:
             problem = policy.access.problem(file.name, source)
         except SafetensorError as error:
@@ -288,7 +298,7 @@ def _facts(
     place: Place,
 ) -> dict[str, FileFact]:
     """What is known of each file, by name in order."""
-    signature = relative(os.path.realpath(model.located.signature), place.path)
+    signature = relative(real(model.located.signature), place.path)
     facts = {}
     for name, digest in sorted(digests.items()):
         role: Role = "content"
@@ -338,7 +348,7 @@ def _key_files(place: Place, claims: Claims, rule: Rule) -> dict[str, Resource]:
     found = {}
     for entry in list_folder(place.path):
         if entry.name.endswith(KEY_FILE):
-            path = os.path.join(place.path, entry.name)
+            path = join(place.path, entry.name)
             found[entry.name] = claims.read(key_signature(path), rule, path).resource(path)
     return found
 
@@ -354,15 +364,18 @@ def _list(
     """Every file to read, and what can be no file of a model; not a signature that was verified."""
     if not place.folder:
         name = _name_in(model, place.path)
-        return [_File(name, place.path, signed.get(name))], []
-    used = os.path.realpath(model.located.signature) if claim else None
-    files, findings = [], []
-    for entry in list_folder(place.path):
-        path = os.path.join(place.path, entry.name)
-        if used and os.path.realpath(path) == used:
+        store = folder_of(place.path.removesuffix(name)) if is_url(place.path) else None
+        return [_File(name, place.path, signed.get(name), store)], []
+    used = real(model.located.signature) if claim else None
+    files: list[_File] = []
+    findings: list[Finding] = []
+    store = folder_of(place.path) if is_url(place.path) else None
+    for entry in list_folder(place.path, store):
+        path = join(place.path, entry.name)
+        if used and real(path) == used:
             continue
-        if os.path.isfile(path):
-            files.append(_File(entry.name, path, signed.get(entry.name)))
+        if store is not None or os.path.isfile(path):
+            files.append(_File(entry.name, path, signed.get(entry.name), store))
         else:
             what = "a link to something that is not a file"
             detail = what if entry.kind == "link" else "not a regular file"
@@ -377,7 +390,9 @@ def _read(
     resource = file.resource
     parts = PartHasher(resource) if resource and not resource.sha256 else None
     kept = bytearray()
-    small = os.path.getsize(file.path) <= _SMALL
+    opened = file.open() if file.store is not None else None
+    size = os.path.getsize(file.path) if opened is None else opened.size
+    small = size <= _SMALL
 
     def also(data: memoryview) -> None:
         if small and len(kept) + len(data) > _SMALL:
@@ -391,12 +406,14 @@ def _read(
 
     digest = hash_file(
         file.path, name=file.name, tree=not small or file.name.endswith(WEIGHTS), beneath=beneath,
-        also=also if small or parts else None, progress=progress,
+        also=also if small or parts else None, progress=progress, opened=opened,
     )  # fmt: skip
     source: Source = BytesSource(bytes(kept), file.path)
     if digest.tree is not None and not small:
-        with open_regular(file.path, beneath=beneath) as (descriptor, _):
-            again = DescriptorSource(os.dup(descriptor), file.path, mapped=False)
+        again = opened
+        if again is None:
+            with open_regular(file.path, beneath=beneath) as (descriptor, _):
+                again = DescriptorSource(os.dup(descriptor), file.path, mapped=False)
         source = VerifiedSource(again, digest.tree)
     waived = ("unknown", "native") if _GIT_DATA.fullmatch(file.name) else ()
     findings = tuple(each for each in examine(source, file.name) if each.kind not in waived)

@@ -14,11 +14,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ...display import Displayed
-from ...errors import UnsupportedError, quote
-from ...storage import LocalStore
+from ...errors import quote
+from ...storage import open_source
 from ...storage.hashing import sha256
 from ...storage.parallel import in_threads
-from ...storage.places import is_url, shown
+from ...storage.places import (
+    absolute,
+    basename,
+    continued,
+    exists,
+    folder_of,
+    is_folder,
+    is_url,
+    join,
+    parent,
+    place_of,
+    shown,
+)
 from ...storage.sink import write_file
 from ...text import human_bytes, plural
 from ..access.stores import EncryptedStore, plain_name
@@ -122,7 +134,7 @@ class _Manifest:
 
 def signature_path(path: str) -> str:
     """The default place of a signature: ``model.sig`` in a folder, or FILE.sig."""
-    return os.path.join(path, SIGNATURE) if os.path.isdir(path) else f"{path}.sig"
+    return join(path, SIGNATURE) if is_folder(path) else continued(path, ".sig")
 
 
 def digest(
@@ -151,7 +163,7 @@ def digest(
         return _digest_inside(path, ignored, identity, trees=trees, progress=progress)
     found, linked = _list(path, ignored, trees=trees, allow_symlinks=allow_symlinks)
     made = _hash(path, found, trees=trees, linked=linked, workers=workers, progress=progress)
-    return Described(os.path.basename(path), made.root, tuple(made.files))
+    return Described(basename(path), made.root, tuple(made.files))
 
 
 def _digest_inside(
@@ -162,10 +174,10 @@ def _digest_inside(
     trees: bool,
     progress: Callable[[int], object] | None,
 ) -> Described:
-    alone = not os.path.isdir(path)
-    store = EncryptedStore(LocalStore(os.path.dirname(path) if alone else path), identity)
+    alone = not is_folder(path)
+    store = EncryptedStore(folder_of(parent(path) if alone else path), identity)
     if alone:
-        name = os.path.basename(path)
+        name = basename(path)
         names = [plain_name(name) or name]
     else:
         listed = [entry.name for entry in store.list()]
@@ -180,7 +192,7 @@ def _digest_inside(
 
     files = in_threads(one, names, progress=progress)
     made = _manifest(files, alone=alone)
-    return Described(names[0] if alone else os.path.basename(path), made.root, tuple(made.files))
+    return Described(names[0] if alone else basename(path), made.root, tuple(made.files))
 
 
 def sign(
@@ -202,7 +214,8 @@ def sign(
     """Sign a file or a folder: an OMS v1.0 bundle that ``model_signing verify`` accepts.
 
     Args:
-        path: A file, or a folder, of which every file is listed.
+        path: A file, or a folder, of which every file is listed. At a URL, the store must be one that can
+            be written (a bucket or a registry), unless `signature` is on this machine and `trees` is false.
         signer: The key, or a `KeylessSigner`.
         signature: The file to write; by default, `signature_path`.
         certificates: The chain in DER, leaf first, for the ``certificate`` method; the leaf must be
@@ -236,21 +249,21 @@ def sign(
         raise DocumentError(f"must have 1 to {MAX_ID} characters", field="model_id")
     path, signature, ignored = _places(path, signature, ignore)
     found, linked = _list(path, ignored, trees=trees, allow_symlinks=allow_symlinks)
-    base = path if os.path.isdir(path) else os.path.dirname(path)
+    base = path if is_folder(path) else parent(path)
     _check_replaceable(signature, "a signature", _is_signature, force=force)
     for name in (f"{name}{SIDECAR}" for name, _ in found if trees and name.endswith(WEIGHTS)):
-        _check_replaceable(os.path.join(base, name), "a block tree", _is_sidecar, force=force)
+        _check_replaceable(join(base, name), "a block tree", _is_sidecar, force=force)
     made = _hash(path, found, trees=trees, linked=linked, workers=workers, progress=progress)
     resources = [replace(each, release=release, model_id=model_id) for each in made.resources]
-    subject = os.path.basename(path)
+    subject = basename(path)
     payload = build_statement(subject, resources, ignored, allow_symlinks=made.linked)
     bundle, method, hint = _signed(payload, signer, chain, timestamp)
     for name, data in made.sidecars.items():
-        write_file(os.path.join(base, name), [data], durable=True, links="refuse")
-    write_file(signature, [bundle], durable=True, links="refuse")
-    keys = key_files(path) if os.path.isdir(path) else []
+        _write(join(base, name), data)
+    _write(signature, bundle)
+    keys = key_files(path) if is_folder(path) else []
     for name in keys:
-        key_file = os.path.join(path, name)
+        key_file = join(path, name)
         digests = hash_files(
             [(os.path.basename(name), key_file)], tree=lambda _: False, follow=False
         )
@@ -258,7 +271,7 @@ def sign(
         resource = replace(resource, release=release, model_id=model_id)
         statement = build_statement(digests[0].name, [resource], [], allow_symlinks=False)
         signed, _, _ = _signed(statement, signer, chain, timestamp)
-        write_file(f"{key_file}.sig", [signed], durable=True, links="refuse")
+        _write(continued(key_file, ".sig"), signed)
     return Signed(
         subject, made.root, tuple(made.files), signature, tuple(made.sidecars), method, hint,
         tuple(f"{name}.sig" for name in keys),
@@ -292,14 +305,17 @@ def _places(
     ignore: Iterable[str],
 ) -> tuple[str, str, list[str]]:
     """(the model, its signature, the paths left out)."""
+    path = absolute(os.fspath(path))
+    signature = absolute(os.fspath(signature or signature_path(path)))
+    return path, signature, _ignored(path, signature, ignore) if is_folder(path) else []
+
+
+def _write(path: str, data: bytes) -> None:
     if is_url(path):
-        raise UnsupportedError(
-            "files are signed, and their root digest is made, where they are: `safeweights pull` fetches "
-            "them, `safeweights push` writes them back", path=shown(path),
-        )  # fmt: skip
-    path = os.path.abspath(path)
-    signature = os.path.abspath(signature or signature_path(path))
-    return path, signature, _ignored(path, signature, ignore) if os.path.isdir(path) else []
+        place = place_of(path)
+        place.store.write(place.name, [data], size=len(data), durable=True)
+    else:
+        write_file(path, [data], durable=True, links="refuse")
 
 
 def _hash(
@@ -311,7 +327,7 @@ def _hash(
     workers: int | None,
     progress: Callable[[int], object] | None,
 ) -> _Manifest:
-    alone = not os.path.isdir(path)
+    alone = not is_folder(path)
     files = hash_files(
         found, tree=lambda name: trees and name.endswith(WEIGHTS), follow=alone or linked,
         workers=workers, progress=progress,
@@ -336,6 +352,12 @@ def _check_replaceable(path: str, what: str, own: Callable[[str], bool], *, forc
         FileExistsError: There is a symbolic link, or a file that is not `own`.
         OSError: No file can be written there.
     """
+    if is_url(path):
+        place_of(path).store.check_writable()
+        if not force and exists(path) and not own(path):
+            message = f"exists and is not {what}; move it away or use force"
+            raise FileExistsError(errno.EEXIST, message, shown(path))
+        return
     if os.path.islink(path):
         message = "is a symbolic link, through which no signature is written; remove it first"
         raise FileExistsError(errno.EEXIST, message, path)
@@ -347,13 +369,16 @@ def _check_replaceable(path: str, what: str, own: Callable[[str], bool], *, forc
 
 def _is_signature(path: str) -> bool:
     try:
-        parse_bundle(read_document(path, limit=MAX_BUNDLE))
+        parse_bundle(read_document(path, limit=MAX_BUNDLE, elsewhere=True))
     except DocumentError:
         return False
     return True
 
 
 def _is_sidecar(path: str) -> bool:
+    if is_url(path):
+        source = open_source(path)
+        return source.read(0, min(len(TREE_MAGIC), source.size)) == TREE_MAGIC
     with open_regular(path) as (descriptor, _):
         return os.read(descriptor, len(TREE_MAGIC)) == TREE_MAGIC
 
@@ -384,10 +409,13 @@ def _ignored(root: str, signature: str, ignore: Iterable[str]) -> list[str]:
     for name in ignored:
         if problem := check_name(name):
             raise DocumentError(f"{quote(name)} {problem}", field="ignore", reason="ignore-paths")
-    inside = os.path.relpath(os.path.realpath(signature), os.path.realpath(root))
-    inside = inside.replace(os.sep, "/")
     keys = key_files(root)
     ignored += [*keys, *(f"{name}.sig" for name in keys)]
+    if is_url(root) or is_url(signature):
+        below = shown(signature).startswith(f"{shown(root)}/")
+        return [*ignored, shown(signature)[len(shown(root)) + 1 :]] if below else ignored
+    inside = os.path.relpath(os.path.realpath(signature), os.path.realpath(root))
+    inside = inside.replace(os.sep, "/")
     return ignored if inside.startswith("../") else [*ignored, inside]
 
 
@@ -403,13 +431,13 @@ def _list(
 
     The sidecars that are about to be written are left out.
     """
-    if not os.path.isdir(path):
-        return [(os.path.basename(path), path)], False
+    if not is_folder(path):
+        return [(basename(path), path)], False
     entries = [e for e in list_folder(path) if not covers((*DEFAULT_IGNORED, *ignored), e.name)]
     names = {entry.name for entry in entries}
     found, linked = [], False
     for entry in entries:
-        file = os.path.join(path, entry.name)
+        file = join(path, entry.name)
         if entry.kind == "link":
             linked = _check_link(entry.name, file, allow_symlinks=allow_symlinks) or linked
         elif entry.kind != "file":

@@ -386,9 +386,9 @@ def _match_folder(
     missing = sorted(statement.resources.keys() - present)
     problems += [("missing-file", f"{quote(name)} is missing") for name in missing]
     if problems:
-        shown = "; ".join(text for _, text in problems[:10])
+        listed = "; ".join(text for _, text in problems[:10])
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise VerificationError(shown + more, reason=problems[0][0], path=root)
+        raise VerificationError(listed + more, reason=problems[0][0], path=root)
     return dict(statement.resources), tuple(unsigned)
 
 
