@@ -71,5 +71,6 @@ class BatchDocument(TypedDict):
 
 DOCUMENTS = (
     PullDocument,
-    PushDocument, BatchDocument,
+    PushDocument,
+    BatchDocument,
 )
