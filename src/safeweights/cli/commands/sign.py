@@ -164,7 +164,7 @@ def _sign(out: Output, path: str, given: dict[str, Any]) -> int:
         size = human_bytes(sum(file.size for file in done.files))
         who = f"with the key {done.key_hint[:16]}…" if done.key_hint else "without a key"
         about = f"  {plural(len(done.files), 'file')}, {size}, {who}"
-        out.pretty().text(("signed", "green"), "  ", (escape(path), "bold"), about)
+        out.pretty().text(("signed", "green"), "  ", (escape(shown(path)), "bold"), about)
         out.pretty().text(("wrote", "green"), "  ", (escape(done.signature), "bold"))
     else:
         out.line("signature", escape(done.signature))
