@@ -79,6 +79,8 @@ def command(
     elif out.terminal:
         size = human_bytes(sum(file.size for file in found.files))
         about = f"{plural(len(found.files), 'file')}, {size}"
-        out.pretty().pairs([("digest", found.root), ("of", f"{escape(shown(path))}  {about}")], indent=0)
+        out.pretty().pairs(
+            [("digest", found.root), ("of", f"{escape(shown(path))}  {about}")], indent=0
+        )
     else:
         out.line(found.root, escape(shown(path)))

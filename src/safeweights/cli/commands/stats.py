@@ -86,7 +86,7 @@ def _opened(path: str, patterns: tuple[str, ...], *, needed: bool = True) -> Che
     checkpoint = open_checkpoint(path)
     chosen = checkpoint.filter(only=patterns) if patterns else checkpoint
     if patterns and needed and not len(chosen):
-        raise click.UsageError(f"no tensor in {escape(path)} is called {quote(patterns[0])}")
+        raise click.UsageError(f"no tensor in {escape(shown(path))} is called {quote(patterns[0])}")
     return chosen
 
 
