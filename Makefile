@@ -111,8 +111,12 @@ docs: $(VENV)/.installed ## The documentation site, into .site/; its search has 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q
 	$(BIN)/python scripts/test_search.py
 
-test-ranks: $(VENV)/.installed ## Distributed checkpoints that 2 and 4 real processes of PyTorch save
+test-ranks: $(VENV)/.installed-ranks ## Distributed checkpoints that 2 and 4 real processes of PyTorch save and load
 	$(BIN)/python -m pytest tests/ranks
+
+$(VENV)/.installed-ranks: $(VENV)/.installed requirements/ranks.txt
+	$(BIN)/python -m pip install -q -r requirements/ranks.txt
+	touch $@
 
 bench: $(VENV)/.installed ## Against the reference and others; ends with a verdict for each row (QUICK=1: smaller files)
 	$(BIN)/python -m pip install -q -r requirements/bench.txt

@@ -42,6 +42,8 @@ ELSEWHERE = {
     r"view +model/ *($|#|--policy)": "is a server that runs until Ctrl-C",
     "pip install": "needs the network",
     "s3://bucket": "needs a bucket: tests/remote/test_everywhere.py has one",
+    r"dcp\.": "needs ranks: tests/ranks runs the loop of docs/training.md, and saves and loads",
+    "checkpoint/ weights.safetensors": "needs what ranks have saved: tests/ranks",
     "^make ": "is a target of the Makefile, which CI runs by itself",
     "benchmarks/": "takes minutes: make bench",
     "age1...": "names keys of other people: tests/trust/test_encryption.py makes some",

@@ -1,0 +1,91 @@
+"""A small transformers model is trained, saved, killed and trained on: FSDP 2, tensor parallelism."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers", reason="needs requirements/ranks.txt: `make test-ranks`")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import training
+from launching import run_fine, run_ranks
+
+import safeweights
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of torch and transformers
+
+PAGE = Path(__file__).parents[2] / "docs" / "training.md"
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks had saved when they were killed."""
+    folder = tmp_path_factory.mktemp("training")
+    results = run_ranks(training.train_and_die, 2, 2, str(folder))
+    assert [result.error for result in results] == ["no answer", "no answer"]
+    return folder
+
+
+def test_the_weights_are_those_that_torch_saves(killed: Path) -> None:
+    ours, theirs = safeweights.open(killed / "ours"), safeweights.open(killed / "torch")
+    tied = {"model.lm_head.weight", "model.model.embed_tokens.weight"}
+    assert len(tied & set(ours)) == 1
+    assert set(theirs) - set(ours) <= tied
+    for name in ours:
+        assert bytes(ours[name].view()) == bytes(theirs[name].view()), name
+
+
+def test_as_many_ranks_go_on_as_if_nothing_had_happened(killed: Path) -> None:
+    """Bit for bit."""
+    whole = run_fine(training.train, 2, 2, None, "")
+    assert run_fine(training.train, 2, 2, str(killed), "ours") == whole
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_other_numbers_of_ranks_go_on_as_with_torch(killed: Path, ranks: int) -> None:
+    """Bit for bit what torch's own checkpoint gives; four ranks are two by two, tensor-parallel."""
+    theirs = run_fine(training.train, ranks, ranks, str(killed), "torch")
+    assert run_fine(training.train, ranks, ranks, str(killed), "ours") == theirs
+
+
+def test_the_loop_of_the_page_runs_on_two_nodes(tmp_path: Path) -> None:
+    """Two agents of torchrun with a rank each, which meet on the loopback interface."""
+    block = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert block
+    (tmp_path / "train.py").write_text(block[1])
+    first = two_nodes(tmp_path, "10")
+    assert [*first] == [str(step) for step in range(1, 11)]
+    again = two_nodes(tmp_path, "12")
+    assert [*again] == ["11", "12"]
+    assert (tmp_path / "checkpoint" / "model.values.json").exists()
+
+
+def two_nodes(folder: Path, steps: str) -> dict[str, str]:
+    """What the script prints: step -> loss."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [
+        sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nnodes=2",
+        "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}",
+    ]  # fmt: skip
+    source = str(Path(safeweights.__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
+    nodes = [
+        subprocess.Popen(
+            [*command, f"--node-rank={rank}", "train.py", "checkpoint", steps],
+            cwd=folder, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    outputs = [node.communicate(timeout=300) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    return dict(line.split() for line in outputs[0][0].splitlines())
