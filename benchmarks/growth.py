@@ -6,7 +6,7 @@
 
 Time is processor time, of all threads and children, the best of three: wall time on a machine that does
 other things too would tell of those. (Of threads it is wall time: that is what they are for.) A figure is
-not taken where it would need more than 20 seconds. Files of many bytes are sparse, so that they are read
+not taken where it would need more than 10 seconds. Files of many bytes are sparse, so that they are read
 from no disk. The mark: nothing grows faster than the work, an exponent of at most 1.15.
 """
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-MOST = 20.0
+MOST = 10.0
 MIB = 1 << 20
 
 Operations = dict[str, "Callable[[], object]"]
@@ -193,7 +193,8 @@ def measure(name: str, *, quick: bool) -> dict[str, Points]:
     _, axis, make, sizes, few = CURVES[name]
     found: dict[str, Points] = {}
     given_up: set[str] = set()
-    for size in few if quick else sizes:
+    chosen = few if quick else sizes
+    for size, larger in zip(chosen, [*chosen[1:], chosen[-1]], strict=True):
         with tempfile.TemporaryDirectory(dir=ROOT / ".cache") as folder:
             for operation, work in make(size, Path(folder)):
                 if operation in given_up:
@@ -201,7 +202,7 @@ def measure(name: str, *, quick: bool) -> dict[str, Points]:
                 seconds = repeated(partial(_forgetful, work), wall=name == "threads")
                 found.setdefault(operation, []).append((size, seconds))
                 print(f"{size:>9,} {axis:8} {operation:16} {seconds * 1e3:12.3f} ms", flush=True)
-                if seconds > MOST / 10:
+                if seconds * larger / size > MOST:
                     given_up.add(operation)
     return found
 
