@@ -2,9 +2,9 @@
 
     python benchmarks/distributed.py [--mib 1024]
 
-Each way runs on two fresh processes (gloo); ways take turns, and the median counts. The clock runs from a
-barrier to the next one. "Memory" is what the peak of a rank's resident set grew by, "disk" what is in the
-folder afterwards. Everything is in the page cache: the work is compared, not the disk. FSDP 2 divides rows;
+The ways take turns on the same two processes (gloo), and the median counts. The clock runs from a barrier
+to the next one. "Memory" is what the peak of a rank's resident set grew by, "disk" what is in the folder
+afterwards. Everything is in the page cache: the work is compared, not the disk. FSDP 2 divides rows;
 "columns" is what row-wise tensor parallelism divides: runs of 2 to 8 KiB in a file.
 """
 
@@ -20,11 +20,14 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from bench.marks import Marks
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -33,6 +36,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from safeweights.distributed import StorageReader, StorageWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RUNS = 3
 RANKS = 2
@@ -85,41 +91,53 @@ def peak() -> int:
     return int(status["VmHWM"].split()[0]) << 10
 
 
-def rank(verb: str, way: str, path: str, mib: int, axis: int) -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    tensors = state(mib, axis, 1 if verb == "save" else 0)
+def measured(work: Callable[[], object]) -> list[float]:
+    """Seconds, growth of the resident set in bytes, and bytes read, of the rank with the most."""
     resident, read = counters()
     dist.barrier()
     began = time.perf_counter()
-    if verb == "save":
-        dcp.save(tensors, storage_writer=WRITERS[way](path))
-    else:
-        dcp.load(tensors, storage_reader=READERS[way](path))
+    work()
     dist.barrier()
-    seconds = time.perf_counter() - began
-    need = sum(tensor.to_local().nbytes for tensor in tensors.values())
-    for tensor in tensors.values():
-        assert tensor.to_local()[-1, -1] == 1 + dist.get_rank()
-    found = [seconds, peak() - resident, (counters()[1] - read) / need]
-    every = [None] * RANKS if dist.get_rank() == 0 else None
-    dist.gather_object(found, every)
-    if every:
-        print(json.dumps([max(each[i] for each in every) for i in range(3)]))
+    found = [time.perf_counter() - began, peak() - resident, counters()[1] - read]
+    every: list[Any] = [None] * RANKS
+    dist.all_gather_object(every, found)
+    return [max(each[i] for each in every) for i in range(3)]
+
+
+def rank(folder: str, mib: int, runs: int) -> None:
+    """What each of the two processes does; the first one prints what was measured."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    first = dist.get_rank() == 0
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for axis, what in ((0, "rows"), (1, "columns")):
+        saves = found.setdefault(f"save {what}", {way: [] for way in WRITERS})
+        loads = found.setdefault(f"load {what}", {way: [] for way in READERS})
+        tensors = state(mib, axis, 1)
+        need = sum(tensor.to_local().nbytes for tensor in tensors.values())
+        targets = state(mib, axis, 0)
+        for _ in range(runs):
+            for way, times in saves.items():
+                path = f"{folder}/{way}"
+                row = measured(partial(dcp.save, tensors, storage_writer=WRITERS[way](path)))
+                times.append([*row[:2], size_of(path) / need / RANKS])
+                for reader, read in loads.items() if way == "safeweights" else ():
+                    for target in targets.values():
+                        target.to_local().zero_()
+                    row = measured(partial(dcp.load, targets, storage_reader=READERS[reader](path)))
+                    read.append([*row[:2], row[2] / need])
+                    assert all(
+                        bool((target.to_local() == 1 + dist.get_rank()).all())
+                        for target in targets.values()
+                    )
+                dist.barrier()
+                if first:
+                    shutil.rmtree(path)
+                dist.barrier()
+    if first:
+        print(json.dumps(found))
     dist.destroy_process_group()
-
-
-def measured(verb: str, way: str, path: str, mib: int, axis: int) -> list[float]:
-    command = [
-        sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={RANKS}", __file__, "--rank", verb, way, path, str(mib), str(axis),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def planning(count: int) -> float:
@@ -165,50 +183,56 @@ def size_of(folder: str) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=1024, help="size of the model")
     parser.add_argument("--folder", default=".", help="where to save")
     parser.add_argument("--runs", type=int, default=RUNS)
-    parser.add_argument("--rank", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.rank:
-        verb, way, path, mib, axis = given.rank
-        rank(verb, way, path, int(mib), int(axis))
-        return
+        rank(given.rank, given.mib, given.runs)
+        return 0
+    marks = Marks("distributed")
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        for axis, what in ((0, "rows"), (1, "columns")):
-            saves: dict[str, list[list[float]]] = {way: [] for way in WRITERS}
-            loads: dict[str, list[list[float]]] = {way: [] for way in READERS}
-            disk = {}
-            for _ in range(given.runs):
-                for way, found in saves.items():
-                    path = f"{folder}/{way[:3]}"
-                    found.append([*measured("save", way, path, given.mib, axis)])
-                    disk[way] = size_of(path) / (given.mib << 20)
-                    if way == "safeweights":
-                        for reader, times in loads.items():
-                            times.append(measured("load", reader, path, given.mib, axis))
-                    shutil.rmtree(path)
-            print(f"| save {given.mib} MiB, {what} on 2 ranks | time | memory a rank | disk |")
-            print("|---|---|---|---|")
-            for way, found in saves.items():
-                seconds, memory, _ = (statistics.median(each) for each in zip(*found, strict=True))
-                row = f"{seconds:.2f} s | {memory / (1 << 20):.0f} MiB | {disk[way]:.2f} x"
-                print(f"| {way} | {row} |")
-            print(
-                f"\n| load {given.mib} MiB, {what} on 2 ranks | time | memory a rank | bytes read |"
-            )
-            print("|---|---|---|---|")
-            for way, found in loads.items():
-                seconds, memory, read = (
-                    statistics.median(each) for each in zip(*found, strict=True)
-                )
-                row = f"{seconds:.2f} s | {memory / (1 << 20):.0f} MiB | {read:.3f} of need"
-                print(f"| {way} | {row} |")
-            print()
-    print(f"| plan of 50,000 tensors on 2 ranks | {planning(50_000):.2f} s |")
+        command = [
+            sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone",
+            f"--nproc-per-node={RANKS}", __file__, "--rank", folder, "--mib", str(given.mib),
+            "--runs", str(given.runs),
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=True, env=environment
+        )
+    found = json.loads(done.stdout.splitlines()[-1])
+    last = {"save": "disk", "load": "bytes read"}
+    medians = {
+        what: {
+            way: [statistics.median(each) for each in zip(*rows, strict=True)]
+            for way, rows in ways.items()
+        }
+        for what, ways in found.items()
+    }
+    for what, ways in medians.items():
+        print(f"\n| {what}, {given.mib} MiB on 2 ranks | time | memory a rank | {last[what[:4]]} |")
+        print("|---|---|---|---|")
+        for way, (seconds, memory, ratio) in ways.items():
+            print(f"| {way} | {seconds:.2f} s | {memory / (1 << 20):.0f} MiB | {ratio:.2f} x |")
+    print()
+    for what in ("rows", "columns"):
+        saves, loads = medians[f"save {what}"], medians[f"load {what}"]
+        ours, theirs = saves["safeweights"], saves["torch, Hugging Face with consolidation"]
+        marks.add(f"save {what} / torch's Hugging Face writer", ours[0] / theirs[0], most=0.5)
+        marks.add(f"save {what}: disk / the same", ours[2] / theirs[2], most=0.5)
+        marks.add(f"save {what}: extra memory a rank", ours[1] / (1 << 20), most=64, unit="MiB")
+        plain = saves["torch, .distcp"]
+        marks.add(f"save {what} / torch's .distcp, unsynced", ours[0] / plain[0], most=1.0)
+        ours, theirs = loads["safeweights"], loads["torch, Hugging Face"]
+        marks.add(f"load {what} / torch's Hugging Face reader", ours[0] / theirs[0], most=0.8)
+        marks.add(f"load {what}: bytes read / needed", ours[2], most=1.05)
+    marks.add("plan of 50,000 tensors on 2 ranks", planning(50_000), most=0.5, unit="s")
+    return marks.close()
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

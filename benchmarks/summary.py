@@ -18,7 +18,7 @@ from bench.marks import Marks
 from bench.report import noise_warning, results_of, state_line
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = ("command_line", "conversion", "dequantizing", "growth", "remote")
+PROGRAMS = ("command_line", "conversion", "dequantizing", "distributed", "growth", "remote")
 """Programs that keep `Marks`; a new one is named here and in the Makefile."""
 
 

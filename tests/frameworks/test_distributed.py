@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 import safeweights
 import safeweights.torch
 from safeweights import trust
+from safeweights.checkpoint.layout import laid_out
 from safeweights.distributed import StorageReader, StorageWriter
 from safeweights.errors import FormatError, UnsupportedError
-from safeweights.frameworks.torch.distributed.layout import laid_out, planned
+from safeweights.frameworks.torch.distributed.layout import planned
 from safeweights.frameworks.torch.distributed.values import (
     decoded_value,
     decoded_values,

@@ -123,12 +123,14 @@ class Save:
         Names are the same tensor if every rank that writes a part of one of them says so. Ranks without
         elements of it have no memory that could be shared.
         """
+        groups = {tuple(sorted(group)) for found in tied for group in found}
+        if not groups:
+            return {}
         writers: dict[str, set[int]] = {}
         for rank, plan in enumerate(self._plans):
             for item in plan.items:
                 if item.tensor_data is not None and item.tensor_data.chunk.sizes.numel():
                     writers.setdefault(item.index.fqn, set()).add(rank)
-        groups = {tuple(sorted(group)) for found in tied for group in found}
         said = [{tuple(sorted(group)) for group in found} for found in tied]
         aliases: dict[str, str] = {}
         for group in sorted(groups):

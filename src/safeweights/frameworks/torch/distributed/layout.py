@@ -81,7 +81,7 @@ def _planned(name: str, parts: list[Any], proved: set[Any]) -> Tensor:
             f"{dtype} of tensor {quote(name)} is no type of the format: convert it first",
             tensor=name,
         )
-    boxes = tuple((tuple(part.chunk.offsets), tuple(part.chunk.sizes)) for part in parts)
+    boxes = tuple([(part.chunk.offsets, part.chunk.sizes) for part in parts])
     key = size, boxes
     if key not in proved:  # models have the same few shapes, divided in the same way, many times
         _require_cover(name, tuple(size), boxes)
