@@ -29,7 +29,10 @@ def byte_map(files: Sequence[FileRecord], found: Iterable[Row], most: int) -> li
             its header are more.
     """
     pieces = _pieces(found, {file["path"]: [] for file in files})
-    depth = _DEPTH
+    # Names are cut from their longest on: before that, nothing would be joined.
+    depth = max(
+        (piece.module.count(".") + 1 for each in pieces.values() for piece in each), default=0
+    )
     while depth and sum(map(len, pieces.values())) + len(files) > most:
         depth -= 1
         pieces = {path: _joined(each, depth) for path, each in pieces.items()}
