@@ -326,6 +326,15 @@ def test_each_rank_verifies_what_it_reads(tmp_path: Path) -> None:
     assert "model.values.json" in refused(load, {"step": 0}, folder, trust=key)
 
 
+def test_encrypted_checkpoints_are_read(tmp_path: Path) -> None:
+    save({"a": torch.arange(1000.0), "step": 3}, tmp_path / "model")
+    identity = trust.generate_identity()
+    safeweights.encrypt(tmp_path / "model", [identity.recipient], tmp_path / "sealed")
+    state = load({"a": torch.zeros(1000), "step": 0}, tmp_path / "sealed", identity=identity)
+    assert state["step"] == 3
+    assert torch.equal(state["a"], torch.arange(1000.0))
+
+
 def test_buckets_are_refused_before_a_byte_is_written(tmp_path: Path) -> None:
     from safeweights.storage import MemoryStore
 
