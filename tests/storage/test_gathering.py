@@ -71,6 +71,7 @@ def test_both_ways_give_the_runs(runs: Runs, slab: int) -> None:
         gather(runs, counted.read_into, memoryview(read))
     gather_mapped(runs, memoryview(DATA), memoryview(copied))
     assert read == copied == expected
+    assert list(map(runs.offset_of, range(runs.run_count))) == list(runs.offsets())
     assert sum(counted.reads) <= runs.nbytes + 4096 * runs.run_count
     assert len(counted.reads) <= runs.run_count
 

@@ -76,6 +76,18 @@ class Runs(NamedTuple):
         """The byte offset of each run, ascending."""
         return _offsets(self.offset, self.loops)
 
+    def offset_of(self, index: int) -> int:
+        """The byte offset of one run.
+
+        >>> Runs(5, 1, ((2, 100), (3, 10))).offset_of(4)
+        115
+        """
+        place = self.offset
+        for repetitions, distance in reversed(self.loops):
+            index, step = divmod(index, repetitions)
+            place += step * distance
+        return place
+
 
 def select(expression: Any, shape: Sequence[int], *, clamp: bool = False) -> Selection:
     """Resolve ``tensor[expression]`` for a tensor of `shape`.

@@ -12,7 +12,6 @@ import sys
 import threading
 import weakref
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ChangedError, UnsupportedError
@@ -199,7 +198,8 @@ class DescriptorSource(Source):
 
     def _resident_share_of(self, runs: Runs) -> float:
         """Of some of many runs, the share that is in the page cache; 0 where unknown."""
-        places = islice(runs.offsets(), 0, None, runs.run_count // _SAMPLE)
+        count = runs.run_count
+        places = map(runs.offset_of, range(0, count, count // _SAMPLE))
         found = [resident_share(self._descriptor, place, runs.length) or 0 for place in places]
         return sum(found) / len(found)
 
