@@ -53,10 +53,10 @@ _SEALED: Final = CHUNK_SIZE + _TAG
 _RUN: Final = 4 * CHUNK_SIZE
 """Plaintext that a thread handles between two reads: its ciphertext stays in the processor's cache."""
 
-_PIECE: Final = 1 << 22
+_PIECE: Final = 1 << 23
 """Plaintext that a thread encrypts at a time."""
 
-_WRITERS: Final = 6
+_WRITERS: Final = 4
 """Threads that encrypt, at most: the one that writes cannot keep pace with more."""
 
 
@@ -255,8 +255,8 @@ def encrypting(
 ) -> Iterator[memoryview | bytes]:
     """The payload of an encrypted file, piece by piece, for a sink that writes what an iterator gives.
 
-    Pieces are read and encrypted by several threads while those before them are written. Memory: 4 MiB
-    for each thread, of which there are at most 6, and 16 MiB.
+    Pieces are read and encrypted by several threads while those before them are written. Memory: 8 MiB
+    for each thread, of which there are at most 4, and 24 MiB.
 
     Args:
         source: The plaintext. It is read once.

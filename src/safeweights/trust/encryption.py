@@ -43,10 +43,10 @@ if TYPE_CHECKING:
 __all__ = ["Decrypted", "Encrypted", "decrypt", "encrypt", "rules_of"]
 
 _SKIPPED: Final = ".git/"
-_PIECE: Final = 1 << 22
+_PIECE: Final = 1 << 23
 """Plaintext that a thread decrypts at a time."""
 
-_READERS: Final = 6
+_READERS: Final = 4
 """Threads that decrypt, at most: the one that writes cannot keep pace with more."""
 
 
