@@ -53,7 +53,7 @@ _SEALED: Final = CHUNK_SIZE + _TAG
 _RUN: Final = 4 * CHUNK_SIZE
 """Plaintext that a thread handles between two reads: its ciphertext stays in the processor's cache."""
 
-_PIECE: Final = 1 << 23
+_PIECE: Final = 1 << 22
 """Plaintext that a thread encrypts at a time."""
 
 _WRITERS: Final = 4
@@ -255,8 +255,8 @@ def encrypting(
 ) -> Iterator[memoryview | bytes]:
     """The payload of an encrypted file, piece by piece, for a sink that writes what an iterator gives.
 
-    Pieces are read and encrypted by several threads while those before them are written. Memory: 8 MiB
-    for each thread, of which there are at most 4, and 24 MiB.
+    Pieces are read and encrypted by several threads while those before them are written. Memory: 4 MiB
+    for each thread, of which there are at most 4, and 16 MiB.
 
     Args:
         source: The plaintext. It is read once.

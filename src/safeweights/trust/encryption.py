@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Decrypted", "Encrypted", "decrypt", "encrypt", "rules_of"]
 
 _SKIPPED: Final = ".git/"
-_PIECE: Final = 1 << 23
+_PIECE: Final = 1 << 22
 """Plaintext that a thread decrypts at a time."""
 
 _READERS: Final = 4
