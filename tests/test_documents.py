@@ -31,6 +31,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 ELSEWHERE = {
+    "NamedSharding": "needs JAX: tests/frameworks/test_jax_sharded.py runs the page",
+    "dist.init_process_group": "needs several ranks: tests/ranks runs it",
     "import transformers": "needs transformers: tests/clients/test_transformers.py runs it",
     "import pkcs11": "needs a hardware module: tests/trust/test_pkcs11.py plays one",
     "--public-key hsm.pub": "needs a hardware module: tests/trust/test_pkcs11.py plays one",

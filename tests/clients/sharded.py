@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
         DistributedConfig(tp_size=2, tp_plan="auto")
     )
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype)
     model = model.maybe_distribute_model(model, wishes, mesh)
     read: list[int] = []
     report = load_sharded(model, folder, progress=read.append)

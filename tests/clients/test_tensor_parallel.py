@@ -8,28 +8,49 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import safeweights
+
+
+def launch(program: str, folder: Path) -> None:
+    """Run two ranks."""
+    rank = Path(__file__).with_name(program)
+    launcher = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [*launcher, str(rank), str(folder)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+def test_load_sharded_fills_what_transformers_divided(
+    files: Path, tiny_llama: Any, dtype: torch.dtype, tolerance: float
+) -> None:
+    config = type(tiny_llama.config)(**tiny_llama.config.to_dict() | {"tie_word_embeddings": False})
+    torch.manual_seed(1)
+    whole = type(tiny_llama)(config).to(dtype).eval()
+    whole.save_pretrained(files)
+    with torch.no_grad():
+        expected = whole(torch.arange(6).reshape(1, 6)).logits
+    launch("sharded.py", files)
+    for number in range(2):
+        found = torch.load(files / f"logits-{number}.pt", weights_only=True)
+        assert found.dtype == dtype
+        assert torch.allclose(found, expected, atol=tolerance)
+        read, total = json.loads((files / f"read-{number}.json").read_text())
+        assert read < total
 
 
 def test_each_rank_reads_its_part(files: Path, tiny_llama: Any) -> None:
     tiny_llama.save_pretrained(files)
     with torch.no_grad():
         expected = tiny_llama.eval()(torch.arange(6).reshape(1, 6)).logits
-    rank = Path(__file__).with_name("tensor_parallel.py")
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    done = subprocess.run(
-        [*launcher, str(rank), str(files)], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    launch("tensor_parallel.py", files)
 
     sizes = {name: tensor.nbytes // 4 for name, tensor in safeweights.open(files).items()}
     for number in range(2):

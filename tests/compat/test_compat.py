@@ -289,3 +289,39 @@ def test_installing_from_threads() -> None:
         assert not compat.installed()
         assert safetensors.safe_open.__module__ == "builtins", safetensors.safe_open
     """)
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_torch_load_of_a_safetensors_file(tmp_path: Path, blocked: bool) -> None:
+    """torch 2.13 has the `safetensors` package read files of this name; `torch.save` writes none."""
+    program = """
+        import sys
+        import torch
+        import safeweights.compat
+        import safeweights.torch
+        from safeweights import SafetensorError
+
+        if not hasattr(torch.serialization, "_is_path") or torch.__version__ < "2.13":
+            print("old"); sys.exit()
+        safeweights.compat.install()
+        path = sys.argv[1] + "/x.safetensors"
+        state = {"a": torch.arange(3.0), "b": torch.ones(2, dtype=torch.bfloat16)}
+        safeweights.torch.save_file(state, path)
+        found = torch.load(path)
+        assert all(torch.equal(found[name], state[name]) for name in state)
+        assert torch.load(path, map_location=torch.device("meta"))["a"].is_meta
+        with open(path, "ab") as file:
+            file.write(b"more")
+        try:
+            torch.load(path)
+        except SafetensorError as error:
+            assert error.rule == "coverage", error.rule
+        safeweights.torch.save_file(state, path)
+        safeweights.compat.uninstall()
+        safeweights.compat.install(trust=lambda source, path: (_ for _ in ()).throw(PermissionError(path)))
+        try:
+            torch.load(path)
+        except PermissionError:
+            print("refused")
+    """
+    assert run(program, str(tmp_path), blocked=blocked) in {"refused", "old"}

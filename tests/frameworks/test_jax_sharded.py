@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -234,3 +235,14 @@ def test_two_processes_save_and_load(tmp_path: Path) -> None:
     assert alone["columns"].numpy().tolist() == np.arange(128.0).reshape(4, 32).tolist()
     assert alone["inner.0"].numpy() == 7
     assert [each.name for each in (tmp_path / "one").iterdir()] == ["model.safetensors"]
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "jax.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    given = np.ones((2, 8), "f4")
+    np.testing.assert_array_equal(names["restored"](given), names["module"](given))

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from safeweights import SafetensorError, save, serialize_file
+import safeweights
+from safeweights import SafetensorError, safe_open, save, serialize_file
 from safeweights.checkpoint import to_bytes
 from safeweights.format.header import TensorInfo
 from safeweights.frameworks.loading import LoadJob, Pipeline
 from safeweights.frameworks.plans import Batch
-from safeweights.frameworks.torch import staging
+from safeweights.frameworks.torch import adapter, staging
 from safeweights.frameworks.torch.adapter import ADAPTER, CODES, DeviceTensor, TorchAdapter
 from safeweights.frameworks.torch.staging import DeviceLanding
 from safeweights.storage import BACKENDS, Source, open_source
@@ -28,6 +29,7 @@ from safeweights.torch import load, load_file, save_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 class LateCopy:
@@ -396,3 +398,36 @@ def test_other_devices_and_older_versions_are_not_staged_to(streams, monkeypatch
     assert TorchAdapter().landing(torch.device("cuda", 99)) is None
     monkeypatch.delattr(Streams, "device_index")
     assert TorchAdapter().landing(torch.device("cuda")) is None
+
+
+def test_nothing_is_copied_to_a_device_from_a_mapping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither whole tensors, small or large, nor parts; by a device with and without staging."""
+    values = {"small": torch.arange(8.0), "large": torch.arange(1 << 19).reshape(1 << 10, -1)}
+    save_file(values, tmp_path / "x")
+    moved: list[int] = []
+
+    def move(tensor: torch.Tensor, device: object) -> torch.Tensor:
+        moved.append(tensor.data_ptr())
+        return tensor.clone()
+
+    monkeypatch.setattr(adapter, "_to_device", move)
+    monkeypatch.setattr(TorchAdapter, "check_device", lambda self, _: torch.device("cuda"))
+    for stand_in in (None, StandIn()):
+        monkeypatch.setattr(TorchAdapter, "accelerator", lambda self, _, found=stand_in: found)
+        with safe_open(tmp_path / "x", "pt", device="cuda", backend="mmap") as file:
+            found = {name: file.get_tensor(name) for name in values}
+            found |= {f"{name} part": file.get_slice(name)[2:5] for name in values}
+            whole = file.get_tensors()
+            one = safeweights.open(tmp_path / "x")["large"].torch("cuda")
+            mapped = file._checkpoint.files[0].source.view(0, 1)  # type: ignore[union-attr]
+            begin = np.frombuffer(mapped, np.uint8).ctypes.data
+            size = (tmp_path / "x").stat().st_size
+            assert not [at for at in moved if begin <= at < begin + size]
+        assert torch.equal(one, values["large"])
+        for name, expected in values.items():
+            assert torch.equal(found[name], expected)
+            assert torch.equal(whole[name], expected)
+            assert torch.equal(found[f"{name} part"], expected[2:5])
+    assert moved

@@ -8,10 +8,9 @@ from typing import IO, TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 from ..checkpoint import Checkpoint, SafetensorsFile, Tensor
 from ..errors import ClosedError, MissingDependencyError, UnsupportedError
-from ..storage.memory import copied
 from ..trust.verifier import check_unnamed
 from .adapter import Adapter, MissingAdapter, adapter_for
-from .loading import Progress, load_all
+from .loading import Progress, load_all, load_one
 from .prefetch import THREADS, PrefetchLoader, PrefetchPlan, TensorMeta
 from .slices import Slice
 from .targets import opened
@@ -240,13 +239,11 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
         """
         tensor = self._opened()[name]
         try:
-            data = tensor.view()
-            if self._copies and tensor.in_memory:  # the caller's bytes, or verified ones
-                data = copied(data)
+            # Copied: the caller's bytes, or verified ones.
+            found: T = load_one(tensor, self._adapter, self._device, copies=self._copies)
         except OSError as error:
             raise worded(error) from error
-        decoded: T = self._adapter.decode(data, tensor.dtype, tensor.shape, self._device, name=name)
-        return decoded
+        return found
 
     def get_bytes(self, name: str) -> memoryview:
         """A tensor's bytes as they stand in the file, for types that no framework has."""
@@ -267,8 +264,13 @@ class safe_open(Generic[T]):  # noqa: N801 - the reference's name
     def get_slice(self, name: str) -> Slice[T]:
         """A tensor to take parts of, by indexing; only what is selected is read."""
         tensor = self._opened()[name]
+        on_host = self._adapter.shares_memory(self._device)
         return Slice(
-            tensor, self._adapter, self._device, mapped=tensor.in_memory, copies=self._copies
+            tensor,
+            self._adapter,
+            self._device,
+            mapped=tensor.in_memory and on_host,
+            copies=self._copies or not on_host,
         )
 
     def prefetch(

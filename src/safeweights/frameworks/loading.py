@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, Final
 
+from ..checkpoint import Checkpoint
 from ..errors import ClosedError, UnsupportedError
 from ..storage import allocate
 from ..storage.parallel import CHUNK, Background, News, thread_count
@@ -28,7 +29,7 @@ from .values import own_bytes
 from .wording import worded
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint, SafetensorsFile
+    from ..checkpoint import SafetensorsFile, Tensor
     from ..storage import Source
     from .adapter import Adapter
 
@@ -40,11 +41,15 @@ __all__ = [
     "Progress",
     "landing_of",
     "load_all",
+    "load_one",
     "reader_count",
 ]
 
 CLOSED: Final = "prefetch loader closed"
 Progress = Callable[[int], object]
+
+_STAGED: Final = 1 << 20
+"""Size above which pinned memory and threads pay off for one tensor."""
 
 
 class HostLanding:
@@ -121,6 +126,7 @@ def landing_of(adapter: Adapter, device: Any, *, copies: bool = False) -> Landin
         device: The device.
         copies: Tensors on the host share no memory with what they are read from.
     """
+    copies = copies or not adapter.shares_memory(device)
     return adapter.landing(device) or HostLanding(adapter, device, copies=copies)
 
 
@@ -460,6 +466,27 @@ def load_all(
         result.update(job.transfer.tensors())
         job.transfer = None
     return result if files else {name: result[name] for name in checkpoint}
+
+
+def load_one(tensor: Tensor, adapter: Adapter, device: Any, *, copies: bool = False) -> Any:
+    """One tensor, on the device.
+
+    Args:
+        tensor: Any.
+        adapter: Of the framework.
+        device: What the adapter's `check_device` returned.
+        copies: On the host it shares no memory with what it is read from.
+
+    Cost: on the host a read, or of what is mapped or in memory none. On an accelerator it is read into
+    pinned memory and copied from there, at four times the rate of a copy from a mapping (30 against 7.5
+    GiB/s on an H200).
+    """
+    on_host = adapter.shares_memory(device)
+    if not on_host and tensor.nbytes >= _STAGED:
+        (found,) = load_all(Checkpoint({tensor.name: tensor}), adapter, device).values()
+        return found
+    data = own_bytes(tensor) if copies or not on_host else tensor.view()
+    return adapter.decode(data, tensor.dtype, tensor.shape, device, name=tensor.name)
 
 
 def _decoded_in_place(

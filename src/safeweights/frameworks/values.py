@@ -35,7 +35,8 @@ def values_of(tensor: Tensor, framework: str, device: Any = "cpu") -> Any:
     adapter = _adapter_for(framework)
     found = adapter.check_device(device)
     tensor.check_readable()
-    data = tensor.view() if adapter.maps else own_bytes(tensor)
+    own = not (adapter.maps and adapter.shares_memory(found))
+    data = own_bytes(tensor) if own else tensor.view()
     return adapter.decode(data, tensor.dtype, tensor.shape, found, name=tensor.name)
 
 

@@ -137,6 +137,9 @@ class TorchAdapter(Adapter):
         accelerator = None if device is None else self.accelerator(device)
         return None if accelerator is None else DeviceLanding(accelerator, self, device, _cut)
 
+    def shares_memory(self, device: Any) -> bool:
+        return device is None or device.type == "meta"
+
     def accelerator(self, device: torch.device) -> Accelerator | None:
         """How to stage tensors onto `device`; None where they are made in place or moved one by one."""
         return TorchAccelerator.of(device)

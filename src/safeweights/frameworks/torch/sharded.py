@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
-from ...checkpoint import Checkpoint
+from ...checkpoint import Checkpoint, FileTensor
 from ...errors import LayoutError, NoDataError, StateDictError, UnsupportedError, quote
+from ...format import indexing
 from ...format.dtypes import DTYPES
+from ...storage import Source, allocate, gather
+from ...storage.gathering import lie_apart
 from ...storage.parallel import CHUNK
 from ..loading import LoadJob, Pipeline, Progress, landing_of, reader_count
-from ..plans import Batch, batches
+from ..plans import Batch, Scattered, batches
 from ..targets import opened
 from .adapter import ADAPTER, CODES, PLAIN, has_memory, host_bytes, packed_shape
 from .models import Fillable, is_plain, note_change, require_same
@@ -29,12 +32,16 @@ if TYPE_CHECKING:
     from ...checkpoint import Tensor
     from ...derived.rearranging import Plan
     from ..handle import Target
-    from ..plans import Landing, Scattered, Transfer
+    from ..plans import Landing, Transfer
 
 __all__ = ["LoadReport", "load_into", "load_sharded"]
 
 _ARENA: Final = 1 << 22
 """Bytes of neighbours that are read together, and then copied to their places."""
+
+_WASTE: Final = 20
+_SHORT: Final = 512
+"""See `_Columns`."""
 
 _AHEAD: Final = 1 << 28
 """Bytes that may be read, or be on their way, before they are in their places."""
@@ -391,7 +398,7 @@ def _read_onto(device: torch.device, reads: Sequence[_Read], progress: Progress 
     numbered = {str(number): read for number, read in enumerate(reads)}
     parts = Checkpoint({key: read.tensor for key, read in numbered.items()})
     onto = ADAPTER.check_device(device)
-    landing = _Landing(landing_of(ADAPTER, onto), numbered)
+    landing = _Landing(landing_of(ADAPTER, onto), numbered, onto)
     plan = {key: read.expression for key, read in numbered.items()}
     found = batches(parts, plan, landing.arena)
     ADAPTER.require(item for batch in found for item in batch.tensors)
@@ -416,8 +423,11 @@ def _read_onto(device: torch.device, reads: Sequence[_Read], progress: Progress 
 class _Landing:
     """Where batches go: into the tensors themselves, where that is possible, or to `landing`."""
 
-    def __init__(self, landing: Landing, reads: Mapping[str, _Read]) -> None:
+    def __init__(
+        self, landing: Landing, reads: Mapping[str, _Read], device: torch.device | None
+    ) -> None:
         self._landing = landing
+        self._device = device
         self._reads = reads
         self.arena = min(landing.arena, _ARENA)
         self.threads = landing.threads
@@ -429,7 +439,52 @@ class _Landing:
             memory = read.filling.memory(read.region)
             if memory is not None:
                 return _Straight(batch, memory)
+        if isinstance(batch, Scattered) and isinstance(batch.tensor, FileTensor):
+            read = self._reads[batch.tensors[0][0]]
+            if not batch.tensor.in_memory:
+                return _Columns(batch, batch.tensor, read.filling.memory(read.region), self._device)
         return self._landing.begin(batch)
+
+
+class _Columns:
+    """A part that is many runs of a file on its way, into the memory of its tensor if that is given.
+
+    Of what is read, a twentieth at most was not asked for; but runs of less than 512 bytes are read with
+    what lies between them, and sources that read in blocks say themselves how far apart pieces may be.
+    """
+
+    extent = step = 1
+
+    def __init__(
+        self,
+        part: Scattered,
+        tensor: FileTensor,
+        memory: memoryview | None,
+        device: torch.device | None,
+    ) -> None:
+        self._part, self._tensor, self._device = part, tensor, device
+        self._memory = memory
+        self._data = memory
+
+    def fill(self, begin: int, end: int) -> None:
+        del begin, end  # all of it
+        tensor, source = self._tensor, self._tensor.source
+        selection = indexing.select(self._part.expression, tensor.shape)
+        runs = indexing.runs(selection, tensor.shape, tensor.dtype)
+        if self._data is None:
+            self._data = allocate(runs.nbytes)
+        exact = source.gap <= Source.gap and runs.length >= _SHORT
+        if exact and not lie_apart(runs, source.gap):
+            gather(runs, tensor.read_into, self._data, gap=runs.length // _WASTE)
+        else:
+            start = tensor.data_start + tensor.info.begin
+            source.read_runs(runs._replace(offset=start + runs.offset), self._data)
+
+    def tensors(self) -> dict[str, Any]:
+        if self._memory is not None:
+            return {}  # they are where they belong
+        assert self._data is not None
+        return ADAPTER.decode_all(self._data, 0, self._part.tensors, self._device)
 
 
 class _Straight:
