@@ -22,8 +22,9 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line on ``sys.argv`` and exit with its status."""
     # A command makes many objects that live until it ends, such as a row for each of 100,000 tensors.
-    # Collecting garbage as often as Python does by default would take as long as the work itself.
-    gc.set_threshold(100_000, 20, 20)
+    # The collector would visit them again and again: `show` of 100 files takes 1.0 s of CPU time instead
+    # of 1.3 (with Python's own threshold 1.8). A million objects are enough for garbage in cycles.
+    gc.set_threshold(1_000_000, 20, 20)
     try:
         from .app import cli
 
