@@ -137,7 +137,11 @@ def _methods(events: list[Event]) -> dict[str, Any]:
         return object.__new__(cls)
 
     def note(kind: str) -> Any:
-        return lambda self, *_: events.append((kind, type(self).path))
+        def method(self: Any, *given: object) -> None:
+            if given:  # not where BUILD calls the function of a class with the state alone
+                events.append((kind, type(self).path))
+
+        return method
 
     return {
         "__new__": new, "__init__": lambda *_, **__: None, "__setstate__": note("state"),

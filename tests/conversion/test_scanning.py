@@ -25,6 +25,8 @@ from builders import (
     call,
     evil,
     integer,
+    ints,
+    many,
     mapping,
     name,
     tar,
@@ -34,6 +36,8 @@ from builders import (
     torch_tar,
     whole,
 )
+from hostile_uses import dtype, short
+from hostile_uses import plain as plain_type
 
 from safeweights.conversion import Limits, scan
 from safeweights.conversion.grading import DATA_NAMES, Grade, grade_global
@@ -152,6 +156,45 @@ def test_states_of_random_generators_are_clean() -> None:
     hostile = call(made, text("MT19937"), name("os", "getpid"))
     assert scan(whole(hostile)).verdict == "dangerous"
     assert scan(whole(call(made, text("Evil")))).verdict == "unknown"
+
+
+MASKED = name("numpy.ma.core", "_mareconstruct")
+MASKED += (
+    many(name("numpy.ma", "MaskedArray"), name("numpy", "ndarray"), b"K\x00\x85", text("b")) + b"R"
+)
+
+
+def test_masked_arrays_are_clean() -> None:
+    values = [
+        np.ma.masked_array([1, 2], [0, 1]),
+        np.ma.masked_array([[0.5], [2.0]], True, fill_value=7.0),
+        np.ma.masked_array(["a", "bc"], [1, 0]),
+        np.ma.masked_array([True], fill_value=False),
+    ]
+    for value in values:
+        for protocol in (2, 4, 5):
+            report = scan(pickle.dumps(value, protocol))
+            assert report.clean, (value, report.unread, report.findings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": ints(1 << 40)}, {"shape": ints(-1)}, {"data": short(bytes(9))}, {"mask": short(bytes(2))},
+        {"kind": dtype("O8")}, {"fill": name("os", "getpid")}, {"version": integer(2)}, {"data": b"]"},
+    ],
+)  # fmt: skip
+def test_masked_arrays_that_contradict_themselves_are_not(change: dict[str, bytes]) -> None:
+    def masked(**changes: bytes) -> bytes:
+        state = {
+            "version": integer(1), "shape": ints(1), "kind": plain_type("f8"), "order": b"\x89",
+            "data": short(bytes(8)), "mask": short(b"\0"), "fill": b"N", **changes,
+        }  # fmt: skip
+        return whole(MASKED + many(*state.values()) + b"b")
+
+    assert scan(masked()).clean
+    assert not scan(masked(**change)).clean
+    assert not scan(masked()[:-1] + b"}b.").clean
 
 
 def test_metadata_of_distributed_checkpoints_is_clean() -> None:

@@ -13,9 +13,17 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ATTRIBUTE_CLASSES"]
+__all__ = ["ATTRIBUTE_CLASSES", "LOSSES"]
+
+LOSSES: Final = (
+    "AbsoluteError", "ExponentialLoss", "HalfBinomialLoss", "HalfGammaLoss", "HalfMultinomialLoss",
+    "HalfPoissonLoss", "HalfSquaredError", "HalfTweedieLoss", "HalfTweedieLossIdentity", "HuberLoss",
+    "PinballLoss",
+)  # fmt: skip
+"""Losses of scikit-learn: each has a class of attributes, and one in C that takes numbers."""
 
 _SKLEARN: Final = """
+    _loss.link: HalfLogitLink IdentityLink Interval LogLink LogitLink MultinomialLogit
     base: BaseEstimator
     calibration: CalibratedClassifierCV
     cluster._affinity_propagation: AffinityPropagation
@@ -186,6 +194,8 @@ def _names(package: str, text: str) -> list[tuple[str, str]]:
 
 
 ATTRIBUTE_CLASSES: Final = frozenset(
-    _names("sklearn", _SKLEARN) + _names("torch.nn.modules", _TORCH)
+    _names("sklearn", _SKLEARN)
+    + _names("torch.nn.modules", _TORCH)
+    + [("sklearn._loss.loss", name) for name in LOSSES]
 )
 """(module, name) of each class."""

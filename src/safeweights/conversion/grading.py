@@ -15,6 +15,7 @@ Pure data and pure functions.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from enum import IntEnum
@@ -22,12 +23,13 @@ from typing import Any, Final, NamedTuple
 
 from ..derived.element_types import TORCH_DTYPES, TORCH_STORAGES
 from ..format.dtypes import DTYPES
-from .classes import ATTRIBUTE_CLASSES
+from .classes import ATTRIBUTE_CLASSES, LOSSES
 from .foreign import ALL_CONSTRUCTORS
 from .pickles.distributed_nodes import DISTRIBUTED_CLASSES, DTENSOR_MODULES
 from .pickles.nodes import Blob, Call, DictNode, Effect, Global, PersistentId, Value, modern
-from .pickles.numpy_nodes import int_tuple
+from .pickles.numpy_nodes import ArrayNode, DtypeNode, blob_source, int_tuple
 from .pickles.object_nodes import as_bytes, is_int
+from .sklearn_trees import is_new_tree, is_plain_tree
 
 __all__ = [
     "DANGEROUS_MODULES",
@@ -70,12 +72,14 @@ class Rule(NamedTuple):
         states: What BUILD may give to it: a dictionary of attributes, or a tuple that the type's own
             ``__setstate__`` takes apart.
         slots: BUILD may also give the attributes of a class with slots: (None, dictionary).
+        plain: Whether the state that BUILD gave is one that the library writes; all are by default.
     """
 
     accepts: Callable[[Call], bool]
     changes: tuple[str, ...] = ()
     states: type | tuple[type, ...] = DictNode
     slots: bool = False
+    plain: Callable[[Call], bool] | None = None
 
 
 # -- calls of types that only hold data
@@ -225,6 +229,49 @@ def _is_seed_sequence(call: Call) -> bool:
     return False
 
 
+def _is_new_masked(call: Call) -> bool:
+    """``_mareconstruct(MaskedArray, ndarray, (0,), b"b")``."""
+    match call.arguments:
+        case (Global() as kind, Global() as base, (0,), "b" | b"b"):
+            return modern(kind) in _MASKED and modern(base) == ("numpy", "ndarray")
+    return False
+
+
+def _is_masked_state(call: Call) -> bool:
+    """(1, shape, type, order, bytes of the elements, of the mask, fill value), which fit each other."""
+    match call.state[0]:
+        case (1, tuple() as shape, DtypeNode() as dtype, bool(), data, mask, fill):
+            counts, width = int_tuple(shape), dtype.width
+            if counts is None or min(counts, default=0) < 0 or width is None or dtype.fields:
+                return False
+            sizes = [_byte_count(each) for each in (data, mask)]
+            known = fill is None or isinstance(fill, (int, float, str, ArrayNode))
+            return (
+                known
+                and not dtype.is_object
+                and sizes == [math.prod(counts) * width, math.prod(counts)]
+            )
+    return False
+
+
+def _byte_count(value: Value) -> int | None:
+    data = as_bytes(value)
+    return None if data is None else blob_source(data, "").size
+
+
+def _gives_its_argument(call: Call) -> bool:
+    """Functions of TorchScript's pickles that return what they are given, with the name of its type."""
+    match call.arguments:
+        case (_,) | (_, str()):
+            return True
+    return False
+
+
+_SCRIPT_LISTS: Final = (
+    "restore_type_tag", "build_intlist", "build_tensorlist", "build_doublelist", "build_boollist",
+)  # fmt: skip
+_MASKED: Final = frozenset({("numpy.ma", "MaskedArray"), ("numpy.ma.core", "MaskedArray")})
+
 PLAIN_CALLS: Final[dict[tuple[str, str], Rule]] = {
     ("builtins", "object"): Rule(_nothing),
     ("builtins", "type"): Rule(_is_constant_type),
@@ -247,6 +294,10 @@ PLAIN_CALLS: Final[dict[tuple[str, str], Rule]] = {
     ("torch.torch_version", "TorchVersion"): Rule(_texts),
     ("joblib.numpy_pickle", "NumpyArrayWrapper"): Rule(_nothing, ("BUILD",)),
     ("sklearn.externals.joblib.numpy_pickle", "NumpyArrayWrapper"): Rule(_nothing, ("BUILD",)),
+    ("numpy.ma.core", "_mareconstruct"): Rule(
+        _is_new_masked, ("BUILD",), tuple, plain=_is_masked_state
+    ),
+    **{("torch.jit._pickle", name): Rule(_gives_its_argument) for name in _SCRIPT_LISTS},
     **{
         (module, name): Rule(_is_bytes, ("BUILD",), tuple)
         for module in ("io", "_io")
@@ -267,6 +318,8 @@ PLAIN_CALLS: Final[dict[tuple[str, str], Rule]] = {
     ),
     **{key: Rule(_nothing, ("BUILD",)) for key in ATTRIBUTE_CLASSES},
     **{("sklearn.linear_model._sgd_fast", name): Rule(_numbers) for name in _SGD_LOSSES},
+    **{("sklearn._loss._loss", f"Cy{name}"): Rule(_numbers) for name in LOSSES},
+    ("sklearn.tree._tree", "Tree"): Rule(is_new_tree, ("BUILD",), plain=is_plain_tree),
     ("numpy.random._pickle", "__bit_generator_ctor"): Rule(
         _is_bit_generator, ("BUILD",), (DictNode, tuple)
     ),
@@ -318,6 +371,7 @@ DATA_NAMES: Final = frozenset(
         ("torch.distributed._shard.sharded_tensor.api", "ShardedTensor"),
         ("numpy", "ndarray"),
         ("numpy", "memmap"),
+        *_MASKED,
         ("numpy.core.memmap", "memmap"),
         ("numpy", "matrix"),
         ("numpy.matrixlib.defmatrix", "matrix"),
@@ -494,7 +548,7 @@ def _is_plain_state(target: Call, rule: Rule) -> bool:
     (state,) = target.state
     if rule.slots and isinstance(state, tuple) and len(state) == 2 and state[0] is None:
         state = state[1]
-    if not isinstance(state, rule.states):
+    if not isinstance(state, rule.states) or (rule.plain is not None and not rule.plain(target)):
         return False
     if isinstance(state, DictNode):
         keys: list[Any] = [key for key, _ in state.pairs]

@@ -26,6 +26,7 @@ from ..trust.verifier import resolve
 from . import formats
 from .archives.tar_reader import TarArchive, looks_like_tar
 from .archives.zip_reader import ZipArchive, ends_in_zip, looks_like_zip
+from .catalog import recognize
 from .distributed.finding import ITEM_SUFFIX
 from .foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions
 from .grading import (
@@ -41,13 +42,14 @@ from .keras_settings import MAX_CONFIG, keras_findings
 from .opening import FORMAT_HEAD, identify
 from .pickles.flatten import summary, unfolded_size
 from .pickles.machine import Pickle, PickleMachine
-from .pickles.nodes import Call, Global, Value
+from .pickles.nodes import Call, DictNode, Global, Value
 from .pickles.numpy_nodes import RefusedNode, blob_source
 from .pickles.object_nodes import as_bytes
 from .pickles.storages import Storages, located
 from .pickles.torch_nodes import QuantisedNode, TensorNode
 from .readers import numpy_files, signatures, torch_files
 from .scan_report import ScanFinding, ScanReport, Unread
+from .torchscript import MAX_CODE, torchscript_findings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +64,7 @@ _KEPT_FINDINGS: Final = 50_000
 _KEPT_UNREAD: Final = 1000
 _LOADS_MAX: Final = 100_000
 _STEPS_PER_FILE: Final = 200
+_TEXT_MAX: Final = 1 << 20
 _STEPS_PER_PICKLE: Final = 200
 _PICKLE_KINDS: Final = ("pickle", "paddle", "torch-legacy")
 _PICKLE_STARTS: Final = tuple(
@@ -69,10 +72,21 @@ _PICKLE_STARTS: Final = tuple(
 ) + tuple(bytes([code]) for code in (*range(0x82, 0x85), *range(0x8A, 0x90), 0x96, 0x97))
 """The opcodes that need nothing on the stack and nothing in the memo."""
 _SAID: Final = (Grade.DATA, "")
+_DATA: Final = (Grade.DATA, "")
+_SCRIPT_CLASSES: Final = "__torch__."
+_CUSTOM_CLASSES: Final = "__torch__.torch.classes."
+"""Classes in C++ that have a namespace of their own in TorchScript."""
 _CERTAIN: Final = ("pickle", "truncated")
 """Rules of errors at which CPython's unpickler stops as well."""
 _PLAIN_MEMBERS: Final = frozenset(
-    {"byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id"}
+    {
+        "byteorder",
+        "version",
+        ".data/version",
+        ".format_version",
+        ".storage_alignment",
+        ".data/serialization_id",
+    }
 )
 _PLAIN_MAX: Final = 65
 _PLAIN_TEXT: Final = re.compile(rb"[0-9a-z]{1,64}\n?").fullmatch
@@ -95,6 +109,7 @@ class _Scanner:
         }
         self._storages = torch_files.NestedStorages(self._limits)  # of the pickle that is read
         self._place = path
+        self._script = False  # whether the archive that is read is TorchScript
         self._kept: Counter[Grade] = Counter()
 
     def file(self, source: Source) -> str | None:
@@ -103,6 +118,7 @@ class _Scanner:
             self._unread(source, None, "archives are nested too deeply")
             return None
         self._depth += 1
+        script, self._script = self._script, False
         try:
             self._limits.spend("opcodes", _STEPS_PER_FILE, source.name)
             return self._file(source)
@@ -111,6 +127,7 @@ class _Scanner:
             return None
         finally:
             self._depth -= 1
+            self._script = script
 
     def _unread(
         self, source: Source, offset: int | None, reason: str, path: str | None = None
@@ -185,6 +202,8 @@ class _Scanner:
         if kind in ("pickle", "paddle"):
             self._pickles(source)
             return kind
+        if self._depth > 0 and _is_text(source):
+            return "text"  # a README in an archive; what it could be as a pickle is reported beside
         self._unread(source, 0, "the format is not known")
         return None
 
@@ -231,6 +250,7 @@ class _Scanner:
 
     def _torch_zip(self, archive: ZipArchive, root: str) -> set[str]:
         """Scan the members that PyTorch reads; their names."""
+        self._script = f"{root}/constants.pkl" in archive.members  # until the end of `file`
         storages = torch_files.ZipStorages(archive, root)
         read = {
             name
@@ -245,7 +265,9 @@ class _Scanner:
                 read.add(name)
                 archive.verify(name)
                 references = torch_files.References(f"{inner.removesuffix('.pkl')}/")
-                self._torch_pickles(archive.open(name), references, storages)
+                examples = inner == "traced_inputs.pkl"  # what a module was traced with
+                stored = torch_files.Shapes(storages) if examples else storages
+                self._torch_pickles(archive.open(name), references, stored)
                 read |= {f"{root}/{key}" for key in references.storages}
         return read
 
@@ -281,8 +303,11 @@ class _Scanner:
                 self._keras_config(archive.open(name))
             return True
         if kind == "torch-zip" and "/code/" in name and name.endswith(".py"):
-            reason = "TorchScript code, run when it is called"
-            self._code(archive.open(name), "TorchScript", reason)
+            source = archive.open(name)
+            code = read_bytes(source, 0, min(source.size, MAX_CODE + 1))
+            self._limits.spend("opcodes", len(code), source.name)  # a token takes about a step
+            for _, reason in torchscript_findings(code):
+                self._code(source, "TorchScript", reason)
             return True
         if name.endswith((".py", ".pyc", ".so", ".dll", ".pyd")):
             self._code(archive.open(name), "file", "code in the archive")
@@ -517,21 +542,44 @@ class _Scanner:
             if id(node) not in called:
                 key: object = (node.module, node.name, node.opcode)
                 if (why := graded.get(key)) is None:
-                    why = graded[key] = grade_global(node)
+                    why = graded[key] = _DATA if self._in_script(node) else grade_global(node)
                 add(node.offset, node.opcode, node, None, why)
         for call in pickle.calls:
-            add(call.offset, call.opcode, call.function, call.arguments, grade_call(call))
+            why = _DATA if self._is_script_object(call) else grade_call(call)
+            add(call.offset, call.opcode, call.function, call.arguments, why)
         for effect in pickle.effects:
             target = effect.target
             key = (id(target), effect.opcode)
             if (why := graded.get(key)) is None:
-                why = graded[key] = grade_effect(effect)
+                built = effect.opcode == "BUILD" and self._is_script_object(target)
+                why = graded[key] = _SAID if built else grade_effect(effect)
                 if isinstance(target, Call) and why[0] <= grade_call(target)[0]:
                     why = graded[key] = _SAID  # the call's own finding stands for it
             if why is not _SAID:
                 node = target.function if isinstance(target, Call) else target
                 add(effect.offset, effect.opcode, node, None, why)
         return sorted(found, key=lambda finding: finding.offset)
+
+    def _in_script(self, node: Value) -> bool:
+        """Whether a name is that of a class that the archive defines itself, in code that is read, too."""
+        module = node.module if isinstance(node, Global) else None
+        return (
+            self._script
+            and isinstance(module, str)
+            and f"{module}.".startswith(_SCRIPT_CLASSES)
+            and not f"{module}.".startswith(_CUSTOM_CLASSES)
+        )
+
+    def _is_script_object(self, call: Value) -> bool:
+        """Whether a call makes an object of such a class, which has attributes and nothing else."""
+        return (
+            isinstance(call, Call)
+            and self._in_script(call.function)
+            and call.opcode == "NEWOBJ"
+            and not (call.arguments or call.items or call.pairs)
+            and all(isinstance(state, DictNode) for state in call.state)
+            and len(call.state) < 2
+        )
 
     def _add(self, finding: ScanFinding) -> None:
         self._kept[finding.grade] += 1
@@ -589,6 +637,15 @@ def _is_safetensors(source: Source) -> bool:
     except SafetensorError:
         return False
     return True
+
+
+def _is_text(source: Source) -> bool:
+    """Whether all of a file is text, and its name none of code or settings."""
+    if source.size > _TEXT_MAX:
+        return False
+    data = read_bytes(source, 0, source.size)
+    kind = recognize(data, source.size, source.name.rpartition("!")[2])
+    return kind is not None and kind.id == "text"
 
 
 def _names(node: Value) -> tuple[str | None, str | None]:

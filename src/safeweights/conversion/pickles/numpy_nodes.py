@@ -95,6 +95,7 @@ class DtypeNode:
         swapped: Big-endian.
         fields: Whether it is structured or has a shape of its own.
         itemsize: Bytes of one element where `kind` does not say it.
+        places: Name of each field of a structure -> its type and offset.
         fixed: Its state was set, or an array uses it, so BUILD may not change it any more.
     """
 
@@ -103,6 +104,7 @@ class DtypeNode:
     fields: bool = False
     itemsize: int | None = None
     fixed: bool = False
+    places: dict[str, tuple[DtypeNode, int]] = field(default_factory=dict)
 
     def set_state(self, state: Value) -> None:
         """Take what BUILD gives: (version, byte order, subarray, names, fields, size, alignment, flags).
@@ -154,7 +156,7 @@ class DtypeNode:
                     inner.fixed = True
                 case _:
                     raise _malformed_dtype()
-        self.fields = True
+        self.fields, self.places = True, given
 
     def _set_subarray(
         self, subarray: Value, names: Value, fields: Value, size: int, flags: int

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from ...derived.element_types import item_size
 from ...errors import FormatError, quote
+from ...storage import BytesSource, Source
 from ...storage.limits import Limits  # noqa: TC001 - get_type_hints must work
-from ...storage.windows import Window, read_bytes
+from ...storage.windows import Window, read_bytes, truncated
 from ..archives.zip_reader import ZipArchive, looks_like_zip
 from ..foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions, from_tree
 from ..pickles.machine import Pickle, read_pickle
@@ -28,12 +29,11 @@ from ..pickles.torch_nodes import StorageNode, storage_type
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ...storage import Source
-
 __all__ = [
     "LEGACY_MAGIC",
     "NestedStorages",
     "References",
+    "Shapes",
     "TorchContents",
     "ZipStorages",
     "is_legacy",
@@ -228,6 +228,11 @@ class ZipStorages:
             )
         return StoredBytes(source, self._swapped)
 
+    def is_empty(self, key: str) -> bool:
+        """Whether the member of a storage is there and has no bytes."""
+        member = self._archive.members.get(f"{self._root}/{key}")
+        return member is not None and member.size == 0
+
     def _open(self, key: str) -> Source:
         name = f"{self._root}/{key}"
         if name not in self._archive.members:
@@ -237,6 +242,33 @@ class ZipStorages:
                 path=self._archive.source.name,
             )
         return self._archive.open(name)
+
+
+class Shapes:
+    """The storages of example inputs, of which TorchScript may keep shapes without values.
+
+    A member that is empty stands for as many bytes as the pickle says; all others are as in `ZipStorages`.
+    """
+
+    def __init__(self, storages: ZipStorages) -> None:
+        self._storages = storages
+
+    def find(self, storage: StorageNode) -> StoredBytes:
+        """See `ZipStorages.find`."""
+        if self._storages.is_empty(storage.key):
+            size = (storage.first + storage.elements) * item_size(storage.dtype or "U8")
+            return StoredBytes(_Nothing(storage.key, size))
+        return self._storages.find(storage)
+
+
+class _Nothing(Source):
+    """A source that has a size and cannot be read."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self.size = name, size
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        raise truncated(BytesSource(b"", self.name), offset, len(buffer))
 
 
 def read_zip(source: Source, options: OpenOptions) -> ForeignCheckpoint:
