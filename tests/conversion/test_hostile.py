@@ -22,7 +22,7 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     import numpy as np
     import pyfive  # noqa: F401
 
-    import_module("safeweights.conversion.catalog")
+    import_module("safeweights.format.kinds")
     for format_reader in ("flax_msgpack", "gguf", "hdf5", "nemo", "tensorflow_v2", "torch_tar"):
         import_module(f"safeweights.conversion.readers.{format_reader}")
     path = tmp_path_factory.mktemp("warm") / "a.npz"

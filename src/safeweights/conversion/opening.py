@@ -226,19 +226,15 @@ def _unknown(source: Source, head: bytes) -> str:
 
 def unknown_format(source: Source) -> FormatError:
     """The error for a file that is not read here: what it is, what it can do, what to do with it."""
-    from .catalog import KIND_HEAD, by_name, recognize
+    from ..format.kinds import KIND_HEAD, by_name, recognize
 
     head = source.read(0, min(KIND_HEAD, source.size))
-    hint = sniffing.identify(head)
     name = source.name or ""
-    if hint == sniffing.ENCRYPTED:
-        return FormatError(f"this is {hint}", rule="encrypted", path=name or None)
     kind = recognize(head, source.size, name) or by_name(name)
+    if kind is not None and kind.id == "age":
+        return FormatError(f"this is {sniffing.ENCRYPTED}", rule="encrypted", path=name or None)
+    hint = sniffing.identify(head) if kind is None or kind.id in _HINTED else kind.description
     what = f"; it looks like {hint}" if hint else ""
-    if kind is not None and kind.id not in _HINTED:
-        can = f", which can {kind.can}" if kind.can else ""
-        advice = f": {kind.advice}" if kind.advice else ""
-        what = f"; it is {kind.name}{can}{advice}"
     return FormatError(
         f"this is no checkpoint of a known format{what}",
         rule="unknown-format",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..checkpoint import SafetensorsFile
 from ..errors import FormatError, SafetensorError, quote
+from ..format.kinds import recognize
 from ..storage import BytesSource, Source, open_source
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.windows import Buffered, Window, read_bytes
@@ -26,7 +27,6 @@ from ..trust.verifier import resolve
 from . import formats
 from .archives.tar_reader import TarArchive, looks_like_tar
 from .archives.zip_reader import ZipArchive, ends_in_zip, looks_like_zip
-from .catalog import recognize
 from .distributed.finding import ITEM_SUFFIX
 from .foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions
 from .grading import (

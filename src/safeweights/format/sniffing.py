@@ -1,4 +1,8 @@
-"""Recognise by its first bytes what a file is that is not safetensors. For error messages only."""
+"""Say in a message what a file is that is not safetensors, by its first bytes.
+
+`kinds` is the table of what there is; this adds what often comes in place of a file: a reply of a server, a
+pointer, a download that did not finish.
+"""
 
 from __future__ import annotations
 
@@ -18,40 +22,27 @@ _REPLY_MAX: Final = 200
 
 ENCRYPTED: Final = "an encrypted file (age): say who opens it, with identity= or the option -i"
 
-_SIGNATURES: Final[tuple[tuple[bytes, str], ...]] = (
-    (
-        b"version https://git-lfs",
-        "a git-lfs pointer, not the file that it points to: run `git lfs pull`",
-    ),
-    (
-        b"PK\x03\x04",
-        "a zip archive, probably a PyTorch checkpoint (.pt, .bin): "
-        "`safeweights convert` turns it into safetensors without executing it",
-    ),
-    (b"age-encryption.org/", ENCRYPTED),
-    (b"-----BEGIN AGE ENCRYPTED FILE-----", ENCRYPTED),
-    (b"GGUF", "a GGUF file (llama.cpp)"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, probably Keras weights"),
-    (b"\x93NUMPY", "a NumPy .npy array"),
-    (b"\x1f\x8b", "gzip-compressed: decompress it first"),
-    (b"\x28\xb5\x2f\xfd", "zstandard-compressed: decompress it first"),
-    (b"\xfd7zXZ\x00", "xz-compressed: decompress it first"),
-    (b"BZh", "bzip2-compressed: decompress it first"),
-    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"\x7fELF", "an ELF program"),
-    (b"%PDF-", "a PDF document"),
-    (b"-----BEGIN ", "PEM text: a key or a certificate"),
-)
+_CONVERT: Final = "`safeweights convert` turns it into safetensors without executing it"
+_WORDS: Final = {
+    "age": ENCRYPTED,
+    "lfs": "a git-lfs pointer, not the file that it points to: run `git lfs pull`",
+    "zip": f"a zip archive, probably a PyTorch checkpoint (.pt, .bin): {_CONVERT}",
+    "pickle": f"a Python pickle, probably a PyTorch checkpoint: {_CONVERT}",
+    "tar": "a tar archive: unpack it, or if it is a very old PyTorch checkpoint "
+    "`safeweights convert` it",
+    "gzip": "gzip-compressed: decompress it first",
+    "zstd": "zstandard-compressed: decompress it first",
+    "xz": "xz-compressed: decompress it first",
+    "bzip2": "bzip2-compressed: decompress it first",
+}
+"""What to say of the kinds that are often given by mistake."""
+_PEM: Final = b"-----BEGIN "
 # The error message of S3 and compatible services; some begin it with a byte order mark.
 _STORAGE_ERROR = matcher(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<Error[\s>]")
 _HTML = matcher(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|\?xml)", re.IGNORECASE)
 # Eight printable bytes are no length of a header that any file could have. UTF-8 may be cut at the end.
 _TEXT = matcher(r"[^\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]{8,}\ufffd?\Z")
 _ERROR_REPLY = matcher(r"""\{\s*"(?:error|message|detail|statusCode|status)\w*"\s*:""")
-# A pickle of protocol 2 to 5 begins with the opcode PROTO, and so does a legacy PyTorch file.
-_PICKLE = matcher(rb"\x80[\x02-\x05]")
-_TAR = matcher(rb".{257}ustar[ \0]", re.DOTALL)
 # The length of a header of less than 4 GiB, and the header's first character.
 _SAFETENSORS = matcher(rb".{4}\0{4}\{", re.DOTALL)
 
@@ -74,24 +65,18 @@ def identify(head: bytes) -> str | None:
         return "an error message of a storage service (XML): the download was refused"
     if _HTML(head):
         return "an HTML page: the download returned a web page instead of the file"
-    if _PICKLE(head):
-        return (
-            "a Python pickle, probably a PyTorch checkpoint: "
-            "`safeweights convert` turns it into safetensors without executing it"
-        )
-    for signature, name in _SIGNATURES:
-        if head.startswith(signature):
-            return name
-    if _TAR(head):
-        return (
-            "a tar archive: unpack it, or if it is a very old PyTorch checkpoint "
-            "`safeweights convert` it"
-        )
-    return _identify_text(head)
+    from .kinds import recognize  # only for an error: it is a large table
+
+    kind = recognize(head, len(head))
+    if kind is None or kind.id == "text":
+        return _identify_text(head)
+    return _WORDS.get(kind.id, kind.description)
 
 
 def _identify_text(head: bytes) -> str | None:
     """What a text is, with its beginning: a download that failed leaves the server's reply."""
+    if head.startswith(_PEM):
+        return "PEM text: a key or a certificate"
     text = head.decode("utf-8", "replace").lstrip("\ufeff")
     if not _TEXT(text):
         return "JSON text" if head.startswith(b"{") else None

@@ -11,9 +11,9 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Any, Final
 
-from ..conversion.catalog import KIND_HEAD
 from ..conversion.kinds.examining import examine
 from ..errors import SafetensorError, quote
+from ..format.kinds import KIND_HEAD
 from ..storage.places import folder_of, is_folder, parent
 from ..text import printable
 from ..trust.access.keyring import as_keyring, is_encrypted

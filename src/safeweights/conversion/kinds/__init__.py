@@ -5,7 +5,7 @@ loading the file only builds data. Nothing in a file is executed or imported, an
 harmless: a file is data only if its kind is known and everything in it that could act was read.
 """
 
-from ..catalog import DOCUMENTS, KINDS, Kind, recognize
+from ...format.kinds import DOCUMENTS, KINDS, Kind, recognize
 from .concerns import Concern, Template
 from .examining import SCANNED, Examination, beside_scan, examine, kind_of, name_concerns
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ...errors import SafetensorError, quote
+from ...format.kinds import KIND_HEAD, KINDS, Kind, by_name, recognize
 from ...storage.limits import DEFAULT_LIMITS, Limits
 from ...storage.windows import read_bytes
 from ...text import printable
 from ..archives.tar_reader import TarArchive
 from ..archives.zip_reader import ZipArchive, ends_in_zip
-from ..catalog import KIND_HEAD, KINDS, Kind, by_name, recognize
 from ..foreign import OpenOptions
 from ..grading import Grade
 from ..opening import identify

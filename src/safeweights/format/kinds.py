@@ -7,8 +7,7 @@ its own documentation, named where they are not common knowledge.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 __all__ = ["DOCUMENTS", "KINDS", "KIND_HEAD", "Kind", "by_name", "recognize"]
 
@@ -18,8 +17,7 @@ KIND_HEAD: Final = 4096
 KindPower = Literal["data", "reads", "acts", "unknown"]
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """One kind of file.
 
     Attributes:
@@ -36,6 +34,12 @@ class Kind:
     power: KindPower
     can: str = ""
     advice: str = ""
+
+    @property
+    def description(self) -> str:
+        """What it is, what it can do, and what to do with it, as the end of a sentence."""
+        can = f", which can {self.can}" if self.can else ""
+        return f"{self.name}{can}{f': {self.advice}' if self.advice else ''}"
 
 
 _CONVERT: Final = "`safeweights convert` reads it without executing it"
