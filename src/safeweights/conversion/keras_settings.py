@@ -15,7 +15,7 @@ from .json_text import parse_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MAX_CONFIG", "keras_findings"]
+__all__ = ["MAX_CONFIG", "class_findings", "keras_findings"]
 
 MAX_CONFIG: Final = 64 << 20
 """Bytes of a configuration that are read."""
@@ -57,6 +57,12 @@ _CLASSES: Final = frozenset(
 )
 """Classes whose configuration holds values only (the API index of keras.io)."""
 
+_LOOKUPS: Final = frozenset({"IntegerLookup", "StringLookup", "TextVectorization"})
+_VALUES: Final = frozenset(
+    {"__bytes__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__", "__tuple__"}
+)  # fmt: skip
+"""Values that are no numbers or texts; ``__typespec__`` imports a module, and ``__lambda__`` holds code."""
+
 _MEASURES: Final = frozenset(
     """
     acc accuracy auc bce binary_accuracy binary_crossentropy binary_focal_crossentropy
@@ -81,22 +87,36 @@ def keras_findings(data: bytes) -> Iterator[tuple[Grade, str]]:
     Raises:
         ValueError, RecursionError: It is not JSON, or has a key twice.
     """
-    seen: set[str] = set()
-    for node in _objects(parse_json(data)):
-        yield from _measures(node, seen)
+    yield from class_findings(parse_json(data))
+
+
+def class_findings(document: Any) -> Iterator[tuple[Grade, str]]:
+    """The same for a configuration that was parsed."""
+    seen: set[tuple[str, str]] = set()
+    measured: set[str] = set()
+    for node in _objects(document):
+        yield from _measures(node, measured)
         class_name, module = node.get("class_name"), node.get("module")
-        if not isinstance(class_name, str) or class_name in seen:
+        if not isinstance(class_name, str) or (class_name, str(module)) in seen:
             continue
-        seen.add(class_name)
+        if class_name not in _LOOKUPS:  # of which each has a vocabulary of its own
+            seen.add((class_name, str(module)))
         shown = quote(class_name, 60)
+        if class_name in _LOOKUPS and (path := _vocabulary(node)) is not None:
+            yield Grade.DANGEROUS, f"{shown} reads its vocabulary from {quote(path, 100)}"
         if class_name in {"Lambda", "__lambda__"} or module == "builtins":
             yield Grade.DANGEROUS, f"{shown} holds Python code or names a built-in"
-        elif class_name == "function" or (
-            class_name not in _CLASSES and not class_name.startswith("__")
-        ):
+        elif class_name not in _CLASSES | _VALUES:
             yield Grade.UNKNOWN, f"the class {shown} is not one of Keras's own"
         elif module is not None and not f"{module}.".startswith(("keras.", "tensorflow.keras.")):
             yield Grade.UNKNOWN, f"{shown} comes from the module {quote(str(module), 100)}"
+
+
+def _vocabulary(node: dict[str, Any]) -> str | None:
+    """The path of a vocabulary, which Keras opens and may fetch, instead of a list of words."""
+    config = node.get("config")
+    given = config.get("vocabulary") if isinstance(config, dict) else None
+    return given if isinstance(given, str) else None
 
 
 def _measures(node: dict[str, Any], seen: set[str]) -> Iterator[tuple[Grade, str]]:

@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -252,7 +253,42 @@ def _text(source: Source, name: str, kind: Kind) -> Iterable[Concern | Template]
 
 
 _TEXTS: Final = frozenset({"json", "yaml", "jinja", "mlflow"})
+_PICKLED_TYPE: Final = b"arrow.py_extension_type"
+_BLOCK: Final = 1 << 20
+
+
+def _arrow(source: Source) -> Iterator[Concern]:
+    """A type of a column that PyArrow before 14.0.1 unpickles; Parquet keeps the schema in base64."""
+    needles = [_PICKLED_TYPE]
+    for skipped in range(3):  # wherever in a group of three bytes the name begins
+        coded = base64.b64encode(bytes(skipped) + _PICKLED_TYPE)
+        needles.append(coded[4 if skipped else 0 : -4])
+    if any(_contains(source, needle) for needle in needles):
+        yield Concern(
+            "acts", "arrow-pickle", "a column has a type that PyArrow before 14.0.1 unpickles"
+        )
+
+
+def _xml(source: Source) -> Iterator[Concern]:
+    """Entities, which reach files and the network or grow without end; models that begin late."""
+    if _contains(source, b"<!ENTITY"):
+        yield Concern("acts", "xml-entities", "XML that defines entities")
+    if any(_contains(source, needle) for needle in (b"<PMML", b"<net ")):
+        yield Concern("unread", "kind-xml", "XML that may be a model of PMML or OpenVINO")
+
+
+def _contains(source: Source, needle: bytes) -> bool:
+    for offset in range(0, source.size, _BLOCK):
+        count = min(_BLOCK + len(needle) - 1, source.size - offset)
+        if needle in read_bytes(source, offset, count):
+            return True
+    return False
+
+
 _READERS: Final[dict[str, Callable[[Source], Iterator[Concern]]]] = {
+    "arrow": _arrow,
+    "parquet": _arrow,
+    "xml": _xml,
     "onnx": onnx_concerns,
     "saved-model": saved_model_concerns,
 }

@@ -39,6 +39,9 @@ _ONNX_DOMAINS: Final = frozenset(
 )  # fmt: skip
 """Domains whose operators ONNX, ONNX Runtime and PyTorch's exporter define themselves."""
 
+_Operators = dict[tuple[str, str], int]
+"""Domain and name of each operator -> where one is first."""
+
 _TF_ACTS: Final = frozenset(
     {
         "PyFunc", "EagerPyFunc", "PyFuncStateless", "ReadFile", "WriteFile", "MatchingFiles",
@@ -105,7 +108,7 @@ def onnx_concerns(source: Source) -> Iterator[Concern]:
         FormatError: The file is no ONNX model, or is damaged.
     """
     model = Message(source, 0, source.size, Budget())
-    domains: dict[str, int] = {}
+    domains: _Operators = {}
     files: dict[str, int] = {}
     for field in model.fields():
         if field.number == 7:
@@ -114,14 +117,16 @@ def onnx_concerns(source: Source) -> Iterator[Concern]:
             field.number == 25
         ):  # a function of the model itself: its nodes are read like a graph's
             _nodes(model.inner(field), 7, domains, files)
-    own = {
-        message.text(field)
-        for function in model.messages(25)
-        for message, field in ((function, field) for field in function.fields())
-        if field.number == 10
-    }
-    for domain, offset in sorted(domains.items()):
-        if domain not in _ONNX_DOMAINS | own:
+        elif field.number == 20:  # training: the graphs of initialisation and algorithm
+            training = model.inner(field)
+            for part in training.fields():
+                if part.number in {1, 2}:
+                    _graph(training.inner(part), domains, files)
+    own = set(map(_function_name, model.messages(25)))
+    reported: set[str] = set()
+    for (domain, operator), offset in sorted(domains.items()):
+        if domain not in _ONNX_DOMAINS | reported and (domain, operator) not in own:
+            reported.add(domain)
             yield Concern(
                 "unknown", "onnx-custom-operator",
                 f"operators of the domain {quote(domain, 100)}, which a custom library provides", offset,
@@ -132,6 +137,14 @@ def onnx_concerns(source: Source) -> Iterator[Concern]:
                 "acts", "onnx-external-data",
                 f"external data {quote(name, 200)}, which is outside the model's folder", offset,
             )  # fmt: skip
+
+
+def _function_name(function: Message) -> tuple[str, str]:
+    """Domain and name of a function that the model defines itself."""
+    found = {
+        field.number: function.text(field) for field in function.fields() if field.number in {1, 10}
+    }
+    return found.get(10, ""), found.get(1, "")
 
 
 def _leaves(name: str) -> bool:
@@ -145,28 +158,33 @@ def _leaves(name: str) -> bool:
     )
 
 
-def _graph(graph: Message, domains: dict[str, int], files: dict[str, int]) -> None:
+def _graph(graph: Message, domains: _Operators, files: dict[str, int]) -> None:
     for field in graph.fields():
         if field.number == 1:
             _node(graph.inner(field), domains, files)
         elif field.number == 5:
             _tensor(graph.inner(field), files)
-        elif field.number == 15:  # sparse initializers: values (1) and indices (2)
-            sparse = graph.inner(field)
-            for part in sparse.fields():
-                if part.number in {1, 2}:
-                    _tensor(sparse.inner(part), files)
+        elif field.number == 15:
+            _sparse(graph.inner(field), files)
 
 
-def _nodes(function: Message, number: int, domains: dict[str, int], files: dict[str, int]) -> None:
+def _sparse(sparse: Message, files: dict[str, int]) -> None:
+    for part in sparse.fields():
+        if part.number in {1, 2}:  # values and indices
+            _tensor(sparse.inner(part), files)
+
+
+def _nodes(function: Message, number: int, domains: _Operators, files: dict[str, int]) -> None:
     for node in function.messages(number):
         _node(node, domains, files)
 
 
-def _node(node: Message, domains: dict[str, int], files: dict[str, int]) -> None:
+def _node(node: Message, domains: _Operators, files: dict[str, int]) -> None:
+    names = {4: "", 7: ""}  # the operator and its domain
+    offset = 0
     for field in node.fields():
-        if field.number == 7:
-            domains.setdefault(node.text(field), field.offset)
+        if field.number in names:
+            names[field.number], offset = node.text(field), field.offset
         elif field.number == 5:
             attribute = node.inner(field)
             for part in attribute.fields():
@@ -174,6 +192,9 @@ def _node(node: Message, domains: dict[str, int], files: dict[str, int]) -> None
                     _graph(attribute.inner(part), domains, files)
                 elif part.number in {5, 10}:  # a tensor, several tensors
                     _tensor(attribute.inner(part), files)
+                elif part.number in {22, 23}:
+                    _sparse(attribute.inner(part), files)
+    domains.setdefault((names[7], names[4]), offset)
 
 
 def _tensor(tensor: Message, files: dict[str, int]) -> None:

@@ -11,8 +11,10 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import quote
+from ..grading import Grade
 from ..json_text import DuplicateKeyError, parse_json
-from .concerns import Concern, Template
+from ..keras_settings import class_findings
+from .concerns import Concern, Power, Template
 from .templates import MAX_TEMPLATE, template_concerns
 
 if TYPE_CHECKING:
@@ -32,6 +34,12 @@ _PIPELINES: Final = frozenset(
 )
 _TEMPLATES: Final = frozenset({"chat_template", "default_chat_template"})
 _SENTENCE_MODULES: Final = "sentence_transformers."
+_KERAS_KEYS: Final = frozenset({"class_name", "keras_version", "modelTopology"})
+"""Keys of the architecture of a Keras model, which `model_from_json` and TensorFlow.js build."""
+_IMPORTED: Final = {
+    "activation_function": ("torch.nn.",), "tokenizer_class": (_SENTENCE_MODULES, "transformers."),
+}  # fmt: skip
+"""Settings of sentence-transformers that are dotted names to import -> those that it has itself."""
 
 
 def json_concerns(data: bytes, name: str) -> Iterator[Concern | Template]:
@@ -60,6 +68,7 @@ def json_concerns(data: bytes, name: str) -> Iterator[Concern | Template]:
         return
     if base == "model_index.json" and isinstance(document, dict):
         yield from _pipeline(document)
+    yield from _keras(document)
     templates = 0
     for key, value in _pairs(document):
         if key not in _TEMPLATES:
@@ -91,12 +100,22 @@ def _setting(key: str, value: Any, base: str) -> Iterator[Concern]:
         yield Concern(
             "acts", "remote-kernel", f"{where} names a kernel to download: {_shown(value)}"
         )
-    elif key == "_target_":
+    elif key in _IMPORTED and "." in str(value) and not str(value).startswith(_IMPORTED[key]):
+        yield Concern("acts", "custom-code", f"{where} names a class to import: {_shown(value)}")
+    elif key in {"_target_", "class_path"}:
         yield Concern("acts", "target", f"{where} names a class to build: {_shown(value)}")
     elif key == "_class_name" and isinstance(value, list):
         yield Concern("acts", "custom-code", f"{where} names a module of its own: {_shown(value)}")
     elif key == "type" and base == "modules.json" and not str(value).startswith(_SENTENCE_MODULES):
         yield Concern("acts", "custom-code", f"a module of another package: {_shown(value)}")
+
+
+def _keras(document: Any) -> Iterator[Concern]:
+    """The classes of a model of Keras, where a document is one."""
+    if isinstance(document, dict) and document.keys() & _KERAS_KEYS:
+        for grade, reason in class_findings(document):
+            power: Power = "acts" if grade == Grade.DANGEROUS else "unknown"
+            yield Concern(power, "keras-class", reason)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -126,7 +145,9 @@ _YAML_TAGS = re.compile(
     re.MULTILINE,
 )
 """Tags that build objects; tags that are spelt with escapes, and handles that stand for other tags."""
-_KEYS: Final = r"(_target_|loader_module|trust_remote_code|custom_pipeline|code_paths?|auto_map)"
+_KEYS: Final = (
+    r"(_target_|class_path|loader_module|trust_remote_code|custom_pipeline|code_paths?|auto_map)"
+)
 _YAML_KEYS = re.compile(rf"""['"]?{_KEYS}['"]?(?:\s|#[^\n]*\n)*:\s*(\S[^\n]*)""")
 _YAML_ANCHORED = re.compile(rf"""&\S+\s+(?:!\S*\s+)?['"]?{_KEYS}\b""")
 """Such a key that gets a name, by which it can stand elsewhere."""

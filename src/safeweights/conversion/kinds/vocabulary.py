@@ -18,7 +18,7 @@ TENSORFLOW_OPERATORS: Final = frozenset(
     DynamicStitch Einsum Elu EncodeBase64 EnsureShape Equal Erf Erfc Exp ExpandDims Expm1
     FakeQuantWithMinMaxVars Fill Floor FloorDiv FloorMod FusedBatchNorm FusedBatchNormV2
     FusedBatchNormV3 Gather GatherNd GatherV2 Greater GreaterEqual HashTableV2 Identity
-    IdentityN If ImmutableConst InitializeTableV2 InvertPermutation IsFinite IsInf IsNan
+    IdentityN If InitializeTableV2 InvertPermutation IsFinite IsInf IsNan
     IsVariableInitialized LRN LeakyRelu Less LessEqual LinSpace Log Log1p LogSoftmax LogicalAnd
     LogicalNot LogicalOr LookupTableExportV2 LookupTableFindV2 LookupTableImportV2
     LookupTableInsertV2 LookupTableSizeV2 LoopCond MatMul MatrixBandPart MatrixDiag

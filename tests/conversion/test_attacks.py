@@ -1,0 +1,194 @@
+"""Files that a loader would run or follow, found by trying: none is called data.
+
+Payloads name `os.getpid` or a path that is not there. Beside them: files that people have, which are data.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import onnx
+import pytest
+from builders import archive, call, integer, many, mapping, name, tensor, text, torch_zip, whole
+from onnx import TensorProto, helper
+
+from safeweights.conversion.kinds import examine
+from safeweights.reports.checking import check_path
+from safeweights.storage import BytesSource
+
+GETPID = whole(call(name("os", "getpid")))
+
+
+def verdict(data: bytes, path: str) -> str:
+    return examine(BytesSource(data, path), path).verdict
+
+
+def keras(**layer: Any) -> bytes:
+    config = {"class_name": "Sequential", "config": {"layers": [layer]}}
+    weights = io.BytesIO()
+    with h5py.File(weights, "w") as h5:
+        h5["layers/dense/vars/0"] = np.zeros((2, 3), "f4")
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as out:
+        out.writestr("config.json", json.dumps(config))
+        out.writestr("metadata.json", "{}")
+        out.writestr("model.weights.h5", weights.getvalue())
+    return file.getvalue()
+
+
+def tensor_outside() -> TensorProto:
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
+    weight.ClearField("float_data")
+    weight.data_location = TensorProto.EXTERNAL
+    entry = weight.external_data.add()
+    entry.key, entry.value = "location", "../secret"
+    return weight
+
+
+def graph(*nodes: onnx.NodeProto, **parts: Any) -> onnx.GraphProto:
+    return helper.make_graph(list(nodes), "g", [], [], **parts)
+
+
+def onnx_in_training() -> bytes:
+    model = helper.make_model(graph(helper.make_node("Relu", ["x"], ["y"])))
+    model.training_info.add().algorithm.CopyFrom(graph(initializer=[tensor_outside()]))
+    return model.SerializeToString()
+
+
+def onnx_in_sparse_attribute() -> bytes:
+    node = helper.make_node("Constant", [], ["y"])
+    sparse = node.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR)
+    sparse.sparse_tensor.values.CopyFrom(tensor_outside())
+    return helper.make_model(graph(node)).SerializeToString()
+
+
+def onnx_beside_an_own_function() -> bytes:
+    model = helper.make_model(graph(helper.make_node("Evil", ["x"], ["y"], domain="own")))
+    body = [helper.make_node("Relu", ["a"], ["b"])]
+    model.functions.append(helper.make_function("own", "Good", ["a"], ["b"], body, []))
+    return model.SerializeToString()
+
+
+def lambda_json(**more: object) -> bytes:
+    layer = {"class_name": "Lambda", "config": {"function": ["4wEA", None, None]}}
+    return json.dumps({"class_name": "Sequential", "config": {"layers": [layer]}, **more}).encode()
+
+
+PICKLED_TYPE = b"arrow.py_extension_type"
+
+ATTACKS = {
+    "a vocabulary that is a file.keras": keras(
+        class_name="StringLookup", module="keras.layers", config={"vocabulary": "/etc/hostname"}
+    ),
+    "a vocabulary of text vectorization.keras": keras(
+        class_name="TextVectorization", module="keras.layers", config={"vocabulary": "http://x/y"}
+    ),
+    "a vocabulary of integers.keras": keras(
+        class_name="IntegerLookup", module="keras.layers", config={"vocabulary": "/etc/hostname"}
+    ),
+    "a type specification.keras": keras(
+        class_name="__typespec__", spec_name="getpid", module="os", config=[]
+    ),
+    "the same class twice, the second of another module.keras": keras(
+        class_name="Dense", module="keras.layers", config={"a": {"class_name": "Dense", "module": "os"}}
+    ),
+    "model.json": lambda_json(keras_version="2.9.0"),
+    "architecture.json": lambda_json(),
+    "tfjs/model.json": json.dumps(
+        {"modelTopology": {"model_config": json.loads(lambda_json())}}
+    ).encode(),
+    "training graphs.onnx": onnx_in_training(),
+    "a sparse attribute.onnx": onnx_in_sparse_attribute(),
+    "an operator beside functions of its domain.onnx": onnx_beside_an_own_function(),
+    "1_Dense/config.json": b'{"in_features": 2, "activation_function": "os.getpid"}',
+    "0_Words/wordembedding_config.json": b'{"tokenizer_class": "evil.Tokenizer"}',
+    "config.json": b'{"class_path": "os.getpid", "init_args": {}}',
+    "config.yaml": b"model:\n  class_path: os.getpid\n",
+    "table.arrow": b"ARROW1\0\0" + bytes(100) + PICKLED_TYPE + GETPID,
+    **{
+        f"table{shift}.parquet": b"PAR1" + base64.b64encode(bytes(shift) + PICKLED_TYPE + GETPID)
+        for shift in range(4)
+    },
+    "entities.xml": b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>',
+    "late.xml": b'<?xml version="1.0"?><!--' + b"-" * 5000 + b' --><PMML version="4.4"/>',
+    "late net.xml": b'<?xml version="1.0"?><!--' + b"." * 5000 + b'--><net name="a"><layers/></net>',
+    "a text that is a pickle in an archive.zip": archive({"README.txt": b"cos\ngetpid\n(tR."}),
+    "code in an archive.zip": archive({"a.py": b"import os\n"}),
+    "settings in an archive.zip": archive({"a.yaml": b"!!python/name:os.getpid\n"}),
+    "a template in an archive.zip": archive({"a.jinja": b"{{ x.__class__ }}"}),
+    "dill.pkl": whole(call(name("dill._dill", "_create_function"), b"N", b"}")),
+    "cloudpickle.pkl": whole(call(name("cloudpickle.cloudpickle", "_make_function"), b"N", b"}")),
+    "a partial.pkl": whole(name("functools", "partial") + name("os", "getpid") + b"\x85R"),
+    "a method of a module.pt": torch_zip(
+        name("torch.nn.modules.linear", "Linear") + b")\x81" + mapping(forward=name("os", "getpid")) + b"b"
+    ),
+    "a hook of a tensor.pt": torch_zip(
+        call(name("torch._utils", "_rebuild_parameter_with_state"), tensor(), b"\x88", b"}",
+             mapping(a=name("os", "getpid")))
+    ),
+    "a default factory.pkl": whole(call(name("collections", "defaultdict"), name("os", "getpid"))),
+    "a codec.pkl": whole(call(name("_codecs", "decode"), b"C\x01a", text("unicode_escape"))),
+    "a counter of calls.pkl": whole(call(name("collections", "Counter"), call(name("os", "getpid")))),
+    "a set state.pkl": whole(name("numpy.ma.core", "_mareconstruct") + b")R}b"),
+    "a tag with a verbatim name.yaml": b"a: !<tag:yaml.org,2002:python/object/new:os.getpid> []\n",
+    "a script of Windows.ps1": b"Get-Process",
+    "a model card with a template.json": json.dumps({"chat_template": "{{ ''.__class__ }}"}).encode(),
+    "a pipeline of its own/model_index.json": b'{"_class_name": "P", "unet": ["my_unet", "Net"]}',
+    "a range.pkl": whole(call(name("builtins", "range"), call(name("os", "getpid")))),
+    "a deep path.onnx": helper.make_model(
+        graph(initializer=[tensor_outside()])
+    ).SerializeToString(),
+}  # fmt: skip
+
+ORDINARY = {
+    "words.keras": keras(
+        class_name="StringLookup", module="keras.layers", config={"vocabulary": ["a", "b"]}
+    ),
+    "dense.keras": keras(class_name="Dense", module="keras.layers", config={"units": 3}),
+    "architecture.json": lambda_json().replace(b"Lambda", b"Dense"),
+    "1_Dense/config.json": b'{"activation_function": "torch.nn.modules.activation.Tanh"}',
+    "gpt2/config.json": b'{"activation_function": "gelu_new", "tokenizer_class": "GPT2Tokenizer"}',
+    "0_Words/wordembedding_config.json":
+        b'{"tokenizer_class": "sentence_transformers.models.tokenizer.WhitespaceTokenizer"}',
+    "table.arrow": b"ARROW1\0\0" + bytes(100),
+    "table.parquet": b"PAR1" + base64.b64encode(b"ARROW:schema" * 20),
+    "image.xml": b'<?xml version="1.0"?>\n<svg><network/></svg>',
+    "relu.onnx": helper.make_model(
+        graph(helper.make_node("Relu", ["x"], ["y"]))
+    ).SerializeToString(),
+    "texts.zip": archive({"README.txt": b"A model.\n", "weights/version": b"3\n"}),
+    "README.md": b"# A model\n\nimport torch; torch.load('x')\n",
+    "vocab.txt": b"[PAD]\n[UNK]\ncos\nthe\n",
+    "merges.txt": b"#version: 0.2\nc o\ni n\n",
+    "tokenizer_config.json": b'{"tokenizer_class": "LlamaTokenizerFast", "model_max_length": 4096}',
+    "generation_config.json": b'{"temperature": 0.6, "do_sample": true}',
+    "special_tokens_map.json": b'{"bos_token": {"content": "<s>", "lstrip": false}}',
+    "config.yaml": b"class_names: [cat, dog]\nlr: 1e-3\n",
+    "optimizer.pt": torch_zip(mapping(state=mapping(a=tensor()), groups=b"](}" + b"e")),
+    "counts.pkl": whole(call(name("collections", "Counter"), mapping(a=integer(1)))),
+    "points.pkl": whole(many(integer(1), b"G?\xe0\0\0\0\0\0\0", b"N")),
+    "LICENSE": b"Permission is hereby granted, free of charge ...\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", list(ATTACKS))
+def test_nothing_that_acts_is_called_data(path: str, tmp_path: Path) -> None:
+    assert verdict(ATTACKS[path], path) != "data"
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(ATTACKS[path])
+    assert check_path(str(file), strict=False)["status"] != "ok"
+    assert check_path(str(tmp_path), strict=False)["status"] != "ok"
+
+
+@pytest.mark.parametrize("path", list(ORDINARY))
+def test_ordinary_files_are_data(path: str) -> None:
+    found = examine(BytesSource(ORDINARY[path], path), path)
+    assert found.verdict == "data", found.concerns
