@@ -288,6 +288,28 @@ def test_operators_that_reach_files_or_python_act() -> None:
         assert rules(found.concerns) == {"tensorflow-operator"}
 
 
+def node(label: str, operator: str, *inputs: str) -> bytes:
+    return b"".join([field(1, label.encode()), field(2, operator.encode()),
+                     *(field(3, each.encode()) for each in inputs)])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "status"), [("filename", "data"), ("p", "data"), ("c", "acts"), ("i", "acts")]
+)
+@pytest.mark.parametrize("in_function", [True, False])
+def test_a_model_is_saved_where_the_caller_says(place: str, status: str, in_function: bool) -> None:
+    nodes = [
+        node("c", "Const"), node("p", "Placeholder"), node("i", "Identity", "c:0"),
+        node("j", "StringJoin", place, "c"), node("s", "ShardedFilename", "j:output:0", "c"),
+        node("w", "SaveV2", "s:filename:0", "c"), node("k", "Pack", "s", "^w"),
+        node("m", "MergeV2Checkpoints", "k", place, "^w"),
+    ]  # fmt: skip
+    graph = field(2, field(1, *(field(3, each) for each in nodes)))
+    if not in_function:
+        graph = b"".join(field(1, each) for each in nodes)
+    assert examined(b"\x08\x01" + field(2, field(2, graph)), "saved_model.pb").verdict == status
+
+
 def test_an_operator_that_is_not_known_is_unknown() -> None:
     assert examined(saved_model("MyOwnOp"), "saved_model.pb").verdict == "unknown"
 

@@ -7,7 +7,7 @@ meta_graph.proto, graph.proto and function.proto of TensorFlow 2.21). Weights ar
 from __future__ import annotations
 
 import posixpath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ...errors import FormatError, quote
 from ...storage.windows import read_bytes
@@ -56,6 +56,12 @@ _TF_ACTS: Final = frozenset(
     }
 )  # fmt: skip
 """Operators that call Python, or read, write or send what the graph names."""
+
+
+_WRITERS: Final = {"SaveV2": 1, "MergeV2Checkpoints": 2}
+"""Operators that save a model -> how many of their first inputs are paths."""
+_JOINING: Final = frozenset({"Identity", "Pack", "ShardedFilename", "StringJoin"})
+_GIVEN: Final = frozenset({"Placeholder", "PlaceholderWithDefault"})
 
 
 def is_onnx(source: Source) -> bool:
@@ -216,13 +222,10 @@ def saved_model_concerns(source: Source) -> Iterator[Concern]:
     operators: dict[str, int] = {}
     for meta_graph in model.messages(2):
         for graph in meta_graph.messages(2):
-            for field in graph.fields():
-                if field.number == 1:
-                    _operator(graph.inner(field), operators)
-                elif field.number == 2:
-                    for function in graph.inner(field).messages(1):
-                        for node in function.messages(3):
-                            _operator(node, operators)
+            yield from _scope(graph, 1, operators)
+            for library in graph.messages(2):
+                for function in library.messages(1):
+                    yield from _scope(function, 3, operators)
     for name, offset in sorted(operators.items()):
         if name in _TF_ACTS or "PyFunc" in name:
             message = (
@@ -234,7 +237,55 @@ def saved_model_concerns(source: Source) -> Iterator[Concern]:
             yield Concern("unknown", "tensorflow-operator", message, offset)
 
 
-def _operator(node: Message, operators: dict[str, int]) -> None:
-    for field in node.fields():
-        if field.number == 2:
-            operators.setdefault(node.text(field), field.offset)
+class _Node(NamedTuple):
+    """One node of a graph: its operator, and the names of the nodes that its inputs come from."""
+
+    operator: str
+    inputs: list[str]
+    offset: int
+
+
+def _scope(scope: Message, number: int, operators: dict[str, int]) -> Iterator[Concern]:
+    """Note the operators of a graph or function, whose nodes are the fields called `number`.
+
+    Yields what is written to a place that the graph chooses itself, and not its caller.
+    """
+    nodes: dict[str, _Node] = {}
+    for message in scope.messages(number):
+        name, node = _read_node(message)
+        nodes[name] = node
+        operators.setdefault(node.operator, node.offset)
+    for node in nodes.values():
+        for place in node.inputs[: _WRITERS.get(node.operator, 0)]:
+            if not _is_given(place, nodes):
+                message = (
+                    f"the operator {quote(node.operator)} writes to a place that the graph chooses"
+                )
+                yield Concern("acts", "tensorflow-operator", message, node.offset)
+
+
+def _read_node(message: Message) -> tuple[str, _Node]:
+    name, operator, inputs, offset = "", "", [], 0
+    for field in message.fields():
+        if field.number == 1:
+            name = message.text(field)
+        elif field.number == 2:
+            operator, offset = message.text(field), field.offset
+        elif field.number == 3 and not (text := message.text(field)).startswith("^"):
+            inputs.append(text.partition(":")[0])  # the others only come before it
+    return name, _Node(operator, inputs, offset)
+
+
+def _is_given(place: str, nodes: dict[str, _Node]) -> bool:
+    """Whether the beginning of a path comes from the caller: an argument, or a placeholder."""
+    pending, seen = [place], set()
+    while pending:
+        name = pending.pop()
+        node = nodes.get(name)
+        if node is None or node.operator in _GIVEN or name in seen:
+            continue  # what is no node is an argument of the function
+        seen.add(name)
+        if node.operator not in _JOINING or not node.inputs:
+            return False
+        pending += node.inputs if node.operator == "Pack" else node.inputs[:1]
+    return True
