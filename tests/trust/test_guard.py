@@ -417,3 +417,47 @@ def test_modules_and_usage(run: object, tmp_path: Path) -> None:
         capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": SOURCE},
     )  # fmt: skip
     assert done.returncode == 2
+
+
+UNSEEN = {
+    "a class derived later from an unpickler imported before": """
+        class Late(Early):
+            def find_class(self, module, name):
+                return getattr(__import__(module), name)
+        Late(io.BytesIO(data)).load()
+    """,
+    "a subinterpreter": """
+        try:
+            import _interpreters as interpreters
+        except ImportError:
+            import _xxsubinterpreters as interpreters
+        code = f"import pickle; pickle.loads({data!r})"
+        run = getattr(interpreters, "exec", None) or interpreters.run_string
+        run(interpreters.create(), code)
+    """,
+    "a process started as a program": """
+        subprocess.run([sys.executable, "-c", f"import pickle; pickle.loads({data!r})"], check=True)
+    """,
+}
+
+
+@pytest.mark.parametrize("way", list(UNSEEN))
+def test_what_the_guard_does_not_see_is_what_the_threat_model_says(way: str) -> None:
+    """A test that fails here is good news: the table in docs/threat-model.md has to say so."""
+    head = """
+        import io, pickle, subprocess, sys
+        from _pickle import Unpickler as Early
+        from safeweights import guard
+        class Evil:
+            def __reduce__(self):
+                return print, ("executed",)
+        data = pickle.dumps(Evil())
+        guard.install()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(UNSEEN[way])],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": SOURCE},
+    )  # fmt: skip
+    assert done.stdout == "executed\n", done.stderr
+    table = (Path(__file__).parents[2] / "docs" / "threat-model.md").read_text()
+    assert table.count("| not seen") == len(UNSEEN)
