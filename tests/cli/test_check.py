@@ -415,7 +415,7 @@ def test_a_valid_file_that_another_loader_executes_is_not_ok(run, file):
 
 
 def test_what_was_not_read_to_its_end_cannot_be_looked_at(run, file):
-    result = run("check", file(b"\x80\x02" + b"(1" * 2_100_000 + b"N.", "x.pkl"), "--json")
+    result = run("check", file(b"\x80\x02" + b"(1" * 2_900_000 + b"N.", "x.pkl"), "--json")
     assert (result.exit_code, rules(result)) == (3, ["unread"])
 
 

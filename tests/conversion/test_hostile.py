@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import pkgutil
 from importlib import import_module
 
 import pytest
 from hostile import Case, corpus
 
 from safeweights.checkpoint import to_bytes
-from safeweights.conversion import ForeignCheckpoint, convert, open, scan
+from safeweights.conversion import ForeignCheckpoint, convert, open, readers, scan
 from safeweights.conversion.rebuilding import rebuild
 from safeweights.errors import SafetensorError
 
@@ -22,9 +23,12 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     import numpy as np
     import pyfive  # noqa: F401
 
-    import_module("safeweights.format.kinds")
-    for format_reader in ("flax_msgpack", "gguf", "hdf5", "nemo", "tensorflow_v2", "torch_tar"):
-        import_module(f"safeweights.conversion.readers.{format_reader}")
+    for package in ("checkpoint", "conversion", "derived", "format", "storage"):
+        found = pkgutil.iter_modules(import_module(f"safeweights.{package}").__path__)
+        for module in found:
+            import_module(f"safeweights.{package}.{module.name}")
+    for module in pkgutil.iter_modules(readers.__path__):
+        import_module(f"{readers.__name__}.{module.name}")
     path = tmp_path_factory.mktemp("warm") / "a.npz"
     np.savez(path, a=np.zeros(3))
     convert(path, path.with_suffix(".safetensors"))
