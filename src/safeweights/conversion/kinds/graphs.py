@@ -251,8 +251,8 @@ def _scope(scope: Message, number: int, operators: dict[str, int]) -> Iterator[C
     Yields what is written to a place that the graph chooses itself, and not its caller.
     """
     nodes: dict[str, _Node] = {}
-    for message in scope.messages(number):
-        name, node = _read_node(message)
+    for each in scope.messages(number):
+        name, node = _read_node(each)
         nodes[name] = node
         operators.setdefault(node.operator, node.offset)
     for node in nodes.values():
