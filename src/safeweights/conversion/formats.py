@@ -72,6 +72,7 @@ FORMATS: Final[dict[str, FormatReader]] = {
 }
 """Name of each format that can be read -> its reader."""
 
+_NEMO_SUFFIX: Final = ".nemo"
 _PADDLE_SUFFIXES: Final = (".pdparams", ".pdopt", ".pdiparams")
 _PROSE: Final = 1 << 16
 """Bytes of a text that are read to find out that it is not a pickle."""
@@ -132,6 +133,8 @@ def _identify_stream(head: bytes, source: Source, *, certain: bool, whole: bool)
     if not certain and len(head) > 1 and head[:1] == b"\x80" and 2 <= head[1] <= 5:
         return "pickle"
     if numpy_files.compressed_kind(source) is not None:
+        if source.name.endswith(_NEMO_SUFFIX) and numpy_files.holds_tar(source):
+            return "nemo"
         return "pickle" if numpy_files.holds_pickle(source) else None
     if certain:
         return None

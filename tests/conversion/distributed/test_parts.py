@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import shutil
 from pathlib import Path
 from typing import Any
@@ -165,9 +166,20 @@ def test_a_nemo_archive_leads_to_what_is_in_it(tmp_path: Path, guard: Any) -> No
     assert seen == []
     assert ours.format == "nemo"
     assert_equal(ours, {"w": A})
-    (tmp_path / "z.nemo").write_bytes(gzip.compress(data))
+    for name, packed in (("z", gzip.compress(data)), ("x", lzma.compress(data))):
+        path = tmp_path / f"{name}.nemo"
+        path.write_bytes(packed)
+        with guard.armed() as seen:
+            ours = safeweights.open(path)
+        assert seen == []
+        assert ours.format == "nemo"
+        assert_equal(ours, {"w": A})
+        path.write_bytes(packed[:-9])
+        with pytest.raises(FormatError):
+            safeweights.open(path)
+    (tmp_path / "z.tar").write_bytes(gzip.compress(data))  # of which nobody says what it is
     with pytest.raises(FormatError, match=r"a gzip stream.*: decompress it"):
-        safeweights.open(tmp_path / "z.nemo")
+        safeweights.open(tmp_path / "z.tar")
     new = tar([("model_config.yaml", b"a: 1\n"), ("model_weights/.metadata", b"x")])
     (tmp_path / "d.nemo").write_bytes(new)
     with pytest.raises(

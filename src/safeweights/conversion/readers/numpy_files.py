@@ -24,6 +24,7 @@ from ...errors import FormatError, quote
 from ...format.sniffing import HEAD, identify
 from ...storage.inflating import inflated_head, spooled
 from ...storage.windows import Window, read_bytes
+from ..archives.tar_reader import looks_like_tar
 from ..archives.zip_reader import ZipArchive
 from ..foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions, from_tree
 from ..pickles.machine import Pickle, PickleMachine
@@ -418,6 +419,12 @@ def holds_pickle(source: Source) -> bool:
     """Whether a compressed stream is what joblib writes: a pickle, and not another format."""
     found = _compressed(source)
     return found is not None and bool(_PICKLE(found[1])) and not is_legacy(found[1])
+
+
+def holds_tar(source: Source) -> bool:
+    """Whether a compressed stream is a tar archive."""
+    found = _compressed(source)
+    return found is not None and looks_like_tar(found[1])
 
 
 def _compressed(source: Source) -> tuple[str, bytes] | None:
