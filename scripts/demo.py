@@ -227,6 +227,17 @@ def edit(model: str) -> None:
     run("edit", "shards", "merged.safetensors", lines=3)
     same = filecmp.cmp(model, "merged.safetensors", shallow=False)
     require(same, "merged, byte for byte the published file")
+    say(
+        "A LoRA of kohya's becomes one of diffusers': names from a table, its scale in the metadata."
+    )
+    module = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    lora = {f"{module}.lora_{part}.weight": np.ones((2, 2), "f4") for part in ("down", "up")}
+    safeweights.numpy.save_file({**lora, f"{module}.alpha": np.ones((), "f4")}, "lora.safetensors")
+    run(
+        "edit", "lora.safetensors", "diffusers.safetensors", "--map", "lora-sdxl:kohya-to-diffusers"
+    )
+    found = safeweights.open("diffusers.safetensors")
+    require(all(name.startswith("unet.down_blocks.1.") for name in found), "names are diffusers'")
     say("Half precision: what does it change? Compared tensor by tensor, never both in memory.")
     run("edit", model, "half.safetensors", "--dtype", "F16", lines=3)
     run("diff", model, "half.safetensors", "--values", expect=1, lines=6)

@@ -469,23 +469,23 @@ def test_edits_are_data() -> None:
 
 
 def test_a_source_that_is_replaced_meanwhile(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from safeweights.editing import editor
+    from safeweights.editing import outputs
 
     before = model.read_bytes()
-    real = editor.decided
+    real = outputs.decided
 
     def decided(*given: Any, **more: Any) -> Any:
         model.unlink(missing_ok=True)
         model.write_bytes(before)
         return real(*given, **more)
 
-    monkeypatch.setattr(editor, "decided", decided)
+    monkeypatch.setattr(outputs, "decided", decided)
     with pytest.raises(ChangedError):
         edit(model, in_place=True, drop="module.step")
     with pytest.raises(ChangedError):
         edit(model, in_place=True, rename={"module.step": "module.s"})
     assert model.read_bytes() == before
-    monkeypatch.setattr(editor, "decided", lambda *a, **m: (model.unlink(), real(*a, **m))[1])
+    monkeypatch.setattr(outputs, "decided", lambda *a, **m: (model.unlink(), real(*a, **m))[1])
     with pytest.raises((SafetensorError, OSError)):
         edit(model, in_place=True, drop="module.step")
     assert listing(model.parent) == []

@@ -323,7 +323,7 @@ def test_bytes_that_changed_meanwhile_are_not_overwritten(
             file.write(b"?")
         return made
 
-    monkeypatch.setattr("safeweights.editing.editor.patch_of", patch_of)
+    monkeypatch.setattr("safeweights.editing.outputs.patch_of", patch_of)
     with pytest.raises(ChangedError, match="changed meanwhile"):
         edit(model, in_place=True, rename={"module.step": "module.s"})
 

@@ -7,7 +7,9 @@
     layout       which output has which tensor
     plan         what will be done, as data
     inplace      headers rewritten within their space
-    editor       `edit`: opens, plans, writes
+    reading      what an edit reads, with names, types and ties changed
+    outputs      how much of each file has to be written
+    editor       `edit`: reads, decides, writes
     deltas       delta checkpoints: made, applied, opened over their base
     repairing    `repair`: what can be mended without a guess
     tails        zeros where a download stopped

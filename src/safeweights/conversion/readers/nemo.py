@@ -1,6 +1,6 @@
 """NeMo archives (.nemo): a tar file with a configuration and, in older ones, one PyTorch checkpoint.
 
-A compressed one (tar.gz, as NeMo wrote until 1.0) is inflated into a temporary file. Only an archive with
+A compressed one (tar.gz, NeMo before 1.0) is inflated into a temporary file. Only an archive with
 `model_weights.ckpt` is read; of any other, the error says what is in it.
 
 Source of the layout: nemo/core/connectors/save_restore_connector.py.
