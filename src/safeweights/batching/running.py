@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from ..storage.places import exists
+from ..errors import SafetensorError
+from ..storage.places import exists, folder_of, is_url
 from .engines import Answer
 from .units import LOST, Assignment, Known, Outcome
 
@@ -157,7 +158,7 @@ class _Run:
     def _assignment(self, index: int) -> Assignment:
         unit, manifest = self._units[index], self._manifest
         again = index in self._begun or (manifest is not None and manifest.was_begun(unit))
-        if self._creates and not again and unit.target is not None and not exists(unit.target):
+        if self._creates and not again and unit.target is not None and _is_free(unit.target):
             # From now on what is there was written by this batch: a second attempt may replace it.
             self._begun.add(index)
         known = None if manifest is None else manifest.known(unit)
@@ -193,6 +194,16 @@ class _Run:
         if self._notice is not None and left:
             self._notice(f"{event.why}; {len(left)} of its units are given to another worker")
         return found
+
+
+def _is_free(target: str) -> bool:
+    """Whether there is nothing at a target; False if its store does not tell."""
+    try:
+        if not is_url(target) or not target.endswith("/"):
+            return not exists(target)
+        return next(folder_of(target).list(), None) is None
+    except (SafetensorError, OSError):  # the command says what is wrong
+        return False
 
 
 def _not_done(unit: Unit, why: str) -> Outcome:

@@ -203,9 +203,9 @@ class _Pace:
     The timeout of a socket is that of one recv(2): a byte now and then would keep it waiting for ever.
     """
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: Patience, since: float | None = None) -> None:
         self._patience = patience
-        self._since: float | None = None  # when the first bytes were there
+        self._since = since  # by default, when the first bytes are there
         self._count = 0
 
     def note(self, count: int) -> None:
@@ -254,7 +254,7 @@ class _Direct:
         self.received = 0
         self._sock = sock
         self._timeout = patience.timeout
-        self._pace = _Pace(patience)
+        self._pace = _Pace(patience, time.monotonic())
 
     @classmethod
     def of(cls, connection: HTTPConnection, patience: Patience) -> _Direct | None:
