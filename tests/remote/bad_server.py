@@ -125,6 +125,8 @@ class BadServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
+    request_queue_size = 128  # connections at a time; the default of 5 makes clients wait for seconds
+
     def __init__(self, host: str = "127.0.0.1") -> None:
         super().__init__((host, 0), Handler)
         self.files: dict[str, bytes] = {}
