@@ -125,7 +125,7 @@ class BadServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    request_queue_size = 128  # connections at a time; the default of 5 makes clients wait for seconds
+    request_queue_size = 128  # with the default of 5 clients wait for seconds
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         super().__init__((host, 0), Handler)
