@@ -143,3 +143,17 @@ def test_a_model_of_more_shards_than_may_be_open(tmp_path: Path) -> None:
         capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
     assert done.stdout.split() == ["100", str(sum(range(100)))], done.stderr
+
+
+def test_a_model_of_too_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safeweights.checkpoint import MemoryTensor, opening, save
+
+    for number in range(5):
+        tensors = {f"t{number}": MemoryTensor("t", "U8", (1,), bytes([number]))}
+        save(tensors, tmp_path / f"model-{number + 1:05}-of-00005.safetensors")
+    monkeypatch.setattr(opening, "too_many", lambda count: count == 5)
+    found = safeweights.open(tmp_path)
+    assert [bytes(found[f"t{number}"].view()) for number in range(5)] == [
+        bytes([number]) for number in range(5)
+    ]
+    assert not any(tensor.in_memory for tensor in found.values())
