@@ -15,6 +15,7 @@ import pytest
 
 from safeweights import checkpoint
 from safeweights.errors import FormatError
+from safeweights.format.kinds import recognize
 from safeweights.format.sniffing import HEAD, identify
 
 
@@ -102,6 +103,22 @@ def test_pickles(protocol: int) -> None:
 )
 def test_not_identified(head: bytes) -> None:
     assert identify(head) is None
+
+
+KINDS = {
+    "image": (b"RIFF\x10\0\0\0WEBPVP8 ", "a"), "audio": (b"RIFF\x10\0\0\0WAVEfmt ", "a"),
+    "zlib": (b"\x78\x9c\x03\0", "a"), "python-bytecode": (b"\xa7\r\r\n" + bytes(12), "a"),
+    "python": (b"import os\n", "a.pth"), "signature": (b'{"dsseEnvelope": {}}', "model.sig"),
+    "json": (b"{}", "a.json"), "text": (b"{}", "a"), "program": (b"MZ\x90\0", "a"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_kinds_that_need_more_than_a_signature(kind: str) -> None:
+    head, name = KINDS[kind]
+    found = recognize(head, len(head), name)
+    assert found is not None
+    assert found.id == kind
 
 
 @pytest.mark.parametrize("what", ["git-lfs pointer", "HTML page", "GGUF", "JSON", "empty"])
