@@ -161,6 +161,14 @@ RULES: Final[dict[str, Rule]] = {
         "A save was interrupted while it exchanged files; the old ones are in a hidden folder.",
         "Move them back, or save again and delete the folder.",
     ),
+    "ranks": Rule(
+        "Ranks that save together do not have all parts of a tensor, or some twice, or of different types.",
+        "Make the same model, divided in the same way, on every rank.",
+    ),
+    "values": Rule(
+        "The file of values beside a distributed checkpoint (`model.values.json`) cannot be read.",
+        _AGAIN,
+    ),
     "name-case": Rule(
         "Two names differ in case only; on some disks they are one file.", "Rename one."
     ),
