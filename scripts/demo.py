@@ -198,6 +198,19 @@ def dequantise(model: str) -> None:
     require(0 < error < 0.04, f"dequantised, at most {error:.1%} of the largest value away")
 
 
+def fuse(model: str) -> None:
+    say("As a server wants it: query, key and value in one tensor; one rank of two reads its half.")
+    parts = [
+        f"encoder.layer.{{i}}.attention.self.{name}.weight" for name in ("query", "key", "value")
+    ]
+    stored = safeweights.open(model)
+    fused = stored.rearrange({"encoder.layer.{i}.qkv.weight": safeweights.Concat(parts)})
+    tensor = fused["encoder.layer.0.qkv.weight"]
+    half = tensor[: tensor.shape[0] // 2]
+    whole = np.concatenate([stored[part.format(i=0)].numpy() for part in parts])
+    require(np.array_equal(half, whole[: len(half)]), f"rows 0 to {len(half)} of {len(whole)}")
+
+
 def join() -> None:
     """The folder in scripts/two-ranks was saved by two processes with torch.distributed.checkpoint."""
     say("What two ranks of a training run saved, in parts. What is in it?")
@@ -395,6 +408,7 @@ def main() -> None:
             convert("pretrained.pt")
             join()
             dequantise("model.safetensors")
+            fuse("model.safetensors")
             edit("model.safetensors")
             sign("model.safetensors")
             encrypt("model.safetensors")
