@@ -82,11 +82,13 @@ class _Batches(click.Group):
 
 @click.group("batch", cls=_Batches)
 def command() -> None:
-    """Run one command on many models: convert, check, hash, sign, verify, admit or pull.
+    """Do the same with many models, in processes or on a cluster.
+
+    The commands are convert, check, hash, sign, verify, admit and pull, with the options that they have
+    alone.
 
     SRC is a file, a folder of models, a pattern ('models/*/*.bin'), a URL, or a list of them: @FILE, or -
     for standard input, one a line. Below a folder, each model is a unit: the topmost folder with weights.
-    The commands have the options that they have without batch.
 
     One bad model never stops the others. The exit status is 1 if one is bad, 3 if none is but one could
     not be read. A worker that is killed is replaced, and its unit done again, three times at most. With
