@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "public_api.py"
-NEEDS = {"flax": "jax", "tensorflow": "tensorflow", "mlx": "mlx", "paddle": "paddle"}
+NEEDS = {"flax": "jax", "jax": "jax", "tensorflow": "tensorflow", "mlx": "mlx", "paddle": "paddle"}
 
 
 def documented() -> dict[str, list[str]]:

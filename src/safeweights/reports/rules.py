@@ -230,6 +230,14 @@ RULES: Final[dict[str, Rule]] = {
         "A key occurs twice in one object of a JSON file: programs disagree about its value.",
         _DELETE,
     ),
+    "arrow-pickle": Rule(
+        "A column of an Arrow file has a type that PyArrow before 14.0.1 unpickles.",
+        "Read it only with a newer PyArrow, or get the data in another format.",
+    ),
+    "xml-entities": Rule(
+        "XML that defines entities: they can reach files and the network, or grow without end.",
+        "Read it only with a parser that refuses entities.",
+    ),
     "json": Rule("A file called .json is no JSON.", "Find out what it is before you load it."),
     "text-size": Rule("A configuration is too large to be read here.", "Read it yourself."),
     "unknown-kind": Rule(
