@@ -793,3 +793,27 @@ def test_what_does_not_exist_and_is_no_link(
     with pytest.raises(FileNotFoundError) as caught:
         open_source(name)
     assert caught.value.strerror == os.strerror(errno.ENOENT)
+
+
+def test_holes_of_a_file_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sparse"
+    with open(path, "wb") as file:
+        file.write(b"x" * 8192)
+        file.seek(4 << 20)
+        file.write(b"y")
+        file.truncate(8 << 20)
+    source = open_source(path, backend="pread")
+    assert isinstance(source, DescriptorSource)
+    assert not source.is_hole(0, 8192)
+    assert not source.is_hole(3 << 20, 2 << 20)
+    if path.stat().st_blocks * 512 < 1 << 20:  # the filesystem has holes, and says where
+        assert source.is_hole(1 << 20, 1 << 20)
+        assert source.is_hole(5 << 20, 3 << 20)
+
+    def refuse(*_: int) -> int:
+        raise OSError(errno.EINVAL, "unknown")
+
+    monkeypatch.setattr(os, "lseek", refuse)
+    assert not source.is_hole(5 << 20, 3 << 20)
+    monkeypatch.delattr(os, "SEEK_DATA", raising=False)
+    assert not source.is_hole(5 << 20, 3 << 20)

@@ -185,6 +185,18 @@ class DescriptorSource(Source):
             file.seek(offset)
             return file.readinto(buffer)
 
+    def is_hole(self, offset: int, length: int) -> bool:
+        """Whether nothing was ever written there, so that it reads as zeros; False where unknown.
+
+        Cost: one system call, and nothing is read into the page cache (lseek(2), SEEK_DATA).
+        """
+        if not hasattr(os, "SEEK_DATA"):
+            return False
+        try:
+            return os.lseek(self._descriptor, offset, os.SEEK_DATA) >= offset + length
+        except OSError as error:
+            return error.errno == errno.ENXIO  # there is no data up to the end
+
     def read_runs(self, runs: Runs, out: memoryview) -> None:
         threads = 0 if runs.length >= _FAR else 1
         if threads and runs.run_count >= _MANY and lie_apart(runs, self.gap):
