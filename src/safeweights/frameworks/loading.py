@@ -478,8 +478,8 @@ def load_one(tensor: Tensor, adapter: Adapter, device: Any, *, copies: bool = Fa
         copies: On the host it shares no memory with what it is read from.
 
     Cost: on the host a read, or of what is mapped or in memory none. On an accelerator it is read into
-    pinned memory and copied from there, at four times the rate of a copy from a mapping (30 against 7.5
-    GiB/s on an H200).
+    pinned memory and copied from there: tensors of 64 MiB, one after another, arrive at 12.7 GiB/s on
+    an H200, where copies from a mapping reach 7.4.
     """
     on_host = adapter.shares_memory(device)
     if not on_host and tensor.nbytes >= _STAGED:

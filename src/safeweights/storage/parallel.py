@@ -109,7 +109,7 @@ class News:
     ...         with lock:
     ...             waiting = None if found else news.expect()
     ...         if waiting is not None:
-    ...             waiting()
+    ...             _ = waiting()
     """
 
     __slots__ = ("_sleepers",)
