@@ -250,10 +250,8 @@ class RankError(SafetensorError, RuntimeError):
         ranks: Which; empty where that is not known.
     """
 
-    def __init__(
-        self, message: str, *, path: str | None = None, ranks: tuple[int, ...] = ()
-    ) -> None:
-        super().__init__(message, path=path)
+    def __init__(self, message: str, *, ranks: tuple[int, ...] = (), **where: Any) -> None:
+        super().__init__(message, **where)
         self.ranks = ranks
 
 
