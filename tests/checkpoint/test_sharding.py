@@ -394,6 +394,7 @@ def test_copying_that_fails_keeps_the_new_files(
         save_sharded(NEW, tmp_path, max_shard_size=10)
     kept = Path(caught.value.kept)
     assert kept.parent.parent.parent == tmp_path
+    assert not LocalStore(tmp_path).recover()  # which would delete it
     assert kept.name == shard_names(3)[2]
     assert bytes(open(kept)["t2"].view()) == b"\2" * 10
     with pytest.raises(SafetensorError):

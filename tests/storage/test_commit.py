@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import safeweights
-from safeweights.storage import LocalStore, PartialOverwriteError, local_store
+from safeweights.storage import LocalStore, MemoryStore, PartialOverwriteError, local_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -342,6 +342,13 @@ def test_a_folder_that_cannot_be_written_is_named_and_not_the_hidden_one(
     with pytest.raises(OSError, match="Read-only file system") as caught:
         save(tmp_path, durable=False)
     assert caught.value.filename == str(tmp_path)
+
+
+def test_there_may_be_nothing_to_recover(tmp_path: Path) -> None:
+    fill(tmp_path)
+    assert not LocalStore(tmp_path).recover()
+    assert visible(tmp_path) == OLD
+    assert not MemoryStore().recover()
 
 
 def test_the_next_commit_ends_one_that_was_killed(tmp_path: Path) -> None:

@@ -248,8 +248,9 @@ class _LocalCommit(Commit):
             if not exchanged:
                 self._overwrite(leaving, arriving)
             self._state = "exchanged"
-        with suppress(OSError):
-            os.rename(os.path.join(self._staging, "old"), os.path.join(self._staging, "done"))
+            # Within the lock: who holds it takes a folder `old` for that of a process that was killed.
+            with suppress(OSError):
+                os.rename(os.path.join(self._staging, "old"), os.path.join(self._staging, "done"))
         _remove_tree(self._staging)
         self._unlock()
 
@@ -311,6 +312,8 @@ class _LocalCommit(Commit):
     def _overwrite(self, leaving: list[_Move], arriving: list[_Move]) -> None:
         """The same by copying. Until it has succeeded, the staged files are the only whole ones."""
         self._state = "stuck"
+        with suppress(OSError):  # no one may take this for moves that can be undone
+            os.unlink(os.path.join(self._staging, _ARRIVING))
         for move in leaving:
             os.unlink(move.source)
         for move in arriving:
