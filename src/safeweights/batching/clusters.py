@@ -51,11 +51,11 @@ class RayTasks:
             raise MissingDependencyError(
                 "the engine ray needs the package ray: pip install 'safeweights[ray]'"
             ) from error
-        self._ray = ray
+        self._ray: Any = ray
         self._started = not ray.is_initialized()
         if self._started:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        resources: dict[str, float] = self._ray.cluster_resources()
         self.slots = jobs or max(1, int(resources.get("CPU", 1))) * _WINDOW
         self._task = ray.remote(max_retries=0, num_cpus=1)(_do)
         self._given = ray.put((asdict(work), os.getcwd()))
