@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import serve_folder
 
@@ -50,6 +51,27 @@ RESULTS = """items => items.map(item =>
     .map(links => links.map(each => each.pathname + each.hash))"""
 
 
+def ask(page: Any, address: str, text: str, tries: int = 15) -> None:
+    """Open the site and type `text` into its search, anew until there are results.
+
+    The page does not say when its script listens to the box: what is typed before that is lost.
+    """
+    from playwright.sync_api import TimeoutError as NoAnswer
+
+    for left in reversed(range(tries)):
+        page.goto("about:blank")
+        page.goto(f"{address}/index.html")
+        page.get_by_role("textbox", name="Search").fill(text)
+        try:
+            page.wait_for_selector("a.md-search-result__link", state="attached", timeout=20_000)
+        except NoAnswer:
+            if not left:
+                print(f"no result at all: {text}")
+                raise
+        else:
+            return
+
+
 def missed(address: str) -> dict[str, list[str]]:
     """Each question that the search does not answer -> the pages that it finds instead."""
     from playwright.sync_api import sync_playwright
@@ -59,11 +81,9 @@ def missed(address: str) -> dict[str, list[str]]:
         arguments = ["--no-sandbox", "--disable-gpu"]
         browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
         page = browser.new_page()
+        page.set_default_timeout(300_000)
         for question in questions():
-            page.goto("about:blank")
-            page.goto(f"{address}/index.html")
-            page.get_by_role("textbox", name="Search").fill(words(question))
-            page.wait_for_selector("a.md-search-result__link", state="attached")
+            ask(page, address, words(question))
             pages = page.eval_on_selector_all("li.md-search-result__item", RESULTS)
             links = [link for each in pages[:FIRST] for link in each]
             if f"/faq/#{anchor(question)}" not in links:

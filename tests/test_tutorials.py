@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("cryptography", reason="signatures need cryptography")
 
 DOCS = Path(__file__).parents[1] / "docs"
-SERVERS = {"remote.md"}
+SERVERS = {"remote.md", *(path.name for path in DOCS.glob("remote-*.md"))}
 """Pages whose commands need servers: tests/remote has them."""
 
 PAGES = sorted(

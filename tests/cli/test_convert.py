@@ -392,6 +392,8 @@ def test_what_is_compressed_and_no_pickle_is_to_be_decompressed_first(
     path = tmp_path / "file"
     path.write_bytes(COMPRESSORS[codec](content))
     words = f"{codec}-compressed: decompress it first"
+    if codec == "zlib":  # its two bytes at the beginning are too few to be sure
+        words = "a zlib stream, which can hold anything: decompress it"
     checked = run("check", str(path), "--json")
     (result,) = checked.document["results"]
     assert (checked.exit_code, result["status"], result["formats"]) == (
@@ -444,7 +446,7 @@ def test_an_archive_that_is_no_checkpoint_is_named(run, tmp_path, model, target)
     for name, kind in (("a", "zip"), ("b", "tar")):
         result = run("convert", str(tmp_path / name), target)
         assert result.exit_code == 1
-        assert f"it is a {kind} archive" in result.stderr
+        assert f"a {kind} archive" in result.stderr
         assert "extract it" in result.stderr
         assert "safeweights convert" not in result.stderr
 

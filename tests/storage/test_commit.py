@@ -201,6 +201,41 @@ def test_a_process_that_is_killed(tmp_path: Path, how: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+KILL_AT_REPLACE = """
+import os, pathlib, signal, sys
+sys.path.insert(0, sys.argv[2])
+from test_commit import save
+real, left = os.replace, [None] * int(sys.argv[3])
+def replace(source, target):
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left.pop()
+    real(source, target)
+os.replace = replace
+save(pathlib.Path(sys.argv[1]), durable=False)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no SIGKILL")
+@pytest.mark.parametrize(("number", "found"), [(3, OLD), (5, NEW)])
+def test_a_killed_commit_is_undone_or_completed(
+    tmp_path: Path, number: int, found: dict[str, bytes]
+) -> None:
+    """Killed while old files left: they come back. Killed while new ones arrived: the rest follows."""
+    folder = tmp_path / "model"
+    fill(folder)
+    source = Path(safeweights.__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", KILL_AT_REPLACE, folder, Path(__file__).parent, str(number)],
+        env={**os.environ, "PYTHONPATH": str(source)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == -9
+    assert visible(folder) not in (OLD, NEW)
+    assert LocalStore(folder).recover()
+    assert visible(folder) == found
+    assert hidden(folder) == []
+
+
 # ---- what cannot be undone
 
 

@@ -162,6 +162,7 @@ def test_every_way_of_loading_takes_an_identity(
 
 
 WITHOUT_IDENTITY = {
+    "batch": "it is among the options of its commands",
     "convert": "it is among its options",
     "encrypt": "it reads plaintext",
     "repair": "it mends files in their place, and encrypted ones are only read",
