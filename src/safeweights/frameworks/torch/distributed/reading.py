@@ -73,6 +73,7 @@ class StorageReader(TorchStorageReader):
         timeout: Seconds that one rank may be later than the others.
 
     >>> import torch, tempfile, safeweights.torch, torch.distributed.checkpoint as dcp
+    >>> import warnings; warnings.simplefilter("ignore")  # torch's, that there is one process only
     >>> from safeweights.distributed import StorageReader
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     safeweights.torch.save_file({"weight": torch.ones(2)}, f"{folder}/model.safetensors")

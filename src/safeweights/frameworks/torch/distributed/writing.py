@@ -90,6 +90,7 @@ class StorageWriter(TorchStorageWriter):
             no size or no name.
 
     >>> import torch, tempfile, torch.distributed.checkpoint as dcp
+    >>> import warnings; warnings.simplefilter("ignore")  # torch's, that there is one process only
     >>> from safeweights.distributed import StorageWriter
     >>> state = {"weight": torch.ones(2, 3), "step": 5}
     >>> with tempfile.TemporaryDirectory() as folder:
