@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("torch", reason="needs the package torch")
+
 import torch
 import torch.distributed.checkpoint as dcp
 
