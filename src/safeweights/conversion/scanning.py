@@ -17,9 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from ..checkpoint import SafetensorsFile
 from ..errors import FormatError, SafetensorError, quote
-from ..format.kinds import recognize
 from ..storage import BytesSource, Source, open_source
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.windows import Buffered, Window, read_bytes
@@ -47,6 +45,7 @@ from .pickles.numpy_nodes import RefusedNode, blob_source
 from .pickles.object_nodes import as_bytes
 from .pickles.storages import Storages, located
 from .pickles.torch_nodes import QuantisedNode, TensorNode
+from .probes import PICKLE_STARTS, hdf5_start, is_safetensors, is_text, occurrences
 from .readers import numpy_files, signatures, torch_files
 from .scan_report import ScanFinding, ScanReport, Unread
 from .torchscript import MAX_CODE, torchscript_findings
@@ -64,13 +63,8 @@ _KEPT_FINDINGS: Final = 50_000
 _KEPT_UNREAD: Final = 1000
 _LOADS_MAX: Final = 100_000
 _STEPS_PER_FILE: Final = 200
-_TEXT_MAX: Final = 1 << 20
 _STEPS_PER_PICKLE: Final = 200
 _PICKLE_KINDS: Final = ("pickle", "paddle", "torch-legacy")
-_PICKLE_STARTS: Final = tuple(
-    code.encode("latin-1") for code in "\x80\x95(N\x88\x89IJKMLFGSTUVXBC)]}cP"
-) + tuple(bytes([code]) for code in (*range(0x82, 0x85), *range(0x8A, 0x90), 0x96, 0x97))
-"""The opcodes that need nothing on the stack and nothing in the memo."""
 _SAID: Final = (Grade.DATA, "")
 _DATA: Final = (Grade.DATA, "")
 _SCRIPT_CLASSES: Final = "__torch__."
@@ -179,15 +173,15 @@ class _Scanner:
 
     def _other_readers(self, source: Source, head: bytes, kind: str | None) -> None:
         """Report what readers of other formats than `kind` would make of the same bytes."""
-        if kind not in _PICKLE_KINDS and head.startswith(_PICKLE_STARTS):
+        if kind not in _PICKLE_KINDS and head.startswith(PICKLE_STARTS):
             self._as_pickle(source)
         zipped = looks_like_zip(head)
         others = {
             "zip": not zipped and self._depth == 0 and ends_in_zip(source),
             "tar": kind not in ("tar", "torch-tar") and looks_like_tar(head),
-            "hdf5": kind != "hdf5" and _hdf5_start(source) is not None,
+            "hdf5": kind != "hdf5" and hdf5_start(source) is not None,
             "tensorflow-v2": kind != "tensorflow-v2" and signatures.is_table(source),
-            "safetensors": kind != "safetensors" and not zipped and _is_safetensors(source),
+            "safetensors": kind != "safetensors" and not zipped and is_safetensors(source),
         }
         for other in (name for name, found in others.items() if found):
             self._unread(source, None, f"another reader takes the same bytes for a {other} file")
@@ -202,7 +196,7 @@ class _Scanner:
         if kind in ("pickle", "paddle"):
             self._pickles(source)
             return kind
-        if self._depth > 0 and _is_text(source):
+        if self._depth > 0 and is_text(source):
             return "text"  # a README in an archive; what it could be as a pickle is reported beside
         self._unread(source, 0, "the format is not known")
         return None
@@ -405,7 +399,7 @@ class _Scanner:
             self._limits.spend("opcodes", _STEPS_PER_PICKLE, source.name)
             self._as_pickle(inner, second=False)
         for name in hdf5.KERAS_CONFIGS:
-            if _occurrences(source, name[1:].encode()) > configs[name]:
+            if occurrences(source, name[1:].encode()) > configs[name]:
                 reason = "a model configuration in a place or of a type that is not read"
                 self._code(source, "keras", reason)
         return "hdf5"
@@ -619,45 +613,8 @@ def _unread_datasets(found: ForeignCheckpoint) -> Iterator[tuple[str, str]]:
             yield name, node.reason
 
 
-def _hdf5_start(source: Source) -> int | None:
-    """Where HDF5's readers look for a file: at 0, 512, 1024 and so on, doubling."""
-    offset = 0
-    while offset + len(signatures.HDF5_MAGIC) <= source.size:
-        if read_bytes(source, offset, len(signatures.HDF5_MAGIC)) == signatures.HDF5_MAGIC:
-            return offset
-        offset = offset * 2 or 512
-    return None
-
-
-def _is_safetensors(source: Source) -> bool:
-    if source.size < 10 or read_bytes(source, 8, 1) != b"{":
-        return False
-    try:
-        SafetensorsFile(source)
-    except SafetensorError:
-        return False
-    return True
-
-
-def _is_text(source: Source) -> bool:
-    """Whether all of a file is text, and its name none of code or settings."""
-    if source.size > _TEXT_MAX:
-        return False
-    data = read_bytes(source, 0, source.size)
-    kind = recognize(data, source.size, source.name.rpartition("!")[2])
-    return kind is not None and kind.id == "text"
-
-
 def _names(node: Value) -> tuple[str | None, str | None]:
     return (node.module, node.name) if isinstance(node, Global) else (None, None)
-
-
-def _occurrences(source: Source, needle: bytes) -> int:
-    block, found = 1 << 20, 0
-    for offset in range(0, source.size, block):
-        count = min(block + len(needle) - 1, source.size - offset)
-        found += read_bytes(source, offset, count).count(needle)
-    return found
 
 
 def scan(
