@@ -47,7 +47,7 @@ test: $(VENV)/.installed ## All tests of the core and of NumPy and PyTorch, with
 	$(BIN)/python -m pytest -n $(WORKERS) --cov --cov-report= -m "not servers" tests --ignore=tests/clients --ignore=tests/next --ignore=tests/ranks --ignore=tests/batch \
 		--ignore=tests/view --ignore=tests/quantised
 	$(BIN)/python -m pytest -q -p no:cacheprovider --doctest-modules --doctest-glob=README.md src/safeweights README.md \
-		--ignore-glob='*/frameworks/jax/*' --ignore-glob='*/frameworks/mlx.py' --ignore-glob='*/frameworks/paddle.py' --ignore-glob='*/frameworks/tensorflow.py' --ignore-glob='*/flax.py' --ignore-glob='*/safeweights/jax.py' --ignore-glob='*/safeweights/jax.py' --ignore-glob='*/tensorflow.py' --ignore-glob='*/mlx.py' --ignore-glob='*/paddle.py'
+		--ignore-glob='*/frameworks/jax/*' --ignore-glob='*/frameworks/mlx.py' --ignore-glob='*/frameworks/paddle.py' --ignore-glob='*/frameworks/tensorflow.py' --ignore-glob='*/flax.py' --ignore-glob='*/safeweights/jax.py' --ignore-glob='*/tensorflow.py' --ignore-glob='*/mlx.py' --ignore-glob='*/paddle.py'
 	$(BIN)/python scripts/check_coverage.py
 	$(MAKE) --no-print-directory fuzz
 	$(MAKE) --no-print-directory test-pythons

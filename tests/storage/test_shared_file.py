@@ -53,7 +53,7 @@ def test_the_new_file_has_the_mode_of_the_old_one(tmp_path: Path) -> None:
     with store.commit() as commit:
         staged = commit.reserve("a", 1)
         mode = stat.S_IMODE(os.stat(store.locate(staged)).st_mode)
-        assert mode == 0o600  # nobody else reads it before it has its owner
+        assert mode == 0o600  # only its owner may read it so far
         with store.fill(staged) as file:
             file.write(0, b"1")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o440

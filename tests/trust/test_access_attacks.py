@@ -1,4 +1,4 @@
-"""Encrypted models that somebody who has no key has tampered with, and files of keys that are none."""
+"""Encrypted models changed by an attacker without a key, and key files that hold no key."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ class LocalStore(Store):
     def recover(self) -> bool:
         if self.interrupted() is None:
             return False
-        with _locked(self.location or ".") as locked:  # whoever publishes holds the lock
+        with _locked(self.location or ".") as locked:  # a process that publishes holds the lock
             return locked and _recover(self)
 
     def locate(self, name: str) -> str:
@@ -384,7 +384,7 @@ def _lock_staging(staging: str) -> int | None:
     descriptor = os.open(f"{path}.new", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.rename(f"{path}.new", path)  # nobody ever sees one that is not locked yet
+        os.rename(f"{path}.new", path)  # so that no process sees one that is not locked yet
     except OSError:
         os.close(descriptor)
         return None

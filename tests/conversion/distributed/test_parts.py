@@ -177,7 +177,7 @@ def test_a_nemo_archive_leads_to_what_is_in_it(tmp_path: Path, guard: Any) -> No
         path.write_bytes(packed[:-9])
         with pytest.raises(FormatError):
             safeweights.open(path)
-    (tmp_path / "z.tar").write_bytes(gzip.compress(data))  # of which nobody says what it is
+    (tmp_path / "z.tar").write_bytes(gzip.compress(data))  # no reader knows what is in it
     with pytest.raises(FormatError, match=r"a gzip stream.*: decompress it"):
         safeweights.open(tmp_path / "z.tar")
     new = tar([("model_config.yaml", b"a: 1\n"), ("model_weights/.metadata", b"x")])

@@ -1,6 +1,6 @@
-"""What a checkpoint has: read once, by the coordinator, and told to the other ranks.
+"""The tensors of a checkpoint: the coordinator reads the headers once and tells the other ranks.
 
-The same for one file, for a folder with or without an index, whoever wrote it, local or remote.
+A checkpoint is one file, or a folder with or without an index, local or remote, by any writer.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ that needs no process group, works beside collectives that run on other threads,
 a rank that does not come can be named.
 
 Rules:
-- Nobody waits longer than the timeout; what was waited for is in the error.
+- No rank waits longer than the timeout; the error says what it waited for.
 - The failure of one rank ends the waiting of the coordinator at once.
 - Keys are deleted when they were read.
 """
@@ -245,7 +245,7 @@ class Meeting:
         parts = range(_PART, len(data), _PART)
         for number, begin in enumerate(parts):
             self._store.set(self._key(f"{key}/part{number}"), data[begin : begin + _PART])
-        # Last: whoever sees this key finds the others.
+        # Last: a rank that sees this key finds the others.
         self._store.set(self._key(key), bytes([len(parts)]) + data[:_PART])
 
     def _get(self, key: str) -> Any:

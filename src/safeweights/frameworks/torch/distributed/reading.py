@@ -53,7 +53,7 @@ _GO: Final = "let the others begin"
 class StorageReader(TorchStorageReader):
     """Reads safetensors into a distributed state dict, for ``torch.distributed.checkpoint.load``.
 
-    Any safetensors checkpoint can be read, whoever wrote it: a file, a folder with or without an index,
+    Checkpoints of any writer can be read: a file, a folder with or without an index,
     local or remote. The coordinator reads the headers and tells the other ranks; each rank reads the bytes
     of its own parts, straight into them where they are contiguous memory of the host. How many ranks saved
     it, and how they had divided it, does not matter.
