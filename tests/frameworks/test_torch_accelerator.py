@@ -1,7 +1,7 @@
 """Loading onto and saving from a real accelerator. Skipped where there is none.
 
-`test_staging` covers the same code with a stand-in whose copies are late; here is what a stand-in cannot
-show: streams, device memory, and the framework's own errors.
+`test_torch_staging` covers the same code with a stand-in whose copies are late; here is what a
+stand-in cannot show: streams, device memory, and the framework's own errors.
 """
 
 from __future__ import annotations
