@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what recognises files and reads settings, templates and graphs.
+"""Coverage-guided fuzzing of what recognises files and reads settings, templates, graphs and TorchScript.
 
     python tests/fuzz/fuzz_kinds.py -max_total_time=60 corpus/
 
@@ -15,6 +15,7 @@ with atheris.instrument_imports(include=["safeweights"]):
     from safeweights.conversion import Limits
     from safeweights.conversion.kinds import examine
     from safeweights.conversion.kinds.graphs import onnx_concerns, saved_model_concerns
+    from safeweights.conversion.torchscript import torchscript_findings
     from safeweights.errors import SafetensorError
     from safeweights.storage import BytesSource
 
@@ -37,6 +38,7 @@ def one_input(data: bytes) -> None:
             list(read(source))
         except SafetensorError:
             continue
+    assert all(reason for _, reason in torchscript_findings(data[1:]))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from ..storage import Source
 
-__all__ = ["may_be_another_format"]
+__all__ = ["hdf5_start", "may_be_another_format"]
 
 _PREFIX: Final = 8
 _TAIL: Final = 22 + 65_535
@@ -42,12 +42,17 @@ def may_be_another_format(source: Source, head: bytes) -> bool:
         return True
     if len(head) >= 512 and _CHECKSUM(head[148:156]):
         return True
-    offset = 512
+    return hdf5_start(source) is not None
+
+
+def hdf5_start(source: Source) -> int | None:
+    """Where HDF5's readers find a file: they look at 0, 512, 1024 and so on, doubling."""
+    offset = 0
     while offset + len(_HDF5) <= source.size:
         if source.read(offset, len(_HDF5)) == _HDF5:
-            return True
-        offset *= 2
-    return False
+            return offset
+        offset = offset * 2 or 512
+    return None
 
 
 def _may_be_pickle(prefix: bytes) -> bool:

@@ -8,28 +8,17 @@ from ..checkpoint import SafetensorsFile
 from ..errors import SafetensorError
 from ..format.kinds import recognize
 from ..storage.windows import read_bytes
-from .readers import signatures
 
 if TYPE_CHECKING:
     from ..storage import Source
 
-__all__ = ["PICKLE_STARTS", "hdf5_start", "is_safetensors", "is_text", "occurrences"]
+__all__ = ["PICKLE_STARTS", "is_safetensors", "is_text", "occurrences"]
 
 _TEXT_MAX: Final = 1 << 20
 PICKLE_STARTS: Final = tuple(
     code.encode("latin-1") for code in "\x80\x95(N\x88\x89IJKMLFGSTUVXBC)]}cP"
 ) + tuple(bytes([code]) for code in (*range(0x82, 0x85), *range(0x8A, 0x90), 0x96, 0x97))
 """The opcodes that need nothing on the stack and nothing in the memo."""
-
-
-def hdf5_start(source: Source) -> int | None:
-    """Where HDF5's readers look for a file: at 0, 512, 1024 and so on, doubling."""
-    offset = 0
-    while offset + len(signatures.HDF5_MAGIC) <= source.size:
-        if read_bytes(source, offset, len(signatures.HDF5_MAGIC)) == signatures.HDF5_MAGIC:
-            return offset
-        offset = offset * 2 or 512
-    return None
 
 
 def is_safetensors(source: Source) -> bool:

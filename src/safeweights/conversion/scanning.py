@@ -25,6 +25,7 @@ from ..trust.verifier import resolve
 from . import formats
 from .archives.tar_reader import TarArchive, looks_like_tar
 from .archives.zip_reader import ZipArchive, ends_in_zip, looks_like_zip
+from .disguises import hdf5_start
 from .distributed.finding import ITEM_SUFFIX
 from .foreign import ALL_CONSTRUCTORS, ForeignCheckpoint, OpenOptions
 from .grading import (
@@ -45,7 +46,7 @@ from .pickles.numpy_nodes import RefusedNode, blob_source
 from .pickles.object_nodes import as_bytes
 from .pickles.storages import Storages, located
 from .pickles.torch_nodes import QuantisedNode, TensorNode
-from .probes import PICKLE_STARTS, hdf5_start, is_safetensors, is_text, occurrences
+from .probes import PICKLE_STARTS, is_safetensors, is_text, occurrences
 from .readers import numpy_files, signatures, torch_files
 from .scan_report import ScanFinding, ScanReport, Unread
 from .torchscript import MAX_CODE, torchscript_findings
