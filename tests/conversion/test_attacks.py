@@ -110,6 +110,16 @@ ATTACKS = {
     "1_Dense/config.json": b'{"in_features": 2, "activation_function": "os.getpid"}',
     "0_Words/wordembedding_config.json": b'{"tokenizer_class": "evil.Tokenizer"}',
     "config.json": b'{"class_path": "os.getpid", "init_args": {}}',
+    "mlx/config.json": b'{"model_type": "llama", "model_file": "../net.py"}',
+    "reranker/config.json": b'{"sentence_transformers": {"activation_fn": "os.getpid"}}',
+    "old reranker/config.json": b'{"sbert_ce_default_activation_function": "os.getpid"}',
+    "lora/adapter_config.json": b'{"megatron_config": {"a": 1}, "megatron_core": "os"}',
+    "remote/adapter_config.json":
+        b'{"auto_mapping": {"base_model_class": "M", "parent_library": "transformers_modules.a"}}',
+    "modular/modular_model_index.json":
+        b'{"unet": [null, null, {"type_hint": ["my_unet", "Net"]}]}',
+    "modular twice/modular_model_index.json":
+        b'{"unet": ["my_unet", "Net", {"type_hint": ["diffusers", "UNet2DConditionModel"]}]}',
     "config.yaml": b"model:\n  class_path: os.getpid\n",
     "table.arrow": b"ARROW1\0\0" + bytes(100) + PICKLED_TYPE + GETPID,
     **{
@@ -157,6 +167,17 @@ ORDINARY = {
     "gpt2/config.json": b'{"activation_function": "gelu_new", "tokenizer_class": "GPT2Tokenizer"}',
     "0_Words/wordembedding_config.json":
         b'{"tokenizer_class": "sentence_transformers.models.tokenizer.WhitespaceTokenizer"}',
+    "reranker/config.json":
+        b'{"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}',
+    "bloom/config.json": b'{"activation_fn": "gelu"}',
+    "lora/adapter_config.json": b'{"peft_type": "LORA", "megatron_core": "megatron.core"}',
+    "encoder/adapter_config.json":
+        b'{"auto_mapping": {"base_model_class": "BertModel", "parent_library": '
+        b'"transformers.models.bert.modeling_bert"}}',
+    "pipeline/model_index.json":
+        b'{"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "vae": [null, null]}',
+    "modular/modular_model_index.json":
+        b'{"unet": ["diffusers", "U", {"type_hint": ["diffusers", "U"], "subfolder": "unet"}]}',
     "table.arrow": b"ARROW1\0\0" + bytes(100),
     "table.parquet": b"PAR1" + base64.b64encode(b"ARROW:schema" * 20),
     "image.xml": b'<?xml version="1.0"?>\n<svg><network/></svg>',

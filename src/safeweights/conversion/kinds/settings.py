@@ -32,14 +32,27 @@ _MAX_VALUES: Final = 4_000_000
 _PIPELINES: Final = frozenset(
     {"diffusers", "transformers", "onnxruntime", "k_diffusion", "flax", "optimum", "null", "None"}
 )
+_DIFFUSERS_PARTS: Final = frozenset({
+    "ace_step", "alt_diffusion", "audio_diffusion", "audioldm2", "blip_diffusion", "deepfloyd_if",
+    "flux", "ideogram4", "kandinsky", "kolors", "latent_diffusion", "ltx", "ltx2", "marigold",
+    "paint_by_example", "shap_e", "spectrogram_diffusion", "stable_audio", "stable_audio_3",
+    "stable_diffusion", "stable_diffusion_safe", "unclip", "unidiffuser", "versatile_diffusion",
+    "vq_diffusion", "wuerstchen",
+})  # fmt: skip
+"""Modules of ``diffusers.pipelines`` with classes of parts, such as safety checkers. Such a name is looked
+up there first (diffusers 0.42, `pipeline_loading_utils`)."""
 _TEMPLATES: Final = frozenset({"chat_template", "default_chat_template"})
 _SENTENCE_MODULES: Final = "sentence_transformers."
 _KERAS_KEYS: Final = frozenset({"class_name", "keras_version", "modelTopology"})
 """Keys of the architecture of a Keras model, which `model_from_json` and TensorFlow.js build."""
 _IMPORTED: Final = {
-    "activation_function": ("torch.nn.",), "tokenizer_class": (_SENTENCE_MODULES, "transformers."),
+    "activation_function": ("torch.nn.",), "activation_fn": ("torch.nn.",),
+    "sbert_ce_default_activation_function": ("torch.nn.",),
+    "tokenizer_class": (_SENTENCE_MODULES, "transformers."),
 }  # fmt: skip
 """Settings of sentence-transformers that are dotted names to import -> those that it has itself."""
+_CODE_FILES: Final = (".py", ".pyc", ".so", ".pyd")
+"""How files end that Python imports."""
 
 
 def json_concerns(data: bytes, name: str) -> Iterator[Concern | Template]:
@@ -66,7 +79,7 @@ def json_concerns(data: bytes, name: str) -> Iterator[Concern | Template]:
         message = f"it is not JSON: {type(error).__name__}"
         yield Concern("unread", "json", message)
         return
-    if base == "model_index.json" and isinstance(document, dict):
+    if base in {"model_index.json", "modular_model_index.json"} and isinstance(document, dict):
         yield from _pipeline(document)
     yield from _keras(document)
     templates = 0
@@ -90,7 +103,7 @@ def _setting(key: str, value: Any, base: str) -> Iterator[Concern]:
     where = quote(key, 60)
     if key == "auto_map" and value:
         yield Concern("acts", "auto-map", f"{where} names Python code to load: {_shown(value)}")
-    elif key == "auto_mapping" and value:
+    elif key == "auto_mapping" and value and not _is_of_transformers(value):
         yield Concern("acts", "auto-map", f"{where} names a module to import: {_shown(value)}")
     elif key in {"trust_remote_code", "use_kernels"} and value:
         yield Concern("acts", key.replace("_", "-"), f"{where} is set: code is downloaded and run")
@@ -100,6 +113,10 @@ def _setting(key: str, value: Any, base: str) -> Iterator[Concern]:
         yield Concern(
             "acts", "remote-kernel", f"{where} names a kernel to download: {_shown(value)}"
         )
+    elif key == "megatron_core" and value and not str(value).startswith("megatron.core"):
+        yield Concern("acts", "custom-code", f"{where} names a module to import: {_shown(value)}")
+    elif key == "model_file" and str(value).endswith(_CODE_FILES):
+        yield Concern("acts", "custom-code", f"{where} names code to load: {_shown(value)}")
     elif key in _IMPORTED and "." in str(value) and not str(value).startswith(_IMPORTED[key]):
         yield Concern("acts", "custom-code", f"{where} names a class to import: {_shown(value)}")
     elif key in {"_target_", "class_path"}:
@@ -108,6 +125,12 @@ def _setting(key: str, value: Any, base: str) -> Iterator[Concern]:
         yield Concern("acts", "custom-code", f"{where} names a module of its own: {_shown(value)}")
     elif key == "type" and base == "modules.json" and not str(value).startswith(_SENTENCE_MODULES):
         yield Concern("acts", "custom-code", f"a module of another package: {_shown(value)}")
+
+
+def _is_of_transformers(mapping: Any) -> bool:
+    """Whether PEFT finds the class of a base model in transformers itself, which it does without asking."""
+    library = mapping.get("parent_library") if isinstance(mapping, dict) else None
+    return isinstance(library, str) and library.partition(".")[0] == "transformers"
 
 
 def _keras(document: Any) -> Iterator[Concern]:
@@ -129,14 +152,28 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _pipeline(document: dict[str, Any]) -> Iterator[Concern]:
-    """The parts of a diffusers pipeline: [library, class], or a module of the folder itself."""
+    """The parts of a diffusers pipeline: [library, class], or a module of the folder itself.
+
+    In ``modular_model_index.json``, where a part comes from is the third item.
+    """
     for part, value in document.items():
-        if part.startswith("_") or not (isinstance(value, list) and len(value) == 2):
+        if part.startswith("_") or not (isinstance(value, list) and len(value) in {2, 3}):
             continue
-        library = value[0]
-        if library is not None and str(library).partition(".")[0] not in _PIPELINES:
-            message = f"the part {quote(part, 60)} is loaded by the module {_shown(library)}"
-            yield Concern("acts", "custom-code", message)
+        for library in (value[0], *_hints(value[2:])):
+            if library is not None and not _is_known(str(library)):
+                message = f"the part {quote(part, 60)} is loaded by the module {_shown(library)}"
+                yield Concern("acts", "custom-code", message)
+
+
+def _hints(sources: list[Any]) -> Iterator[Any]:
+    """The libraries of type hints."""
+    for source in sources:
+        hint = source.get("type_hint") if isinstance(source, dict) else None
+        yield hint[0] if isinstance(hint, list) and hint else hint
+
+
+def _is_known(library: str) -> bool:
+    return library in _DIFFUSERS_PARTS or library.partition(".")[0] in _PIPELINES
 
 
 _YAML_TAGS = re.compile(
