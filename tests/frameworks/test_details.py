@@ -39,7 +39,7 @@ class TestJax:
         import safeweights.flax
 
         safeweights.flax.save_file({"a": jax.numpy.ones((4, 2))}, tmp_path / "x")
-        first, second = jax.devices("cpu")
+        first, second, *_ = jax.devices("cpu")
         mesh = jax.sharding.Mesh(np.array([first, second]), ("data",))
         split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         for device, places in {
