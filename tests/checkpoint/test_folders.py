@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
@@ -281,6 +282,29 @@ def test_malformed_indexes(tmp_path: Path, text: str, message: str) -> None:
         open(tmp_path / "i.json")
     assert caught.value.path == str(tmp_path / "i.json")
     assert caught.value.rule == "index"
+
+
+@pytest.mark.parametrize("last", ["", "\\u0061"], ids=["plain", "with an escape"])
+@pytest.mark.parametrize(
+    ("pairs", "message", "of"),
+    [
+        (['"t7": "x.safetensors"', '"t8": "../x.safetensors"'], "duplicate key `t7`", 0),
+        (['"b": "../x.safetensors"', '"t7": "x.safetensors"'], "`../x.safetensors` is not", 0),
+        (['"b": "x.safetensors"', '"b": "x.safetensors"'], "duplicate key `b`", 1),
+        (['"t9": "x.safetensors"', '"b": 1'], "duplicate key `t9`", 0),
+        (['"b": "x.safetensors"', '"c": 1'], "expected a file name, found a number", None),
+    ],
+)
+def test_a_long_index_says_which_tensor_is_wrong(
+    tmp_path: Path, pairs: list[str], message: str, of: int | None, last: str
+) -> None:
+    members = [f'"t{number}": "x.safetensors"' for number in range(10_000)]
+    text = ",\n".join([*members, *pairs, f'"z{last}": "x.safetensors"'])
+    (tmp_path / "i.json").write_text(f'{{"weight_map": {{{text}}}}}')
+    with pytest.raises(FormatError, match=re.escape(message)) as caught:
+        read_index(str(tmp_path / "i.json"))
+    at = text.rindex(pairs[-1] if of is None else pairs[of]) + len('{"weight_map": {')
+    assert caught.value.offset == (at + 5 if of is None else at)
 
 
 @given(

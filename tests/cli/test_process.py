@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -482,6 +483,16 @@ def test_plain_output_imports_nothing_heavy(model, arguments):
     assert not imported & HEAVY
     others = {name.rpartition(".")[2] for name in imported if name.startswith("safeweights.cli.")}
     assert len(others & set(COMMANDS)) <= 1
+
+
+def test_a_folder_with_settings_is_shown_without_numpy(model, tmp_path):
+    shutil.copy(model, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    code = CODE.format(arguments=["show", str(tmp_path)])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+    imported = set(done.stderr.decode().split())
+    assert "safeweights.conversion.kinds" in imported
+    assert not imported & {"rich", "numpy", "torch"}
 
 
 def test_values_are_piped_without_rich(model):

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from safeweights.format import strictjson
@@ -320,6 +320,42 @@ def test_pieces_hide_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert caught.value.position == 0
 
 
+MEMBERS = st.sampled_from(
+    ['"a":"b"', '"b" : "}"', '"}}}}}}}}}":""', '"é":","', '"a":"\\n"', '"c\\"":","']
+)
+PIECES = st.sampled_from(['"', ",", ":", "{", "}", "\\", " ", "\n", "a", "é", '", "', '": "'])
+JUNK = st.tuples(st.lists(PIECES, max_size=3).map("".join), st.integers(0, 200))
+
+
+@given(st.lists(MEMBERS, min_size=1, max_size=20), JUNK, st.integers(1, 64))
+@example(['"a":"b"', '"}}}}}}}}}":""'], ("", 0), 64)
+def test_texts_are_read_in_steps_as_one_by_one(members, junk, step):
+    text = f"{{{','.join(members)}}} "
+    text = (text[: junk[1]] + junk[0] + text[junk[1] :]).encode()
+
+    def outcome():
+        reader, found = Reader(text), []
+        try:
+            for keys, values, at in reader.texts("an object", "a text"):
+                assert text[at : at + 1] == b'"'
+                found += zip(keys, values, strict=True)
+        except JSONError as error:
+            return str(error), error.position
+        return found, reader.position
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(strictjson, "_TEXTS_STEP", step)
+        in_steps = outcome()
+        patched.setattr(Reader, "_plain_texts", lambda _: None)
+        assert in_steps == outcome()
+
+
+def test_most_texts_are_read_together():
+    members = ",\n".join(f'"key.{number}": "x{"}" * (number == 3)}"' for number in range(10_000))
+    found = list(Reader(f"{{{members}}}".encode()).texts("an object", "a text"))
+    assert len(found) < 20
+
+
 @pytest.mark.parametrize("space", ["", " ", "\n", " " * 9])
 def test_texts_of_any_spelling_are_read_alike(space: str) -> None:
     names = ["a", "", "\\u0061b", "é", "k" * 300, 'q\\"', "\\\\"]
@@ -329,11 +365,11 @@ def test_texts_of_any_spelling_are_read_alike(space: str) -> None:
     reader = Reader(text)
     found = list(reader.texts("an object", "a text"))
     reader.end()
-    assert [(key, value) for key, _, value in found] == [
+    assert [pair for keys, values, _ in found for pair in zip(keys, values, strict=True)] == [
         (json.loads(f'"{k}"'), json.loads(f'"{v}"')) for k, v in pairs
     ]
-    for (key, _), (_, at, _) in zip(pairs, found, strict=True):
-        assert text[at : at + len(key.encode()) + 2] == f'"{key}"'.encode()
+    for keys, _, at in found:
+        assert next(Reader(text, at).more_members()) == (keys[0], at)
 
 
 @pytest.mark.parametrize(

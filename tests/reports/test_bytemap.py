@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,11 +56,12 @@ def test_many_modules_are_shown_less_deeply():
     assert modules(least[1]) == [("header", 0), ("tensors", 90)]
 
 
-NAMES = st.lists(st.sampled_from(["a", "b", "0", "1", ""]), min_size=1, max_size=9).map(".".join)
-FILES = st.lists(st.lists(st.tuples(NAMES, st.integers(0, 9)), max_size=9), max_size=3)
+def files_of(parts):
+    names = st.lists(st.sampled_from(parts), min_size=1, max_size=9).map(".".join)
+    return st.lists(st.lists(st.tuples(names, st.integers(0, 9)), max_size=9), max_size=3)
 
 
-@given(FILES, st.integers(1, 20), st.integers(1, 30))
+@given(files_of(["a", "b", "0", "1", ""]), st.integers(1, 20), st.integers(1, 30))
 def test_pieces_cover_every_byte_and_every_tensor(files, most, width):
     records, rows = model({str(number): tensors for number, tensors in enumerate(files)})
     found = byte_map(records, rows, most)
@@ -74,6 +75,20 @@ def test_pieces_cover_every_byte_and_every_tensor(files, most, width):
     assert len(strip.cells) == (width if records else 0)
     assert len(strip.kinds) <= 4
     assert sum(strip.kinds.values()) == sum(record["bytes"] for record in records)
+
+
+@given(files_of(["a", "b", "0"]), st.integers(1, 20))
+def test_names_are_cut_no_more_than_needed(files, most):
+    records, rows = model({str(number): tensors for number, tensors in enumerate(files)})
+
+    def runs(depth):
+        cut = [(row.file, (row.name.split(".")[:-1] or [row.name])[:depth]) for row in rows]
+        return [".".join(key[1]) for key, _ in groupby(cut)]
+
+    fitting = [depth for depth in range(1, 7) if len(runs(depth)) + len(records) <= most]
+    found = [piece["module"] for each in byte_map(records, rows, most) for piece in each["pieces"]]
+    expected = runs(max(fitting)) if fitting else ["tensors"] * len({row.file for row in rows})
+    assert [module for module in found if module != "header"] == expected
 
 
 def test_a_cell_shows_what_most_of_its_bytes_are():

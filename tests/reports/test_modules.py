@@ -54,10 +54,16 @@ def test_numbers_that_are_none_and_numbers_without_end_are_names():
 
 def test_a_tensor_may_be_called_like_a_module():
     assert tree(rows("a", "a.b", "a.b.c", "", ".", "..")) == [
-        (0, "", 1, 1),
+        (0, "", 1, 2),
+        (1, ".", 1, 1),
         (0, "a", 1, 2),
         (1, "a.b", 1, 1),
     ]
+
+
+def test_a_name_that_begins_with_a_dot_hides_no_other():
+    found = tree(rows("a.w", ".a.w", ".a.v"))
+    assert sum(tensors for depth, _, _, tensors in found if depth == 0) == 3
 
 
 def test_a_name_of_many_dots_is_cut():

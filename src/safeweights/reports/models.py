@@ -447,7 +447,7 @@ def _beside(
             continue
         if base.endswith(INDEX_SUFFIX) and os.path.dirname(real) in folders:
             continue  # opening the folder read it: there is one index at most
-        from ..conversion.kinds import examine  # imports the readers of all formats, and NumPy
+        from ..conversion.kinds import examine  # imports the readers of pickles
         from ..conversion.kinds import kind_of as kind_of_file
 
         examined += 1

@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from .inventory import MAX_BRANCH_DEPTH, natural
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from .documents import ModuleRecord
     from .inventory import Row
+
+_Leaf: TypeAlias = "tuple[str, tuple[str, tuple[int, ...], int, int]]"
+_Child: TypeAlias = "tuple[str, _Structure]"
 
 __all__ = ["Module", "module_tree", "most_repeated", "outline"]
 
@@ -58,22 +61,25 @@ class Module(NamedTuple):
         }
 
 
-class _Node:
-    """A module while the tree is built.
+class _Structure:
+    """What a module has inside. Modules with the same tensors and modules inside share one.
 
     Attributes:
-        children: Part of a name -> the module of that name in this one.
-        leaves: Part of a name, type and shape of each tensor directly in this module.
-        structure: A number that only modules with the same tensors inside have.
+        children: Part of a name -> the structure of the module of that name, for each.
+        has_tensors: Whether tensors are directly in it.
+        sums: Number of tensors, of elements and of bytes.
     """
 
-    __slots__ = ("children", "leaves", "nbytes", "parameters", "structure", "tensors")
+    __slots__ = ("children", "has_tensors", "sums")
 
-    def __init__(self) -> None:
-        # Most modules have no module inside: 100,000 empty dictionaries would cost 30 ms.
-        self.children: dict[str, _Node] | None = None
-        self.leaves: list[tuple[str, str, tuple[int, ...]]] = []
-        self.structure = self.tensors = self.parameters = self.nbytes = 0
+    def __init__(self, leaves: Collection[_Leaf], children: Sequence[_Child]) -> None:
+        self.children = children
+        self.has_tensors = bool(leaves)
+        inside: list[tuple[int, ...]] = [
+            (1, elements, size) for _, (_, _, elements, size) in leaves
+        ]
+        inside += [child.sums for _, child in children]
+        self.sums: tuple[int, ...] = tuple(map(sum, zip((0, 0, 0), *inside, strict=True)))
 
 
 def module_tree(found: Iterable[Row]) -> list[Module]:
@@ -94,20 +100,7 @@ def module_tree(found: Iterable[Row]) -> list[Module]:
     1 layers.[0-11].k 12 24
     1 layers.[0-11].q 12 24
     """
-    nodes = {"": _Node()}
-    for row in found:
-        within, _, part = row.name.rpartition(".")
-        if within.count(".") >= MAX_BRANCH_DEPTH:
-            parts = row.name.split(".", MAX_BRANCH_DEPTH)
-            within, part = ".".join(parts[:-1]), parts[-1]
-        node = nodes.get(within) or _module(nodes, within)
-        node.leaves.append((part, row.dtype, row.shape))
-        node.tensors += 1
-        node.parameters += row.parameters
-        node.nbytes += row.nbytes
-    root = nodes[""]
-    _compare(root, {})
-    return list(_listed(root, "", 0, 1))
+    return list(_listed(_structure(_leaves(found)), "", 0, 1))
 
 
 def outline(modules: Iterable[ModuleRecord], most: int) -> list[ModuleRecord]:
@@ -130,74 +123,74 @@ def most_repeated(modules: Iterable[Module]) -> Module | None:
     return max(outermost, key=lambda each: (each.parameters, -each.depth), default=None)
 
 
-def _module(nodes: dict[str, _Node], path: str) -> _Node:
-    """The node of a module that is new, and of those around it."""
-    node = nodes[path] = _Node()
-    inner = node
-    while path:
-        path, _, part = path.rpartition(".")
-        outer = nodes.get(path)
-        known = outer is not None
-        outer = nodes.setdefault(path, outer or _Node())
-        if outer.children is None:
-            outer.children = {}
-        outer.children[part] = inner
-        if known:
-            break
-        inner = outer
-    return node
+def _leaves(found: Iterable[Row]) -> dict[str, list[_Leaf]]:
+    """Path of a module -> what is directly in it: part of a name; type, shape, elements, bytes.
 
-
-def _compare(node: _Node, numbers: dict[object, int]) -> None:
-    """Sum up modules, and give those of the same structure the same number.
-
-    Recursive: modules are nested at most `MAX_BRANCH_DEPTH` deep.
+    Paths begin with a dot, and that of the root is empty: so a part of a name may be empty too.
     """
-    inside = []
-    for part, child in (node.children or {}).items():
-        if child.children:
-            _compare(child, numbers)
-        else:
-            child.structure = _number(numbers, child.leaves)
-        node.tensors += child.tensors
-        node.parameters += child.parameters
-        node.nbytes += child.nbytes
-        inside.append((part, child.structure))
-    node.structure = numbers.setdefault((frozenset(node.leaves), frozenset(inside)), len(numbers))
+    modules: dict[str, list[_Leaf]] = {"": []}
+    known: dict[_Leaf, _Leaf] = {}  # many tensors are alike: 100,000 take 20 MiB less
+    for row in found:
+        within, _, part = f".{row[0]}".rpartition(".")
+        leaves = modules.get(within)
+        if leaves is None:
+            if within.count(".") > MAX_BRANCH_DEPTH:
+                parts = f".{row.name}".split(".", MAX_BRANCH_DEPTH + 1)
+                within, part = ".".join(parts[:-1]), parts[-1]
+            leaves = modules.setdefault(within, [])
+        leaf = part, row[1:5]
+        leaves.append(known.setdefault(leaf, leaf))
+    return modules
 
 
-def _number(numbers: dict[object, int], leaves: list[tuple[str, str, tuple[int, ...]]]) -> int:
-    """The structure of a module without modules inside."""
-    key = leaves[0] if len(leaves) == 1 else frozenset(leaves)  # most have one tensor
-    return numbers.setdefault(key, len(numbers))
+def _structure(modules: dict[str, list[_Leaf]]) -> _Structure:
+    """The structure of the whole model, built from the innermost modules outwards."""
+    levels: list[list[str]] = [[] for _ in range(MAX_BRANCH_DEPTH + 1)]
+    for path in modules:
+        levels[path.count(".")].append(path)
+    known: dict[object, _Structure] = {}
+    inside: dict[str, list[_Child]] = {}
+    for level in levels[:0:-1]:
+        for path in level:
+            leaves, children = modules.get(path, ()), inside.get(path, ())
+            if children or len(leaves) != 1:
+                key: object = frozenset(leaves), frozenset(children)
+            else:
+                key = leaves[0]  # most modules have one tensor and nothing else
+            found = known.get(key)
+            if found is None:
+                found = known[key] = _Structure(leaves, children)
+            outer, _, part = path.rpartition(".")
+            siblings = inside.get(outer)
+            if siblings is None:
+                siblings = inside[outer] = []
+                if outer not in modules:  # no tensor is directly in it, so no level has it yet
+                    levels[outer.count(".")].append(outer)
+            siblings.append((part, found))
+    return _Structure(modules[""], inside.get("", ()))
 
 
-def _listed(node: _Node, path: str, depth: int, copies: int) -> Iterator[Module]:
-    for label, members in _folded(node):
+def _listed(outer: _Structure, path: str, depth: int, copies: int) -> Iterator[Module]:
+    for label, members in _folded(outer):
         inner, around = f"{path}{label}", copies * len(members)
-        sums = [0, 0, 0]
-        for each in members:
-            sums[0] += each.tensors
-            sums[1] += each.parameters
-            sums[2] += each.nbytes
-        tensors, parameters, size = (copies * number for number in sums)
+        sums = (
+            copies * sum(numbers) for numbers in zip(*(each.sums for each in members), strict=True)
+        )
         first = members[0]
-        while not first.leaves and len(only := list(_folded(first))) == 1:
+        while not first.has_tensors and len(only := list(_folded(first))) == 1:
             part, same = only[0]  # a module that is nothing but another: one line for both
             inner, around = f"{inner}.{part}", around * len(same)
             first = same[0]
-        yield Module(inner, depth, around, tensors, parameters, size)
+        yield Module(inner, depth, around, *sums)
         yield from _listed(first, f"{inner}.", depth + 1, around)
 
 
-def _folded(node: _Node) -> Iterator[tuple[str, list[_Node]]]:
-    """The modules directly in `node`, with those that have numbers and the same structure as one."""
-    groups: dict[object, list[tuple[str, _Node]]] = {}
-    children = node.children or {}
-    for part in sorted(children, key=natural):
-        child = children[part]
+def _folded(outer: _Structure) -> Iterator[tuple[str, list[_Structure]]]:
+    """The modules directly in `outer`, with those that have numbers and the same structure as one."""
+    groups: dict[object, list[_Child]] = {}
+    for part, child in sorted(outer.children, key=lambda item: natural(item[0])):
         numbered = part.isascii() and part.isdigit() and len(part) <= _DIGITS_MAX
-        groups.setdefault(child.structure if numbered else part, []).append((part, child))
+        groups.setdefault(child if numbered else part, []).append((part, child))
     for members in groups.values():
         yield _label([part for part, _ in members]), [each for _, each in members]
 

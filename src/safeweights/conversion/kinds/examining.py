@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from ...errors import SafetensorError, quote
 from ...format.kinds import KIND_HEAD, KINDS, Kind, by_name, recognize
+from ...lazy import deferred
 from ...storage.limits import DEFAULT_LIMITS, Limits
 from ...storage.windows import read_bytes
 from ...text import printable
@@ -23,7 +24,6 @@ from ..archives.zip_reader import ZipArchive, ends_in_zip
 from ..foreign import OpenOptions
 from ..grading import Grade
 from ..opening import identify
-from ..readers.gguf import read_gguf
 from ..scanning import scan
 from .concerns import Concern, Power, Template
 from .graphs import (
@@ -51,6 +51,9 @@ __all__ = [
     "kind_of",
     "name_concerns",
 ]
+
+# Imports NumPy, which takes as long as everything else that a config.json needs.
+_read_gguf = deferred("safeweights.conversion.readers.gguf", "read_gguf")
 
 _GGUF_TEMPLATES: Final = "tokenizer.chat_template"  # and tokenizer.chat_template.NAME
 
@@ -310,7 +313,7 @@ def _scanned(source: Source, limits: Limits) -> Iterator[Concern]:
 def _gguf_templates(source: Source, limits: Limits) -> Iterator[tuple[str, str]]:
     """Key and text of each chat template in a GGUF file; none if it is damaged, which `scan` says."""
     try:
-        metadata = read_gguf(source, OpenOptions(limits=limits)).metadata or {}
+        metadata = _read_gguf(source, OpenOptions(limits=limits)).metadata or {}
     except SafetensorError:
         return
     for key, text in metadata.items():
