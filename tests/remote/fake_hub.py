@@ -1,7 +1,7 @@
 """A stand-in for the Hugging Face Hub, as far as `huggingface_hub` asks for it when files are read.
 
-Repositories have commits; a file larger than `LFS` bytes is kept in LFS: the Hub redirects to another
-server, with a signed address, and gives the SHA-256 as the entity tag.
+Repositories have commits. A file larger than `LFS` bytes, other than JSON, is kept in LFS: the
+Hub redirects to another server, with a signed address, and gives the SHA-256 as the entity tag.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 LFS = 1000
 
 
+def in_lfs(name: str, data: bytes) -> bool:
+    return len(data) > LFS and not name.endswith(".json")
+
+
 class FakeHub:
     """The Hub, and the server of its large files.
 
@@ -30,6 +34,10 @@ class FakeHub:
         branches: Repository -> branch -> commit.
         commits: Commit -> name -> contents.
         token: What requests must have, if it is not empty.
+        lfs_api: Whether the Hub tells the addresses of several objects at once.
+        lfs_fields: What a client has to send with a request for an object, besides.
+        lfs_target: In place of the right address, if it is not empty.
+        lfs_answer: In place of the right objects, if there is any.
     """
 
     def __init__(self, hub: BadServer, cdn: BadServer) -> None:
@@ -38,6 +46,10 @@ class FakeHub:
         self.commits: dict[str, dict[str, bytes]] = {}
         self.token = ""
         self.signature = "sig=1"
+        self.lfs_api = True
+        self.lfs_fields: dict[str, str] = {}
+        self.lfs_target = ""
+        self.lfs_answer: list[Any] = []
         hub.fault = self.answer
         cdn.fault = self.check_signature
 
@@ -56,6 +68,7 @@ class FakeHub:
         return False
 
     def answer(self, handler: Handler, number: int) -> bool:
+        body = handler.rfile.read(int(handler.headers["Content-Length"] or 0))
         if self.token and handler.headers["Authorization"] != f"Bearer {self.token}":
             handler.reply(401, X_Error_Code="GatedRepo", X_Error_Message="no")
             return True
@@ -64,6 +77,8 @@ class FakeHub:
             self.info(handler, match[1], match[2] or "main")
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self.resolve(handler, *match.groups())
+        elif self.lfs_api and re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
+            self.addresses(handler, json.loads(body))
         else:
             handler.reply(404)
         return True
@@ -86,7 +101,7 @@ class FakeHub:
         siblings: list[dict[str, Any]] = []
         for name, data in self.commits[found].items():
             each: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": "0" * 40}
-            if len(data) > LFS:
+            if in_lfs(name, data):
                 digest = hashlib.sha256(data).hexdigest()
                 each["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 130}
             siblings.append(each)
@@ -103,7 +118,7 @@ class FakeHub:
             return
         fields = {"X_Repo_Commit": found}
         digest = hashlib.sha256(data).hexdigest()
-        if len(data) > LFS:
+        if in_lfs(name, data):
             handler.reply(
                 302, Location=f"{self.cdn.url}/{digest}?{self.signature}",
                 X_Linked_Etag=f'"{digest}"', X_Linked_Size=str(len(data)), **fields,
@@ -118,3 +133,22 @@ class FakeHub:
             last = int(begin) + len(part) - 1
             where = f"bytes {begin}-{last}/{len(data)}"
             handler.reply(206, part, ETag=etag, Content_Range=where, **fields)
+
+    def addresses(self, handler: Handler, question: dict[str, Any]) -> None:
+        """The Git LFS batch API."""
+        assert question["operation"] == "download"
+        objects = [
+            {**each, "actions": {"download": self.download(each["oid"])}}
+            if each["oid"] in self.cdn.files
+            else {**each, "error": {"code": 404, "message": "no"}}
+            for each in question["objects"]
+        ]
+        answer = {"transfer": "basic", "objects": self.lfs_answer or objects}
+        body = json.dumps(answer).encode()
+        handler.reply(200, body, Content_Type="application/vnd.git-lfs+json")
+
+    def download(self, digest: str) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "href": self.lfs_target or f"{self.cdn.url}/{digest}?{self.signature}"
+        }
+        return {**found, "header": self.lfs_fields} if self.lfs_fields else found

@@ -55,7 +55,12 @@ def shards(number: int) -> dict[str, bytes]:
 def requests(hub: FakeHub) -> int:
     """How many there were for files; the client asks other things when it is used first."""
     asked = [path for _, path, _ in hub.hub.requests if "/resolve/" in path or "/models/" in path]
-    return len(asked) + len(hub.cdn.requests)
+    return len(asked) + len(hub.cdn.requests) + questions(hub)
+
+
+def questions(hub: FakeHub) -> int:
+    """How often the Hub was asked where objects are."""
+    return sum(path.endswith("/objects/batch") for _, path, _ in hub.hub.requests)
 
 
 def test_a_file_is_opened_by_two_requests(hub: FakeHub) -> None:
@@ -83,6 +88,37 @@ def test_a_folder_of_shards(hub: FakeHub) -> None:
     assert len([*store.list("sub")]) == 7
 
 
+@pytest.mark.parametrize(("number", "needed"), [(60, 63), (101, 105)])
+def test_a_request_for_each_shard_and_few_more(hub: FakeHub, number: int, needed: int) -> None:
+    """The list of files, the index, and the addresses of up to a hundred shards at a time."""
+    hub.commit("org/m", shards(number))
+    assert len(safeweights.open("hf://org/m")) == number
+    assert requests(hub) == needed
+
+
+@pytest.mark.parametrize("why", ["absent", "fields", "malformed", "refused"])
+def test_addresses_that_the_hub_does_not_tell(hub: FakeHub, why: str) -> None:
+    hub.commit("org/m", shards(3))
+    if why == "absent":
+        hub.lfs_api = False
+    elif why == "fields":
+        hub.lfs_fields = {"Authorization": "another"}
+    elif why == "malformed":
+        hub.lfs_answer = [{"oid": 3}, {}, 7]
+    else:
+        hub.lfs_answer = [{"oid": "0" * 64, "error": {"code": 404}}]
+    assert len(safeweights.open("hf://org/m")) == 3
+    assert len([path for _, path, _ in hub.hub.requests if "/resolve/" in path]) >= 3
+
+
+@pytest.mark.parametrize("target", ["http://169.254.169.254/x", "file:///etc/passwd", "//u:p@x/y"])
+def test_an_address_that_no_redirect_may_lead_to(hub: FakeHub, target: str) -> None:
+    hub.commit("org/m", shards(2))
+    hub.lfs_target = target
+    with pytest.raises(OSError, match="redirects to"):
+        safeweights.open("hf://org/m")
+
+
 def test_the_token_goes_to_the_hub_only(hub: FakeHub) -> None:
     hub.commit("org/m", {"model.safetensors": safeweights.numpy.save({"a": np.zeros(9999)})})
     source = open_source("hf://org/m/model.safetensors")
@@ -108,11 +144,16 @@ def test_a_store_keeps_to_its_commit(hub: FakeHub) -> None:
     assert place_of(f"hf://org/m@{first}/").store.open("b.bin").read(0, 3) == b"old"
 
 
-def test_a_link_that_expires_is_asked_for_again(hub: FakeHub) -> None:
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_link_that_expires_is_asked_for_again(hub: FakeHub, listed: bool) -> None:
     data = bytes(range(256)) * 8000
-    hub.commit("org/m", {"a.bin": data})
-    source = open_source("hf://org/m/a.bin")
+    hub.commit("org/m", {"a.bin": data, "b.bin": data[1:]})
+    store = place_of("hf://org/m/").store
+    if listed:
+        [*store.list()]
+    source = store.open("a.bin")
     hub.signature = "sig=2"
+    assert store.open("b.bin").read(0, 3) == data[1:4]
     assert source.read(1_000_000, 9) == data[1_000_000:1_000_009]
     assert source.read(1_500_000, 9) == data[1_500_000:1_500_009]
 

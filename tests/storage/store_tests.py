@@ -128,10 +128,14 @@ class StoreTests:
         if first.version is None:
             pytest.skip("this store knows no versions")
         assert store.open("a", version=first.version).read(0, 3) == b"old"
+        store.check_version("a", first.version)
         store.write("a", [b"new"])
-        with pytest.raises(ChangedError, match="was replaced") as caught:
-            store.open("a", version=first.version)
-        assert caught.value.path == store.locate("a")
+        for call in (lambda v: store.open("a", version=v), lambda v: store.check_version("a", v)):
+            with pytest.raises(ChangedError, match="was replaced") as caught:
+                call(first.version)
+            assert caught.value.path == store.locate("a")
+        with pytest.raises(FileNotFoundError):
+            store.check_version("missing", first.version)
         assert store.open("a").version != first.version
 
     def test_a_version_is_replaced_or_nothing(self, store: Store) -> None:

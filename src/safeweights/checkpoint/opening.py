@@ -178,10 +178,10 @@ class Files(NamedTuple):
     def _require_versions(self, versions: Mapping[str, str | None]) -> None:
         try:
             if self.store.is_remote:
-                _each_of(versions, lambda name: self.store.open(name, version=versions[name]))
+                _each_of(versions, lambda name: self.store.check_version(name, versions[name]))
                 return
             for name, version in versions.items():
-                self.store.open(name, backend="pread", version=version)
+                self.store.check_version(name, version)
         except (ChangedError, FileNotFoundError):
             message = "the checkpoint was replaced while it was being opened; open it again"
             raise ChangedError(message, path=self.name) from None

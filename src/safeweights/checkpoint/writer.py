@@ -304,7 +304,7 @@ class _Stored:
         with self._store.commit(durable=self._durable) as commit:
             commit.write(self._name, pieces)  # no space is reserved: the data may be shared
             if old is not None:
-                self._store.open(self._name, backend="pread", version=old.source.version)
+                self._store.check_version(self._name, old.source.version)
 
     def begin(self, head: bytes, size: int) -> _Begun:
         beside = Background(name="safeweights-writer")

@@ -200,6 +200,21 @@ class Store(ABC):
             path=self.locate(name),
         )
 
+    def check_version(self, name: str, version: str | None) -> None:
+        """Check that a file is the version that was read.
+
+        Cost: what opening it costs; nothing where a store keeps to one version of all its files.
+
+        Args:
+            name: Its name.
+            version: The `Source.version` that it must have; None if it had none.
+
+        Raises:
+            ChangedError: It is another version.
+            OSError: There is no such file (FileNotFoundError), or it cannot be opened.
+        """
+        self.open(name, backend="pread", version=version)
+
     @abstractmethod
     def commit(self, *, durable: bool = False) -> Commit:
         """Begin to replace a set of files at once; see `Commit`.

@@ -151,7 +151,7 @@ def encrypt(
         job.write(key_file, key_text(identity, chosen), chosen)
         if replace:
             for name in names:
-                source.open(name, backend="pread", version=versions[name])
+                source.check_version(name, versions[name])
                 commit.delete(name)
     files = tuple(name + ENCRYPTED for name in names)
     labels = tuple(each.label for each in chosen)
@@ -181,7 +181,7 @@ def _encrypt_file(
         job = _Writing(commit, [path], progress)
         version = job.encrypt(new, source, name, recipients, armor=armor)
         if replace:
-            source.open(name, backend="pread", version=version)
+            source.check_version(name, version)
     if replace:
         source.delete(name)
     labels = tuple(each.label for each in recipients)

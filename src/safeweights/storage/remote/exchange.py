@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..source import Buffer
     from .responses import Headers
 
-__all__ = ["Answer", "Patience", "TransientError", "origin_of", "send"]
+__all__ = ["Answer", "Patience", "TransientError", "origin_of", "redirected", "send"]
 
 _REDIRECTS: Final = 5
 _MOVED: Final = frozenset({301, 302, 303, 307, 308})
@@ -336,7 +336,7 @@ def send(
         answer.dismiss()
         if not target or body is not None:
             raise broken(where, f"the server answered with status {answer.status}")
-        url = _redirected(where, url, target)
+        url = redirected(where, url, target)
     raise broken(where, f"more than {_REDIRECTS} redirects")
 
 
@@ -352,8 +352,12 @@ def origin_of(where: str, url: str) -> Origin:
         raise broken(where, "this is not a valid web address") from None
 
 
-def _redirected(where: str, url: str, target: str) -> str:
-    """The address that a redirect leads to; it may be relative."""
+def redirected(where: str, url: str, target: str) -> str:
+    """The address that a redirect from `url` leads to; it may be relative.
+
+    Raises:
+        OSError: It is malformed, no web address, has user info, or leaves https for http.
+    """
     if not target.isascii() or not target.isprintable() or " " in target:
         raise broken(where, "the server redirects to an address that is malformed")
     try:

@@ -4,20 +4,25 @@
 the bytes come by our own ranges. A store is pinned to the commit that its revision means when it is
 first used. A revision with slashes is written with ``%2F``. A token goes to the endpoint only, never to
 the servers that the Hub redirects to.
+
+Large files are in LFS, whose objects other servers have at signed addresses. The addresses of all files
+of one kind are asked for together (Git LFS batch API), so that a model of 60 shards is opened with 63
+requests; where that fails, the Hub redirects each request for a file.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote as percent_encoded
 
-from ...errors import MissingDependencyError, UnsupportedError, quote
+from ...errors import MissingDependencyError, SafetensorError, UnsupportedError, quote
 from ..store import Entry, entries_below, kind_among
 from .base import RemoteStore
 from .errors import absent, broken, changed_meanwhile, denied, is_folder
-from .ranges import NO_SECRETS, WebFile
+from .ranges import NO_SECRETS, PATIENCE, WebFile, repeated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,6 +37,13 @@ __all__ = ["HubStore", "store_of"]
 
 _DIGEST: Final = 64
 """Letters of a SHA-256, by which a tag that is a digest is told from the hash of a small file."""
+
+_LFS_TYPE: Final = "application/vnd.git-lfs+json"
+_LFS_OBJECTS: Final = 100
+"""Objects of one request for addresses; Git's own client asks for no more."""
+
+_LFS_MAX: Final = 4 << 20
+"""Bytes of the answer to one."""
 
 
 def store_of(url: Url) -> tuple[HubStore, str]:
@@ -75,6 +87,8 @@ class HubStore(RemoteStore):
         self._lock = threading.Lock()
         self._commit: str | None = None
         self._files: dict[str, _Known] | None = None
+        self._asking = threading.Lock()
+        self._addresses: dict[str, str | None] = {}  # of objects, as far as they are known
 
     def list(self, folder: str = "", *, recursive: bool = True) -> Iterator[Entry]:
         if folder:
@@ -93,14 +107,18 @@ class HubStore(RemoteStore):
         else:
             if (kind := self.kind(name)) != "file":
                 raise absent(where) if kind is None else is_folder(where)
-            file, known = self._file(name, self._commit), self._listed()[name]
-        if version not in (None, self._commit):
-            raise changed_meanwhile(where, "the repository is at another commit")
+            known = self._listed()[name]
+            file = self._file(name, self._commit, self._lfs_address(name, known))
+        self.check_version(name, version)
         source = file.open(sha256=known.sha256)
         if known.size not in (None, source.size):
             raise changed_meanwhile(where, f"it has {source.size} bytes, not {known.size}")
         source.version = self._commit
         return source
+
+    def check_version(self, name: str, version: str | None) -> None:
+        if version not in (None, self._commit):
+            raise changed_meanwhile(self.locate(name), "the repository is at another commit")
 
     def _first(self, name: str) -> tuple[WebFile, _Known]:
         """A file of a store that is not pinned yet: its metadata also tell the commit."""
@@ -144,15 +162,65 @@ class HubStore(RemoteStore):
         self._files = files
         return files
 
+    def _lfs_address(self, name: str, known: _Known) -> str | None:
+        """Where the object of a large file is; None if the Hub has to be asked for the file itself."""
+        if known.sha256 is None:
+            return None
+        with self._asking:  # the other threads, which open other files, need the same answer
+            if known.sha256 not in self._addresses:
+                self._ask_addresses(name, known.sha256)
+            return self._addresses[known.sha256]
+
+    def _ask_addresses(self, name: str, digest: str) -> None:
+        """Ask where the object of a file is, and those of its neighbours of the same kind."""
+        files = self._listed()
+        kind = name.rpartition(".")[2]
+        alike = [files[each] for each in sorted(files) if each.rpartition(".")[2] == kind]
+        sizes = {each.sha256: each.size for each in alike if each.sha256 is not None}
+        first = [*sizes].index(digest) // _LFS_OBJECTS * _LFS_OBJECTS
+        wanted = [*sizes][first : first + _LFS_OBJECTS]
+        hub = _hub()
+        url = f"{hub.constants.ENDPOINT}/{self._repository}.git/info/lfs/objects/batch"
+        question = {
+            "operation": "download", "transfers": ["basic"], "hash_algo": "sha256",
+            "objects": [{"oid": each, "size": sizes[each]} for each in wanted],
+        }  # fmt: skip
+        self._addresses |= dict.fromkeys(wanted)
+        try:
+            _, _, answer = repeated(
+                self.location, "POST", url, {"Accept": _LFS_TYPE, "Content-Type": _LFS_TYPE},
+                secrets=_secrets(), patience=PATIENCE._replace(attempts=1), limit=_LFS_MAX,
+                body=json.dumps(question).encode(),
+            )  # fmt: skip
+        except (OSError, SafetensorError):  # asking for a file itself tells what is wrong
+            return
+        found = _lfs_addresses(answer)
+        self._addresses |= {each: found[each] for each in wanted if each in found}
+
     def _address(self, name: str, revision: str) -> str:
         return str(_hub().hf_hub_url(self._repository, self._prefix + name, revision=revision))
 
     def _file(self, name: str, commit: str | None, direct: str | None = None) -> WebFile:
-        token = _hub().get_token()
-        secrets: Secrets = _Token(token) if token else NO_SECRETS
         address = self._address(name, commit or self._revision)
         direct = None if direct == address else direct
-        return WebFile(self.locate(name), address, secrets=secrets, direct=direct)
+        return WebFile(self.locate(name), address, secrets=_secrets(), direct=direct)
+
+
+def _lfs_addresses(answer: bytes) -> dict[str, str]:
+    """Digest -> address, of an answer of the Git LFS batch API.
+
+    Left out are objects that the server refuses, and those that need other fields than ours.
+    """
+    try:
+        objects = json.loads(answer)["objects"]
+        downloads = [(each["oid"], each.get("actions", {}).get("download", {})) for each in objects]
+        return {
+            digest: download["href"]
+            for digest, download in downloads
+            if isinstance(download.get("href"), str) and not download.get("header")
+        }
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 class _Token:
@@ -166,6 +234,11 @@ class _Token:
 
     def renew(self, headers: Headers) -> bool:  # noqa: ARG002
         return False
+
+
+def _secrets() -> Secrets:
+    token = _hub().get_token()
+    return _Token(token) if token else NO_SECRETS
 
 
 def _hub() -> Any:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from ...errors import UnsupportedError
 from .errors import broken, changed_meanwhile, of_status
-from .exchange import Answer, Patience, TransientError, origin_of, send
+from .exchange import Answer, Patience, TransientError, origin_of, redirected, send
 from .responses import Version, content_length, parse_content_range, retry_after
 from .source import HEAD_SIZE, RemoteSource
 
@@ -167,6 +167,9 @@ class WebFile:
         secrets: What identifies us to that server.
         patience: See `Patience`.
         direct: Where `url` redirects to, if that is known. When it has expired, `url` is asked again.
+
+    Raises:
+        OSError: No redirect may lead to `direct`.
     """
 
     def __init__(
@@ -183,7 +186,8 @@ class WebFile:
         self._secrets = secrets
         self._patience = patience or PATIENCE
         self._lock = threading.Lock()
-        self._direct = direct  # where a redirect led, so that it is followed once
+        # Where a redirect led, so that it is followed once.
+        self._direct = None if direct is None else redirected(where, url, direct)
         self._size = 0
         self._version = Version()
 

@@ -133,10 +133,15 @@ class RegistryStore(RemoteStore):
         where = self.locate(name)
         if (kind := self.kind(name)) != "file":
             raise absent(where) if kind is None else is_folder(where)
-        layer = self._below()[name]
+        self.check_version(name, version)
+        return self.blob(self._below()[name], where)
+
+    def check_version(self, name: str, version: str | None) -> None:
+        layer = self._below().get(name)
+        if layer is None:
+            raise absent(self.locate(name))
         if version not in (None, layer.digest):
-            raise changed_meanwhile(where, "the manifest has another digest for it")
-        return self.blob(layer, where)
+            raise changed_meanwhile(self.locate(name), "the manifest has another digest for it")
 
     def blob(self, layer: Layer, where: str) -> Source:
         """Open the bytes of a layer. Of a short one, the digest is verified at once."""

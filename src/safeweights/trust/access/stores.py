@@ -99,6 +99,9 @@ class EncryptedStore(Store):
         found.version = source.version
         return found if self._check is None else self._check(self, name, found)
 
+    def check_version(self, name: str, version: str | None) -> None:
+        self._store.check_version(self._encrypted_name(name), version)
+
     def _encrypted_name(self, name: str) -> str:
         """The name on the disk of the file called `name`."""
         found = (each for each in _names(name) if self._store.kind(each) in {"file", "link"})
