@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from new_threads import threads_since_now
 from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, open, save, to_bytes
 from safeweights.errors import SelectionError
 from safeweights.format.dtypes import BITS
@@ -187,7 +188,7 @@ def test_sixteen_threads_slice_and_save(
     whole = np.arange(1000 * 1024, dtype="i4").reshape(1000, 1024)
     shared = {backend: open(matrix, backend=backend) for backend in BACKENDS}
     failures: list[BaseException] = []
-    threads_before = threading.active_count()
+    started = threads_since_now()
     before = descriptors()
 
     def check(opened: Checkpoint, row: int) -> None:
@@ -213,7 +214,7 @@ def test_sixteen_threads_slice_and_save(
     for thread in threads:
         thread.join()
     assert failures == []
-    assert threading.active_count() == threads_before
+    assert not started()
     assert descriptors() == before
     assert sorted(os.listdir(tmp_path)) == [*(f"copy-{n}" for n in range(4)), matrix.name]
     assert {(tmp_path / f"copy-{n}").read_bytes() == matrix.read_bytes() for n in range(4)} == {

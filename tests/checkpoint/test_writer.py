@@ -8,7 +8,6 @@ import io
 import os
 import subprocess
 import sys
-import threading
 import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import safeweights
+from new_threads import threads_since_now
 from safeweights.checkpoint import MemoryTensor, open, to_bytes, writer
 from safeweights.checkpoint.writer import Writer
 from safeweights.errors import ChangedError, ClosedError, FormatError, UnsupportedError
@@ -159,13 +159,13 @@ def test_an_error_in_the_block_leaves_what_was_there(
 
 
 def test_a_writer_that_is_forgotten_writes_nothing(tmp_path: Path) -> None:
-    threads = threading.active_count()
+    started = threads_since_now()
     out = Writer(tmp_path / "a", layout=LAYOUT)
     out.add("b", "U8", (2,), b"bb")
     del out
     gc.collect()
     assert only(tmp_path) == []
-    assert threading.active_count() == threads
+    assert not started()
 
 
 @pytest.mark.parametrize(

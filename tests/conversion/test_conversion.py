@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import threading
 import time
 import tracemalloc
 from fractions import Fraction
@@ -22,6 +21,7 @@ import torch
 from builders import evil, mapping, tensor, torch_zip
 
 import safeweights
+from new_threads import threads_since_now
 from safeweights import conversion
 from safeweights.checkpoint import Checkpoint, MemoryTensor
 from safeweights.checkpoint.sharding import parse_size
@@ -525,11 +525,11 @@ def test_a_conversion_that_fails_does_not_wait_for_digests(source, target, monke
         finished.append(True)
 
     monkeypatch.setattr("safeweights.conversion.converting.sha256", endless)
-    before = threading.active_count()
+    started = threads_since_now()
     target.write_bytes(b"old")
     with pytest.raises(FileExistsError):
         convert(source, target)
-    assert threading.active_count() == before
+    assert not started()
     assert not finished
 
 

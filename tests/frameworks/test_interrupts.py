@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import pytest
 import safeweights
 import safeweights.numpy
 from interrupts import Alarm, Interrupt, posix
+from new_threads import threads_since_now
 from safeweights import SafetensorError
 from safeweights.frameworks import loading, prefetch
 from safeweights.frameworks.loading import HostLanding
@@ -49,7 +49,7 @@ def every_point(work: Callable[[], object], *modules: Any, ends_at_once: bool = 
 
     with Interrupt(sys.maxsize, *modules):
         work()  # Python 3.12.1 traces no instructions the first time
-    threads = threading.active_count()
+    started = threads_since_now()
     for point in range(2000):
         with Alarm(hangs, every=30):
             raised = False
@@ -57,11 +57,11 @@ def every_point(work: Callable[[], object], *modules: Any, ends_at_once: bool = 
                 raised = True
                 work()
                 raised = False
-            while not ends_at_once and threading.active_count() > threads:
+            while not ends_at_once and started():
                 gc.collect()  # tracing keeps frames in cycles
                 time.sleep(0.0005)
         assert raised is interrupt.raised, point
-        assert threading.active_count() == threads, point
+        assert not started(), point
         if not raised:
             break
     assert 10 < point < 1999

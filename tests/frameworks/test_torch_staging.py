@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import safeweights
+from new_threads import threads_since_now
 from safeweights import SafetensorError, safe_open, save, serialize_file
 from safeweights.checkpoint import to_bytes
 from safeweights.format.header import TensorInfo
@@ -118,11 +119,11 @@ class Broken(BytesSource):
 
 
 def test_a_failed_read_is_raised_and_no_thread_is_left(small_slabs):
-    before = set(threading.enumerate())
+    started = threads_since_now()
     source, device = Broken(bytes(1 << 20)), StandIn()
     with pytest.raises(OSError, match="Input/output"):
         stage(source, [(0, 1 << 20)], device)
-    assert set(threading.enumerate()) == before
+    assert not started()
     assert all(copy.done for copy in device.copies)
     # Others may each have begun one more piece, but nobody went on.
     assert source.reads <= 2 + 2 * staging.READERS

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 
 import safeweights
 import safeweights.numpy
+from new_threads import threads_since_now
 from safeweights import trust
 from safeweights.cli.app import cli
 from safeweights.errors import ChangedError, FormatError, SafetensorError, UnsupportedError
@@ -488,7 +489,7 @@ def test_a_file_is_hashed_while_it_is_fetched(
         source.others.release()
     if not threads:
         monkeypatch.setattr(Background, "_start_one", lambda _: False)
-    before = set(threading.enumerate())
+    started = threads_since_now()
     for hashed in (True, False):
         target = tmp_path / str(hashed)
         found = partial.fetch(
@@ -497,19 +498,19 @@ def test_a_file_is_hashed_while_it_is_fetched(
         assert found == (size, hashlib.sha256(data).hexdigest() if hashed else None)
         assert target.read_bytes() == data
         source.others.release()
-    assert set(threading.enumerate()) <= before
+    assert not started()
 
 
 def test_a_fetch_that_fails_does_not_wait_for_the_digest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partial, "CHUNK", 1000)
-    before = set(threading.enumerate())
+    started = threads_since_now()
     with pytest.raises(ConnectionResetError):
         partial.fetch(
             Slow(bytes(5000), fails_at=2000), str(tmp_path / "a"), str(tmp_path / "j"), hashed=True
         )
-    assert set(threading.enumerate()) <= before
+    assert not started()
 
 
 def test_a_file_that_is_cut_while_it_is_hashed_is_an_error(tmp_path: Path) -> None:

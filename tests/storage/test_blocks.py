@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from new_threads import threads_since_now
 from safeweights.storage import TruncatedError, blocks
 from safeweights.storage.blocks import BlockSource
 
@@ -51,9 +51,9 @@ class Fetcher:
 def small_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Two and a half blocks make a run, so that a read of many blocks is shared among threads."""
     monkeypatch.setattr(blocks, "CHUNK", STEP * 5 // 2)
-    before = threading.active_count()
+    started = threads_since_now()
     yield blocks.CHUNK
-    assert threading.active_count() == before
+    assert not started()
 
 
 @given(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from new_threads import threads_since_now
 from safeweights.storage import (
     BytesSource,
     Run,
@@ -32,9 +33,9 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(hashing, "RUN", STEP)
     monkeypatch.setattr(hashing, "_TOGETHER", STEP)
     monkeypatch.setattr(hashing, "_BACKLOG", 3 * STEP)
-    before = threading.active_count()
+    started = threads_since_now()
     yield
-    assert threading.active_count() == before
+    assert not started()
 
 
 class Once(Source):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from interrupts import Alarm, Interrupt, posix
+from new_threads import threads_since_now
 from safeweights.storage import parallel, read_ahead
 from safeweights.storage.parallel import (
     Background,
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
-    before = threading.active_count()
+    started = threads_since_now()
     yield
-    assert threading.active_count() == before
+    assert not started()
 
 
 @pytest.fixture
@@ -103,12 +104,12 @@ def test_jobs_run_one_at_a_time_in_order_and_keep_their_errors() -> None:
 def test_no_more_threads_than_were_allowed_and_than_there_are_jobs() -> None:
     met = threading.Barrier(3)
     with Background(3) as beside:
-        before = threading.active_count()
+        started = threads_since_now()
         jobs = [beside.submit(met.wait, 30) for _ in range(2)]
-        assert threading.active_count() == before + 2
+        assert len(started()) == 2
         jobs += [beside.submit(met.wait, 30) for _ in range(4)]
         assert sorted(job.result() for job in jobs) == [0, 0, 1, 1, 2, 2]
-        assert threading.active_count() == before + 3
+        assert len(started()) == 3
         assert beside.start() == 3
 
 
@@ -137,11 +138,11 @@ def test_closing_drops_what_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_threads_end_when_everything_is_done_after_finish() -> None:
     beside = Background(2)
-    before = threading.active_count()
+    started = threads_since_now()
     jobs = [beside.submit(int, number) for number in range(10)]
     beside.finish()
     assert [job.result() for job in jobs] == list(range(10))
-    until(lambda: threading.active_count() == before)
+    until(lambda: not started())
     beside.close()
 
 
@@ -226,12 +227,12 @@ def test_a_thread_whose_start_was_interrupted_ends_too(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     beside = Background()
-    before = threading.active_count()
+    started = threads_since_now()
     with pytest.raises(KeyboardInterrupt):
         beside.submit(int)
-    assert threading.active_count() == before + 1
+    assert len(started()) == 1
     beside.close()
-    until(lambda: threading.active_count() == before)
+    until(lambda: not started())
 
 
 def test_an_interrupt_that_spoils_the_start_of_a_thread_is_not_taken_for_a_lack_of_threads(
@@ -302,7 +303,7 @@ def test_an_interrupt_at_any_point_ends_all_calls_and_is_raised(
 
     with Interrupt(sys.maxsize, parallel):
         work(call)  # Python 3.12.1 traces no instructions the first time
-    threads = threading.active_count()
+    started = threads_since_now()
     for point in range(1000):
         # Twice, because the first is kept until what is under way has ended.
         with Alarm(hangs, every=30), Interrupt(point, parallel) as interrupt:
@@ -313,7 +314,7 @@ def test_an_interrupt_at_any_point_ends_all_calls_and_is_raised(
                 raised = True
             assert not under_way, point
         assert raised is interrupt.raised, point
-        assert threading.active_count() == threads, point
+        assert not started(), point
         if not raised:
             break
     assert 10 < point < 999  # how many there are depends on the Python and on who takes which chunk

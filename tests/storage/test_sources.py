@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from new_threads import threads_since_now
 from safeweights.errors import ClosedError, SafetensorError, UnsupportedError
 from safeweights.storage import (
     BACKENDS,
@@ -269,7 +270,7 @@ def test_truncated_while_open(tmp_path: Path, backend: str, size: int) -> None:
     source = open_source(tmp_path / "a", backend=backend)
     end = size // 2 + 5
     os.truncate(tmp_path / "a", end)
-    before = set(threading.enumerate())
+    started = threads_since_now()
     with pytest.raises(TruncatedError, match=f"ends at byte {end}") as caught:
         source.read_into(100, memoryview(bytearray(size - 100)))
     assert caught.value.path == str(tmp_path / "a")
@@ -280,7 +281,7 @@ def test_truncated_while_open(tmp_path: Path, backend: str, size: int) -> None:
             source.view(100, size - 100)
         with pytest.raises(TruncatedError, match=f"ends at byte {end}"):
             source.fill(4100, size - 4100, memory_like(size))
-    assert not set(threading.enumerate()) - before  # others may have ended meanwhile
+    assert not started()
 
 
 def memory_like(size: int) -> memoryview:
