@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import methodcaller
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, cast
 
 from ..errors import FormatError, UnsupportedError, quote
@@ -71,7 +72,7 @@ def serialized(
         UnsupportedError: Not a mapping of names to tensors.
     """
     file = decided(tensors, metadata)
-    contents = _contents(file, _written)
+    contents = _contents(file, _chunks)
     if not all(tensor.in_memory for tensor in file.tensors.values()):
         contents = read_ahead(contents)
     return file.size, contents
@@ -124,7 +125,7 @@ class Contents(NamedTuple):
         yield self.head
         for item in self.runs():
             if not isinstance(item, Run):
-                yield from _checked(item, self.header.tensors[item], self.tensors[item].chunks())
+                yield from _data(self, (item,), _chunks)
             elif item.length >= _SMALL:
                 yield item
             else:
@@ -168,8 +169,7 @@ def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None =
     return joined(_contents(file, _whole), file.size)
 
 
-def _written(tensor: Tensor) -> Iterable[Buffer]:
-    return tensor.chunks()
+_chunks: Final[Callable[[Tensor], Iterable[Buffer]]] = methodcaller("chunks")
 
 
 def _whole(tensor: Tensor) -> Iterable[Buffer]:
@@ -202,18 +202,21 @@ def _unread(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _contents(file: Contents, pieces: Callable[[Tensor], Iterable[Buffer]]) -> Iterator[Buffer]:
     yield file.head
-    for name, info in file.header.tensors.items():
-        yield from _checked(name, info, pieces(file.tensors[name]))
+    yield from _data(file, file.header.tensors, pieces)
 
 
-def _checked(name: str, info: TensorInfo, chunks: Iterable[Buffer]) -> Iterator[Buffer]:
-    """The bytes of one tensor, if there are as many as there have to be."""
-    size = 0
-    for chunk in chunks:
-        size += len(chunk)
-        yield chunk
-    if size != info.nbytes:
-        raise wrong_size(name, info, size)
+def _data(
+    file: Contents, names: Iterable[str], pieces: Callable[[Tensor], Iterable[Buffer]]
+) -> Iterator[Buffer]:
+    """The bytes of some tensors, each if there are as many as there have to be."""
+    for name in names:
+        tensor = file.tensors[name]
+        left = tensor.nbytes  # as many as the header says: `decided` compared them
+        for piece in pieces(tensor):
+            left -= len(piece)
+            yield piece
+        if left:
+            raise wrong_size(name, file.header.tensors[name], tensor.nbytes - left)
 
 
 def _place(tensor: Tensor) -> tuple[DescriptorSource, int] | None:

@@ -255,7 +255,7 @@ class MemoryTensor(Tensor):
         view[:] = self._data[offset : offset + len(view)]
 
     def chunks(self, size: int = 1 << 24) -> Iterator[memoryview]:  # noqa: ARG002 - no copy to bound
-        yield self._data
+        return iter((self._data,))
 
     def _read_range(self, offset: int, length: int) -> memoryview:
         return self._data[offset : offset + length]

@@ -69,6 +69,13 @@ def code_of(dtype: np.dtype[Any]) -> str | None:
     return code
 
 
+def _usual_code(dtype: np.dtype[Any]) -> str | None:
+    """The code of a type whose arrays show their bytes, as the format has them, to any reader of buffers."""
+    registered = dtype.isbuiltin == 2  # by ml_dtypes, for instance: no buffer has such elements
+    shows = dtype.kind in "biufc" and not registered and not _is_big_endian(dtype)
+    return code_of(dtype) if shows else None
+
+
 class NumPyAdapter(Adapter):
     """Arrays share mapped or owned memory; F4 is unpacked, one byte an element, as ml_dtypes has it."""
 
@@ -100,7 +107,18 @@ class NumPyAdapter(Adapter):
             raise UnsupportedError(
                 f"Expected a dict of [str, numpy.ndarray] but received {type(tensors)}"
             )
-        return {name: encode_array(name, array) for name, array in tensors.items()}
+        found: dict[str, Tensor] = {}
+        last, usual, plain = None, None, np.ndarray
+        for name, array in tensors.items():
+            if type(array) is plain and array.flags.c_contiguous:
+                # A type is looked up once for all its neighbours: a quarter of the time for small arrays.
+                if (dtype := array.dtype) is not last:
+                    last, usual = dtype, _usual_code(dtype)
+                if usual is not None:
+                    found[name] = MemoryTensor(name, usual, array.shape, array)
+                    continue
+            found[name] = encode_array(name, array)
+        return found
 
 
 class WideningAdapter(NumPyAdapter):

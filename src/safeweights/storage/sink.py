@@ -467,44 +467,77 @@ def _write_all(
         if progress is not None:
             progress(written)
 
-    def write_batch(batch: list[memoryview]) -> None:
-        rest, size = [*batch], sum(map(len, batch))
+    def write_batch(batch: list[Buffer], size: int) -> None:
+        rest, left = [*batch], size
         batch.clear()  # or its memory would be in use while the next one is made
-        while rest:
+        while left:
             with about(path):
                 count = write(rest)
-            rest = _after(rest, count)
+            left -= count
+            if left:
+                rest = _after(rest, count)
         count_moved(size)
+
+    def write_one(data: Buffer) -> None:
+        write_batch([data], len(data))
 
     for item in _grouped(buffers):
         if isinstance(item, Run):
             with about(path):
-                copy_run(
-                    item, descriptor, written, lambda data: write_batch([flat(data)]), count_moved
-                )
+                copy_run(item, descriptor, written, write_one, count_moved)
         else:
-            write_batch(item)
+            write_batch(*item)
 
 
-def _grouped(pieces: _Pieces) -> Iterator[list[memoryview] | Run]:
-    """Runs, and between them the buffers, as `_batches`."""
-    iterator = iter(pieces)
-    run: Run | None = None
-
-    def up_to_a_run() -> Iterator[Buffer]:
-        nonlocal run
-        for piece in iterator:
-            if isinstance(piece, Run):
-                run = piece
-                return
+def _grouped(pieces: _Pieces) -> Iterator[tuple[list[Buffer], int] | Run]:
+    """Runs, and between them the buffers of one system call each, with their bytes; large ones are cut."""
+    batch: list[Buffer] = []
+    size = 0
+    for piece in _joined(pieces):
+        if isinstance(piece, Run):
+            if batch:
+                yield batch, size
+                batch, size = [], 0
             yield piece
+            continue
+        nbytes = _length(piece)
+        if batch and (size + nbytes > _BATCH or len(batch) == _VECTOR):
+            yield batch, size
+            batch, size = [], 0
+        while nbytes > _BATCH:
+            piece = flat(piece)  # noqa: PLW2901 - a second name would keep its memory in use for longer
+            yield [piece[:_BATCH]], _BATCH
+            piece = piece[_BATCH:]  # noqa: PLW2901
+            nbytes -= _BATCH
+        batch.append(piece)
+        size += nbytes
+    if batch:
+        yield batch, size
 
-    while True:
-        yield from _batches(up_to_a_run())
-        if run is None:
-            return
-        yield run
-        run = None
+
+def _joined(pieces: _Pieces) -> Iterator[Buffer | Run]:
+    """Join small neighbours: copying a few KiB costs less than one more buffer in a system call."""
+    small: list[Buffer] = []
+    size = 0
+    for piece in pieces:
+        if not isinstance(piece, Run) and (nbytes := _length(piece)) <= _SMALL:
+            small.append(piece)
+            size += nbytes
+            if size > _JOINED:
+                yield b"".join(small)
+                small, size = [], 0
+            continue
+        if small:
+            yield b"".join(small)
+            small, size = [], 0
+        yield piece
+    if small:
+        yield b"".join(small)
+
+
+def _length(piece: Buffer) -> int:
+    """Bytes of a buffer."""
+    return len(piece) if type(piece) is bytes else memoryview(piece).nbytes
 
 
 class _Uncached:
@@ -517,7 +550,7 @@ class _Uncached:
         self._descriptor = descriptor
         self._can = sys.platform == "linux" and hasattr(os, "pwritev")
 
-    def write(self, batch: list[memoryview]) -> int:
+    def write(self, batch: list[Buffer]) -> int:
         if self._can:
             try:
                 return _progressed(os.pwritev(self._descriptor, batch, -1, _DONTCACHE))
@@ -528,48 +561,7 @@ class _Uncached:
         return _write_some(self._descriptor, batch)
 
 
-def _batches(buffers: Iterable[Buffer]) -> Iterator[list[memoryview]]:
-    """Group small buffers, and cut large ones, into the buffers of one system call each."""
-    batch: list[memoryview] = []
-    size = 0
-    for piece in _pieces(buffers):
-        if batch and (len(batch) == _VECTOR or size + len(piece) > _BATCH):
-            yield batch
-            batch, size = [], 0
-        batch.append(piece)
-        size += len(piece)
-    if batch:
-        yield batch
-
-
-def _pieces(buffers: Iterable[Buffer]) -> Iterator[memoryview]:
-    for buffer in _joined(buffers):
-        view = flat(buffer)
-        for begin in range(0, len(view), _BATCH):
-            yield view[begin : begin + _BATCH]
-
-
-def _joined(buffers: Iterable[Buffer]) -> Iterator[Buffer]:
-    """Join small neighbours: copying a few KiB costs less than one more buffer in a system call."""
-    small: list[Buffer] = []
-    size = 0
-    for buffer in buffers:
-        nbytes = len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes
-        if nbytes <= _SMALL:
-            small.append(buffer)
-            size += nbytes
-            if size <= _JOINED:
-                continue
-        if small:
-            yield b"".join(small)
-            small, size = [], 0
-        if nbytes > _SMALL:
-            yield buffer
-    if small:
-        yield b"".join(small)
-
-
-def _write_some(descriptor: int, batch: list[memoryview]) -> int:
+def _write_some(descriptor: int, batch: list[Buffer]) -> int:
     vectored = hasattr(os, "writev")  # not on Windows
     return _progressed(os.writev(descriptor, batch) if vectored else os.write(descriptor, batch[0]))
 
@@ -580,12 +572,13 @@ def _progressed(count: int) -> int:
     return count
 
 
-def _after(batch: list[memoryview], count: int) -> list[memoryview]:
+def _after(batch: list[Buffer], count: int) -> list[Buffer]:
     """The rest of `batch` after its first `count` bytes were written."""
     for index, piece in enumerate(batch):
-        if count < len(piece):
-            return [piece[count:], *islice(batch, index + 1, None)]
-        count -= len(piece)
+        view = flat(piece)
+        if count < len(view):
+            return [view[count:], *islice(batch, index + 1, None)]
+        count -= len(view)
     return []
 
 

@@ -405,7 +405,7 @@ class HostTensor(Tensor):
         nbytes, address = self.nbytes, self._tensor.data_ptr()
         if nbytes <= _COPY_MAX:
             return iter((_array_at(nbytes)(address).raw,))
-        memory: Any = (ctypes.c_ubyte * nbytes).from_address(address)
+        memory: Any = _array_at(nbytes)(address)
         memory.owner = self._tensor  # a view of the memory keeps the tensor alive
         return iter((flat(memory),))
 
