@@ -54,6 +54,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--row", action="append", default=[], choices=[row.name for row in ROWS], metavar="NAME",
         help=f"only this row: {', '.join(row.name for row in ROWS)}",
     )  # fmt: skip
+    parser.add_argument(
+        "--few", action="store_true", help="only what a row is compared with, to try it out quickly"
+    )
     parser.add_argument("--output", type=Path, help="folder for the results")
     parser.add_argument("--mib", type=int, help="at most this much data a file, to try a row out")
     parser.add_argument("--count", type=int, help="at most so many tensors a file, likewise")
@@ -166,7 +169,7 @@ def main() -> int:
         print_tables(document)
         return 0
     signal.signal(signal.SIGTERM, interrupted)
-    scale = Scale(options.quick, options.mib, options.count)
+    scale = Scale(options.quick, options.mib, options.count, options.few)
     rows = chosen_rows(options.row)
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
@@ -188,7 +191,7 @@ def main() -> int:
     write(document, folder, "latest" if published else "trial")
     print_tables(document)
     print(f"written: {folder}")
-    return 1 if any(found.failures for found in results_of(document)) else 0
+    return 1 if any(found.verdict == "FAIL" for found in results_of(document)) else 0
 
 
 if __name__ == "__main__":

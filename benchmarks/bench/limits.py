@@ -269,8 +269,43 @@ def cipher(arguments: Mapping[str, Any]) -> Callable[[], object]:
     return lambda: _threaded(decrypt, len(plain), _processors())
 
 
+def read_and_decrypt(
+    arguments: Mapping[str, Any], digest: Callable[[memoryview], object] | None = None
+) -> Callable[[], object]:
+    """read(2) of a file in the page cache, four chunks at a time, and the cipher over them."""
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+    step, sealed_step = _SEALED_CHUNK, _SEALED_CHUNK + 16
+    chunks = -(-arguments["nbytes"] // step)
+    plain = memoryview(_anonymous(chunks * step, touched=True))
+    aead, path = ChaCha20Poly1305(bytes(32)), f"{arguments['beside']}/sealed"
+    with open(path, "wb") as file:
+        for index in range(chunks):
+            chunk = plain[index * step :][:step]
+            file.write(aead.encrypt(index.to_bytes(12, "big"), chunk, None))
+    descriptor = os.open(path, os.O_RDONLY)
+
+    def work(begin: int, end: int) -> None:
+        memory = memoryview(bytearray(4 * sealed_step))
+        for first in range(begin // step, end // step, 4):
+            found = memory[: os.preadv(descriptor, [memory], first * sealed_step)]
+            if digest is not None:
+                digest(found)
+            for index in range(first, min(first + 4, end // step)):
+                text = found[(index - first) * sealed_step :][:sealed_step]
+                into = plain[index * step :][:step]
+                aead.decrypt_into(index.to_bytes(12, "big"), text, None, into)
+
+    return lambda: _threaded(work, len(plain), _processors())
+
+
+def read_hash_and_decrypt(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """The same with SHA-256 of what was read, before it is decrypted."""
+    return read_and_decrypt(arguments, lambda found: hashlib.sha256(found).digest())
+
+
 def cipher_and_hash(arguments: Mapping[str, Any]) -> Callable[[], object]:
-    """The same, then SHA-256 of as many bytes, in as many threads."""
+    """The cipher, then SHA-256 of as many bytes, in as many threads."""
     decrypt, memory = cipher(arguments), _anonymous(arguments["nbytes"], touched=True)
 
     def digest(begin: int, end: int) -> None:
@@ -284,7 +319,7 @@ def cipher_and_hash(arguments: Mapping[str, Any]) -> Callable[[], object]:
 
 
 def cipher_and_write(arguments: Mapping[str, Any]) -> Callable[[], object]:
-    """The same cipher, then write(2) of as many bytes into the page cache."""
+    """The cipher, then write(2) of as many bytes into the page cache."""
     decrypt, write = cipher(arguments), page_cache_write(arguments)
 
     def run() -> None:
@@ -341,5 +376,7 @@ LIMITS: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[], object]]]] = 
     "open, read and hash": hash_files,
     "ChaCha20-Poly1305": cipher,
     "ChaCha20-Poly1305, then SHA-256": cipher_and_hash,
+    "read(2) and ChaCha20-Poly1305": read_and_decrypt,
+    "read(2), SHA-256 and ChaCha20-Poly1305": read_hash_and_decrypt,
     "ChaCha20-Poly1305, then page cache write": cipher_and_write,
 }

@@ -23,6 +23,7 @@ LEGEND: Final = """\
 Medians, ± the median absolute deviation. against: safetensors 0.8.0, or the best peer where the row
 is about owned or cold loads; ratio: ours by that; reach <=: what the ratio, or ours where it has a
 unit, shall not exceed (85%: of the limit's rate at least); limit: what the machine itself needs;
+as a verdict: the limit misses the mark too, and ours is within a fifth of it;
 noisy: samples differ too much, and the fastest give another verdict than the medians."""
 
 Cells = tuple[str, ...]
@@ -151,9 +152,17 @@ def print_tables(document: dict[str, Any]) -> None:
 def _notes(results: Sequence[RowResult]) -> list[str]:
     lines = []
     for result in results:
-        texts = [*result.notes, *(result.failures or ())]
+        texts = [*result.notes, *(result.failures or ()), *_limited(result)]
         lines += [f"{result.title}: {text}" for text in texts]
     return lines
+
+
+def _limited(result: RowResult) -> list[str]:
+    """The limit that stands in the way, in words."""
+    if result.verdict != "limit":
+        return []
+    name = result.bound or next(iter(result.limits))
+    return [f"{name} alone takes {figure(result.limits[name].median, result.unit)}"]
 
 
 def plain(head: Cells, rows: Sequence[Cells]) -> list[str]:
@@ -177,7 +186,7 @@ def _print_rich(head: Cells, rows: Sequence[Cells]) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
     for place, name in enumerate(head):
         table.add_column(name, justify="right" if place else "left", overflow="fold")
-    colours = {"pass": "green", "FAIL": "bold red", "noisy": "yellow"}
+    colours = {"pass": "green", "FAIL": "bold red", "noisy": "yellow", "limit": "yellow"}
     for row in rows:
         table.add_row(
             *row[:-1], f"[{colours[row[-1]]}]{row[-1]}" if row[-1] in colours else row[-1]

@@ -8,12 +8,15 @@ from typing import Any, Final
 
 from .rows import BEST, OURS, Reach
 
-__all__ = ["NOISY", "RowResult", "Sampled", "judge"]
+__all__ = ["NEAR", "NOISY", "RowResult", "Sampled", "judge"]
 
 _NEVER_PEERS: Final = (OURS,)
 
 NOISY: Final = 0.15
 """Spread, as a share of the median, above which a figure is too noisy to publish."""
+
+NEAR: Final = 1.2
+"""Ours divided by the bound, up to which the bound is the reason that a mark is missed."""
 
 
 @dataclass
@@ -72,9 +75,11 @@ class RowResult:
         ratio: Ours by that of `compared`, the contender that the row is measured against.
         limit_ratio: Ours by the machine's limit: 1 is all the machine can do.
         failures: What was to be reached and was not; None where nothing was asked.
-        noise: The larger spread of ours and of what it is compared with, as a share of the median; 0 if
-            nothing was asked of the comparison.
+        noise: The larger spread of ours and of what it has to reach, as a share of the median; 0 if
+            nothing was asked of a comparison.
         unsure: It is above `NOISY`, and the fastest samples give another verdict than the medians.
+        bound: The limit that any implementation has to wait for; see `bench.rows.Row`.
+        limited: The bound, in the place of ours, would miss the mark too, and ours is near it.
     """
 
     name: str
@@ -93,6 +98,8 @@ class RowResult:
     failures: list[str] | None = None
     noise: float = 0.0
     unsure: bool = False
+    bound: str | None = None
+    limited: bool = False
 
     @property
     def verdict(self) -> str:
@@ -100,6 +107,8 @@ class RowResult:
             return ""
         if self.unsure:
             return "noisy"
+        if self.failures and self.limited:
+            return "limit"
         return "FAIL" if self.failures else "pass"
 
     def as_json(self) -> dict[str, Any]:
@@ -131,16 +140,25 @@ def judge(result: RowResult, reach: Reach | None) -> RowResult:
     result.compared = _opponent(result)
     theirs = result.contenders[result.compared] if result.compared else Sampled()
     limit = next(iter(result.limits.values())) if result.limits else Sampled()
-    result.ratio = _quotient(ours.least, theirs.least)
-    result.limit_ratio = _quotient(ours.least, limit.least)
-    fastest = None if reach is None else _failures(result, reach, ours.least)
+    bound = result.limits.get(result.bound or "", limit)
     result.ratio = _quotient(ours.median, theirs.median)
     result.limit_ratio = _quotient(ours.median, limit.median)
-    if reach is not None:
-        result.failures = _failures(result, reach, ours.median)
-    if reach is not None and (reach.ratio, reach.limit_share) != (None, None):
-        result.noise = max(ours.noise, theirs.noise)
-        result.unsure = result.noise > NOISY and bool(fastest) != bool(result.failures)
+    if reach is None:
+        return result
+    if ours.median is None:
+        result.failures = [f"not measured: {ours.missing}"]
+        return result
+    missed = _missed(result, reach, ours.median, theirs.median, limit.median)
+    result.failures = [*missed.values()]
+    others = [theirs] * (reach.ratio is not None) + [limit] * (reach.limit_share is not None)
+    if others:
+        fastest = _missed(result, reach, min(ours.values), theirs.least, limit.least)
+        result.noise = max(each.noise for each in (ours, *others))
+        result.unsure = result.noise > NOISY and bool(fastest) != bool(missed)
+    measured = all(each.values for each in (bound, *others))
+    if missed and measured and ours.median <= NEAR * (bound.median or 0.0):
+        of_the_bound = _missed(result, reach, bound.median or 0.0, theirs.median, limit.median)
+        result.limited = missed.keys() <= of_the_bound.keys()
     return result
 
 
@@ -159,20 +177,20 @@ def _quotient(above: float | None, below: float | None) -> float | None:
     return above / below if above is not None and below else None
 
 
-def _failures(result: RowResult, reach: Reach, ours: float | None) -> list[str]:
-    if ours is None:
-        return [f"not measured: {result.contenders[OURS].missing}"]
-    failures = []
+def _missed(
+    result: RowResult, reach: Reach, value: float, theirs: float | None, limit: float | None
+) -> dict[str, str]:
+    """What of `reach` a contender that needs `value` misses: which part of it -> why."""
+    missed = {}
     # Two decimals, as the table shows them: no verdict hangs on a third.
-    if reach.ratio is not None and not (
-        result.ratio is not None and round(result.ratio, 2) <= reach.ratio
-    ):
-        shown = "unknown" if result.ratio is None else f"{result.ratio:.3f}"
-        failures.append(f"{shown} of {result.compared}, {reach.ratio:g} wanted")
-    share = 1 / result.limit_ratio if result.limit_ratio else 0.0
+    ratio = _quotient(value, theirs)
+    if reach.ratio is not None and not (ratio is not None and round(ratio, 2) <= reach.ratio):
+        shown = "unknown" if ratio is None else f"{ratio:.3f}"
+        missed["ratio"] = f"{shown} of {result.compared}, {reach.ratio:g} wanted"
+    share = _quotient(limit, value) or 0.0
     if reach.limit_share is not None and round(share, 2) < reach.limit_share:
-        failures.append(f"{share:.2f} of the limit's rate, {reach.limit_share:g} wanted")
+        missed["limit"] = f"{share:.2f} of the limit's rate, {reach.limit_share:g} wanted"
     slack = reach.slack / result.nbytes if result.nbytes else 0.0
-    if reach.most is not None and round((ours - slack) / reach.most, 2) > 1:
-        failures.append(f"{ours:.4g}, at most {reach.most:g} wanted")
-    return failures
+    if reach.most is not None and round((value - slack) / reach.most, 2) > 1:
+        missed["most"] = f"{value:.4g}, at most {reach.most:g} wanted"
+    return missed

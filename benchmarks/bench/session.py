@@ -118,7 +118,7 @@ class Session:
         made = []
         for number, entry in enumerate(row.entries):
             turn = _Turn(f"{row.name}/{number}", entry, row.verb, dict(entry.arguments))
-            if entry.slow and self._scale.quick:
+            if entry.slow and self._scale.quick and entry.column != row.versus:
                 turn.sampled.missing = "left out of quick runs: slow"
             made.append(turn)
         made += [
@@ -299,6 +299,7 @@ class Session:
             contenders={turn.entry.column: turn.sampled for turn in turns[: len(row.entries)]},
             limits={turn.entry.column: turn.sampled for turn in turns[len(row.entries) :]},
             notes=notes,
+            bound=row.bound,
         )
 
 

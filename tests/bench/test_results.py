@@ -76,6 +76,46 @@ def test_each_wish_is_judged(reach, verdict):
     assert judge(result(), reach).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("ours", "bound", "reach", "verdict"),
+    [
+        (1.0, 0.9, Reach(ratio=0.4), "limit"),
+        (1.0, 0.7, Reach(ratio=0.4), "FAIL"),  # ours is far from the bound
+        (1.0, 0.9, Reach(ratio=0.45), "FAIL"),  # the bound is at the mark
+        (1.0, 0.9, Reach(ratio=0.5), "pass"),
+        (1.0, 0.9, Reach(limit_share=0.6), "limit"),
+        (1.0, 0.9, Reach(ratio=0.45, limit_share=0.6), "FAIL"),  # one of two is the bound's
+        (1.0, None, Reach(ratio=0.4), "FAIL"),
+    ],
+)
+def test_a_mark_beyond_the_machines_bound_is_no_failure(ours, bound, reach, verdict):
+    found = result(ours=[ours])
+    found.bound = "read(2) and decrypt"
+    found.limits[found.bound] = Sampled([bound]) if bound else Sampled([], "no cipher")
+    judged = judge(found, reach)
+    assert judged.verdict == verdict
+    assert RowResult.from_json(json.loads(json.dumps(judged.as_json()))) == judged
+
+
+def test_a_bound_does_not_excuse_what_is_not_measured():
+    unknown = judge(result(peers={"0.8 mmap": []}, limit=[0.9]), Reach(ratio=0.4))
+    assert unknown.verdict == "FAIL"
+
+
+def test_only_what_is_to_be_reached_makes_a_row_noisy():
+    noisy = [1.0, 3.0, 5.0]
+    alone = judge(result(peers={"0.8 mmap": noisy}), Reach(limit_share=0.5))
+    assert (alone.noise, alone.verdict) == (0.0, "pass")
+    assert judge(result(limit=noisy), Reach(limit_share=0.9)).noise > 0.5
+
+
+def test_the_bound_is_the_first_limit_and_is_named(capsys):
+    judged = judge(result(limit=[0.9]), Reach(ratio=0.4))
+    assert judged.verdict == "limit"
+    print_tables(document(judged))
+    assert "direct read alone takes 900 ms" in capsys.readouterr().out
+
+
 def test_the_best_peer_is_the_fastest_other():
     judged = judge(
         result(peers={"0.8 mmap": [2.0], "runai": [1.25], "torch": []}, versus=BEST),

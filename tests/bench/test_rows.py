@@ -27,6 +27,7 @@ def test_rows_name_what_there_is():
         assert {entry.process for entry in row.entries} <= CONTENDERS.keys()
         if row.kind != "import":
             assert set(row.limits) <= LIMITS.keys()
+            assert row.bound in {None, *row.limits}
             assert row.verb in _VERBS
 
 
@@ -65,9 +66,16 @@ def test_a_quick_run_is_not_published_and_smaller():
     quick = Scale(quick=True)
     assert not quick.complete
     assert Scale().complete
+    assert not Scale(few=True).complete
     sizes = [(quick.apply(row).data, row.data) for row in ROWS if row.data]
     assert all(small.nbytes <= full.nbytes for small, full in sizes)
     assert max(small.nbytes for small, _ in sizes) <= 512 * MIB
+
+
+def test_few_contenders_are_ours_and_what_it_is_compared_with():
+    for row in ROWS:
+        columns = {entry.column for entry in Scale(few=True).apply(row).entries}
+        assert columns == {OURS, row.versus} or row.versus == BEST
 
 
 @pytest.mark.parametrize("layout", ["model", "equal", "square"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tracemalloc
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("cryptography")
 
 from safeweights.errors import FormatError, MissingDependencyError
 from safeweights.storage import BytesSource, TruncatedError, encrypted, open_source, write_file
+from safeweights.storage.blocks import BlockSource
 from safeweights.storage.encrypted import (
     CHUNK_SIZE,
     DecryptingSource,
@@ -118,6 +120,31 @@ def test_every_cut_is_refused(size: int) -> None:
             opened(data[:length])
         assert caught.value.rule == "age-payload"
         assert caught.value.path == "file"
+
+
+@pytest.mark.parametrize("block", [1 << 12, 1 << 18, 1 << 20])
+def test_blocks_of_the_encrypted_file_are_fetched_once_and_whole(block: int) -> None:
+    content = hashlib.shake_128(b"long").digest(40 * CHUNK_SIZE + 5)
+    data = b"head" + sealed(content)
+    fetched: list[tuple[int, int]] = []
+    copied: list[int] = []
+
+    def fetch(first: int, target: memoryview) -> None:
+        fetched.append((first * block, first * block + len(target)))
+        target[:] = data[first * block : first * block + len(target)]
+
+    class Blocks(BlockSource):
+        def _allocate(self, nbytes: int) -> memoryview:
+            copied.append(nbytes)
+            return super()._allocate(nbytes)
+
+    source = DecryptingSource(Blocks("blocks", len(data), block, fetch), 4, KEY)
+    fetched.clear()
+    copied.clear()
+    assert source.read(3 * CHUNK_SIZE, 20 * CHUNK_SIZE) == content[3 * CHUNK_SIZE : 23 * CHUNK_SIZE]
+    fetched.sort()
+    assert all(end == begin for (_, end), (begin, _) in pairwise(fetched))
+    assert len(copied) <= 2  # the first and the last, of which only a part is needed
 
 
 def test_trailing_bytes_are_refused() -> None:

@@ -70,7 +70,7 @@ def code_of(dtype: np.dtype[Any]) -> str | None:
 
 
 def _usual_code(dtype: np.dtype[Any]) -> str | None:
-    """The code of a type whose arrays show their bytes, as the format has them, to any reader of buffers."""
+    """The code of a type whose arrays, as buffers, are the bytes of the format; None for others."""
     registered = dtype.isbuiltin == 2  # by ml_dtypes, for instance: no buffer has such elements
     shows = dtype.kind in "biufc" and not registered and not _is_big_endian(dtype)
     return code_of(dtype) if shows else None

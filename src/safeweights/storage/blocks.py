@@ -53,7 +53,7 @@ class BlockSource(Source):
     ) -> None:
         self.name = name
         self.size = size
-        self._step = block_size
+        self.block = block_size
         self._fetch = fetch
         self._lock = threading.Lock()
         self._recent: OrderedDict[int, memoryview] = OrderedDict()
@@ -87,13 +87,13 @@ class BlockSource(Source):
 
             return Reading(part, length, fill_part, max(1, length))
         # Whole blocks into memory placed like them, so that threads can share them and none is copied.
-        shift = offset % self._step
-        first, begin = offset // self._step, offset - shift
-        extent = min(self.size, offset + length + -(offset + length) % self._step) - begin
+        shift = offset % self.block
+        first, begin = offset // self.block, offset - shift
+        extent = min(self.size, offset + length + -(offset + length) % self.block) - begin
         memory = self._allocate(extent)
 
         def fill(low: int, high: int) -> None:
-            self._run(first + low // self._step, memory[low:high])
+            self._run(first + low // self.block, memory[low:high])
 
         return Reading(memory[shift : shift + length], extent, fill, self._run_length())
 
@@ -103,7 +103,7 @@ class BlockSource(Source):
 
     def _run_length(self) -> int:
         """Bytes that one thread fetches at a time: whole blocks, of `CHUNK` bytes if they are small."""
-        return max(1, CHUNK // self._step) * self._step
+        return max(1, CHUNK // self.block) * self.block
 
     def _run(self, first: int, target: memoryview) -> None:
         try:
@@ -113,7 +113,7 @@ class BlockSource(Source):
             raise
 
     def _fill(self, offset: int, target: memoryview) -> None:
-        step, end = self._step, offset + len(target)
+        step, end = self.block, offset + len(target)
         # From block `first` up to `last` they are inside the target as a whole; the source's last one too.
         first, last = -(-offset // step), end // step if end < self.size else -(-end // step)
         if first >= last:
@@ -134,7 +134,7 @@ class BlockSource(Source):
 
     def _copy_part(self, index: int, offset: int, target: memoryview) -> None:
         """Copy what block `index` has of `target`, which begins at `offset`."""
-        block, begin = self._block(index), index * self._step
+        block, begin = self._block(index), index * self.block
         low, high = max(begin, offset), min(begin + len(block), offset + len(target))
         target[low - offset : high - offset] = block[low - begin : high - begin]
 
@@ -143,8 +143,8 @@ class BlockSource(Source):
             if (kept := self._recent.get(index)) is not None:
                 self._recent.move_to_end(index)
                 return kept
-        begin = index * self._step
-        block = self._allocate(min(self._step, self.size - begin))
+        begin = index * self.block
+        block = self._allocate(min(self.block, self.size - begin))
         self._fetch(index, block)
         with self._lock:
             self._recent[index] = block

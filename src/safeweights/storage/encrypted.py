@@ -51,7 +51,10 @@ FILE_KEY: Final = 16
 _TAG: Final = 16
 _SEALED: Final = CHUNK_SIZE + _TAG
 _RUN: Final = 4 * CHUNK_SIZE
-"""Plaintext that a thread handles between two reads: its ciphertext stays in the processor's cache."""
+"""Bytes that a thread handles between two reads: they stay in the processor's cache."""
+
+_LONGEST_RUN: Final = 1 << 22
+"""The same, of a source whose own blocks are larger than that."""
 
 _PIECE: Final = 1 << 22
 """Plaintext that a thread encrypts at a time."""
@@ -99,7 +102,8 @@ class DecryptingSource(BlockSource):
     """The plaintext of a payload, decrypted chunk by chunk as it is read.
 
     Cost of a read: the chunks that it touches, each read and decrypted once, in several threads where there
-    are many. Memory: 260 KiB for each thread, a few chunks, and what is handed out.
+    are many. Memory: 320 KiB for each thread (of a source of larger blocks, one of those), a few
+    chunks, and what is handed out.
 
     Args:
         source: The encrypted file.
@@ -143,6 +147,7 @@ class _Chunks:
     def __init__(self, source: Source, begin: int, file_key: bytes) -> None:
         self._last = _count_chunks(source, begin) - 1
         self._source = source
+        self._run = max(_RUN, min(source.block, _LONGEST_RUN))
         self._first = begin + NONCE
         self._key = derive_key(file_key, source.read(begin, NONCE), b"payload")
         self.size = source.size - self._first - _TAG * (self._last + 1)
@@ -162,22 +167,30 @@ class _Chunks:
 
     def _decrypt(self, index: int, target: memoryview) -> None:
         decrypt_into, failed = _decryption(self._key)
-        scratch = memoryview(bytearray(_sealed(min(_RUN, len(target)))))
-        for low in range(0, len(target) or 1, _RUN):
-            part = target[low : low + _RUN]
-            sealed = scratch[: _sealed(len(part))]
-            self._source.read_into(self._first + index * _SEALED, sealed)
+        position = self._first + index * _SEALED
+        end = position + _sealed(len(target))
+        scratch = memoryview(bytearray(min(self._run + _SEALED, end - position)))
+        into = kept = 0
+        while position < end:
+            # Reads end at the blocks of the source, or each block of a verified file would be read twice,
+            # and copied. A chunk that such a read cuts waits at the beginning of the memory for its rest.
+            stop = min(end, position + self._run - position % self._run)
+            size = kept + stop - position
+            self._source.read_into(position, scratch[kept:size])
+            position = stop
+            sealed = scratch[: size if position == end else size - size % _SEALED]
             # The inner loop takes 1.5 us a chunk beside the cipher's 35: nothing is called but that.
-            into = 0
             for at in range(0, len(sealed), _SEALED):
                 nonce = (index << 8 | (index == self._last)).to_bytes(12, "big")
-                chunk = part[into : into + CHUNK_SIZE]
+                chunk = target[into : into + CHUNK_SIZE]
                 try:
                     decrypt_into(nonce, sealed[at : at + _SEALED], None, chunk)
                 except failed:
                     raise self._not_authentic(index) from None
                 index += 1
                 into += CHUNK_SIZE
+            kept = size - len(sealed)
+            scratch[:kept] = scratch[len(sealed) : size]
 
     def _not_authentic(self, index: int) -> FormatError:
         last = index == self._last

@@ -80,6 +80,7 @@ class Source(ABC):
         in_memory: Whether `view` gives memory that exists already, of a mapping too, instead of reading.
         threads: How many threads to read it with; 0 for `thread_count`.
         gap: Bytes up to which it is cheaper to read what lies between two pieces than to read twice.
+        block: Reads that begin and end at multiples of this cost least.
         version: Names exactly these bytes in their store, such as an entity tag; None if there is none.
     """
 
@@ -88,6 +89,7 @@ class Source(ABC):
     in_memory: bool = False
     threads: int = 0
     gap: int = 4096
+    block: int = 1
     version: str | None = None
 
     @abstractmethod
