@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
+WORKERS = os.environ.get("WORKERS", "2")
+"""Processes of pytest that run at a time, as in the Makefile."""
 
 
 def environment(name: str, requirements: str) -> Path:
@@ -66,6 +68,22 @@ def _install(python: Path, *arguments: str | Path) -> None:
 
 def run_pytest(python: Path, *arguments: str, **variables: str) -> int:
     """Run pytest in an environment; its exit code."""
-    settings = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONHASHSEED": "0"} | variables
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    command, settings = _pytest(python, arguments, variables)
     return subprocess.run(command, cwd=ROOT, env=settings, check=False).returncode
+
+
+def output_of_pytest(python: Path, *arguments: str, **variables: str) -> tuple[int, str]:
+    """Run pytest in an environment, maybe beside others; its exit code and what it printed."""
+    command, settings = _pytest(python, arguments, variables)
+    done = subprocess.run(
+        command, cwd=ROOT, env=settings, check=False, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+def _pytest(
+    python: Path, arguments: tuple[str, ...], variables: dict[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    settings = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONHASHSEED": "0"} | variables
+    return [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments], settings

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import sys
 
-from environments import ROOT, beside, environment, run_pytest
+from environments import ROOT, WORKERS, beside, environment, run_pytest
 
 
 def main() -> int:
     python = environment("clients", "clients.txt")
-    failed = run_pytest(python, "tests/clients", *sys.argv[1:])
+    failed = run_pytest(python, "-n", WORKERS, "tests/clients", *sys.argv[1:])
     path = os.pathsep.join([str(ROOT / "src"), str(beside("next", "next.txt", python))])
     return run_pytest(python, "tests/next", PYTHONPATH=path) or failed
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from environments import ROOT, environment, run_pytest
+from environments import ROOT, WORKERS, environment, output_of_pytest
 
 ENVIRONMENTS = {
     "torch": ("clients", "clients.txt"),  # with NumPy; the clients need both too
@@ -61,16 +62,26 @@ def render(matrix: Matrix) -> str:
 
 
 def collect(names: list[str]) -> tuple[Matrix, list[str]]:
-    """Run the tests of each framework; the matrix they found and the frameworks that failed."""
+    """Run the tests of each framework; the matrix they found and the frameworks that failed.
+
+    Each takes one core, so that two run at a time.
+    """
     matrix: Matrix = {}
     failed = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            print(f"== {name}", flush=True)
-            found = Path(folder) / name
-            python = environment(*ENVIRONMENTS[name])
-            if run_pytest(python, "tests/frameworks", SAFEWEIGHTS_MATRIX=str(found)):
+    pythons = {name: environment(*ENVIRONMENTS[name]) for name in names}
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(int(WORKERS)) as pool:
+        runs = {
+            name: pool.submit(
+                output_of_pytest, python, "tests/frameworks", SAFEWEIGHTS_MATRIX=f"{folder}/{name}"
+            )
+            for name, python in pythons.items()
+        }
+        for name, run in runs.items():
+            code, output = run.result()
+            print(f"== {name}\n{output}", flush=True)
+            if code:
                 failed.append(name)
+            found = Path(folder) / name
             if found.exists():
                 for kit, rows in json.loads(found.read_text()).items():
                     matrix.setdefault(kit, rows)
