@@ -62,10 +62,9 @@ lint: $(VENV)/.installed ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 fuzz: $(VENV)/.installed ## Coverage-guided fuzzing of every reader, FUZZ_SECONDS each
-	@for target in tests/fuzz/fuzz_*.py; do \
-		echo "$$target"; \
-		$(BIN)/python $$target -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -close_fd_mask=0 2>&1 | tail -n 3; \
-	done
+	@printf '%s\n' tests/fuzz/fuzz_*.py | xargs -P $(WORKERS) -I {} bash -o pipefail -c \
+		'printed=$$($(BIN)/python {} -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -close_fd_mask=0 2>&1 | tail -n 3); \
+		 code=$$?; printf "%s\n%s\n" {} "$$printed"; exit $$code'
 
 test-pythons: ## The core's tests on every Python from 3.10 to 3.14 that is installed
 	$(PYTHON) scripts/test_pythons.py

@@ -17,7 +17,7 @@ import atheris
 with atheris.instrument_imports(include=["safeweights"]):
     from safeweights.errors import SafetensorError
     from safeweights.storage import check_name
-    from safeweights.storage.remote.exchange import _redirected
+    from safeweights.storage.remote.exchange import redirected
     from safeweights.storage.remote.hub import store_of as hub_store_of
     from safeweights.storage.remote.manifests import index_text, manifest_text, parse_manifest
     from safeweights.storage.remote.registry import store_of as registry_store_of
@@ -77,7 +77,7 @@ def fuzz_fields(text: str) -> None:
 
 def fuzz_redirect(text: str) -> None:
     try:
-        found = _redirected("x", "https://example.org/a/b", text)
+        found = redirected("x", "https://example.org/a/b", text)
     except OSError:
         return
     parts = urlsplit(found)
