@@ -196,7 +196,8 @@ def table(results: dict[str, object]) -> str:
     lines += ["### Cost of one file at most", "", f"| | {' | '.join(names)} |", "|---" * 6 + "|"]
     for key, unit in (("seconds", "s"), ("mib", "MiB")):
         values = (f"{cost[scanner][key]:,.4g} {unit}" for scanner in cost)
-        lines.append(f"| {key.replace('mib', 'memory')} | {' | '.join(values)} |")
+        name = {"seconds": "CPU time", "mib": "memory"}[key]
+        lines.append(f"| {name} | {' | '.join(values)} |")
     lines += ["", "Harmless files of `benign.py` that safeweights does not call ok:", ""]
     return "\n".join([*lines, *(f"- `{alarm}`" for alarm in alarms)]) + "\n"
 
