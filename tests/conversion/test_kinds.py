@@ -87,6 +87,14 @@ RECOGNISED = {
     "nemo": tarred("./model_config.yaml", "./model_weights.ckpt"),
     "safetensors": WEIGHTS,
     "image": b"\x89PNG\r\n\x1a\n" + bytes(20),
+    "audio": b"ID3\x04\0\0" + bytes(20),
+    "video": b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
+    "events": b"\x18"
+    + bytes(7)
+    + b"\xa3\x7f\x4b\x22\x09"
+    + bytes(8)
+    + b"\x1a\x0dbrain.Event:2"
+    + bytes(4),
     "pdf": b"%PDF-1.7\n",
     "parquet": b"PAR1" + bytes(20),
     "pmml": b'<?xml version="1.0"?><PMML version="4.4"></PMML>',
@@ -133,7 +141,10 @@ def test_a_kind_that_runs_code_acts(kind: str) -> None:
     assert examined(RECOGNISED[kind], "weights.safetensors").verdict == "acts"
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "image", "text", "lightgbm", "catboost", "empty"])
+@pytest.mark.parametrize(
+    "kind",
+    ["safetensors", "image", "audio", "video", "events", "text", "lightgbm", "catboost", "empty"],
+)
 def test_data_is_data(kind: str) -> None:
     assert examined(RECOGNISED[kind], "file.txt").concerns == ()
 

@@ -121,6 +121,8 @@ _TABLE: Final = (
     Kind("empty", "an empty file", "data"),
     Kind("image", "an image", "data"),
     Kind("audio", "a sound file", "data"),
+    Kind("video", "a video", "data"),
+    Kind("events", "TensorBoard's log of a training", "data"),
     Kind("pdf", "a PDF document", "data"),
     Kind("parquet", "a Parquet table", "reads", "hold a type that old versions of PyArrow unpickle"),
     Kind("arrow", "an Arrow table", "reads", "hold a type that old versions of PyArrow unpickle"),
@@ -136,8 +138,8 @@ KINDS: Final = {kind.id: kind for kind in _TABLE}
 """Identifier -> kind."""
 
 DOCUMENTS: Final = frozenset(
-    {"text", "empty", "image", "audio", "pdf", "parquet", "arrow", "sqlite", "xml", "html", "lfs",
-     "apple-double"}
+    {"text", "empty", "image", "audio", "video", "events", "pdf", "parquet", "arrow", "sqlite", "xml",
+     "html", "lfs", "apple-double"}
 )  # fmt: skip
 """Kinds that are no model, nor a setting of one: what is left of a download that failed, for example."""
 
@@ -159,6 +161,7 @@ _HEADS: Final[tuple[tuple[bytes, str], ...]] = (
     (b"\x89PNG\r\n\x1a\n", "image"), (b"\xff\xd8\xff", "image"), (b"GIF87a", "image"),
     (b"GIF89a", "image"), (b"%PDF-", "pdf"), (b"PAR1", "parquet"), (b"ARROW1\0\0", "arrow"),
     (b"SQLite format 3\0", "sqlite"), (b"fLaC", "audio"), (b"OggS", "audio"),
+    (b"ID3\x03", "audio"), (b"ID3\x04", "audio"), (b"\x1aE\xdf\xa3", "video"),
     (b"\x89SWTREE\n", "block-tree"), (b"\0\x05\x16\x07\0\x02\0\0", "apple-double"),
     (b"version https://git-lfs", "lfs"),
 )  # fmt: skip
@@ -169,6 +172,8 @@ _PICKLE = re.compile(rb"\x80[\x02-\x05]|\x80\0\x80").match
 _TAR = re.compile(rb".{257}ustar[ \0]", re.DOTALL).match
 _PYC = re.compile(rb"[^\0].\r\n[\0-\x03]\0\0\0", re.DOTALL).match
 _ZLIB: Final = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
+# Of a record: the length, a checksum of it, and the time and version of the first event.
+_EVENTS = re.compile(rb".{2}\0{6}.{4}\x09.{8}\x1a[\x0d-\x0f]brain\.Event:[0-9]", re.DOTALL).match
 _CONTROL = re.compile(rb"[\0-\x08\x0b\x0e-\x1f\x7f]").search
 _BLANK: Final = b"\xef\xbb\xbf \t\r\n"
 _MARKUP = re.compile(rb"<(?:!doctype html|html|head)", re.IGNORECASE).match
@@ -239,6 +244,8 @@ def _by_magic(head: bytes) -> str | None:
         return _FLATBUFFERS[head[4:8]]
     if head[4:6] == b"ET" and head[6:8].isdigit():
         return "executorch"
+    if head[4:8] == b"ftyp":
+        return "video"
     if head[:4] == b"RIFF":
         return {b"WEBP": "image", b"WAVE": "audio"}.get(head[8:12])
     return None
@@ -249,6 +256,8 @@ def _by_shape(head: bytes, size: int) -> str | None:
         return "zip"
     if _TAR(head):
         return "tar"
+    if _EVENTS(head):
+        return "events"
     if _PICKLE(head):
         return "pickle"
     if head.startswith(_ZLIB):
