@@ -123,51 +123,60 @@ def most_repeated(modules: Iterable[Module]) -> Module | None:
     return max(outermost, key=lambda each: (each.parameters, -each.depth), default=None)
 
 
-def _leaves(found: Iterable[Row]) -> dict[str, list[_Leaf]]:
-    """Path of a module -> what is directly in it: part of a name; type, shape, elements, bytes.
+def _leaves(found: Iterable[Row]) -> dict[str, dict[str, list[_Leaf]]]:
+    """Path of a module -> part of a name -> what is directly in the module of that name.
 
-    Paths begin with a dot, and that of the root is empty: so a part of a name may be empty too.
+    Paths begin with two dots, that of the root is one dot, and the root is the only module in the path
+    that is empty. So parts of names may be empty too.
     """
-    modules: dict[str, list[_Leaf]] = {"": []}
+    modules: dict[str, dict[str, list[_Leaf]]] = {}
     known: dict[_Leaf, _Leaf] = {}  # many tensors are alike: 100,000 take 20 MiB less
     for row in found:
-        within, _, part = f".{row[0]}".rpartition(".")
-        leaves = modules.get(within)
-        if leaves is None:
-            if within.count(".") > MAX_BRANCH_DEPTH:
-                parts = f".{row.name}".split(".", MAX_BRANCH_DEPTH + 1)
-                within, part = ".".join(parts[:-1]), parts[-1]
-            leaves = modules.setdefault(within, [])
+        outer, module, part = f"..{row[0]}".rsplit(".", 2)
+        inside = modules.get(outer)
+        if inside is None:
+            if outer.count(".") > MAX_BRANCH_DEPTH:
+                *parts, part = row.name.split(".", MAX_BRANCH_DEPTH)
+                outer, _, module = f"..{'.'.join(parts)}".rpartition(".")
+            inside = modules.setdefault(outer, {})
         leaf = part, row[1:5]
-        leaves.append(known.setdefault(leaf, leaf))
+        leaf = known.setdefault(leaf, leaf)
+        leaves = inside.get(module)
+        if leaves is None:
+            inside[module] = [leaf]
+        else:
+            leaves.append(leaf)
     return modules
 
 
-def _structure(modules: dict[str, list[_Leaf]]) -> _Structure:
+def _structure(modules: dict[str, dict[str, list[_Leaf]]]) -> _Structure:
     """The structure of the whole model, built from the innermost modules outwards."""
     levels: list[list[str]] = [[] for _ in range(MAX_BRANCH_DEPTH + 1)]
     for path in modules:
         levels[path.count(".")].append(path)
     known: dict[object, _Structure] = {}
-    inside: dict[str, list[_Child]] = {}
-    for level in levels[:0:-1]:
+    deeper: dict[str, list[_Child]] = {}
+    for level in reversed(levels):
+        below, deeper = deeper, {}
         for path in level:
-            leaves, children = modules.get(path, ()), inside.get(path, ())
-            if children or len(leaves) != 1:
-                key: object = frozenset(leaves), frozenset(children)
-            else:
-                key = leaves[0]  # most modules have one tensor and nothing else
-            found = known.get(key)
-            if found is None:
-                found = known[key] = _Structure(leaves, children)
-            outer, _, part = path.rpartition(".")
-            siblings = inside.get(outer)
-            if siblings is None:
-                siblings = inside[outer] = []
-                if outer not in modules:  # no tensor is directly in it, so no level has it yet
-                    levels[outer.count(".")].append(outer)
-            siblings.append((part, found))
-    return _Structure(modules[""], inside.get("", ()))
+            deeper[path] = children = []
+            for part, leaves in modules[path].items():
+                inside = below.get(f"{path}.{part}", ()) if below else ()
+                if inside or len(leaves) != 1:
+                    key: object = frozenset(leaves), frozenset(inside)
+                else:
+                    key = leaves[0]  # most modules have one tensor and nothing else
+                found = known.get(key)
+                if found is None:
+                    found = known[key] = _Structure(leaves, inside)
+                children.append((part, found))
+            if path:
+                around, _, part = path.rpartition(".")
+                if around not in modules:  # no tensor is directly in a module of it
+                    modules[around] = {}
+                    levels[around.count(".")].append(around)
+                modules[around].setdefault(part, [])
+    return deeper[""][0][1] if deeper else _Structure([], [])
 
 
 def _listed(outer: _Structure, path: str, depth: int, copies: int) -> Iterator[Module]:
