@@ -5,16 +5,21 @@ from __future__ import annotations
 import io
 import tracemalloc
 
+import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import safeweights.numpy
 from safeweights import checkpoint
+from safeweights.checkpoint import MemoryTensor
 from safeweights.cli import terminal as terminal_module
 from safeweights.cli.figures import bars, digits
 from safeweights.format.indexing import select
 from safeweights.reports import statistics, surveys
 from safeweights.reports.statistics import statistics_of
+from safeweights.reports.values import single
 
 
 @pytest.fixture
@@ -113,6 +118,63 @@ def test_sums_in_f32_are_used_only_where_they_keep_the_digits(save):
     assert np.isclose(found["huge"]["std"], 1e30)
     assert np.isclose(found["tiny"]["std"], 1e-30)
     assert (found["around"]["mean"], found["around"]["std"]) == (0, 1)
+
+
+def test_every_half_and_bfloat16_is_widened_exactly():
+    bits = np.arange(1 << 16, dtype="u2")
+    for kind in ("f2", ml_dtypes.bfloat16):
+        halves = bits.view(kind)
+        with np.errstate(all="ignore"):
+            wide = halves.astype("f4")
+        assert single(halves).tobytes() == wide.tobytes()
+        finite = halves[np.isfinite(wide)]
+        assert single(finite).tobytes() == wide[np.isfinite(wide)].tobytes()
+        assert single(finite[:0]).dtype == np.float32
+
+
+@pytest.mark.parametrize("row", [1, 7, 100, 5000])
+@pytest.mark.parametrize("code", ["f2", "f4", "f8", "i8", "u1", "?"])
+def test_rows_of_zeros_are_counted_whatever_their_length(save, monkeypatch, code, row):
+    monkeypatch.setattr(statistics, "_PIECE", 1 << 10)
+    monkeypatch.setattr(statistics, "_PART", 1 << 14)
+    whole = np.ones((20_000 // row, row), code)
+    whole[1::3] = 0
+    whole[0, 1:] = 0
+    found = computed(save(a=whole))["a"]
+    assert found["dead_rows"] == (~whole.any(axis=1)).sum()
+    assert found["zeros"] == (whole == 0).sum()
+
+
+def test_a_part_of_a_tensor_is_read_like_the_whole(save, monkeypatch):
+    monkeypatch.setattr(statistics, "_PIECE", 1 << 10)
+    whole = np.random.default_rng(0).standard_normal((300, 400)).astype("f4")
+    tensor = checkpoint.open(save(a=whole), backend="pread")["a"]
+    for expression in (np.s_[10:250], np.s_[::-1], np.s_[:, 3:77], np.s_[5], np.s_[::7, ::3]):
+        part, (found,) = (
+            whole[expression],
+            statistics_of([(tensor, select(expression, whole.shape))]),
+        )
+        assert (found["min"], found["max"]) == (part.min(), part.max())
+        assert np.isclose(found["mean"], part.mean(dtype="f8"), atol=1e-7)
+        assert found["distribution"]["sampled"] == part.size
+        assert np.isclose(
+            found["distribution"]["quantiles"]["0.5"], np.quantile(part, 0.5, method="inverted_cdf")
+        )
+
+
+@given(st.lists(st.integers(-20, 20), min_size=1, max_size=60))
+def test_quantiles_and_bins_are_those_of_the_values(values):
+    """Of values of one byte, which are counted, and of others, which are sorted."""
+    counted, floats = (
+        statistics_of([(MemoryTensor("a", code, (len(values),), np.array(values, kind)), every)])
+        for every in [select(..., (len(values),))]
+        for code, kind in (("I8", "i1"), ("F32", "f4"))
+    )
+    (one,), (other,) = counted, floats
+    assert one["distribution"] == other["distribution"]
+    for share, found in one["distribution"]["quantiles"].items():
+        assert found == np.quantile(values, float(share), method="inverted_cdf")
+    assert sum(one["distribution"]["bins"]) == len(values)
 
 
 def test_every_column_is_sampled(save):

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from ..checkpoint.tensor import FileTensor
 from ..errors import SelectionError
+from ..format import indexing
 from ..format.dtypes import BITS, DTYPES
 from ..format.indexing import Selection
 from ..frameworks.numpy import WIDENING, dtype_of_values, numpy_dtype
+from ..storage.memory import allocate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +30,10 @@ __all__ = [
     "first_values",
     "npy",
     "npy_dtype",
+    "pieces",
     "read",
     "render",
+    "single",
     "spelt",
     "split",
     "widen",
@@ -39,6 +44,9 @@ BLOCK: Final = 1 << 19
 
 _WHOLE_MAX: Final = 1 << 26
 """Maximum size of a sub-byte tensor that is read as a whole if a part does not fill whole bytes."""
+
+_HALF_INFINITY: Final = 0x7C00
+"""Bits of infinity in F16; those of NaNs are larger."""
 
 _EDGES: Final = {1: 3, 2: 3, 3: 3, 4: 2, 5: 1, 6: 1}
 """Rank -> values printed at both ends of a long axis, so that fewer than 1,000 are printed in total."""
@@ -77,6 +85,27 @@ def blocks(tensor: Tensor, selection: Selection, size: int = BLOCK) -> Iterator[
     """The selected values in C order, as consecutive flat arrays of at most `size` elements."""
     for part in split(selection, size):
         yield read(tensor, part).reshape(-1)
+
+
+def pieces(tensor: Tensor, selection: Selection, size: int) -> Iterator[Any]:
+    """Like `blocks`, but each array is valid only until the next one is asked for.
+
+    Cost: of a file all pieces are read into the same memory, which stays in the processor's cache if it is
+    small enough: new memory for each would take as long as reading it.
+    """
+    bits = BITS[tensor.dtype]
+    runs = None
+    if isinstance(tensor, FileTensor) and not tensor.in_memory and bits >= 8:
+        runs = indexing.runs(selection, tensor.shape, tensor.dtype)
+    if runs is None or runs.run_count != 1 or selection.reversed:
+        yield from blocks(tensor, selection, size)
+        return
+    step = size * bits // 8
+    buffer = allocate(min(step, runs.nbytes))
+    for begin in range(0, runs.nbytes, step):
+        data = buffer[: min(step, runs.nbytes - begin)]
+        tensor.read_into(data, runs.offset + begin)
+        yield WIDENING.decode(data, tensor.dtype, (len(data) * 8 // bits,), None)
 
 
 def split(selection: Selection, size: int) -> Iterator[Selection]:
@@ -174,6 +203,39 @@ def widen(array: Any, kind: Any = np.float64) -> Any:
     """Convert an array to a wider type; NaNs stay NaNs, without a warning."""
     with np.errstate(all="ignore"):
         return array.astype(kind, copy=False)
+
+
+def single(array: Any) -> Any:
+    """A flat array of F32, F16 or BF16 as float32, which holds their values exactly.
+
+    Cost: a copy, unless it is float32 already: 0.3 ns a value for BF16 and 0.7 for F16; value by value, as
+    NumPy and ml_dtypes convert them, it would be 1.4 and 5.
+
+    >>> single(np.float16([1.5, -6e-8, np.inf])).tolist() == [1.5, -2.0**-24, math.inf]
+    True
+    """
+    kind = array.dtype.char  # names of types take 5 us
+    if kind == "f":
+        return array
+    if kind != "e":
+        bits = array.view(np.uint16).astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
+    halves = array.view(np.int16)
+    if (
+        not array.size
+        or halves.max() >= _HALF_INFINITY
+        or array.view(np.uint16).max() >= _HALF_INFINITY | 1 << 15
+    ):
+        return array.astype(np.float32)
+    # Exponent and mantissa move to their places in 32 bits. The exponent then counts from -127 instead of
+    # -15, which the product corrects; subnormals of F16 become subnormals of F32, and get their value too.
+    bits = halves.astype(np.int32)
+    bits <<= 13
+    bits &= np.int32(-0x70002000)  # without the copies of the sign that the wider integer has
+    values = bits.view(np.float32)
+    values *= np.float32(2.0**112)
+    return values
 
 
 def spelt(array: Any) -> Iterator[str]:
