@@ -101,7 +101,7 @@ def field(path: str, name: str) -> int:
 def counted() -> list[int]:
     """The bytes of every read of a file by this package, from now on."""
     asked: list[int] = []
-    read, runs = DescriptorSource._read, DescriptorSource._copy_together
+    read, runs = DescriptorSource._read, DescriptorSource._read_together
 
     def noting(source: DescriptorSource, offset: int, buffer: memoryview) -> None:
         asked.append(len(buffer))
@@ -113,7 +113,7 @@ def counted() -> list[int]:
         return done
 
     DescriptorSource._read = noting  # type: ignore[method-assign]
-    DescriptorSource._copy_together = noting_runs  # type: ignore[method-assign]
+    DescriptorSource._read_together = noting_runs  # type: ignore[method-assign]
     return asked
 
 

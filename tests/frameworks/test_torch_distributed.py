@@ -380,8 +380,9 @@ def test_neighbours_are_read_together() -> None:
     stored = safeweights.checkpoint.SafetensorsFile(source)
     source.reads = source.nbytes = 0
     targets = {name: torch.zeros(7, dtype=torch.int16) for name in tensors if name != "t100"}
-    seen: list[Part] = []
-    fill([Part(stored.tensor(name), (0,), each) for name, each in targets.items()], seen.append)
+    seen: list[torch.Tensor] = []
+    parts = [Part(stored.tensor(name), (0,), each) for name, each in targets.items()]
+    fill(parts, lambda _, values: seen.append(values))
     assert len(seen) == 299
     assert all(torch.equal(each, tensors[name]) for name, each in targets.items())
     assert source.reads <= 2

@@ -16,7 +16,7 @@ import safeweights
 import safeweights.torch as ours
 from safeweights import Concat, Narrow, SafetensorError
 from safeweights.errors import StateDictError, UnsupportedError
-from safeweights.frameworks.torch import placements, sharded
+from safeweights.frameworks.torch import filling, placements
 from safeweights.frameworks.torch.placements import _regions, _Share
 
 if TYPE_CHECKING:
@@ -147,19 +147,19 @@ def _is_mapped(address: int, path: Path) -> bool:
 def test_large_tensors_are_read_straight_into_their_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharded, "_ARENA", 1)
+    monkeypatch.setattr(filling, "_ARENA", 1)
     values = {"a": torch.arange(20.0), "b": torch.arange(20.0).bfloat16(), "c": torch.arange(4)}
     ours.save_file(values, tmp_path / "x")
     targets = {name: torch.zeros_like(tensor) for name, tensor in values.items()}
     targets["b"] = torch.zeros(20)
     straight: list[str] = []
-    original = sharded._Straight.__init__
+    original = filling._Straight.__init__
 
     def noting(self: Any, batch: Any, memory: memoryview) -> None:
         straight.append(batch.tensors[0][0])
         original(self, batch, memory)
 
-    monkeypatch.setattr(sharded._Straight, "__init__", noting)
+    monkeypatch.setattr(filling._Straight, "__init__", noting)
     assert ours.load_into(targets, tmp_path / "x") == (set(), [])
     assert len(straight) == 2
     assert all(torch.equal(targets[n], values[n].to(targets[n].dtype)) for n in values)

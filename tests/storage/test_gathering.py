@@ -25,6 +25,7 @@ from safeweights.storage import (
     open_source,
     syscalls,
 )
+from safeweights.storage.gathering import gather_over
 from safeweights.storage.windows import Window
 
 if TYPE_CHECKING:
@@ -74,6 +75,33 @@ def test_both_ways_give_the_runs(runs: Runs, slab: int) -> None:
     assert list(map(runs.offset_of, range(runs.run_count))) == list(runs.offsets())
     assert sum(counted.reads) <= runs.nbytes + 4096 * runs.run_count
     assert len(counted.reads) <= runs.run_count
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "data"
+    path.write_bytes(DATA)
+    return path
+
+
+@settings(max_examples=300)
+@given(some_runs(), st.sampled_from([1024, 6]), st.sampled_from([0, 150, 5000]))
+def test_the_system_reads_the_runs_over_their_gaps(
+    stored: Path, runs: Runs, vector: int, gap: int
+) -> None:
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("only Linux has vectors")
+    if gathering.lie_apart(runs, gap):
+        gap = 6000
+    out = memoryview(bytearray(runs.nbytes))
+    descriptor = os.open(stored, os.O_RDONLY)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gathering, "_VECTOR", vector)
+            assert gather_over(runs, descriptor, out, gap=gap)
+    finally:
+        os.close(descriptor)
+    assert out == b"".join(DATA[offset : offset + runs.length] for offset in runs.offsets())
 
 
 def test_close_runs_are_read_together() -> None:
@@ -148,8 +176,10 @@ def test_far_runs_are_shared_among_threads() -> None:
 # ---- copied by the system
 
 LINUX = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has memfd_create")
-COLUMNS = Runs(100, 50, ((3000, 8192),))
-"""Columns of a matrix of 3,000 rows of 8 KiB."""
+COLUMNS = Runs(100, 50, ((750, 32768),))
+"""Columns of a matrix of 750 rows of 32 KiB."""
+NARROW = Runs(100, 50, ((3000, 8192),))
+"""Columns of the same bytes as 3,000 rows of 8 KiB: little enough lies between two to be read, too."""
 
 
 @pytest.fixture
@@ -162,8 +192,8 @@ def matrix(tmp_path: Path) -> Path:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often the system was asked to read, and to copy."""
-    counts = {"reads": 0, "copies": 0}
-    read, copy = os.preadv, syscalls.write_vectors
+    counts = {"reads": 0, "copies": 0, "vectors": 0}
+    read, copy, vectors = os.preadv, syscalls.write_vectors, syscalls.read_vectors
 
     def counted_read(*arguments: Any) -> int:
         counts["reads"] += 1
@@ -173,7 +203,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         counts["copies"] += 1
         return copy(*arguments)
 
+    def counted_vectors(*arguments: Any) -> int:
+        counts["vectors"] += 1
+        return vectors(*arguments)
+
     monkeypatch.setattr(os, "preadv", counted_read)
+    monkeypatch.setattr(gathering, "read_vectors", counted_vectors)
     monkeypatch.setattr(gathering, "write_vectors", counted_copy)
     monkeypatch.setattr(files, "resident_share", lambda *_: 1.0)
     return counts
@@ -195,22 +230,41 @@ def read_runs(path: Path, runs: Runs, backend: str = "pread") -> bytes:
 @pytest.mark.parametrize(
     ("runs", "copies"),
     [
-        (COLUMNS, 3),
-        (Runs(0, 1, ((500, 40_000), (4, 5000))), 2),
-        (Runs(7, 3000, ((300, 80_000),)), 1),
+        (COLUMNS, 1),
+        (Runs(0, 1, ((5, 4_000_000), (200, 17_000))), 1),
+        (Runs(7, 2000, ((300, 80_000),)), 1),
     ],
 )
 def test_a_thousand_small_runs_take_one_call(
     matrix: Path, calls: dict[str, int], backend: str, runs: Runs, copies: int
 ) -> None:
     assert read_runs(matrix, runs, backend) == expected(matrix, runs)
-    assert calls == {"reads": 0, "copies": copies}
+    assert calls == {"reads": 0, "copies": copies, "vectors": 0}
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("runs", "vectors"),
+    [
+        (NARROW, 6),
+        (Runs(0, 1, ((500, 40_000), (4, 5000))), 500),
+        (Runs(3, 7, ((2, 9_000_000), (2, 1_000_000), (600, 1000))), 8),
+        (Runs(3, 4096, ((300, 4096 + 16384),)), 1),
+        (Runs(0, 60_000, ((300, 68_000),)), 3),
+        (Runs(0, 10, ((400, 40_000), (3, 5000), (1, 7), (2, 100))), 400),
+    ],
+)
+def test_runs_and_what_lies_between_are_read_with_one_call(
+    matrix: Path, calls: dict[str, int], runs: Runs, vectors: int
+) -> None:
+    assert read_runs(matrix, runs) == expected(matrix, runs)
+    assert calls == {"reads": 0, "copies": 0, "vectors": vectors}
 
 
 @LINUX
 def test_a_window_has_its_file_copied(matrix: Path, calls: dict[str, int]) -> None:
     window = Window(open_source(matrix, backend="pread"), 8192, 2000 * 8192)
-    runs = COLUMNS._replace(loops=((1900, 8192),))
+    runs = COLUMNS._replace(loops=((450, 32768),))
     out = memoryview(bytearray(runs.nbytes))
     window.read_runs(runs, out)
     assert out == expected(matrix, runs._replace(offset=8192 + 100))
@@ -220,15 +274,15 @@ def test_a_window_has_its_file_copied(matrix: Path, calls: dict[str, int]) -> No
 @pytest.mark.parametrize(
     "runs",
     [
-        COLUMNS._replace(loops=((255, 8192),)),  # few
-        Runs(0, 100, ((3000, 4196),)),  # close
-        Runs(0, 1 << 16, ((300, 80_000),)),  # long
+        COLUMNS._replace(loops=((255, 32768),)),  # few
+        NARROW._replace(loops=((255, 8192),)),
+        Runs(0, 2048, ((300, 80_000),)),  # long
+        Runs(0, 1 << 16, ((300, 80_000),)),
     ],
 )
 def test_other_runs_are_read(matrix: Path, calls: dict[str, int], runs: Runs) -> None:
     assert read_runs(matrix, runs) == expected(matrix, runs)
-    assert calls["copies"] == 0
-    assert calls["reads"] in {255, 2, 300}
+    assert calls == {"reads": runs.run_count, "copies": 0, "vectors": 0}
 
 
 @pytest.mark.parametrize("share", [None, 0.1])
@@ -237,7 +291,19 @@ def test_what_may_not_be_in_memory_is_read(
 ) -> None:
     monkeypatch.setattr(files, "resident_share", lambda *_: share)
     assert read_runs(matrix, COLUMNS) == expected(matrix, COLUMNS)
-    assert calls == {"reads": 3000, "copies": 0}
+    assert calls == {"reads": 750, "copies": 0, "vectors": 0}
+
+
+def test_what_has_to_be_fetched_is_only_what_the_caller_wants(
+    matrix: Path, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs(0, 1000, ((3000, 2000),))
+    monkeypatch.setattr(files, "resident_share", lambda *_: 0.0)
+    for gap, reads in ((None, 1), (999, 3000), (1000, 1)):
+        calls["reads"], out = 0, memoryview(bytearray(runs.nbytes))
+        Window(open_source(matrix, backend="pread"), 0, 1 << 23).read_runs(runs, out, gap=gap)
+        assert out == expected(matrix, runs)
+        assert calls["reads"] == reads
 
 
 def _no_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,26 +339,36 @@ def test_where_the_system_cannot_copy_runs_are_read(
     wanted = expected(matrix, COLUMNS)
     lack(monkeypatch)
     assert read_runs(matrix, COLUMNS) == wanted
+    assert calls["reads"] == 750
+
+
+def test_where_vectors_cannot_be_read_runs_are(
+    matrix: Path, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = expected(matrix, NARROW)
+    _no_libc(monkeypatch)
+    assert read_runs(matrix, NARROW) == wanted
     assert calls["reads"] == 3000
 
 
+@pytest.mark.parametrize("runs", [COLUMNS, NARROW])
 @pytest.mark.parametrize("left", [0, 4096, 1500 * 8192])
 def test_a_file_truncated_meanwhile_is_an_error(
-    matrix: Path, calls: dict[str, int], left: int
+    matrix: Path, calls: dict[str, int], left: int, runs: Runs
 ) -> None:
     """The process would be killed if it touched the mapping itself."""
     source = open_source(matrix, backend="pread")
-    out = memoryview(bytearray(COLUMNS.nbytes))
-    source.read_runs(COLUMNS, out)
+    out = memoryview(bytearray(runs.nbytes))
+    source.read_runs(runs, out)
     os.truncate(matrix, left)
     with pytest.raises(TruncatedError):
-        source.read_runs(COLUMNS, out)
+        source.read_runs(runs, out)
     assert calls["reads"]
 
 
 def test_runs_beyond_the_end_are_an_error(matrix: Path, calls: dict[str, int]) -> None:
     with pytest.raises(TruncatedError):
-        read_runs(matrix, Runs(0, 50, ((3001, 8192),)))
+        read_runs(matrix, Runs(0, 50, ((751, 32768),)))
     assert calls["copies"] == 0
 
 
@@ -312,5 +388,5 @@ def test_the_mapping_is_made_once_and_holds_no_descriptor(
     source.read_runs(COLUMNS, out)
     assert source._window is window
     assert len(os.listdir("/proc/self/fd")) == before
-    assert calls == {"reads": 0, "copies": 6}
+    assert calls == {"reads": 0, "copies": 2, "vectors": 0}
     assert noted == []  # truncating the file does no harm

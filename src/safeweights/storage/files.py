@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ChangedError, UnsupportedError
-from .gathering import gather, gather_guarded, lie_apart
+from .gathering import gather, gather_guarded, gather_over, lie_apart
 from .mappings import is_checked, note_mapping
 from .memory import PAGE, allocate, blank_bytes
 from .parallel import CHUNK, in_parallel
@@ -45,8 +45,14 @@ _WARM: Final = 0.5
 _MANY: Final = 256
 """Runs from which the system copies them together: making what it needs costs as much as 256 reads."""
 
+_NEAR: Final = 1 << 14
+"""Bytes between runs in the page cache up to which they are read, too: that takes less than a call each."""
+
 _SAMPLE: Final = 32
 """Runs of which is asked whether they are in the page cache."""
+
+_SHORT: Final = 1 << 11
+"""Length of runs from which a read each is faster than a mapping, whose pages have to be faulted in."""
 
 _FAR: Final = 1 << 16
 """Length of runs for which a read each, by several threads, is as fast."""
@@ -197,16 +203,25 @@ class DescriptorSource(Source):
         except OSError as error:
             return error.errno == errno.ENXIO  # there is no data up to the end
 
-    def read_runs(self, runs: Runs, out: memoryview) -> None:
+    def read_runs(self, runs: Runs, out: memoryview, *, gap: int | None = None) -> None:
+        gap = self.gap if gap is None else gap
         threads = 0 if runs.length >= _FAR else 1
-        if threads and runs.run_count >= _MANY and lie_apart(runs, self.gap):
+        if threads and runs.run_count >= _MANY:
             share = self._resident_share_of(runs)
-            if share >= _WARM and self._copy_together(runs, out):
+            if share >= _WARM and self._read_together(runs, out):
                 return
             # A disk serves several small reads at a time; those of memory would wait for each other.
             threads = 0 if share < _WARM else 1
         read = self._read
-        gather(runs, lambda buffer, at: read(at, buffer), out, gap=self.gap, threads=threads)
+        gather(runs, lambda buffer, at: read(at, buffer), out, gap=gap, threads=threads)
+
+    def _read_together(self, runs: Runs, out: memoryview) -> bool:
+        """Have the system copy runs that are in the page cache, many with one call."""
+        if runs.offset + runs.span > self.size:
+            return False
+        if not lie_apart(runs, _NEAR):
+            return gather_over(runs, self._descriptor, out, gap=_NEAR)
+        return runs.length < _SHORT and self._copy_together(runs, out)
 
     def _resident_share_of(self, runs: Runs) -> float:
         """Of some of many runs, the share that is in the page cache; 0 where unknown."""
@@ -217,8 +232,6 @@ class DescriptorSource(Source):
 
     def _copy_together(self, runs: Runs, out: memoryview) -> bool:
         """Have the system copy them from a mapping that is never handed out, and never touched here."""
-        if runs.offset + runs.span > self.size:
-            return False
         window = self._window
         if window is None:  # two threads may both map it, which does no harm
             window = self._window = _map(self._descriptor, self._status, guarded=True)

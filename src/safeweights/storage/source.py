@@ -150,8 +150,14 @@ class Source(ABC):
         self.read_into(offset, memory[:length])
         return 0
 
-    def read_runs(self, runs: Runs, out: memoryview) -> None:
+    def read_runs(self, runs: Runs, out: memoryview, *, gap: int | None = None) -> None:
         """Read scattered runs of bytes into `out`, without gaps.
+
+        Args:
+            runs: What to read.
+            out: Memory of ``runs.nbytes`` bytes.
+            gap: Unwanted bytes that may be fetched for each run; None for `Source.gap`. (What is in the
+                page cache need not be fetched.)
 
         Cost: see `gather`; sources that say how many threads to read them with are read by so many.
 
@@ -163,7 +169,7 @@ class Source(ABC):
             runs,
             lambda buffer, offset: self.read_into(offset, buffer),
             out,
-            gap=self.gap,
+            gap=self.gap if gap is None else gap,
             threads=self.threads or 1,
         )
 

@@ -23,6 +23,7 @@ __all__ = [
     "map_untracked",
     "populate",
     "prefer_huge_pages",
+    "read_vectors",
     "reserve",
     "resident_share",
     "unlock",
@@ -228,6 +229,24 @@ def populate(memory: memoryview) -> bool:
 def address_of(memory: memoryview) -> int:
     """Where writable memory begins."""
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def read_vectors(descriptor: int, vectors: int, count: int, offset: int) -> int:
+    """Read from `offset` of a file on into pieces of memory; how many bytes were read, -1 for none.
+
+    Args:
+        descriptor: The file.
+        vectors: The address of an array of ``struct iovec``.
+        count: Its length.
+        offset: Where in the file to begin (preadv(2)).
+    """
+    libc = _libc()
+    if libc is None or sys.maxsize < 1 << 32:
+        return -1
+    libc.preadv.restype = ctypes.c_ssize_t
+    place = ctypes.c_int64(offset)
+    count_read: int = libc.preadv(descriptor, ctypes.c_void_p(vectors), count, place)
+    return count_read
 
 
 def write_vectors(descriptor: int, vectors: int, count: int) -> int:

@@ -75,9 +75,9 @@ class Window(Source):
         _check(self, offset, len(buffer))
         self.parent.read_into(self.start + offset, buffer)
 
-    def read_runs(self, runs: Runs, out: memoryview) -> None:
+    def read_runs(self, runs: Runs, out: memoryview, *, gap: int | None = None) -> None:
         _check(self, runs.offset, runs.span)
-        self.parent.read_runs(runs._replace(offset=self.start + runs.offset), out)
+        self.parent.read_runs(runs._replace(offset=self.start + runs.offset), out, gap=gap)
 
     def view(self, offset: int, length: int) -> memoryview:
         _check(self, offset, length)

@@ -1,50 +1,53 @@
-"""Filling tensors that exist with boxes of stored ones, in the order of the files.
+"""Filling tensors with boxes of stored ones: what every load into existing tensors, and of parts, does.
 
 Rules:
+- All reads are one plan, in the order of the files; a few threads share them (`loading`).
 - Bytes go straight into a target that is contiguous memory of the host and of the stored type. For other
-  targets at most 8 MiB are read at a time.
-- Neighbours in a file are read together.
-- Runs of less than 64 KiB, such as those of columns, are copied out of a mapping where there is one. (A
-  system call for each 4 KiB takes five times as long.) Its pages are fetched first, so that a file that was
-  cut off is an error instead of the end of the process.
-- Of what is read otherwise, at most a twentieth was not asked for; but runs of less than 512 bytes are read
-  with what lies between them, and sources that read in blocks, remote and verified ones, say themselves how
-  far apart two pieces may be (`Source.gap`).
+  targets at most 8 MiB are read at a time, and converted.
+- Neighbours in a file are read together, up to 4 MiB.
+- Of what is fetched from a disk for many runs, such as those of columns, at most a twentieth was not asked
+  for; but runs of less than 512 bytes are read with what lies between them, and sources that read in
+  blocks, remote and verified ones, say themselves how far apart two pieces may be (`Source.gap`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+import sys
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ...storage import Source, allocate, gather, gather_mapped
-from ...storage.parallel import in_parallel, in_threads
-from .adapter import ADAPTER, CODES, host_bytes, logical_shape, packed_shape
+import torch
+
+from ...checkpoint import Checkpoint, FileTensor
+from ...format import indexing
+from ...format.dtypes import DTYPES
+from ...storage import Source, allocate
+from ...storage.parallel import CHUNK
+from ..loading import LoadJob, Pipeline, Progress, landing_of, reader_count
+from ..plans import Batch, Scattered, batches
+from .adapter import ADAPTER, CODES, host_bytes, packed_shape
 from .models import is_plain, note_change
-from .parts import blocks, box_runs
+from .parts import blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    import torch
-
-    from ...checkpoint.tensor import FileTensor
-    from ...format.indexing import Runs
+    from ...checkpoint import Tensor
+    from ..plans import Landing, Transfer
 
 __all__ = ["Part", "fill"]
 
 _PIECE: Final = 1 << 23
 """Most bytes that are read at a time for targets that are no contiguous memory of the host."""
 
-_SMALL: Final = 1 << 18
-"""Bytes up to which a part is read together with its neighbours."""
+_ARENA: Final = 1 << 22
+"""Bytes of neighbours that are read together, and then copied to their places."""
 
 _WASTE: Final = 20
 _SHORT: Final = 512
-_MAPPED: Final = 1 << 16
 """See the rules above."""
 
-_REQUESTS: Final = 16
-"""Reads of a remote source at a time."""
+_AHEAD: Final = 1 << 28
+"""Bytes that may be read, or be on their way, before they are in their places."""
 
 
 class Part(NamedTuple):
@@ -52,146 +55,242 @@ class Part(NamedTuple):
 
     Attributes:
         tensor: The stored tensor.
-        offsets: Where the box begins in it, in torch's elements; it is as long as the target.
-        target: A strided tensor, on any device.
+        starts: Where the box begins in it, in torch's elements; it is as long as the target.
+        target: A strided tensor, on any device. In place of one on the meta device a tensor is made.
+        device: Where that is made.
     """
 
-    tensor: FileTensor
-    offsets: tuple[int, ...]
+    tensor: Tensor
+    starts: tuple[int, ...]
     target: torch.Tensor
-
-
-class _Located(NamedTuple):
-    """A part, and where its bytes are."""
-
-    part: Part
-    runs: Runs
-    begin: int
+    device: torch.device = torch.device("cpu")
 
     @property
-    def single(self) -> bool:
-        """Whether it is one run, small enough to be read with others."""
-        return self.runs.run_count == 1 and self.runs.nbytes <= _SMALL
+    def place(self) -> torch.device:
+        """Where the values will be."""
+        return self.device if self.target.is_meta else self.target.device
 
 
-def fill(parts: Iterable[Part], done: Callable[[Part], object] | None = None) -> None:
-    """Fill targets, in the order of the files.
+def fill(
+    parts: Iterable[Part],
+    done: Callable[[Part, torch.Tensor], object] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Fill targets.
 
     Args:
-        parts: Targets whose shapes fit. Values of another type are converted as torch does.
-        done: Called with each part, in this thread, when its target is filled.
+        parts: Targets whose shapes fit. Values of another type are converted as torch does. One on the meta
+            device has the stored type.
+        done: Called in this thread with each part when it is filled, and its target or the tensor that was
+            made, which shares no memory with others.
+        progress: Called with the number of bytes that have arrived.
+
+    Cost: each byte is read once. Memory beside the targets: none for contiguous ones of the host and the
+        stored type; for others at most 256 MiB, or the largest of them that is not in a file as it is.
 
     Raises:
         SafetensorError: The bytes are not there, or not what was signed; some targets were filled.
         OSError: Reading failed; likewise.
     """
-    located = [_locate(part) for part in parts]
-    located.sort(key=lambda each: (id(each.part.tensor.source), each.begin))
-    batches = list(_batches(located))
-    if any(each.part.tensor.source.gap > Source.gap for each in located):
-        in_threads(lambda batch, _: _fill_batch(batch), batches, workers=_REQUESTS)
-        batches_done: Iterable[list[_Located]] = batches
-    else:
-        batches_done = map(_fill_batch, batches)
-    for batch in batches_done:
-        for each in batch:
-            if done is not None:
-                done(each.part)
+    reads: dict[torch.device, list[_Read]] = {}
+    with torch.no_grad():
+        for part in parts:
+            found = list(_reads(part))
+            if not found:  # it has no elements
+                values = torch.empty_like(part.target, device=part.place)
+                if done is not None:
+                    done(part, values if part.target.is_meta else part.target)
+            reads.setdefault(part.place, []).extend(found)
+        before = 0
+        for device, here in reads.items():
+            before += _fill_on(device, here, done, _counted_from(before, progress))
 
 
-def _locate(part: Part) -> _Located:
-    tensor = part.tensor
-    shape = packed_shape(tensor.dtype, tensor.shape)
-    runs = box_runs(tensor.dtype, shape, part.offsets, part.target.shape)
-    return _Located(part, runs, tensor.data_start + tensor.info.begin + runs.offset)
+def _counted_from(before: int, progress: Progress | None) -> Progress | None:
+    return None if progress is None else lambda arrived: progress(before + arrived)
 
 
-def _batches(located: Sequence[_Located]) -> Iterator[list[_Located]]:
-    """Neighbours that are read together."""
-    batch: list[_Located] = []
-    begin = end = useful = 0
-    for each in located:
-        if batch and _joins(batch[-1], each, end - begin, useful, end):
-            end = max(end, each.begin + each.runs.nbytes)
-            useful += each.runs.nbytes
+class _Read(NamedTuple):
+    """A box that is read in one go.
+
+    Attributes:
+        part: What it belongs to.
+        target: The part's target, or a piece of it.
+        expression: The box in the stored tensor; None for all of it.
+        others: How many pieces of the same part have not arrived, in a list that they share.
+    """
+
+    part: Part
+    target: torch.Tensor
+    expression: tuple[slice, ...] | None
+    others: list[int]
+
+    def memory(self) -> memoryview | None:
+        """The bytes of the target, where they can be read into it as they are; else None."""
+        direct = _is_direct(self.part)
+        return host_bytes(self.part.tensor.name, self.target.detach()) if direct else None
+
+    def take(self, values: torch.Tensor | None, *, owned: bool) -> torch.Tensor:
+        """Note what has arrived, if it is not in its place already; the part's tensor.
+
+        Args:
+            values: The values; None if they were read into the target.
+            owned: Nothing else shares their memory.
+        """
+        if values is None:
+            note_change(self.target)
+        elif self.target.is_meta:
+            return values if owned else values.clone()
         else:
-            if batch:
-                yield batch
-            batch, begin, useful = [], each.begin, each.runs.nbytes
-            end = begin + useful
-        batch.append(each)
-    if batch:
-        yield batch
+            self.target.copy_(values)
+        return self.part.target
 
 
-def _joins(last: _Located, each: _Located, length: int, useful: int, end: int) -> bool:
-    source = each.part.tensor.source
-    if not (last.single and each.single) or source is not last.part.tensor.source:
-        return False
-    between = each.begin - end
-    nbytes = length + between + each.runs.nbytes
-    few = nbytes - useful - each.runs.nbytes <= nbytes // _WASTE
-    return nbytes <= _PIECE and (few or (source.gap > Source.gap and between <= source.gap))
-
-
-def _fill_batch(batch: list[_Located]) -> list[_Located]:
-    if len(batch) == 1:
-        _fill_one(batch[0])
-        return batch
-    begin = batch[0].begin
-    end = max(each.begin + each.runs.nbytes for each in batch)
-    data = batch[0].part.tensor.source.view(begin, end - begin)
-    for each in batch:
-        first = each.begin - begin
-        _put(each.part.tensor, data[first : first + each.runs.nbytes], each.part.target)
-    return batch
-
-
-def _fill_one(located: _Located) -> None:
-    tensor, target = located.part.tensor, located.part.target
-    if _is_direct(tensor, target):
-        out = host_bytes(tensor.name, target)
-        if located.runs.run_count == 1:
-            tensor.read_into(out, located.runs.offset)
-        else:
-            _gather(tensor, located.runs, out)
-        note_change(target)
+def _reads(part: Part) -> Iterator[_Read]:
+    """A part as boxes that are small enough to be read at once."""
+    tensor, target = part.tensor, part.target
+    if not target.numel():
         return
+    whole = target.is_meta or _is_direct(part) or not isinstance(tensor, FileTensor)
+    pieces = list(blocks(target, sys.maxsize if whole else _PIECE))
+    others = [len(pieces)]
     shape = packed_shape(tensor.dtype, tensor.shape)
-    for starts, piece in blocks(target, _PIECE):
-        at = [a + b for a, b in zip(located.part.offsets, starts, strict=True)]
-        runs = box_runs(tensor.dtype, shape, at, piece.shape)
-        data = allocate(runs.nbytes)
-        _gather(tensor, runs, data)
-        _put(tensor, data, piece)
+    for starts, piece in pieces:
+        begin = [a + b for a, b in zip(part.starts, starts, strict=True)]
+        expression = None
+        if tuple(piece.shape) != shape:
+            expression = _expression(begin, piece.shape, DTYPES[tensor.dtype].packed)
+        yield _Read(part, piece, expression, others)
 
 
-def _gather(tensor: FileTensor, runs: Runs, out: memoryview) -> None:
-    """Read runs of a tensor."""
-    source = tensor.source
-    if not runs.nbytes:
-        return
-    if source.in_memory and runs.length < _MAPPED:
-        span = source.reading(tensor.data_start + tensor.info.begin + runs.offset, runs.span)
-        in_parallel(span.fill, span.extent, chunk=span.step, threads=source.threads)
-        gather_mapped(runs._replace(offset=0), span.data, out)
-        return
-    exact = source.gap <= Source.gap and runs.length >= _SHORT
-    gather(runs, tensor.read_into, out, gap=runs.length // _WASTE if exact else source.gap)
+def _is_direct(part: Part) -> bool:
+    return is_plain(part.target) and CODES.get(part.target.dtype) == part.tensor.dtype
 
 
-def _is_direct(tensor: FileTensor, target: torch.Tensor) -> bool:
-    return is_plain(target) and CODES.get(target.dtype) == tensor.dtype
+def _expression(starts: Sequence[int], lengths: Sequence[int], packed: int) -> tuple[slice, ...]:
+    """The index expression of a box; `packed` stored elements along the last axis are one of torch."""
+    *outer, (begin, length) = zip(starts, lengths, strict=True)
+    return (
+        *(slice(start, start + count) for start, count in outer),
+        slice(begin * packed, (begin + length) * packed),
+    )
 
 
-def _put(tensor: FileTensor, data: memoryview, target: torch.Tensor) -> None:
-    """Copy bytes into a target."""
-    if not len(data):
-        return
-    if _is_direct(tensor, target):
-        host_bytes(tensor.name, target)[:] = data
-        note_change(target)
-    else:
-        shape = logical_shape(tensor.dtype, target.shape) if target.dim() else ()
-        values = ADAPTER.decode(data, tensor.dtype, shape, None, name=tensor.name)
-        target.copy_(values)
+# ---- reading
+
+
+def _fill_on(
+    device: torch.device,
+    reads: Sequence[_Read],
+    done: Callable[[Part, torch.Tensor], object] | None,
+    progress: Progress | None,
+) -> int:
+    """Read what goes onto one device; how many bytes that is."""
+    numbered = {str(number): read for number, read in enumerate(reads)}
+    stored = Checkpoint({key: read.part.tensor for key, read in numbered.items()})
+    onto = ADAPTER.check_device(device)
+    landing = _Landing(landing_of(ADAPTER, onto), numbered, onto)
+    plan = {key: read.expression for key, read in numbered.items()}
+    found = batches(stored, plan, landing.arena)
+    ADAPTER.require(item for batch in found for item in batch.tensors)
+    jobs = [LoadJob(batch) for batch in found]
+
+    def finished(job: LoadJob) -> None:
+        assert job.transfer is not None
+        # Of a mapped file, each is a view of the mapping; else neighbours share memory.
+        batch = job.batch
+        owned = len(batch.tensors) == 1 or (isinstance(batch, Batch) and batch.source.in_memory)
+        arrived = job.transfer.tensors()
+        job.transfer = None
+        for key, _ in batch.tensors:
+            read = numbered[key]
+            values = read.take(arrived.get(key), owned=owned)
+            read.others[0] -= 1
+            if done is not None and not read.others[0]:
+                done(read.part, values)
+
+    Pipeline(jobs, landing.begin, ahead=_AHEAD).run(
+        reader_count(jobs, landing), progress, finished=finished
+    )
+    return sum(batch.nbytes for batch in found)
+
+
+class _Landing:
+    """Where batches go: into the targets themselves, where that is possible, or to `landing`."""
+
+    def __init__(
+        self, landing: Landing, reads: Mapping[str, _Read], device: torch.device | None
+    ) -> None:
+        self._landing = landing
+        self._device = device
+        self._reads = reads
+        self.arena = min(landing.arena, _ARENA)
+        self.threads = landing.threads
+        self.in_place = False
+
+    def begin(self, batch: Batch | Scattered) -> Transfer:
+        if isinstance(batch, Batch):
+            if len(batch.tensors) == 1 and not batch.source.in_memory:
+                memory = self._reads[batch.tensors[0][0]].memory()
+                if memory is not None:
+                    return _Straight(batch, memory)
+        elif isinstance(batch.tensor, FileTensor) and not batch.tensor.in_memory:
+            memory = self._reads[batch.tensors[0][0]].memory()
+            return _Columns(batch, batch.tensor, memory, self._device)
+        return self._landing.begin(batch)
+
+
+class _Columns:
+    """A part that is many runs of a file on its way, into the memory of its target if that is given.
+
+    Threads share the repetitions of the outermost loop.
+    """
+
+    def __init__(
+        self,
+        part: Scattered,
+        tensor: FileTensor,
+        memory: memoryview | None,
+        device: torch.device | None,
+    ) -> None:
+        self._part, self._device = part, device
+        self._source = source = tensor.source
+        self._in_place = memory is not None
+        selection = indexing.select(part.expression, tensor.shape)
+        runs = indexing.runs(selection, tensor.shape, tensor.dtype)
+        begin = tensor.data_start + tensor.info.begin
+        self._runs = runs._replace(offset=begin + runs.offset)
+        exact = source.gap <= Source.gap and runs.length >= _SHORT
+        self._gap = runs.length // _WASTE if exact else None
+        self._data = allocate(runs.nbytes) if memory is None else memory
+        self.extent = runs.loops[0][0]
+        self._each = runs.nbytes // self.extent
+        self.step = max(1, CHUNK // self._each)
+
+    def fill(self, begin: int, end: int) -> None:
+        (_, distance), *inner = self._runs.loops
+        runs = self._runs._replace(
+            offset=self._runs.offset + begin * distance, loops=((end - begin, distance), *inner)
+        )
+        out = self._data[begin * self._each : end * self._each]
+        self._source.read_runs(runs, out, gap=self._gap)
+
+    def tensors(self) -> dict[str, Any]:
+        if self._in_place:
+            return {}  # they are where they belong
+        return ADAPTER.decode_all(self._data, 0, self._part.tensors, self._device)
+
+
+class _Straight:
+    """A batch on its way into the memory of its only target."""
+
+    def __init__(self, batch: Batch, memory: memoryview) -> None:
+        self._source, self._offset = batch.source, batch.data_start + batch.begin
+        self._memory = memory
+        self.extent, self.step = batch.nbytes, CHUNK
+
+    def fill(self, begin: int, end: int) -> None:
+        self._source.read_into(self._offset + begin, self._memory[begin:end])
+
+    def tensors(self) -> dict[str, Any]:
+        return {}  # they are where they belong

@@ -127,7 +127,7 @@ class Location:
         """
         target = self._target
         store = target if isinstance(target, Store) else target.folder() if folder else target.store
-        source = store.open(row.name, backend="auto", version=row.version)
+        source = store.open(row.name, backend="pread", version=row.version)
         if source.size != row.size:
             raise ChangedError(
                 f"the file has {source.size} bytes here, and {row.size} for the coordinator",

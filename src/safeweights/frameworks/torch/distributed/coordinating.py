@@ -13,6 +13,7 @@ from ....checkpoint.layout import Layout, laid_out
 from ....checkpoint.shardindex import VALUES_SUFFIX
 from ....checkpoint.sharding import ShardedCommit
 from ....errors import FormatError, quote
+from ....format.gcpause import gc_paused
 from .layout import Share, planned
 from .values import values_text
 
@@ -67,9 +68,10 @@ class Save:
         self._store = store
         self._options = options
         self._plans = plans
-        self._tensors = planned(plans, order)
         self._aliases: dict[str, str] = {}
-        self._layout = self._lay_out()
+        with gc_paused():
+            self._tensors = planned(plans, order)
+            self._layout = self._lay_out()
         self._commit: ShardedCommit | None = None
         self._values: dict[str, Any] = {}
 
@@ -111,7 +113,8 @@ class Save:
         for staged, shard in zip(files, self._layout.shards, strict=True):
             with self._store.fill(staged) as file:
                 file.write(0, shard.head)
-        return [self._share(plan, files) for plan in self._plans]
+        with gc_paused():
+            return [self._share(plan, files) for plan in self._plans]
 
     @property
     def _values_name(self) -> str:
@@ -141,13 +144,17 @@ class Save:
         return aliases
 
     def _share(self, plan: SavePlan, files: list[str]) -> Share:
-        names = {item.index.fqn for item in plan.items if item.type != WriteItemType.BYTE_IO}
-        places = self._layout.places
-        return Share(
-            files,
-            {name: places[name] for name in names if name in places},
-            {name: self._aliases[name] for name in names if name in self._aliases},
-        )
+        share = Share(files, {}, {})
+        places, aliases = self._layout.places, self._aliases
+        for item in plan.items:
+            name = item.index.fqn
+            if item.type == WriteItemType.BYTE_IO:
+                continue
+            if name in places:
+                share.places[name] = places[name]
+            elif name in aliases:
+                share.aliases[name] = aliases[name]
+        return share
 
     def require_all(self, written: Iterable[Mapping[str, int]]) -> None:
         """Check that the ranks wrote every byte of every tensor.

@@ -17,7 +17,6 @@ from ....checkpoint.layout import PlannedTensor
 from ....derived.boxes import Box, first_gap, first_overlap
 from ....errors import DTypeError, FormatError, quote
 from ....format.dtypes import DTYPES
-from ....format.gcpause import gc_paused
 from ....format.rules import byte_count
 from ..adapter import CODES, logical_shape
 
@@ -61,12 +60,16 @@ def planned(plans: Sequence[SavePlan], order: Iterable[str]) -> dict[str, Tensor
         for item in plan.items:
             if item.type != WriteItemType.BYTE_IO:
                 found.setdefault(item.index.fqn, []).append(item.tensor_data)
-    proved: set[Any] = set()
-    with gc_paused():
-        return {name: _planned(name, parts, proved) for name, parts in found.items() if parts}
+    # Models have the same few shapes, divided in the same way, many times.
+    known: dict[Any, _Kind] = {}
+    return {name: _planned(name, parts, known) for name, parts in found.items() if parts}
 
 
-def _planned(name: str, parts: list[Any], proved: set[Any]) -> Tensor:
+_Kind = tuple[str, tuple[int, ...], int]
+"""Code of the element type, shape, size in bytes."""
+
+
+def _planned(name: str, parts: list[Any], known: dict[Any, _Kind]) -> Tensor:
     size, dtype = parts[0].size, parts[0].properties.dtype
     for part in parts[1:]:
         if part.size != size or part.properties.dtype != dtype:
@@ -75,20 +78,25 @@ def _planned(name: str, parts: list[Any], proved: set[Any]) -> Tensor:
                 f"{part.properties.dtype} of shape {list(part.size)} on another",
                 rule="ranks", tensor=name,
             )  # fmt: skip
+    boxes = tuple([(part.chunk.offsets, part.chunk.sizes) for part in parts])
+    key = dtype, size, boxes
+    kind = known.get(key)
+    if kind is None:
+        kind = known[key] = _kind(name, dtype, size, boxes)
+    return PlannedTensor(name, *kind)
+
+
+def _kind(name: str, dtype: Any, size: Any, boxes: Collection[Any]) -> _Kind:
     code = CODES.get(dtype)
     if code is None:
         raise DTypeError(
             f"{dtype} of tensor {quote(name)} is no type of the format: convert it first",
             tensor=name,
         )
-    boxes = tuple([(part.chunk.offsets, part.chunk.sizes) for part in parts])
-    key = size, boxes
-    if key not in proved:  # models have the same few shapes, divided in the same way, many times
-        _require_cover(name, tuple(size), boxes)
-        proved.add(key)
+    _require_cover(name, tuple(size), boxes)
     shape = tuple(size) if DTYPES[code].packed == 1 else logical_shape(code, size)
     nbytes = byte_count(code, shape)
-    return PlannedTensor(name, code, shape, -1 if nbytes is None else nbytes)
+    return code, shape, -1 if nbytes is None else nbytes
 
 
 def _require_cover(name: str, size: tuple[int, ...], parts: Collection[Any]) -> None:

@@ -206,10 +206,10 @@ class StorageReader(TorchStorageReader):
     ) -> None:
         items = {id(part): item for item, part in parts}
 
-        def done(part: Part) -> None:
-            planner.commit_tensor(items[id(part)], part.target)
+        def done(part: Part, values: torch.Tensor) -> None:
+            planner.commit_tensor(items[id(part)], values)
 
-        fill((part for _, part in parts), done)
+        fill([part for _, part in parts], done)
         values = self._require_catalogue().values
         for item in plan.items:
             if item.type == LoadItemType.BYTE_IO:
