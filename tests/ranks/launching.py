@@ -25,11 +25,19 @@ PRELOADED = [
     "safeweights.distributed",
     "layouts",
     "faults",
+    "saving",
+    "serving",
+    "training",
+    "trainer",
 ]
 
 if HERE not in sys.path:
     sys.path.insert(0, HERE)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # many ranks on few cores
+# The server imports by this variable alone, before Python 3.13.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [HERE, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+)
 _CONTEXT = mp.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(PRELOADED)
 

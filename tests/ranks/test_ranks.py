@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,9 +12,11 @@ import safeweights
 from safeweights.conversion import convert
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "conversion" / "distributed"))
+sys.path[:0] = [str(HERE), str(HERE.parent / "conversion" / "distributed")]
 
+import saving  # noqa: E402
 from folders import assert_equal, by_torch  # noqa: E402
+from launching import run_fine  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 
@@ -25,11 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:Futu
 @pytest.fixture(scope="module", params=[2, 4])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    command = [sys.executable, str(HERE / "saving.py"), str(request.param), str(folder)]
-    subprocess.run(command, env={**os.environ, "RANKS_PORT": port}, check=True, timeout=600)
+    (folder / "files").mkdir()
+    run_fine(saving.rank, request.param, request.param, str(folder), limit=300)
     return folder
 
 

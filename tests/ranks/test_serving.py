@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,20 +13,17 @@ import torch
 from safeweights.torch import save_file
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import serving  # noqa: E402
+from launching import run_ranks  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=[2, 4])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    command = [sys.executable, str(HERE / "serving.py"), str(request.param), str(folder)]
-    done = subprocess.run(
-        command, env={**os.environ, "RANKS_PORT": port}, timeout=600, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    (folder / "stderr").write_text(done.stderr)
+    results = run_ranks(serving.rank, request.param, request.param, str(folder), limit=300)
+    (folder / "errors").write_text("\n".join(each.error or "" for each in results))
     return folder
 
 
@@ -41,7 +36,7 @@ def test_every_rank_has_its_part(run: Path, case: str) -> None:
     if case == "layouts" and ranks < 4:
         pytest.skip("a mesh of two dimensions needs four ranks")
     done = [number for number in range(ranks) if (run / f"{case}-{number}").exists()]
-    assert done == list(range(ranks)), (run / "stderr").read_text()[-3000:]
+    assert done == list(range(ranks)), (run / "errors").read_text()[-3000:]
 
 
 def test_the_page_runs(tmp_path: Path) -> None:
@@ -67,11 +62,12 @@ def test_the_page_runs(tmp_path: Path) -> None:
     save_file(state, tmp_path / "model" / "model.safetensors")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "serve.py", "model",
+        "--redirects", "1", "--log-dir", "logs", "serve.py", "model",
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = sorted(map(float, done.stdout.split()))
+    printed = [each.read_text() for each in (tmp_path / "logs").rglob("stdout.log")]
+    found = sorted(map(float, " ".join(printed).split()))
     assert found == pytest.approx(sorted(expected * 2), rel=1e-3, abs=1e-2)

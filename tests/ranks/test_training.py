@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("accelerate", reason="needs requirements/ranks.txt: `make test-ranks`")
 pytest.importorskip("transformers", reason="needs requirements/ranks.txt: `make test-ranks`")
 sys.path.insert(0, str(Path(__file__).parent))
 
+import trainer
 import training
 from launching import run_fine, run_ranks
 
@@ -53,6 +56,40 @@ def test_other_numbers_of_ranks_go_on_as_with_torch(killed: Path, ranks: int) ->
     """Bit for bit what torch's own checkpoint gives; four ranks are two by two, tensor-parallel."""
     theirs = run_fine(training.train, ranks, ranks, str(killed), "torch")
     assert run_fine(training.train, ranks, ranks, str(killed), "ours") == theirs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the Trainer saved on two ranks after 4 steps, by torch's storage and by ours."""
+    folder = tmp_path_factory.mktemp("trainer")
+    losses = [
+        run_fine(trainer.train, 2, 2, str(folder / which), 4, which == "ours")
+        for which in ("ours", "torch")
+    ]
+    assert losses[0] == losses[1]
+    return folder
+
+
+def test_the_trainer_saves_safetensors(trained: Path) -> None:
+    ours, theirs = (trained / which / "checkpoint-4" for which in ("ours", "torch"))
+    assert list(ours.rglob("*.distcp")) == []
+    for name in ("pytorch_model_fsdp_0", "optimizer_0"):
+        stored, expected = safeweights.open(ours / name), safeweights.open(theirs / name)
+        assert len(stored) > 10
+        for key in stored:
+            assert bytes(stored[key].view()) == bytes(expected[key].view()), key
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_the_trainer_goes_on_as_with_torch(trained: Path, tmp_path: Path, ranks: int) -> None:
+    """Bit for bit, on any number of ranks."""
+    losses = []
+    for which in ("ours", "torch"):
+        shutil.copytree(trained / which, tmp_path / which)
+        arguments = ranks, str(tmp_path / which), 6, which == "ours"
+        losses.append(run_fine(trainer.train, ranks, *arguments))
+    assert losses[0] == losses[1]
+    assert len(losses[0][0]) == 6
 
 
 def test_the_loop_of_the_page_runs_on_two_nodes(tmp_path: Path) -> None:
