@@ -5,9 +5,9 @@
 The ways take turns on the same two processes (gloo), and the median counts. The clock runs from a barrier
 to the next one. "Memory" is what the peak of a rank's resident set grew by, "disk" what is in the folder
 afterwards. Everything is in the page cache: the work is compared, not the disk. "Fetched" is what both
-ranks together read from the disk in one more load, before which the files were dropped from the page cache,
-by the size of the model. FSDP 2 divides rows; "columns" is what row-wise tensor parallelism divides: runs of
-2 to 8 KiB in a file.
+ranks together read from the disk in one more load, before which the files were dropped from the page
+cache, by the size of the model. FSDP 2 divides rows; "columns" is what row-wise tensor parallelism
+divides: runs of 2 to 8 KiB in a file.
 """
 
 from __future__ import annotations

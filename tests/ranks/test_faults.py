@@ -81,7 +81,7 @@ def test_a_rank_that_is_killed_at_any_step(saved: Path, tmp_path: Path, victim: 
         error, _ = results[1 - victim].value
         assert error is not None
         value = value_of(folder)
-        run_fine(faults.save, 2, 2, str(folder), 3)  # which finds nothing in its way
+        run_fine(faults.save, 1, 1, str(folder), 3)  # which finds nothing in its way
         assert value_of(folder) == 3
         left = [path for name in hidden(folder) for path in (folder / name).rglob("*")]
         assert sum(path.stat().st_size for path in left if path.is_file()) == 0, left
