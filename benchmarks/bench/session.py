@@ -197,8 +197,6 @@ class Session:
             if (number >= fewest and now > end) or (number and now > self._deadline):
                 return
             self._say(f"round {number + 1}")
-            if row.data is not None:  # of the cache that is written to, and of the result
-                machine.touch_memory(2 * row.data.nbytes)
             playing = list(_active(turns))
             shift = number % len(playing) if playing else 0
             for turn in playing[shift:] + playing[:shift]:
@@ -208,6 +206,8 @@ class Session:
     def _sample(self, row: Row, turn: _Turn, *, check: bool = False) -> float:
         if row.cold:
             machine.drop_from_cache(turn.arguments["path"])
+        if row.data is not None:  # for the cache that is written to, and for the result
+            machine.touch_memory(2 * row.data.nbytes)
         worker = self._crew.worker(turn.entry.process)
         try:
             answer = worker.ask("sample", key=turn.key, check=check)

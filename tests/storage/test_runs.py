@@ -142,6 +142,36 @@ def test_chunks(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert b"".join(chunks) == DATA[5:2505]
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_space_is_reserved_where_blocks_are_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    (tmp_path / "source").write_bytes(bytes(1 << 20))
+    big = open_source(tmp_path / "source")
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(runs, "can_share_blocks", lambda _: shared)
+    monkeypatch.setattr(runs, "reserve", lambda _, length, offset: asked.append((offset, length)))
+    write_file(tmp_path / "a", [b"head", Run(big, 0, 1 << 20), Run(big, 1, 10)])
+    assert asked == ([] if shared else [(4, 1 << 20)])
+
+
+def test_a_disk_that_is_full_says_so_before_a_run_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_calls: Any
+) -> None:
+    (tmp_path / "source").write_bytes(bytes(1 << 20))
+
+    def full(*_: object) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runs, "can_share_blocks", lambda _: False)
+    monkeypatch.setattr(runs, "reserve", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        write_file(tmp_path / "a", [Run(open_source(tmp_path / "source"), 0, 1 << 20)])
+    assert caught.value.filename == str(tmp_path / "a")
+    assert "copy_file_range" not in system_calls.log
+    assert [each.name for each in tmp_path.iterdir()] == ["source"]
+
+
 def test_only_files_can_be_moved(source: Any) -> None:
     assert is_copyable(source)
     assert not is_copyable(BytesSource(b"x"))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
+import struct
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -79,6 +82,36 @@ def test_space_is_set_aside_without_changing_the_size(descriptor: int, tmp_path:
         assert os.fstat(file.fileno()).st_size == 0
     assert syscalls.reserve(descriptor, 1 << 20) is False  # open for reading only
     assert os.fstat(descriptor).st_size == size
+
+
+@pytest.mark.parametrize(
+    "answer", [None, OSError(errno.EOPNOTSUPP, "no"), OSError(errno.ENOTTY, "no")]
+)
+def test_whether_files_can_share_blocks(
+    descriptor: int, monkeypatch: pytest.MonkeyPatch, answer: OSError | None
+) -> None:
+    asked: list[bytes] = []
+
+    def ioctl(target: int, request: int, argument: bytes) -> int:
+        assert target == descriptor
+        assert request == 0x4020940D  # FICLONERANGE of linux/fs.h
+        asked.append(argument)
+        if answer is not None:
+            raise answer
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    assert syscalls.can_share_blocks(descriptor) is (answer is None)
+    assert struct.unpack("qQQQ", asked[0]) == (descriptor, 100_000, 0, 100_000)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not syscalls.can_share_blocks(descriptor)
+
+
+def test_asking_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc" * 5000)
+    with open(tmp_path / "a", "rb+") as file:
+        syscalls.can_share_blocks(file.fileno())
+    assert (tmp_path / "a").read_bytes() == b"abc" * 5000
 
 
 def test_where_nothing_can_be_set_aside(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:

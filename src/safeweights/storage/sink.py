@@ -338,7 +338,7 @@ class _NewFile:
                 self._create_named(_contents(unnamed), None)
 
     def _create_named(self, buffers: _Pieces, progress: _Progress | None) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS | getattr(os, "O_NOFOLLOW", 0)
         with _closing(os.open(self._path, flags, self._mode), self._target) as descriptor:
             self._fill(descriptor, buffers, progress)
 

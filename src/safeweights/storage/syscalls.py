@@ -12,12 +12,14 @@ import ctypes
 import errno
 import mmap
 import os
+import struct
 import sys
 from functools import cache
 from typing import Any, Final
 
 __all__ = [
     "address_of",
+    "can_share_blocks",
     "is_remote",
     "keep_secret",
     "map_untracked",
@@ -32,6 +34,7 @@ __all__ = [
 
 _CACHESTAT: Final = 451  # new system calls have the same number on every architecture
 _KEEP_SIZE: Final = 1
+_CLONE: Final = 0x4020940D  # FICLONERANGE
 _HUGEPAGE: Final = 14  # MADV_HUGEPAGE
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ
 _DONTDUMP: Final = 16  # MADV_DONTDUMP
@@ -100,11 +103,16 @@ def is_remote(descriptor: int) -> bool | None:
     return (status[0] & 0xFFFFFFFF) in _REMOTE
 
 
-def reserve(descriptor: int, nbytes: int) -> bool:
+def reserve(descriptor: int, nbytes: int, offset: int = 0) -> bool:
     """Reserve disk space for a file that is about to be written; returns whether that was possible.
 
     Writing to reserved blocks is faster, they lie together, and a full disk is an error before anything was
     written. The size of the file does not change (fallocate(2), FALLOC_FL_KEEP_SIZE).
+
+    Args:
+        descriptor: The file.
+        nbytes: How much will be written.
+        offset: Where that begins.
 
     Raises:
         OSError: There is not enough space, or a quota or limit forbids it.
@@ -112,12 +120,34 @@ def reserve(descriptor: int, nbytes: int) -> bool:
     libc = _libc()
     if libc is None or sys.maxsize < 1 << 32:
         return False
-    if libc.fallocate(descriptor, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(nbytes)) == 0:
+    begin, length = ctypes.c_int64(offset), ctypes.c_int64(nbytes)
+    if libc.fallocate(descriptor, _KEEP_SIZE, begin, length) == 0:
         return True
     code = ctypes.get_errno()
     if code in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         raise OSError(code, os.strerror(code))
     return False
+
+
+def can_share_blocks(descriptor: int) -> bool:
+    """Whether the filesystem can let files share blocks, so that copying between them copies nothing.
+
+    Asks for what follows the file's end, which is nothing, to be shared with itself: filesystems that cannot
+    share refuse even that (ioctl_ficlonerange(2), Linux).
+
+    Args:
+        descriptor: A regular file, open for reading and writing.
+    """
+    if sys.platform != "linux":
+        return False
+    import fcntl
+
+    end = os.fstat(descriptor).st_size
+    try:
+        fcntl.ioctl(descriptor, _CLONE, struct.pack("qQQQ", descriptor, end, 0, end))
+    except OSError:
+        return False
+    return True
 
 
 def prefer_huge_pages(address: int, nbytes: int) -> None:
