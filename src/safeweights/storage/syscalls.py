@@ -132,8 +132,8 @@ def reserve(descriptor: int, nbytes: int, offset: int = 0) -> bool:
 def can_share_blocks(descriptor: int) -> bool:
     """Whether the filesystem can let files share blocks, so that copying between them copies nothing.
 
-    Asks for what follows the file's end, which is nothing, to be shared with itself: filesystems that cannot
-    share refuse even that (ioctl_ficlonerange(2), Linux).
+    Asks for what follows the file's end, which is nothing, to be shared with itself: filesystems that
+    cannot share refuse even that (ioctl_ficlonerange(2), Linux).
 
     Args:
         descriptor: A regular file, open for reading and writing.
