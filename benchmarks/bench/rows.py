@@ -482,6 +482,7 @@ def _rows() -> list[Row]:
             entries=_ONE_WAY,
             data=_HALF,
             limits=("memcpy, fresh memory", "memcpy"),
+            bound="memcpy",
             reach=Reach(ratio=0.5),
         ),
         Row(
@@ -491,6 +492,7 @@ def _rows() -> list[Row]:
             entries=_ONE_WAY,
             data=_HALF,
             limits=("memcpy, fresh memory", "memcpy"),
+            bound="memcpy",
             reach=Reach(ratio=0.6),
         ),
         Row(

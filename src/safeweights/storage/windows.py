@@ -223,19 +223,25 @@ class ByteReader:
         Raises:
             FormatError: There is no newline, or none within about `limit` bytes (a block of 64 KiB more).
         """
-        searched = 0
-        while True:
-            found = self.block.find(b"\n", self.position + searched)
+        found = self.block.find(b"\n", self.position)
+        if found < 0:
+            return self.take(self._line_length(limit) + 1)[:-1]
+        line = self.block[self.position : found]
+        self.position = found + 1
+        return line
+
+    def _line_length(self, limit: int) -> int:
+        """Bytes before the next newline, which is not in `block`; nothing is kept of what is searched."""
+        begin, searched = self.offset, len(self.block) - self.position
+        while searched <= limit:
+            count = min(_READ_BLOCK, self._end - begin - searched)
+            if count <= 0:
+                raise truncated(self._source, begin, searched + 1)
+            found = read_bytes(self._source, begin + searched, count).find(b"\n")
             if found >= 0:
-                line = self.block[self.position : found]
-                self.position = found + 1
-                return line
-            searched = len(self.block) - self.position
-            if searched > limit:
-                raise exceeded("inline_bytes", limit, self._source.name, self.offset)
-            # Double the buffer, so that a line of n bytes costs O(n), not O(n**2 / block).
-            more = min(max(searched, _READ_BLOCK), self._end - self.offset - searched)
-            self._fill(searched + max(more, 1))
+                return searched + found
+            searched += count
+        raise exceeded("inline_bytes", limit, self._source.name, begin)
 
     def buffer(self, count: int) -> None:
         """Have the next `count` bytes in `block`, or all there are."""
