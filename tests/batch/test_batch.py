@@ -109,6 +109,16 @@ class TestCommands:
             "ok"
         }
 
+    def test_a_manifest_of_another_batch_is_a_wrong_option(self, models: Path) -> None:
+        run("check", "models/a", "--resume", "done")
+        Path("other").write_text("garbage")
+        for given in (["hash", "--resume", "done"], ["check", "--strict", "--resume", "done"],
+                      ["check", "--resume", "other"]):  # fmt: skip
+            result = CliRunner().invoke(cli, ["batch", *given, "models/a"])
+            assert (result.exit_code, result.stdout) == (2, "")
+            assert "manifest" in result.stderr
+        assert Path("other").read_text() == "garbage"
+
     def test_pull(self, models: Path) -> None:
         Path("list").write_text("models/a\tteam/first\nmodels/d/model.safetensors\n")
         assert [row[2] for row in rows("pull", "@list", "--to", "pulled")] == [

@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from kills import kill_again_and_again, two_models
 
 import safeweights
 import safeweights.numpy
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("cryptography", reason="needs the package cryptography")
 
-KILLS = int(os.environ.get("SAFEWEIGHTS_KILLS", "12"))
+KILLS = int(os.environ.get("SAFEWEIGHTS_KILLS", "30"))
 
 POLICY = """\
 [signers.us]
@@ -217,7 +217,7 @@ def test_a_model_that_is_refused_leaves_the_folder_as_it_was(
     before = contents(tmp_path / "dst")
     unsigned = safeweights.numpy.save({"a": np.zeros(3)})
     server.files = {"m/model.safetensors": unsigned}
-    done = pull(f"{server.url}/m/", tmp_path / "dst", policy=policy)
+    done = pull(f"{server.url}/m/", tmp_path / "dst", policy=policy, force=True)
     assert not done.admitted
     assert contents(tmp_path / "dst") == before
     assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
@@ -273,6 +273,47 @@ def test_a_folder_outside_the_root_of_the_policy_needs_a_name(
     assert pull(f"{server.url}/m/", target, policy=policy, name="m").admitted
 
 
+def test_files_that_are_not_of_the_model_are_not_deleted(
+    server: BadServer, model: Path, tmp_path: Path
+) -> None:
+    target, mine = tmp_path / "dst", tmp_path / "dst" / "notes" / "mine.txt"
+    url = f"{server.url}/m/"
+    mine.parent.mkdir(parents=True)
+    (target / "config.json").write_text("{}")
+    mine.write_text("mine")
+    (target / "link").symlink_to(tmp_path)
+    before = len(server.requests)
+    for _ in range(2):
+        with pytest.raises(FileExistsError, match="no such file") as caught:
+            pull(url, target)
+        assert caught.value.filename.endswith(("mine.txt", "link"))
+        assert big_ranges(server, before) == []
+        (target / "link").unlink(missing_ok=True)
+    mine.unlink()
+    late = CliRunner().invoke(cli, ["pull", url, str(target)])
+    assert late.exit_code == 0
+    (target / "mine.txt").write_text("mine")
+    assert CliRunner().invoke(cli, ["pull", url, str(target)]).exit_code == 3
+    assert CliRunner().invoke(cli, ["pull", url, str(target), "--force"]).exit_code == 0
+    assert contents(target) == contents(model)
+
+
+def test_a_file_that_comes_while_a_model_is_pulled_is_not_deleted(
+    server: BadServer, model: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "dst"
+    pull(f"{server.url}/m/", target)
+
+    def fault(handler: Handler, number: int) -> bool:
+        (target / "late").write_text("mine")
+        return False
+
+    server.fault = fault
+    with pytest.raises(FileExistsError):
+        pull(f"{server.url}/m/", target)
+    assert (target / "late").read_text() == "mine"
+
+
 def test_a_file_in_place_of_the_folder(server: BadServer, model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path)
@@ -320,6 +361,23 @@ def test_the_cache_is_shared_and_verified(
     pull(f"{server.url}/m/", tmp_path / "three", policy=policy)
     assert contents(tmp_path / "three") == contents(model)
     assert hashlib.sha256(cached.read_bytes()).hexdigest() == digest
+
+
+def test_a_cache_that_cannot_be_written_stops_no_pull(
+    server: BadServer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    policy = str(tmp_path / "policy.toml")
+    given = ["pull", f"{server.url}/m/", str(tmp_path / "one"), "--policy", policy]
+    monkeypatch.setenv("SAFEWEIGHTS_CACHE", str(tmp_path / "file" / "cache"))
+    result = CliRunner().invoke(cli, given)
+    assert result.exit_code == 0
+    assert contents(tmp_path / "one") == contents(model)
+    assert result.stderr.count("not kept in SAFEWEIGHTS_CACHE: Not a directory") == 1
+    monkeypatch.setenv("SAFEWEIGHTS_CACHE_SIZE", "lots")
+    result = CliRunner().invoke(cli, given)
+    assert result.exit_code == 1
+    assert "SAFEWEIGHTS_CACHE_SIZE: `lots` is no size" in result.stderr
 
 
 def test_the_cache_is_bounded(tmp_path: Path) -> None:
@@ -422,37 +480,25 @@ def test_what_cannot_be_pushed(server: BadServer, model: Path, tmp_path: Path) -
 # ---- being killed
 
 
-def killed(arguments: list[str], after: float, env: dict[str, str] | None = None) -> int:
-    command = [sys.executable, "-m", "safeweights", *arguments]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, **(env or {})},
-    )
-    time.sleep(after)
-    process.send_signal(signal.SIGKILL)
-    return process.wait(30)
-
-
 def test_a_pull_that_is_killed_at_any_time_leaves_a_whole_model_or_none(
-    server: BadServer, model: Path, tmp_path: Path
+    server: BadServer, tmp_path: Path
 ) -> None:
-    server.fault = lambda handler, _: time.sleep(0.02)  # type: ignore[assignment,return-value]
-    policy, expected = str(tmp_path / "policy.toml"), contents(model)
-    target = tmp_path / "dst"
-    draw = random.Random(7)
-    whole = 0
-    for _ in range(KILLS):
-        killed(
-            ["pull", f"{server.url}/m/", str(target), "--policy", policy], draw.uniform(0.3, 1.5)
-        )
-        if target.exists():
-            assert contents(target) == expected
-            whole += 1
-    pull(f"{server.url}/m/", target, policy=policy)
-    assert contents(target) == expected
-    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
+    """Two models take turns in one folder; it never has files of both."""
+    models = two_models(tmp_path)
+    for name, model in models.items():
+        for path in model.iterdir():
+            server.files[f"{name}/{path.name}"] = path.read_bytes()
+    server.fault = lambda handler, _: time.sleep(0.002)  # type: ignore[assignment,return-value]
+    target, policy = tmp_path / "dst", str(tmp_path / "policy.toml")
+    found = kill_again_and_again(
+        "pull", count=KILLS, policy=policy, models=[str(model) for model in models.values()],
+        urls=[f"{server.url}/{name}/" for name in models], target=str(target),
+    )  # fmt: skip
+    assert not [each for each in found if each["error"]]
+    assert {each["found"] for each in found} <= {"0", "1", "none"}
+    assert sum(each["killed"] for each in found) >= KILLS // 10
+    assert target.exists()
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".dst")] == []
 
 
 # --- the digest of a file, computed while it is fetched

@@ -8,13 +8,13 @@ function that is named by its module, so that every worker can import it; the co
 
 from __future__ import annotations
 
-from .manifest import Manifest
+from .manifest import Manifest, ManifestError
 from .reporting import BatchReport, record_of
 from .running import ENGINES, run_units
 from .sources import Shard, find_units
 from .units import Outcome, Unit, Work
 
 __all__ = [
-    "ENGINES", "BatchReport", "Manifest", "Outcome", "Shard", "Unit", "Work", "find_units", "record_of",
-    "run_units",
+    "ENGINES", "BatchReport", "Manifest", "ManifestError", "Outcome", "Shard", "Unit", "Work",
+    "find_units", "record_of", "run_units",
 ]  # fmt: skip

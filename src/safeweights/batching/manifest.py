@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from .units import Unit, Work
 
-__all__ = ["Manifest"]
+__all__ = ["Manifest", "ManifestError"]
+
 
 _VERSION: Final = 1
 _HEAD: Final = b'{"batch":'
@@ -41,6 +42,10 @@ _SUM: Final = len(',"sum":"0123456789abcdef"}\n')
 _LONGEST: Final = 1 << 30
 _SYNC: Final = 0.25
 """Seconds between two fsync(2): a loss of power costs the units of this time, a kill none."""
+
+
+class ManifestError(UnsupportedError):
+    """The file that was given as a manifest is none, or that of another batch."""
 
 
 class Manifest:
@@ -92,7 +97,7 @@ class Manifest:
         whole = 0
         for record, end in self._records():
             if first and record != head:
-                raise UnsupportedError(
+                raise ManifestError(
                     "this manifest is of another batch, or of other options; use another file",
                     path=self.path,
                 )
@@ -114,9 +119,7 @@ class Manifest:
                 record = _parsed(line)
                 if record is None:
                     if end == 0 and not (line.startswith(_HEAD) or _HEAD.startswith(line)):
-                        raise UnsupportedError(
-                            "this is not the manifest of a batch", path=self.path
-                        )
+                        raise ManifestError("this is not the manifest of a batch", path=self.path)
                     return
                 end += len(line)
                 yield record, end

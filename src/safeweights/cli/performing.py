@@ -72,7 +72,7 @@ BATCHED: Final = {
     ),
     "pull": Batched(
         "Fetch each into a folder below --to, once the policy admits it.", True, True,
-        without=frozenset({"name", "files"}),
+        without=frozenset({"name", "files"}), creates=True,
     ),
 }  # fmt: skip
 """Command -> how it takes part in batches."""

@@ -13,6 +13,7 @@ import re
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+from ..errors import UnsupportedError
 from ..storage import open_source, write_file
 from ..storage.hashing import Hashing
 from ..storage.runs import Run, is_copyable
@@ -94,7 +95,11 @@ class Cache:
         folder = os.environ.get("SAFEWEIGHTS_CACHE")
         if not folder:
             return None
-        return cls(folder, parse_size(os.environ.get("SAFEWEIGHTS_CACHE_SIZE") or _DEFAULT_SIZE))
+        try:
+            size = parse_size(os.environ.get("SAFEWEIGHTS_CACHE_SIZE") or _DEFAULT_SIZE)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"SAFEWEIGHTS_CACHE_SIZE: {error}") from None
+        return cls(folder, size)
 
     def _path(self, sha256: str) -> str:
         return os.path.join(self.folder, sha256[:2], sha256)
@@ -115,7 +120,11 @@ class Cache:
         return False
 
     def add(self, path: str, sha256: str) -> None:
-        """Copy a file with that digest, which was verified, into the cache; make room first."""
+        """Copy a file with that digest, which was verified, into the cache; make room first.
+
+        Raises:
+            OSError: The cache cannot be written.
+        """
         size = os.path.getsize(path)
         target = self._path(sha256)
         if size > self.size or os.path.exists(target):

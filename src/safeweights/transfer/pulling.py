@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import FormatError
+from ..storage import LocalStore
 from ..storage.parallel import CHUNK, in_threads
 from ..storage.places import shown
 from .cache import Cache, copy_verified
@@ -48,6 +49,7 @@ class Pulled:
         fetched: Bytes that came from the store, those of opening included.
         reused: Bytes that were there already: in the folder, the cache, or of an earlier attempt.
         admission: The decision; None without a policy.
+        not_cached: Why the cache does not have all of the files: it cannot be written.
     """
 
     folder: str
@@ -55,6 +57,7 @@ class Pulled:
     fetched: int = 0
     reused: int = 0
     admission: Admission | None = None
+    not_cached: OSError | None = None
 
     @property
     def admitted(self) -> bool:
@@ -70,6 +73,7 @@ def pull(
     name: str | None = None,
     files: Sequence[str] = (),
     identity: Any = None,
+    force: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> Pulled:
     """Fetch a model, and let the folder have its name when the policy admits it.
@@ -77,15 +81,17 @@ def pull(
     Args:
         url: A folder or a file, at any URL or path.
         folder: The folder to make, or to replace: files that it has already with the same content are
-            not fetched.
+            not fetched. Nothing else may be in it without `force`.
         policy: A policy, or the path of one; None for no check but that of the transfer.
         name: What the policy calls the model; by default the place of `folder` below its root.
         files: Only these files.
         identity: Who opens encrypted files, so that `policy` decides about what is in them, too; see
             `safeweights.admit`. They are written as they are.
+        force: Delete files of the folder that the model does not have.
         progress: Called with the bytes that are there so far, and those of all files.
 
     Raises:
+        FileExistsError: Without `force`: the folder has files that the model does not have.
         FormatError: There is no model, or a file's content is not what its store says.
         VerificationError: A file is not what was signed.
         ChangedError: A file was replaced meanwhile.
@@ -95,6 +101,8 @@ def pull(
     if os.path.islink(folder) or (os.path.lexists(folder) and not os.path.isdir(folder)):
         raise NotADirectoryError(errno.ENOTDIR, "is not a folder, which could be replaced", folder)
     store, names = files_at(url, files)
+    if not force:
+        _require_expendable(folder, names)
     above, base = os.path.split(folder)
     os.makedirs(above, exist_ok=True)
     with _staging(os.path.join(above, f".{base}{_SUFFIX}")) as staging:
@@ -106,9 +114,22 @@ def pull(
             new = os.path.join(staging, "new")
             done.admission = _decide(new, policy, name, folder, identity)
         if done.admitted:
+            if not force:
+                _require_expendable(folder, names)  # others may have come meanwhile
             _publish(staging, folder)
         shutil.rmtree(staging, ignore_errors=True)
     return done
+
+
+def _require_expendable(folder: str, names: list[str]) -> None:
+    """Refuse a folder that has other files, which would be lost with it."""
+    if not os.path.isdir(folder):
+        return
+    wanted, present = set(names), LocalStore(folder)
+    other = next((entry.name for entry in present.list() if entry.name not in wanted), None)
+    if other is not None:
+        message = "the model has no such file; --force (force=True) deletes it"
+        raise FileExistsError(errno.EEXIST, message, present.locate(other))
 
 
 @contextmanager
@@ -293,10 +314,18 @@ class _Pull:
             self._done.reused += source.size - found.nbytes
             if digest is not None:
                 _require(path, source.name, digest, found.sha256)
-                if self._cache is not None:
-                    self._cache.add(path, digest)
+                self._keep(path, digest)
         self._ready += source.size
         self._advance(0)
+
+    def _keep(self, path: str, digest: str) -> None:
+        """Add a file to the cache. Where that cannot be written, the pull goes on without it."""
+        if self._cache is None or self._done.not_cached is not None:
+            return
+        try:
+            self._cache.add(path, digest)
+        except OSError as error:
+            self._done.not_cached = error
 
     def _advance(self, done: int) -> None:
         if self._progress is not None:

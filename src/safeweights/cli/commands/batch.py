@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...batching import ENGINES, BatchReport
+from ...batching import ENGINES, BatchReport, ManifestError
 from ...batching.reporting import STATUSES
 from ...errors import UnsupportedError
 from ...storage import write_file
@@ -142,11 +142,14 @@ def _run(out: Output, name: str, sources: tuple[str, ...], given: dict[str, Any]
     )  # fmt: skip
     done: list[BatchUnitRecord] = []
     with closing(found), _progress(units) as progress:
-        for record in found:
-            done.append(record)
-            progress(len(done))
-            if not (out.json or out.terminal):
-                out.line(*_fields(record))
+        try:
+            for record in found:
+                done.append(record)
+                progress(len(done))
+                if not (out.json or out.terminal):
+                    out.line(*_fields(record))
+        except ManifestError as error:  # before the first unit
+            raise click.UsageError(f"--resume: {error}") from None
     report = BatchReport(name, tuple(done))
     _write(report, given)
     if out.json:

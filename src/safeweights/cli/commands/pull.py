@@ -32,6 +32,7 @@ __all__ = ["command"]
     "--name", help="The model's name in the policy's rules [default: DIR below its root]."
 )
 @click.option("--file", "files", metavar="NAME", multiple=True, help="Only this file of a folder.")
+@click.option("--force", is_flag=True, help="Delete files in DIR that the model does not have.")
 @click.option("--explain", is_flag=True, help="Also print the reasons for the model.")
 @identity_option
 @json_option
@@ -44,6 +45,7 @@ def command(
     policy: str | None,
     name: str | None,
     files: tuple[str, ...],
+    force: bool,
     explain: bool,
     keyring: Keyring | None,
 ) -> int:
@@ -51,8 +53,9 @@ def command(
 
     URL is a folder or a file: https://, s3://, gs://, az://, hf://org/repository@revision,
     oci://registry/name:tag, or a path. Files that DIR has already are not fetched again, and a pull that
-    was interrupted is continued. A model that is refused is deleted; DIR stays as it was. The exit status
-    is 0 if DIR has the model, 1 if the policy refuses it.
+    was interrupted is continued. A model that is refused is deleted; DIR stays as it was. DIR may have
+    no other files, but with --force. The exit status is 0 if DIR has the model, 1 if the policy refuses
+    it.
 
     With -i, the policy decides about what is in encrypted files, too. They are written as they are.
 
@@ -72,8 +75,12 @@ def command(
 
     with watched_writing("pulling") as progress:
         done = pull(
-            url, folder, policy=policy, name=name, files=files, identity=keyring, progress=progress
-        )
+            url, folder, policy=policy, name=name, files=files, identity=keyring, force=force,
+            progress=progress,
+        )  # fmt: skip
+    if (error := done.not_cached) is not None:
+        why = error.strerror or type(error).__name__
+        out.message(f"files are not kept in SAFEWEIGHTS_CACHE: {why} ({error.filename})")
     decision = None if done.admission is None else record(done.admission.decision)
     document: PullDocument = {
         "schema": "safeweights.pull/1",
