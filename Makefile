@@ -72,17 +72,17 @@ test-pythons: ## The core's tests on every Python from 3.10 to 3.14 that is inst
 test-frameworks: ## jax, tensorflow, mlx and paddle, each in its own environment
 	$(PYTHON) scripts/test_frameworks.py
 
-test-remote: $(VENV)/.installed-remote ## Buckets, web servers, the Hub, registries: real servers on loopback
+test-remote: $(VENV)/.installed-remote ## Buckets, web servers, the Hub, registries: real servers on loopback (KILLS=100: more kills)
 	sh scripts/system_packages.sh nginx=nginx-light docker-registry
-	$(BIN)/python -m pytest -n $(WORKERS) tests/remote
+	$(if $(KILLS),SAFEWEIGHTS_KILLS=$(KILLS)) $(BIN)/python -m pytest -n $(WORKERS) tests/remote
 
 $(VENV)/.installed-remote: $(VENV)/.installed requirements/remote.txt
 	$(BIN)/python -m pip install -q -r requirements/remote.txt
 	-command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix .cache/azurite azurite@3.37.0
 	touch $@
 
-test-batch: $(VENV)/.installed-batch ## Batches: kills, and a Ray cluster of two nodes on this machine
-	$(BIN)/python -m pytest -n $(WORKERS) tests/batch
+test-batch: $(VENV)/.installed-batch ## Batches: kills (KILLS=100: more), and a Ray cluster of two nodes on this machine
+	$(if $(KILLS),SAFEWEIGHTS_KILLS=$(KILLS)) $(BIN)/python -m pytest -n $(WORKERS) tests/batch
 
 $(VENV)/.installed-batch: $(VENV)/.installed requirements/batch.txt
 	$(BIN)/python -m pip install -q -r requirements/batch.txt

@@ -66,6 +66,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+            with self.server.lock:
+                self.server.sent += len(body)
 
     def reply_range(self, body: bytes | None = None, **fields: str | None) -> None:
         """The right answer, with other fields or another body."""
@@ -120,6 +122,7 @@ class BadServer(ThreadingHTTPServer):
         files: Path -> contents.
         fault: Given the handler and the number of the request; True if it has answered.
         requests: Method, path and fields of each request so far.
+        sent: Bytes of the bodies of all answers.
     """
 
     daemon_threads = True
@@ -132,6 +135,7 @@ class BadServer(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.fault: Callable[[Handler, int], bool] | None = None
         self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.sent = 0
         self.lock = threading.Lock()
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
 

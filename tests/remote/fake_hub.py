@@ -75,6 +75,8 @@ class FakeHub:
         path = handler.path.partition("?")[0]
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
             self.info(handler, match[1], match[2] or "main")
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
+            self.tree(handler, *match.groups())
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self.resolve(handler, *match.groups())
         elif self.lfs_api and re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
@@ -108,6 +110,25 @@ class FakeHub:
         body = json.dumps({"id": repository, "sha": found, "siblings": siblings}).encode()
         handler.reply(200, body, Content_Type="application/json")
 
+    def tree(self, handler: Handler, repository: str, revision: str) -> None:
+        """The files, as `HfFileSystem` asks for them; folders have none."""
+        found = self._commit(handler, repository, revision)
+        if found is None:
+            return
+        files: list[dict[str, Any]] = []
+        for name, data in self.commits[found].items():
+            each: dict[str, Any] = {
+                "type": "file",
+                "path": name,
+                "size": len(data),
+                "oid": "0" * 40,
+            }
+            if in_lfs(name, data):
+                digest = hashlib.sha256(data).hexdigest()
+                each["lfs"] = {"oid": digest, "size": len(data), "pointerSize": 130}
+            files.append(each)
+        handler.reply(200, json.dumps(files).encode(), Content_Type="application/json")
+
     def resolve(self, handler: Handler, repository: str, revision: str, name: str) -> None:
         found = self._commit(handler, repository, revision)
         if found is None:
@@ -125,7 +146,7 @@ class FakeHub:
             )  # fmt: skip
             return
         etag = f'"{hashlib.sha1(data).hexdigest()}"'
-        if handler.command == "HEAD":
+        if handler.command == "HEAD" or handler.headers["Range"] is None:
             handler.reply(200, data, ETag=etag, **fields)
         else:
             begin, end = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers["Range"]).groups()  # type: ignore[union-attr]

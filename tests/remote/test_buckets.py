@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,3 +228,26 @@ def test_reading_back_a_large_upload_is_refused(s3: str) -> None:
         commit.write("a", [bytes(1 << 20)] * 10)
         with pytest.raises(UnsupportedError, match="before it is complete"):
             commit.open("a")
+
+
+def test_a_forked_process_is_told_instead_of_waiting_for_ever(s3: str) -> None:
+    code = f"""
+import os, signal
+from safeweights.errors import UnsupportedError
+from safeweights.storage import place_of
+place = place_of("{s3}/m/a")
+place.store.write("a", [b"1"])
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    for call in (lambda: place.store.open("a"), lambda: place_of("{s3}/m/b").store.kind("b")):
+        try:
+            call()
+        except UnsupportedError as error:
+            assert "fork" in str(error)
+        else:
+            os._exit(1)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)

@@ -55,6 +55,8 @@ _KEPT: Final = 64 << 20
 """Size up to which a file that leaves is kept in memory, to put it back if a commit fails."""
 
 _publishing: Final = threading.Lock()
+_user: Final[dict[str, int]] = {}
+"""The process that uses obstore; a forked one inherits what its parent noted."""
 
 
 def store_of(url: Url) -> tuple[BucketStore, str]:
@@ -121,7 +123,18 @@ def _error(error: Exception, where: str, offset: int | None = None) -> Exception
 
 @contextmanager
 def _mapped(where: str, offset: int | None = None) -> Iterator[None]:
-    """Raise errors of obstore as `_error` has them, without what they were."""
+    """Raise errors of obstore as `_error` has them, without what they were.
+
+    Raises:
+        UnsupportedError: A parent of this process has used obstore: a call would never return, since
+            its threads are not in a process that was forked.
+    """
+    if _user.setdefault("process", os.getpid()) != os.getpid():
+        raise UnsupportedError(
+            "buckets cannot be used after fork(2) in a process whose parent used them: start workers "
+            "by 'spawn' or 'forkserver' (multiprocessing_context='spawn' of a DataLoader)",
+            path=where, offset=offset,
+        )  # fmt: skip
     try:
         yield
     except Exception as error:  # noqa: BLE001 - `_error` returns those it does not know
