@@ -1,12 +1,12 @@
-"""Reading from a web server (nginx on the loopback interface): rates beside obstore and fsspec.
+"""Reading from servers on the loopback interface, beside obstore, fsspec, Run:ai and HfFileSystem.
 
-    python benchmarks/remote.py [--mib 1024]
+    python benchmarks/remote.py [--mib 1024] [--only http s3 headers row]
 
-Each way is a process of its own, and they take turns; the clock runs from opening the file to the last
-byte in memory, without imports. All use 8 MiB pieces: ours and obstore eight at a time, fsspec one, as
-it reads. "hash" is the SHA-256 of the same bytes in memory, in one thread, as a verified load of
-one file hashes them in blocks beside reading. The model of 60 shards is opened through its index, and its
-headers are read as the reference does it over fsspec.
+Each way (`bench/remote_ways.py`) is a process of its own, and they take turns; the clock runs from opening
+the file to the last byte in memory, without imports. nginx serves one signed file and a model of 60
+shards, over http and, path-style, as a bucket. All use 8 MiB pieces: ours, obstore and Run:ai's streamer
+eight at a time, fsspec one, as it reads. "sha256" hashes in memory, in one thread. The Hub is a stand-in
+whose answers take 50 ms, which also counts requests; it has the shards on a second server.
 """
 
 from __future__ import annotations
@@ -17,136 +17,236 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import ExitStack
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from bench.marks import Marks
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bad_server import Handler
+    from typing_extensions import Self
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/remote"))
 
 import servers
+from bad_server import BadServer
+from fake_hub import FakeHub
 
 import safeweights.numpy
 from safeweights import trust
+from safeweights.storage.remote.source import HEAD_SIZE as HEAD
 
-RUNS = 3
-WORKER = """
-import hashlib, json, sys, time
-from concurrent.futures import ThreadPoolExecutor
-way, url, key = sys.argv[1:]
-PIECE = 8 << 20
-if way in {"ours", "verified", "headers"}:
-    import safeweights, safeweights.numpy, safeweights.trust
-    import safeweights.conversion.opening, safeweights.storage.remote.web
-    from safeweights.storage import open_source
-elif way == "obstore":
-    import obstore
-    from obstore.store import HTTPStore
-elif way != "hash":
-    import fsspec, aiohttp
-def read():
-    if way == "ours":
-        source = open_source(url)
-        return len(source.view(0, source.size))
-    if way == "verified":
-        return sum(each.nbytes for each in safeweights.numpy.load_file(url, trust=key).values())
-    if way == "obstore":
-        base, _, name = url.rpartition("/")
-        store = HTTPStore(base, client_options={"allow_http": True})
-        size = obstore.head(store, name)["size"]
-        target = memoryview(bytearray(size))
-        def one(begin):
-            end = min(begin + PIECE, size)
-            target[begin:end] = memoryview(obstore.get_range(store, name, start=begin, end=end))
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(one, range(0, size, PIECE)))
-        return size
-    if way == "fsspec":
-        with fsspec.open(url, block_size=PIECE) as file:
-            return len(file.read())
-    if way == "headers":
-        return len(safeweights.open(url))
-    if way == "headers-fsspec":
-        with fsspec.open(url + "model.safetensors.index.json") as file:
-            names = sorted(set(json.load(file)["weight_map"].values()))
-        found = 0
-        for name in names:
-            with fsspec.open(url + name) as file:
-                found += len(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
-        return found
-    return hashlib.sha256(DATA) and len(DATA)
-DATA = bytes(512 << 20) if way == "hash" else b""
-began = time.perf_counter()
-size = read()
-print(json.dumps([time.perf_counter() - began, size]))
-"""
+LATENCY = 0.05
+WORKER = str(Path(__file__).resolve().parent / "bench" / "remote_ways.py")
+FILE = "/m/model.safetensors"
 
 
-def measured(way: str, url: str, key: str) -> tuple[float, int]:
-    command = [sys.executable, "-W", "ignore", "-c", WORKER, way, url, key]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    seconds, size = json.loads(done.stdout)
-    return seconds, size
+class Way(NamedTuple):
+    """One way to read.
+
+    Attributes:
+        name: See `bench/remote_ways.py`.
+        server: ``"web"`` or ``"hub"``.
+        path: After the server's address.
+        large: Whether it reads the whole file.
+    """
+
+    name: str
+    server: str = "web"
+    path: str = FILE
+    large: bool = True
+
+
+GROUPS = {
+    "http": [*map(Way, ("ours", "obstore", "fsspec", "verified", "sha256"))],
+    "s3": [Way("s3", path=""), Way("runai", path="")],
+    "headers": [
+        Way("headers", path="/shards/", large=False),
+        Way("headers-fsspec", path="/shards/", large=False),
+        Way("hub", "hub", "", large=False),
+        Way("hub-fsspec", "hub", "", large=False),
+    ],
+    "row": [Way("row", "counting", FILE, large=False)],
+}
+
+
+class Found(NamedTuple):
+    """What one run took.
+
+    Attributes:
+        seconds: From opening to the last byte.
+        size: Bytes, or tensors.
+        requests: That the servers which count them saw, but for what huggingface_hub asks about itself.
+        sent: Bytes of the bodies of their answers.
+    """
+
+    seconds: float
+    size: int
+    requests: int
+    sent: int
+
+
+class Stage:
+    """The servers, and what is measured on them.
+
+    Args:
+        root: A folder to be served.
+        size: MiB of the signed file.
+    """
+
+    def __init__(self, root: Path, size: int) -> None:
+        self.size = size << 20
+        self._key = str(root / "www/key.pub")
+        self._counting = [BadServer(), BadServer(), BadServer()]
+        self._open = ExitStack()
+        make(root / "www", size)
+        self.urls = {"web": self._open.enter_context(servers.nginx(root))}
+        counting, hub, cdn = map(self._open.enter_context, self._counting)
+        counting.files[FILE.strip("/")] = (root / f"www{FILE}").read_bytes()
+        fake = FakeHub(hub, cdn)
+        fake.commit("org/model", shards())
+        for server in (hub, cdn):
+            server.fault = partial(slowly, server.fault)
+        self.urls |= {"hub": hub.url, "counting": counting.url}
+
+    def measure(self, way: Way) -> Found:
+        for server in self._counting:
+            server.requests.clear()
+            server.sent = 0
+        url = self.urls[way.server] + way.path
+        memory = str(self.size * 5 // 4 if way.large else 0)
+        command = [sys.executable, "-W", "ignore", WORKER, way.name, url, self._key, memory]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        asked = [path for each in self._counting for _, path, _ in each.requests]
+        requests = sum(not path.startswith("/api/agent") for path in asked)
+        seconds, size = json.loads(done.stdout)
+        return Found(seconds, size, requests, sum(each.sent for each in self._counting))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+
+def slowly(answer: Callable[[Handler, int], bool], handler: Handler, number: int) -> bool:
+    time.sleep(LATENCY)
+    return answer(handler, number)
+
+
+def shards() -> dict[str, bytes]:
+    """A model of 60 shards and 720 tensors."""
+    weight_map: dict[str, str] = {}
+    files = {}
+    for number in range(60):
+        name = f"model-{number + 1:05}-of-00060.safetensors"
+        part = {f"layer.{number}.{i}.weight": np.zeros(4000, "f4") for i in range(12)}
+        files[name] = safeweights.numpy.save(part)
+        weight_map |= dict.fromkeys(part, name)
+    index = {"metadata": {}, "weight_map": weight_map}
+    return {**files, "model.safetensors.index.json": json.dumps(index).encode()}
 
 
 def make(www: Path, size: int) -> None:
     """A signed file of `size` MiB in ``m``, and a model of 60 shards in ``shards``."""
     (www / "m").mkdir(parents=True)
-    arrays = {
-        f"t{i}": np.random.default_rng(i).random((size << 20) // 64 // 4, "f4") for i in range(64)
-    }
-    safeweights.numpy.save_file(arrays, www / "m/model.safetensors")
+    rows = (size << 20) // 64 // 4 // 256
+    arrays = {f"t{i}": np.random.default_rng(i).random((rows, 256), "f4") for i in range(64)}
+    safeweights.numpy.save_file(arrays, www / FILE.strip("/"))
     trust.generate_key(str(www / "key"))
     trust.sign(str(www / "m"), trust.load_private_key(str(www / "key")))
     (www / "shards").mkdir()
-    weight_map = {}
-    for number in range(60):
-        name = f"model-{number + 1:05}-of-00060.safetensors"
-        part = {f"layer.{number}.{i}.weight": np.zeros(4000, "f4") for i in range(12)}
-        safeweights.numpy.save_file(part, www / "shards" / name)
-        weight_map |= dict.fromkeys(part, name)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (www / "shards/model.safetensors.index.json").write_text(json.dumps(index))
+    for name, data in shards().items():
+        (www / "shards" / name).write_bytes(data)
+
+
+def missing() -> set[str]:
+    """Peers that are not installed."""
+    packages = {
+        "runai": "runai_model_streamer_s3",
+        "obstore": "obstore",
+        "hub-fsspec": "huggingface_hub",
+    }
+    return {way for way, package in packages.items() if find_spec(package) is None}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=1024, help="size of the file")
-    size = parser.parse_args().mib
-    with tempfile.TemporaryDirectory(dir=".") as folder:
-        root = Path(folder).resolve()
-        make(root / "www", size)
-        key = str(root / "www/key.pub")
-        with servers.nginx(root) as url:
-            file, shards = f"{url}/m/model.safetensors", f"{url}/shards/"
-            ways = [
-                ("ours", file), ("obstore", file), ("fsspec", file), ("verified", file), ("hash", file),
-                ("headers", shards), ("headers-fsspec", shards),
-            ]  # fmt: skip
-            found: dict[str, list[tuple[float, int]]] = {way: [] for way, _ in ways}
-            for turn in range(RUNS):
-                for way, where in ways[turn:] + ways[:turn]:
-                    found[way].append(measured(way, where, key))
-    marks = Marks("remote")
-    rates: dict[str, float] = {}
-    print(f"| {size} MiB over http | rate |\n|---|---|")
-    for way in ("ours", "obstore", "fsspec", "verified", "hash"):
-        rate = statistics.median(nbytes / seconds / 1e6 for seconds, nbytes in found[way])
-        rates[way] = rate
-        print(f"| {way} | {rate:.0f} MB/s |")
-    print("\n| headers of 60 shards | time |\n|---|---|")
-    for way in ("headers", "headers-fsspec"):
-        print(f"| {way} | {statistics.median(each[0] for each in found[way]) * 1e3:.0f} ms |")
-    marks.add("http: rate / obstore", rates["ours"] / rates["obstore"], least=0.9)
-    marks.add("http: rate / fsspec", rates["ours"] / rates["fsspec"], least=2.0)
-    marks.add("http, verified: rate / not verified", rates["verified"] / rates["ours"], least=0.8)
-    ours, theirs = (
-        statistics.median(each[0] for each in found[way]) for way in ("headers", "headers-fsspec")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each way")
+    parser.add_argument("--only", nargs="+", choices=[*GROUPS], default=[*GROUPS])
+    given = parser.parse_args()
+    left_out = missing()
+    ways = [way for group in given.only for way in GROUPS[group] if way.name not in left_out]
+    found: dict[str, list[Found]] = {way.name: [] for way in ways}
+    with (
+        tempfile.TemporaryDirectory(dir=".") as folder,
+        Stage(Path(folder).resolve(), given.mib) as stage,
+    ):
+        for turn in range(given.runs):
+            for way in ways[turn % len(ways) :] + ways[: turn % len(ways)]:
+                found[way.name].append(stage.measure(way))
+    for name in sorted(left_out):
+        print(f"{name}: not installed, left out")
+    print(
+        f"| {given.mib} MiB, median of {given.runs} | rate or time | requests counted | bytes sent |"
     )
-    marks.add("headers of 60 shards over http / fsspec", ours / theirs, most=0.5)
-    return marks.close()
+    print("|---|---|---|---|")
+    for way in ways:
+        runs = found[way.name]
+        seconds = statistics.median(each.seconds for each in runs)
+        shown = (
+            f"{runs[0].size / seconds / 1e6:.0f} MB/s" if way.large else f"{seconds * 1e3:.0f} ms"
+        )
+        counted = [f"{runs[0].requests}", f"{runs[0].sent:,}"] if runs[0].requests else ["", ""]
+        print(f"| {way.name} | {shown} | {' | '.join(counted)} |")
+    return judged(found).close()
+
+
+def judged(found: dict[str, list[Found]]) -> Marks:
+    """The figures, with what they are to reach."""
+    marks = Marks("remote")
+
+    def rate(way: str) -> float:
+        return statistics.median(each.size / each.seconds for each in found[way])
+
+    def time_to(way: str, other: str) -> float:
+        one, two = (statistics.median(each.seconds for each in found[w]) for w in (way, other))
+        return one / two
+
+    if {"ours", "obstore"} <= {*found}:
+        marks.add("http: rate / obstore", rate("ours") / rate("obstore"), least=0.9)
+    if "ours" in found:
+        marks.add("http: rate / fsspec", rate("ours") / rate("fsspec"), least=2.0)
+        limit = min(rate("ours"), rate("sha256"))
+        marks.add("http, verified: rate / min(network, hash)", rate("verified") / limit, least=0.8)
+    if {"s3", "runai"} <= {*found}:
+        marks.add("s3: time / Run:ai's streamer", time_to("s3", "runai"), most=0.8)
+    if "headers" in found:
+        marks.add("headers of 60 shards, http: time / fsspec", time_to("headers", "headers-fsspec"))
+    if {"hub", "hub-fsspec"} <= {*found}:
+        marks.add(
+            "headers of 60 shards, Hub: time / HfFileSystem", time_to("hub", "hub-fsspec"), most=0.3
+        )
+        marks.add("headers of 60 shards, Hub: requests", found["hub"][0].requests, most=120)
+    if "row" in found:
+        row = found["row"][0]
+        marks.add("a row of a file: requests after the one that opens it", row.requests - 1, most=1)
+        marks.add(
+            "a row of a file: bytes after those / bytes of the row",
+            (row.sent - HEAD) / row.size,
+            most=1,
+        )
+    return marks
 
 
 if __name__ == "__main__":
