@@ -69,10 +69,15 @@ def test_all_tensors_or_those_named(run, save):
 
 
 def test_the_exit_status_says_whether_all_is_finite(run, save):
-    good = save(a=np.ones(3, "f4"))
+    good = save("good", a=np.ones(3, "f4"))
     assert run("stats", good, "--finite").exit_code == 0
     bad = save(a=np.array([1, np.nan], "f4"), b=np.array([np.inf, -np.inf], "f2"))
     assert run("stats", bad).exit_code == 0
+    assert run("stats", bad).stderr == ""
+    said = run("stats", bad, "--finite").stderr
+    assert said == "safeweights: 2 tensors have NaNs or infinities: `a`, `b`\n"
+    said = run("stats", good, "--compare", bad, "--finite", "a").stderr
+    assert said == "safeweights: 1 tensor has NaNs or infinities: `a`\n"
     result = run("stats", bad, "--finite", "--json")
     assert result.exit_code == 1
     assert result.document["finite"] is False

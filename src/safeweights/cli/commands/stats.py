@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -35,6 +36,8 @@ __all__ = ["command"]
 
 _NUMBERS: Final = ("min", "max", "mean", "std")
 _COUNTS: Final = ("zeros", "nan", "inf", "dead_rows")
+_NAMES: Final = 5
+"""Names of tensors in a message."""
 
 
 @click.command("stats")
@@ -75,11 +78,41 @@ def command(
       safeweights stats model/ --json | jq '.tensors[].statistics.std'
     """
     before = _opened(path, patterns)
+    broken = _Broken()
     if other is None:
-        whole = _survey(out, path, before)
+        _survey(out, path, before, broken)
     else:
-        whole = _compare(out, (path, other), before, _opened(other, patterns, needed=False))
-    return NO if finite and not whole else YES
+        after = _opened(other, patterns, needed=False)
+        _compare(out, (path, other), before, after, broken)
+    if not (finite and broken.number):
+        return YES
+    if not out.terminal or out.json:  # a table has its own remarks
+        out.message(broken.message())
+    return NO
+
+
+@dataclass
+class _Broken:
+    """The tensors that have NaNs or infinities."""
+
+    number: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def add(self, record: TensorStatisticsRecord | None) -> None:
+        """Note a tensor if it has."""
+        from ...reports.surveys import is_finite
+
+        if record is not None and not is_finite(record):
+            self.number += 1
+            if len(self.names) < _NAMES:
+                self.names.append(quote(record["name"]))
+
+    def message(self) -> str:
+        """Which they are, the first of them by name."""
+        more = " ..." if self.number > len(self.names) else ""
+        verb = "has" if self.number == 1 else "have"
+        what = plural(self.number, "tensor")
+        return f"{what} {verb} NaNs or infinities: {', '.join(self.names)}{more}"
 
 
 def _opened(path: str, patterns: tuple[str, ...], *, needed: bool = True) -> Checkpoint:
@@ -107,38 +140,36 @@ def _sizes(*checkpoints: Checkpoint) -> tuple[int, int]:
 # ---- one checkpoint
 
 
-def _survey(out: Output, path: str, chosen: Checkpoint) -> bool:
-    """Print the statistics; whether all values are finite."""
-    from ...reports.surveys import is_finite, survey
+def _survey(out: Output, path: str, chosen: Checkpoint, broken: _Broken) -> None:
+    """Print the statistics."""
+    from ...reports.surveys import survey
 
     if out.terminal and not out.json:
-        return _draw(out, survey(chosen))  # the rows show the progress
+        _draw(out, survey(chosen), broken)  # the rows show the progress
+        return
     with watched("reading", *_sizes(chosen)) as progress:
         records = survey(chosen, progress)
-        if out.json:
-            found = list(records)
-            whole = all(map(is_finite, found))
-            document: StatsDocument = {
-                "schema": "safeweights.stats/1",
-                "path": shown(path),
-                "finite": whole,
-                "tensors": found,
-            }
-            out.document(document)
-            return whole
-        whole = True
-
-        def lines() -> Iterator[list[str]]:
-            nonlocal whole
-            for record in records:
-                whole = whole and is_finite(record)
-                yield _line(record)
-
-        out.lines(lines())
-        return whole
+        if not out.json:
+            out.lines(_line(record, broken) for record in records)
+            return
+        found = list(records)
+    for record in found:
+        broken.add(record)
+    document: StatsDocument = {
+        "schema": "safeweights.stats/1",
+        "path": shown(path),
+        "finite": not broken.number,
+        "tensors": found,
+    }
+    out.document(document)
 
 
-def _line(record: TensorStatisticsRecord) -> list[str]:
+def _line(record: TensorStatisticsRecord, broken: _Broken) -> list[str]:
+    broken.add(record)
+    return _fields_of(record)
+
+
+def _fields_of(record: TensorStatisticsRecord) -> list[str]:
     shape = str(record["shape"]).replace(" ", "")
     return [escape(record["name"]), record["dtype"], shape, *_fields(record["statistics"])]
 
@@ -163,17 +194,15 @@ def _values(
     yield from ["-"] * (5 - len(quantiles))
 
 
-def _draw(out: Output, records: Iterable[TensorStatisticsRecord]) -> bool:
-    """Draw the statistics while they are computed; whether all values are finite."""
-    from ...reports.surveys import is_finite
+def _draw(out: Output, records: Iterable[TensorStatisticsRecord], broken: _Broken) -> None:
+    """Draw the statistics while they are computed."""
     from ..terminal import Column
 
-    screen, remarks, whole = out.pretty(), list[str](), True
+    screen, remarks = out.pretty(), list[str]()
 
     def rows() -> Iterator[tuple[str, ...]]:
-        nonlocal whole
         for record in records:
-            whole = whole and is_finite(record)
+            broken.add(record)
             remarks.extend(_remarks(record))
             yield escape(record["name"]), record["dtype"], *_cells(record["statistics"])
 
@@ -189,7 +218,6 @@ def _draw(out: Output, records: Iterable[TensorStatisticsRecord]) -> bool:
     )
     for remark in remarks:
         screen.text((remark, "yellow"))
-    return whole
 
 
 def _cells(found: StatisticsRecord | None) -> Iterator[str]:
@@ -219,43 +247,42 @@ def _remarks(record: TensorStatisticsRecord, side: str = "") -> Iterator[str]:
 # ---- two checkpoints
 
 
-def _compare(out: Output, paths: tuple[str, str], before: Checkpoint, after: Checkpoint) -> bool:
-    """Print the statistics side by side; whether all values of both are finite."""
-    from ...reports.surveys import compare, is_finite
-
-    whole = True
+def _compare(
+    out: Output, paths: tuple[str, str], before: Checkpoint, after: Checkpoint, broken: _Broken
+) -> None:
+    """Print the statistics side by side."""
+    from ...reports.surveys import compare
 
     def checked(found: Iterable[ComparedStatisticsRecord]) -> Iterator[ComparedStatisticsRecord]:
-        nonlocal whole
         for each in found:
-            whole = whole and is_finite(each["before"]) and is_finite(each["after"])
+            broken.add(each["before"])
+            broken.add(each["after"])
             yield each
 
     if out.terminal and not out.json:
         _draw_compared(out, checked(compare(before, after)))
-        return whole
+        return
     with watched("reading", *_sizes(before, after)) as progress:
         records = checked(compare(before, after, progress))
         if not out.json:
             out.lines(line for record in records for line in _compared_lines(record))
-            return whole
+            return
         tensors = list(records)
     document: StatsCompareDocument = {
         "schema": "safeweights.stats-compare/1",
         "before": shown(paths[0]),
         "after": shown(paths[1]),
-        "finite": whole,
+        "finite": not broken.number,
         "tensors": tensors,
     }
     out.document(document)
-    return whole
 
 
 def _compared_lines(record: ComparedStatisticsRecord) -> Iterator[list[str]]:
-    if record["before"] is not None:
-        yield ["before", *_line(record["before"])]
-    if record["after"] is not None:
-        yield ["after", *_line(record["after"])]
+    for side in ("before", "after"):
+        found = record[side]
+        if found is not None:
+            yield [side, *_fields_of(found)]
     change = record["change"]
     if change is not None:
         values = _values(change, change["quantiles"])
