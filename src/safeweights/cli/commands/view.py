@@ -67,8 +67,9 @@ def command(
     --key it says whether the signature is valid, with --policy whether the policy admits the model and
     why, and with --compare what differs in another model.
 
-    The page is served to this machine alone, read only, until Ctrl-C. The address contains a secret token:
-    anybody on this machine who has it can see the model. The page loads nothing from the internet.
+    The page is served to this machine alone, read only, until Ctrl-C. The address contains a secret
+    token: every user of this machine who knows it can see the model. The page loads nothing from the
+    internet.
 
     With --export, the page is written to one file, which you can send to others. The file has no values
     and no pictures of tensors; with --stats it has their statistics and histograms.
@@ -141,4 +142,4 @@ def _export(viewed: Viewed, target: str, *, statistics: bool) -> None:
 
 def _require_report(data: bytes) -> None:
     if b'id="exported-data"' not in data:
-        raise SafetensorError("this is no report")
+        raise SafetensorError("this is not a report")
