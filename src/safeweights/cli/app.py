@@ -44,7 +44,7 @@ COMMANDS: Final = {
     "sign": "Sign a file or a folder, or check that the signature is up to date.",
     "verify": "Verify a model against its signature.",
     "admit": "Decide by a policy whether a model may be used.",
-    "pull": "Fetch a model into a folder, which a policy admits first.",
+    "pull": "Fetch a model into a folder, if a policy admits it.",
     "push": "Write a model into a bucket or a registry.",
     "batch": "Do the same with many models, in processes or on a cluster.",
     "policy": "Write, check and explain policies.",

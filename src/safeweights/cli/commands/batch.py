@@ -90,9 +90,9 @@ def command() -> None:
     SRC is a file, a folder of models, a pattern ('models/*/*.bin'), a URL, or a list of them: @FILE, or -
     for standard input, one a line. Below a folder, each model is a unit: the topmost folder with weights.
 
-    One bad model never stops the others. The exit status is 1 if one is bad, 3 if none is but one could
-    not be read. A worker that is killed is replaced, and its unit done again, three times at most. With
-    --resume, a batch that was killed goes on where it was.
+    A bad model does not stop the others. The exit status is 1 if a model is bad, and 3 if none is bad but
+    one could not be read. If a worker is killed, another repeats its unit, up to three times. With
+    --resume, a batch that was killed continues.
 
     Piped, each line is ok, bad, usage or unreadable, SRC, the result's path and a message, separated by
     tabs, in the order of the sources.

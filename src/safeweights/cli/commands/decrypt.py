@@ -36,7 +36,7 @@ def command(
 ) -> None:
     """Write the plaintext of an encrypted model.
 
-    To read a model this is not needed: every command that reads one takes -i. No file is replaced: all
+    You do not need this to read a model: every command that reads one has -i. No file is replaced: all
     files are written, or none.
 
     Piped, the lines are output and its path, and decrypted and NAME for each file, separated by tabs.

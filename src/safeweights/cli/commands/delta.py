@@ -101,10 +101,11 @@ def make(
 @json_option
 @click.pass_obj
 def apply(out: Output, target: str, output: str, base: str | None, trust: str | None) -> None:
-    """Write the whole model that the delta in DIR gives to OUT.
+    """Apply the delta in DIR, and write the whole model to OUT.
 
-    DIR is one version, or a folder of versions, of which the newest counts. Earlier versions beside it are
-    used as far as they are there; the rest is --base. OUT is a file that ends in .safetensors, or a folder.
+    DIR is one version, or a folder of versions; then the result is the newest. If earlier versions are beside
+    a delta, the chain begins with the first of them, and --base is the model before that one. OUT is a file
+    that ends in .safetensors, or a folder.
     """
     from ...editing import apply_delta
 
@@ -121,7 +122,7 @@ def apply(out: Output, target: str, output: str, base: str | None, trust: str | 
 @json_option
 @click.pass_obj
 def compact(out: Output, target: str, output: str, base: str | None) -> None:
-    """Write one delta to OUT that does what the chain of deltas in DIR does."""
+    """Join a chain of deltas in DIR to one delta, OUT, with the same result."""
     from ...editing import compact_deltas
 
     _report(out, compact_deltas(target, output, base))

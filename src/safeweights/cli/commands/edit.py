@@ -96,14 +96,14 @@ def command(out: Output, /, source: str, target: str | None, plan: bool, **given
     --add-prefix, --add, --dtype, --tie, --metadata, --unset, --sort, then --split or --merge. A shard
     stays a shard unless DST is a file ending in .safetensors, or one of the last two is given.
 
-    All is checked before a byte is written: names that become one, ties that break, values that a
-    cast would lose, and edits that match nothing are refused. All files are written, or none. Bytes that
-    stay the same are copied by the system, and shared where the filesystem can.
+    Everything is checked before a byte is written. Two names that become one, ties that break, values that
+    a cast would lose, and edits that match nothing are errors. All files are written, or none. The system
+    copies bytes that stay the same, or shares them if the filesystem can.
 
-    With --in-place, new names and metadata go into the space of the header, if they fit, and no data
-    is read. The file is the old one or the new one at every moment.
+    With --in-place, new names and metadata are written into the space of the header. If they fit, no data
+    is read. At every moment, the file is complete: the old one or the new one.
 
-    With -i, SRC is encrypted. DST is not: encrypt it again.
+    With -i, SRC is decrypted while it is read. DST is not encrypted.
 
     Piped, each line is source or output, PATH, FORMAT, TENSORS, BYTES and for outputs HOW; renamed,
     OLD, NEW; dropped, NAME; added, NAME, FILE; cast, NAME, OLD, NEW; tie, NAME, KEPT; untied, NAME;

@@ -100,13 +100,13 @@ def command(
 ) -> None:
     """Encrypt a model for those who may read it.
 
-    Writes age files, which the program age opens too. In a folder every file becomes NAME.age, for an
-    identity made for this model, and model.key.age has that identity for the recipients. A single file is
-    encrypted for the recipients themselves. The plaintext stays, unless --replace is given. No file is
-    replaced: all files are written, or none.
+    Writes age files, which the program age reads too. In a folder, every file becomes NAME.age, encrypted
+    for an identity that is made for this model. model.key.age has that identity, encrypted for the
+    recipients. A single file is encrypted for the recipients directly. The plaintext stays, unless
+    --replace is given. No file is replaced: all files are written, or none.
 
-    Sizes and names of files are not hidden. Anyone can encrypt for a recipient: sign the result, so that
-    readers know whose it is.
+    File names and sizes are not hidden. Anyone can encrypt for a recipient, so sign the result: the
+    signature tells readers who made it.
 
     Piped, the lines are output and its path; key and the name of the key file; recipient and RECIPIENT;
     encrypted and NAME for each file; removed and NAME; separated by tabs.

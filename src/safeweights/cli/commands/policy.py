@@ -57,8 +57,8 @@ def new(out: Output, path: str, kind: str) -> None:
     """Write an annotated policy to start from.
 
     The kinds are: lab (one key for a team), gate (releases only, with an allow list), mirror (a vendor's
-    certificate, signatures kept elsewhere), first-use (remember what was seen first) and air-gap (pinned
-    digests). An existing file is never replaced.
+    certificate, signatures kept elsewhere), first-use (record the first version of a model) and air-gap
+    (pinned digests). An existing file is never replaced.
 
     \b
     Examples:
@@ -148,9 +148,9 @@ def check(out: Output, path: str) -> int:
 def explain(out: Output, path: str, policy: str, name: str | None) -> int:
     """Show which rule applies to a model, and why.
 
-    Prints the name that rules see, the rules in order with what they match, the signature that is
-    looked for, and what the lock file remembers. No file is hashed and no signature is checked; admit
-    does that. The exit status is 1 if no rule applies.
+    Prints the name that rules are compared with, the rules in order and what they match, the signature
+    that is used, and the entry in the lock file. No file is hashed and no signature is checked; admit does
+    that. The exit status is 1 if no rule applies.
 
     Piped, the lines are path, subject, root and signature, with a value; rule, NUMBER, PATTERN and what
     it matches, with applies on the one that decides; and remembered, LEVEL, SIGNER and RELEASE. Fields

@@ -49,18 +49,18 @@ def command(
     explain: bool,
     keyring: Keyring | None,
 ) -> int:
-    """Fetch a model into a folder, which a policy admits first.
+    """Fetch a model into a folder, if a policy admits it.
 
     URL is a folder or a file: https://, s3://, gs://, az://, hf://org/repository@revision,
-    oci://registry/name:tag, or a path. Files that DIR has already are not fetched again, and a pull that
-    was interrupted is continued. A model that is refused is deleted; DIR stays as it was. DIR may have
-    no other files, but with --force. The exit status is 0 if DIR has the model, 1 if the policy refuses
-    it.
+    oci://registry/name:tag, or a path. Files that are already in DIR are not fetched again. An
+    interrupted pull continues. If the policy refuses the model, the fetched files are deleted and DIR does
+    not change. If DIR has other files, that is an error without --force. The exit status is 0 if DIR has
+    the model, and 1 if the policy refuses it.
 
-    With -i, the policy decides about what is in encrypted files, too. They are written as they are.
+    With -i, the policy also judges the contents of encrypted files. The files stay encrypted.
 
-    SAFEWEIGHTS_CACHE names a folder that keeps files by their SHA-256 for other pulls, and
-    SAFEWEIGHTS_CACHE_SIZE how much it holds (50GB).
+    The environment variable SAFEWEIGHTS_CACHE names a folder that stores files by their SHA-256, for other
+    pulls. SAFEWEIGHTS_CACHE_SIZE limits its size (50GB).
 
     Piped, the lines are pulled, DIR, FILES, bytes FETCHED and bytes REUSED, separated by tabs; before it
     what `admit` prints.

@@ -32,7 +32,7 @@ __all__ = ["command"]
 def command(out: Output, path: str, url: str, *, unsigned: bool, force: bool) -> None:
     """Write a model into a bucket or a registry.
 
-    It is written completely or not at all.
+    The model is written completely or not at all.
 
     URL is s3://, gs://, az:// or oci://registry/name:tag, or a path. The index and the signature arrive
     last, and an upload that fails is taken back. Sign the folder first (`safeweights sign`). To a

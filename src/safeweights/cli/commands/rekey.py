@@ -54,11 +54,11 @@ _REMOVED = (
 def command(out: Output, /, path: str, **given: Any) -> None:
     """Change who may read an encrypted model.
 
-    Only the key file is written, with new keys; the files of the model stay as they are. A signature of
-    the key file must be made again.
+    Writes only the key file, with new keys. The files of the model do not change. Sign the key file again
+    afterwards, if it was signed.
 
-    Removing recipients does not take back what they have: with a copy of the old key file they can still
-    read the files as they are now. To exclude them, decrypt the model and encrypt it again.
+    Removed recipients can still read the files as they are now, if they have a copy of the old key file.
+    To exclude them, decrypt the model and encrypt it again.
 
     Piped, the lines are key and its path; recipient, added or removed and RECIPIENT; separated by tabs.
 

@@ -33,13 +33,13 @@ __all__ = ["command"]
 def command(out: Output, path: str, *, plan: bool, format: str | None, durable: bool) -> int:  # noqa: A002
     """Mend files and indexes, and say what to download again.
 
-    PATH is a safetensors file or a folder. Bytes after the end of the data are cut off, NUL bytes after a
-    header become spaces, an index that is missing or wrong is written from a complete series of shards, and
-    format is added to the metadata, if --format is given or all other shards agree on it.
+    PATH is a safetensors file or a folder. Bytes after the end of the data are removed. NUL bytes after a
+    header become spaces. A missing or wrong index is written from a complete series of shards. The
+    metadata gets a format if --format is given, or if all other shards have the same one.
 
-    What is missing has to be downloaded: of a file that is too short, and of one that ends in zeros in the
-    middle of a tensor, as preallocated downloads do that stopped, the range of bytes is printed. (A tensor
-    may also be zeros: compare with the publisher's digest.)
+    Missing data cannot be mended. For a file that is too short, or that ends in zeros in the middle of a
+    tensor (as an interrupted, preallocated download does), the range of bytes to download is printed. A
+    tensor may really be zeros: compare the file with the publisher's digest.
 
     The exit status is 0 if nothing is left to do, and 1 if something is.
 

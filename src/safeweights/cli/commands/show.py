@@ -66,8 +66,8 @@ def command(out: Output, path: str) -> None:
     """Say what a model is: class, size, types, layers, memory.
 
     Only headers and the configuration files beside them are read. Parameters, types and sizes are counted;
-    class, context and cache are what the configuration files claim. For an encrypted model without -i or
-    -p, the command says which kinds of recipients can decrypt it.
+    class, context and cache are what the configuration files claim. Without -i
+    or -p, it says only which kinds of recipients can decrypt an encrypted model.
 
     Piped, each line is a key and its values, separated by tabs.
 
