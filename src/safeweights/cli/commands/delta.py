@@ -103,9 +103,9 @@ def make(
 def apply(out: Output, target: str, output: str, base: str | None, trust: str | None) -> None:
     """Apply the delta in DIR, and write the whole model to OUT.
 
-    DIR is one version, or a folder of versions; then the result is the newest. If earlier versions are beside
-    a delta, the chain begins with the first of them, and --base is the model before that one. OUT is a file
-    that ends in .safetensors, or a folder.
+    DIR is one version, or a folder of versions; then the result is the newest. If earlier versions are
+    beside a delta, the chain begins with the first of them, and --base is the model before that one. OUT
+    is a file that ends in .safetensors, or a folder.
     """
     from ...editing import apply_delta
 
