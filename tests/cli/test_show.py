@@ -76,6 +76,20 @@ def test_the_first_lines_say_what_the_model_is(run, terminal, plain, sharded):
     assert re.search(r"layers\.\[0-11\]\.attn +12 x +2\.3K", shown)
 
 
+@pytest.mark.parametrize("width", ["80", "40"])
+def test_the_summary_breaks_between_its_facts(run, terminal, plain, sharded, width):
+    with open(os.path.join(sharded, "config.json"), "w") as file:
+        json.dump({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}, file)
+    facts = dict(row[:2] for row in run("show", sharded).rows)["summary"].split(" · ")
+    lines = [
+        line.strip() for line in plain(terminal("show", sharded, COLUMNS=width)[0]).splitlines()
+    ]
+    begin = next(number for number, line in enumerate(lines) if line.startswith("Llama"))
+    summary = lines[begin : lines.index("")]
+    assert len(summary) > 1
+    assert [fact for line in summary for fact in line.removesuffix(" ·").split(" · ")] == facts
+
+
 def test_no_color_takes_colours_and_a_dumb_terminal_gets_no_codes(terminal, sharded):
     shown, _ = terminal("show", sharded, NO_COLOR="1")
     assert set(re.findall(r"\x1b\[[0-9;]*m", shown)) <= {"\x1b[0m", "\x1b[1m", "\x1b[2m"}

@@ -165,7 +165,8 @@ def _numbers(sums: TotalRecord | ModuleRecord | UnreadableRecord) -> tuple[str, 
 def _draw(out: Output, found: ShowDocument) -> None:
     screen, model = out.pretty(), found["model"]
     screen.text((escape(found["path"]), "bold"))
-    screen.text(model["summary"])
+    for line in _lines(model["summary"], screen.width):
+        screen.text(line)
     screen.blank()
     screen.pairs(_facts(found))
     _draw_parts(out, model["parts"])
@@ -178,6 +179,21 @@ def _draw(out: Output, found: ShowDocument) -> None:
     _draw_metadata(out, found["metadata"])
     for problem in model["problems"]:
         screen.text((printable(problem), "yellow"))
+
+
+def _lines(summary: str, width: int) -> list[str]:
+    """The summary in lines of at most `width` characters, which end between its facts if they can."""
+    from ..columns import cells
+
+    first, *others = summary.split(" · ")
+    lines = [first]
+    for fact in others:
+        if cells(lines[-1]) + cells(fact) + len(" ·  ·") > width:
+            lines[-1] += " ·"
+            lines.append(fact)
+        else:
+            lines[-1] += f" · {fact}"
+    return lines
 
 
 def _facts(found: ShowDocument) -> Iterator[tuple[str, str]]:
