@@ -16,8 +16,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "rules.md"
 HEAD = """\
 # Rules
 
-What `safeweights check` can find, and what errors name. Identifiers are stable; `check --json` and
-`--sarif` carry them. Written by `scripts/rules_page.py`.
+Every finding of `safeweights check` and every error of a file has a rule. Identifiers are stable;
+`check --json` and `--sarif` contain them. `scripts/rules_page.py` writes this page.
 """
 
 
@@ -31,7 +31,9 @@ def page() -> str:
     for title, names in groups.items():
         parts.append(f"\n## {title}\n\n| rule | meaning | what to do |\n|---|---|---|\n")
         parts += [_row(f'<a id="{name}"></a>`{name}`', *RULES[name]) for name in names]
-    parts.append("\n## Families\n\nRules whose identifiers begin so.\n\n")
+    parts.append(
+        "\n## Families\n\nEach row is about all rules whose identifiers begin like this.\n\n"
+    )
     parts.append("| rules | meaning | what to do |\n|---|---|---|\n")
     parts += [_row(f"`{name}*`", *rule) for name, rule in FAMILIES.items()]
     return "".join(parts)

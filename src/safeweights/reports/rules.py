@@ -70,15 +70,16 @@ RULES: Final[dict[str, Rule]] = {
         "A tensor's name is longer than any model needs; it may hide something.", _WRITER
     ),
     "name-bidi": Rule(
-        "A name has characters that reverse the direction of text: it reads as another.", _WRITER
+        "A name has characters that reverse the direction of text, so that it looks like another name.",
+        _WRITER,
     ),
     "name-control": Rule("A name has control characters, which can drive a terminal.", _WRITER),
     "name-invisible": Rule(
-        "A name has characters that cannot be seen: it reads as another.", _WRITER
+        "A name has invisible characters, so that it looks like another name.", _WRITER
     ),
     "name-path": Rule(
-        "A tensor is called like a path that leads out of a folder. A program that writes tensors to files "
-        "of their names would overwrite something.",
+        "A tensor's name is a path that leads out of a folder. A program that uses names of tensors as "
+        "names of files would overwrite something.",
         _WRITER,
     ),
     "metadata-control": Rule(
@@ -93,8 +94,8 @@ RULES: Final[dict[str, Rule]] = {
         "Rename it to end in .safetensors.",
     ),
     "wrong-name": Rule(
-        "A file is called .safetensors and is of another format; some loaders would run code in it.",
-        "Find out who named it so. `safeweights convert` makes safetensors of it.",
+        "A file that ends in .safetensors has another format; some loaders would run code in it.",
+        "Find out where it comes from. `safeweights convert` reads it and writes safetensors.",
     ),
     "polyglot": Rule(
         "A file is valid in two formats: programs disagree about what it is.", _DELETE
@@ -102,27 +103,28 @@ RULES: Final[dict[str, Rule]] = {
     "empty": Rule("The file has no bytes.", _AGAIN),
     "truncated": Rule("The file ends before its data does.", _AGAIN),
     "unknown-format": Rule(
-        "The file is of no format that is known here.", "See docs/kinds.md for what is."
+        "The format of the file is unknown.", "See docs/kinds.md for those that are known."
     ),
     "zero-tail": Rule(
-        "A file ends in zeros that begin in the middle of a tensor, as a preallocated download does that "
-        "stopped.",
+        "A file ends in zeros that begin in the middle of a tensor, like an interrupted, preallocated "
+        "download.",
         "`safeweights repair` says which bytes to download again. Compare with the publisher's digest.",
     ),
     "layout": Rule(
-        "Tensors are not written in the order that was declared.", "Add them as the layout says."
+        "Tensors are not written in the declared order.", "Add them in the order of the layout."
     ),
     # ---- folders and indexes
     "folder": Rule("The folder has no weights, or several models.", "Give the path of one model."),
-    "index": Rule("The index is not what the Hugging Face format says.", _INDEX),
+    "index": Rule("The index breaks a rule of the Hugging Face format.", _INDEX),
     "index-twin": Rule(
-        "The folder has a checkpoint beside the one of the index, under the same name.", _INDEX
+        "The folder also has the model in one file that the index does not name.",
+        _INDEX,
     ),
     "index-tensor-missing": Rule("The index lists a tensor that its shard does not have.", _INDEX),
     "index-tensor-unlisted": Rule(
         "A shard has a tensor that the index does not list; loaders skip it.", _INDEX
     ),
-    "index-total-size": Rule("The index announces another size than its shards have.", _INDEX),
+    "index-total-size": Rule("The total size in the index is not that of the shards.", _INDEX),
     "missing-shard": Rule(
         "A shard that the index or the numbering needs is missing.", "Download it."
     ),
@@ -131,15 +133,15 @@ RULES: Final[dict[str, Rule]] = {
         "Give the folder, or all files, as the message says.",
     ),
     "rank-files": Rule(
-        "The files of ranks do not make up whole tensors.",
+        "The files of the ranks do not contain all parts of the tensors.",
         "Give the files of all ranks of one save.",
     ),
     "zero": Rule(
-        "A ZeRO partition is malformed, or is of another save.",
+        "A ZeRO partition is malformed, or belongs to another save.",
         "Give the files of all ranks of one save.",
     ),
     "orbax": Rule(
-        "A checkpoint of Orbax is not read here.",
+        "Orbax checkpoints are not supported.",
         "Restore it with Orbax, and save it with safeweights.flax.save_file.",
     ),
     "nemo": Rule(
@@ -147,53 +149,51 @@ RULES: Final[dict[str, Rule]] = {
         "Extract it (tar -xf), and give the folder of weights in it.",
     ),
     "wrapped": Rule(
-        "All names begin with what a wrapper added; loaders look for names without it.",
+        "All names begin with a prefix that a wrapper added; loaders expect names without it.",
         "`safeweights edit FILE --in-place --strip-prefix PREFIX`.",
     ),
     "unlisted-file": Rule(
-        "No index lists this file: it is not part of what is loaded.", "Delete it if it is stale."
+        "The index does not list this file, so it is not loaded.", "Delete it if it is stale."
     ),
     "variants": Rule(
         "The folder has a model in several variants, such as fp16; a program loads one.",
         "Open one by its name.",
     ),
     "interrupted-save": Rule(
-        "A save was interrupted while it exchanged files; the old ones are in a hidden folder.",
+        "A save was interrupted while it replaced files; the old files are in a hidden folder.",
         "Move them back, or save again and delete the folder.",
     ),
     "ranks": Rule(
-        "Ranks that save together do not have all parts of a tensor, or some twice, or of different types.",
-        "Make the same model, divided in the same way, on every rank.",
+        "Ranks that save together lack a part of a tensor, have a part twice, or have different types.",
+        "Create the same model, with the same placement, on every rank.",
     ),
     "values": Rule(
         "The file of values beside a distributed checkpoint (`model.values.json`) cannot be read.",
         _AGAIN,
     ),
     "name-case": Rule(
-        "Two names differ in case only; on some disks they are one file.", "Rename one."
+        "Two names differ only in case; on some filesystems they are the same file.", "Rename one."
     ),
-    "names": Rule("Names do not fit together.", "Give each tensor or file a name of its own."),
+    "names": Rule("Names contradict each other.", "Give each tensor or file its own name."),
     "bookkeeping": Rule(
         "Files of download tools beside the model; no loader reads them.", "None needed."
     ),
     "unread": Rule(
-        "Something could not be read, so nothing is known of it.",
+        "Something could not be read, and may contain anything.",
         "Read it with its own tools in a sandbox, or leave it out.",
     ),
     "os": Rule(
         "The operating system refused to read it.", "See the message: permissions, path, medium."
     ),
-    "no-listing": Rule(
-        "The server cannot list a folder.", "Give the URL of a file or of an index."
-    ),
+    "no-listing": Rule("The server cannot list folders.", "Give the URL of a file or of an index."),
     "storage": Rule(
         "A store answered with something that is not the file.",
         "Try again; then look at the server.",
     ),
-    "manifest": Rule("The registry's manifest is not one of a model.", "Check the name and tag."),
-    "output": Rule(
-        "The result would overwrite what it is made from.", "Choose another destination."
+    "manifest": Rule(
+        "The registry's manifest does not describe a model.", "Check the name and tag."
     ),
+    "output": Rule("The result would overwrite its source.", "Choose another destination."),
     # ---- code
     "dangerous-call": Rule(
         "Loading the file calls a function that can run code or reach files.", _SOURCE
@@ -238,10 +238,14 @@ RULES: Final[dict[str, Rule]] = {
         "XML that defines entities: they can reach files and the network, or grow without end.",
         "Read it only with a parser that refuses entities.",
     ),
-    "json": Rule("A file called .json is no JSON.", "Find out what it is before you load it."),
+    "json": Rule(
+        "The header of a safetensors file is one JSON object (RFC 8259), followed by nothing but white "
+        "space; a file called .json is JSON.",
+        "Download or copy the file again. Find out what a .json file really is before you load it.",
+    ),
     "text-size": Rule("A configuration is too large to be read here.", "Read it yourself."),
     "unknown-kind": Rule(
-        "The kind of the file is not known, so nothing is known of what loading it does.", _DELETE
+        "The kind of the file is unknown, and so is what loading it does.", _DELETE
     ),
     # ---- files of other formats
     "foreign-format": Rule(
@@ -258,16 +262,17 @@ RULES: Final[dict[str, Rule]] = {
         "Compare the plan with `safeweights show`.",
     ),
     "broken-tie": Rule(
-        "Tensors that share memory would come apart.", "Change both, or untie them first."
+        "Tensors that share memory would become separate tensors.",
+        "Change both, or untie them first.",
     ),
     "delta": Rule(
         "A delta is damaged, or does not fit its base.",
-        "Apply it to the version that it was made for.",
+        "Apply it to the version that it was made from.",
     ),
-    "digest": Rule("The data is not what its digest says.", _AGAIN),
+    "digest": Rule("The data does not have its recorded digest.", _AGAIN),
     "encrypted": Rule("The file is encrypted.", "Give `-i` the identity that may read it."),
     "compressed-data": Rule("Compressed data is damaged, or grows beyond the limit.", _AGAIN),
-    "quantised": Rule("Quantised weights are not what their scheme says.", _AGAIN),
+    "quantised": Rule("Quantised weights break a rule of their scheme.", _AGAIN),
     "quantised-scale": Rule(
         "A scale of a quantised weight is NaN, infinite, or 0 where the values are not.", _AGAIN
     ),
@@ -275,12 +280,17 @@ RULES: Final[dict[str, Rule]] = {
     "quantised-type": Rule(
         "A part of a quantised weight has another type than its scheme says.", _AGAIN
     ),
-    "quantised-bits": Rule("The packed integers of a weight have no width that fits.", _SETTINGS),
-    "quantised-order": Rule("The order of groups (g_idx) names a group that is not there.", _AGAIN),
-    "quantised-ambiguous": Rule(
-        "Names and types of a quantised weight leave a choice that changes its values.", _SETTINGS
+    "quantised-bits": Rule("No bit width fits the packed integers of a weight.", _SETTINGS),
+    "quantised-order": Rule(
+        "The group order (g_idx) has the number of a group that does not exist.", _AGAIN
     ),
-    "quantization-config": Rule("The settings of the quantiser cannot be right.", _SETTINGS),
+    "quantised-ambiguous": Rule(
+        "Names and types of a quantised weight fit several schemes, with different values.",
+        _SETTINGS,
+    ),
+    "quantization-config": Rule(
+        "The settings of the quantiser contradict the weights or each other.", _SETTINGS
+    ),
     "settings-size": Rule(
         "A settings file beside the weights is larger than any library writes.", _AGAIN
     ),
@@ -292,14 +302,14 @@ RULES: Final[dict[str, Rule]] = {
 
 FAMILIES: Final[dict[str, Rule]] = {
     "kind-": Rule(
-        "The file is of a kind that can run code, or that is not read here; docs/kinds.md lists them.",
+        "Files of this kind can run code, or are not read here; docs/kinds.md lists the kinds.",
         _DELETE,
     ),
     "name-": Rule(
-        "The file's name is that of a kind that programs execute or load; its contents are not.",
+        "Programs execute or load files with such a name, but the contents are of another kind.",
         _DELETE,
     ),
-    "limit-": Rule("The file needs more work or memory than one file may.", _LIMITS),
+    "limit-": Rule("The file needs more work or memory than the limit for one file.", _LIMITS),
     "pickle": Rule(
         "The pickle is malformed, or is read differently by different programs.", _AGAIN
     ),
@@ -326,16 +336,17 @@ FAMILIES: Final[dict[str, Rule]] = {
         "Copy all files of one save, of all ranks, into one folder.",
     ),
     "fsdp": Rule(
-        "The rank files do not make up whole tensors.", "Give the files of all ranks of one save."
+        "The rank files do not contain all parts of the tensors.",
+        "Give the files of all ranks of one save.",
     ),
     "zero-": Rule(
-        "The ZeRO partitions do not make up whole tensors.",
+        "The ZeRO partitions do not contain all parts of the tensors.",
         "Give the files of all ranks of one save.",
     ),
     "age-": Rule("The encrypted file is damaged, or was changed.", _AGAIN),
     "jwe": Rule("The encrypted file is malformed, or was changed.", _AGAIN),
     "keras-": Rule(
-        "A Keras model has Python code or a class that is not Keras's own; loading runs or imports it.",
+        "A Keras model has Python code, or a class from outside Keras; loading runs or imports it.",
         _LOOK,
     ),
     "template-": Rule(
