@@ -103,8 +103,8 @@ class Contender:
         """What finds the tensors that differ; for a contender that cannot, what reads both files."""
         raise Unavailable("loads torch tensors only")
 
-    def patching(self, base: str, new: str, beside: str) -> Callable[[], dict[str, Any]]:
-        """Make a delta of two files; what reads all of `new` from `base` and the delta."""
+    def patching(self, base: str, new: str, beside: str, out: str) -> Callable[[], str]:
+        """Make a delta of two files; what writes `new` from `base` and the delta."""
         raise Unavailable("has no deltas")
 
 
@@ -295,12 +295,17 @@ class Safeweights(Safetensors):
 
         return lambda: compare(*(safeweights.open(path, backend="pread") for path in (one, other)))
 
-    def patching(self, base: str, new: str, beside: str) -> Callable[[], dict[str, Any]]:
-        from safeweights.editing import make_delta, open_delta
+    def patching(self, base: str, new: str, beside: str, out: str) -> Callable[[], str]:
+        from safeweights.editing import apply_delta, make_delta
 
         folder = f"{beside}/weight_v000001"
         make_delta(base, new, folder)
-        return lambda: {name: each.view() for name, each in open_delta(folder, base).items()}
+
+        def run() -> str:
+            apply_delta(folder, out, base)
+            return out
+
+        return run
 
 
 class Fastsafetensors(Contender):

@@ -304,16 +304,23 @@ def read_hash_and_decrypt(arguments: Mapping[str, Any]) -> Callable[[], object]:
     return read_and_decrypt(arguments, lambda found: hashlib.sha256(found).digest())
 
 
-def cipher_and_hash(arguments: Mapping[str, Any]) -> Callable[[], object]:
-    """The cipher, then SHA-256 of as many bytes, in as many threads."""
-    decrypt, memory = cipher(arguments), _anonymous(arguments["nbytes"], touched=True)
+def hash_memory(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """SHA-256 of touched memory, piece by piece in as many threads as there are processors."""
+    memory = _anonymous(arguments["nbytes"], touched=True)
 
     def digest(begin: int, end: int) -> None:
         hashlib.sha256(memory[begin:end]).digest()
 
+    return lambda: _threaded(digest, len(memory), _processors())
+
+
+def cipher_and_hash(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """The cipher, then SHA-256 of as many bytes, in as many threads."""
+    decrypt, digest = cipher(arguments), hash_memory(arguments)
+
     def run() -> None:
         decrypt()
-        _threaded(digest, len(memory), _processors())
+        digest()
 
     return run
 
@@ -375,6 +382,7 @@ LIMITS: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[], object]]]] = 
     "gather from mapped pages": gather,
     "open, read and hash": hash_files,
     "ChaCha20-Poly1305": cipher,
+    "SHA-256": hash_memory,
     "ChaCha20-Poly1305, then SHA-256": cipher_and_hash,
     "read(2) and ChaCha20-Poly1305": read_and_decrypt,
     "read(2), SHA-256 and ChaCha20-Poly1305": read_hash_and_decrypt,

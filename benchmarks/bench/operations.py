@@ -172,7 +172,8 @@ def _apply_delta(
 ) -> Operation:
     beside = arguments["beside"]
     new = changed(arguments["path"], f"{beside}/new.safetensors", every=60)
-    return Operation(contender.patching(arguments["path"], new, beside))
+    run = contender.patching(arguments["path"], new, beside, arguments["out"])
+    return Operation(run, fingerprint_of_file)
 
 
 _VERBS: Final[dict[str, Callable[[Contender, Mapping[str, Any], dict[str, Any]], Operation]]] = {

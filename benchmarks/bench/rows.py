@@ -370,13 +370,14 @@ def _edit_rows() -> list[Row]:
         ),
         Row(
             name="delta-apply",
-            title="base and delta, {size}",
+            title="apply delta to a file, {size}",
             verb="apply delta",
             entries=(Entry(OURS, "safeweights"),),
             data=_HALF,
-            limits=("memcpy, fresh memory", "memcpy"),
+            limits=("memcpy, fresh memory", "memcpy", "SHA-256"),
             versus=OURS,
             reach=Reach(limit_share=0.2),
+            writes=True,
         ),
     ]
 

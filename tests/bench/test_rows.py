@@ -191,9 +191,10 @@ def test_a_delta_gives_the_new_file(tmp_path):
     pytest.importorskip("zstandard", reason="deltas need the extra [delta]")
     path = str(ensure(Spec("model", "BF16", 40, MIB), tmp_path))
     new = changed(path, f"{tmp_path}/new.safetensors", every=60)
-    found = CONTENDERS["safeweights"]().patching(path, new, str(tmp_path))()
-    with tensor_views(new) as views:
-        assert found == views
+    out = f"{tmp_path}/out.safetensors"
+    apply = CONTENDERS["safeweights"]().patching(path, new, str(tmp_path), out)
+    with tensor_views(new) as expected, tensor_views(apply()) as found:
+        assert found == expected
 
 
 @pytest.mark.parametrize("trees", [True, False])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, open, save, to_bytes
+from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, open, save, saving, to_bytes
 from safeweights.errors import FormatError, SafetensorError, UnsupportedError
 from safeweights.format.dtypes import BITS
 from safeweights.storage import TruncatedError
@@ -249,3 +250,60 @@ def test_values_are_not_unread_tensors(tmp_path: Path, value: object) -> None:
         with pytest.raises(UnsupportedError, match="expected a mapping"):
             write([("a", value)])
     assert list(tmp_path.iterdir()) == []
+
+
+class Computed(Tensor):
+    """A tensor whose bytes a function makes."""
+
+    computed = True
+
+    def __init__(self, name: str, make: Callable[[], bytes], nbytes: int) -> None:
+        super().__init__(name, "U8", (nbytes,), nbytes)
+        self._make = make
+
+    def read_into(self, buffer: Any, offset: int = 0) -> None:
+        view = self._within(buffer, offset)
+        view[:] = self._make()[offset : offset + len(view)]
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "_TOGETHER", 100)
+
+
+def test_computed_tensors_among_others(tmp_path: Path, small_batches: None) -> None:
+    contents = {f"{index:03}": bytes([index]) * (index % 130) for index in range(200)}
+    tensors: dict[str, Tensor] = {
+        name: MemoryTensor(name, "U8", (len(data),), data)
+        if index % 7 == 0
+        else Computed(name, lambda data=data: data, len(data))  # type: ignore[misc]
+        for index, (name, data) in enumerate(contents.items())
+    }
+    save(tensors, tmp_path / "a.safetensors")
+    found = safetensors.deserialize((tmp_path / "a.safetensors").read_bytes())
+    assert {name: bytes(each["data"]) for name, each in found} == contents
+    assert to_bytes(tensors) == (tmp_path / "a.safetensors").read_bytes()
+
+
+def test_several_are_computed_at_a_time(tmp_path: Path, small_batches: None) -> None:
+    meeting = threading.Barrier(2, timeout=20)
+
+    def make() -> bytes:
+        meeting.wait()  # raises BrokenBarrierError if no other one comes
+        return bytes(80)
+
+    save({name: Computed(name, make, 80) for name in "abcd"}, tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes()[-320:] == bytes(320)
+
+
+def test_an_error_while_computing_keeps_the_old_file(path: Path, small_batches: None) -> None:
+    before = path.read_bytes()
+
+    def fail() -> bytes:
+        raise FormatError("damaged", rule="delta")
+
+    tensors = {name: Computed(name, lambda: bytes(80), 80) for name in "abc"}
+    with pytest.raises(FormatError, match="damaged"):
+        save({**tensors, "d": Computed("d", fail, 80)}, path)
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == [path.name]

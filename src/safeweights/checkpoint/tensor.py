@@ -41,11 +41,13 @@ class Tensor(ABC):
         shape: Elements along each axis.
         nbytes: Size in bytes.
         in_memory: Whether `view` returns existing memory (also mapped memory) instead of reading.
+        computed: Whether its bytes are computed, which takes a processor longer than copying them.
         unreadable: Why its values cannot be given; None for a tensor that can be read.
     """
 
     __slots__ = ("dtype", "name", "nbytes", "shape")
     in_memory = False
+    computed = False
     unreadable: str | None = None
 
     def __init__(self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> None:

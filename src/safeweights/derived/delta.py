@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import zlib
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -41,6 +43,8 @@ CHECKSUMS: Final = ("adler32", "xxh3-128", "blake3")
 
 BLOCK: Final = 1 << 20
 """Bytes decompressed, combined and hashed at a time: they stay in a core's cache."""
+
+_ROOM: Final = BLOCK
 
 _BESIDE: Final = 4 * BLOCK
 """Size of a tensor from which it pays to hash in a second thread what the first one has decompressed."""
@@ -190,9 +194,9 @@ def applied(
 
     def compute(target: memoryview) -> None:
         with _Digests(algorithm, expected, sha256, len(target)) as hashes:
-            with _frame(delta, base.name) as reader:
+            with _frame(delta, base.name) as (reader, memory):
                 if encoding == "xor":
-                    _apply_xor(base, reader, target, hashes)
+                    _apply_xor(base, reader, target, hashes, memory)
                 else:
                     base.read_into(target)
                     _apply_overwrite(reader, target, base.name)
@@ -269,15 +273,33 @@ def _fault(name: str, what: str) -> FormatError:
     return FormatError(f"the delta of tensor {quote(name)} {what}", rule="delta", tensor=name)
 
 
-def _frame(delta: Tensor, name: str) -> Any:
-    """A reader of the frame, which never gives more than is asked for."""
+class _Bench(NamedTuple):
+    """What a thread needs to decompress; making it anew for each of many small tensors takes as long."""
+
+    decompressor: Any
+    memory: memoryview
+
+
+_BENCHES: Final[deque[_Bench]] = deque(maxlen=16)
+"""Those that no thread uses; a deque, whose operations are atomic."""
+
+
+@contextmanager
+def _frame(delta: Tensor, name: str) -> Iterator[tuple[Any, memoryview]]:
+    """A reader of the frame, which never gives more than is asked for, and memory for a block."""
     zstandard = compressor()
     data = delta.view()
     try:
         zstandard.get_frame_parameters(bytes(data[:18]))
     except zstandard.ZstdError as error:
         raise _fault(name, f"is no zstd frame: {error}") from error
-    return zstandard.ZstdDecompressor().stream_reader(data)
+    try:
+        bench = _BENCHES.pop()
+    except IndexError:
+        bench = _Bench(zstandard.ZstdDecompressor(), memoryview(bytearray(_ROOM)))
+    with bench.decompressor.stream_reader(data) as reader:
+        yield reader, bench.memory
+    _BENCHES.append(bench)
 
 
 def _read(reader: Any, count: int, name: str) -> memoryview:
@@ -309,8 +331,9 @@ def _require_end(reader: Any, name: str) -> None:
         raise _fault(name, "has more bytes than the tensor")
 
 
-def _apply_xor(base: Tensor, reader: Any, target: memoryview, hashes: _Digests) -> None:
-    memory = memoryview(bytearray(min(BLOCK, len(target))))
+def _apply_xor(
+    base: Tensor, reader: Any, target: memoryview, hashes: _Digests, memory: memoryview
+) -> None:
     for block in _filled(base, target):
         apart = memory[: len(block)]
         _read_into(reader, apart, base.name)

@@ -293,6 +293,8 @@ class ComputedTensor(WholeTensor):
         compute: Fills the buffer that it gets with the whole tensor's bytes.
     """
 
+    computed = True
+
     def __init__(
         self,
         name: str,
