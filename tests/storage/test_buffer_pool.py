@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,6 @@ import safeweights.torch  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 MIB = 1 << 20
 PIECE = 16 * MIB
@@ -215,6 +215,19 @@ def test_many_threads_and_the_collector(limit: Callable[[int], None]) -> None:
     assert failures == []
     gc.collect()
     assert 0 < sum(map(len, buffer_pool._idle)) <= buffer_pool._LIMIT
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory (proc(5), smaps_rollup)."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Rss:"))
+
+
+def test_the_end_of_a_buffer_takes_no_huge_page() -> None:
+    memory = lent(PIECE + mmap.PAGESIZE)
+    before = resident()
+    np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE] = 1
+    assert PIECE <= resident() - before < PIECE + MIB
 
 
 def test_what_is_idle_is_bounded_and_the_newest_stays(limit: Callable[[int], None]) -> None:

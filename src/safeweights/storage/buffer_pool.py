@@ -108,14 +108,17 @@ def _reused(nbytes: int) -> mmap.mmap | None:
 
 
 def _mapped(nbytes: int) -> mmap.mmap | None:
-    """A new private buffer, in huge pages where the system has them."""
+    """A new private buffer, in huge pages where the system has them.
+
+    What does not fill the last huge page is in small ones: all of it would count as used memory.
+    """
     size = nbytes + -nbytes % _HUGE_PAGE
     try:
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError):
         return None
     with suppress(OSError):  # a kernel without huge pages
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        pages.madvise(mmap.MADV_HUGEPAGE, 0, nbytes - nbytes % _HUGE_PAGE)
     return pages
 
 
