@@ -560,3 +560,21 @@ def test_the_documented_table_is_that_of_the_code() -> None:
     script = Path(__file__).resolve().parents[2] / "scripts" / "kinds_table.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("config.json", b'{"a": 1,\n oops}', "it is not JSON: Expecting property name enclosed"),
+        ("config.json", b'{"a": 1,\n oops}', "(line 2, column 2)"),
+        ("config.json", b'{"a": "\xff"}', "it is not JSON: its text is not UTF-8"),
+        ("log.jsonl", b'{"a": 1}\n{"b": }', "it is not JSON: Expecting value"),
+        ("config.json", b"[" * 100_000, "nested too deeply"),
+        ("config.json", b"1" * 10_000, "a number with too many digits"),
+    ],
+)
+def test_settings_that_are_not_json_say_why(name: str, data: bytes, message: str) -> None:
+    (concern,) = examine(BytesSource(data), name).concerns
+    assert (concern.power, concern.rule) == ("unread", "json")
+    assert message in concern.message
+    assert "JSONDecodeError" not in concern.message

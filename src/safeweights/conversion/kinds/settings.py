@@ -63,11 +63,12 @@ def json_concerns(data: bytes, name: str) -> Iterator[Concern | Template]:
         name: The file's name, which says whose settings these are.
     """
     base = name.replace("\\", "/").rpartition("/")[2].casefold()
+    lines = base.endswith((".jsonl", ".ndjson"))
     if sum(map(data.count, (b",", b"[", b"{"))) > _MAX_VALUES:
         yield Concern("unread", "text-size", f"it has more than {_MAX_VALUES:,} values: not read")
         return
     try:
-        if base.endswith((".jsonl", ".ndjson")):
+        if lines:
             document: Any = [parse_json(line) for line in data.splitlines() if line.strip()]
         else:
             document = parse_json(data)
@@ -76,8 +77,7 @@ def json_concerns(data: bytes, name: str) -> Iterator[Concern | Template]:
         yield Concern("unread", "json-duplicate", message)
         return
     except (ValueError, RecursionError) as error:
-        message = f"it is not JSON: {type(error).__name__}"
-        yield Concern("unread", "json", message)
+        yield Concern("unread", "json", _why_not_json(error, whole=not lines))
         return
     if base in {"model_index.json", "modular_model_index.json"} and isinstance(document, dict):
         yield from _pipeline(document)
@@ -97,6 +97,18 @@ def json_concerns(data: bytes, name: str) -> Iterator[Concern | Template]:
                 yield Concern("unread", "template-size", message)
                 return
             yield from template_concerns(text, f"{base}#{key}")
+
+
+def _why_not_json(error: ValueError | RecursionError, *, whole: bool) -> str:
+    """What is wrong with a text; `whole` says that it is the file, not one of its lines."""
+    if isinstance(error, RecursionError):
+        return "it is not read: its objects and arrays are nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not JSON: its text is not UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        where = f" (line {error.lineno}, column {error.colno})" if whole else ""
+        return f"it is not JSON: {error.msg}{where}"
+    return "it is not read: it has a number with too many digits"
 
 
 def _setting(key: str, value: Any, base: str) -> Iterator[Concern]:
