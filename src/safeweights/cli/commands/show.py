@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from ...errors import FormatError
-from ...reports.encrypted import encrypted_document
 from ...reports.models import show_document
 from ...reports.modules import outline
 from ...storage.pipes import STDIN
@@ -81,6 +80,10 @@ def command(out: Output, path: str) -> None:
     try:
         found = show_document(path)
     except FormatError:
+        from ...reports.encrypted import (
+            encrypted_document,
+        )  # 10 ms, which a plain model does not need
+
         if path == STDIN or (sealed := encrypted_document(path)) is None:
             raise
         _show_encrypted(out, sealed)
