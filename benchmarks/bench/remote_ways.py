@@ -201,7 +201,8 @@ def _load_tiny() -> None:
 
 
 def _touch(nbytes: int) -> None:
-    with mmap.mmap(-1, nbytes) as pages:
+    with mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
+        pages.madvise(mmap.MADV_HUGEPAGE)
         for begin in range(0, nbytes, mmap.PAGESIZE):
             pages[begin] = 1
 
