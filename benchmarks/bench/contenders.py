@@ -247,7 +247,8 @@ class Safeweights(Safetensors):
     def encrypted(self, path: str, folder: str, *, signed: bool) -> Callable[[], Any]:
         from safeweights import trust
 
-        sealed = f"{folder}/{signed}.age"
+        # Signing makes block trees of files that are called so.
+        sealed = f"{folder}/{signed}.safetensors.age"
         with suppress(FileNotFoundError):
             os.unlink(sealed)
         identity = trust.generate_identity()
