@@ -46,6 +46,7 @@ ELSEWHERE = {
     "s3://bucket": "needs a bucket: tests/remote/test_everywhere.py has one",
     r"dcp\.": "needs ranks: tests/ranks runs the loop of docs/training.md, and saves and loads",
     "checkpoint/ weights.safetensors": "needs what ranks have saved: tests/ranks",
+    "pytorch_model_fsdp_0": "needs what ranks have saved: tests/ranks/test_training.py",
     "^make ": "is a target of the Makefile, which CI runs by itself",
     "benchmarks/": "takes minutes: make bench",
     "age1...": "names keys of other people: tests/trust/test_encryption.py makes some",

@@ -21,6 +21,7 @@ from safeweights.format.dtypes import BITS
 from safeweights.format.indexing import runs, select
 from safeweights.format.writer import layout
 from safeweights.storage import Source, gathering
+from safeweights.storage.syscalls import read_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,7 +101,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(len(buffers[0]))
         return real(descriptor, buffers, offset)
 
+    def counted_vectors(descriptor: int, vectors: int, count: int, offset: int) -> int:
+        counts.append(read_vectors(descriptor, vectors, count, offset))
+        return counts[-1]
+
     monkeypatch.setattr(os, "preadv", counted)
+    monkeypatch.setattr(gathering, "read_vectors", counted_vectors)
     return counts
 
 
@@ -114,7 +120,7 @@ ROW = 4096
         (slice(10, 20), [10 * ROW]),
         ((5, slice(3, 9)), [24]),
         (slice(0, 0), []),
-        ((slice(None), slice(100, 200)), [999 * ROW + 400]),  # gaps of under 4 KiB: at once
+        ((slice(None), slice(100, 200)), [999 * ROW + 400]),  # gaps of under 4 KiB: together
         (slice(None, None, 2), [998 * ROW + ROW]),  # gaps of exactly 4 KiB
         (slice(None, None, 8), [ROW] * 125),  # gaps of 28 KiB: one by one
         ((slice(None, None, 100), slice(0, 2)), [8] * 10),
@@ -131,7 +137,10 @@ def test_no_more_is_read_than_needed(
     found = np.frombuffer(tensor.read_selection(selection), "i4").reshape(selection.shape)
     whole = np.arange(1000 * 1024, dtype="i4").reshape(1000, 1024)
     np.testing.assert_array_equal(found, whole[expression])
-    assert reads == expected
+    # Runs in the page cache are read some hundred at a time, without what lies between two calls.
+    assert len(reads) <= 2 * len(expected)
+    left_out = ROW * max(len(reads) - len(expected), 0)
+    assert sum(expected) - left_out <= sum(reads) <= sum(expected)
     wanted = runs(selection, tensor.shape, "I32")
     assert sum(reads) <= wanted.nbytes + 4096 * wanted.run_count
 
