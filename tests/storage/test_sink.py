@@ -291,6 +291,17 @@ def test_writes_that_end_within_any_buffer(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "a").read_bytes() == NEW * 9
 
 
+@pytest.mark.parametrize("most", [4999, 5000, 5001, 12_000])
+def test_writes_that_end_after_several_buffers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "writev", lambda fd, batch: real(fd, b"".join(batch)[:most]))
+    pieces = [bytes([number]) * 5000 for number in range(9)]  # too long to be joined
+    write_file(tmp_path / "a", pieces)
+    assert (tmp_path / "a").read_bytes() == b"".join(pieces)
+
+
 def test_a_filesystem_that_writes_nothing_ends_in_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,6 @@ import os
 import stat
 import sys
 from functools import partial
-from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ..errors import UnsupportedError
@@ -573,13 +572,12 @@ def _progressed(count: int) -> int:
 
 
 def _after(batch: list[Buffer], count: int) -> list[Buffer]:
-    """The rest of `batch` after its first `count` bytes were written."""
-    for index, piece in enumerate(batch):
-        view = flat(piece)
-        if count < len(view):
-            return [view[count:], *islice(batch, index + 1, None)]
-        count -= len(view)
-    return []
+    """The rest of `batch` after its first `count` bytes, which are not all of it, were written."""
+    first = 0
+    while count >= (nbytes := _length(batch[first])):
+        count -= nbytes
+        first += 1
+    return [flat(batch[first])[count:], *batch[first + 1 :]]
 
 
 def copy_over(
