@@ -92,6 +92,10 @@ def test_make_and_apply(
     assert (tmp_path / "out.safetensors").read_bytes() == versions[1].read_bytes()
     os.unlink(tmp_path / "d" / "safeweights.delta.json")  # the convention's checksum alone
     apply_delta(tmp_path / "d", tmp_path / "folder", versions[0], max_shard_size=100_000)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()}
+    with pytest.raises(FileExistsError, match="there is a delta"):
+        apply_delta(tmp_path / "d", tmp_path / "d", versions[0])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()} == before
     assert contents(safeweights.open(tmp_path / "folder")) == contents(versions[1])
 
 

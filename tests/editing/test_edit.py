@@ -494,3 +494,22 @@ def test_a_source_that_is_replaced_meanwhile(model: Path, monkeypatch: pytest.Mo
 def test_checkpoints_are_refused_by_name() -> None:
     with pytest.raises(TypeError):
         edit(Checkpoint({}), "x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_merge_replaces_no_single_shard_of_its_source(
+    shards: Path, linked: bool, contents: Callable[[Any], Any]
+) -> None:
+    before = contents(shards)
+    shard = min(shards.glob("*.safetensors"))
+    target = shard
+    if linked:
+        (shards.parent / "link").symlink_to(shards)
+        target = shards.parent / "link" / shard.name
+    with pytest.raises(UnsupportedError, match=r"2 other files of it would stay"):
+        safeweights.edit(shards, target, force=True)
+    assert contents(shards) == before
+    safeweights.edit(shards, shards / "model.safetensors", force=True)  # all of them go
+    assert contents(shards / "model.safetensors") == before
+    safeweights.edit(shards / "model.safetensors", shards / "model.safetensors", force=True)
+    assert contents(shards / "model.safetensors") == before

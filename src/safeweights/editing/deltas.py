@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ..storage import Source
+    from ..storage.places import Place
 
 __all__ = ["DeltaReport", "apply_delta", "compact_deltas", "make_delta", "open_delta"]
 
@@ -443,22 +444,37 @@ def apply_delta(
 
     Raises:
         FormatError: A delta is damaged, or made for another base: nothing is written then.
+        FileExistsError: There is a delta in `output`.
         OSError: Reading or writing failed.
     """
     model = open_delta(target, base, trust=trust, identity=identity)
     path = os.fspath(output)
+    place = place_of(path)
+    if _has_delta(place):
+        raise FileExistsError(errno.EEXIST, "there is a delta in the folder", path)
     if path.endswith(SUFFIX):
         save(model, path, durable=durable, progress=progress)
     else:
         save_sharded(
             model,
-            place_of(path).folder(),
+            place.folder(),
             max_shard_size=max_shard_size,
             durable=durable,
             progress=progress,
         )
     whole = sum(tensor.nbytes for tensor in model.values())
     return DeltaReport(path, "", len(model), len(model), whole, whole)
+
+
+def _has_delta(place: Place) -> bool:
+    """Whether there is a delta in a folder, which no model may replace."""
+    if place.kind() != "folder":
+        return False
+    names = [entry.name for entry in place.folder().list(recursive=False)]
+    if not any(name.endswith(INDEX_SUFFIX) for name in names):
+        return False
+    files = find_files(place)
+    return files is not None and "delta_encoding" in files.index_metadata
 
 
 def compact_deltas(

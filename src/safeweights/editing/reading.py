@@ -42,6 +42,7 @@ class Sources:
     Attributes:
         model: The model as it will be, to be cut into files.
         files: The safetensors files that were opened, by path.
+        own: The paths of those that are the source, without what is added to it.
         root: The folder that the source's files are in.
         index: The name of their index, if they have one.
         stem: What names of shards begin with.
@@ -60,6 +61,7 @@ class Sources:
         self.files: dict[str, SafetensorsFile] = {}
         self.root, self.index, self.stem = _parts(source)
         checkpoint = self._open(source)
+        self.own = tuple(self.files)
         done = named(model_of(checkpoint, self.root, several=self.index is not None), edits)
         self.model = done.model
         plan.renamed, plan.dropped, plan.untied = done.renamed, done.dropped, done.untied
