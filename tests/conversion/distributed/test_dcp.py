@@ -22,6 +22,7 @@ from cutting import split
 from folders import DCP, assert_equal, by_torch, cut, rows, saved
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.distributed._shard.sharded_tensor.metadata import TensorProperties as OldProperties
 from torch.distributed.checkpoint.filesystem import (
     FileSystemWriter,
     SerializationFormat,
@@ -567,3 +568,19 @@ def test_more_ranks_than_files_may_be_open(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert safeweights.torch.load_file(tmp_path / "out.safetensors")["w"].equal(whole)
+
+
+def test_tables_of_older_versions(tmp_path: Path) -> None:
+    """PyTorch 2.1 took the properties of a ShardedTensor, and wrote no version and no place of storage."""
+    made = DCP().add("a", A, rows(A, 2)).add("s", torch.tensor(2.5)).value("step", 3)
+    for table in made.metadata.state_dict_metadata.values():
+        if isinstance(table, TensorStorageMetadata):
+            table.properties = OldProperties(table.properties.dtype)
+    for field in ("version", "storage_meta"):
+        del made.metadata.__dict__[field]
+    folder = made.write(tmp_path / "ckpt")
+    tables = (folder / ".metadata").read_bytes()
+    assert b"torch.distributed._shard.sharded_tensor.metadata" in tables
+    assert b"version" not in tables
+    assert_equal(safeweights.open(folder), {"a": A, "s": torch.tensor(2.5)})
+    assert_equal(safeweights.open(folder), by_torch(folder))
