@@ -96,7 +96,7 @@ test-view: $(VENV)/.installed ## The page of `safeweights view`, in Debian's chr
 	$(BIN)/python -m pip install -q -r requirements/view.txt
 	$(BIN)/python -m pytest -n $(WORKERS) tests/view
 
-test-quantised: ## Dequantised values beside bitsandbytes, compressed-tensors, torchao, HQQ and gguf
+test-quantised: ## Dequantised values beside bitsandbytes, compressed-tensors, torchao, AutoGPTQ ...
 	$(PYTHON) scripts/test_quantised.py
 
 screenshots: $(VENV)/.installed ## The pictures in docs/images, in Debian's chromium

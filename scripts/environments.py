@@ -42,7 +42,8 @@ def beside(name: str, requirements: str, python: Path) -> Path:
     with _made(folder, requirements) as listed:
         if listed:
             shutil.rmtree(folder, ignore_errors=True)
-            _install(python, "--no-deps", "--target", folder, "-r", listed)
+            # Without isolation: what is built here needs the setuptools of the environment only.
+            _install(python, "--no-deps", "--no-build-isolation", "--target", folder, "-r", listed)
     return folder
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +16,6 @@ import torch
 import safeweights
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from safeweights.checkpoint import Checkpoint
 
 bitsandbytes = pytest.importorskip(
@@ -263,3 +263,61 @@ def test_gguf_files_of_every_type_that_gguf_quantises(tmp_path: Path) -> None:
     for name, dense in expected.items():
         assert np.array_equal(found[name].numpy().astype("f4"), dense), name
         assert math.prod(found[name].shape) == dense.size
+
+
+# ---- GPTQ and AWQ
+
+
+def module_of(package: str, path: str) -> Any:
+    """One file of a package, without what the package itself imports."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        pytest.skip(f"{package} is not installed for this version of Python")
+    file = Path(found.origin).parent / path
+    spec = importlib.util.spec_from_file_location(f"{package}_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_layer_that_autogptq_packs(model: Model, bits: int) -> None:
+    layers = module_of("auto_gptq", "nn_modules/qlinear/qlinear_cuda_old.py")
+    layer = layers.QuantLinear(bits, 64, 256, 96, bias=False, weight_dtype=torch.float32)
+    scales = (torch.rand(96, 4) + 0.5).half().float()
+    zeros = torch.randint(1, 1 << bits, (96, 4)).float()
+    integers = torch.randint(0, 1 << bits, (96, 256)).float()
+    linear = torch.nn.Linear(256, 96, bias=False)
+    linear.weight.data = (integers - zeros.repeat_interleave(64, 1)) * scales.repeat_interleave(
+        64, 1
+    )
+    layer.pack(linear, scales.clone(), zeros.clone(), None)
+    stored = {name: tensor for name, tensor in layer.state_dict().items() if name != "bias"}
+    found = model.dense(
+        {f"l.{name}": tensor for name, tensor in stored.items()},
+        {"quant_method": "gptq", "bits": bits, "group_size": 64},
+    )
+    same(found["l.weight"], layer(torch.eye(256)).t())
+    same(found["l.weight"], linear.weight.data)
+
+
+@pytest.mark.parametrize("group", [32, 128])
+def test_words_that_autoawq_unpacks(model: Model, group: int) -> None:
+    dequantize = module_of("awq", "utils/packing_utils.py").dequantize_gemm
+    words = torch.iinfo(torch.int32)
+    qweight = torch.randint(words.min, words.max, (256, 12), dtype=torch.int32)
+    qzeros = torch.randint(words.min, words.max, (256 // group, 12), dtype=torch.int32)
+    scales = (torch.rand(256 // group, 96) + 0.5).half()
+    found = model.dense(
+        {"l.qweight": qweight, "l.qzeros": qzeros, "l.scales": scales},
+        {
+            "quant_method": "awq",
+            "bits": 4,
+            "group_size": group,
+            "version": "gemm",
+            "zero_point": True,
+        },
+    )
+    same(found["l.weight"], dequantize(qweight, qzeros, scales.float(), 4, group).t())
