@@ -114,6 +114,7 @@ ATTACKS = {
     "reranker/config.json": b'{"sentence_transformers": {"activation_fn": "os.getpid"}}',
     "old reranker/config.json": b'{"sbert_ce_default_activation_function": "os.getpid"}',
     "lora/adapter_config.json": b'{"megatron_config": {"a": 1}, "megatron_core": "os"}',
+    "near/adapter_config.json": b'{"megatron_core": "megatron.core_of_mine"}',
     "remote/adapter_config.json":
         b'{"auto_mapping": {"base_model_class": "M", "parent_library": "transformers_modules.a"}}',
     "modular/modular_model_index.json":

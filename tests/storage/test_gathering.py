@@ -243,6 +243,17 @@ def test_a_thousand_small_runs_take_one_call(
 
 
 @LINUX
+def test_nothing_is_read_beyond_memory_that_is_too_small(
+    matrix: Path, calls: dict[str, int]
+) -> None:
+    whole = bytearray(NARROW.nbytes)
+    with pytest.raises(ValueError, match=r"150000 bytes are read, .* has 149999"):
+        open_source(matrix, backend="pread").read_runs(NARROW, memoryview(whole)[:-1])
+    assert not any(whole)
+    assert calls == {"reads": 0, "copies": 0, "vectors": 0}
+
+
+@LINUX
 @pytest.mark.parametrize(
     ("runs", "vectors"),
     [

@@ -341,6 +341,15 @@ def test_windows_lacks_these_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert only(tmp_path) == ["a"]
 
 
+def test_empty_pieces_are_never_handed_to_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "writev")  # write(2) of an empty piece writes nothing
+    pieces = [b"", bytearray(), NEW * (sink._SMALL // len(NEW) + 1), b""]
+    write_file(tmp_path / "a", pieces)
+    assert (tmp_path / "a").read_bytes() == b"".join(pieces)
+
+
 @pytest.mark.parametrize("works", [True, False])
 def test_macos_flushes_the_drive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool

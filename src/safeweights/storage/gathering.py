@@ -107,9 +107,14 @@ def gather_over(runs: Runs, descriptor: int, out: memoryview, *, gap: int) -> bo
         descriptor: The file.
         out: Memory of ``runs.nbytes`` bytes. If the result is False, its contents are undefined.
         gap: See `gather`.
+
+    Raises:
+        ValueError: `out` has another size: the system would write beyond it.
     """
     import numpy as np
 
+    if out.nbytes != runs.nbytes:
+        raise ValueError(f"{runs.nbytes} bytes are read, and the memory for them has {out.nbytes}")
     far, close = _split(runs.length, _merged(runs.loops), gap)
     near = Runs(0, runs.length, close)
     count = near.run_count

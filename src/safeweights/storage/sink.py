@@ -515,7 +515,10 @@ def _grouped(pieces: _Pieces) -> Iterator[tuple[list[Buffer], int] | Run]:
 
 
 def _joined(pieces: _Pieces) -> Iterator[Buffer | Run]:
-    """Join small neighbours: copying a few KiB costs less than one more buffer in a system call."""
+    """Join small neighbours: copying a few KiB costs less than one more buffer in a system call.
+
+    None that is given is empty: to write nothing looks like a system that writes nothing.
+    """
     small: list[Buffer] = []
     size = 0
     for piece in pieces:
@@ -526,11 +529,11 @@ def _joined(pieces: _Pieces) -> Iterator[Buffer | Run]:
                 yield b"".join(small)
                 small, size = [], 0
             continue
-        if small:
+        if size:
             yield b"".join(small)
             small, size = [], 0
         yield piece
-    if small:
+    if size:
         yield b"".join(small)
 
 

@@ -125,7 +125,7 @@ def _setting(key: str, value: Any, base: str) -> Iterator[Concern]:
         yield Concern(
             "acts", "remote-kernel", f"{where} names a kernel to download: {_shown(value)}"
         )
-    elif key == "megatron_core" and value and not str(value).startswith("megatron.core"):
+    elif key == "megatron_core" and value and not f"{value}.".startswith("megatron.core."):
         yield Concern("acts", "custom-code", f"{where} names a module to import: {_shown(value)}")
     elif key == "model_file" and str(value).endswith(_CODE_FILES):
         yield Concern("acts", "custom-code", f"{where} names code to load: {_shown(value)}")
