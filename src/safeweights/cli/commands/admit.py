@@ -40,7 +40,7 @@ __all__ = ["command"]
 @click.option("--log", metavar="FILE", type=FILE, help="Append the decision to this audit log.")
 @click.option(
     "--warrant", metavar="OUT", type=FILE,
-    help="Write a warrant: the digests of the admitted files, for later loads.",
+    help="Write a warrant to OUT: the digests of the admitted files, for later loads.",
 )  # fmt: skip
 @click.option("--explain", is_flag=True, help="Also print the reasons for the model.")
 @identity_option
@@ -61,16 +61,16 @@ def command(
 ) -> int:
     """Decide by a policy whether a model may be used.
 
-    Reads every file of a folder: its digest, its signer, and whether loading it runs code. The lock file
-    records each model that is accepted for the first time. The exit status is 0 if the model is
+    Every file of a folder is read, to find its digest, its signer, and whether loading it runs code. When a
+    model is admitted for the first time, the lock file records it. The exit status is 0 if the model is
     admitted, 1 if it is refused.
 
-    With -i, what is in encrypted files is examined too. Without it they are refused, unless the policy
-    requires in [access] that they are encrypted.
+    With -i, the contents of encrypted files are examined too. Without -i, encrypted files are refused,
+    unless the policy requires encryption in its section [access].
 
-    Piped, the first line has allow, warn or refuse, NAME, LEVEL, RULE and SIGNER. A line for each reason
-    follows: against or for, CODE, FILE and a sentence. The last lines are warrant or log, with a digest.
-    Fields are separated by tabs.
+    Piped, the first line is allow, warn or refuse, NAME, LEVEL, RULE and SIGNER. Each reason is a line:
+    against or for, CODE, FILE and a sentence. The last lines are warrant or log, with a digest. Fields are
+    separated by tabs.
 
     \b
     A policy that requires a signature by one key for everything:

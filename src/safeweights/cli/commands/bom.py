@@ -22,7 +22,7 @@ __all__ = ["command"]
 @click.command("bom")
 @click.argument("path", metavar="PATH", type=FILE)
 @click.option(
-    "-o", "--output", metavar="FILE", type=FILE, help="Write it to FILE; - for standard output."
+    "-o", "--output", metavar="FILE", type=FILE, help="Write to FILE; - for standard output."
 )
 @click.option(
     "--force", is_flag=True, help="Let -o replace a file that is not a bill of materials."
@@ -45,12 +45,12 @@ def command(
     """Write a model's bill of materials (CycloneDX).
 
     The document is CycloneDX 1.6 in JSON, with or without --json. It lists every file with its SHA-256,
-    the number of tensors of each type, and the licence, data sets and base model of the model card. It
-    marks files that run code or can run code, links, and special files, which have no digest.
+    the number of tensors of each type, and the licence, data sets and base model from the model card. It
+    marks files that run code or can run code, symbolic links, and special files, which have no digest.
 
     PATH is a file, an index.json or a folder. If a folder has the same weights in several formats, the
-    number of parameters is that of the safetensors files. With -i, it says what is in encrypted files;
-    names and digests are those of the files as they are.
+    parameters of the safetensors files are counted. With -i, the contents of encrypted files are
+    described; names and digests are those of the encrypted files.
 
     \b
     Examples:

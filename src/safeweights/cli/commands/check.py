@@ -58,10 +58,11 @@ _STYLES: Final = {
 def command(out: Output, paths: tuple[str, ...], strict: bool, form: str, sarif: bool) -> int:
     """Check files against every rule of their format.
 
-    Headers are checked against every rule of the format and against the size of the file; the shards of
-    a folder or index also against the index. Names that are empty or very long, or that look like paths
-    or terminal commands, are warnings. Values of tensors are not checked. For a file of another format,
-    every function that loading it would call is reported with its danger, and none is called.
+    Headers are checked against every rule of the format and against the size of the file. The shards of a
+    folder or index are also checked against the index. Names that are empty or very long, or that look
+    like paths or terminal commands, are warnings. Values of tensors are not checked. For a file of
+    another format, every function that loading it would call is reported with its risk. No function is
+    called.
 
     The exit status is 0 if every path is valid, 1 if one is bad, and 3 if none is bad but one could not
     be read.
@@ -69,8 +70,8 @@ def command(out: Output, paths: tuple[str, ...], strict: bool, form: str, sarif:
     Piped, each line is ok, bad or unreadable and the PATH; or a finding: error, warning or note,
     FILE, RULE, byte OFFSET, TENSOR and message, separated by tabs.
 
-    Do not truncate a file while another program has it mapped: that program is killed when it reads the
-    lost part. This command does not map files.
+    Do not truncate a file while another program has it mapped: the other program is killed when it reads
+    the missing part. This command does not map files.
 
     \b
     Examples:

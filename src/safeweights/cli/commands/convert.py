@@ -30,7 +30,7 @@ __all__ = ["command"]
 @dtype_option
 @click.option(
     "--dtype-of", metavar="KIND=TYPE",
-    help="What arrays hold whose NumPy type does not tell it: V2=BF16, or f1=F8_E5M2.",
+    help="Type of arrays whose NumPy type is ambiguous: V2=BF16, or f1=F8_E5M2.",
 )  # fmt: skip
 @click.option(
     "--only", metavar="GLOB", multiple=True, help="Convert only tensors with matching names."
@@ -44,7 +44,7 @@ __all__ = ["command"]
 )  # fmt: skip
 @click.option(
     "--rename", metavar="OLD=NEW", multiple=True,
-    help="Rename tensors; OLD is a regular expression, \\1 in NEW a group of it.",
+    help="Rename tensors; OLD is a regular expression, \\1 in NEW its first group.",
 )  # fmt: skip
 @click.option(
     "--max-shard-size", "--shard", metavar="SIZE",
@@ -55,7 +55,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--keep", type=click.Choice(["optimizer"]), multiple=True,
-    help="Write the state of the optimizer of a DeepSpeed ZeRO checkpoint too.",
+    help="Also write the optimizer state of a DeepSpeed ZeRO checkpoint.",
 )  # fmt: skip
 @click.option(
     "--keep-others", is_flag=True,
@@ -63,33 +63,33 @@ __all__ = ["command"]
 )  # fmt: skip
 @click.option(
     "--densify", is_flag=True,
-    help="Write sparse tensors, and those that PyTorch quantised, as dense ones [default: refuse them].",
+    help="Write sparse tensors, and tensors quantised by PyTorch, as dense tensors [default: refuse them].",
 )  # fmt: skip
 @click.option(
     "--dequantize", is_flag=True,
-    help="Write quantised weights as numbers: F32, or what --dtype makes of it.",
+    help="Write the values of quantised weights, as F32 or the type of --dtype.",
 )  # fmt: skip
 @click.option(
     "--scheme", metavar="NAME",
-    help="The scheme of quantised weights, where names and settings leave a choice.",
+    help="The quantisation scheme, if names and settings are ambiguous.",
 )  # fmt: skip
 @click.option("--keep-ties", is_flag=True, help="Write tied weights under each of their names.")
-@click.option("--format", metavar="NAME", help="The sources' format, if it cannot be recognised.")
+@click.option("--format", metavar="NAME", help="The format of SRC, if it is not recognised.")
 @click.option(
     "--limit", metavar="NAME=NUMBER", multiple=True,
-    help="Raise a limit on the input; the error that a limit causes names it.",
+    help="Raise a limit on the input; if a limit is exceeded, the error names it.",
 )  # fmt: skip
 @trust_option
 @click.option("--no-record", is_flag=True, help="Do not write DST.provenance.json.")
 @click.option(
-    "--no-digests", is_flag=True, help="Skip the SHA-256 of sources and outputs, which takes time."
+    "--no-digests", is_flag=True, help="Do not compute the SHA-256 of sources and outputs."
 )
 @click.option(
     "--force",
     is_flag=True,
     help="Replace existing files, and all shards of an existing checkpoint.",
 )
-@click.option("--dry-run", is_flag=True, help="Do everything except writing.")
+@click.option("--dry-run", is_flag=True, help="Check everything, but write nothing.")
 @identity_option
 @json_option
 @click.pass_obj
@@ -100,24 +100,26 @@ def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any)
     symbolically: no function or class that a file names is imported or called.
 
     If SRC is one file, DST is a file, or a folder that exists or ends in a slash. If there are several
-    files, or SRC is a folder of checkpoints (with or without an index), DST is a folder that gets one
-    output per source, or one file of all if its name ends in .safetensors. Missing folders are made. All
-    files are written, or none: a conversion that fails or is interrupted changes nothing.
+    files, or SRC is a folder of checkpoints (with or without an index), DST is a folder with one output per
+    source, or, if its name ends in .safetensors, one file with all tensors. Missing folders are created.
+    All files are written, or none: a conversion that fails or is interrupted changes nothing.
 
-    A DST that ends in .npz, .bin, .pt, .pth or .gguf is written in that format: NumPy's, PyTorch's, or GGUF
-    without quantisation, with --metadata KEY=VALUE or KEY=u32:VALUE (i32, f32, bool ...).
+    A DST that ends in .npz, .bin, .pt, .pth or .gguf is written in the format of NumPy, PyTorch or GGUF.
+    GGUF is not quantised; set its metadata with --metadata KEY=VALUE or KEY=u32:VALUE (i32, f32, bool
+    ...).
 
-    With --dtype, floats are rounded to a narrower type. A value that the new type cannot hold, for
-    example a too large one, is an error that names the value.
+    With --dtype, floats are rounded to a narrower type. If the new type cannot hold a value, for example
+    because it is too large, the conversion fails and names the value.
 
-    With --dequantize, weights quantised as FP8, MXFP4, NVFP4, GPTQ, AWQ, compressed-tensors, bitsandbytes,
-    torchao, HQQ or GGUF are computed from their codes and scales. The scheme is decided from
-    quantization_config in the config.json beside them, from names and types.
+    With --dequantize, the values of weights quantised as FP8, MXFP4, NVFP4, GPTQ, AWQ,
+    compressed-tensors, bitsandbytes, torchao, HQQ or GGUF are computed from their codes and scales. The
+    scheme is found from quantization_config in the config.json beside the weights, and from names and
+    types.
 
-    Piped, each line is source or output, PATH, FORMAT, TENSORS, BYTES and SHA-256; tie or renamed,
-    NAME and NAME; dequantized, SCHEME and the number of weights; skipped and NAME; dropped, FILE, NAME and
-    its kind; or left-out and FILE, of a folder's files that are not part of the model, such as the state
-    of an optimizer; separated by tabs.
+    Piped, each line is one of these, separated by tabs: source or output, PATH, FORMAT, TENSORS, BYTES
+    and SHA-256; tie or renamed, NAME and NAME; dequantized, SCHEME and the number of weights; skipped and
+    NAME; dropped, FILE, NAME and its kind; left-out and FILE, for a file in the folder that is not part
+    of the model, such as the state of an optimizer.
 
     \b
     Examples:

@@ -33,9 +33,13 @@ _ROWS: Final = 200
 @click.argument("after", metavar="B", type=_PATH)
 @click.option("--values", is_flag=True, help="Compute how much values differ.")
 @click.option(
-    "--rtol", metavar="R", type=float, default=0.0, help="Let values differ by R times the first."
-)
-@click.option("--atol", metavar="D", type=float, default=0.0, help="Let values differ by D.")
+    "--rtol", metavar="R", type=float, default=0.0,
+    help="Relative tolerance: allow differences of R times the value in A.",
+)  # fmt: skip
+@click.option(
+    "--atol", metavar="D", type=float, default=0.0,
+    help="Absolute tolerance: allow differences of D.",
+)  # fmt: skip
 @click.option(
     "--only", metavar="GLOB", multiple=True, help="Compare only tensors with matching names."
 )
@@ -63,18 +67,19 @@ def command(
     """Compare two checkpoints, tensor by tensor.
 
     A and B are files, folders or indexes of any format. Two tensors are the same if name, type, shape and
-    bytes are equal. A tensor of A whose bytes are in B under another name is renamed. Both checkpoints are
-    read side by side, and never held in memory.
+    bytes are equal. If B has the bytes of a tensor of A under another name, the tensor is reported as
+    renamed. Both checkpoints are read piece by piece, and never held in memory.
 
-    With --values, or a tolerance, differences of values are computed: the largest, the mean, the relative
-    one (norm of the difference by norm of the values in A) and, as JSON, a histogram by powers of ten.
-    Values that differ by up to D + R * abs(value in A) are the same.
+    With --values or a tolerance, the differences of the values are computed: the largest, the mean, the
+    relative difference (norm of the difference divided by the norm of the values in A) and, in --json, a
+    histogram by powers of ten. Values that differ by at most D + R * abs(value in A) are the same.
 
-    The exit status is 0 if nothing differs, 1 if something does, and 3 if one cannot be read.
+    The exit status is 0 if nothing differs, 1 if something differs, and 3 if nothing differs but a
+    checkpoint or tensor could not be read.
 
-    Piped, each line is added or removed, NAME, TYPE, SHAPE; renamed, NAME, NAME; retyped or changed (or
-    close, within the tolerance), NAME, TYPE, SHAPE, TYPE, SHAPE, and if computed the number of different
-    elements, MAX, MEAN, RELATIVE; or metadata, KEY, VALUE, VALUE; separated by tabs.
+    Piped, each line is one of these, separated by tabs: added or removed, NAME, TYPE, SHAPE; renamed, NAME,
+    NAME; retyped, changed or (within the tolerance) close, NAME, TYPE, SHAPE, TYPE, SHAPE and, if computed,
+    the number of different elements, MAX, MEAN, RELATIVE; metadata, KEY, VALUE, VALUE.
 
     \b
     Examples:

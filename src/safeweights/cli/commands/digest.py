@@ -24,10 +24,10 @@ __all__ = ["command"]
 @click.argument("path", metavar="PATH", type=FILE)
 @click.option(
     "--signature", metavar="FILE", type=FILE,
-    help="The signature, which is left out [default: PATH/model.sig or PATH.sig].",
+    help="The signature, which is not hashed [default: PATH/model.sig or PATH.sig].",
 )  # fmt: skip
 @click.option("--ignore", metavar="NAME", multiple=True, help="Leave out a file or folder in PATH.")
-@click.option("--no-trees", is_flag=True, help="As for sign --no-trees: without FILE.swtree.")
+@click.option("--no-trees", is_flag=True, help="Leave out FILE.swtree, as sign --no-trees does.")
 @click.option("--allow-symlinks", is_flag=True, help="Follow symbolic links to files.")
 @identity_option
 @json_option
@@ -45,13 +45,14 @@ def command(
 ) -> None:
     """Print the digest that identifies a model's contents.
 
-    It is the digest that sign, with the same options, writes into the signature: the SHA-256 over the
-    SHA-256 of all files, in the order of their names. It covers neither the names nor the signature. Every
-    file is read, none is written. A policy can require the digest of a signed model (root_digests).
+    It is the digest that sign writes into the signature if it is called with the same options: the SHA-256
+    of the SHA-256 digests of all files, in the order of their names. It covers neither the names nor the
+    signature. Every file is read, and no file is written. A policy can require the digest of a signed
+    model (root_digests).
 
-    With -i, it is the digest of the plaintext: the one that the model had before it was encrypted.
+    With -i, it is the digest of the plaintext, which the model had before it was encrypted.
 
-    Piped, the line is the digest and PATH, separated by a tab.
+    Piped, the output is the digest and PATH, separated by a tab.
 
     \b
     Examples:

@@ -45,11 +45,11 @@ def _list_maps(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.argument("source", metavar="SRC", type=FILE)
 @click.argument("target", metavar="[DST]", required=False, type=FILE)
 @click.option("--in-place", is_flag=True, help="Change SRC itself; give no DST.")
-@click.option("--plan", is_flag=True, help="Print what would be done, and write nothing.")
+@click.option("--plan", is_flag=True, help="Print the changes, but write nothing.")
 @click.option(
     "--keep", metavar="GLOB", multiple=True, help="Keep only tensors with matching names."
 )
-@click.option("--drop", metavar="GLOB", multiple=True, help="Leave out tensors.")
+@click.option("--drop", metavar="GLOB", multiple=True, help="Drop tensors with matching names.")
 @click.option("--map", metavar="NAME", help="Rename from one known convention to another.")
 @click.option(
     "--list-maps", is_flag=True, is_eager=True, expose_value=False, callback=_list_maps,
@@ -58,10 +58,10 @@ def _list_maps(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option("--rename", metavar="OLD=NEW", multiple=True, help="Rename one tensor.")
 @click.option(
     "--rename-re", metavar="RE=NEW", multiple=True,
-    help="Rename by a regular expression; \\1 in NEW is a group of it, \\= in RE an equals sign.",
+    help="Rename by a regular expression; \\1 in NEW is its first group, \\= in RE an equals sign.",
 )  # fmt: skip
 @click.option("--strip-prefix", metavar="TEXT", multiple=True, help="Remove a prefix of names.")
-@click.option("--add-prefix", metavar="TEXT", default="", help="Put a prefix before all names.")
+@click.option("--add-prefix", metavar="TEXT", default="", help="Add a prefix to all names.")
 @click.option(
     "--add", metavar="FILE[:GLOB]", multiple=True, help="Add the tensors of another checkpoint."
 )
@@ -71,9 +71,11 @@ def _list_maps(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="Write two equal tensors once, under KEPT, and record NAME in the metadata.",
 )  # fmt: skip
 @click.option(
-    "--untie", metavar="GLOB", multiple=True, help="Write tied names as tensors of their own."
+    "--untie", metavar="GLOB", multiple=True, help="Write tied names as separate tensors."
 )
-@click.option("--metadata", metavar="KEY=VALUE", multiple=True, help="Set an entry.")
+@click.option(
+    "--metadata", metavar="KEY=VALUE", multiple=True, help="Set an entry of the metadata."
+)
 @click.option("--unset", metavar="KEY", multiple=True, help="Remove an entry of the metadata.")
 @click.option("--split", metavar="SIZE", help="Write files of at most SIZE (5GB), and an index.")
 @click.option("--merge", is_flag=True, help="Write one file.")
@@ -83,7 +85,7 @@ def _list_maps(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="Begin the data at a multiple of N bytes (4096 for shared blocks and direct reads).",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace existing files and shards.")
-@click.option("--durable", is_flag=True, help="Wait until the disk has everything.")
+@click.option("--durable", is_flag=True, help="Wait until all data is on the disk.")
 @trust_option
 @identity_option
 @json_option
@@ -91,23 +93,23 @@ def _list_maps(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def command(out: Output, /, source: str, target: str | None, plan: bool, **given: Any) -> None:
     """Rename, drop, add, cast, split and merge tensors without loading them.
 
-    SRC is a file, a folder or an index of any format; DST a file, or for several files a folder. Edits
-    apply in this order: --untie, --keep, --drop, --map, --rename, --rename-re, --strip-prefix,
-    --add-prefix, --add, --dtype, --tie, --metadata, --unset, --sort, then --split or --merge. A shard
-    stays a shard unless DST is a file ending in .safetensors, or one of the last two is given.
+    SRC is a file, a folder or an index of any format. DST is a file, or a folder for several files. Edits
+    are applied in this order: --untie, --keep, --drop, --map, --rename, --rename-re, --strip-prefix,
+    --add-prefix, --add, --dtype, --tie, --metadata, --unset, --sort, then --split or --merge. Shards stay
+    shards unless --split or --merge is given, or DST is a file whose name ends in .safetensors.
 
-    Everything is checked before a byte is written. Two names that become one, ties that break, values that
-    a cast would lose, and edits that match nothing are errors. All files are written, or none. The system
-    copies bytes that stay the same, or shares them if the filesystem can.
+    Everything is checked before any byte is written. It is an error if two tensors get the same name, if a
+    tie breaks, if a cast would lose a value, or if an edit matches nothing. All files are written, or none.
+    The system copies bytes that do not change, or shares them if the filesystem supports it.
 
     With --in-place, new names and metadata are written into the space of the header. If they fit, no data
-    is read. At every moment, the file is complete: the old one or the new one.
+    is read. At every moment, the file is complete: either the old one or the new one.
 
     With -i, SRC is decrypted while it is read. DST is not encrypted.
 
-    Piped, each line is source or output, PATH, FORMAT, TENSORS, BYTES and for outputs HOW; renamed,
-    OLD, NEW; dropped, NAME; added, NAME, FILE; cast, NAME, OLD, NEW; tie, NAME, KEPT; untied, NAME;
-    metadata, KEY, VALUE; unset, KEY, WHY; removed, FILE; or note, TEXT; separated by tabs.
+    Piped, each line is one of these, separated by tabs: source, PATH, FORMAT, TENSORS, BYTES; output, PATH,
+    FORMAT, TENSORS, BYTES, HOW; renamed, OLD, NEW; dropped, NAME; added, NAME, FILE; cast, NAME, OLD, NEW;
+    tie, NAME, KEPT; untied, NAME; metadata, KEY, VALUE; unset, KEY, WHY; removed, FILE; note, TEXT.
 
     \b
     Examples:

@@ -51,10 +51,10 @@ def _complete_name(
 @click.option(
     "--dequantize", is_flag=True, help="Compute the values of quantised weights, in float32."
 )
-@click.option("--stats", is_flag=True, help="Print statistics of the values instead of values.")
+@click.option("--stats", is_flag=True, help="Print statistics instead of values.")
 @click.option(
     "-o", "--output", type=click.Path(allow_dash=True, readable=False, path_type=str),
-    help="Write a .npy file, with missing folders; - for standard output.",
+    help="Write a .npy file (missing folders are created); - for standard output.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option(
@@ -78,14 +78,14 @@ def command(
     """Print, describe or export one tensor, or a part of one.
 
     SLICE is NumPy's basic indexing: integers, START:STOP:STEP, ... and None. Only the selected bytes are
-    read. If the whole argument is the name of a tensor, brackets included, it means that tensor.
+    read. If a tensor has the whole argument as its name, brackets included, that tensor is printed.
 
-    A terminal shows only the corners of a selection with more than --limit values. Piped, the first
-    --limit values are printed in rows of the last axis, separated by tabs, with as many digits as a
-    program needs to read the same number.
+    On a terminal, only the corners are printed if the selection has more than --limit values. Piped, the
+    first --limit values are printed, one row of the last axis per line, separated by tabs, with enough
+    digits for a program to read the same number.
 
-    With --stats, min, max, mean and std are computed from the finite values; std is the standard
-    deviation of the population. With -o, BF16, F8 and F4 are written as float32, which holds them exactly.
+    With --stats, min, max, mean and std are computed from the finite values; std is the population
+    standard deviation. With -o, BF16, F8 and F4 are written as float32, which represents them exactly.
 
     \b
     Examples:

@@ -38,12 +38,12 @@ __all__ = ["command"]
 @click.option(
     "--data-only",
     is_flag=True,
-    help="Print the digest over the data of safetensors files, without their headers.",
+    help="Print the digest of the data of safetensors files, without their headers.",
 )
 @click.option("--check", "against", metavar="FILE", type=FILE, help="Check the digests in FILE.")
 @click.option(
     "-o", "--output", metavar="FILE", type=FILE,
-    help="Write a file for --check and sha256sum -c; - for standard output.",
+    help="Write the digests to FILE, for --check and sha256sum -c; - for standard output.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Let -o replace a file that has no digests.")
 @identity_option
@@ -62,21 +62,22 @@ def command(
 ) -> int:
     """Print or check the SHA-256 of files and tensors.
 
-    If PATH is a folder, all files in it are hashed, several at a time. The lines have the format of
-    sha256sum, except that names with control characters are escaped as in Python, in a line that begins
-    with a backslash. -o writes the names unescaped and skips its own file. A file that cannot be read is
-    an error on standard error; the others are hashed, and the exit status is 3.
+    If PATH is a folder, all files in it are hashed, several at a time. The output has the format of
+    sha256sum, with one exception: a name with control characters is escaped as in Python, and its line
+    begins with a backslash. -o writes names unescaped and does not hash FILE itself. If a file cannot be
+    read, an error is printed to standard error, the other files are hashed, and the exit status is 3.
 
     With --tensors, each line is SHA-256, FILE, TENSOR, DTYPE and SHAPE, separated by tabs. The digest
-    covers type, shape and bytes, with -i those of the plaintext: equal tensors have equal digests in
-    every file and in every format that `convert` reads. In a folder, only safetensors files are read.
+    covers type, shape and bytes (with -i, the bytes of the plaintext). Equal tensors have equal digests
+    in every file and in every format that `convert` reads. In a folder, only safetensors files are read.
 
     With --data-only, each line is SHA-256, the word data-only, and FILE, separated by tabs. Some hubs
-    show this digest to find a model again. It does not cover names, types and shapes: not for trust.
+    use this digest to identify a model. Do not use it for trust: it does not cover names, types and
+    shapes.
 
     With --check, names are relative to the current folder. Each line is ok, mismatch, missing or
-    unreadable and the name. The exit status is 1 if a file has changed or is missing, and 3 if none has
-    but one could not be read.
+    unreadable, and the name. The exit status is 1 if a file has changed or is missing, and 3 if all others
+    are ok but one could not be read.
 
     \b
     Examples:

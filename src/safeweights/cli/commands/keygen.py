@@ -25,7 +25,7 @@ __all__ = ["command"]
     help="The elliptic curve.",
 )  # fmt: skip
 @click.option("--encrypt", is_flag=True, help="Ask for a passphrase and encrypt the private key.")
-@click.option("--age", is_flag=True, help="An identity that reads encrypted models.")
+@click.option("--age", is_flag=True, help="Create an identity that decrypts encrypted models.")
 @click.option("--pq", is_flag=True, help="With --age: secure against quantum computers.")
 @passphrase_option
 @json_option
@@ -43,11 +43,11 @@ def command(
 ) -> None:
     """Create a key pair, for signing models or reading encrypted ones.
 
-    Writes the private key to PATH, readable by you only, and the public key to PATH.pub, for those
-    who verify your models. Both are PEM. Existing files are never replaced.
+    Writes the private key to PATH, which only you can read, and the public key to PATH.pub. Give PATH.pub
+    to the people who verify your models. Both are PEM. Existing files are never replaced.
 
-    With --age, PATH gets an identity, as age-keygen writes it, and the recipient is printed: give it to
-    those who encrypt models for you.
+    With --age, writes an identity in the format of age-keygen to PATH, and prints the recipient. Give the
+    recipient to the people who encrypt models for you.
 
     Piped, each line is a key and its value, separated by a tab.
 

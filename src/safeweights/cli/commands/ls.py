@@ -46,12 +46,12 @@ def command(
 ) -> int:
     """List tensors with their type, shape and size.
 
-    GLOB is a pattern like *.weight or layers.[0-3].*; * matches dots too. Tensors that match any GLOB are
+    GLOB is a pattern like *.weight or layers.[0-3].*; * also matches dots. Tensors that match any GLOB are
     listed. If no tensor matches, the exit status is 1.
 
     Piped, each line is NAME, DTYPE, SHAPE and BYTES, separated by tabs. With --tree, each line also has
-    TENSORS and PARAMETERS, and the name of a group ends with a dot. A tensor whose values cannot be read
-    (quantised, sparse ...) has one more field, with the reason.
+    TENSORS and PARAMETERS, and the name of a group ends with a dot. If the values of a tensor cannot be
+    read (quantised, sparse ...), its line has one more field, the reason.
 
     \b
     Examples:

@@ -36,11 +36,11 @@ def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
         passphrase_option,
         click.option(
             "--key-command", metavar="COMMAND",
-            help="A program that signs: it reads the digest from standard input and prints the signature.",
+            help="Sign with a program: it reads the digest from standard input and prints the signature.",
         ),
         click.option(
             "--public-key", metavar="FILE", type=FILE,
-            help="The public key of --key-command, or for --check, in PEM.",
+            help="The public key that belongs to --key-command, or that --check uses, in PEM.",
         ),
         click.option(
             "--whole-message", is_flag=True,
@@ -55,7 +55,7 @@ def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--keyless", is_flag=True,
-            help="Sign with an identity (Sigstore): by default, that of this job.",
+            help="Sign with a Sigstore identity [default: the identity of this CI job].",
         ),
         click.option(
             "--login", type=click.Choice(["browser", "code"]),
@@ -67,7 +67,7 @@ def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--trust-config", metavar="FILE", type=FILE,
-            help="The services of a Sigstore instance other than the public one.",
+            help="Use the Sigstore instance that FILE describes instead of the public one.",
         ),
     )  # fmt: skip
     for option in reversed(options):
@@ -80,7 +80,7 @@ def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_key_options
 @click.option(
     "--check", is_flag=True,
-    help="Write nothing; exit with status 1 if a PATH is not signed as it is now.",
+    help="Write nothing; exit with status 1 if a PATH has no signature that matches it.",
 )  # fmt: skip
 @click.option(
     "--signature", metavar="OUT", type=FILE,
@@ -92,11 +92,11 @@ def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option(
     "--release", metavar="NUMBER", type=click.IntRange(0),
-    help="Release number: a policy with a lock file refuses lower ones later.",
+    help="Release number; a policy with a lock file later refuses lower numbers.",
 )  # fmt: skip
 @click.option(
     "--no-trees", is_flag=True,
-    help="Do not write FILE.swtree; reading a part of a file then hashes all of it.",
+    help="Do not write FILE.swtree; reading a part of FILE then requires hashing all of it.",
 )  # fmt: skip
 @click.option("--allow-symlinks", is_flag=True, help="Follow symbolic links to files.")
 @click.option("--force", is_flag=True, help="Replace another signature, or any other file.")
@@ -105,18 +105,18 @@ def _key_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def command(out: Output, /, paths: tuple[str, ...], **given: Any) -> int:
     """Sign a file or a folder, or check that the signature is up to date.
 
-    Writes a bundle as specified by OpenSSF Model Signing, which other tools can verify. In a folder,
-    every file is signed; special files are an error, and so are symbolic links, except those of the Hub's
+    Writes a bundle in the format of OpenSSF Model Signing, which other tools can verify. In a folder,
+    every file is signed. Special files are an error, and so are symbolic links, except those of the Hub's
     cache. An existing signature by the same key is replaced; any other file is replaced only with --force.
 
-    Sign with a key in a file (if it is encrypted, the terminal asks for its passphrase), with a program
-    that uses a key (--key-command, for hardware modules and key management services), or with an
-    identity (--keyless), which becomes public.
+    Sign in one of three ways: with a key file (--key; if it is encrypted, you are asked for its
+    passphrase), with a program that uses a key (--key-command, for hardware modules and key management
+    services), or with an identity (--keyless), which is published.
 
-    With --check and --public-key, the signatures of models are verified: of each PATH, or of the folder
-    that PATH is in, if that is signed. Nothing is written. This is for a pre-commit hook.
+    With --check and --public-key, the signature of each PATH is verified, or of the folder that contains
+    PATH, if that folder is signed. Nothing is written. Use this in a pre-commit hook.
 
-    Piped, the lines are signature and its path; signer, method and key hint; root and the digest over all
+    Piped, the lines are signature and its path; signer, method and key hint; root and the digest of all
     digests; and signed, SHA-256, BYTES and NAME for each file, separated by tabs. With --check, each line
     is ok, missing or invalid, PATH and the reason.
 

@@ -45,7 +45,7 @@ _NAMES: Final = 5
 @click.argument("patterns", metavar="[NAME]...", nargs=-1)
 @click.option(
     "--compare", "other", metavar="OTHER", type=FILE,
-    help="Compare with the statistics of OTHER, a newer checkpoint.",
+    help="Compare PATH with OTHER, a newer checkpoint.",
 )  # fmt: skip
 @click.option("--finite", is_flag=True, help="Exit with status 1 if a value is NaN or infinite.")
 @identity_option
@@ -59,16 +59,16 @@ def command(
     NAME is the name of a tensor, or a pattern: * matches anything, ? one character. Without NAME, all
     tensors are read. On a terminal, rows are printed as soon as they are computed.
 
-    Every value is read. Minimum, maximum, mean and standard deviation are those of the finite values;
-    quantiles and the histogram come from an even sample of about 65,536 values of each tensor. A dead row
-    is a row along the last axis in which every value is zero.
+    Every value is read. Minimum, maximum, mean and standard deviation are computed from the finite values.
+    Quantiles and the histogram are computed from an even sample of about 65,536 values of each tensor. A
+    dead row is a row along the last axis in which every value is zero.
 
-    With --compare, each tensor has its statistics in PATH (before), in OTHER (after), and the change:
-    after minus before. A terminal shows only the tensors whose statistics changed.
+    With --compare, the statistics of each tensor are printed for PATH (before) and OTHER (after), with the
+    change: after minus before. A terminal shows only the tensors whose statistics changed.
 
     Piped, each line is NAME, TYPE, SHAPE, MIN, MAX, MEAN, STD, ZEROS, NANS, INFINITIES, DEAD ROWS, and the
-    quantiles 0.01, 0.25, 0.5, 0.75 and 0.99, separated by tabs; - stands for what does not apply. With
-    --compare each line begins with before, after or change.
+    quantiles 0.01, 0.25, 0.5, 0.75 and 0.99, separated by tabs. A field that does not apply is -. With
+    --compare, each line begins with before, after or change.
 
     \b
     Examples:

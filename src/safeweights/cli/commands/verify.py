@@ -71,12 +71,12 @@ def _signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--issuer", metavar="NAME", help="Issuer of the certificate or identity."),
         click.option(
             "--trusted-root", metavar="FILE", type=FILE,
-            help="Trusted root of a Sigstore instance other than the public one.",
+            help="Trusted root of a Sigstore instance, instead of the public one.",
         ),
         click.option(
             "--timestamp-roots", metavar="FILE", type=FILE, multiple=True,
             help="Root certificates of RFC 3161 authorities, in PEM: accept a signature if its "
-            "certificate was valid at their timestamp.",
+            "certificate was valid at the time of their timestamp.",
         ),
         click.option(
             "--until", metavar="TIME",
@@ -117,27 +117,27 @@ def _signer_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def command(out: Output, /, path: str, *, keyring: Keyring | None, **given: Any) -> int:
     """Verify a model against its signature.
 
-    One option defines the required signer: --key; --certificate with --subject, --alternative-name or
-    --fingerprint; --identity with --issuer; or --policy. Every file is read. The answer is no (exit
-    status 1) if a file is unsigned, missing or changed, or if the certificate has expired or does not
+    One of these options defines the required signer: --key; --certificate with --subject,
+    --alternative-name or --fingerprint; --identity with --issuer; or --policy. Every file is read. The exit
+    status is 1 if a file is unsigned, missing or changed, or if the certificate has expired or does not
     match.
 
-    In an address or URI, * matches any characters except / and @, and ** any except @. With
-    --timestamp-roots, a signature stays valid after its certificate has expired, if one of these
-    authorities timestamped it before that. With --key, --timestamp-roots requires a timestamp.
+    In an address or URI, * matches any characters except / and @, and ** any characters except @. With
+    --timestamp-roots, a signature is valid after its certificate has expired, if one of these authorities
+    timestamped it before that. With --key, --timestamp-roots requires a timestamp.
 
-    With --policy, nothing is written to a lock file or log; admit does that.
+    With --policy, nothing is written to a lock file or log; use admit for that.
 
-    Of an encrypted model the ciphertext is verified, for which no key is needed, and the signature of
-    each key file. With -i, the plaintext is verified against the signature inside it too.
+    For an encrypted model, the ciphertext and the signature of each key file are verified. This needs no
+    decryption key. With -i, the plaintext is also verified, against the signature inside the model.
 
-    With --log, every line of the audit log must contain the hash of the previous line. A changed, removed
-    or inserted line is a no. A log whose end is cut off is detected only with --head, the hash that the
-    last admit printed.
+    With --log, every line of the audit log must contain the hash of the previous line. The exit status is
+    1 if a line was changed, removed or inserted. A log that was truncated is detected only with --head,
+    the hash that the last admit printed.
 
     Piped, the lines are ok, PATH, method and signer; and unsigned and NAME for each file without a
-    signature; separated by tabs. With --policy they are those of admit. With --log there is one line: ok,
-    PATH, number of lines and hash of the last line.
+    signature; separated by tabs. With --policy, the lines are those of admit. With --log, the only line is
+    ok, PATH, number of lines and hash of the last line.
 
     \b
     Examples:
