@@ -169,6 +169,9 @@ def test_statistics_are_exact_where_it_matters():
     found = describe(offset.reshape(10, 100))
     assert np.isclose(found["std"], np.arange(1000).std(), rtol=1e-9)
     assert describe([np.array([1e308, 1e308, 1e308])])["mean"] is None
+    far = np.array([1e200, 1e200])
+    assert (describe([far])["std"], describe([far, far])["std"]) == (0, 0)
+    assert describe([far, -far])["std"] is None, "its square is no number"
     nothing = describe([np.array([np.nan, np.inf])])
     assert (nothing["min"], nothing["mean"], nothing["nan"], nothing["inf"]) == (None, None, 1, 1)
     assert describe([])["zeros"] == 0

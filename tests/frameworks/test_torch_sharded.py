@@ -135,6 +135,24 @@ def test_values_share_the_mapping_of_a_file_or_own_their_memory(path: Path) -> N
     assert torch.equal(ours.load_file(path)["first.weight"], net("cpu").first.weight)
 
 
+@pytest.mark.parametrize("backend", ["mmap", "auto", "pread"])
+def test_parameters_of_the_same_stored_values_are_changed_one_by_one(
+    path: Path, backend: str
+) -> None:
+    with torch.device("meta"):
+        module = nn.Module()
+        module.register_parameter("whole", nn.Parameter(torch.empty(8, 6)))
+        module.register_parameter("twin", nn.Parameter(torch.empty(8, 6)))
+        module.register_parameter("rows", nn.Parameter(torch.empty(3, 6)))
+    weight = net("cpu").first.weight
+    plan = {"whole": "first.weight", "twin": "first.weight", "rows": Narrow("first.weight", 2, 5)}
+    ours.load_sharded(module, path, plan=plan, subset=True, backend=backend)
+    with torch.no_grad():
+        module.whole.zero_()
+    assert torch.equal(module.twin, weight)
+    assert torch.equal(module.rows, weight[2:5])
+
+
 def _is_mapped(address: int, path: Path) -> bool:
     with open("/proc/self/maps") as maps:
         for line in maps:

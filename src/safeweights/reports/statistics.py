@@ -293,9 +293,11 @@ class _Summary:
         total = self.finite + size
         distance = mean - self.mean
         self.mean += distance * (size / total)
-        # Products overflow to infinity, but `**` and `abs` would raise OverflowError.
-        apart = distance.real * distance.real + distance.imag * distance.imag
-        self.squares += squares + apart * (self.finite * (size / total))
+        self.squares += squares
+        if self.finite:  # else the product, of infinity and 0, would be NaN
+            # Products overflow to infinity, but `**` and `abs` would raise OverflowError.
+            apart = distance.real * distance.real + distance.imag * distance.imag
+            self.squares += apart * (self.finite * (size / total))
         self.finite = total
 
     def record(self) -> StatisticsRecord:

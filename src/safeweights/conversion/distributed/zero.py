@@ -46,17 +46,12 @@ if TYPE_CHECKING:
     from ..foreign import ForeignCheckpoint, OpenOptions
     from ..pickles.storages import Storages
 
-__all__ = ["is_zero_name", "read_zero"]
+__all__ = ["read_zero"]
 
 _OPTIM = re.compile(r"(?:.*_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt").fullmatch
 _MODEL = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)(?:_\d+)?_model_states\.pt").fullmatch
 
 OPTIMIZER_PREFIX: Final = "optimizer"
-
-
-def is_zero_name(name: str) -> bool:
-    """Whether a file called `name` holds the partitions of a rank."""
-    return _OPTIM(name) is not None
 
 
 @dataclass
@@ -420,13 +415,6 @@ _MODEL_KEYS: Final = frozenset(
     {"module", "buffer_names", "param_shapes", "frozen_param_shapes", "frozen_param_fragments",
      "shared_params", "optimizer"}
 )  # fmt: skip
-
-
-def _paddings(value: Value) -> list[int] | None:
-    """`value` as elements of padding, each of which may be 0."""
-    if not isinstance(value, (list, tuple)):
-        return None
-    return [each for each in value if is_int(each) and 0 <= each < 1 << 32]
 
 
 def _moment_name(key: str, name: str) -> str:

@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import sys
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
@@ -194,6 +195,7 @@ def _fill_on(
     found = batches(stored, plan, landing.arena)
     ADAPTER.require(item for batch in found for item in batch.tensors)
     jobs = [LoadJob(batch) for batch in found]
+    taken = _Taken()
 
     def finished(job: LoadJob) -> None:
         assert job.transfer is not None
@@ -203,8 +205,9 @@ def _fill_on(
         arrived = job.transfer.tensors()
         job.transfer = None
         for key, _ in batch.tensors:
-            read = numbered[key]
-            values = read.take(arrived.get(key), owned=owned)
+            read, here = numbered[key], arrived.get(key)
+            kept = here is not None and read.target.is_meta and owned and taken.add(here)
+            values = read.take(here, owned=kept)
             read.others[0] -= 1
             if done is not None and not read.others[0]:
                 done(read.part, values)
@@ -213,6 +216,25 @@ def _fill_on(
         reader_count(jobs, landing), progress, finished=finished
     )
     return sum(batch.nbytes for batch in found)
+
+
+class _Taken:
+    """Memory that tensors have: a part of a mapped file is that of one; for others it is copied."""
+
+    def __init__(self) -> None:
+        self._begins: list[int] = []
+        self._ends: list[int] = []
+
+    def add(self, values: torch.Tensor) -> bool:
+        """Note a tensor's memory; False if an earlier one has some of it."""
+        begin = values.data_ptr()
+        end = begin + values.nbytes
+        place = bisect_right(self._ends, begin)
+        if place < len(self._begins) and self._begins[place] < end:
+            return False
+        self._begins.insert(place, begin)
+        self._ends.insert(place, end)
+        return True
 
 
 class _Landing:

@@ -144,10 +144,6 @@ class BlockTree:
             )
         return tree
 
-    def block_length(self, index: int) -> int:
-        """The number of bytes in block `index`."""
-        return min(self.block_size, self.size - index * self.block_size)
-
     def check(self, index: int, block: memoryview | bytes, *, path: str | None = None) -> None:
         """Check that block `index` of the file is `block`.
 
