@@ -211,6 +211,23 @@ def test_lines(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
         reader.line(100)
 
 
+@pytest.mark.parametrize("block", [1, 7, 64])
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 90)), max_size=20))
+def test_nothing_is_read_twice(block: int, wanted: list[tuple[bool, int]]) -> None:
+    data = b"".join(bytes([65]) * count + b"\n" for _, count in wanted)
+    source, position = Noting(data), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "_READ_BLOCK", block)
+        reader = ByteReader(source)
+        for is_line, count in wanted:
+            reader.buffer(count % 5)
+            found = reader.line(1000) + b"\n" if is_line else reader.take(count + 1)
+            assert found == data[position : position + count + 1]
+            position += len(found)
+    ends = [0, *(offset + length for offset, length in source.asked)]
+    assert [offset for offset, _ in source.asked] == ends[:-1]
+
+
 def test_a_line_without_an_end_is_given_up_and_costs_no_more_than_its_length(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

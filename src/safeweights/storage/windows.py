@@ -225,22 +225,28 @@ class ByteReader:
         """
         found = self.block.find(b"\n", self.position)
         if found < 0:
-            return self.take(self._line_length(limit) + 1)[:-1]
+            return self._long_line(limit)
         line = self.block[self.position : found]
         self.position = found + 1
         return line
 
-    def _line_length(self, limit: int) -> int:
-        """Bytes before the next newline, which is not in `block`; nothing is kept of what is searched."""
-        begin, searched = self.offset, len(self.block) - self.position
-        while searched <= limit:
-            count = min(_READ_BLOCK, self._end - begin - searched)
-            if count <= 0:
-                raise truncated(self._source, begin, searched + 1)
-            found = read_bytes(self._source, begin + searched, count).find(b"\n")
+    def _long_line(self, limit: int) -> bytes:
+        """The bytes before the next newline, which is not in `block`."""
+        begin = self.offset
+        pieces = [self.block[self.position :]]
+        searched = len(pieces[0])
+        while searched <= limit and begin + searched < self._end:
+            self.seek(begin + searched)
+            self._fill(1)
+            found = self.block.find(b"\n")
             if found >= 0:
-                return searched + found
-            searched += count
+                self.position = found + 1
+                return b"".join((*pieces, self.block[:found]))
+            pieces.append(self.block)
+            searched += len(self.block)
+        self.seek(begin)
+        if searched <= limit:
+            raise truncated(self._source, begin, searched + 1)
         raise exceeded("inline_bytes", limit, self._source.name, begin)
 
     def buffer(self, count: int) -> None:
@@ -250,11 +256,16 @@ class ByteReader:
             self._fill(min(count, self.left))
 
     def _fill(self, count: int) -> None:
-        """Buffer at least `count` bytes from the current offset on."""
+        """Buffer at least `count` bytes from the current offset on, more than are buffered.
+
+        Nothing is read twice: a compressed source would start over.
+        """
         start = self.offset
         left = self._end - start
         if count > left:
             raise truncated(self._source, start, count)
-        self.block = read_bytes(self._source, start, min(max(count, _READ_BLOCK), left))
+        rest = self.block[self.position :]
+        more = min(max(count, _READ_BLOCK), left) - len(rest)
+        self.block = rest + read_bytes(self._source, start + len(rest), more)
         self.base = start
         self.position = 0
