@@ -50,28 +50,28 @@ class Batched(NamedTuple):
 
 
 BATCHED: Final = {
-    "convert": Batched("Convert each to safetensors, below --to.", True, True, creates=True),
+    "convert": Batched("Convert each SRC to safetensors, below --to.", True, True, creates=True),
     "check": Batched(
-        "Check each against every rule of its format.", without=frozenset({"form", "sarif"})
+        "Check each SRC against every rule of its format.", without=frozenset({"form", "sarif"})
     ),
     "hash": Batched(
-        "SHA-256 of the files or tensors of each.", without=frozenset({"against", "output", "force"})
+        "Hash the files or tensors of each SRC.", without=frozenset({"against", "output", "force"})
     ),
     "sign": Batched(
-        "Sign each with one key.",
+        "Sign each SRC with one key.",
         without=frozenset({"signature", "keyless", "login", "identity_token_file", "trust_config"}),
         written=(".sig", ".swtree"),
     ),
     "verify": Batched(
-        "Verify each against its signature.",
+        "Verify each SRC against its signature.",
         without=frozenset({"signature", "base", "name", "log", "head"}),
     ),
     "admit": Batched(
-        "Decide by one policy about each; with --to, write their warrants there.", False, True,
+        "Decide by one policy on each SRC; with --to, write warrants.", False, True,
         without=frozenset({"name", "signature", "warrant"}),
     ),
     "pull": Batched(
-        "Fetch each into a folder below --to, once the policy admits it.", True, True,
+        "Fetch each SRC into a folder below --to, if the policy admits it.", True, True,
         without=frozenset({"name", "files"}), creates=True,
     ),
 }  # fmt: skip

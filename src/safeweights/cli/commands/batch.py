@@ -45,24 +45,24 @@ _BATCH_OPTIONS = (
     ),
     click.option(
         "--each", type=click.Choice(["model", "file"]), default="model",
-        help="What a unit is: each model below a folder, or each file of weights.",
+        help="The unit below a folder: each model, or each file of weights.",
     ),
     click.option(
         "--engine", type=click.Choice(list(ENGINES)), default="process",
-        help="Processes of this machine, or tasks of a Ray cluster.",
+        help="Use processes of this machine, or tasks of a Ray cluster.",
     ),
     click.option(
         "--jobs", type=click.IntRange(1), metavar="N", help="Workers [default: one a processor]."
     ),
     click.option(
         "--resume", metavar="MANIFEST", type=FILE,
-        help="Record in this file what is done, and do not do again what it has, if nothing changed.",
+        help="Record finished units in this file, and skip the units that it already has, if unchanged.",
     ),
     click.option(
-        "--shard", metavar="I/N", help="Only the I-th of N parts of the units, chosen by their names."
+        "--shard", metavar="I/N", help="Run only the I-th of N parts of the units, chosen by their names."
     ),
     click.option("--report", metavar="FILE", type=FILE, help="Write the JSON document to a file."),
-    click.option("--junit", metavar="FILE", type=FILE, help="Write the results as JUnit's XML."),
+    click.option("--junit", metavar="FILE", type=FILE, help="Write the results as JUnit XML."),
 )  # fmt: skip
 
 
@@ -82,20 +82,20 @@ class _Batches(click.Group):
 
 @click.group("batch", cls=_Batches)
 def command() -> None:
-    """Do the same with many models, in processes or on a cluster.
+    """Run one command on many models, in processes or on a cluster.
 
-    The commands are convert, check, hash, sign, verify, admit and pull, with the options that they have
-    alone.
+    The commands are convert, check, hash, sign, verify, admit and pull, with their usual options.
 
-    SRC is a file, a folder of models, a pattern ('models/*/*.bin'), a URL, or a list of them: @FILE, or -
-    for standard input, one a line. Below a folder, each model is a unit: the topmost folder with weights.
+    SRC is a file, a folder of models, a pattern ('models/*/*.bin'), a URL, or a list of these: @FILE, or -
+    for standard input, one SRC per line. Below a folder, each model is a unit: the topmost folder that has
+    weights.
 
-    A bad model does not stop the others. The exit status is 1 if a model is bad, and 3 if none is bad but
-    one could not be read. If a worker is killed, another repeats its unit, up to three times. With
-    --resume, a batch that was killed continues.
+    If a model is bad, the batch continues with the others. The exit status is 1 if a model is bad, and 3 if
+    none is bad but one could not be read. If a worker is killed, its unit is run again, up to three times
+    in total. With --resume, a batch that was killed is resumed.
 
-    Piped, each line is ok, bad, usage or unreadable, SRC, the result's path and a message, separated by
-    tabs, in the order of the sources.
+    Piped, each line is ok, bad, usage or unreadable, SRC, the path of the result and a message, separated
+    by tabs, in the order of the sources.
 
     \b
     Examples:

@@ -24,9 +24,10 @@ __all__ = ["command"]
 def command() -> None:
     """Make and apply delta checkpoints: only what changed.
 
-    The folder is the one that slime, miles and sglang publish (weight_vNNNNNN): tensors that changed, as
-    old XOR new in zstd frames, with checksums of the new bytes. A file beside them has the SHA-256 of all
-    tensors, so that a wrong base is refused. Needs the package zstandard (safeweights[delta]).
+    A delta is a folder in the format of slime, miles and sglang (weight_vNNNNNN). It contains the tensors
+    that changed, as old XOR new in zstd frames, with checksums of the new bytes. Another file in the folder
+    has the SHA-256 of all tensors, so that a wrong base is refused. Needs the package zstandard
+    (safeweights[delta]).
 
     \b
     Examples:
@@ -36,7 +37,9 @@ def command() -> None:
     """
 
 
-_BASE = click.option("--base", metavar="PATH", type=FILE, help="What the oldest delta is based on.")
+_BASE = click.option(
+    "--base", metavar="PATH", type=FILE, help="The model that the first delta changes."
+)
 
 
 @command.command("make")
@@ -46,13 +49,15 @@ _BASE = click.option("--base", metavar="PATH", type=FILE, help="What the oldest 
 @click.option("--version", type=int, default=1, show_default=True, help="The version of NEW.")
 @click.option("--base-version", type=int, help="The version of BASE [default: one less].")
 @click.option(
-    "--encoding", type=click.Choice(["xor", "overwrite"]), default="xor", show_default=True
-)
+    "--encoding", type=click.Choice(["xor", "overwrite"]), default="xor", show_default=True,
+    help="Store old XOR new, or the positions and values of the bytes that change.",
+)  # fmt: skip
 @click.option(
     "--checksum",
     type=click.Choice(["adler32", "xxh3-128", "blake3"]),
     default="adler32",
     show_default=True,
+    help="The checksum of the new bytes.",
 )
 @identity_option
 @json_option
@@ -68,10 +73,11 @@ def make(
     encoding: str,
     checksum: str,
 ) -> None:
-    """Write what changes from BASE to NEW into a new folder DIR.
+    """Write the changes from BASE to NEW into a new folder DIR.
 
-    Both are files, folders or indexes of any format with the same tensors. Piped: delta, DIR, number of
-    changed tensors, of tensors, BYTES of the delta, BYTES of the model; separated by tabs.
+    BASE and NEW are files, folders or indexes of any format with the same tensors. Piped, the output is
+    delta, DIR, number of changed tensors, number of tensors, BYTES of the delta and BYTES of the model,
+    separated by tabs.
     """
     from ...conversion.opening import open_checkpoint
     from ...editing import make_delta
@@ -103,9 +109,9 @@ def make(
 def apply(out: Output, target: str, output: str, base: str | None, trust: str | None) -> None:
     """Apply the delta in DIR, and write the whole model to OUT.
 
-    DIR is one version, or a folder of versions; then the result is the newest. If earlier versions are
-    beside a delta, the chain begins with the first of them, and --base is the model before that one. OUT
-    is a file that ends in .safetensors, or a folder.
+    DIR is one version, or a folder of versions. If it is a folder of versions, the result is the newest
+    version. If earlier versions are in the same folder, they are applied first, and --base is the model
+    before the earliest of them. OUT is a file whose name ends in .safetensors, or a folder.
     """
     from ...editing import apply_delta
 
@@ -122,7 +128,7 @@ def apply(out: Output, target: str, output: str, base: str | None, trust: str | 
 @json_option
 @click.pass_obj
 def compact(out: Output, target: str, output: str, base: str | None) -> None:
-    """Join a chain of deltas in DIR to one delta, OUT, with the same result."""
+    """Join the deltas in DIR into one delta, OUT, with the same result."""
     from ...editing import compact_deltas
 
     _report(out, compact_deltas(target, output, base))

@@ -1,4 +1,4 @@
-"""`safeweights encrypt`: encrypt a model for those who may read it."""
+"""`safeweights encrypt`: encrypt a model for selected recipients."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def recipients_of(
 @click.option(
     "--replace", is_flag=True, help="Write into the folder itself and remove the plaintext."
 )
-@click.option("--only", metavar="GLOB", multiple=True, help="Encrypt only files with such names.")
+@click.option(
+    "--only", metavar="GLOB", multiple=True, help="Encrypt only files with matching names."
+)
 @click.option(
     "--key-file", metavar="NAME", default="model.key.age", show_default=True,
     help="The name of the key file: groups of files can have their own.",
@@ -98,7 +100,7 @@ def command(
     armor: bool,
     policy: str | None,
 ) -> None:
-    """Encrypt a model for those who may read it.
+    """Encrypt a model for selected recipients.
 
     Writes age files, which the program age reads too. In a folder, every file becomes NAME.age, encrypted
     for an identity that is made for this model. model.key.age has that identity, encrypted for the

@@ -25,18 +25,18 @@ __all__ = ["command"]
 @click.option(
     "--force",
     is_flag=True,
-    help="Replace files, and delete weights and signatures there that PATH does not have.",
+    help="Replace files at URL, and delete weights and signatures that PATH does not have.",
 )
 @json_option
 @click.pass_obj
 def command(out: Output, path: str, url: str, *, unsigned: bool, force: bool) -> None:
-    """Write a model into a bucket or a registry.
+    """Upload a model to a bucket or a registry.
 
-    The model is written completely or not at all.
+    The model is uploaded completely or not at all.
 
-    URL is s3://, gs://, az:// or oci://registry/name:tag, or a path. The index and the signature arrive
-    last, and an upload that fails is taken back. Sign the folder first (`safeweights sign`). To a
-    registry, the signature is also attached to the model's manifest.
+    URL is s3://, gs://, az:// or oci://registry/name:tag, or a path. The index and the signature are
+    written last, and a failed upload is undone. Sign the folder first (`safeweights sign`). In a registry,
+    the signature is also attached to the model's manifest.
 
     Piped, the lines are pushed, URL, FILES and BYTES; manifest and its digest; signature and its digest;
     separated by tabs.

@@ -30,7 +30,7 @@ _REMOVED = (
     "-i", "--identity-file", "identities", metavar="FILE", type=FILE, multiple=True,
     help="The identity or SSH key of a recipient.",
 )  # fmt: skip
-@click.option("-p", "--passphrase", is_flag=True, help="Open the key file with a passphrase.")
+@click.option("-p", "--passphrase", is_flag=True, help="Decrypt the key file with a passphrase.")
 @click.option(
     "--passphrase-file", metavar="FILE", type=FILE,
     help="File whose first line is the passphrase; - for standard input.",
@@ -43,16 +43,16 @@ _REMOVED = (
     "--remove", metavar="RECIPIENT", multiple=True,
     help="A recipient to remove, or a file of recipients.",
 )  # fmt: skip
-@click.option("--rotate", is_flag=True, help="Write new keys, also if no recipient changes.")
+@click.option("--rotate", is_flag=True, help="Write new keys even if no recipient changes.")
 @click.option("--new-passphrase", is_flag=True, help="Replace all recipients by a passphrase.")
-@click.option("--key-file", metavar="NAME", help="The key file, where a folder has several.")
+@click.option("--key-file", metavar="NAME", help="The key file, if the folder has several.")
 @click.option(
     "--policy", metavar="FILE", type=FILE, help="Only for recipients that this policy allows."
 )
 @json_option
 @click.pass_obj
 def command(out: Output, /, path: str, **given: Any) -> None:
-    """Change who may read an encrypted model.
+    """Change the recipients of an encrypted model.
 
     Writes only the key file, with new keys. The files of the model do not change. Sign the key file again
     afterwards, if it was signed.

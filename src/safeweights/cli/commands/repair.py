@@ -1,4 +1,4 @@
-"""`safeweights repair`: mend what can be mended without a guess."""
+"""`safeweights repair`: repair what can be repaired without guessing."""
 
 from __future__ import annotations
 
@@ -23,28 +23,30 @@ __all__ = ["command"]
 
 @click.command("repair")
 @checkpoint_path()
-@click.option("--plan", is_flag=True, help="Print what would be done, and write nothing.")
+@click.option("--plan", is_flag=True, help="Print the repairs, but write nothing.")
 @click.option(
     "--format", metavar="NAME", help="Add format=NAME (pt, np ...) to metadata that has none."
 )
-@click.option("--durable", is_flag=True, help="Wait until the disk has everything.")
+@click.option("--durable", is_flag=True, help="Wait until all data is on the disk.")
 @json_option
 @click.pass_obj
 def command(out: Output, path: str, *, plan: bool, format: str | None, durable: bool) -> int:  # noqa: A002
-    """Mend files and indexes, and say what to download again.
+    """Repair files and indexes, and report what to download again.
 
     PATH is a safetensors file or a folder. Bytes after the end of the data are removed. NUL bytes after a
-    header become spaces. A missing or wrong index is written from a complete series of shards. The
-    metadata gets a format if --format is given, or if all other shards have the same one.
+    header are replaced by spaces. A missing or wrong index is written again if the series of shards is
+    complete. A format is added to the metadata if --format is given, or if all other shards have the same
+    format.
 
-    Missing data cannot be mended. For a file that is too short, or that ends in zeros in the middle of a
-    tensor (as an interrupted, preallocated download does), the range of bytes to download is printed. A
-    tensor may really be zeros: compare the file with the publisher's digest.
+    Missing data cannot be repaired. If a file is too short, or ends in zeros in the middle of a tensor (as
+    after an interrupted, preallocated download), the range of bytes to download is printed. The zeros may
+    be correct: compare the file with the publisher's digest.
 
-    The exit status is 0 if nothing is left to do, and 1 if something is.
+    The exit status is 0 if nothing is left to do, and 1 otherwise.
 
-    Piped, each line is mended, FILE and what was done; download, FILE, FIRST byte, LAST byte (empty: to
-    the end, or the whole file) and why; or left, FILE and what is wrong; separated by tabs.
+    Piped, each line is one of these, separated by tabs: mended, FILE and what was done; download, FILE,
+    FIRST byte, LAST byte (empty: to the end, or the whole file) and the reason; left, FILE and what is
+    wrong.
 
     \b
     Examples:

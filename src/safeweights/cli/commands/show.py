@@ -62,11 +62,11 @@ _BLOCKS: Final = (
 @json_option
 @click.pass_obj
 def command(out: Output, path: str) -> None:
-    """Say what a model is: class, size, types, layers, memory.
+    """Describe a model: class, size, types, layers, memory.
 
-    Only headers and the configuration files beside them are read. Parameters, types and sizes are counted;
-    class, context and cache are what the configuration files claim. Without -i
-    or -p, it says only which kinds of recipients can decrypt an encrypted model.
+    Only headers and the configuration files in the same folder are read. Parameters, types and sizes are
+    counted. Class, context and cache are taken from the configuration files. For an encrypted model,
+    without -i or -p, only the kinds of its recipients are printed.
 
     Piped, each line is a key and its values, separated by tabs.
 

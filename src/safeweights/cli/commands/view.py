@@ -28,7 +28,7 @@ __all__ = ["command"]
 @click.command("view")
 @checkpoint_path()
 @click.option(
-    "--policy", metavar="FILE", type=FILE, help="Show what this policy says of the model."
+    "--policy", metavar="FILE", type=FILE, help="Show whether this policy admits the model."
 )
 @click.option("--key", metavar="FILE", type=FILE, help="Verify the signature with this public key.")
 @click.option("--compare", "other", metavar="OTHER", type=FILE, help="Show what differs in OTHER.")
@@ -61,18 +61,17 @@ def command(
     stats: bool,
     force: bool,
 ) -> None:
-    """Look at a model in a browser, or write a report.
+    """Show a model in a browser, or write a report.
 
-    The page shows modules, tensors with their values, where the bytes are, and what `check` finds. With
-    --key it says whether the signature is valid, with --policy whether the policy admits the model and
-    why, and with --compare what differs in another model.
+    The page shows modules, tensors with their values, the positions of the bytes, and the findings of
+    `check`. With --key, it shows whether the signature is valid; with --policy, whether the policy admits
+    the model and why; and with --compare, what differs in another model.
 
-    The page is served to this machine alone, read only, until Ctrl-C. The address contains a secret
-    token: every user of this machine who knows it can see the model. The page loads nothing from the
-    internet.
+    The page is served read-only, to this machine only, until Ctrl-C. The address contains a secret token:
+    every user of this machine who knows it can see the model. The page loads nothing from the internet.
 
     With --export, the page is written to one file, which you can send to others. The file has no values
-    and no pictures of tensors; with --stats it has their statistics and histograms.
+    and no pictures of tensors; with --stats, it has their statistics and histograms.
 
     \b
     Examples:
