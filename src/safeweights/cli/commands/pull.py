@@ -31,7 +31,9 @@ __all__ = ["command"]
 @click.option(
     "--name", help="The model's name in the policy's rules [default: DIR below its root]."
 )
-@click.option("--file", "files", metavar="NAME", multiple=True, help="Only this file of a folder.")
+@click.option(
+    "--file", "files", metavar="NAME", multiple=True, help="Fetch only this file of a folder."
+)
 @click.option("--force", is_flag=True, help="Delete files in DIR that the model does not have.")
 @click.option("--explain", is_flag=True, help="Also print the reasons for the model.")
 @identity_option
