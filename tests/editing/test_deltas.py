@@ -93,10 +93,13 @@ def test_make_and_apply(
     os.unlink(tmp_path / "d" / "safeweights.delta.json")  # the convention's checksum alone
     apply_delta(tmp_path / "d", tmp_path / "folder", versions[0], max_shard_size=100_000)
     before = {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()}
-    with pytest.raises(FileExistsError, match="there is a delta"):
-        apply_delta(tmp_path / "d", tmp_path / "d", versions[0])
+    for output in ("d", "d/model.safetensors", "d/model-00000-of-00001.safetensors"):
+        with pytest.raises(FileExistsError, match="there is a delta"):
+            apply_delta(tmp_path / "d", tmp_path / output, versions[0])
     assert {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()} == before
     assert contents(safeweights.open(tmp_path / "folder")) == contents(versions[1])
+    (tmp_path / "folder" / "other.safetensors.index.json").write_text("{")
+    apply_delta(tmp_path / "d", tmp_path / "folder" / "a.safetensors", versions[0])
 
 
 def test_the_folder_is_the_one_that_others_read(tmp_path: Path, versions: list[Path]) -> None:

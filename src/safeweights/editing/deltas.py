@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..checkpoint import Checkpoint, MemoryTensor, SafetensorsFile, Tensor, save
 from ..checkpoint.opening import find_files
 from ..checkpoint.saving import serialized
-from ..checkpoint.shardindex import INDEX_SUFFIX, SUFFIX
+from ..checkpoint.shardindex import INDEX_SUFFIX, SUFFIX, parse_index
 from ..checkpoint.sharding import save_sharded
 from ..conversion.opening import open as open_any
 from ..derived.delta import BLOCK, ENCODINGS, applied, checked, checksum, compressor, encode
@@ -38,7 +38,7 @@ from ..trust.verifier import resolve
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ..storage import Source
+    from ..storage import Source, Store
     from ..storage.places import Place
 
 __all__ = ["DeltaReport", "apply_delta", "compact_deltas", "make_delta", "open_delta"]
@@ -434,7 +434,7 @@ def apply_delta(
 
     Args:
         target: See `open_delta`.
-        output: A file that ends in ``.safetensors``, or a folder.
+        output: A file that ends in ``.safetensors``, or a folder; not in the folder of a delta.
         base: See `open_delta`.
         trust: See `open_delta`.
         identity: See `open_delta`. The model that is written is not encrypted.
@@ -444,20 +444,20 @@ def apply_delta(
 
     Raises:
         FormatError: A delta is damaged, or made for another base: nothing is written then.
-        FileExistsError: There is a delta in `output`.
+        FileExistsError: There is a delta in that folder.
         OSError: Reading or writing failed.
     """
     model = open_delta(target, base, trust=trust, identity=identity)
     path = os.fspath(output)
-    place = place_of(path)
-    if _has_delta(place):
-        raise FileExistsError(errno.EEXIST, "there is a delta in the folder", path)
+    folder = (parent(path) or os.curdir) if path.endswith(SUFFIX) else path
+    if _has_delta(place_of(folder)):
+        raise FileExistsError(errno.EEXIST, "there is a delta in the folder", folder)
     if path.endswith(SUFFIX):
         save(model, path, durable=durable, progress=progress)
     else:
         save_sharded(
             model,
-            place.folder(),
+            place_of(path).folder(),
             max_shard_size=max_shard_size,
             durable=durable,
             progress=progress,
@@ -467,14 +467,20 @@ def apply_delta(
 
 
 def _has_delta(place: Place) -> bool:
-    """Whether there is a delta in a folder, which no model may replace."""
+    """Whether there is a delta in a folder, which no model may replace or join."""
     if place.kind() != "folder":
         return False
-    names = [entry.name for entry in place.folder().list(recursive=False)]
-    if not any(name.endswith(INDEX_SUFFIX) for name in names):
+    store = place.folder()
+    names = [entry.name for entry in store.list(recursive=False)]
+    return any(_is_of_delta(store, name) for name in names if name.endswith(INDEX_SUFFIX))
+
+
+def _is_of_delta(store: Store, name: str) -> bool:
+    try:
+        index = parse_index(store.open(name, backend="pread"), name)
+    except FormatError:  # no delta has such an index
         return False
-    files = find_files(place)
-    return files is not None and "delta_encoding" in files.index_metadata
+    return "delta_encoding" in index.metadata
 
 
 def compact_deltas(
