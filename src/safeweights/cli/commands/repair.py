@@ -64,7 +64,7 @@ def command(out: Output, path: str, *, plan: bool, format: str | None, durable: 
             for row in rows:
                 screen.text((kind, style), "  ", (escape(row[0]), "bold"), f"  {escape(row[1])}")
         if done.whole and not done.mended:
-            screen.text(("nothing to repair", "green"))
+            screen.text(("nothing to mend", "green"))
         if plan and done.mended:
             screen.text(("nothing was written (--plan)", "dim"))
     else:
