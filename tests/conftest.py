@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 sys.path.insert(0, str(Path(__file__).parent))  # `interrupts`
 
-# A property has to hold on a busy machine too: no example has a time limit.
-settings.register_profile("safeweights", deadline=None)
+# A property has to hold on a busy machine too: neither an example nor making it has a time limit.
+settings.register_profile(
+    "safeweights", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("safeweights")
 
 # Started in the background of a script, this process ignores Ctrl-C, and so would those that tests

@@ -649,8 +649,8 @@ def test_redirects_in_a_circle(large: BadServer) -> None:
 
 def test_never_from_https_to_http() -> None:
     with pytest.raises(OSError, match="from https to http"):
-        exchange._redirected("x", "https://example.org/a", "http://example.org/a")
-    assert exchange._redirected("x", "https://e.org/a/b", "../c") == "https://e.org/c"
+        exchange.redirected("x", "https://example.org/a", "http://example.org/a")
+    assert exchange.redirected("x", "https://e.org/a/b", "../c") == "https://e.org/c"
 
 
 def test_no_redirect_from_elsewhere_leads_to_this_machine(server: BadServer) -> None:

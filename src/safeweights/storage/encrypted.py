@@ -147,7 +147,8 @@ class _Chunks:
     def __init__(self, source: Source, begin: int, file_key: bytes) -> None:
         self._last = _count_chunks(source, begin) - 1
         self._source = source
-        self._run = max(_RUN, min(source.block, _LONGEST_RUN))
+        self._block = min(source.block, _LONGEST_RUN)
+        self._run = max(_RUN, self._block)
         self._first = begin + NONCE
         self._key = derive_key(file_key, source.read(begin, NONCE), b"payload")
         self.size = source.size - self._first - _TAG * (self._last + 1)
@@ -174,7 +175,7 @@ class _Chunks:
         while position < end:
             # Reads end at the blocks of the source, or each block of a verified file would be read twice,
             # and copied. A chunk that such a read cuts waits at the beginning of the memory for its rest.
-            stop = min(end, position + self._run - position % self._run)
+            stop = min(end, position + self._run - position % self._block)
             size = kept + stop - position
             self._source.read_into(position, scratch[kept:size])
             position = stop

@@ -467,7 +467,9 @@ def _write_all(
             progress(written)
 
     def write_batch(batch: list[Buffer], size: int) -> None:
-        rest, left = [*batch], size
+        # As views: whatever shows variables of a traceback would print the contents of bytes.
+        rest: list[Buffer] = [memoryview(each) for each in batch]
+        left = size
         batch.clear()  # or its memory would be in use while the next one is made
         while left:
             with about(path):
