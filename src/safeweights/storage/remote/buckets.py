@@ -56,7 +56,7 @@ _KEPT: Final = 64 << 20
 
 _publishing: Final = threading.Lock()
 _user: Final[dict[str, int]] = {}
-"""The process that uses obstore; a forked one inherits what its parent noted."""
+"""The process that has asked a bucket; a forked one inherits what its parent noted."""
 
 
 def store_of(url: Url) -> tuple[BucketStore, str]:
@@ -83,7 +83,7 @@ def _bucket(scheme: str, name: str) -> Any:
     endpoint = next((os.environ[key] for key in _ENDPOINTS[scheme] if os.environ.get(key)), "")
     if endpoint.startswith("http://"):
         options["client_options"]["allow_http"] = True
-    with _mapped(f"{scheme}://{name}"):
+    with _translated(f"{scheme}://{name}"):  # starts no thread
         return kind(name, **options)
 
 
@@ -123,7 +123,7 @@ def _error(error: Exception, where: str, offset: int | None = None) -> Exception
 
 @contextmanager
 def _mapped(where: str, offset: int | None = None) -> Iterator[None]:
-    """Raise errors of obstore as `_error` has them, without what they were.
+    """Around a call that asks a bucket: raise its errors as `_error` has them.
 
     Raises:
         UnsupportedError: A parent of this process has used obstore: a call would never return, since
@@ -135,6 +135,13 @@ def _mapped(where: str, offset: int | None = None) -> Iterator[None]:
             "by 'spawn' or 'forkserver' (multiprocessing_context='spawn' of a DataLoader)",
             path=where, offset=offset,
         )  # fmt: skip
+    with _translated(where, offset):
+        yield
+
+
+@contextmanager
+def _translated(where: str, offset: int | None = None) -> Iterator[None]:
+    """Raise errors of obstore as `_error` has them, without what they were."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - `_error` returns those it does not know
