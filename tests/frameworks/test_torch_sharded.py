@@ -205,6 +205,24 @@ def test_a_plan(path: Path) -> None:
     assert torch.equal(module.both, torch.cat([weight, weight[2:4]]))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_of_the_caller_is_raised_as_it_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(filling, "reader_count", lambda *_: threads)
+    stored = safeweights.open(path, backend="pread")["first.weight"]
+    parts = [filling.Part(stored, (row, 0), torch.empty(1, 6)) for row in range(3)]
+    calls: list[Any] = []
+
+    def done(part: filling.Part, values: torch.Tensor) -> None:
+        calls.append((part, values))
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        filling.fill(parts, done)
+    assert len(calls) == 1
+
+
 def test_an_error_leaves_the_module_as_it_was(path: Path) -> None:
     module = net("meta")
     module.more = nn.Linear(2, 2, device="meta")

@@ -408,6 +408,8 @@ class Pipeline:
         try:
             if threads <= 1 or not self._start(threads):
                 self.work(finished)
+                if self._failure is not None:  # `finished` would get a job again
+                    raise self._failure
             while finished is not None and (job := self.next_complete(progress)) is not None:
                 finished(job)
                 self.release(job)
