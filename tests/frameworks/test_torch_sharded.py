@@ -115,6 +115,18 @@ def test_a_cast_is_for_floating_point_tensors_without_memory(path: Path, backend
     assert torch.equal(module.first.weight, expected["first.weight"].double())
 
 
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_a_tensor_without_elements_has_the_type_that_is_wanted(
+    tmp_path: Path, stored: torch.dtype
+) -> None:
+    ours.save_file({"empty": torch.empty(0, 3, dtype=stored)}, tmp_path / "x")
+    with torch.device("meta"):
+        module = nn.Module()
+        module.register_parameter("empty", nn.Parameter(torch.empty(0, 3)))
+    ours.load_sharded(module, tmp_path / "x", dtype=torch.bfloat16)
+    assert (module.empty.dtype, module.empty.device.type) == (torch.bfloat16, "cpu")
+
+
 def test_memory_is_where_it_is_wanted(path: Path) -> None:
     module = net("meta")
     ours.load_sharded(module, path, device="cpu")

@@ -25,7 +25,7 @@ from ...storage import Source, allocate
 from ...storage.parallel import CHUNK
 from ..loading import LoadJob, Pipeline, Progress, landing_of, reader_count
 from ..plans import Batch, Scattered, batches
-from .adapter import ADAPTER, CODES, host_bytes, packed_shape
+from .adapter import ADAPTER, CODES, TYPES, host_bytes, packed_shape
 from .models import is_plain, note_change
 from .parts import blocks
 
@@ -97,14 +97,19 @@ def fill(
     with torch.no_grad():
         for part in parts:
             found = list(_reads(part))
-            if not found:  # it has no elements
-                values = torch.empty_like(part.target, device=part.place)
-                if done is not None:
-                    done(part, values if part.target.is_meta else part.target)
+            if not found and done is not None:
+                done(part, _without_elements(part))
             reads.setdefault(part.place, []).extend(found)
         before = 0
         for device, here in reads.items():
             before += _fill_on(device, here, done, _counted_from(before, progress))
+
+
+def _without_elements(part: Part) -> torch.Tensor:
+    target = part.target
+    if not target.is_meta:
+        return target
+    return torch.empty(target.shape, dtype=TYPES[part.tensor.dtype], device=part.device)
 
 
 def _counted_from(before: int, progress: Progress | None) -> Progress | None:
