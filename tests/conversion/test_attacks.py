@@ -127,6 +127,8 @@ ATTACKS = {
         f"table{shift}.parquet": b"PAR1" + base64.b64encode(bytes(shift) + PICKLED_TYPE + GETPID)
         for shift in range(4)
     },
+    "HDF5 behind an image.png": b"\x89PNG\r\n\x1a\n".ljust(512) + b"\x89HDF\r\n\x1a\n" + bytes(100),
+    "HDF5 behind text.txt": b"text\n".ljust(1024) + b"\x89HDF\r\n\x1a\n" + bytes(100),
     "entities.xml": b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>',
     "late.xml": b'<?xml version="1.0"?><!--' + b"-" * 5000 + b' --><PMML version="4.4"/>',
     "late net.xml": b'<?xml version="1.0"?><!--' + b"." * 5000 + b'--><net name="a"><layers/></net>',

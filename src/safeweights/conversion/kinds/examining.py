@@ -21,6 +21,7 @@ from ...storage.windows import read_bytes
 from ...text import printable
 from ..archives.tar_reader import TarArchive
 from ..archives.zip_reader import ZipArchive, ends_in_zip
+from ..disguises import hdf5_start
 from ..foreign import OpenOptions
 from ..grading import Grade
 from ..opening import identify
@@ -205,6 +206,9 @@ def _concerns(
     scanned = kind is not None and kind.id in SCANNED - {"safetensors"}
     if not archive and not scanned and ends_in_zip(source):
         yield Concern("acts", "polyglot", "it ends in a zip archive, which Python would run")
+    if kind is not None and not scanned and (start := hdf5_start(source)):
+        message = f"readers of HDF5, such as Keras, find a file of theirs at byte {start}"
+        yield Concern("unread", "polyglot", message, start)
 
 
 def name_concerns(name: str, kind: Kind | None) -> Iterator[Concern]:
