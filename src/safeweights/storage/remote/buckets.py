@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from ...errors import MissingDependencyError, UnsupportedError
+from ...errors import ChangedError, MissingDependencyError, UnsupportedError
 from ..runs import expanded
 from ..source import BytesSource, flat
 from ..store import Commit, Entry
@@ -242,6 +242,11 @@ class BucketStore(RemoteStore):
         except FileNotFoundError:
             if self.kind(name) == "folder":
                 raise is_folder(where) from None
+            raise
+        except ChangedError:
+            # Azure says of an object that is not there, too, that it is not of the version.
+            if self._head(name) is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where) from None
             raise
         except (PermissionError, FileExistsError):
             raise
