@@ -19,7 +19,7 @@ endif
 AREAS := format storage checkpoint editing derived numpy-torch conversion trust cli compat bench
 TESTS_numpy-torch := tests/frameworks
 
-.PHONY: help demo test lint fuzz test-pythons test-frameworks test-ranks test-clients test-remote test-batch test-view test-quantised \
+.PHONY: help demo docs screenshots test lint fuzz test-pythons test-frameworks test-ranks test-clients test-remote test-batch test-view test-quantised \
 	bench scanners conformance clean \
 	$(AREAS:%=test-%)
 

@@ -24,10 +24,12 @@ settings.register_profile(
 )
 settings.load_profile("safeweights")
 
-# Started in the background of a script, this process ignores Ctrl-C, and so would those that tests
-# start to interrupt them.
+# Started in the background of a script, this process ignores Ctrl-C (by nohup, a closed terminal), and so
+# would those that tests start to interrupt them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
