@@ -21,17 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from policies import signed_by_us
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-POLICY = """\
-[signers.us]
-public_key = "key.pub"
-
-[[rules]]
-pattern = "*"
-signers = ["us"]
-"""
 
 
 def two_models(folder: Path) -> dict[str, Path]:
@@ -44,7 +37,7 @@ def two_models(folder: Path) -> dict[str, Path]:
     from safeweights.storage import LocalStore
 
     trust.generate_key(str(folder / "key"))
-    (folder / "policy.toml").write_text(POLICY)
+    (folder / "policy.toml").write_text(signed_by_us())
     found = {}
     for number in range(2):
         model = found[str(number)] = folder / f"model-{number}"

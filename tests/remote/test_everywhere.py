@@ -16,6 +16,7 @@ from bad_server import BadServer
 from click.testing import CliRunner
 from fake_hub import FakeHub
 from kills import kill_again_and_again, two_models
+from policies import signed_by_us
 
 import safeweights
 import safeweights.numpy
@@ -33,14 +34,6 @@ for package in ("obstore", "moto.server", "huggingface_hub", "cryptography"):
 
 KILLS = int(os.environ.get("SAFEWEIGHTS_KILLS", "20"))
 
-POLICY = """\
-[signers.us]
-public_key = "key.pub"
-
-[[rules]]
-pattern = "*"
-signers = ["us"]
-"""
 AWS = {
     "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1",
 }  # fmt: skip
@@ -57,7 +50,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text("{}")
     trust.generate_key(str(root / "key"))
     trust.sign(str(folder), trust.load_private_key(str(root / "key")))
-    (root / "policy.toml").write_text(POLICY)
+    (root / "policy.toml").write_text(signed_by_us())
     return folder
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import servers
 from click.testing import CliRunner
+from policies import signed_by_us
 
 import safeweights
 import safeweights.numpy
@@ -27,15 +28,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.servers
 for package in ("obstore", "moto.server", "cryptography"):
     pytest.importorskip(package, reason=f"needs the package {package}")
-
-POLICY = """\
-[signers.us]
-public_key = "key.pub"
-
-[[rules]]
-pattern = "s3://*/m"
-signers = ["us"]
-"""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +60,7 @@ def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
     Path("m/config.json").write_text("{}")
     push("m", f"s3://{name}/m/")
     trust.generate_key("key")
-    Path("policy.toml").write_text(POLICY)
+    Path("policy.toml").write_text(signed_by_us("s3://*/m"))
     return f"s3://{name}"
 
 

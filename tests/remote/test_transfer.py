@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from kills import kill_again_and_again, two_models
+from policies import signed_by_us
 
 import safeweights
 import safeweights.numpy
@@ -38,15 +39,6 @@ pytest.importorskip("cryptography", reason="needs the package cryptography")
 
 KILLS = int(os.environ.get("SAFEWEIGHTS_KILLS", "30"))
 
-POLICY = """\
-[signers.us]
-public_key = "key.pub"
-
-[[rules]]
-pattern = "*"
-signers = ["us"]
-"""
-
 
 @pytest.fixture(autouse=True)
 def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +55,7 @@ def model(server: BadServer, tmp_path: Path) -> Path:
     (model / "config.json").write_text("{}")
     trust.generate_key(str(tmp_path / "key"))
     trust.sign(str(model), trust.load_private_key(str(tmp_path / "key")))
-    (tmp_path / "policy.toml").write_text(POLICY)
+    (tmp_path / "policy.toml").write_text(signed_by_us())
     publish(server, model)
     return model
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from policies import signed_by_us
 
 import safeweights
 import safeweights.numpy
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
     from bad_server import BadServer
 
 pytest.importorskip("cryptography", reason="needs the package cryptography")
-
-POLICY = """\
-[signers.us]
-public_key = "key.pub"
-
-[[rules]]
-pattern = "{pattern}"
-signers = ["us"]
-"""
 
 
 @pytest.fixture
@@ -43,7 +35,7 @@ def signed(server: BadServer, tmp_path: Path) -> Path:
     publish(server, model)
     for pattern in ("*", "http://127.0.0.1*", "hf://org/*"):
         name = "policy.toml" if pattern == "*" else f"{pattern[:2]}.toml"
-        (tmp_path / name).write_text(POLICY.format(pattern=pattern))
+        (tmp_path / name).write_text(signed_by_us(pattern))
     return tmp_path
 
 
@@ -109,9 +101,7 @@ def test_whom_to_trust_comes_over_no_network(server: BadServer, signed: Path) ->
         server.files[name] = (signed / name).read_bytes()
         with pytest.raises(SafetensorError, match="this machine only"):
             safeweights.open(model, trust=f"{server.url}/{name}")
-    (signed / "far.toml").write_text(
-        POLICY.format(pattern="*").replace("key.pub", f"{server.url}/key.pub")
-    )
+    (signed / "far.toml").write_text(signed_by_us().replace("key.pub", f"{server.url}/key.pub"))
     with pytest.raises((SafetensorError, OSError)):
         safeweights.open(model, trust=str(signed / "far.toml"))
     assert server.requests == []
