@@ -8,7 +8,7 @@
     sink  runs                         files replaced as a whole, durably; bytes the system moves itself
     store  local_store  remote/        named files: list, open, write, commit several at once
     urls  places                       a path or a URL -> a store and a name in it
-    handles                            more files than a process may have open
+    handles  leases                    more files than a process may have open; files that stay as they are
     gathering  hashing                 scattered bytes into one buffer; SHA-256 beside other work
     memory  buffer_pool                memory to read into, used again
     parallel  readahead                the one place that starts threads

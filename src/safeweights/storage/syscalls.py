@@ -20,8 +20,10 @@ from typing import Any, Final
 __all__ = [
     "address_of",
     "can_share_blocks",
+    "is_local",
     "is_remote",
     "keep_secret",
+    "keeps_reserved",
     "map_untracked",
     "populate",
     "prefer_huge_pages",
@@ -60,6 +62,22 @@ _REMOTE: Final = frozenset(
 )
 """f_type of filesystems on a network or in user space (statfs(2), linux/magic.h)."""
 
+_LOCAL: Final = frozenset(
+    {
+        0xEF53,  # ext4
+        0x58465342,  # XFS
+        0x01021994,  # tmpfs
+        0x794C7630,  # overlay: containers
+        0x9123683E,  # btrfs
+        0xF2F52010,  # F2FS
+        0x2FC12FC1,  # ZFS
+    }
+)
+"""Those whose files change only through this kernel."""
+
+_KEEPING: Final = frozenset({0xEF53, 0x58465342, 0x01021994})
+"""Those that write over reserved blocks in place, and neither compress nor copy them elsewhere."""
+
 
 class _Range(ctypes.Structure):
     _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
@@ -94,13 +112,29 @@ def resident_share(descriptor: int, offset: int, length: int) -> float | None:
 
 def is_remote(descriptor: int) -> bool | None:
     """Whether a file is on a network filesystem or one in user space; None where unknown."""
+    kind = _filesystem(descriptor)
+    return None if kind is None else kind in _REMOTE
+
+
+def is_local(descriptor: int) -> bool:
+    """Whether a file is on a filesystem that is known to change only through this machine's kernel."""
+    return _filesystem(descriptor) in _LOCAL
+
+
+def keeps_reserved(descriptor: int) -> bool:
+    """Whether a file is on a local filesystem where a write to reserved space cannot lack space."""
+    return _filesystem(descriptor) in _KEEPING
+
+
+def _filesystem(descriptor: int) -> int | None:
+    """The number of a filesystem's kind (f_type); None where unknown."""
     libc = _libc()
     if libc is None:
         return None
     status = (ctypes.c_long * 64)()  # struct statfs; f_type comes first on every Linux but s390
     if libc.fstatfs(descriptor, ctypes.byref(status)):
         return None
-    return (status[0] & 0xFFFFFFFF) in _REMOTE
+    return status[0] & 0xFFFFFFFF
 
 
 def reserve(descriptor: int, nbytes: int, offset: int = 0) -> bool:
