@@ -53,6 +53,8 @@ ELSEWHERE = {
     "model.age": "needs an encrypted model: tests/trust/test_encryption.py makes one",
     "keys/me --age": "needs the extra of encryption: tests/trust/test_encryption.py",
     "--key releases": "needs an encrypted model: tests/trust/test_sealed.py signs one",
+    "127.0.0.1:8006": "needs an agent in a confidential container",
+    "kernel/config/tsm": "needs a TEE: tests/trust/test_access.py plays one",
     "CallableRecipient": "needs a key service: tests/trust/test_access.py plays one",
     "sign --check": "needs signed models: tests/cli/test_sign_check.py makes some",
     "--log audit.jsonl": "needs a log: tests/trust/test_admission.py writes one",

@@ -573,14 +573,42 @@ def test_a_process_can_have_an_identity(sharded: tuple[Path, dict[str, Any]], an
         safeweights.safe_open(safeweights.open(folder), "np", identity=ann)
 
 
+def _documented(name: str) -> str:
+    """An example of docs/encryption-platforms.md."""
+    page = (Path(__file__).parents[2] / "docs" / "encryption-platforms.md").read_text()
+    begin, end = f"<!-- {name} -->\n```python\n", f"```\n<!-- end of {name} -->"
+    return page.split(begin)[1].split(end)[0]
+
+
+def test_the_documented_evidence_is_read_as_linux_gives_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is made has the report of what is written to it (Linux, ABI/testing/configfs-tsm)."""
+    found: dict[str, Any] = {}
+    exec(_documented("tee"), found)
+    made = []
+
+    class Report(type(tmp_path)):  # type: ignore[misc]  # the class of paths on this system
+        def read_bytes(self) -> bytes:
+            assert self.name == "outblob"
+            return b"signed " + Path(self.parent, "inblob").read_bytes()
+
+        def rmdir(self) -> None:
+            made.append(self)
+            shutil.rmtree(self)  # configfs removes the files of a folder with it
+
+    monkeypatch.setitem(found, "Path", Report)
+    monkeypatch.setitem(found, "REPORTS", tmp_path)
+    assert found["evidence"](b"challenge") == b"signed challenge"
+    assert len(made) == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_documented_key_service_works(
     sharded: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The example of docs/encryption.md, against a service on this machine."""
-    page = Path(__file__).parents[2] / "docs" / "encryption.md"
-    code = (
-        page.read_text().split("<!-- kms -->\n```python\n")[1].split("```\n<!-- end of kms -->")[0]
-    )
+    """The example of docs/encryption-platforms.md, against a service on this machine."""
+    code = _documented("kms")
     secret, asked = os.urandom(32), []
 
     class Service(BaseHTTPRequestHandler):
