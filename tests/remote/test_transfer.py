@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -254,15 +255,22 @@ def test_an_unsigned_folder_of_a_web_server(server: BadServer, model: Path, tmp_
         pull(f"{server.url}/m/", tmp_path / "none")
 
 
-def test_a_folder_outside_the_root_of_the_policy_needs_a_name(
+def test_what_is_wrong_with_the_policy_is_said_before_anything_is_fetched(
     server: BadServer, model: Path, tmp_path: Path
 ) -> None:
+    policies, target = tmp_path / "policies", tmp_path / "out" / "m"
+    policies.mkdir()
+    for name in ("policy.toml", "key.pub"):
+        shutil.copy(tmp_path / name, policies)
+    policy = str(policies / "policy.toml")
+    with pytest.raises(FileNotFoundError):
+        pull(f"{server.url}/m/", target, policy=str(policies / "none.toml"), name="m")
+    assert server.requests == []
     with pytest.raises(SafetensorError, match=r"outside the policy's root.*--name"):
-        pull(f"{server.url}/m/", tmp_path.parent / "out", policy=str(tmp_path / "policy.toml"))
-    assert server.requests == [] or not (tmp_path.parent / "out").exists()
-    target = tmp_path.parent / f"{tmp_path.name}-out"
-    policy = trust.load_policy(str(tmp_path / "policy.toml"))
+        pull(f"{server.url}/m/", target, policy=policy)
+    assert os.listdir(target.parent) == []
     assert pull(f"{server.url}/m/", target, policy=policy, name="m").admitted
+    assert os.listdir(target.parent) == ["m"]
 
 
 def test_files_that_are_not_of_the_model_are_not_deleted(

@@ -100,19 +100,26 @@ def pull(
     folder = os.path.abspath(os.fspath(folder))
     if os.path.islink(folder) or (os.path.lexists(folder) and not os.path.isdir(folder)):
         raise NotADirectoryError(errno.ENOTDIR, "is not a folder, which could be replaced", folder)
+    if isinstance(policy, str):
+        from ..trust.policies.policy_file import load_policy
+
+        policy = load_policy(policy)
     store, names = files_at(url, files)
     if not force:
         _require_expendable(folder, names)
     above, base = os.path.split(folder)
     os.makedirs(above, exist_ok=True)
+    called = "" if policy is None else _name_of(policy, name, folder)
     with _staging(os.path.join(above, f".{base}{_SUFFIX}")) as staging:
         done = Pulled(folder)
         job = _Pull(store, staging, folder, done, progress)
-        job.run(names, _Expected.of(policy, name, folder))
+        job.run(names, _Expected(policy, called))
         job.remove_others(names)
         if policy is not None:
+            from ..reports.admission import admit
+
             new = os.path.join(staging, "new")
-            done.admission = _decide(new, policy, name, folder, identity)
+            done.admission = admit(new, policy, name=called, identity=identity)
         if done.admitted:
             if not force:
                 _require_expendable(folder, names)  # others may have come meanwhile
@@ -172,21 +179,6 @@ def _name_of(policy: Policy, name: str | None, folder: str) -> str:
     return place.name
 
 
-def _loaded(policy: Policy | str) -> Policy:
-    from ..trust.policies.policy_file import load_policy
-
-    return load_policy(policy) if isinstance(policy, str) else policy
-
-
-def _decide(
-    new: str, policy: Policy | str, name: str | None, folder: str, identity: Any
-) -> Admission:
-    from ..reports.admission import admit
-
-    loaded = _loaded(policy)
-    return admit(new, loaded, name=_name_of(loaded, name, folder), identity=identity)
-
-
 class _Expected:
     """What a verified signature says about the files, before they are fetched.
 
@@ -199,13 +191,6 @@ class _Expected:
         self._policy = policy
         self._name = name
         self.resources: dict[str, Resource] = {}
-
-    @classmethod
-    def of(cls, policy: Policy | str | None, name: str | None, folder: str) -> _Expected:
-        if policy is None:
-            return cls(None, "")
-        loaded = _loaded(policy)
-        return cls(loaded, _name_of(loaded, name, folder))
 
     def read(self, new: str) -> None:
         """Verify the signature that was fetched.
