@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from safeweights.cli import terminal
-from safeweights.cli.columns import Column, Fitting, cells, fold, lay_out, shorten
+from safeweights.cli.columns import GAP, Column, Fitting, cells, fold, lay_out, shorten
 from safeweights.text import escape
 
 NAMES = st.text(
@@ -57,14 +57,33 @@ def test_every_line_of_a_table_is_as_wide_as_all_and_fits_the_window(rows, windo
     columns = (Column("name"), Column("shape"), Column("s", right=True))
     fitting = Fitting(columns, window)
     fitting.add(rows)
-    wide = fitting.widths
-    if fitting.stacked:
-        assert wide[0] == window
-        columns, rows, wide = columns[1:], [row[1:] for row in rows], wide[1:]
-    assert sum(wide) + 4 <= window
-    for line in lay_out(columns, rows, wide):
-        if not any("\ufe0f" in text for row in rows for text in row):
-            assert [cells(text) for text in line] == wide
+    assert not fitting.stacked or fitting.widths[0] == window
+    for group in fitting.groups if fitting.stacked else [slice(0, None)]:
+        wide, parts = fitting.widths[group], [row[group] for row in rows]
+        indent = GAP if fitting.stacked else 0
+        assert indent + sum(wide) + GAP * (len(wide) - 1) <= window
+        for line in lay_out(columns[group], parts, wide):
+            if not any("\ufe0f" in text for row in parts for text in row):
+                assert [cells(text) for text in line] == wide
+
+
+def test_numbers_that_do_not_fit_beside_each_other_are_below_each_other():
+    columns = (Column("tensor"), *(Column(title, right=True) for title in ("mean", "std", "max")))
+    stream = io.StringIO()
+    drawn = terminal.Terminal(stream)
+    drawn.width = 20
+    drawn.table(columns, [("a.weight", "0.00394", "1.008", "3.85612"), ("b", "0", "1", "2")])
+    assert stream.getvalue().splitlines() == [
+        "tensor",
+        "     mean    std",
+        "      max",
+        "a.weight",
+        "  0.00394  1.008",
+        "  3.85612",
+        "b",
+        "        0      1",
+        "        2",
+    ]
 
 
 def test_where_a_name_has_no_room_it_gets_lines_of_its_own():

@@ -26,9 +26,6 @@ GAP: Final = 2
 _NARROWEST: Final = 20
 """Minimum width of the first column; if it needs more and gets less, it is printed on its own lines."""
 
-_LEAST: Final = 4
-"""Minimum width of the other columns, even in a narrow window."""
-
 _CELL_MAX: Final = 240
 """Maximum number of characters shown of a field; hostile names may have millions."""
 
@@ -74,7 +71,8 @@ class Fitting:
     A table is drawn while its rows are computed, so the widths fit the rows that were added so far.
 
     In a narrow window the first column gets all cells. It is then printed on its own lines, with the
-    others below it, indented by `GAP`; see `stacked`.
+    others below it, indented by `GAP`; see `stacked`. If these do not fit beside each other without
+    breaking a word or a number, they are printed in groups, one below the other; see `groups`.
 
     Args:
         columns: The columns.
@@ -87,6 +85,8 @@ class Fitting:
         self._widest = [cells(column.title) for column in columns]
         self._words = [max(map(cells, column.title.split()), default=0) for column in columns]
         self.widths: list[int] = []
+        self.groups = [slice(1, None)]
+        """The columns after the first that are printed beside each other."""
 
     @property
     def stacked(self) -> bool:
@@ -112,8 +112,14 @@ class Fitting:
             return
         if sum(others) + gaps > self._available:
             self._measure_words(rows)
-            _shrink(others, self._words[1:], self._available - gaps)
+            needed = self._words[1:]
+            if sum(needed) + gaps <= self._available:
+                _shrink(others, needed, self._available - gaps)
+            else:
+                most = max(1, self._available - GAP)
+                others = [min(width, most) for width in others]
         self.widths = [self._available, *others]
+        self.groups = list(_groups(self.widths))
 
     def _measure_words(self, rows: Sequence[Sequence[str]]) -> None:
         """The width that each column but the first needs so that no word and no number is broken."""
@@ -125,14 +131,22 @@ class Fitting:
             self._words[index] = max(words)
 
 
-def _shrink(found: list[int], least: Sequence[int], available: int) -> None:
-    """Narrow columns until they fit; first those that can be broken at spaces."""
+def _shrink(found: list[int], needed: Sequence[int], available: int) -> None:
+    """Narrow columns until they fit, but none below what it needs."""
     while sum(found) > available:
-        spare = [width - need for width, need in zip(found, least, strict=True)]
-        widest = spare.index(max(spare)) if max(spare) > 0 else found.index(max(found))
-        if found[widest] <= _LEAST:
-            return
-        found[widest] -= 1
+        spare = [width - need for width, need in zip(found, needed, strict=True)]
+        found[spare.index(max(spare))] -= 1
+
+
+def _groups(widths: Sequence[int]) -> Iterator[slice]:
+    """The columns after the first in groups, each not wider than the first."""
+    begin, taken = 1, 0
+    for index, width in enumerate(widths[1:], 1):
+        if taken + GAP + width > widths[0] and index > begin:
+            yield slice(begin, index)
+            begin, taken = index, 0
+        taken += GAP + width
+    yield slice(begin, None)
 
 
 def lay_out(

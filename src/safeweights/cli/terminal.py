@@ -7,6 +7,7 @@ off colours but not bold and dim (no-color.org); TERM=dumb turns off all styles 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, islice
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TextIO
@@ -50,28 +51,32 @@ class Terminal:
         first = True
         for kept in _batches([shorten(cell) for cell in row] for row in rows):
             fitting.add(kept)
-            lines = self._stacked if fitting.stacked else self._aligned
+            print_rows = partial(
+                self._stacked if fitting.stacked else self._aligned, fitting, columns
+            )
             if first:
                 titles = [[column.title for column in columns]]
-                lines(columns, titles, fitting.widths, ["bold"] * len(columns))
+                print_rows(titles, ["bold"] * len(columns))
                 first = False
-            lines(columns, kept, fitting.widths, [column.style for column in columns])
+            print_rows(kept, [column.style for column in columns])
             self._console.file.flush()
 
     def _aligned(
-        self, columns: Sequence[Column], rows: _Rows, wide: Sequence[int], styles: Sequence[str]
+        self, fitting: Fitting, columns: Sequence[Column], rows: _Rows, styles: Sequence[str]
     ) -> None:
-        self._lines(lay_out(columns, rows, wide), self._pattern(styles))
+        self._lines(lay_out(columns, rows, fitting.widths), self._pattern(styles))
 
     def _stacked(
-        self, columns: Sequence[Column], rows: _Rows, wide: Sequence[int], styles: Sequence[str]
+        self, fitting: Fitting, columns: Sequence[Column], rows: _Rows, styles: Sequence[str]
     ) -> None:
-        above, below = self._pattern(styles[:1]), self._pattern(["", *styles[1:]])
-        for first, *others in rows:
-            if first:
-                self._lines(([line] for line in fold(first, wide[0])), above)
-            found = lay_out(columns[1:], [others], wide[1:])
-            self._lines((("", *line) for line in found), below)
+        above = self._pattern(styles[:1])
+        groups = [(group, self._pattern(["", *styles[group]])) for group in fitting.groups]
+        for row in rows:
+            if row[0]:
+                self._lines(([line] for line in fold(row[0], fitting.widths[0])), above)
+            for group, below in groups:
+                found = lay_out(columns[group], [row[group]], fitting.widths[group])
+                self._lines((("", *line) for line in found), below)
 
     def _pattern(self, styles: Sequence[str]) -> str:
         return (" " * GAP).join([self._code("%s", style) for style in styles]) + "\n"
