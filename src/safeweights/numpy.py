@@ -6,26 +6,41 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._numpy_private import (  # noqa: F401 - clients import them from here
-    _TYPES,
-    _flatten,
-    _getdtype,
-    _is_little_endian,
-    _view2np,
-)
-from .frameworks import functions
-from .frameworks.handle import safe_open
+from .lazy import deferred, lazy_names
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping
 
+    from ._numpy_private import (  # noqa: F401 - clients import them from here
+        _TYPES,
+        _flatten,
+        _getdtype,
+        _is_little_endian,
+        _view2np,
+    )
     from .checkpoint import Tensor as Unread
-    from .frameworks.handle import Target
+    from .frameworks.handle import Target, safe_open
 
 __all__ = ["load", "load_file", "safe_open", "save", "save_file"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+# The first call, or the first use of `safe_open`, imports the rest of the package: 60 modules. A program
+# that imports this module for one of its paths does not wait for them.
+_FUNCTIONS = "safeweights.frameworks.functions"
+_save = deferred(_FUNCTIONS, "save")
+_save_file = deferred(_FUNCTIONS, "save_file")
+_load = deferred(_FUNCTIONS, "load")
+_load_file = deferred(_FUNCTIONS, "load_file")
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {"safe_open": ".frameworks.handle"}
+    | dict.fromkeys(
+        ("_TYPES", "_flatten", "_getdtype", "_is_little_endian", "_view2np"), "._numpy_private"
+    ),
+)
 
 
 def save(
@@ -48,7 +63,7 @@ def save(
     >>> save({"a": np.arange(3, dtype="u1")})[8:]
     b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}   \x00\x01\x02'
     """
-    return functions.save("np", tensor_dict, metadata)
+    return _save("np", tensor_dict, metadata)
 
 
 def save_file(
@@ -76,7 +91,7 @@ def save_file(
         UnsupportedError, FormatError: As for `save`; no file is written.
         OSError: Writing failed; an existing file is unchanged.
     """
-    functions.save_file(
+    _save_file(
         "np", tensor_dict, filename, metadata,
         max_shard_size=max_shard_size, durable=durable, progress=progress,
     )  # fmt: skip
@@ -91,7 +106,7 @@ def load(data: Any) -> dict[str, Array]:
     >>> load(save({"a": np.zeros((2, 2))}))["a"].shape
     (2, 2)
     """
-    return functions.load("np", data)
+    return _load("np", data)
 
 
 def load_file(
@@ -126,7 +141,7 @@ def load_file(
         TrustError: The file does not satisfy `trust`.
         OSError: The file cannot be opened or read.
     """
-    return functions.load_file(
+    return _load_file(
         "np",
         filename,
         backend=backend,
