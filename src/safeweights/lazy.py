@@ -23,11 +23,12 @@ __all__ = ["deferred", "lazy_names", "matcher"]
 def lazy_names(
     package: str, homes: Mapping[str, str], modules: Iterable[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make ``__getattr__`` and ``__dir__`` for a package (PEP 562).
+    """Make ``__getattr__`` and ``__dir__`` for a package or a module (PEP 562).
 
     Args:
-        package: Full name of the package.
-        homes: Name -> module below `package` that defines it; ``""`` if the name is itself a module.
+        package: Its full name.
+        homes: Name -> module below `package` that defines it, or with a leading ``.`` beside it; ``""`` if
+            the name is itself a module.
         modules: Names of modules below `package` that are imported when asked for, without being listed.
     """
 

@@ -6,7 +6,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from .lazy import deferred, lazy_names
+from .lazy import lazy_names
 
 if TYPE_CHECKING:
     import os
@@ -26,14 +26,8 @@ __all__ = ["load", "load_file", "safe_open", "save", "save_file"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# The first call, or the first use of `safe_open`, imports the rest of the package: 60 modules. A program
-# that imports this module for one of its paths does not wait for them.
-_FUNCTIONS = "safeweights.frameworks.functions"
-_save = deferred(_FUNCTIONS, "save")
-_save_file = deferred(_FUNCTIONS, "save_file")
-_load = deferred(_FUNCTIONS, "load")
-_load_file = deferred(_FUNCTIONS, "load_file")
-
+# The functions import what they need when they are first called, 60 modules: a program that imports this
+# module for one of its paths does not wait for them.
 __getattr__, __dir__ = lazy_names(
     __name__,
     {"safe_open": ".frameworks.handle"}
@@ -63,7 +57,9 @@ def save(
     >>> save({"a": np.arange(3, dtype="u1")})[8:]
     b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}   \x00\x01\x02'
     """
-    return _save("np", tensor_dict, metadata)
+    from .frameworks import functions
+
+    return functions.save("np", tensor_dict, metadata)
 
 
 def save_file(
@@ -91,7 +87,9 @@ def save_file(
         UnsupportedError, FormatError: As for `save`; no file is written.
         OSError: Writing failed; an existing file is unchanged.
     """
-    _save_file(
+    from .frameworks import functions
+
+    functions.save_file(
         "np", tensor_dict, filename, metadata,
         max_shard_size=max_shard_size, durable=durable, progress=progress,
     )  # fmt: skip
@@ -106,7 +104,9 @@ def load(data: Any) -> dict[str, Array]:
     >>> load(save({"a": np.zeros((2, 2))}))["a"].shape
     (2, 2)
     """
-    return _load("np", data)
+    from .frameworks import functions
+
+    return functions.load("np", data)
 
 
 def load_file(
@@ -141,7 +141,9 @@ def load_file(
         TrustError: The file does not satisfy `trust`.
         OSError: The file cannot be opened or read.
     """
-    return _load_file(
+    from .frameworks import functions
+
+    return functions.load_file(
         "np",
         filename,
         backend=backend,

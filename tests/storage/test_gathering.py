@@ -8,6 +8,7 @@ import os
 import random
 import threading
 import tracemalloc
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +26,8 @@ from safeweights.storage import (
     open_source,
     syscalls,
 )
-from safeweights.storage.gathering import gather_over
+from safeweights.storage.gathering import gather_over, parts_of
+from safeweights.storage.leases import Lease, leased
 from safeweights.storage.windows import Window
 
 if TYPE_CHECKING:
@@ -75,6 +77,20 @@ def test_both_ways_give_the_runs(runs: Runs, slab: int) -> None:
     assert list(map(runs.offset_of, range(runs.run_count))) == list(runs.offsets())
     assert sum(counted.reads) <= runs.nbytes + 4096 * runs.run_count
     assert len(counted.reads) <= runs.run_count
+
+
+@settings(max_examples=300)
+@given(some_runs(), st.integers(1, 5000), st.integers(1, 100_000))
+def test_parts_are_the_runs_in_order(runs: Runs, nbytes: int, span: int) -> None:
+    parts = list(parts_of(runs, nbytes=nbytes, span=span))
+    assert [at for part in parts for at in part.offsets()] == list(runs.offsets())
+    assert {part.length for part in parts} == {runs.length}
+    for part in parts:
+        assert part.run_count == 1 or (part.nbytes <= nbytes and part.span <= span)
+
+
+def test_one_run_is_one_part() -> None:
+    assert list(parts_of(Runs(5, 100, ()), nbytes=10, span=10)) == [Runs(5, 100, ())]
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +207,7 @@ def matrix(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How often the system was asked to read, and to copy."""
+    """How often the system was asked to read, and to copy; it gives no leases."""
     counts = {"reads": 0, "copies": 0, "vectors": 0}
     read, copy, vectors = os.preadv, syscalls.write_vectors, syscalls.read_vectors
 
@@ -211,6 +227,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     monkeypatch.setattr(gathering, "read_vectors", counted_vectors)
     monkeypatch.setattr(gathering, "write_vectors", counted_copy)
     monkeypatch.setattr(files, "resident_share", lambda *_: 1.0)
+    monkeypatch.setattr(files, "leased", lambda _: nullcontext())
     return counts
 
 
@@ -363,7 +380,7 @@ def test_where_vectors_cannot_be_read_runs_are(
 
 
 @pytest.mark.parametrize("runs", [COLUMNS, NARROW])
-@pytest.mark.parametrize("left", [0, 4096, 1500 * 8192])
+@pytest.mark.parametrize("left", [0, 4096, 1500 * 8192, 100 + 749 * 32768 + 20])
 def test_a_file_truncated_meanwhile_is_an_error(
     matrix: Path, calls: dict[str, int], left: int, runs: Runs
 ) -> None:
@@ -401,3 +418,118 @@ def test_the_mapping_is_made_once_and_holds_no_descriptor(
     assert len(os.listdir("/proc/self/fd")) == before
     assert calls == {"reads": 0, "copies": 2, "vectors": 0}
     assert noted == []  # truncating the file does no harm
+
+
+# ---- copied from a mapping under a lease
+
+
+class Shares:
+    """Counts calls of the system; all pages are in the page cache, except from `missing` on."""
+
+    def __init__(self, counts: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls = counts
+        self.missing: int | None = None
+        monkeypatch.setattr(files, "resident_share", self.share)
+        monkeypatch.setattr(files, "leased", leased)
+        monkeypatch.setattr(files, "_PART", 10_000)
+
+    def share(self, _: int, offset: int, length: int) -> float:
+        return 1.0 if self.missing is None or offset + length <= self.missing else 0.0
+
+
+@pytest.fixture
+def shares(matrix: Path, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> Shares:
+    with matrix.open("rb") as file, leased(file.fileno()) as lease:
+        if lease is None:
+            pytest.skip("the filesystem of the temporary folder gives no leases")
+    return Shares(calls, monkeypatch)
+
+
+NOTHING = {"reads": 0, "copies": 0, "vectors": 0}
+
+
+@pytest.mark.parametrize("backend", ["pread", "direct", "read"])
+@pytest.mark.parametrize(
+    "runs",
+    [
+        COLUMNS,
+        NARROW,
+        Runs(3, 7, ((2, 9_000_000), (2, 1_000_000), (600, 1000))),
+        Runs(7, 10_000, ((300, 80_000),)),
+    ],
+)
+def test_runs_in_the_page_cache_take_no_call_of_the_system(
+    matrix: Path, shares: Shares, runs: Runs, backend: str
+) -> None:
+    assert read_runs(matrix, runs, backend) == expected(matrix, runs)
+    assert shares.calls == NOTHING
+
+
+def test_what_is_not_in_the_page_cache_is_read(matrix: Path, shares: Shares) -> None:
+    shares.missing = 600 * 32768  # parts of 200 runs: three are there
+    assert read_runs(matrix, COLUMNS) == expected(matrix, COLUMNS)
+    assert shares.calls == NOTHING | {"reads": 150}
+
+
+def test_long_runs_that_are_not_in_the_page_cache_are_read(matrix: Path, shares: Shares) -> None:
+    runs = Runs(7, 10_000, ((300, 80_000),))  # each is a part
+    shares.missing = 298 * 80_000
+    assert read_runs(matrix, runs) == expected(matrix, runs)
+    assert shares.calls == NOTHING | {"reads": 2}
+
+
+def test_where_nothing_can_be_mapped_runs_are_read(
+    matrix: Path, shares: Shares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _no_mapping(monkeypatch)
+    assert read_runs(matrix, COLUMNS) == expected(matrix, COLUMNS)
+    assert shares.calls == NOTHING | {"reads": 750}
+
+
+def test_a_part_without_a_lease_is_read(
+    matrix: Path, shares: Shares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that opened the file for writing has the next part."""
+    granted = iter([True, True, False, True])
+
+    def some(descriptor: int) -> Any:
+        return leased(descriptor) if next(granted) else nullcontext()
+
+    monkeypatch.setattr(files, "leased", some)
+    monkeypatch.setattr(files, "in_parallel", lambda work, total, chunk: work(0, total))
+    assert read_runs(matrix, COLUMNS) == expected(matrix, COLUMNS)
+    assert shares.calls == NOTHING | {"copies": 1}
+
+
+def test_a_lease_that_did_not_last_is_no_copy(
+    matrix: Path, shares: Shares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was copied while another program changed the file is read again, and an error if it is gone."""
+    source = open_source(matrix, backend="pread")
+    monkeypatch.setattr(Lease, "is_held", lambda _: False)
+    out = memoryview(bytearray(COLUMNS.nbytes))
+    source.read_runs(COLUMNS, out)
+    assert out == expected(matrix, COLUMNS)
+    assert shares.calls == NOTHING | {"copies": 1}
+
+
+@pytest.mark.parametrize("runs", [COLUMNS, NARROW])
+@pytest.mark.parametrize("left", [0, 4096, 1500 * 8192, 100 + 749 * 32768 + 20])
+def test_a_file_truncated_before_its_pages_are_touched_is_an_error(
+    matrix: Path, shares: Shares, left: int, runs: Runs
+) -> None:
+    """The process would be killed if it touched them."""
+    source = open_source(matrix, backend="pread")
+    out = memoryview(bytearray(runs.nbytes))
+    source.read_runs(runs, out)
+    os.truncate(matrix, left)
+    with pytest.raises(TruncatedError):
+        source.read_runs(runs, out)
+    assert shares.calls["reads"]
+
+
+def test_memory_that_is_too_small_is_not_written(matrix: Path, shares: Shares) -> None:
+    whole = bytearray(NARROW.nbytes)
+    with pytest.raises(ValueError, match=r"150000 bytes are read, .* has 149999"):
+        open_source(matrix, backend="pread").read_runs(NARROW, memoryview(whole)[:-1])
+    assert not any(whole)

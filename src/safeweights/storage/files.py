@@ -15,7 +15,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ChangedError, UnsupportedError
-from .gathering import gather, gather_guarded, gather_over, lie_apart
+from .gathering import (
+    gather,
+    gather_guarded,
+    gather_mapped,
+    gather_over,
+    lie_apart,
+    parts_of,
+)
+from .leases import leased
 from .mappings import is_checked, note_mapping
 from .memory import PAGE, allocate, blank_bytes
 from .parallel import CHUNK, in_parallel
@@ -43,7 +51,13 @@ _WARM: Final = 0.5
 """If at least this share of a file is in the page cache, direct reads are slower."""
 
 _MANY: Final = 256
-"""Runs from which the system copies them together: making what it needs costs as much as 256 reads."""
+"""Number of runs from which they are copied together: preparing that costs as much as 256 reads."""
+
+_PART: Final = 1 << 22
+"""Bytes of runs that are copied under one lease, by one thread: about a millisecond."""
+
+_PART_SPAN: Final = 1 << 28
+"""Bytes of the file in which they are. All of these must be in the page cache."""
 
 _NEAR: Final = 1 << 14
 """Bytes between runs in the page cache up to which they are read, too: that takes less than a call each."""
@@ -205,37 +219,83 @@ class DescriptorSource(Source):
 
     def read_runs(self, runs: Runs, out: memoryview, *, gap: int | None = None) -> None:
         gap = self.gap if gap is None else gap
-        threads = 0 if runs.length >= _FAR else 1
-        if threads and runs.run_count >= _MANY:
-            share = self._resident_share_of(runs)
-            if share >= _WARM and self._read_together(runs, out):
-                return
-            # A disk serves several small reads at a time; those of memory would wait for each other.
-            threads = 0 if share < _WARM else 1
+        if runs.run_count < _MANY or runs.length > _PART:
+            self._gather(runs, out, gap, threads=0 if runs.length >= _FAR else 1)
+            return
+        for part, memory in self._copy_leased(runs, out):
+            share = self._resident_share_of(part)
+            if share < _WARM or not self._read_together(part, memory):
+                # A disk serves several small reads at a time; those of memory would wait for each other.
+                threads = 0 if share < _WARM or runs.length >= _FAR else 1
+                self._gather(part, memory, gap, threads=threads)
+
+    def _gather(self, runs: Runs, out: memoryview, gap: int, *, threads: int) -> None:
         read = self._read
         gather(runs, lambda buffer, at: read(at, buffer), out, gap=gap, threads=threads)
 
+    def _copy_leased(self, runs: Runs, out: memoryview) -> list[tuple[Runs, memoryview]]:
+        """Copy runs from a mapping in several threads; what could not be copied, and where it belongs.
+
+        8,192 runs of 512 bytes take 0.4 ms, copied by the system 2.9 ms, with a pread(2) each 13 ms; 65,536
+        runs of 2 KiB take 15 ms, 48 ms and 137 ms. A lease keeps the pages from being truncated while they
+        are touched. If one is evicted in that millisecond, it is read from the disk again; if that fails,
+        the process gets SIGBUS.
+        """
+        if runs.offset + runs.span > self.size or runs.nbytes != len(out):
+            return [(runs, out)]
+        parts: list[tuple[Runs, memoryview]] = []
+        left: list[tuple[Runs, memoryview]] = []
+        position = 0
+        for part in parts_of(runs, nbytes=_PART, span=_PART_SPAN):
+            parts.append((part, out[position : position + part.nbytes]))
+            position += part.nbytes
+
+        def share(begin: int, end: int) -> None:
+            left.extend(each for each in parts[begin:end] if not self._copy_part(*each))
+
+        in_parallel(share, len(parts), chunk=max(1, _PART * len(parts) // runs.nbytes))
+        # Nothing is in the page cache: all of it together can be read by several threads.
+        return [(runs, out)] if len(left) == len(parts) else left
+
+    def _copy_part(self, runs: Runs, out: memoryview) -> bool:
+        """Copy runs that are in the page cache under a lease; False if not, or if the file has changed."""
+        descriptor, end = self._descriptor, runs.offset + runs.span
+        with leased(descriptor) as lease:
+            if lease is None or os.fstat(descriptor).st_size < end:
+                return False
+            if resident_share(descriptor, runs.offset, runs.span) != 1.0:
+                return False
+            if (window := self._whole()) is None:
+                return False
+            gather_mapped(runs, window, out)
+            return lease.is_held()
+
     def _read_together(self, runs: Runs, out: memoryview) -> bool:
         """Have the system copy runs that are in the page cache, many with one call."""
-        if runs.offset + runs.span > self.size:
+        if runs.length >= _FAR or runs.offset + runs.span > self.size:
             return False
         if not lie_apart(runs, _NEAR):
             return gather_over(runs, self._descriptor, out, gap=_NEAR)
-        return runs.length < _SHORT and self._copy_together(runs, out)
+        if runs.length >= _SHORT:
+            return False
+        window = self._whole()
+        if window is None or not gather_guarded(runs, window, out):
+            return False
+        # A mapping has zeros between the end of a file and the end of its last page.
+        return os.fstat(self._descriptor).st_size >= runs.offset + runs.span
 
     def _resident_share_of(self, runs: Runs) -> float:
         """Of some of many runs, the share that is in the page cache; 0 where unknown."""
         count = runs.run_count
-        places = map(runs.offset_of, range(0, count, count // _SAMPLE))
+        places = map(runs.offset_of, range(0, count, max(1, count // _SAMPLE)))
         found = [resident_share(self._descriptor, place, runs.length) or 0 for place in places]
         return sum(found) / len(found)
 
-    def _copy_together(self, runs: Runs, out: memoryview) -> bool:
-        """Have the system copy them from a mapping that is never handed out, and never touched here."""
-        window = self._window
-        if window is None:  # two threads may both map it, which does no harm
-            window = self._window = _map(self._descriptor, self._status, guarded=True)
-        return window is not None and gather_guarded(runs, window, out)
+    def _whole(self) -> memoryview | None:
+        """A mapping that is never handed out, and touched only under a lease; None if there is none."""
+        if self._window is None:  # two threads may both map it, which does no harm
+            self._window = _map(self._descriptor, self._status, guarded=True)
+        return self._window
 
     def view(self, offset: int, length: int) -> memoryview:
         if self._map is None:
@@ -333,7 +393,7 @@ def _map(descriptor: int, status: os.stat_result, *, guarded: bool = False) -> m
     Args:
         descriptor: The file.
         status: Its status.
-        guarded: Whether the process itself never touches the pages, so that truncation does no harm.
+        guarded: Whether the process touches pages only under a lease, so that truncation does no harm.
     """
     try:
         if not hasattr(mmap, "MAP_PRIVATE"):  # Windows

@@ -4,8 +4,9 @@ Rules:
 - Where the gaps between runs are small, runs are read together with the gaps and separated in memory: at
   most `Source.gap` unwanted bytes are read for each run.
 - Where the gaps are large, each run is read by itself, straight to its place; several threads share them.
-- Small runs of a local file that are in the page cache are copied by the system, hundreds with one call:
-  from the file, see `gather_over`, or if the gaps are large from a mapping, see `gather_guarded`.
+- Runs of a local file that is in the page cache are copied from a mapping while a lease keeps the file as
+  it is (`DescriptorSource.read_runs`). Without a lease the system copies small runs, hundreds with one
+  call: from the file, see `gather_over`, or if the gaps are large from a mapping, see `gather_guarded`.
 - Memory beside the result is bounded by one slab of 8 MiB, whatever the shape.
 """
 
@@ -20,11 +21,11 @@ from .parallel import CHUNK, in_parallel
 from .syscalls import address_of, read_vectors, write_vectors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy as np
 
-__all__ = ["gather", "gather_guarded", "gather_mapped", "gather_over", "lie_apart"]
+__all__ = ["gather", "gather_guarded", "gather_mapped", "gather_over", "lie_apart", "parts_of"]
 
 _SLAB: Final = 1 << 23
 _VECTOR: Final = 1024  # IOV_MAX
@@ -75,6 +76,26 @@ def gather(
 def lie_apart(runs: Runs, gap: int) -> bool:
     """Whether `gather` reads runs one by one, since there are more than `gap` bytes between them."""
     return not _split(runs.length, _merged(runs.loops), gap)[1]
+
+
+def parts_of(runs: Runs, *, nbytes: int, span: int) -> Iterator[Runs]:
+    """Divide runs into parts, in order. Each has one run, or at most `nbytes` bytes within `span` bytes.
+
+    >>> [part.offset for part in parts_of(Runs(0, 4, ((5, 100),)), nbytes=8, span=1000)]
+    [0, 200, 400]
+    """
+    loops = _merged(runs.loops)
+    for axis, (count, stride) in enumerate(loops):
+        inner = Runs(0, runs.length, loops[axis + 1 :])
+        if axis + 1 < len(loops) and (inner.nbytes > nbytes or inner.span > span):
+            continue
+        step = max(1, min(nbytes // inner.nbytes, (span - inner.span) // stride + 1, count))
+        for offset in Runs(runs.offset, 0, loops[:axis]).offsets():
+            for first in range(0, count, step):
+                loop = min(step, count - first), stride
+                yield Runs(offset + first * stride, runs.length, (loop, *inner.loops))
+        return
+    yield runs
 
 
 def _read_each(
