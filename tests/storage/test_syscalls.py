@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import struct
 import sys
@@ -171,3 +172,13 @@ def test_memory_stays_as_it_is_where_the_system_cannot_keep_it_secret(
     assert syscalls.keep_secret(4096, 4096)
     syscalls.unlock(4096, 4096)
     assert Newer.calls == ["lock", "unlock"]
+
+
+def test_pages_are_made_ready_to_be_written(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(100))
+    with open(tmp_path / "a", "rb+") as file:
+        pages = mmap.mmap(file.fileno(), 0)
+        assert syscalls.populate(memoryview(pages), writing=True)
+        assert syscalls.populate(memoryview(pages)[:0], writing=True)
+        file.truncate(0)
+        assert not syscalls.populate(memoryview(pages), writing=True)

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["gather", "gather_guarded", "gather_mapped", "gather_over", "lie_apart", "parts_of"]
+__all__ = [
+    "gather",
+    "gather_guarded",
+    "gather_mapped",
+    "gather_over",
+    "lie_apart",
+    "parts_of",
+    "spread_and_packed",
+]
 
 _SLAB: Final = 1 << 23
 _VECTOR: Final = 1024  # IOV_MAX
@@ -222,14 +230,27 @@ def _offsets(runs: Runs, begin: int, end: int) -> np.ndarray[Any, Any]:
 
 def gather_mapped(runs: Runs, data: memoryview, out: memoryview) -> None:
     """Copy `runs` of `data`, which is in memory, to `out`, without gaps."""
+    spread, packed = spread_and_packed(runs, data, out)
+    packed[...] = spread
+
+
+def spread_and_packed(runs: Runs, spread: memoryview, packed: memoryview) -> tuple[Any, Any]:
+    """Arrays of one shape over the same runs, where they lie apart and where they lie together.
+
+    Args:
+        runs: The runs, as they lie in `spread`.
+        spread: Memory that has other bytes between the runs.
+        packed: Memory that has the runs one after another.
+    """
     loops = _merged(runs.loops)
-    source = _strided(data, runs.offset, loops, runs.length)
-    target = []
-    packed = runs.length
+    together, distance = [], runs.length
     for count, _ in reversed(loops):
-        target.append((count, packed))
-        packed *= count
-    _strided(out, 0, tuple(target[::-1]), runs.length)[...] = source
+        together.append((count, distance))
+        distance *= count
+    return (
+        _strided(spread, runs.offset, loops, runs.length),
+        _strided(packed, 0, tuple(together[::-1]), runs.length),
+    )
 
 
 def _merged(loops: _Loops) -> _Loops:

@@ -4,6 +4,7 @@ Rules:
 - One process makes the file, with its final size (`ReservedFile`). Where the filesystem can do that, its
   space is reserved then, so that a full disk is an error before anything is written.
 - The others open it and write at offsets (`SharedFile`). Nothing is written beyond its end.
+- Many short runs are written through mappings of the file, where that is safe (`scattering`).
 - A process that must know its bytes on the disk syncs its own descriptor: on a network filesystem, one
   machine cannot sync what another one has written.
 """
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 import errno
 import os
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from ..errors import UnsupportedError
+from .scattering import is_worth_mapping, scatter_mapped
 from .sink import about, adopt, stat_replaceable, sync
-from .syscalls import reserve
+from .syscalls import keeps_reserved, reserve
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -100,8 +103,11 @@ class SharedFile:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._descriptor = os.open(path, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0))
-        self.size = os.fstat(self._descriptor).st_size
+        # Also for reading: a mapping that is written must be readable.
+        self._descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+        status = os.fstat(self._descriptor)
+        self.size = status.st_size
+        self._has_blocks = status.st_blocks * 512 >= status.st_size
 
     def write(self, offset: int, data: memoryview | bytes) -> None:
         """Write all of `data`, at most up to the end of the file.
@@ -139,11 +145,15 @@ class SharedFile:
             return
         if begin < 0 or begin + runs.offset + runs.span > self.size:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), self._path)
+        done = 0
+        if self._has_blocks and is_worth_mapping(runs) and keeps_reserved(self._descriptor):
+            where = runs._replace(offset=begin + runs.offset)
+            done = scatter_mapped(where, data, self._descriptor)
         # One system call a run, nothing else: a column of a matrix has millions of them.
         descriptor, length, pwrite = self._descriptor, runs.length, os.pwrite
-        position = 0
+        position = done * length
         try:
-            for offset in runs.offsets():
+            for offset in islice(runs.offsets(), done, None):
                 piece = data[position : position + length]
                 position += length
                 count = pwrite(descriptor, piece, begin + offset)

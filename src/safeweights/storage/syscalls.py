@@ -39,6 +39,7 @@ _KEEP_SIZE: Final = 1
 _CLONE: Final = 0x4020940D  # FICLONERANGE
 _HUGEPAGE: Final = 14  # MADV_HUGEPAGE
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ
+_POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE
 _DONTDUMP: Final = 16  # MADV_DONTDUMP
 _ON_FAULT: Final = 1  # MLOCK_ONFAULT
 _FAILED: Final = ctypes.c_void_p(-1).value  # MAP_FAILED
@@ -270,15 +271,17 @@ _abandoned: Final[list[mmap.mmap]] = []
 remove what was mapped at the same addresses since."""
 
 
-def populate(memory: memoryview) -> bool:
+def populate(memory: memoryview, *, writing: bool = False) -> bool:
     """Fetch all pages of a part of a mapped file; returns False if some of them cannot be read.
 
     Without this every page is read when it is first touched, where a failure is a SIGBUS. If the system
     does not have the call, they are read that way, and the result is True (madvise(2),
-    MADV_POPULATE_READ, Linux 5.14).
+    MADV_POPULATE_READ and MADV_POPULATE_WRITE, Linux 5.14).
 
     Args:
         memory: A part of a writable mapping.
+        writing: Make the pages ready to be written; False is returned if they cannot be, as where the disk
+            is full.
     """
     libc = _libc()
     if libc is None or not len(memory):
@@ -286,7 +289,8 @@ def populate(memory: memoryview) -> bool:
     address = address_of(memory)
     begin = address - address % _PAGE
     pages = ctypes.c_size_t(address + len(memory) - begin)
-    failed = libc.madvise(ctypes.c_void_p(begin), pages, _POPULATE_READ)
+    advice = _POPULATE_WRITE if writing else _POPULATE_READ
+    failed = libc.madvise(ctypes.c_void_p(begin), pages, advice)
     return not failed or ctypes.get_errno() != errno.EFAULT
 
 
