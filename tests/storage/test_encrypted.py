@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
+import threading
 import tracemalloc
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -24,8 +31,10 @@ from safeweights.storage.encrypted import (
     encrypting,
     need_cryptography,
 )
+from safeweights.storage.source import Held
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from safeweights.storage import Source
@@ -305,3 +314,212 @@ def test_ciphertext_that_changes_while_it_is_read_gives_what_was_read_or_an_erro
     with pytest.raises(FormatError, match="chunk 1 "):
         writable[16 + SEALED : 16 + 2 * SEALED] = bytes(SEALED)
         source.read(CHUNK_SIZE, 1)
+
+
+# ---------------------------------------------------------------- ciphertext that is used in its place
+
+LONG = hashlib.shake_128(b"long").digest((3 << 20) + 5)
+LONG_SEALED = sealed(LONG)
+
+
+class Holding(BytesSource):
+    """Keeps its bytes as they are, and says so or not; counts how often it is asked."""
+
+    def __init__(self, data: bytes, *, unchanged: bool = True) -> None:
+        super().__init__(data, "held")
+        self.unchanged = unchanged
+        self.asked = 0
+        self.copied = 0
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self.copied += len(buffer)
+        super().read_into(offset, buffer)
+
+    @contextmanager
+    def held(self, offset: int, length: int) -> Iterator[Held | None]:
+        self.asked += 1
+        yield Held(self.view(offset, length), offset, lambda: self.unchanged)
+
+
+def test_what_is_held_is_not_copied() -> None:
+    source = Holding(b"header" + LONG_SEALED)
+    plain = DecryptingSource(source, 6, KEY)
+    copied = source.copied
+    assert plain.read(0, 3 << 20) == LONG[: 3 << 20]
+    assert (source.asked, source.copied) == (1, copied)
+    assert plain.read(0, len(LONG)) == LONG
+    assert source.asked == 2
+    assert plain.read(5, CHUNK_SIZE) == LONG[5 : 5 + CHUNK_SIZE]
+    assert source.asked == 2, "small reads are copies"
+
+
+@pytest.mark.parametrize("changed", [0, 2 * SEALED + 5], ids=["plaintext", "tag"])
+def test_what_was_not_held_to_the_end_is_decrypted_again_from_a_copy(
+    changed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Holding(LONG_SEALED, unchanged=False)
+    plain = DecryptingSource(source, 0, KEY)
+    in_place = bytearray(LONG_SEALED)
+    if changed:
+        in_place[changed] ^= 1  # the tag does not fit: that does not count either
+    else:
+        good = encrypted._decryption
+
+        def decryption(key: bytes) -> encrypted._Decryption:
+            decrypt_into, failed = good(key)
+
+            def both(nonce: bytes, text: memoryview, _: None, into: memoryview) -> None:
+                decrypt_into(nonce, text, None, into)
+                if text.obj is in_place:  # authenticated, then changed, then decrypted
+                    into[:] = bytes(len(into))
+
+            return both, failed
+
+        monkeypatch.setattr(encrypted, "_decryption", decryption)
+    source.view = lambda offset, length: memoryview(in_place)[offset : offset + length]  # type: ignore[method-assign]
+    source.read_into = lambda offset, buffer: _copy(LONG_SEALED, offset, buffer)  # type: ignore[method-assign]
+    assert plain.read(0, len(LONG)) == LONG
+    assert source.asked == 1
+
+
+def _copy(data: bytes, offset: int, buffer: memoryview) -> None:
+    buffer[:] = data[offset : offset + len(buffer)]
+
+
+def test_what_is_held_and_not_authentic_is_an_error_and_leaves_nothing() -> None:
+    data = bytearray(LONG_SEALED)
+    plain = DecryptingSource(Holding(data), 0, KEY)
+    data[16 + 20 * SEALED] ^= 1
+    target = memoryview(bytearray(b"x" * len(LONG)))
+    with pytest.raises(FormatError, match="chunk 20 "):
+        plain.read_into(0, target)
+    assert not any(target)
+
+
+@pytest.fixture
+def long_file(tmp_path: Path) -> Path:
+    path = tmp_path / "a.age"
+    path.write_bytes(LONG_SEALED)
+    with open_source(path, backend="pread").held(0, len(LONG_SEALED)) as held:
+        if held is None:
+            pytest.skip("the system gives no leases here, or cannot say what is in the page cache")
+    return path
+
+
+WRITER = """
+import sys
+path, begin, data = sys.argv[1], int(sys.argv[2]), bytes.fromhex(sys.argv[3])
+print("ready", flush=True)
+with open(path, "r+b") as file:  # waits until the lease is returned
+    file.seek(begin)
+    file.write(data)
+"""
+
+
+@pytest.mark.parametrize("number", [1, 45])
+def test_a_program_that_writes_meanwhile_gives_no_plaintext_that_is_not_authentic(
+    long_file: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = DecryptingSource(open_source(long_file, backend="pread"), 0, KEY)
+    begin = 16 + number * SEALED
+    calls: list[bool] = []
+    writers: list[subprocess.Popen[str]] = []
+    good = Held.is_held
+
+    def view(held: Held, offset: int, length: int) -> memoryview:
+        if not writers:
+            arguments = [str(long_file), str(begin), bytes(64).hex()]
+            writers.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE, text=True
+                )
+            )
+            while good(held):  # until it wants to write
+                pass
+            assert writers[0].poll() is None, "it waits"
+        return held._memory[offset - held._offset :][:length]
+
+    def is_held(held: Held) -> bool:
+        calls.append(good(held))
+        return calls[-1]
+
+    monkeypatch.setattr(Held, "view", view)
+    monkeypatch.setattr(Held, "is_held", is_held)
+    target = memoryview(bytearray(b"x" * len(LONG)))
+    # The writer goes on before or after the copy is made: either all of the old contents, or an error.
+    with suppress(FormatError):
+        plain.read_into(0, target)
+    assert bytes(target) in {LONG, bytes(len(LONG))}
+    assert calls == [False]
+    writers[0].communicate()
+    assert writers[0].returncode == 0
+    with pytest.raises(FormatError, match=f"chunk {number} "):
+        plain.read(0, len(LONG))
+
+
+def test_a_file_that_is_open_for_writing_is_copied(
+    long_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Held, "view", None)  # would raise
+    with long_file.open("r+b"):
+        plain = DecryptingSource(open_source(long_file, backend="pread"), 0, KEY)
+        assert plain.read(0, len(LONG)) == LONG
+
+
+def test_a_file_that_was_cut_off_after_it_was_opened_is_an_error(long_file: Path) -> None:
+    plain = DecryptingSource(open_source(long_file, backend="pread"), 0, KEY)
+    os.truncate(long_file, 2 << 20)
+    with pytest.raises(TruncatedError):
+        plain.read(0, len(LONG))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork(2)")
+def test_threads_and_forked_processes_decrypt_in_place(long_file: Path) -> None:
+    plain = DecryptingSource(open_source(long_file, backend="pread"), 0, KEY)
+
+    def read(_: int) -> bool:
+        return plain.read(0, len(LONG)) == LONG
+
+    child = os.fork()
+    if not child:  # pragma: no cover
+        os._exit(0 if all(map(read, range(16))) else 1)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(16)))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    os.close(os.open(long_file, os.O_RDWR | os.O_NONBLOCK))  # no lease is left
+
+
+def test_a_file_that_changes_all_the_time_gives_its_contents_or_an_error(long_file: Path) -> None:
+    stop = threading.Event()
+    changed = bytearray(LONG_SEALED)
+    for at in range(16 + SEALED, len(changed), SEALED):
+        changed[at] ^= 1
+
+    def attack() -> None:
+        turn = 0
+        while not stop.is_set():
+            turn += 1
+            with long_file.open("r+b", buffering=0) as file:
+                if turn % 3 == 2:
+                    file.truncate(1 << 20)
+                file.write(LONG_SEALED if turn % 3 == 0 else changed)
+
+    found: Counter[str] = Counter()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(attack)
+        try:
+            while found.total() < 100 or len(found) < 2:
+                assert found.total() < 20_000, found
+                target = memoryview(bytearray(b"x" * len(LONG)))
+                try:
+                    plain = DecryptingSource(open_source(long_file, backend="pread"), 0, KEY)
+                    plain.read_into(0, target)
+                except (FormatError, TruncatedError):
+                    assert bytes(target) in {b"x" * len(LONG), bytes(len(LONG))}
+                    found["refused"] += 1
+                else:
+                    assert target == LONG, "plaintext that is not authentic"
+                    found["accepted"] += 1
+        finally:
+            stop.set()
+        running.result()

@@ -818,3 +818,78 @@ def test_holes_of_a_file_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not source.is_hole(5 << 20, 3 << 20)
     monkeypatch.delattr(os, "SEEK_DATA", raising=False)
     assert not source.is_hole(5 << 20, 3 << 20)
+
+
+@pytest.fixture
+def held_source(path: Path) -> DescriptorSource:
+    source = open_source(path, backend="pread")
+    assert isinstance(source, DescriptorSource)
+    with source.held(0, len(DATA)) as held:
+        if held is None:
+            pytest.skip("the system gives no leases here, or cannot say what is in the page cache")
+    return source
+
+
+def test_bytes_in_the_page_cache_are_held(held_source: DescriptorSource, path: Path) -> None:
+    with held_source.held(5000, 100_000) as held:
+        assert held is not None
+        assert held.view(5000, 100_000) == DATA[5000:105_000]
+        assert held.view(70_000, 5) == DATA[70_000:70_005]
+        assert held.is_held()
+        with pytest.raises(BlockingIOError):
+            os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        assert not held.is_held()
+    os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_pages_are_released_when_they_are_held_no_longer(held_source: DescriptorSource) -> None:
+    with held_source.held(0, len(DATA)) as held:
+        assert held is not None
+        assert _pages_of(held_source) >= len(DATA)
+    assert _pages_of(held_source) == 0
+
+
+def _pages_of(source: DescriptorSource) -> int:
+    """Bytes of the file that are mapped and count as memory of this process."""
+    parts = Path("/proc/self/smaps").read_text().split(str(Path(source.name).resolve()))[1:]
+    return sum(int(part.partition("\nRss:")[2].split()[0]) * 1024 for part in parts)
+
+
+def test_nothing_is_held_where_it_is_not_possible_or_not_faster(
+    held_source: DescriptorSource, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_held(offset: int = 0, length: int = len(DATA)) -> bool:
+        with held_source.held(offset, length) as held:
+            return held is not None
+
+    assert is_held()
+    with path.open("r+b"):
+        assert not is_held()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "populate", lambda _: False)
+        assert not is_held()
+    with monkeypatch.context() as patch:
+        patch.setattr(held_source, "_whole", lambda: None)
+        assert not is_held()
+    for share in (0.99, None):
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "resident_share", lambda *_, share=share: share)
+            assert not is_held()
+    assert is_held()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "resident_share", lambda *_: 1.0)
+        assert not is_held(1, len(DATA)), "it ends before"
+    with BytesSource(DATA).held(0, 1) as held:
+        assert held is None
+
+
+def test_nothing_is_held_of_a_file_that_was_cut_off(
+    tmp_path: Path, held_source: DescriptorSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del held_source
+    (tmp_path / "cut").write_bytes(DATA)
+    source = open_source(tmp_path / "cut", backend="pread")
+    os.truncate(tmp_path / "cut", 100_000)
+    monkeypatch.setattr(files, "resident_share", lambda *_: 1.0)
+    with source.held(0, len(DATA)) as held:
+        assert held is None

@@ -7,6 +7,7 @@ import os
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,14 +16,14 @@ from hypothesis import strategies as st
 
 from safeweights.storage.opening import open_source
 from safeweights.storage.parallel import CHUNK as RUN
-from safeweights.storage.source import BytesSource, Source, TruncatedError
+from safeweights.storage.source import BytesSource, Held, Source, TruncatedError
 from safeweights.trust.content.blocktree import BlockTree, TreeBuilder
 from safeweights.trust.content.reading import VerifiedCopy, VerifiedSource
 from safeweights.trust.content.resources import Part, Resource
 from safeweights.trust.errors import VerificationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 STEP = 4096
@@ -146,6 +147,77 @@ def test_a_copy_for_files_without_a_tree(make: Callable[[bytes], Resource]) -> N
 
 def test_a_copy_that_is_only_named() -> None:
     assert VerifiedCopy(Counting(CONTENT)).sha256 == hashlib.sha256(CONTENT).hexdigest()
+
+
+# ---------------------------------------------------------------- blocks that are held
+
+
+class Holding(Counting):
+    """Keeps what it has as it is, and says for which ranges it was asked."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.asked: list[tuple[int, int]] = []
+
+    @contextmanager
+    def held(self, offset: int, length: int) -> Iterator[Held | None]:
+        self.asked.append((offset, length))
+        yield Held(self._data[offset : offset + length], offset, lambda: len(self.asked) == 1)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"), [(0, STEP), (5, 7 * STEP + 1), (3 * STEP, 3 * STEP + 1), (0, len(CONTENT))]
+)
+def test_blocks_that_are_held_are_checked_in_their_place(begin: int, end: int) -> None:
+    inner = Holding(CONTENT)
+    source = VerifiedSource(inner, TREE)
+    with source.held(begin, end - begin) as held:
+        assert held is not None
+        assert held.view(begin, 1) == CONTENT[begin : begin + 1]
+        assert held.view(begin, end - begin) == CONTENT[begin:end]
+        assert held.is_held()
+        inner.asked.append((0, 0))
+        assert not held.is_held()
+    assert inner.read == 0
+    low, length = inner.asked[0]
+    assert low % STEP == 0
+    assert low <= begin < low + STEP
+    assert (low + length) % STEP == 0 or low + length == len(CONTENT)
+    assert end <= low + length < end + STEP
+
+
+def test_each_block_that_is_held_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = VerifiedSource(Holding(CONTENT), TREE)
+    hashed: list[int] = []
+    check = BlockTree.check
+
+    def count(tree: BlockTree, index: int, block: memoryview, *, path: str | None) -> None:
+        hashed.append(index)
+        check(tree, index, block, path=path)
+
+    monkeypatch.setattr(BlockTree, "check", count)
+    with source.held(STEP + 1, 9 * STEP) as held:
+        assert held is not None
+        for begin in range(STEP + 1, 10 * STEP, 1000):
+            held.view(begin, 1000)
+    assert hashed == [*range(1, 11)]
+
+
+@pytest.mark.parametrize("at", [0, 9 * STEP, 20 * STEP - 1])
+def test_a_changed_block_that_is_held_is_refused(at: int) -> None:
+    data = bytearray(CONTENT)
+    data[at] ^= 0x80
+    source = VerifiedSource(Holding(bytes(data)), TREE)
+    with source.held(0, 20 * STEP) as held:
+        assert held is not None
+        with pytest.raises(VerificationError) as caught:
+            held.view(0, 20 * STEP)
+    assert (caught.value.reason, caught.value.offset) == ("block-mismatch", at // STEP * STEP)
+
+
+def test_nothing_is_held_where_the_source_cannot() -> None:
+    with VerifiedSource(Counting(CONTENT), TREE).held(0, STEP) as held:
+        assert held is None
 
 
 # ---------------------------------------------------------------- races

@@ -11,6 +11,7 @@ import stat
 import sys
 import threading
 import weakref
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,10 +28,12 @@ from .leases import leased
 from .mappings import is_checked, note_mapping
 from .memory import PAGE, allocate, blank_bytes
 from .parallel import CHUNK, in_parallel
-from .source import Reading, Source
-from .syscalls import is_remote, map_untracked, populate, resident_share
+from .source import Held, Reading, Source
+from .syscalls import is_remote, map_untracked, populate, release, resident_share
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..format.indexing import Runs
 
 __all__ = ["BACKENDS", "DescriptorSource", "check_backend", "decoded", "open_file"]
@@ -296,6 +299,31 @@ class DescriptorSource(Source):
         if self._window is None:  # two threads may both map it, which does no harm
             self._window = _map(self._descriptor, self._status, guarded=True)
         return self._window
+
+    @contextmanager
+    def held(self, offset: int, length: int) -> Iterator[Held | None]:
+        # Only what is in the page cache: read(2) reads a disk ahead better than page faults do, and where a
+        # disk fails, it raises an error.
+        if resident_share(self._descriptor, offset, length) != 1:
+            yield None
+            return
+        with leased(self._descriptor) as lease:
+            window = None if lease is None else self._fetched(offset, length)
+            if lease is None or window is None:
+                yield None
+                return
+            try:
+                yield Held(window, offset, lease.is_held)
+            finally:
+                release(window)
+
+    def _fetched(self, offset: int, length: int) -> memoryview | None:
+        """A part of the leased file, in a mapping; None if there is none, or the file ends before."""
+        window, end = self._whole(), offset + length
+        if window is None or end > min(len(window), os.fstat(self._descriptor).st_size):
+            return None
+        part = window[offset:end]
+        return part if populate(part) else None
 
     def view(self, offset: int, length: int) -> memoryview:
         if self._map is None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import SafetensorError, UnsupportedError
@@ -23,9 +24,20 @@ from .memory import allocate
 from .parallel import CHUNK, in_parallel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..format.indexing import Runs
 
-__all__ = ["Buffer", "BytesSource", "Reading", "Source", "TruncatedError", "Verifier", "flat"]
+__all__ = [
+    "Buffer",
+    "BytesSource",
+    "Held",
+    "Reading",
+    "Source",
+    "TruncatedError",
+    "Verifier",
+    "flat",
+]
 
 
 Buffer = bytes | bytearray | memoryview
@@ -69,6 +81,34 @@ class Reading(NamedTuple):
     extent: int
     fill: Callable[[int, int], object]
     step: int = CHUNK
+
+
+class Held:
+    """Bytes of a source that stay as they are, in memory that exists already; see `Source.held`.
+
+    Args:
+        memory: The bytes.
+        offset: Where they are in the source.
+        unchanged: See `is_held`.
+    """
+
+    def __init__(self, memory: memoryview, offset: int, unchanged: Callable[[], bool]) -> None:
+        self._memory = memory
+        self._offset = offset
+        self._unchanged = unchanged
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """The bytes of the source from `offset` on; valid inside the ``with`` block only.
+
+        Raises:
+            SafetensorError: The source checks its bytes, and these are wrong.
+        """
+        begin = offset - self._offset
+        return self._memory[begin : begin + length]
+
+    def is_held(self) -> bool:
+        """Whether nothing has changed so far. If not, what was made of the bytes must not be used."""
+        return self._unchanged()
 
 
 class Source(ABC):
@@ -172,6 +212,18 @@ class Source(ABC):
             gap=self.gap if gap is None else gap,
             threads=self.threads or 1,
         )
+
+    @contextmanager
+    def held(self, offset: int, length: int) -> Iterator[Held | None]:  # noqa: ARG002
+        """Keep bytes as they are inside a ``with`` block, to use them without a copy.
+
+        For what reads the same bytes twice, such as a cipher: see `storage.leases`. Ask for at most
+        `LEASED` bytes, and call `Held.is_held` after the last use.
+
+        Yields:
+            None where that is not possible, or not faster than a read.
+        """
+        yield None
 
     def for_all(self) -> Source:
         """The source to use when all of it will be read: this one, or one that reads faster."""

@@ -28,6 +28,7 @@ __all__ = [
     "populate",
     "prefer_huge_pages",
     "read_vectors",
+    "release",
     "reserve",
     "resident_share",
     "unlock",
@@ -37,6 +38,7 @@ __all__ = [
 _CACHESTAT: Final = 451  # new system calls have the same number on every architecture
 _KEEP_SIZE: Final = 1
 _CLONE: Final = 0x4020940D  # FICLONERANGE
+_DONTNEED: Final = 4  # MADV_DONTNEED
 _HUGEPAGE: Final = 14  # MADV_HUGEPAGE
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ
 _POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE
@@ -292,6 +294,22 @@ def populate(memory: memoryview, *, writing: bool = False) -> bool:
     advice = _POPULATE_WRITE if writing else _POPULATE_READ
     failed = libc.madvise(ctypes.c_void_p(begin), pages, advice)
     return not failed or ctypes.get_errno() != errno.EFAULT
+
+
+def release(memory: memoryview) -> None:
+    """Have pages of a mapped file count as memory of this process no longer (madvise(2), MADV_DONTNEED).
+
+    What was written to them is lost; they are fetched again when they are touched.
+
+    Args:
+        memory: A part of a writable mapping.
+    """
+    libc = _libc()
+    if libc is None or not len(memory):
+        return
+    address = address_of(memory)
+    begin = address - address % _PAGE
+    libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(address + len(memory) - begin), _DONTNEED)
 
 
 def address_of(memory: memoryview) -> int:

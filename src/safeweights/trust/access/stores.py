@@ -154,8 +154,8 @@ class EncryptedStore(Store):
     def _open(
         self, store: Store, name: str, backend: str = "pread", version: str | None = None
     ) -> Source:
-        # Ciphertext is copied once in any case. Read from a mapping, a file that is cut off meanwhile
-        # would end the process.
+        # Ciphertext is used from a mapping only while a lease keeps the file as it is (`Source.held`): a
+        # file that is cut off meanwhile would end the process.
         backend = {"mmap": "pread", "auto": "read"}.get(backend, backend)
         source = store.open(name, backend=backend, version=version)
         if self._verify is None:
