@@ -84,6 +84,61 @@ def test_both_statements_are_checked_before_anything_is_handed_out(
     assert verify_inside(str(sealed), signer.public_key, ann)
 
 
+@pytest.mark.parametrize("name", ["weights.age", "weights.bin.age", "weights"])
+def test_a_large_encrypted_file_of_any_name_is_verified_block_by_block(
+    tmp_path: Path, ann: Path, signer: FileSigner, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    tensors = {"w": np.arange(1 << 19, dtype=np.float64)}
+    safeweights.numpy.save_file(tensors, tmp_path / "a.safetensors")
+    path = tmp_path / "model" / name
+    path.parent.mkdir()
+    safeweights.encrypt(tmp_path / "a.safetensors", public(ann), path)
+    tree = Path(f"{path}.swtree")
+    (described,) = trust.digest(path).files
+    sign(path, signer)
+    assert tree.exists()
+    (again,) = trust.digest(path).files
+    assert described.tree is not None
+    assert again.tree is not None
+    assert described.tree.root == again.tree.root
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the whole file is hashed")
+
+    monkeypatch.setattr("safeweights.trust.policies.enforcing.VerifiedCopy", refuse)
+    found = safeweights.numpy.load_file(path, identity=ann, trust=signer.public_key)
+    assert (found["w"] == tensors["w"]).all()
+    data = bytearray(path.read_bytes())
+    data[3 << 20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(VerificationError) as caught:
+        safeweights.numpy.load_file(path, identity=ann, trust=signer.public_key)
+    assert caught.value.reason == "block-mismatch"
+    # Of a folder, too; the trees of the last time are replaced, not signed as files.
+    sign(path.parent, signer)
+    assert {each.name for each in trust.digest(path.parent).files} == {
+        name,
+        f"{name}.sig",
+        f"{name}.swtree",
+    }
+    assert sign(path.parent, signer).sidecars == (f"{name}.swtree",)
+
+
+def test_other_files_get_no_block_tree(tmp_path: Path, ann: Path, signer: FileSigner) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "plain.bin").write_bytes(bytes(5 << 20))
+    (tmp_path / "small").write_bytes(bytes(100))
+    safeweights.encrypt(tmp_path / "small", public(ann), folder / "small.age")
+    (folder / "plain.bin.swtree").write_bytes(b"somebody's")
+    assert sign(folder, signer).sidecars == ()
+    assert {each.name for each in trust.digest(folder).files} == {
+        "plain.bin",
+        "plain.bin.swtree",
+        "small.age",
+    }
+
+
 def test_a_verified_tensor_costs_its_blocks_of_ciphertext(
     tmp_path: Path, ann: Path, signer: FileSigner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,7 +269,8 @@ def gather(
         policy_root=policy.base,
         aliases=() if name is not None else aliases_of(place, model),
     )
-    trees = {each: d.tree for each, d in digests.items() if d.tree and each.endswith(WEIGHTS)}
+    kept = (*WEIGHTS, ENCRYPTED)
+    trees = {each: d.tree for each, d in digests.items() if d.tree and each.endswith(kept)}
     return Gathered(
         evidence, frozenset(signed), model.folder, model.located.signature, trees
     )  # fmt: skip

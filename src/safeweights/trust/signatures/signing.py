@@ -33,6 +33,7 @@ from ...storage.places import (
 )
 from ...storage.sink import write_file
 from ...text import human_bytes, plural
+from ..access.keyring import HEAD, is_encrypted
 from ..access.stores import EncryptedStore, plain_name
 from ..content.blocktree import TREE_MAGIC, TreeBuilder
 from ..content.digests import FileDigest, hash_files
@@ -59,7 +60,7 @@ from .linked import is_blob_link
 from .timestamps import in_der
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from .keys import Signer
 
@@ -67,6 +68,9 @@ __all__ = ["Described", "Signed", "digest", "sign", "signature_path"]
 
 WEIGHTS: Final = (".safetensors", ".safetensors.age")
 """How the names of files end that get a block tree: they are read in part."""
+
+_LARGE: Final = 1 << 22
+"""Size from which an encrypted file of any other name gets one, too; else one thread hashes all of it."""
 
 
 SIGNATURE: Final = "model.sig"
@@ -162,7 +166,8 @@ def digest(
     if identity is not None:
         return _digest_inside(path, ignored, identity, trees=trees, progress=progress)
     found, linked = _list(path, ignored, trees=trees, allow_symlinks=allow_symlinks)
-    made = _hash(path, found, trees=trees, linked=linked, workers=workers, progress=progress)
+    treed = {name for name, file in found if trees and _gets_tree(name, file)}
+    made = _hash(path, found, treed=treed, linked=linked, workers=workers, progress=progress)
     return Described(basename(path), made.root, tuple(made.files))
 
 
@@ -182,7 +187,8 @@ def _digest_inside(
     else:
         listed = [entry.name for entry in store.list()]
         kept = [name for name in listed if not covers((*DEFAULT_IGNORED, *ignored), name)]
-        names = [name for name in kept if not (trees and _is_tree_of(name, kept))]
+        sidecars = {name + SIDECAR for name in kept if trees and name.endswith(WEIGHTS)}
+        names = [name for name in kept if name not in sidecars]
 
     def one(name: str, tell: Callable[[int], object]) -> FileDigest:
         source = store.open(name)
@@ -221,7 +227,8 @@ def sign(
         certificates: The chain in DER, leaf first, for the ``certificate`` method; the leaf must be
             that of `signer`. Without one, the method is ``key``.
         ignore: Paths in the folder that are left out, and recorded as such.
-        trees: Write a block tree beside every ``.safetensors`` file, for verified partial reads.
+        trees: Write a block tree beside every ``.safetensors`` file and every encrypted file of 4 MiB or
+            more, for verified partial reads and for hashing by several threads.
         release: A number that grows with every release; a policy with a lock file refuses an
             older one.
         model_id: The model's id, such as ``org/name``; a policy can require it, so that another model
@@ -251,9 +258,10 @@ def sign(
     found, linked = _list(path, ignored, trees=trees, allow_symlinks=allow_symlinks)
     base = path if is_folder(path) else parent(path)
     _check_replaceable(signature, "a signature", _is_signature, force=force)
-    for name in (f"{name}{SIDECAR}" for name, _ in found if trees and name.endswith(WEIGHTS)):
-        _check_replaceable(join(base, name), "a block tree", _is_sidecar, force=force)
-    made = _hash(path, found, trees=trees, linked=linked, workers=workers, progress=progress)
+    treed = {name for name, file in found if trees and _gets_tree(name, file)}
+    for name in treed:
+        _check_replaceable(join(base, f"{name}{SIDECAR}"), "a block tree", _is_sidecar, force=force)
+    made = _hash(path, found, treed=treed, linked=linked, workers=workers, progress=progress)
     resources = [replace(each, release=release, model_id=model_id) for each in made.resources]
     subject = basename(path)
     payload = build_statement(subject, resources, ignored, allow_symlinks=made.linked)
@@ -322,16 +330,15 @@ def _hash(
     path: str,
     found: list[tuple[str, str]],
     *,
-    trees: bool,
+    treed: set[str],
     linked: bool,
     workers: int | None,
     progress: Callable[[int], object] | None,
 ) -> _Manifest:
     alone = not is_folder(path)
     files = hash_files(
-        found, tree=lambda name: trees and name.endswith(WEIGHTS), follow=alone or linked,
-        workers=workers, progress=progress,
-    )  # fmt: skip
+        found, tree=treed.__contains__, follow=alone or linked, workers=workers, progress=progress
+    )
     return _manifest(files, alone=alone, linked=linked)
 
 
@@ -435,6 +442,8 @@ def _list(
         return [(basename(path), path)], False
     entries = [e for e in list_folder(path) if not covers((*DEFAULT_IGNORED, *ignored), e.name)]
     names = {entry.name for entry in entries}
+    treed = {name for name in names if trees and f"{name}{SIDECAR}" in names}
+    sidecars = {f"{name}{SIDECAR}" for name in treed if _gets_tree(name, join(path, name))}
     found, linked = [], False
     for entry in entries:
         file = join(path, entry.name)
@@ -445,17 +454,22 @@ def _list(
                 f"{quote(entry.name)} is a special file; a signature covers regular files only: "
                 "replace it or leave it out", reason="not-a-file", path=path,
             )  # fmt: skip
-        if not (trees and _is_tree_of(entry.name, names)):
+        if entry.name not in sidecars:
             found.append((entry.name, file))
     if not found:
         raise VerificationError("there is no file to sign", reason="empty-resources", path=path)
     return found, linked
 
 
-def _is_tree_of(name: str, names: Collection[str]) -> bool:
-    """Whether a file is the block tree of one of the files that get one."""
-    weights = name.removesuffix(SIDECAR)
-    return weights != name and weights in names and weights.endswith(WEIGHTS)
+def _gets_tree(name: str, path: str) -> bool:
+    """Whether a file gets a block tree: weights, or a large encrypted file."""
+    if name.endswith(WEIGHTS):
+        return True
+    if is_url(path):
+        source = open_source(path)
+        return source.size >= _LARGE and is_encrypted(source.read(0, HEAD))
+    with open_regular(path) as (descriptor, size):
+        return size >= _LARGE and is_encrypted(os.read(descriptor, HEAD))
 
 
 def _check_link(name: str, path: str, *, allow_symlinks: bool) -> bool:

@@ -41,7 +41,7 @@ from .keyless import KeylessTrust, verify_keyless
 from .keys import PublicKey, load_public_key
 from .linked import is_blob_link
 from .patterns import is_pattern
-from .signing import SIGNATURE
+from .signing import SIGNATURE, WEIGHTS
 from .timestamps import KeyTrust, TimestampTrust, verify_timestamps
 
 if TYPE_CHECKING:
@@ -491,7 +491,7 @@ def hash_resource(
         OSError: The file cannot be read.
     """
     parts = None if resource.sha256 else PartHasher(resource)
-    wants = tree and name.endswith(".safetensors")
+    wants = tree and (resource.tree is not None or name.endswith(WEIGHTS))
     file = hash_file(
         path, name=name, tree=wants, follow=follow, also=parts.update if parts else None,
         progress=progress,
