@@ -386,6 +386,26 @@ def test_nothing_is_overwritten(tmp_path: Path, versions: list[Path]) -> None:
         make_delta(versions[0], versions[1], tmp_path / "d")
 
 
+def test_an_encrypted_delta_is_not_joined_by_a_model(tmp_path: Path, versions: list[Path]) -> None:
+    pytest.importorskip("cryptography")
+    from safeweights import trust
+
+    identity = trust.generate_identity()
+    make_delta(*versions[:2], tmp_path / "d")
+    for name in ("d", "v0.safetensors"):
+        safeweights.encrypt(tmp_path / name, identity.recipient.label)
+    encrypted, base = tmp_path / "d.age", tmp_path / "v0.safetensors.age"
+    output = encrypted / "new.safetensors"
+    with pytest.raises(FileExistsError, match="there is a delta"):
+        apply_delta(tmp_path / "d", output, versions[0])  # a name says so, without the key
+    os.unlink(encrypted / "safeweights.delta.json.age")
+    with pytest.raises(FileExistsError, match="there is a delta"):
+        apply_delta(encrypted, output, base, identity=identity)
+    assert not output.exists()
+    apply_delta(tmp_path / "d", output, versions[0])  # without the key it may be any index
+    assert contents(output) == contents(versions[1])
+
+
 def test_signed_chains(tmp_path: Path, chain: Path, versions: list[Path]) -> None:
     trust = pytest.importorskip("safeweights.trust")
     pytest.importorskip("cryptography")

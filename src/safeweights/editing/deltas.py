@@ -33,6 +33,8 @@ from ..format.strictjson import JSONError, Reader
 from ..storage import place_of
 from ..storage.parallel import in_threads
 from ..storage.places import exists, join, parent
+from ..trust.errors import AccessError
+from ..trust.files import ENCRYPTED
 from ..trust.verifier import resolve
 
 if TYPE_CHECKING:
@@ -450,7 +452,7 @@ def apply_delta(
     model = open_delta(target, base, trust=trust, identity=identity)
     path = os.fspath(output)
     folder = (parent(path) or os.curdir) if path.endswith(SUFFIX) else path
-    if _has_delta(place_of(folder)):
+    if _has_delta(place_of(folder), identity):
         raise FileExistsError(errno.EEXIST, "there is a delta in the folder", folder)
     if path.endswith(SUFFIX):
         save(model, path, durable=durable, progress=progress)
@@ -466,19 +468,26 @@ def apply_delta(
     return DeltaReport(path, "", len(model), len(model), whole, whole)
 
 
-def _has_delta(place: Place) -> bool:
-    """Whether there is a delta in a folder, which no model may replace or join."""
+def _has_delta(place: Place, identity: Any) -> bool:
+    """Whether there is a delta in a folder, encrypted or not, which no model may replace or join."""
     if place.kind() != "folder":
         return False
     store = place.folder()
-    names = [entry.name for entry in store.list(recursive=False)]
-    return any(_is_of_delta(store, name) for name in names if name.endswith(INDEX_SUFFIX))
+    if store.kind(SIDECAR + ENCRYPTED) is not None:  # says so without a key
+        return True
+    decrypted, _ = resolve(store, None, identity)
+    return any(
+        _is_of_delta(each, entry.name)
+        for each in (store, *([] if decrypted is store else [decrypted]))
+        for entry in each.list(recursive=False)
+        if entry.name.endswith(INDEX_SUFFIX)
+    )
 
 
 def _is_of_delta(store: Store, name: str) -> bool:
     try:
         index = parse_index(store.open(name, backend="pread"), name)
-    except FormatError:  # no delta has such an index
+    except (FormatError, AccessError):  # no delta has such an index; or it is encrypted for another
         return False
     return "delta_encoding" in index.metadata
 
