@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safeweights.checkpoint import Checkpoint, MemoryTensor, Tensor, open, save, saving, to_bytes
 from safeweights.errors import FormatError, SafetensorError, UnsupportedError
 from safeweights.format.dtypes import BITS
-from safeweights.storage import TruncatedError
+from safeweights.storage import TruncatedError, computing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -268,7 +268,9 @@ class Computed(Tensor):
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "_TOGETHER", 100)
+    monkeypatch.setattr(computing, "_TOGETHER", 100)
+    monkeypatch.setattr(computing, "_UNIT", 100)
+    monkeypatch.setattr(saving, "_WHOLE", 100)
 
 
 def test_computed_tensors_among_others(tmp_path: Path, small_batches: None) -> None:

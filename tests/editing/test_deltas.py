@@ -10,6 +10,7 @@ import shutil
 import struct
 import sys
 import zlib
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +20,12 @@ zstandard = pytest.importorskip("zstandard", reason="deltas need zstandard")
 
 import safeweights  # noqa: E402
 import safeweights.numpy  # noqa: E402
+from safeweights.checkpoint import FileTensor  # noqa: E402
 from safeweights.derived import delta as codec  # noqa: E402
+from safeweights.derived.strided import ComputedTensor  # noqa: E402
 from safeweights.editing import apply_delta, compact_deltas, make_delta, open_delta  # noqa: E402
 from safeweights.errors import FormatError, MissingDependencyError, UnsupportedError  # noqa: E402
+from safeweights.storage import computing  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -225,6 +229,50 @@ def test_a_chain_is_opened_lazily(chain: Path, versions: list[Path]) -> None:
     assert contents(safeweights.open(chain / "weight_v000001", base=base)) == contents(versions[1])
     with safeweights.safe_open(model, "np") as handle:
         assert np.array_equal(handle.get_tensor("b"), expected["b"])
+
+
+@pytest.mark.parametrize("sidecar", [True, False])
+def test_large_tensors_are_written_in_blocks(
+    tmp_path: Path,
+    chain: Path,
+    versions: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    sidecar: bool,
+) -> None:
+    """Neither the base nor a new tensor is ever in memory as a whole."""
+    monkeypatch.setattr(computing, "_UNIT", 10_000)
+    monkeypatch.setattr(codec, "_ROOM", 3000)
+    monkeypatch.setattr(codec, "_BENCHES", deque())
+    asked: list[int] = []
+    real = FileTensor.read_into
+
+    def read_into(tensor: FileTensor, buffer: Any, offset: int = 0) -> None:
+        asked.append(len(buffer))
+        real(tensor, buffer, offset)
+
+    monkeypatch.setattr(FileTensor, "read_into", read_into)
+    if not sidecar:
+        for folder in chain.iterdir():
+            os.unlink(folder / "safeweights.delta.json")
+    apply_delta(chain, tmp_path / "out.safetensors", versions[0])
+    assert (tmp_path / "out.safetensors").read_bytes() == versions[3].read_bytes()
+    assert max(asked) == 10_000
+    (tmp_path / "out.safetensors").write_bytes(b"old")
+    with pytest.raises(FormatError, match="gives other bytes"):
+        apply_delta(chain, tmp_path / "out.safetensors", versions[1])
+    assert (tmp_path / "out.safetensors").read_bytes() == b"old"
+
+
+def test_a_base_that_is_computed_as_a_whole(tmp_path: Path, versions: list[Path]) -> None:
+    make_delta(versions[0], versions[1], tmp_path / "d")
+    base = safeweights.open(versions[0])
+    computed = {
+        name: ComputedTensor(name, each.dtype, each.shape, each.read_into)
+        for name, each in base.items()
+    }
+    given = safeweights.Checkpoint(computed, base.metadata, name="base")
+    apply_delta(tmp_path / "d", tmp_path / "out.safetensors", given)
+    assert (tmp_path / "out.safetensors").read_bytes() == versions[1].read_bytes()
 
 
 def test_a_whole_version_begins_a_chain(chain: Path, versions: list[Path]) -> None:

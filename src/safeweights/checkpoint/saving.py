@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import groupby
 from operator import methodcaller
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, cast
 
@@ -13,15 +12,15 @@ from ..format.gcpause import gc_paused
 from ..format.writer import layout
 from ..storage import (
     Buffer,
+    Computed,
     Run,
-    allocate,
     is_copyable,
     joined,
     read_ahead,
     write_file,
     write_stream,
 )
-from ..storage.parallel import in_order
+from ..storage.runs import expanded
 from .mapping import Checkpoint
 from .tensor import FileTensor, Tensor
 
@@ -34,8 +33,8 @@ __all__ = ["Contents", "decided", "save", "serialized", "to_bytes", "wrong_size"
 _SMALL: Final = 1 << 14
 """Bytes below which a run is read: a system call for each costs more than copying them."""
 
-_TOGETHER: Final = 1 << 24
-"""Bytes of tensors that one thread computes at a time. Two more such pieces than threads are in memory."""
+_WHOLE: Final = 1 << 24
+"""Bytes of a tensor that is computed as a whole up to which several threads do that at a time."""
 
 
 def save(
@@ -76,7 +75,7 @@ def save(
 
 def serialized(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> tuple[int, Iterator[Buffer]]:
+) -> tuple[int, Iterator[Buffer | Computed]]:
     """Size and contents of the file that `save` would write.
 
     The header is made, and checked, at once; tensors are read as the iterator goes on.
@@ -86,7 +85,7 @@ def serialized(
         UnsupportedError: Not a mapping of names to tensors.
     """
     file = decided(tensors, metadata)
-    contents = _contents(file, _chunks)
+    contents: Iterator[Buffer | Computed] = _contents(file, _chunks)
     if not all(tensor.in_memory for tensor in file.tensors.values()):
         contents = read_ahead(contents)
     return file.size, contents
@@ -128,14 +127,14 @@ class Contents(NamedTuple):
         if run is not None:
             yield run
 
-    def pieces(self) -> Iterator[Buffer | Run]:
+    def pieces(self) -> Iterator[Buffer | Run | Computed]:
         """The file's bytes. What is in open files is not read here, but handed on as runs.
 
         Of mapped tensors the bytes of the file count, not what the process wrote to the mapping.
         """
         return read_ahead(self._pieces())
 
-    def _pieces(self) -> Iterator[Buffer | Run]:
+    def _pieces(self) -> Iterator[Buffer | Run | Computed]:
         yield self.head
         for item in self.runs():
             if not isinstance(item, Run):
@@ -180,7 +179,7 @@ def decided(
 def to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """What `save` would write, as bytes; one copy."""
     file = decided(tensors, metadata)
-    return joined(_contents(file, _whole), file.size)
+    return joined(expanded(_contents(file, _whole)), file.size)
 
 
 _chunks: Final[Callable[[Tensor], Iterable[Buffer]]] = methodcaller("chunks")
@@ -214,56 +213,28 @@ def _unread(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def _contents(file: Contents, pieces: Callable[[Tensor], Iterable[Buffer]]) -> Iterator[Buffer]:
+def _contents(
+    file: Contents, pieces: Callable[[Tensor], Iterable[Buffer]]
+) -> Iterator[Buffer | Computed]:
     yield file.head
     yield from _data(file, file.header.tensors, pieces)
 
 
 def _data(
     file: Contents, names: Iterable[str], pieces: Callable[[Tensor], Iterable[Buffer]]
-) -> Iterator[Buffer]:
+) -> Iterator[Buffer | Computed]:
     """The bytes of some tensors, each if there are as many as there have to be."""
-    for together, group in groupby(names, lambda name: _is_computed(file.tensors[name])):
-        chosen = {name: file.tensors[name] for name in group}
-        if together:
-            yield from in_order(_computed, _batches(chosen.values()))
+    for name in names:
+        tensor = file.tensors[name]
+        if tensor.computed and (tensor.streams or tensor.nbytes <= _WHOLE):
+            yield Computed(tensor.nbytes, tensor.in_blocks, tensor.read_into)
             continue
-        for name, tensor in chosen.items():
-            left = tensor.nbytes  # as many as the header says: `decided` compared them
-            for piece in pieces(tensor):
-                left -= len(piece)
-                yield piece
-            if left:
-                raise wrong_size(name, file.header.tensors[name], tensor.nbytes - left)
-
-
-def _is_computed(tensor: Tensor) -> bool:
-    """Whether threads share such tensors; one that is larger is computed by itself."""
-    return tensor.computed and tensor.nbytes <= _TOGETHER
-
-
-def _batches(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    batch: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        if size + tensor.nbytes > _TOGETHER:
-            yield batch
-            batch, size = [], 0
-        batch.append(tensor)
-        size += tensor.nbytes
-    yield batch
-
-
-def _computed(tensors: list[Tensor]) -> Buffer:
-    """The bytes of some tensors, computed one after another."""
-    size = sum(tensor.nbytes for tensor in tensors)
-    # Buffers of one size are reused: a third of the time went into new memory for each tensor.
-    memory = allocate(_TOGETHER if size >= _TOGETHER // 4 else size)
-    position = 0
-    for tensor in tensors:
-        tensor.read_into(memory[position : position + tensor.nbytes])
-        position += tensor.nbytes
-    return memory[:size]
+        left = tensor.nbytes  # as many as the header says: `decided` compared them
+        for piece in pieces(tensor):
+            left -= len(piece)
+            yield piece
+        if left:
+            raise wrong_size(name, file.header.tensors[name], tensor.nbytes - left)
 
 
 def _place(tensor: Tensor) -> tuple[DescriptorSource, int] | None:

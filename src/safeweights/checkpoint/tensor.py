@@ -42,12 +42,14 @@ class Tensor(ABC):
         nbytes: Size in bytes.
         in_memory: Whether `view` returns existing memory (also mapped memory) instead of reading.
         computed: Whether its bytes are computed, which takes a processor longer than copying them.
+        streams: Whether `in_blocks` takes little memory; otherwise it computes the whole tensor first.
         unreadable: Why its values cannot be given; None for a tensor that can be read.
     """
 
     __slots__ = ("dtype", "name", "nbytes", "shape")
     in_memory = False
     computed = False
+    streams = True
     unreadable: str | None = None
 
     def __init__(self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> None:
@@ -151,6 +153,17 @@ class Tensor(ABC):
         """All bytes in order, at most `size` at a time; only one chunk is in memory at a time."""
         for begin in range(0, self.nbytes, size):
             yield self._read_copy(begin, min(size, self.nbytes - begin))
+
+    def in_blocks(self, memory: memoryview) -> Iterator[memoryview]:
+        """All bytes in order, in blocks as long as `memory`, which may lie there.
+
+        The caller may change a block; the next one overwrites it. Of a tensor that is computed, an error
+        at the end may say that all blocks are wrong: do not hand them out before.
+        """
+        for begin in range(0, self.nbytes, len(memory)):
+            block = memory[: min(len(memory), self.nbytes - begin)]
+            self.read_into(block, begin)
+            yield block
 
     def read_selection(self, selection: Selection) -> memoryview:
         """The bytes of the selected elements, ascending along each axis, in C order.

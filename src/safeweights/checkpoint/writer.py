@@ -25,6 +25,7 @@ from ..errors import ClosedError, FormatError, SafetensorError, UnsupportedError
 from ..format.writer import layout as lay_out
 from ..storage import (
     Buffer,
+    Computed,
     DescriptorSource,
     LocalStore,
     Run,
@@ -264,7 +265,7 @@ class _Stream:
     def folder(self) -> str:
         return _temporary_folder()
 
-    def write(self, pieces: Iterable[Buffer | Run], old: SafetensorsFile | None) -> None:  # noqa: ARG002
+    def write(self, pieces: Iterable[Buffer | Run | Computed], old: SafetensorsFile | None) -> None:  # noqa: ARG002
         write_stream(self._file, pieces)
 
     def begin(self, head: bytes, size: int) -> _Begun:  # noqa: ARG002
@@ -300,7 +301,7 @@ class _Stored:
             return None
         return SafetensorsFile(self._store.open(self._name, backend="pread"))
 
-    def write(self, pieces: Iterable[Buffer | Run], old: SafetensorsFile | None) -> None:
+    def write(self, pieces: Iterable[Buffer | Run | Computed], old: SafetensorsFile | None) -> None:
         with self._store.commit(durable=self._durable) as commit:
             commit.write(self._name, pieces)  # no space is reserved: the data may be shared
             if old is not None:

@@ -16,6 +16,7 @@ import importlib
 import zlib
 from collections import deque
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ from ..storage.parallel import Background
 from .strided import ComputedTensor, WholeTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from typing_extensions import Self
 
@@ -133,21 +134,12 @@ def encode(base: Tensor, new: Tensor, encoding: str, *, level: int = 1) -> bytes
     packing = zstandard.ZstdCompressor(level=level).compressobj(size=new.nbytes)
     pieces: list[bytes] = []
     differs = False
-    for old, now in zip(_blocks(base), _blocks(new), strict=True):
+    for old, now in zip(*(each.in_blocks(allocate(BLOCK)) for each in (base, new)), strict=True):
         apart = np.frombuffer(old, np.uint8) ^ np.frombuffer(now, np.uint8)
         differs = differs or bool(apart.any())
         pieces.append(packing.compress(apart.data))
     pieces.append(packing.flush())
     return b"".join(pieces) if differs else None
-
-
-def _blocks(tensor: Tensor) -> Iterator[memoryview]:
-    """The bytes of a tensor, in blocks of one size for every kind of tensor; each reuses the memory."""
-    memory = memoryview(bytearray(min(BLOCK, tensor.nbytes)))
-    for begin in range(0, tensor.nbytes, BLOCK):
-        block = memory[: min(BLOCK, tensor.nbytes - begin)]
-        tensor.read_into(block, begin)
-        yield block
 
 
 def _overwrite(base: Tensor, new: Tensor, zstandard: Any, level: int) -> bytes | None:
@@ -191,16 +183,15 @@ def applied(
     if encoding not in ENCODINGS:
         raise UnsupportedError(f"the encoding {quote(encoding)} is not known; {ENCODINGS} are")
     checksum(algorithm)  # refused now, if it is not known
+    digests = partial(_Digests, algorithm, expected, sha256)
+    if encoding == "xor":
+        return _Checked(base, digests, delta)
 
     def compute(target: memoryview) -> None:
-        with _Digests(algorithm, expected, sha256, len(target)) as hashes:
-            with _frame(delta, base.name) as (reader, memory):
-                if encoding == "xor":
-                    _apply_xor(base, reader, target, hashes, memory)
-                else:
-                    base.read_into(target)
-                    _apply_overwrite(reader, target, base.name)
-                    hashes.update(target)
+        base.read_into(target)
+        with _frame(delta, base.name) as (reader, _), digests(beside=False) as hashes:
+            _apply_overwrite(reader, target, base.name)
+            hashes.update(target)
             hashes.check(base.name)
 
     return ComputedTensor(base.name, base.dtype, base.shape, compute)
@@ -208,14 +199,50 @@ def applied(
 
 def checked(base: Tensor, sha256: str) -> Tensor:
     """A tensor that did not change: its bytes, if they have the digest that they have to have."""
+    return _Checked(base, partial(_Digests, "adler32", None, sha256), None)
 
-    def compute(target: memoryview) -> None:
-        with _Digests("adler32", None, sha256, len(target)) as hashes:
-            for block in _filled(base, target):
-                hashes.update(block)
-            hashes.check(base.name)
 
-    return ComputedTensor(base.name, base.dtype, base.shape, compute)
+class _Checked(WholeTensor):
+    """The bytes of another tensor, changed by a delta or not, if they have the right digest.
+
+    Args:
+        base: The other tensor.
+        digests: Makes what computes and checks the digest.
+        delta: The zstd frame to be combined with it (XOR); None if nothing changed.
+    """
+
+    computed = True
+
+    def __init__(
+        self, base: Tensor, digests: Callable[..., _Digests], delta: Tensor | None
+    ) -> None:
+        super().__init__(base.name, base.dtype, base.shape, base.nbytes)
+        self._base = base
+        self._digests = digests
+        self._delta = delta
+        self.streams = base.streams
+
+    def _make(self, target: memoryview) -> None:
+        deque(self._changed(_filled(self._base, target), beside=len(target) >= _BESIDE), maxlen=0)
+
+    def in_blocks(self, memory: memoryview) -> Iterator[memoryview]:
+        return self._changed(self._base.in_blocks(memory), beside=False)
+
+    def _changed(self, blocks: Iterable[memoryview], *, beside: bool) -> Iterator[memoryview]:
+        """Blocks of the base, each changed in place when it is asked for; then the digest is checked."""
+        with self._digests(beside=beside) as hashes:
+            if self._delta is None:
+                for block in blocks:
+                    hashes.update(block)
+                    yield block
+            else:
+                with _frame(self._delta, self.name) as (reader, memory):
+                    for block in blocks:
+                        _combine(block, reader, memory, self.name)
+                        hashes.update(block)
+                        yield block
+                    _require_end(reader, self.name)
+            hashes.check(self.name)
 
 
 def _filled(tensor: Tensor, target: memoryview) -> Iterator[memoryview]:
@@ -231,18 +258,28 @@ def _filled(tensor: Tensor, target: memoryview) -> Iterator[memoryview]:
 
 
 class _Digests:
-    """The digests that a new tensor has to have, of a large one computed beside the caller.
+    """The digest that a new tensor has to have.
 
-    Bytes that were given to `update` must stay as they are until `check`.
+    That is its SHA-256 where it is known. The checksum of the convention would tell nothing more about the
+    bytes then, and takes half as long again.
+
+    Args:
+        algorithm: The name of the checksum.
+        expected: Its value, if it is known.
+        sha256: The SHA-256, if it is known.
+        beside: Compute in another thread: bytes that were given to `update` must stay as they are until
+            `check`.
     """
 
-    def __init__(self, algorithm: str, expected: str | None, sha256: str | None, size: int) -> None:
+    def __init__(
+        self, algorithm: str, expected: str | None, sha256: str | None, *, beside: bool
+    ) -> None:
         self._wanted: tuple[Hasher, str] | None = None
         if sha256 is not None:
             self._wanted = hashlib.sha256(), sha256
-        elif expected is not None:  # with a SHA-256 it would tell nothing more
+        elif expected is not None:
             self._wanted = checksum(algorithm), expected
-        self._beside = Background(name="safeweights-hash") if size >= _BESIDE else None
+        self._beside = Background(name="safeweights-hash") if beside else None
         self._last: Job[object] | None = None
 
     def update(self, data: memoryview) -> None:
@@ -331,16 +368,14 @@ def _require_end(reader: Any, name: str) -> None:
         raise _fault(name, "has more bytes than the tensor")
 
 
-def _apply_xor(
-    base: Tensor, reader: Any, target: memoryview, hashes: _Digests, memory: memoryview
-) -> None:
-    for block in _filled(base, target):
-        apart = memory[: len(block)]
-        _read_into(reader, apart, base.name)
-        values = np.frombuffer(block, np.uint8)
+def _combine(block: memoryview, reader: Any, memory: memoryview, name: str) -> None:
+    """Combine a block of the base with the next bytes of the frame."""
+    for begin in range(0, len(block), len(memory)):
+        part = block[begin : begin + len(memory)]
+        apart = memory[: len(part)]
+        _read_into(reader, apart, name)
+        values = np.frombuffer(part, np.uint8)
         values ^= np.frombuffer(apart, np.uint8)
-        hashes.update(block)
-    _require_end(reader, base.name)
 
 
 def _apply_overwrite(reader: Any, target: memoryview, name: str) -> None:

@@ -56,6 +56,8 @@ class WholeTensor(Tensor):
     computes the whole and keeps it, until as many bytes have been read as the tensor has.
     """
 
+    streams = False
+
     def __init__(self, name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> None:
         super().__init__(name, dtype, shape, nbytes)
         self._lock = threading.Lock()
@@ -86,6 +88,12 @@ class WholeTensor(Tensor):
         """Yield the whole tensor as one piece, because it is computed as a whole."""
         yield self.view()
 
+    def in_blocks(self, memory: memoryview) -> Iterator[memoryview]:
+        size = len(memory)
+        whole = memory[: self.nbytes] if self.nbytes <= size else allocate(self.nbytes)
+        self.read_into(whole)
+        yield from (whole[begin : begin + size] for begin in range(0, self.nbytes, size))
+
     def _target(self, buffer: Any, offset: int) -> memoryview:
         target = memoryview(buffer).cast("B")
         if offset < 0 or offset + len(target) > self.nbytes:
@@ -108,6 +116,7 @@ class StridedTensor(WholeTensor):
         size = size_in_file(array.dtype, array.shape)
         super().__init__(name, array.dtype, format_shape(array.dtype, array.shape), size)
         self.array = array
+        self.streams = array.contiguous
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
         """Fill `buffer` with bytes of the tensor, beginning at byte `offset`."""
@@ -123,6 +132,11 @@ class StridedTensor(WholeTensor):
     def chunks(self, size: int = 1 << 24) -> Iterator[Buffer]:
         """Yield its bytes in order: pieces of at most `size` if it is contiguous, else one piece."""
         return Tensor.chunks(self, size) if self.array.contiguous else super().chunks(size)
+
+    def in_blocks(self, memory: memoryview) -> Iterator[memoryview]:
+        return (
+            Tensor.in_blocks(self, memory) if self.array.contiguous else super().in_blocks(memory)
+        )
 
     def view(self) -> memoryview:
         """The tensor's bytes: the source's memory if no reordering is needed, else a copy."""

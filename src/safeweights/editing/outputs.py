@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from ..checkpoint import SafetensorsFile, Tensor
-    from ..storage import Buffer
+    from ..storage import Buffer, Computed
     from .plan import EditPlan, How
     from .request import Edits
 
@@ -61,7 +61,7 @@ class File:
             return self.kept().size
         return sum(run.length for run in self.contents.runs() if isinstance(run, Run))
 
-    def pieces(self) -> Iterator[Buffer | Run]:
+    def pieces(self) -> Iterator[Buffer | Run | Computed]:
         """Its bytes in order; those that the system moves as runs."""
         if self.how == "written":
             return self.contents.pieces()

@@ -11,7 +11,7 @@
     handles  leases                    more files than a process may have open; files that stay as they are
     gathering  hashing                 scattered bytes into one buffer; SHA-256 beside other work
     memory  buffer_pool                memory to read into, used again
-    parallel  readahead                the one place that starts threads
+    parallel  readahead  computing     the one place that starts threads; bytes computed while written
     syscalls                           system calls that Python lacks
 
 Nothing here knows of tensors, headers or frameworks (but for `pipes`, which reads in a header how long a
@@ -21,6 +21,7 @@ file is).
 from __future__ import annotations
 
 from .buffer_pool import release_idle
+from .computing import Computed
 from .file_objects import FileObjectSource
 from .files import BACKENDS, DescriptorSource
 from .gathering import gather, gather_mapped
@@ -48,6 +49,7 @@ __all__ = [
     "Buffer",
     "BytesSource",
     "Commit",
+    "Computed",
     "DescriptorSource",
     "Entry",
     "FileObjectSource",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from .computing import Computed
     from .parallel import Job
     from .runs import Run
     from .source import Buffer, Source
@@ -112,7 +113,7 @@ class Hashing:
         self._pieces: list[memoryview] = []
         self._size = 0
 
-    def passing(self, pieces: Iterable[Buffer | Run]) -> Iterator[Buffer]:
+    def passing(self, pieces: Iterable[Buffer | Run | Computed]) -> Iterator[Buffer]:
         """The same bytes, which are hashed as they are asked for. Runs are read.
 
         The memory of a piece must not change before all is written and `hexdigest` was called.

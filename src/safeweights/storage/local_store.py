@@ -40,6 +40,7 @@ from .store import Commit, Entry, Store, changed, check_inside, check_name, inva
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from .computing import Computed
     from .runs import Run
     from .source import Buffer, Source
     from .store import EntryKind
@@ -189,7 +190,7 @@ class _LocalCommit(Commit):
     def _stage(
         self,
         name: str,
-        buffers: Iterable[Buffer | Run],
+        buffers: Iterable[Buffer | Run | Computed],
         size: int,
         *,
         create_only: bool,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from .computing import Computed
 from .parallel import Background
 from .runs import Run
 
@@ -20,7 +21,7 @@ _TOGETHER: Final = 1 << 20
 """Bytes that are handed over at a time: for less, waking the other thread costs more than it gains."""
 
 
-Piece = TypeVar("Piece", bound="Buffer | Run")
+Piece = TypeVar("Piece", bound="Buffer | Run | Computed")
 
 
 def read_ahead(pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -48,7 +49,7 @@ def _next(remaining: Iterator[Piece]) -> list[Piece]:
     size = 0
     for piece in remaining:
         made.append(piece)
-        size += piece.length if isinstance(piece, Run) else memoryview(piece).nbytes
+        size += piece.length if isinstance(piece, Run | Computed) else memoryview(piece).nbytes
         if size >= _TOGETHER:
             break
     return made

@@ -14,12 +14,14 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
+from .computing import made
 from .files import DescriptorSource
 from .syscalls import can_share_blocks, reserve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from .computing import Computed
     from .source import Buffer, Source
 
 __all__ = ["Run", "copy_run", "expanded", "is_copyable"]
@@ -75,9 +77,9 @@ def is_copyable(source: Source) -> bool:
     return type(source) is DescriptorSource
 
 
-def expanded(pieces: Iterable[Buffer | Run]) -> Iterator[Buffer]:
-    """The same bytes as buffers only: runs are read."""
-    for piece in pieces:
+def expanded(pieces: Iterable[Buffer | Run | Computed]) -> Iterator[Buffer]:
+    """The same bytes as buffers only: runs are read, and what is computed is in memory."""
+    for piece in made(pieces):
         if isinstance(piece, Run):
             yield from piece.chunks()
         else:

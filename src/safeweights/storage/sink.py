@@ -26,6 +26,7 @@ from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ..errors import UnsupportedError
+from .computing import Computed, made, write_computed
 from .files import decoded
 from .runs import Run, copy_run, expanded
 from .source import Buffer, flat
@@ -52,7 +53,7 @@ __all__ = [
 ]
 
 _Progress: TypeAlias = "Callable[[int], object]"
-_Pieces: TypeAlias = "Iterable[Buffer | Run]"
+_Pieces: TypeAlias = "Iterable[Buffer | Run | Computed]"
 
 _VECTOR: Final = 1024  # IOV_MAX of Linux, macOS and the BSDs
 _BATCH: Final = 1 << 23  # bytes handed to one system call; a signal is seen between two
@@ -110,7 +111,8 @@ def write_file(
     Args:
         path: The file.
         buffers: The contents. An iterator is read as bytes are written, so it may make them. The
-            system itself moves those that are a `Run` of another file.
+            system itself moves those that are a `Run` of another file; threads share those that are
+            `Computed`.
         size: Number of bytes there will be, where it is known: the space for a large file is reserved
             first, and a durable one goes to the disk as it is written instead of filling the page cache.
         durable: Return only when the file and its name would survive a loss of power.
@@ -457,49 +459,94 @@ def _write_all(
     *,
     uncached: bool = False,
 ) -> None:
-    write = _Uncached(descriptor).write if uncached else partial(_write_some, descriptor)
-    written = 0
+    """Write what is given to a new file."""
+    appending = _Appending(descriptor, path, progress, uncached=uncached)
+    if not hasattr(os, "pwrite"):  # Windows
+        buffers = made(buffers)
+    for item in _grouped(buffers):
+        if isinstance(item, Run):
+            appending.move(item)
+        elif isinstance(item, list):
+            appending.compute(item)
+        else:
+            appending.write(*item)
 
-    def count_moved(count: int) -> None:
-        nonlocal written
-        written += count
-        if progress is not None:
-            progress(written)
 
-    def write_batch(batch: list[Buffer], size: int) -> None:
+class _Appending:
+    """Writes at the end of a file, which is also the position of its descriptor between two calls."""
+
+    def __init__(
+        self, descriptor: int, path: str, progress: _Progress | None, *, uncached: bool
+    ) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._progress = progress
+        self._write = _Uncached(descriptor).write if uncached else partial(_write_some, descriptor)
+        self._written = 0
+
+    def write(self, batch: list[Buffer], size: int) -> None:
+        """The buffers of one system call, which have so many bytes; empties the list."""
         # As views: whatever shows variables of a traceback would print the contents of bytes.
         rest: list[Buffer] = [memoryview(each) for each in batch]
         left = size
         batch.clear()  # or its memory would be in use while the next one is made
         while left:
-            with about(path):
-                count = write(rest)
+            with about(self._path):
+                count = self._write(rest)
             left -= count
             if left:
                 rest = _after(rest, count)
-        count_moved(size)
+        self._count(size)
 
-    def write_one(data: Buffer) -> None:
-        write_batch([data], len(data))
+    def move(self, run: Run) -> None:
+        with about(self._path):
+            copy_run(run, self._descriptor, self._written, self._write_one, self._count)
 
-    for item in _grouped(buffers):
-        if isinstance(item, Run):
-            with about(path):
-                copy_run(item, descriptor, written, write_one, count_moved)
-        else:
-            write_batch(*item)
+    def compute(self, pieces: list[Computed]) -> None:
+        begin, end = self._written, self._written + sum(piece.length for piece in pieces)
+
+        def tell(done: int) -> None:
+            self._count(begin + done - self._written)
+
+        write_computed(pieces, begin, self._write_at, tell)
+        with about(self._path):
+            os.lseek(self._descriptor, end, os.SEEK_SET)
+
+    def _write_one(self, data: Buffer) -> None:
+        self.write([data], len(data))
+
+    def _write_at(self, block: memoryview, position: int) -> None:
+        while block:
+            with about(self._path):
+                count = self._write([block], position)
+            block, position = block[count:], position + count
+
+    def _count(self, count: int) -> None:
+        self._written += count
+        if self._progress is not None:
+            self._progress(self._written)
 
 
-def _grouped(pieces: _Pieces) -> Iterator[tuple[list[Buffer], int] | Run]:
-    """Runs, and between them the buffers of one system call each, with their bytes; large ones are cut."""
+def _grouped(pieces: _Pieces) -> Iterator[tuple[list[Buffer], int] | Run | list[Computed]]:
+    """Runs; all that is computed between two others; the buffers of one system call each, with their bytes.
+
+    Large buffers are cut.
+    """
     batch: list[Buffer] = []
     size = 0
+    stretch: list[Computed] = []
     for piece in _joined(pieces):
-        if isinstance(piece, Run):
+        if stretch and not isinstance(piece, Computed):
+            yield stretch
+            stretch = []
+        if isinstance(piece, Run | Computed):
             if batch:
                 yield batch, size
                 batch, size = [], 0
-            yield piece
+            if isinstance(piece, Run):
+                yield piece
+            else:
+                stretch.append(piece)
             continue
         nbytes = _length(piece)
         if batch and (size + nbytes > _BATCH or len(batch) == _VECTOR):
@@ -514,9 +561,11 @@ def _grouped(pieces: _Pieces) -> Iterator[tuple[list[Buffer], int] | Run]:
         size += nbytes
     if batch:
         yield batch, size
+    if stretch:
+        yield stretch
 
 
-def _joined(pieces: _Pieces) -> Iterator[Buffer | Run]:
+def _joined(pieces: _Pieces) -> Iterator[Buffer | Run | Computed]:
     """Join small neighbours: copying a few KiB costs less than one more buffer in a system call.
 
     None that is given is empty: to write nothing looks like a system that writes nothing.
@@ -524,7 +573,7 @@ def _joined(pieces: _Pieces) -> Iterator[Buffer | Run]:
     small: list[Buffer] = []
     size = 0
     for piece in pieces:
-        if not isinstance(piece, Run) and (nbytes := _length(piece)) <= _SMALL:
+        if not isinstance(piece, Run | Computed) and (nbytes := _length(piece)) <= _SMALL:
             small.append(piece)
             size += nbytes
             if size > _JOINED:
@@ -547,25 +596,28 @@ def _length(piece: Buffer) -> int:
 class _Uncached:
     """Writes that start going to the disk at once, where the system can do that, so that fsync waits less.
 
-    They use the file position of the descriptor (pwritev2(2), RWF_DONTCACHE, Linux 6.14).
+    They use pwritev2(2), RWF_DONTCACHE (Linux 6.14); position -1 is that of the descriptor.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._can = sys.platform == "linux" and hasattr(os, "pwritev")
 
-    def write(self, batch: list[Buffer]) -> int:
+    def write(self, batch: list[Buffer], position: int = -1) -> int:
         if self._can:
             try:
-                return _progressed(os.pwritev(self._descriptor, batch, -1, _DONTCACHE))
+                return _progressed(os.pwritev(self._descriptor, batch, position, _DONTCACHE))
             except OSError as error:
                 if error.errno not in _UNSUPPORTED:
                     raise
                 self._can = False
-        return _write_some(self._descriptor, batch)
+        return _write_some(self._descriptor, batch, position)
 
 
-def _write_some(descriptor: int, batch: list[Buffer]) -> int:
+def _write_some(descriptor: int, batch: list[Buffer], position: int = -1) -> int:
+    """Write at the position of the descriptor, or the first buffer at another position."""
+    if position >= 0:
+        return _progressed(os.pwrite(descriptor, batch[0], position))
     vectored = hasattr(os, "writev")  # not on Windows
     return _progressed(os.writev(descriptor, batch) if vectored else os.write(descriptor, batch[0]))
 

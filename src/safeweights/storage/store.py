@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from .computing import Computed
     from .runs import Run
     from .shared_file import SharedFile
     from .source import Buffer, Source
@@ -298,7 +299,7 @@ class Commit(ABC):
     def write(
         self,
         name: str,
-        buffers: Iterable[Buffer | Run],
+        buffers: Iterable[Buffer | Run | Computed],
         *,
         size: int = 0,
         create_only: bool = False,
@@ -413,7 +414,7 @@ class Commit(ABC):
     def _stage(
         self,
         name: str,
-        buffers: Iterable[Buffer | Run],
+        buffers: Iterable[Buffer | Run | Computed],
         size: int,
         *,
         create_only: bool,
@@ -533,7 +534,7 @@ class _MemoryCommit(Commit):
     def _stage(
         self,
         name: str,
-        buffers: Iterable[Buffer | Run],
+        buffers: Iterable[Buffer | Run | Computed],
         size: int,
         *,
         create_only: bool,

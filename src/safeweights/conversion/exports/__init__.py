@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from ...checkpoint import Tensor
-    from ...storage import Buffer
+    from ...storage import Buffer, Computed
 
-    FileWriter = Callable[[Mapping[str, Tensor], Mapping[str, str]], tuple[int, Iterator[Buffer]]]
+    FileWriter = Callable[
+        [Mapping[str, Tensor], Mapping[str, str]], tuple[int, Iterator[Buffer | Computed]]
+    ]
 
 __all__ = ["EXPORTS", "contents_of", "format_of"]
 
@@ -46,7 +48,7 @@ def format_of(name: str) -> str:
 
 def contents_of(
     name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> tuple[int, Iterator[Buffer]]:
+) -> tuple[int, Iterator[Buffer | Computed]]:
     """Size and contents of a file called `name`.
 
     Raises:

@@ -35,6 +35,7 @@ from .source import HEAD_SIZE, RemoteSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from ..computing import Computed
     from ..runs import Run
     from ..source import Buffer, Source
     from ..store import EntryKind
@@ -371,7 +372,7 @@ class _BucketCommit(Commit):
     def _stage(
         self,
         name: str,
-        buffers: Iterable[Buffer | Run],
+        buffers: Iterable[Buffer | Run | Computed],
         size: int,
         *,
         create_only: bool,

@@ -51,6 +51,7 @@ from .source import HEAD_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from ..computing import Computed
     from ..runs import Run
     from ..source import Buffer, Source
     from ..store import EntryKind
@@ -325,7 +326,7 @@ class _RegistryCommit(Commit):
     def _stage(
         self,
         name: str,
-        buffers: Iterable[Buffer | Run],
+        buffers: Iterable[Buffer | Run | Computed],
         size: int,  # noqa: ARG002
         *,
         create_only: bool,

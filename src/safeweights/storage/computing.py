@@ -1,0 +1,144 @@
+"""Bytes that are computed while they are written: longer than copying them takes a processor.
+
+In a local file several threads compute, and each writes its blocks at their place while they are in its
+core's cache: base and delta of 117 MiB become a file in 119 ms on two cores, in 181 where one thread wrote
+what the others had handed it. Everywhere else the bytes arrive in order, each piece when all of it is known
+to be right.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import accumulate, groupby
+from typing import TYPE_CHECKING, Final, cast
+
+from .memory import allocate
+from .parallel import in_order, in_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from .runs import Run
+    from .source import Buffer
+
+__all__ = ["Computed", "made", "write_computed"]
+
+_UNIT: Final = 1 << 21
+"""Bytes that a thread computes, and then writes, at a time."""
+
+_TOGETHER: Final = 1 << 24
+"""Bytes that one thread computes at a time where they are not written at their place."""
+
+
+class Computed:
+    """Bytes that are computed when they are written.
+
+    Args:
+        length: How many.
+        blocks: Given memory, yields all of them in order, in blocks that may lie in this memory: each is
+            overwritten by the next. If the bytes are not what they should be, it raises by the end.
+        read_into: Fills memory of `length` bytes with them; raises the same.
+    """
+
+    __slots__ = ("blocks", "length", "read_into")
+
+    def __init__(
+        self,
+        length: int,
+        blocks: Callable[[memoryview], Iterator[memoryview]],
+        read_into: Callable[[memoryview], object],
+    ) -> None:
+        self.length = length
+        self.blocks = blocks
+        self.read_into = read_into
+
+
+def write_computed(
+    pieces: list[Computed],
+    position: int,
+    write: Callable[[memoryview, int], object],
+    progress: Callable[[int], object],
+) -> None:
+    """Have threads compute pieces that follow one another in a file, and write them.
+
+    Memory: 2 MiB for each thread, besides what the pieces take.
+
+    Args:
+        pieces: What to compute.
+        position: Where the first one begins.
+        write: Writes a block at a position; called by several threads at once.
+        progress: Called in this thread with the number of bytes written so far.
+
+    Raises:
+        Exception: What computing or writing a piece raised, of the first such piece.
+    """
+    units = list(_batches(pieces, _UNIT))
+    sizes = [sum(piece.length for piece in unit) for unit in units]
+    begins = accumulate(sizes, initial=position)
+    spare: deque[memoryview] = deque()
+
+    def one(item: tuple[list[Computed], int, int], tell: Callable[[int], object]) -> None:
+        unit, size, begin = item
+        try:
+            memory = spare.pop()
+        except IndexError:
+            memory = allocate(_UNIT)
+        blocks = unit[0].blocks(memory) if len(unit) == 1 else [_fill(memory[:size], unit)]
+        done = 0
+        for block in blocks:
+            write(block, begin + done)
+            done += len(block)
+            tell(done)
+        spare.append(memory)
+
+    in_threads(one, zip(units, sizes, begins, strict=False), progress=progress)
+
+
+def made(pieces: Iterable[Buffer | Run | Computed]) -> Iterator[Buffer | Run]:
+    """The same pieces; what is computed is in memory, and all of a piece is known to be right.
+
+    Memory: of pieces up to 16 MiB, two batches of 16 MiB more than there are threads; or one larger piece.
+    """
+    for kind, group in groupby(pieces, _kind):
+        if kind == "other":
+            yield from cast("Iterator[Buffer | Run]", group)
+            continue
+        computed = cast("Iterator[Computed]", group)
+        if kind == "large":
+            yield from (_together([piece]) for piece in computed)
+        else:
+            yield from in_order(_together, _batches(computed, _TOGETHER))
+
+
+def _kind(piece: object) -> str:
+    if not isinstance(piece, Computed):
+        return "other"
+    return "large" if piece.length > _TOGETHER else "small"
+
+
+def _batches(pieces: Iterable[Computed], most: int) -> Iterator[list[Computed]]:
+    batch: list[Computed] = []
+    size = 0
+    for piece in pieces:
+        if batch and size + piece.length > most:
+            yield batch
+            batch, size = [], 0
+        batch.append(piece)
+        size += piece.length
+    yield batch
+
+
+def _together(pieces: list[Computed]) -> memoryview:
+    """The bytes of some pieces, computed one after another."""
+    size = sum(piece.length for piece in pieces)
+    # Buffers of one size are reused: a third of the time went into new memory for each tensor.
+    memory = allocate(_TOGETHER if _TOGETHER // 4 <= size < _TOGETHER else size)
+    return _fill(memory[:size], pieces)
+
+
+def _fill(memory: memoryview, pieces: list[Computed]) -> memoryview:
+    position = 0
+    for piece in pieces:
+        piece.read_into(memory[position : position + piece.length])
+        position += piece.length
+    return memory
