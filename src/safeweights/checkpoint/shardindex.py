@@ -39,6 +39,7 @@ __all__ = [
     "disagreements",
     "find_shards",
     "index_text",
+    "is_delta",
     "is_safe_shard",
     "parse_index",
     "read_index",
@@ -295,6 +296,15 @@ def parse_index(source: Source, path: str, *, suffix: str | tuple[str, ...] = SU
     if weight_map is None:
         raise FormatError("the index has no `weight_map`", rule="index", path=path)
     return ShardIndex(weight_map, *announced)
+
+
+def is_delta(metadata: Mapping[str, str]) -> bool:
+    """Whether the files of an index with these texts are a delta, and no model.
+
+    >>> is_delta({"delta_encoding": "xor"}), is_delta({})
+    (True, False)
+    """
+    return "delta_encoding" in metadata
 
 
 def _metadata(reader: Reader) -> tuple[int | None, JSONError | None, dict[str, str]]:

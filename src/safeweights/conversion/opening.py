@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..checkpoint import SUFFIX, Checkpoint, SafetensorsFile
 from ..checkpoint.opening import Files, beside, find_files
+from ..checkpoint.shardindex import is_delta
 from ..errors import FormatError
 from ..format import sniffing
 from ..format.header import MAX_HEADER, PREFIX
@@ -137,7 +138,7 @@ def open(
 
             found = files(OpenOptions.of(given))
         elif files is not None:
-            if "delta_encoding" in files.index_metadata:
+            if is_delta(files.index_metadata):
                 raise FormatError(
                     "this is a delta: say what it is based on (base=), or apply it (`safeweights delta "
                     "apply`)",

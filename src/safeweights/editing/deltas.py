@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..checkpoint import Checkpoint, MemoryTensor, SafetensorsFile, Tensor, save
 from ..checkpoint.opening import find_files
 from ..checkpoint.saving import serialized
-from ..checkpoint.shardindex import INDEX_SUFFIX, SUFFIX, parse_index
+from ..checkpoint.shardindex import INDEX_SUFFIX, SUFFIX, is_delta, parse_index
 from ..checkpoint.sharding import save_sharded
 from ..conversion.opening import open as open_any
 from ..derived.delta import BLOCK, ENCODINGS, applied, checked, checksum, compressor, encode
@@ -173,7 +173,7 @@ class _Delta:
         """The delta in a folder; None if it has a whole model."""
         target, verify = resolve(path, given["trust"], given["identity"])
         files = find_files(target, verify=verify)
-        if files is None or "delta_encoding" not in files.index_metadata:
+        if files is None or not is_delta(files.index_metadata):
             return None
         opened = {
             name: SafetensorsFile(source) for name, source in files.open(given["backend"], verify)
@@ -489,7 +489,7 @@ def _is_of_delta(store: Store, name: str) -> bool:
         index = parse_index(store.open(name, backend="pread"), name)
     except (FormatError, AccessError):  # no delta has such an index; or it is encrypted for another
         return False
-    return "delta_encoding" in index.metadata
+    return is_delta(index.metadata)
 
 
 def compact_deltas(

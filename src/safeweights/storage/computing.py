@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from .memory import allocate
 from .parallel import in_order, in_threads
@@ -18,10 +18,9 @@ from .parallel import in_order, in_threads
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from .runs import Run
     from .source import Buffer
 
-__all__ = ["Computed", "made", "write_computed"]
+__all__ = ["Computed", "in_memory", "write_computed"]
 
 _UNIT: Final = 1 << 21
 """Bytes that a thread computes, and then writes, at a time."""
@@ -94,26 +93,16 @@ def write_computed(
     in_threads(one, zip(units, sizes, begins, strict=False), progress=progress)
 
 
-def made(pieces: Iterable[Buffer | Run | Computed]) -> Iterator[Buffer | Run]:
-    """The same pieces; what is computed is in memory, and all of a piece is known to be right.
+def in_memory(pieces: Iterable[Computed]) -> Iterator[Buffer]:
+    """The bytes of pieces, computed ahead by threads; all of a piece is known to be right.
 
     Memory: of pieces up to 16 MiB, two batches of 16 MiB more than there are threads; or one larger piece.
     """
-    for kind, group in groupby(pieces, _kind):
-        if kind == "other":
-            yield from cast("Iterator[Buffer | Run]", group)
-            continue
-        computed = cast("Iterator[Computed]", group)
-        if kind == "large":
-            yield from (_together([piece]) for piece in computed)
+    for large, group in groupby(pieces, lambda piece: piece.length > _TOGETHER):
+        if large:
+            yield from (_together([piece]) for piece in group)
         else:
-            yield from in_order(_together, _batches(computed, _TOGETHER))
-
-
-def _kind(piece: object) -> str:
-    if not isinstance(piece, Computed):
-        return "other"
-    return "large" if piece.length > _TOGETHER else "small"
+            yield from in_order(_together, _batches(group, _TOGETHER))
 
 
 def _batches(pieces: Iterable[Computed], most: int) -> Iterator[list[Computed]]:

@@ -12,19 +12,19 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Final
+from itertools import groupby
+from typing import TYPE_CHECKING, Final, cast
 
-from .computing import made
+from .computing import Computed, in_memory
 from .files import DescriptorSource
 from .syscalls import can_share_blocks, reserve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from .computing import Computed
     from .source import Buffer, Source
 
-__all__ = ["Run", "copy_run", "expanded", "is_copyable"]
+__all__ = ["Run", "copy_run", "expanded", "is_copyable", "made"]
 
 _BLOCK: Final = 4096
 """Filesystems share whole blocks: a run is cut so that its middle begins and ends at blocks."""
@@ -84,6 +84,15 @@ def expanded(pieces: Iterable[Buffer | Run | Computed]) -> Iterator[Buffer]:
             yield from piece.chunks()
         else:
             yield piece
+
+
+def made(pieces: Iterable[Buffer | Run | Computed]) -> Iterator[Buffer | Run]:
+    """The same pieces; what is computed is in memory."""
+    for computed, group in groupby(pieces, lambda piece: isinstance(piece, Computed)):
+        if computed:
+            yield from in_memory(cast("Iterator[Computed]", group))
+        else:
+            yield from cast("Iterator[Buffer | Run]", group)
 
 
 def copy_run(

@@ -26,9 +26,9 @@ from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ..errors import UnsupportedError
-from .computing import Computed, made, write_computed
+from .computing import Computed, write_computed
 from .files import decoded
-from .runs import Run, copy_run, expanded
+from .runs import Run, copy_run, expanded, made
 from .source import Buffer, flat
 from .syscalls import reserve
 
