@@ -325,7 +325,7 @@ LONG_SEALED = sealed(LONG)
 class Holding(BytesSource):
     """Keeps its bytes as they are, and says so or not; counts how often it is asked."""
 
-    def __init__(self, data: bytes, *, unchanged: bool = True) -> None:
+    def __init__(self, data: bytes | bytearray, *, unchanged: bool = True) -> None:
         super().__init__(data, "held")
         self.unchanged = unchanged
         self.asked = 0
@@ -523,3 +523,32 @@ def test_a_file_that_changes_all_the_time_gives_its_contents_or_an_error(long_fi
         finally:
             stop.set()
         running.result()
+
+
+@pytest.mark.parametrize("unchanged", [True, False])
+def test_plaintext_that_is_held_is_encrypted_in_its_place(*, unchanged: bool) -> None:
+    source = Holding(LONG, unchanged=unchanged)
+    data = b"".join(map(bytes, encrypting(source, KEY)))
+    assert opened(data).read(0, len(LONG)) == LONG
+    assert source.asked == 1
+    assert source.copied == (0 if unchanged else len(LONG))
+
+
+def test_a_file_that_changes_while_it_is_encrypted_is_encrypted_as_it_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is returned was made of a copy: no piece of what was seen before the change."""
+    source = Holding(bytes(len(LONG)), unchanged=False)
+    monkeypatch.setattr(source, "read_into", lambda offset, buffer: _copy(LONG, offset, buffer))
+    data = b"".join(map(bytes, encrypting(source, KEY)))
+    assert opened(data).read(0, len(LONG)) == LONG
+
+
+def test_files_are_encrypted_in_their_mapping(
+    long_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = open_source(long_file, backend="pread")
+    monkeypatch.setattr(type(plain), "read_into", None)  # would raise
+    data = b"".join(map(bytes, encrypting(plain, KEY)))
+    monkeypatch.undo()
+    assert opened(data).read(0, len(LONG_SEALED)) == LONG_SEALED

@@ -357,15 +357,26 @@ def _encrypt_piece(source: Source, key: bytes, begin: int) -> memoryview:
     length = min(_PIECE, source.size - begin)
     target = allocate(_sealed(length))
     encrypt_into = _encryption(key)
-    scratch = memoryview(bytearray(min(_RUN, length)))
     last = max(0, source.size - 1) // CHUNK_SIZE
-    index, into = begin // CHUNK_SIZE, 0
+
+    def encrypt(plain: memoryview, done: int) -> None:
+        first = (begin + done) // CHUNK_SIZE
+        sealed = target[_sealed(done) if done else 0 :]
+        for at in range(-(-len(plain) // CHUNK_SIZE) or 1):
+            nonce = (first + at << 8 | (first + at == last)).to_bytes(12, "big")
+            chunk = plain[at * CHUNK_SIZE : at * CHUNK_SIZE + CHUNK_SIZE]
+            encrypt_into(nonce, chunk, None, sealed[at * _SEALED :][: len(chunk) + _TAG])
+
+    if length >= _WORTH_HOLDING:
+        with source.held(begin, length) as held:
+            if held is not None:
+                encrypt(held.view(begin, length), 0)
+                if held.is_held():
+                    return target
+    # If the file changed meanwhile, nothing has seen what is in `target`: this replaces it.
+    scratch = memoryview(bytearray(min(_RUN, length)))
     for low in range(0, length or 1, _RUN):
         plain = scratch[: min(_RUN, length - low)]
         source.read_into(begin + low, plain)
-        for at in range(0, len(plain) or 1, CHUNK_SIZE):
-            nonce = (index << 8 | (index == last)).to_bytes(12, "big")
-            encrypt_into(nonce, plain[at : at + CHUNK_SIZE], None, target[into : into + _SEALED])
-            index += 1
-            into += _SEALED
+        encrypt(plain, low)
     return target
