@@ -353,6 +353,26 @@ def test_what_is_held_is_not_copied() -> None:
     assert source.asked == 2, "small reads are copies"
 
 
+def test_threads_together_hold_a_bounded_amount(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Holding(LONG_SEALED)
+    plain = DecryptingSource(source, 0, KEY)
+    for threads, lengths in ((2, [48]), (16, [35]), (24, [23, 23])):
+        held: list[int] = []
+        real = Holding.held
+
+        def hold(
+            self: Holding, offset: int, length: int, held: list[int] = held, real=real
+        ) -> object:  # type: ignore[no-untyped-def]
+            held.append(length // SEALED)
+            return real(self, offset, length)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Holding, "held", hold)
+            patch.setattr(encrypted, "thread_count", lambda threads=threads: threads)
+            assert plain.read(0, 48 * CHUNK_SIZE) == LONG[: 48 * CHUNK_SIZE]
+        assert held == lengths
+
+
 @pytest.mark.parametrize("changed", [0, 2 * SEALED + 5], ids=["plaintext", "tag"])
 def test_what_was_not_held_to_the_end_is_decrypted_again_from_a_copy(
     changed: int, monkeypatch: pytest.MonkeyPatch

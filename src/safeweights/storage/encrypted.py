@@ -63,6 +63,9 @@ _LONGEST_RUN: Final = 1 << 22
 _WORTH_HOLDING: Final = 1 << 20
 """Bytes above which keeping a file as it is costs less than a copy of them."""
 
+_HELD: Final = 36 << 20
+"""Bytes that all threads together hold at most: mapped pages count as memory of the process."""
+
 _HELD_RUN: Final = 16 * CHUNK_SIZE
 """Plaintext that a thread decrypts between two checks of blocks. For less, each step costs more."""
 
@@ -179,20 +182,27 @@ class _Chunks:
     def _decrypt(self, index: int, target: memoryview) -> None:
         """Decrypt without a copy of the ciphertext where the file can be kept as it is meanwhile."""
         cipher = _decryption(self._key)
-        position, length = self._first + index * _SEALED, _sealed(len(target))
-        if _WORTH_HOLDING <= length <= LEASED:
-            with self._source.held(position, length) as held:
-                if held is not None and self._decrypt_held(cipher, held, index, target):
-                    return
-        self._decrypt_copy(cipher, index, target)
+        chunks = min(LEASED, _HELD // thread_count()) // _SEALED
+        while len(target) and self._decrypt_held(cipher, index, target[: chunks * CHUNK_SIZE]):
+            index, target = index + chunks, target[chunks * CHUNK_SIZE :]
+        if len(target) or self.size == 0:
+            self._decrypt_copy(cipher, index, target)
 
-    def _decrypt_held(
-        self, cipher: _Decryption, held: Held, index: int, target: memoryview
-    ) -> bool:
-        """Decrypt ciphertext in its place; False if the file may have changed meanwhile.
+    def _decrypt_held(self, cipher: _Decryption, index: int, target: memoryview) -> bool:
+        """Decrypt ciphertext in its place; False if that is not possible, or the file may have changed.
 
         What is in `target` is not authentic then: the tag may be of other bytes than those decrypted.
         """
+        length = _sealed(len(target))
+        if length < _WORTH_HOLDING:
+            return False
+        with self._source.held(self._first + index * _SEALED, length) as held:
+            return held is not None and self._decrypt_in_place(cipher, held, index, target)
+
+    def _decrypt_in_place(
+        self, cipher: _Decryption, held: Held, index: int, target: memoryview
+    ) -> bool:
+        """The same of ciphertext that is held."""
         try:
             for into in range(0, len(target), _HELD_RUN):
                 plain = target[into : into + _HELD_RUN]
