@@ -567,6 +567,75 @@ def test_an_answer_that_is_not_http(large: BadServer) -> None:
         source.read(1_000_000, 10)
 
 
+def raw(head: bytes, body: bytes = b"", *, close: bool = False) -> Callable[[Handler], bool]:
+    """Answers with these bytes."""
+
+    def act(handler: Handler) -> bool:
+        handler.wfile.write(head.replace(b"\n", b"\r\n") + body)
+        handler.close_connection = close
+        return True
+
+    return act
+
+
+def right(handler: Handler) -> bytes:
+    """The fields of the right answer."""
+    begin, end = handler.wanted()
+    return (
+        f"Content-Length: {end - begin}\nContent-Range: bytes {begin}-{end - 1}/{SIZE}\n"
+        f"ETag: {handler.etag}\n"
+    ).encode()
+
+
+def test_fields_that_are_cut_are_asked_for_again(large: BadServer) -> None:
+    """They are not taken for all of the fields: without a length the rest would count as the body."""
+    source = open_source(f"{large.url}/a")
+    large.fault = fail_first(
+        2, lambda h: raw(b"HTTP/1.1 206 Partial Content\n" + right(h)[:-9], close=True)(h)
+    )
+    assert source.read(1_000_000, 500) == DATA[1_000_000:1_000_500]
+    assert len(large.requests) == 4
+
+
+def test_interim_answers_come_before_the_answer(large: BadServer) -> None:
+    source = open_source(f"{large.url}/a")
+    early = b"HTTP/1.1 103 Early Hints\nLink: </x>\n\nHTTP/1.1 100 Continue\n\n"
+    large.fault = lambda handler, _: raw(
+        early + b"HTTP/1.1 206 OK\n" + right(handler) + b"\n", DATA[1_000_000:1_000_500]
+    )(handler)
+    assert source.read(1_000_000, 500) == DATA[1_000_000:1_000_500]
+
+
+def test_a_field_may_go_on_in_the_next_line(large: BadServer) -> None:
+    source = open_source(f"{large.url}/a")
+    large.fault = lambda handler, _: raw(
+        b"HTTP/1.1 206 OK\n" + right(handler).replace(b": bytes ", b": bytes\n\t") + b"\n",
+        DATA[1_000_000:1_000_500],
+    )(handler)
+    assert source.read(1_000_000, 500) == DATA[1_000_000:1_000_500]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [b"Content-Length: 499\n", b"Transfer-Encoding: gzip\n", b"Transfer-Encoding: gzip, chunked\n",
+     b"no colon\n", b": no name\n", b"A: " + b"a" * 70_000 + b"\n", b"A: a\n" * 200],
+)  # fmt: skip
+def test_fields_that_are_refused(large: BadServer, fields: bytes) -> None:
+    source = open_source(f"{large.url}/a")
+    large.fault = lambda handler, _: raw(
+        b"HTTP/1.1 206 OK\n" + right(handler) + fields + b"\n", DATA[1_000_000:1_000_500]
+    )(handler)
+    with pytest.raises(OSError, match="does not speak HTTP"):
+        source.read(1_000_000, 500)
+    assert len(large.requests) == 3  # the second on a connection that was used before
+
+
+def test_interim_answers_without_end(large: BadServer) -> None:
+    large.fault = lambda handler, _: raw(b"HTTP/1.1 103 Early Hints\n\n" * 1000)(handler)
+    with pytest.raises(OSError, match="does not speak HTTP"):
+        open_source(f"{large.url}/a")
+
+
 # ---- redirects
 
 
@@ -627,6 +696,15 @@ def test_a_signed_link_that_expires_is_asked_for_again(large: BadServer, other: 
      ("http://[::ffff:169.254.169.254]/", "address of this machine or network"),
      ("http://[fe80::1]/", "address of this machine or network"),
      ("http://[fd00:ec2::254]/", "address of this machine or network"),
+     ("http://2852039166/", "address of this machine or network"),
+     ("http://0xa9fea9fe/", "address of this machine or network"),
+     ("http://0251.0376.0251.0376/", "address of this machine or network"),
+     ("http://169.254.43518/", "address of this machine or network"),
+     ("http://[::169.254.169.254]/", "address of this machine or network"),
+     ("http://[64:ff9b::a9fe:a9fe]/", "address of this machine or network"),
+     ("http://[2002:a9fe:a9fe::1]/", "address of this machine or network"),
+     ("http://[::ffff:0:a9fe:a9fe]/", "address of this machine or network"),
+     ("http://METADATA.google.internal./", "address of this machine or network"),
      ("http://metadata.google.internal/", "address of this machine or network"),
      ("http://0.0.0.0/", "address of this machine or network"),
      ("http://me:secret@127.0.0.1/", "other than a web address"),
@@ -638,6 +716,35 @@ def test_redirects_that_are_not_followed(large: BadServer, target: str, problem:
     with pytest.raises(OSError, match=problem) as caught:
         open_source(f"{large.url}/a")
     assert "secret" not in str(caught.value)
+    assert len(large.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "target", ["http://2852039166/", "http://[64:ff9b::a9fe:a9fe]/", "http://[fd20:ce::254]/"]
+)
+def test_a_proxy_is_not_asked_for_what_a_redirect_may_not_lead_to(
+    large: BadServer, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.setenv("http_proxy", large.url)
+    large.fault = redirect(target)
+    with pytest.raises(OSError, match="address of this machine or network"):
+        open_source("http://models.invalid/a")
+    assert len(large.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "LocalHost.", "0x7f000001", "127.1", "[::ffff:127.0.0.1]", "[::127.0.0.1]"],
+)
+def test_a_proxy_is_not_asked_for_this_machine_by_a_redirect(
+    large: BadServer, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("http_proxy", large.url)
+    monkeypatch.setenv("no_proxy", "")
+    large.fault = redirect(f"http://{host}/")
+    with pytest.raises(OSError, match="address of this machine or network"):
+        open_source("http://models.invalid/a")
+    assert len(large.requests) == 1
 
 
 def test_redirects_in_a_circle(large: BadServer) -> None:
