@@ -1,21 +1,28 @@
 """Batches: many small checks on one and two processes, and Ray beside the process pool.
 
-    python benchmarks/batch.py [--units 10000]
+    python benchmarks/batch.py [--units 10000] [--only checks ray]
 
 The small files are of 40 tensors and 6 kB each. Units of 50 ms are busy for that time, so that what an
-engine costs beside them shows. Each number is the median of three; the ways take turns. Ray's cluster is
-one node on this machine, started before the clock runs."""
+engine costs beside them shows. The ways take turns; each number is the median of three. Modules have
+cached bytecode, as when installed, and both numbers of processes are run once before the clock runs. The
+time of processors is that of the parent process (finding units, giving them out, the report) and of its
+workers. Ray's cluster is one node on this machine, started before the clock runs.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from bench.marks import Marks
 
 import safeweights
 import safeweights.numpy
@@ -23,6 +30,20 @@ from safeweights.batching import Outcome, Unit, Work, run_units
 
 RUNS = 3
 BUSY = 200
+
+
+class Took(NamedTuple):
+    """What a batch took, in seconds.
+
+    Attributes:
+        wall: From its call to its report.
+        parent: Time of processors in this process.
+        workers: In its workers.
+    """
+
+    wall: float
+    parent: float
+    workers: float
 
 
 def busy(arguments: tuple[str, ...], unit: Unit, again: bool) -> Outcome:  # noqa: ARG001
@@ -42,11 +63,20 @@ def make(folder: Path, count: int) -> None:
         path.write_bytes(data)
 
 
-def checks(folder: str, jobs: int) -> float:
+def checks(folder: str, jobs: int) -> Took:
+    before = used(resource.RUSAGE_SELF), used(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     report = safeweights.batch("check", folder, each="file", jobs=jobs)
     assert report.ok
-    return time.perf_counter() - began
+    wall = time.perf_counter() - began
+    return Took(
+        wall, used(resource.RUSAGE_SELF) - before[0], used(resource.RUSAGE_CHILDREN) - before[1]
+    )
+
+
+def used(who: int) -> float:
+    found = resource.getrusage(who)
+    return found.ru_utime + found.ru_stime
 
 
 def units(engine: str) -> float:
@@ -57,23 +87,33 @@ def units(engine: str) -> float:
     return time.perf_counter() - began
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--units", type=int, default=10_000, help="number of small files")
-    count = parser.parse_args().units
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    )
+def measure_checks(count: int, marks: Marks) -> None:
+    found: dict[int, list[Took]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory(dir=".") as folder:
         make(Path(folder), count)
-        small = {1: [], 2: []}
-        for _ in range(RUNS):
-            for jobs, found in small.items():
-                found.append(checks(folder, jobs))
-    one, two = (statistics.median(found) for found in small.values())
-    print(f"| {count} small checks | time | rate |\n|---|---|---|")
-    print(f"| 1 process | {one:.1f} s | {count / one:.0f} a second |")
-    print(f"| 2 processes | {two:.1f} s | {count / two:.0f} a second, {one / two:.2f} times one |")
+        for turn in range(RUNS + 1):
+            for jobs, runs in found.items():
+                took = checks(folder, jobs)
+                if turn:
+                    runs.append(took)
+    print(f"| {count} small checks | time | rate | parent | workers |\n|---|---|---|---|---|")
+    middle = {
+        jobs: Took(*map(statistics.median, zip(*runs, strict=True))) for jobs, runs in found.items()
+    }
+    for jobs, took in middle.items():
+        print(
+            f"| {jobs} processes | {took.wall:.2f} s | {count / took.wall:.0f} a second "
+            f"| {took.parent:.2f} s | {took.workers:.2f} s |"
+        )
+    # Of pairs of runs, one after the other: other programs that come and go meet both.
+    pairs = [one.wall / two.wall for one, two in zip(*found.values(), strict=True)]
+    print(f"pairs: {', '.join(f'{each:.2f}' for each in pairs)}")
+    marks.add("small checks: rate on two processes / one", statistics.median(pairs), least=1.7)
+    share = middle[2].parent / (middle[2].parent + middle[2].workers)
+    marks.add("small checks: the parent's share of the processors' time", share)
+
+
+def measure_ray(marks: Marks) -> None:
     try:
         import ray
     except ImportError:
@@ -81,14 +121,34 @@ def main() -> None:
         return
     ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     units("ray")  # its workers start
-    found = {"process": [], "ray": []}
+    found: dict[str, list[float]] = {"process": [], "ray": []}
     for _ in range(RUNS):
         for engine, times in found.items():
             times.append(units(engine))
     pool, tasks = (statistics.median(times) for times in found.values())
     print(f"\n| {BUSY} units of 50 ms | time | to the pool |\n|---|---|---|")
     print(f"| process pool | {pool:.1f} s | 1 |\n| Ray | {tasks:.1f} s | {tasks / pool:.2f} |")
+    marks.add("units of 50 ms: time of Ray / of the process pool", tasks / pool, most=1.5)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--units", type=int, default=10_000, help="number of small files")
+    parser.add_argument("--only", nargs="+", choices=["checks", "ray"], default=["checks", "ray"])
+    given = parser.parse_args()
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    )
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    marks = Marks("batch")
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["PYTHONPYCACHEPREFIX"] = cache
+        if "checks" in given.only:
+            measure_checks(given.units, marks)
+        if "ray" in given.only:
+            measure_ray(marks)
+    return marks.close()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,7 +18,15 @@ from bench.marks import Marks
 from bench.report import noise_warning, results_of, state_line
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = ("command_line", "conversion", "dequantizing", "distributed", "growth", "remote")
+PROGRAMS = (
+    "batch",
+    "command_line",
+    "conversion",
+    "dequantizing",
+    "distributed",
+    "growth",
+    "remote",
+)
 """Programs that keep `Marks`; a new one is named here and in the Makefile."""
 
 

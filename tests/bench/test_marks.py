@@ -29,6 +29,21 @@ def test_a_figure_is_judged(value, most, least, verdict) -> None:
     assert len(Mark("a" * 90, value, most, least, "MiB").line()) <= 100
 
 
+@pytest.mark.parametrize(
+    ("value", "bound", "verdict"),
+    [
+        (0.8, 0.7, "pass"),
+        (0.75, 0.7, "limit"),
+        (0.7, 0.79, "limit"),
+        (0.75, 0.9, "FAIL"),
+        (0.6, 0.79, "FAIL"),
+    ],
+)
+def test_the_machine_may_be_the_limit(value: float, bound: float, verdict: str) -> None:
+    """Only where it misses the mark too, and the figure is near it."""
+    assert Mark("a", value, least=0.8, bound=bound).verdict == verdict
+
+
 def test_figures_are_kept_for_the_summary(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
