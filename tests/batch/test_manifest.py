@@ -80,7 +80,7 @@ class TestResuming:
         with Manifest("manifest", WORK) as manifest:
             before = fingerprint(["a"])
             for unit, code in zip(units, (0, 1, 3), strict=True):
-                manifest.done(unit, Known(before, fingerprint([]), Outcome(code)))
+                manifest.done([(unit, Known(before, fingerprint([]), Outcome(code)))])
         with Manifest("manifest", WORK) as manifest:
             assert [manifest.known(unit) is not None for unit in units] == [True, True, False]
 

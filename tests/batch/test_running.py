@@ -136,11 +136,13 @@ class FakeEngine:
             ticket, group = self._waiting.pop()  # the last one first
             if ticket in self._lose:
                 return Lost(ticket, "it is gone")
-            for index, each in enumerate(group):
+            records = []
+            for each in group:
                 outcome = {"exit_code": 0, "document": {"source": each.unit.source}}
                 outcome |= {"messages": [], "outputs": []}
-                record = {"source": "", "outputs": "", "outcome": outcome}
-                self._events.append(Answer(ticket, index, record, index == len(group) - 1))
+                records.append({"source": "", "outputs": "", "outcome": outcome})
+            # A worker says what came of some, and then of the others.
+            self._events += [Answer(ticket, 0, records[:1]), Answer(ticket, 1, records[1:])]
         return self._events.pop(0)
 
     def close(self) -> None:

@@ -58,7 +58,7 @@ def kill_again_and_again(kind: str, **given: Any) -> list[dict[str, Any]]:
     """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, kind], input=json.dumps(given),
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=60 + 8 * given["count"], check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     outcomes: list[dict[str, Any]] = json.loads(done.stdout)

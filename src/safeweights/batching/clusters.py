@@ -63,7 +63,7 @@ class RayTasks:
         self._events: list[Answer | Lost] = []
 
     def submit(self, ticket: int, group: Sequence[Assignment]) -> None:
-        reference = self._task.remote(self._given, [asdict(each) for each in group])
+        reference = self._task.remote(self._given, [each.record() for each in group])
         self._tickets[reference] = ticket
 
     def next(self) -> Answer | Lost:
@@ -81,8 +81,7 @@ class RayTasks:
             raise  # an error of the work, which is a mistake in the program
         except self._ray.exceptions.RayError as error:
             return [Lost(ticket, f"a worker of the cluster ended ({type(error).__name__})")]
-        last = len(records) - 1
-        return [Answer(ticket, index, each, index == last) for index, each in enumerate(records)]
+        return [Answer(ticket, 0, records)]
 
     def close(self) -> None:
         if self._started:

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from .units import Assignment
 
 __all__ = ["Answer", "Engine", "Lost"]
 
 
 class Answer(NamedTuple):
-    """What came of one unit of a group.
+    """What came of units of a group, one after another.
 
     Attributes:
         ticket: Which group.
-        place: Which unit of it.
-        record: What `units.perform` returned.
-        last: Whether it was the last unit of the group.
+        place: Which unit of the group is the first of them.
+        records: What `units.perform` returned for each.
     """
 
     ticket: int
     place: int
-    record: dict[str, Any]
-    last: bool
+    records: Sequence[dict[str, Any]]
 
 
 class Lost(NamedTuple):
@@ -44,7 +41,7 @@ class Engine(Protocol):
     """Workers, wherever they are.
 
     Attributes:
-        slots: How many groups they work on at a time.
+        slots: How many groups they are given at a time; more than workers, so that none waits for its next.
     """
 
     slots: int

@@ -147,9 +147,9 @@ class Manifest:
             self._append([{"begun": names}])
             os.fsync(self._file)
 
-    def done(self, unit: Unit, known: Known) -> None:
-        """Record what came of a unit."""
-        self._append([{"unit": unit.key, **_record(known)}])
+    def done(self, found: Iterable[tuple[Unit, Known]]) -> None:
+        """Record what came of units; one write(2) for all of them."""
+        self._append({"unit": unit.key, **_record(known)} for unit, known in found)
         if (now := time.monotonic()) - self._synced > _SYNC:
             os.fsync(self._file)
             self._synced = now

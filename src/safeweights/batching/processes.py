@@ -2,7 +2,8 @@
 
 A worker is a new interpreter that runs `worker`: it imports nothing of the caller's program, so that no
 ``if __name__ == "__main__"`` is needed, and shares no lock or thread with it. Requests and answers are
-lines of JSON on its standard input and output. That it ends shows at once: its output ends.
+lines of JSON on its standard input and output: a group in one, what came of several units in the other.
+That a worker ends shows at once: its output ends.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import asdict
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
+from ..format.gcpause import gc_paused
 from ..storage.parallel import Background
 from .engines import Answer, Lost
 
@@ -33,6 +35,9 @@ _START: Final = (
     "import sys, json; sys.path[:] = json.loads(sys.argv.pop(1)); "
     "from safeweights.batching.worker import main; main()"
 )
+_AHEAD: Final = 2
+"""Groups given out for each worker: one it has, and one that its thread hands over without a wait."""
+
 _TICK: Final = 0.5
 _UNDO: Final = 20.0
 """Seconds that workers have to undo what they have begun before they are killed."""
@@ -56,10 +61,11 @@ class Processes:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._ending = False
         self._threads = Background(jobs or _processors(), "safeweights-worker")
-        self.slots = self._threads.start()
-        if not self.slots:
+        self._workers = self._threads.start()
+        if not self._workers:
             raise OSError(errno.EAGAIN, "no thread can be started")
-        for _ in range(self.slots):
+        self.slots = self._workers * _AHEAD
+        for _ in range(self._workers):
             self._threads.submit(self._serve)
 
     def submit(self, ticket: int, group: Sequence[Assignment]) -> None:
@@ -74,7 +80,7 @@ class Processes:
                 return event
 
     def close(self) -> None:
-        for _ in range(self.slots):
+        for _ in range(self._workers):
             self._groups.put(None)
         self._threads.close()
 
@@ -134,18 +140,21 @@ class Processes:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(f"{json.dumps([asdict(each) for each in group])}\n".encode())
+            process.stdin.write(f"{json.dumps([each.record() for each in group])}\n".encode())
             process.stdin.flush()
         except OSError:
             self._events.put(Lost(ticket, _ending_of(process)))
             return False
-        for index in range(len(group)):
+        place = 0
+        while place < len(group):
             line = process.stdout.readline()
             if line[-1:] != b"\n":
                 self._events.put(Lost(ticket, _ending_of(process)))
                 return False
-            record: dict[str, Any] = json.loads(line)
-            self._events.put(Answer(ticket, index, record, index == len(group) - 1))
+            with gc_paused():  # otherwise collections take twice as long as parsing
+                records: list[dict[str, Any]] = json.loads(line)
+            self._events.put(Answer(ticket, place, records))
+            place += len(records)
         return True
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-from xml.sax.saxutils import quoteattr
 
 from ..storage.places import shown
 from ..text import escape, printable
@@ -77,6 +76,10 @@ def record_of(unit: Unit, outcome: Outcome) -> BatchUnitRecord:
 
 
 def _junit(command: str, units: Sequence[BatchUnitRecord]) -> Iterator[str]:
+    from xml.sax.saxutils import (
+        quoteattr,
+    )  # which imports http.client: a quarter of a worker's start
+
     failures = sum(unit["status"] == "bad" for unit in units)
     errors = sum(unit["status"] in {"usage", "unreadable"} for unit in units)
     numbers = f'tests="{len(units)}" failures="{failures}" errors="{errors}"'

@@ -21,7 +21,7 @@ import hashlib
 import os
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
@@ -84,8 +84,7 @@ class Shard(NamedTuple):
         return int.from_bytes(digest[:8], "big") % self.of == self.number - 1
 
 
-@dataclass(frozen=True)
-class _Found:
+class _Found(NamedTuple):
     """A source, what its result is called, and what reading it costs."""
 
     source: str
@@ -119,15 +118,16 @@ def find_units(
     places: dict[str, str] = {}
     for found in _expand(sources, each):
         unit = Unit(found.source, cost=found.cost)
-        if unit.key in units:
+        key = unit.key
+        if key in units:
             continue
-        place = None
         if to is not None:
             place = target(to, _valid(found), found.source)
             other = places.setdefault(absolute(place), found.source)
             if other != found.source:
                 raise _same_result(other, found.source, place)
-        units[unit.key] = replace(unit, target=place)
+            unit = replace(unit, target=place)
+        units[key] = unit
     return [unit for key, unit in units.items() if shard is None or shard.has(key)]
 
 
@@ -251,18 +251,21 @@ def _place(source: str, name: str, each: Each) -> Iterator[_Found]:
         yield _Found(source, name, 0)
         return
     sizes: dict[str, int] = {}
-    tops = [each_ for each_ in names if each_.endswith(_WEIGHTS)]
+    tops = [found for found in names if found.endswith(_WEIGHTS)]
     if each == "model":
         tops = sorted(_models(names))
         _add_costs(store, names, tops, sizes)
     if not tops or tops == [""]:
         yield _Found(source, name, sizes.get("", 0))
         return
-    folder = source.rstrip("/") if is_url(source) else source
+    if not is_url(source):
+        for top in tops:
+            path = os.path.join(source, top)
+            yield _Found(path, top, sizes.get(top, 0) if each == "model" else _size(path))
+        return
     for top in tops:
-        path = join(folder, top)
-        url = f"{path}/" if is_url(path) and each == "model" else path
-        yield _Found(url, top, sizes.get(top, 0) if each == "model" else _cost(path))
+        path = join(source.rstrip("/"), top)
+        yield _Found(f"{path}/" if each == "model" else path, top, _UNKNOWN)
 
 
 def _is_searched(source: str) -> bool:
@@ -318,8 +321,10 @@ _UNKNOWN: Final = 1 << 40
 
 
 def _cost(path: str) -> int:
-    if is_url(path):
-        return _UNKNOWN
+    return _UNKNOWN if is_url(path) else _size(path)
+
+
+def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
     except OSError:  # the command says what is wrong

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,8 +76,13 @@ class Outcome:
         return cls(record["exit_code"], record["document"], **lists)
 
     def record(self) -> dict[str, Any]:
-        """The same as JSON has it."""
-        return asdict(self)
+        """The same as JSON has it; the document is shared, not copied."""
+        return {
+            "exit_code": self.exit_code,
+            "document": self.document,
+            "messages": self.messages,
+            "outputs": self.outputs,
+        }
 
 
 @dataclass(frozen=True)
@@ -150,8 +155,13 @@ class Assignment:
     @classmethod
     def of(cls, record: dict[str, Any]) -> Assignment:
         """An assignment from its JSON."""
-        changed = {"unit": Unit(**record["unit"]), "written": tuple(record["written"])}
+        changed = {"unit": Unit(**record["unit"]), "written": tuple(record.get("written", ()))}
         return cls(**{**record, **changed})
+
+    def record(self) -> dict[str, Any]:
+        """The same as JSON has it, without what is not known."""
+        known = {name: value for name, value in vars(self).items() if value}
+        return {**known, "unit": vars(self.unit)}
 
 
 def perform(work: Work, assignment: Assignment) -> dict[str, Any]:

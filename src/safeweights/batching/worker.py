@@ -54,13 +54,14 @@ def main() -> None:
         answers.flush()
         while (group := state.groups.get()) is not None:
             told = time.monotonic()
+            found: list[dict[str, Any]] = []
             for place, record in enumerate(group, 1):
-                found = perform(work, Assignment.of(record))
-                answers.write(json.dumps(found).encode() + b"\n")
+                found.append(perform(work, Assignment.of(record)))
                 state.busy = place < len(group)
                 if not state.busy or time.monotonic() - told > _TICK:
+                    answers.write(json.dumps(found).encode() + b"\n")
                     answers.flush()
-                    told = time.monotonic()
+                    told, found = time.monotonic(), []
     except (KeyboardInterrupt, BrokenPipeError):
         pass
     # The thread waits for a line that never comes, and nothing is left to be cleaned up.
