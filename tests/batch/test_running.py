@@ -142,7 +142,9 @@ class FakeEngine:
                 outcome |= {"messages": [], "outputs": []}
                 records.append({"source": "", "outputs": "", "outcome": outcome})
             # A worker says what came of some, and then of the others.
-            self._events += [Answer(ticket, 0, records[:1]), Answer(ticket, 1, records[1:])]
+            self._events.append(Answer(ticket, 0, records[:1]))
+            if records[1:]:
+                self._events.append(Answer(ticket, 1, records[1:]))
         return self._events.pop(0)
 
     def close(self) -> None:
@@ -161,9 +163,9 @@ def fake(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Fak
 
 class TestGroups:
     def test_small_units_share_one_and_the_last_ones_do_not(self, fake: FakeEngine) -> None:
-        units = [Unit(f"u{number}", cost=100) for number in range(1000)]
+        units = [Unit(f"u{number}", cost=100) for number in range(4000)]
         assert sources(Work(""), units, engine="fake") == [unit.source for unit in units]
-        assert max(fake.sizes) == 64
+        assert max(fake.sizes) == 256
         assert fake.sizes[-1] == 1
         assert len(fake.sizes) < 100
         assert fake.ended == "closed"

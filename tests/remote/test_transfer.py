@@ -30,7 +30,7 @@ from safeweights.errors import ChangedError, FormatError, SafetensorError, Unsup
 from safeweights.storage import BytesSource, LocalStore, MemoryStore, TruncatedError
 from safeweights.storage.hashing import sha256
 from safeweights.storage.parallel import CHUNK, Background
-from safeweights.transfer import partial, pull, push
+from safeweights.transfer import partial, pull, pulling, push
 from safeweights.transfer.cache import Cache
 
 if TYPE_CHECKING:
@@ -165,6 +165,8 @@ def test_a_full_disk_is_one_error_and_leaves_no_folder(
     with pytest.raises(OSError) as caught:
         pull(f"{server.url}/m/", tmp_path / "dst")
     assert caught.value.errno == errno.ENOSPC
+    assert str(caught.value.filename).endswith("/model.safetensors")
+    assert f"(at byte {CHUNK}" in str(caught.value)
     assert not (tmp_path / "dst").exists()
     monkeypatch.undo()
     monkeypatch.delenv("SAFEWEIGHTS_CACHE", raising=False)
@@ -314,6 +316,53 @@ def test_a_file_that_comes_while_a_model_is_pulled_is_not_deleted(
     assert (target / "late").read_text() == "mine"
 
 
+@pytest.mark.parametrize("kind", ["link", "file", "another user's"])
+def test_a_hidden_folder_that_is_not_ours_is_not_used(
+    server: BadServer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Who made it could have put links into it, through which the pull would write elsewhere."""
+    hidden, other = tmp_path / ".dst.safeweights-pull", tmp_path / "other"
+    (other / "new").mkdir(parents=True)
+    (other / "victim").write_text("kept")
+    (other / "new/model.safetensors").symlink_to(other / "victim")
+    if kind == "link":
+        hidden.symlink_to(other)
+    elif kind == "file":
+        hidden.write_text("")
+    else:
+        other.rename(hidden)
+        other = hidden
+        if os.geteuid() == 0:
+            os.chown(hidden, 12345, 12345)
+        else:
+            monkeypatch.setattr(pulling, "_is_ours", lambda _: False)
+    with pytest.raises(FileExistsError, match="no folder of an earlier pull by this user"):
+        pull(f"{server.url}/m/", tmp_path / "dst")
+    assert not (tmp_path / "dst").exists()
+    if kind != "file":
+        assert (other / "victim").read_text() == "kept"
+
+
+def test_names_that_differ_in_case_only(server: BadServer, tmp_path: Path) -> None:
+    """Each keeps its own content, or the pull fails: never one in place of the other."""
+    place = tmp_path / "from"
+    place.mkdir()
+    (place / "a.bin").write_bytes(b"lower")
+    (place / "A.bin").write_bytes(b"UPPER")
+    if len(list(place.iterdir())) == 1:
+        pytest.skip("this file system does not tell them apart")
+    pull(str(place), tmp_path / "dst")
+    assert contents(tmp_path / "dst") == {"a.bin": b"lower", "A.bin": b"UPPER"}
+
+
+def test_folders_without_files_are_not_pulled(tmp_path: Path) -> None:
+    """Stores of objects have none, so that they are no part of a model."""
+    (tmp_path / "from/empty").mkdir(parents=True)
+    (tmp_path / "from/a.bin").write_bytes(b"1")
+    pull(str(tmp_path / "from"), tmp_path / "dst")
+    assert [path.name for path in (tmp_path / "dst").iterdir()] == ["a.bin"]
+
+
 def test_a_file_in_place_of_the_folder(server: BadServer, model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path)
@@ -378,6 +427,26 @@ def test_a_cache_that_cannot_be_written_stops_no_pull(
     result = CliRunner().invoke(cli, given)
     assert result.exit_code == 1
     assert "SAFEWEIGHTS_CACHE_SIZE: `lots` is no size" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_cache_whose_lock_is_something_else_stops_no_pull(
+    server: BadServer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A pipe would be waited for; a link would make a file elsewhere."""
+    lock = tmp_path / "cache/.lock"
+    lock.parent.mkdir()
+    if kind == "link":
+        lock.symlink_to(tmp_path / "elsewhere")
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.mkdir()
+    monkeypatch.setenv("SAFEWEIGHTS_CACHE", str(tmp_path / "cache"))
+    found = pull(f"{server.url}/m/", tmp_path / "one", policy=str(tmp_path / "policy.toml"))
+    assert found.not_cached is not None
+    assert contents(tmp_path / "one") == contents(model)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_the_cache_is_bounded(tmp_path: Path) -> None:

@@ -154,10 +154,20 @@ class Cache:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One process at a time makes room and adds, so that the bound holds."""
-        with open(os.path.join(self.folder, ".lock"), "ab") as file:
+        """One process at a time makes room and adds, so that the bound holds.
+
+        Raises:
+            OSError: The lock file is a link, or a pipe that no process reads.
+        """
+        flags = os.O_WRONLY | os.O_CREAT
+        for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
+            flags |= getattr(os, name, 0)
+        lock = os.open(os.path.join(self.folder, ".lock"), flags, 0o666)
+        try:
             with suppress(ImportError, OSError):
                 import fcntl
 
-                fcntl.flock(file, fcntl.LOCK_EX)
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(lock)

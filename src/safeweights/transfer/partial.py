@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import threading
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ClosedError
@@ -20,7 +20,7 @@ from ..storage.hashing import sha256
 from ..storage.parallel import CHUNK, Background, in_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Fetched", "fetch"]
 
@@ -66,7 +66,8 @@ def fetch(
     with ExitStack() as stack:
         stack.callback(kept.close)
         stack.callback(os.close, descriptor)
-        os.ftruncate(descriptor, source.size)
+        with _naming(target):
+            os.ftruncate(descriptor, source.size)
         known = kept.verified(descriptor)
         arriving = _Arriving(descriptor, source.size, target, known)
         beside = stack.enter_context(Background(name="safeweights-digest"))
@@ -83,7 +84,8 @@ def fetch(
             source.read_into(begin, block)
             if check is not None:
                 check(begin, block)
-            _write(descriptor, block, begin)
+            with _naming(target, begin):
+                _write(descriptor, block, begin)
             kept.add(begin // CHUNK, hashlib.sha256(block).hexdigest())
             arriving.arrived(begin // CHUNK)
             return len(block)
@@ -93,7 +95,8 @@ def fetch(
             if progress is None
             else _counted(one, wanted, source.threads or 4, done, progress)
         )
-        os.fsync(descriptor)
+        with _naming(target):
+            os.fsync(descriptor)
         if following is not None:
             return Fetched(fetched, following.result())
         return Fetched(fetched, sha256(arriving) if hashed else None)
@@ -157,6 +160,16 @@ def _counted(
         found += in_threads(one, wanted[first : first + step], workers=workers)
         progress(done[0] + sum(found))
     return found
+
+
+@contextmanager
+def _naming(path: str, offset: int | None = None) -> Iterator[None]:
+    """Errors of the system name the file, and the byte, which those of descriptors do not."""
+    try:
+        yield
+    except OSError as error:
+        place = "" if offset is None else f" (at byte {offset})"
+        raise OSError(error.errno, f"{error.strerror}{place}", path) from None
 
 
 _seeking = threading.Lock()

@@ -13,6 +13,8 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
+import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -141,8 +143,18 @@ def _require_expendable(folder: str, names: list[str]) -> None:
 
 @contextmanager
 def _staging(path: str) -> Iterator[str]:
-    """The hidden folder; one process at a time uses it."""
-    os.makedirs(path, exist_ok=True)
+    """The hidden folder; one process at a time uses it.
+
+    Raises:
+        FileExistsError: It is another user's, who may have put links into it, or it is no folder.
+        BlockingIOError: Another process uses it.
+    """
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not _is_ours(path):
+            message = "is no folder of an earlier pull by this user; remove it"
+            raise FileExistsError(errno.EEXIST, message, path) from None
     with open(os.path.join(path, "lock"), "ab") as lock:
         try:
             import fcntl
@@ -156,6 +168,19 @@ def _staging(path: str) -> Iterator[str]:
                 raise BlockingIOError(errno.EAGAIN, message, path) from None
         os.makedirs(os.path.join(path, "new"), exist_ok=True)
         yield path
+
+
+def _is_ours(path: str) -> bool:
+    """Whether there is a folder that belongs to whom a new one beside it would belong to.
+
+    Not compared with geteuid(2): some mounts have owners of their own (NFS with root_squash, CIFS, FUSE).
+    """
+    probe = tempfile.mkdtemp(dir=os.path.dirname(path))
+    try:
+        found, own = os.lstat(path), os.lstat(probe)
+    finally:
+        os.rmdir(probe)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == own.st_uid
 
 
 def _name_of(policy: Policy, name: str | None, folder: str) -> str:
