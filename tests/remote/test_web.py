@@ -788,6 +788,22 @@ def test_urls_that_are_refused(url: str, problem: str) -> None:
     assert "secret" not in repr(caught.value)
 
 
+@pytest.mark.parametrize(
+    "proxy",
+    ["https://me:secret@127.0.0.1:PORT", "socks5://127.0.0.1:PORT", "http://me:secret@127.0.0.1:x",
+     "http://[", "http://", "http://127.0.0.1:99999"],
+)  # fmt: skip
+def test_a_proxy_of_another_kind_is_sent_nothing(
+    server: BadServer, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy.replace("PORT", str(server.server_address[1])))
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(OSError, match="proxy in http_proxy is not given as http://HOST:PORT") as e:
+        open_source("http://models.invalid/a")
+    assert "secret" not in str(e.value)
+    assert server.requests == []
+
+
 def test_names_are_percent_encoded(server: BadServer) -> None:
     server.files["a%20b/%C3%A8.bin"] = b"12345"
     assert open_source(f"{server.url}/a%20b/%C3%A8.bin").size == 5

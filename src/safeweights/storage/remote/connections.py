@@ -143,6 +143,21 @@ def _proxy_of(origin: Origin, environment: tuple[str | None, ...]) -> str | None
     return proxy if "://" in proxy else f"http://{proxy}"
 
 
+def is_usable(proxy: str) -> bool:
+    """Whether a proxy is reached by plain HTTP, the only way that there is here.
+
+    One that asks for https would otherwise get its password in clear text.
+
+    >>> is_usable("http://proxy:3128"), is_usable("https://proxy"), is_usable("socks5://proxy")
+    (True, False, False)
+    """
+    try:
+        parts = urlsplit(proxy)
+        return parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def _connection(origin: Origin, timeout: float) -> HTTPConnection:
     proxy = proxy_of(origin)
     host, port = origin.host, origin.port

@@ -23,6 +23,7 @@ from .connections import (
     Origin,
     connect,
     connections,
+    is_usable,
     proxy_authorization,
     proxy_of,
 )
@@ -464,6 +465,8 @@ def _send_once(  # noqa: PLR0917
     parts = urlsplit(url)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     proxy = proxy_of(origin)
+    if proxy is not None and not is_usable(proxy):
+        raise broken(where, f"the proxy in {origin.scheme}_proxy is not given as http://HOST:PORT")
     if proxy is not None and origin.scheme == "http":
         target, fields = (
             f"http://{origin.authority}{target}",
