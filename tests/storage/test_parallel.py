@@ -64,12 +64,43 @@ def until(fact: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("processors", [None, 1, 3, 64])
 def test_thread_count(monkeypatch: pytest.MonkeyPatch, processors: int | None) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if processors is None:
         monkeypatch.delattr(os, "sched_getaffinity")
         monkeypatch.setattr(os, "cpu_count", lambda: None)
     else:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(processors), raising=False)
     assert thread_count() == {None: 2, 1: 2, 3: 3, 64: 16}[processors]
+
+
+@pytest.mark.parametrize(
+    ("machine", "processors", "ranks", "threads"),
+    [
+        (2, 2, "2", 1),
+        (2, 2, "8", 1),
+        (96, 96, "8", 12),
+        (96, 12, "8", 12),  # each rank is bound to its processors
+        (96, 4, "8", 4),
+        (192, 192, "4", 16),
+        (None, 1, "2", 1),
+        (8, 8, "1", 8),
+        (8, 8, "all", 8),
+        (8, 8, "", 8),
+        (1, 1, "0", 2),
+    ],
+)
+def test_ranks_of_one_machine_share_its_processors(
+    monkeypatch: pytest.MonkeyPatch, machine: int | None, processors: int, ranks: str, threads: int
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setattr(os, "cpu_count", lambda: machine)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(processors), raising=False)
+    assert thread_count() == threads
+    done: list[tuple[int, int]] = []
+    in_parallel(lambda begin, end: done.append((begin, end)), 50, chunk=10)
+    assert sorted(done) == [(at, at + 10) for at in range(0, 50, 10)]
+    assert list(in_order(abs, [-1, -2, -3])) == [1, 2, 3]
+    assert in_threads(lambda item, tell: abs(item), [-1, -2]) == [1, 2]
 
 
 # ---- calls beside the caller

@@ -40,7 +40,6 @@ _VECTOR: Final = 1024  # IOV_MAX
 _RELAY: Final = 1 << 20
 _SHARES: Final = 32
 """Parts into which threads divide runs: no thread waits long for the last one."""
-_WORD_MAX: Final = 256
 
 _Loops = tuple[tuple[int, int], ...]
 """(repetitions, distance in bytes), outermost first."""
@@ -280,6 +279,5 @@ def _strided(data: memoryview, offset: int, loops: _Loops, length: int) -> Any:
 
     counts = [count for count, _ in loops]
     strides = [stride for _, stride in loops]
-    if length <= _WORD_MAX:  # one opaque element for each run is copied faster than single bytes
-        return np.ndarray(counts, f"V{length}", data, offset, strides)
-    return np.ndarray((*counts, length), np.uint8, data, offset, (*strides, 1))
+    # One opaque element for each run is copied faster than single bytes, even of 8 KiB.
+    return np.ndarray(counts, f"V{length}", data, offset, strides)

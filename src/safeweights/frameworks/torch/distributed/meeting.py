@@ -34,7 +34,9 @@ _PART: Final = 4 << 20
 
 _SHORTEST: Final = 0.0003
 _LONGEST: Final = 0.005
-"""Seconds between two looks, of 20 us each. The store's own way to wait cannot be interrupted."""
+_LONGER: Final = 1.2
+"""Seconds between two requests, of 20 us each, and by how much each pause is longer than the one before. The
+store's own way to wait cannot be interrupted, and blocks the requests of other threads."""
 
 _MANY: Final = 50
 """Ranks above which each looks less often, so that all together ask the store 10,000 times a second."""
@@ -230,7 +232,7 @@ class Meeting:
     def _pause(self, seconds: float) -> float:
         """Wait; returns how long to wait the next time."""
         time.sleep(seconds)
-        return min(1.5 * seconds, _LONGEST * max(1, self.ranks / _MANY))
+        return min(_LONGER * seconds, _LONGEST * max(1, self.ranks / _MANY))
 
     # ---- messages as values of the store
 
