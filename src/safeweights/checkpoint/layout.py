@@ -84,6 +84,7 @@ def laid_out(
     """
     shards: list[Shard] = []
     places: dict[str, list[int]] = {}
+    total = 0
     with gc_paused():
         for name, part in split_into_shards(tensors, stem, max_shard_size).items():
             entries = [(tensor, each.dtype, each.shape) for tensor, each in part.items()]
@@ -92,4 +93,5 @@ def laid_out(
             for tensor, info in header.tensors.items():
                 places[tensor] = [number, start + info.begin]
             shards.append(Shard(name, head, start + header.data_size))
-    return Layout(shards, places, sum(tensor.nbytes for tensor in tensors.values()))
+            total += header.data_size
+    return Layout(shards, places, total)

@@ -74,14 +74,15 @@ def split(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:
     filling: list[str] = []
     room = limit
     for name, tensor in tensors.items():
-        if tensor.nbytes > limit:
+        nbytes = tensor.nbytes
+        if nbytes > limit:
             groups.append([name])
             continue
-        if tensor.nbytes > room:
+        if nbytes > room:
             groups.append(filling)
             filling, room = [], limit
         filling.append(name)
-        room -= tensor.nbytes
+        room -= nbytes
     if filling or not groups:
         groups.append(filling)
     return groups

@@ -144,17 +144,13 @@ class Save:
         return aliases
 
     def _share(self, plan: SavePlan, files: list[str]) -> Share:
-        share = Share(files, {}, {})
-        places, aliases = self._layout.places, self._aliases
-        for item in plan.items:
-            name = item.index.fqn
-            if item.type == WriteItemType.BYTE_IO:
-                continue
-            if name in places:
-                share.places[name] = places[name]
-            elif name in aliases:
-                share.aliases[name] = aliases[name]
-        return share
+        no_tensor, places, aliases = WriteItemType.BYTE_IO, self._layout.places, self._aliases
+        names = [item.index.fqn for item in plan.items if item.type is not no_tensor]
+        return Share(
+            files,
+            {name: places[name] for name in names if name in places},
+            {name: aliases[name] for name in names if name in aliases} if aliases else {},
+        )
 
     def require_all(self, written: Iterable[Mapping[str, int]]) -> None:
         """Check that the ranks wrote every byte of every tensor.

@@ -55,45 +55,54 @@ def planned(plans: Sequence[SavePlan], order: Iterable[str]) -> dict[str, Tensor
         DTypeError: A tensor has a type that the format lacks.
         FormatError: Parts of a tensor are missing, overlap, or differ in type or shape.
     """
-    found: dict[str, list[Any]] = {name: [] for name in order}
+    # Models have the same few shapes, divided in the same way, many times. So each part is looked up by
+    # what it is like once, and what is proved of some parts holds for all that are like them.
+    no_tensor = WriteItemType.BYTE_IO
+    numbers: dict[_Part, int] = {}
+    found: dict[str, list[int]] = {name: [] for name in order}
     for plan in plans:
         for item in plan.items:
-            if item.type != WriteItemType.BYTE_IO:
-                found.setdefault(item.index.fqn, []).append(item.tensor_data)
-    # Models have the same few shapes, divided in the same way, many times.
-    known: dict[Any, _Kind] = {}
-    return {name: _planned(name, parts, known) for name, parts in found.items() if parts}
+            if item.type is not no_tensor:
+                data: Any = item.tensor_data
+                chunk = data.chunk
+                part = data.properties.dtype, data.size, chunk.offsets, chunk.sizes
+                found.setdefault(item.index.fqn, []).append(numbers.setdefault(part, len(numbers)))
+    parts = list(numbers)
+    kinds: dict[tuple[int, ...], _Kind] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, written in found.items():
+        key = tuple(written)
+        if (kind := kinds.get(key)) is None:
+            if not written:
+                continue
+            kind = kinds[key] = _kind(name, [parts[number] for number in written])
+        tensors[name] = PlannedTensor(name, *kind)
+    return tensors
 
+
+_Part = tuple[Any, Any, Any, Any]
+"""Type and shape of a tensor, and offsets and lengths of a part of it, as torch describes them."""
 
 _Kind = tuple[str, tuple[int, ...], int]
 """Code of the element type, shape, size in bytes."""
 
 
-def _planned(name: str, parts: list[Any], known: dict[Any, _Kind]) -> Tensor:
-    size, dtype = parts[0].size, parts[0].properties.dtype
-    for part in parts[1:]:
-        if part.size != size or part.properties.dtype != dtype:
+def _kind(name: str, parts: Sequence[_Part]) -> _Kind:
+    dtype, size, *_ = parts[0]
+    for other_dtype, other_size, *_ in parts[1:]:
+        if other_size != size or other_dtype != dtype:
             raise FormatError(
                 f"tensor {quote(name)} is {dtype} of shape {list(size)} on one rank, and "
-                f"{part.properties.dtype} of shape {list(part.size)} on another",
+                f"{other_dtype} of shape {list(other_size)} on another",
                 rule="ranks", tensor=name,
             )  # fmt: skip
-    boxes = tuple([(part.chunk.offsets, part.chunk.sizes) for part in parts])
-    key = dtype, size, boxes
-    kind = known.get(key)
-    if kind is None:
-        kind = known[key] = _kind(name, dtype, size, boxes)
-    return PlannedTensor(name, *kind)
-
-
-def _kind(name: str, dtype: Any, size: Any, boxes: Collection[Any]) -> _Kind:
     code = CODES.get(dtype)
     if code is None:
         raise DTypeError(
             f"{dtype} of tensor {quote(name)} is no type of the format: convert it first",
             tensor=name,
         )
-    _require_cover(name, tuple(size), boxes)
+    _require_cover(name, tuple(size), [part[2:] for part in parts])
     shape = tuple(size) if DTYPES[code].packed == 1 else logical_shape(code, size)
     nbytes = byte_count(code, shape)
     return code, shape, -1 if nbytes is None else nbytes

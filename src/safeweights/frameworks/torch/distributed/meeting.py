@@ -35,8 +35,8 @@ _PART: Final = 4 << 20
 _SHORTEST: Final = 0.0003
 _LONGEST: Final = 0.005
 _LONGER: Final = 1.2
-"""Seconds between two requests, of 20 us each, and by how much each pause is longer than the one before. The
-store's own way to wait cannot be interrupted, and blocks the requests of other threads."""
+"""Seconds between two requests, of 20 us each, and the factor by which they grow. The store's own way to
+wait cannot be interrupted, and blocks the requests of other threads."""
 
 _MANY: Final = 50
 """Ranks above which each looks less often, so that all together ask the store 10,000 times a second."""
