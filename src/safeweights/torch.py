@@ -265,6 +265,7 @@ def load_into(
 
     Raises:
         StateDictError: Names or shapes differ; no tensor was changed.
+        UnsupportedError: A target is an inference tensor outside of inference mode; no tensor was changed.
         NoDataError: A meta tensor that is not part of a module.
         FormatError: The file breaks a rule of the format.
         TrustError: The file does not satisfy `trust`; some tensors may have been filled.
@@ -315,8 +316,9 @@ def load_sharded(
             stored names, for modules that have in one tensor what the file has in several; see
             `safeweights.Checkpoint.rearrange`.
         backend: How to read: ``"pread"``, ``"mmap"``, ``"direct"``, ``"read"`` or ``"auto"``; see
-            `safe_open`. With ``"mmap"``, parameters that were on the meta device share a private
-            mapping of the file where their part is contiguous in it and of their type.
+            `safe_open`. With ``"mmap"`` and a path, parameters that were on the meta device share a
+            private mapping of the file where their part is contiguous in it and of their type. What is
+            loaded from bytes or from an opened checkpoint is copied: it shares no memory with them.
         trust: Policy, public key or warrant that the files must satisfy; of a file signed with a block
             tree, the blocks that are read are checked. See `safe_open`.
         identity: Who opens encrypted files; see `safe_open`.
@@ -330,8 +332,8 @@ def load_sharded(
 
     Raises:
         StateDictError: Names or shapes differ; no parameter was changed.
-        UnsupportedError: A placement does not say which elements a rank has (``Partial``), or the plan
-            does not fit; no parameter was changed.
+        UnsupportedError: A placement does not say which elements a rank has (``Partial``), the plan
+            does not fit, or a parameter is an inference tensor; no parameter was changed.
         FormatError: The file breaks a rule of the format; no parameter was changed.
         TrustError, OSError: Reading failed. Parameters on the meta device are still there; some of
             the others may have been filled.

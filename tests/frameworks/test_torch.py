@@ -444,6 +444,41 @@ def test_load_into_what_cannot_be_filled(target: Any, error: str, tmp_path: Path
     assert not first.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["mapping", "module", "sharded"])
+def test_inference_tensors_are_refused_before_a_byte_is_written(
+    dtype: torch.dtype, kind: str, tmp_path: Path
+) -> None:
+    """torch refuses to change them, whether their bytes or their values would be written."""
+    ours.save_file({"a": torch.ones(3), "b": torch.ones(3)}, tmp_path / "x")
+    first = torch.zeros(3)
+    with torch.inference_mode():
+        second = torch.zeros(3, dtype=dtype)
+    module = torch.nn.Module()
+    module.register_buffer("a", first)
+    module.register_buffer("b", second)
+    loads: dict[str, Any] = {
+        "mapping": lambda: ours.load_into({"a": first, "b": second}, tmp_path / "x"),
+        "module": lambda: ours.load_into(module, tmp_path / "x"),
+        "sharded": lambda: ours.load_sharded(module, tmp_path / "x"),
+    }
+    with pytest.raises(safeweights.errors.UnsupportedError, match=r"`b`.* inference tensor"):
+        loads[kind]()
+    assert not first.any()
+    assert not second.any()
+    with torch.inference_mode():
+        loads[kind]()
+    assert first.tolist() == second.tolist() == [1, 1, 1]
+
+
+def test_an_inference_tensor_without_memory_is_replaced(tmp_path: Path) -> None:
+    ours.save_file({"weight": torch.ones(3, 3), "bias": torch.ones(3)}, tmp_path / "x")
+    with torch.inference_mode(), torch.device("meta"):
+        module = torch.nn.Linear(3, 3)
+    ours.load_into(module, tmp_path / "x")
+    assert module.weight.tolist() == [[1] * 3] * 3
+
+
 @pytest.mark.parametrize("left", [0, 4, 396])
 @pytest.mark.parametrize("count", [100, 1 << 18])
 def test_freed_memory_is_neither_written_nor_read(count: int, left: int, tmp_path: Path) -> None:

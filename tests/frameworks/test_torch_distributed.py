@@ -284,6 +284,22 @@ def test_targets_of_every_layout_are_filled(tmp_path: Path) -> None:
         load({"a": torch.zeros(4, 1).expand(4, 6)}, tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inference_tensors_are_refused_before_anything_is_read(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    safeweights.torch.save_file(
+        {"a": torch.ones(3), "b": torch.ones(3)}, tmp_path / "model.safetensors"
+    )
+    first = torch.zeros(3)
+    with torch.inference_mode():
+        second = torch.zeros(3, dtype=dtype)
+    with pytest.raises(dcp.CheckpointException, match="inference tensor"):
+        reader = StorageReader(tmp_path, cast=True)
+        dcp.load({"a": first, "b": second}, storage_reader=reader, no_dist=True)
+    assert not first.any()
+
+
 def test_autograd_learns_that_values_changed(tmp_path: Path) -> None:
     save({"a": torch.ones(3)}, tmp_path)
     target = torch.zeros(3)

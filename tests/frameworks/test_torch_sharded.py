@@ -165,6 +165,49 @@ def test_parameters_of_the_same_stored_values_are_changed_one_by_one(
     assert torch.equal(module.rows, weight[2:5])
 
 
+@pytest.mark.parametrize("kind", ["opened", "opened, by a plan", "bytes", "memory"])
+def test_modules_share_no_memory_with_what_the_caller_has(path: Path, kind: str) -> None:
+    """Nor with each other: a training step of one must not change another."""
+    data = bytearray(path.read_bytes())
+    before = bytes(data)
+    opened = safeweights.open(path, backend="mmap")
+    plan = {"whole": "first.weight", "rows": Narrow("first.weight", 2, 5)}
+    if kind != "opened, by a plan":
+        plan = {"whole": "first.weight", "rows": "head.weight"}
+    target = {"bytes": data, "memory": memoryview(data)}.get(kind, opened)
+    modules = []
+    for _ in range(2):
+        with torch.device("meta"):
+            module = nn.Module()
+            module.register_parameter("whole", nn.Parameter(torch.empty(8, 6)))
+            rows = (3, 6) if "plan" in kind else (6, 8)
+            module.register_parameter("rows", nn.Parameter(torch.empty(rows)))
+        ours.load_sharded(module, target, plan=plan, subset=True)
+        modules.append(module)
+    first, second = modules
+    expected = {name: tensor.clone() for name, tensor in second.state_dict().items()}
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.zero_()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in second.state_dict().items())
+    assert data == before
+    assert torch.equal(opened["first.weight"].torch(), net("cpu").first.weight)
+    data[:] = bytes(len(data))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in second.state_dict().items())
+
+
+def test_load_into_a_module_without_memory_shares_none_with_an_opened_checkpoint(
+    path: Path,
+) -> None:
+    opened = safeweights.open(path, backend="mmap")
+    first, second = net("meta"), net("meta")
+    for module in (first, second):
+        ours.load_into(module, opened)
+    with torch.no_grad():
+        first.first.weight.zero_()
+    assert torch.equal(second.first.weight, net("cpu").first.weight)
+
+
 def _is_mapped(address: int, path: Path) -> bool:
     with open("/proc/self/maps") as maps:
         for line in maps:

@@ -76,6 +76,8 @@ def fill(
     parts: Iterable[Part],
     done: Callable[[Part, torch.Tensor], object] | None = None,
     progress: Progress | None = None,
+    *,
+    exclusive: bool = False,
 ) -> None:
     """Fill targets.
 
@@ -85,6 +87,8 @@ def fill(
         done: Called in this thread with each part when it is filled, and its target or the tensor that was
             made, which shares no memory with others.
         progress: Called with the number of bytes that have arrived.
+        exclusive: The sources are used by nothing else, now or later: what is made may be a part of a
+            mapped file. Otherwise it is copied.
 
     Cost: each byte is read once. Memory beside the targets: none for contiguous ones of the host and the
         stored type; for others at most 256 MiB, or the largest of them that is not in a file as it is.
@@ -102,7 +106,8 @@ def fill(
             reads.setdefault(part.place, []).extend(found)
         before = 0
         for device, here in reads.items():
-            before += _fill_on(device, here, done, _counted_from(before, progress))
+            counted = _counted_from(before, progress)
+            before += _fill_on(device, here, done, counted, exclusive=exclusive)
 
 
 def _without_elements(part: Part) -> torch.Tensor:
@@ -190,6 +195,8 @@ def _fill_on(
     reads: Sequence[_Read],
     done: Callable[[Part, torch.Tensor], object] | None,
     progress: Progress | None,
+    *,
+    exclusive: bool,
 ) -> int:
     """Read what goes onto one device; how many bytes that is."""
     numbered = {str(number): read for number, read in enumerate(reads)}
@@ -204,9 +211,8 @@ def _fill_on(
 
     def finished(job: LoadJob) -> None:
         assert job.transfer is not None
-        # Of a mapped file, each is a view of the mapping; else neighbours share memory.
         batch = job.batch
-        owned = len(batch.tensors) == 1 or (isinstance(batch, Batch) and batch.source.in_memory)
+        owned = _is_private(batch) or (exclusive and _is_view(batch))
         arrived = job.transfer.tensors()
         job.transfer = None
         for key, _ in batch.tensors:
@@ -221,6 +227,18 @@ def _fill_on(
         reader_count(jobs, landing), progress, finished=finished
     )
     return sum(batch.nbytes for batch in found)
+
+
+def _is_private(batch: Batch | Scattered) -> bool:
+    """Whether what was read is memory of one tensor, to which nothing else refers."""
+    if isinstance(batch, Batch):  # neighbours share memory
+        return len(batch.tensors) == 1 and not batch.source.in_memory
+    return isinstance(batch.tensor, FileTensor) and not batch.tensor.in_memory
+
+
+def _is_view(batch: Batch | Scattered) -> bool:
+    """Whether each tensor is a view of memory from which it was not read, such as a mapped file."""
+    return not isinstance(batch, Batch) or batch.source.in_memory
 
 
 class _Taken:

@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
-from ...errors import LayoutError, StateDictError
+from ...errors import LayoutError, StateDictError, UnsupportedError, quote
 from ...text import wrapper_prefix, wrapper_sentence
 from .. import functions
 from .adapter import PLAIN
@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from ..handle import Target as Named
 
-__all__ = ["Fillable", "is_plain", "load_model", "note_change", "require_same", "save_model"]
+__all__ = [
+    "Fillable",
+    "is_plain",
+    "load_model",
+    "note_change",
+    "require_same",
+    "require_writable",
+    "save_model",
+]
 
 Fillable = torch.nn.Module | Mapping[str, torch.Tensor]
 """A module, or name -> tensor."""
@@ -103,6 +111,27 @@ def require_same(target: Fillable, missing: Iterable[str], unexpected: Iterable[
         )
     if len(lines) > 1:
         raise StateDictError("\n".join(lines))
+
+
+def require_writable(name: str, target: torch.Tensor) -> None:
+    """Check that torch lets the elements of a tensor be filled one by one.
+
+    Raises:
+        LayoutError: One element is in several places.
+        UnsupportedError: It is an inference tensor, which torch changes only in inference mode.
+    """
+    if any(step == 0 < size - 1 for size, step in zip(target.shape, target.stride(), strict=True)):
+        raise LayoutError(
+            f"{quote(name)} to be filled has one element in several places (`expand`): clone it",
+            tensor=name,
+        )
+    made = target.is_meta  # another tensor takes its place
+    if target.is_inference() and not made and not torch.is_inference_mode_enabled():
+        raise UnsupportedError(
+            f"{quote(name)} to be filled is an inference tensor, which torch does not change outside of "
+            "`torch.inference_mode()`: load it there, or make it outside",
+            tensor=name,
+        )
 
 
 def note_change(tensor: torch.Tensor) -> None:

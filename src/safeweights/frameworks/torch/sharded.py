@@ -6,15 +6,16 @@ A module that FSDP, tensor parallelism or a pipeline divides says which elements
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from ...errors import LayoutError, NoDataError, StateDictError, UnsupportedError, quote
+from ...errors import NoDataError, StateDictError, UnsupportedError, quote
 from ..targets import opened
 from .adapter import ADAPTER, CODES, has_memory, packed_shape
 from .filling import Part, fill
-from .models import Fillable, require_same
+from .models import Fillable, require_same, require_writable
 from .placements import Region, local_of, mesh_of, regions_of
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def load_into(
 ) -> tuple[set[str], list[str]]:
     """See `safeweights.torch.load_into`."""
     stored = opened(filename, backend, trust, identity)
-    missing, unexpected = _load(target, stored, _Wishes(strict))
+    exclusive = _is_opened_here(filename)
+    missing, unexpected = _load(target, stored, _Wishes(strict), exclusive=exclusive)
     return set(missing), unexpected
 
 
@@ -73,7 +75,13 @@ def load_sharded(
     stored = opened(filename, backend, trust, identity)
     if plan is not None:
         stored = stored.rearrange(plan)
-    return _load(module, stored, _Wishes(strict, subset, dtype, device), progress)
+    wishes = _Wishes(strict, subset, dtype, device)
+    return _load(module, stored, wishes, progress, exclusive=_is_opened_here(filename))
+
+
+def _is_opened_here(filename: Target) -> bool:
+    """Whether nothing else uses the memory of the checkpoint: it is not bytes, nor opened by the caller."""
+    return isinstance(filename, (str, os.PathLike))
 
 
 class _Wishes(NamedTuple):
@@ -86,7 +94,12 @@ class _Wishes(NamedTuple):
 
 
 def _load(
-    target: Fillable, stored: Checkpoint, wishes: _Wishes, progress: Progress | None = None
+    target: Fillable,
+    stored: Checkpoint,
+    wishes: _Wishes,
+    progress: Progress | None = None,
+    *,
+    exclusive: bool,
 ) -> LoadReport:
     existing = _existing(target)
     sources = _sources(existing, stored)
@@ -101,14 +114,14 @@ def _load(
     fillings = _fillings(existing, sources, stored, wishes)
     if not isinstance(target, torch.nn.Module):
         _require_memory(fillings.values())
-    _fill(fillings.values(), progress)
+    _fill(fillings.values(), progress, exclusive=exclusive)
     if isinstance(target, torch.nn.Module):
         with torch.no_grad():
             _assign(target, existing, sources, fillings)
     return report
 
 
-def _fill(fillings: Iterable[_Filling], progress: Progress | None) -> None:
+def _fill(fillings: Iterable[_Filling], progress: Progress | None, *, exclusive: bool) -> None:
     parts = [(part, filling) for filling in fillings for part in filling.parts()]
     made = {id(part): filling for part, filling in parts if part.target.is_meta}
 
@@ -116,7 +129,7 @@ def _fill(fillings: Iterable[_Filling], progress: Progress | None) -> None:
         if part.target.is_meta:
             made[id(part)].take(values)
 
-    fill([part for part, _ in parts], done, progress)
+    fill([part for part, _ in parts], done, progress, exclusive=exclusive)
 
 
 def _existing(target: Fillable) -> dict[str, torch.Tensor]:
@@ -167,13 +180,8 @@ def _require_fitting(
             raise UnsupportedError(
                 f"{quote(name)} to be filled is a {type(target).__name__} ({layout}), not a dense tensor"
             )
-        if any(
-            step == 0 < size - 1 for size, step in zip(target.shape, target.stride(), strict=True)
-        ):
-            raise LayoutError(
-                f"{quote(name)} to be filled has one element in several places (`expand`): clone it",
-                tensor=name,
-            )
+        require_writable(name, target)
+        require_writable(name, local_of(target))
         if not has_memory(target):
             raise NoDataError(f"the memory of {quote(name)} to be filled was freed", tensor=name)
         if tuple(target.shape) != found:

@@ -35,6 +35,7 @@ from ....format.gcpause import gc_paused
 from ....storage import Source, place_of
 from ..adapter import CODES, TYPES, packed_shape
 from ..filling import Part, fill
+from ..models import require_writable
 from .catalogue import Catalogue, Location
 from .meeting import Meeting, Task, job_store, next_load
 
@@ -267,8 +268,4 @@ def _require_fitting(
             f"the target {quote(name)} is {target.dtype}, and {stored.dtype} is stored: give "
             "StorageReader(..., cast=True) to convert", tensor=name, path=stored.source.name,
         )  # fmt: skip
-    if any(step == 0 < size - 1 for size, step in zip(target.shape, target.stride(), strict=True)):
-        raise LayoutError(
-            f"the target {quote(name)} has one element in several places (`expand`): clone it",
-            tensor=name,
-        )
+    require_writable(name, target)
