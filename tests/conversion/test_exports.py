@@ -157,10 +157,33 @@ def test_metadata_that_gguf_cannot_hold(tmp_path, metadata):
         contents_of("a.gguf", {}, metadata)
 
 
-@pytest.mark.parametrize(("name", "shape"), [("x" * 65, (1,)), ("x", (1, 1, 1, 1, 1))])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("x" * 65, (1,)), ("x", (1, 1, 1, 1, 1)), ("a\0b", (1,))]
+)
 def test_names_and_shapes_that_gguf_cannot_hold(name, shape):
     with pytest.raises(FormatError, match="does not fit GGUF"):
         contents_of("a.gguf", {name: MemoryTensor(name, "F32", shape, bytes(4))}, {})
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "problem"),
+    [(["a", "a.npy"], (1,), "gives `a` for it"), (["a\0b"], (1,), "null character"),
+     (["x" * 65_532], (1,), "at most 65531 bytes"), (["x"], (1,) * 33, "33")],
+)  # fmt: skip
+def test_names_and_shapes_that_numpy_would_not_give_back(names, shape, problem):
+    tensors = {name: MemoryTensor(name, "F32", shape, bytes(4)) for name in names}
+    with pytest.raises(FormatError, match=rf"does not fit \.npz: .*{problem}"):
+        contents_of("a.npz", tensors, {})
+
+
+@pytest.mark.parametrize("name", ["a.npy", "", "../a", "x" * 65_531])
+def test_other_names_are_given_back(tmp_path, name):
+    tensors = {
+        each: MemoryTensor(each, "U8", (1,), bytes([at])) for at, each in enumerate(["b", name])
+    }
+    _, buffers = contents_of("a.npz", tensors, {})
+    with np.load(io.BytesIO(b"".join(buffers))) as loaded:
+        assert {each: loaded[each].tobytes() for each in loaded} == {"b": b"\0", name: b"\1"}
 
 
 def test_a_large_archive_has_wide_fields(monkeypatch):

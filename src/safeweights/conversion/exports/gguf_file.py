@@ -60,10 +60,11 @@ def _about(name: str, tensor: Tensor) -> bytes:
 
     if tensor.dtype not in _TYPES:
         raise no_type(name, tensor, "GGUF", "F16")
-    if len(name.encode()) > _NAME_MAX or len(tensor.shape) > _RANK_MAX:
+    fits = len(name.encode()) <= _NAME_MAX and len(tensor.shape) <= _RANK_MAX
+    if not fits or "\0" in name:  # programs in C end a name there
         raise FormatError(
             f"tensor {quote(name)} of shape {list(tensor.shape)} does not fit GGUF: names have at most "
-            f"{_NAME_MAX} bytes, shapes at most {_RANK_MAX} dimensions",
+            f"{_NAME_MAX} bytes and no null character, shapes at most {_RANK_MAX} dimensions",
             rule="gguf", tensor=name,
         )  # fmt: skip
     shape = tensor.shape[::-1] or (1,)  # the axis that varies fastest comes first
