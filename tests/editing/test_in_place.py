@@ -9,6 +9,8 @@ import random
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,7 +231,8 @@ def test_any_names_and_spacing(data: st.DataObject) -> None:
     file = SafetensorsFile.open(
         len(encoded).to_bytes(8, "little") + encoded + bytes(range(len(names)))
     )
-    found = inplace.new_header(file, dict(zip(names, new, strict=True)), new_metadata)
+    before = inplace.header_of(file)
+    found = inplace.new_header(file, before, dict(zip(names, new, strict=True)), new_metadata)
     if found is None:
         assert text[-1:] != " " or len(text.rstrip()) + 400 > len(text)
         return
@@ -326,6 +329,55 @@ def test_bytes_that_changed_meanwhile_are_not_overwritten(
     monkeypatch.setattr("safeweights.editing.outputs.patch_of", patch_of)
     with pytest.raises(ChangedError, match="changed meanwhile"):
         edit(model, in_place=True, rename={"module.step": "module.s"})
+
+
+OTHER_EDITS: list[dict[str, Any]] = [
+    {"rename": {"module.step": "module.t"}},
+    {"metadata": {"format": "np"}},
+]
+
+
+@pytest.mark.parametrize("other", OTHER_EDITS)
+@pytest.mark.parametrize("new", ["module.s", "module.step" * 500])  # patched; written anew
+@pytest.mark.parametrize("when", ["outputs.header_of", "editor.header_of", "editor.write_patch"])
+def test_an_edit_between_reading_and_writing_is_not_undone(
+    model: Path, monkeypatch: pytest.MonkeyPatch, when: str, new: str, other: dict[str, Any]
+) -> None:
+    module, name = when.split(".")
+    place = import_module(f"safeweights.editing.{module}")
+    real = getattr(place, name)
+    raced: list[bytes] = []
+
+    def race(*given: Any, **more: Any) -> Any:
+        monkeypatch.setattr(place, name, real)
+        edit(model, in_place=True, **other)
+        raced.append(model.read_bytes())
+        return real(*given, **more)
+
+    monkeypatch.setattr(place, name, race)
+    try:
+        edit(model, in_place=True, rename={"module.step": new})
+    except ChangedError:
+        assert raced == [model.read_bytes()]
+    else:
+        assert not raced, "the other edit was undone"
+
+
+def test_edits_at_once_are_all_made(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    safeweights.numpy.save_file({f"{n}{n}": np.ones(2) for n in range(6)}, path)
+
+    def rename(name: str) -> None:
+        while True:
+            try:
+                edit(path, in_place=True, rename={name * 2: name})
+            except ChangedError:
+                continue
+            return
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(rename, "012345"))
+    assert set(safeweights.open(path)) == {*"012345"}
 
 
 # Killed before each system call of a list: deterministic, and each child is forked with all imported.
@@ -481,11 +533,7 @@ def test_random_headers_are_patched_where_they_differ() -> None:
         for place in places:
             new[place] ^= chance.randint(1, 255)
 
-        class Old:
-            def read(self, begin: int, length: int, old: bytes = old) -> bytes:
-                return old[begin : begin + length]
-
-        patch = inplace.patch_of(Old(), bytes(new))  # type: ignore[arg-type]
+        patch = inplace.patch_of(old, bytes(new))
         assert patch is not None
         assert patch.offset == places[0]
         assert len(patch.new) == places[-1] - places[0] + 1

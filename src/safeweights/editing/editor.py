@@ -16,7 +16,7 @@ from ..errors import ChangedError, UnsupportedError
 from ..storage import DescriptorSource, is_url, place_of
 from ..text import plural
 from ..trust.verifier import identified, identity_in_use
-from .inplace import write_patch
+from .inplace import header_of, write_patch
 from .layout import Place, outputs_of
 from .model import below
 from .outputs import File, choose_patch, compute_hashes, decide
@@ -290,7 +290,7 @@ class _Writing:
 
 
 def _require_unchanged(files: Mapping[str, SafetensorsFile]) -> None:
-    """Refuse to replace a file that another process has replaced since it was opened.
+    """Refuse to replace a file that another process has replaced or edited since it was opened.
 
     Raises:
         ChangedError: It has.
@@ -304,6 +304,7 @@ def _require_unchanged(files: Mapping[str, SafetensorsFile]) -> None:
             same = False
         if not same:
             raise ChangedError("the file was replaced meanwhile; edit it again", path=path)
+        header_of(file)
 
 
 def _shifted(

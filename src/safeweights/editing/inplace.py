@@ -10,6 +10,9 @@ Two ways to put it in place, neither of which can leave a file that is half of e
   fills a page without looking at signals in between, so that no kill divides it, and a disk writes
   such a block whole.
 - Otherwise a new file with the new header and the same data takes the place of the old one by renaming.
+
+Several processes may edit one file: each overwrites bytes only while it has the file locked (flock(2)), and
+only if the whole header is still the one that it read.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ from __future__ import annotations
 import os
 import re
 import stat
+from contextlib import suppress
 from json.encoder import encode_basestring as _json_string
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ..errors import ChangedError
+from ..errors import ChangedError, FormatError
 from ..format.header import METADATA_KEY, PREFIX, parse
 from ..format.strictjson import Reader
 
@@ -30,33 +34,63 @@ if TYPE_CHECKING:
     from ..checkpoint import SafetensorsFile
     from ..storage import DescriptorSource
 
-__all__ = ["Patch", "can_patch", "new_header", "patch_of", "write_patch"]
+__all__ = ["Patch", "can_patch", "header_of", "new_header", "patch_of", "write_patch"]
 
 BLOCK: Final = 4096
 """The size of a page, and of a sector of disks since 2011."""
+
+_CHANGED: Final = "the file was changed meanwhile; edit it again"
 
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL).match
 
 
 class Patch(NamedTuple):
-    """Bytes of a file that are to be overwritten: `old`, at `offset`, by as many new ones."""
+    """Bytes of a file that are to be overwritten.
+
+    Attributes:
+        offset: Where they are.
+        old: All bytes of the file up to its data, as they are now.
+        new: What is written at `offset`.
+    """
 
     offset: int
     old: bytes
     new: bytes
 
 
+def header_of(file: SafetensorsFile) -> bytes:
+    """The bytes of a file up to its data.
+
+    Raises:
+        ChangedError: They say something else than when the file was opened.
+        OSError: Reading failed.
+    """
+    size = file.header.size
+    head = file.source.read(0, PREFIX + size)
+    try:
+        found = parse(head[PREFIX:], file.source.size - PREFIX - size, path=file.name)
+    except FormatError:
+        found = None
+    if found != file.header or int.from_bytes(head[:PREFIX], "little") != size:
+        raise ChangedError(_CHANGED, path=file.name)
+    return head
+
+
 def new_header(
-    file: SafetensorsFile, names: Mapping[str, str], metadata: Mapping[str, str] | None
+    file: SafetensorsFile,
+    head: bytes,
+    names: Mapping[str, str],
+    metadata: Mapping[str, str] | None,
 ) -> bytes | None:
     """The first bytes of a file, up to its data, with other names and metadata; None without room.
 
     Args:
         file: The file.
+        head: Its bytes up to its data.
         names: Old name -> new name, of all its tensors.
         metadata: All metadata there is to be.
     """
-    old = file.source.read(PREFIX, file.header.size)
+    old = head[PREFIX:]
     text = bytearray()
     copied = 0
     reader = Reader(old)
@@ -121,16 +155,23 @@ def _without_member(text: bytearray, old: bytes, copied: int) -> tuple[bytearray
     return text, copied
 
 
-def patch_of(source: DescriptorSource, head: bytes) -> Patch | None:
-    """What to overwrite to give a file a header of the same length; None if it is in several blocks."""
-    old = source.read(0, len(head))
+def patch_of(old: bytes, head: bytes) -> Patch | None:
+    """What to overwrite to replace a header by one of the same length; None if it is in several blocks."""
     # As one number, a header of megabytes is compared in a moment.
     differs = int.from_bytes(old, "big") ^ int.from_bytes(head, "big")
     first = len(old) - -(-differs.bit_length() // 8)
     last = len(old) - 1 - ((differs & -differs).bit_length() - 1) // 8
     if first // BLOCK != last // BLOCK:
         return None
-    return Patch(first, old[first : last + 1], head[first : last + 1])
+    return Patch(first, old, head[first : last + 1])
+
+
+def _lock(descriptor: int) -> None:
+    """Wait until no other edit overwrites bytes of a file, where the filesystem has locks."""
+    import fcntl
+
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def can_patch(path: str) -> bool:
@@ -152,15 +193,17 @@ def write_patch(path: str, source: DescriptorSource, patch: Patch, *, durable: b
         durable: Return only when they would survive a loss of power.
 
     Raises:
-        ChangedError: The file at `path` is another one by now, or has other bytes there.
+        ChangedError: The file at `path` is another one by now, or has another header.
         OSError: It cannot be written; nothing was changed.
     """
     flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
     try:
-        same = os.path.samestat(os.fstat(descriptor), os.fstat(source.fileno()))
-        if not same or os.pread(descriptor, len(patch.old), patch.offset) != patch.old:
-            raise ChangedError("the file was changed meanwhile; edit it again", path=path)
+        _lock(descriptor)
+        same = os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+        same = same and os.path.samestat(os.fstat(descriptor), os.fstat(source.fileno()))
+        if not same or os.pread(descriptor, len(patch.old), 0) != patch.old:
+            raise ChangedError(_CHANGED, path=path)
         done = 0
         while done < len(
             patch.new

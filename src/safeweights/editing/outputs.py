@@ -11,7 +11,7 @@ from ..checkpoint.saving import Contents, decided
 from ..errors import quote
 from ..format.header import PREFIX
 from ..storage import DescriptorSource, Run, is_copyable
-from .inplace import Patch, can_patch, new_header, patch_of
+from .inplace import Patch, can_patch, header_of, new_header, patch_of
 from .layout import DATA_HASHES, LEGACY_HASH, Output
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class File:
         contents: Its bytes, if it is written anew.
         how: What happens to it.
         head: The bytes before its data, if only they change.
+        before: Those that they replace.
         patch: The bytes that change, if only they are overwritten.
         original: The file that it was, if something of it stays.
         stale: Metadata that is a hash of the data, to be computed when the data is there.
@@ -43,6 +44,7 @@ class File:
     contents: Contents
     how: How = "written"
     head: bytes = b""
+    before: bytes = b""
     patch: Patch | None = None
     original: SafetensorsFile | None = None
     stale: tuple[str, ...] = ()
@@ -110,10 +112,13 @@ def _keep(file: File, original: SafetensorsFile, edits: Edits, plan: EditPlan) -
         why = "what is read of it has to be verified"
     elif all(old == new for old, new in names.items()) and metadata == original.header.metadata:
         file.how, file.original = "kept", original
-    elif (head := new_header(original, names, metadata)) is None:
-        why = "its header has no room for what is added"
     else:
-        file.how, file.original, file.head = "header", original, head
+        before = header_of(original)
+        head = new_header(original, before, names, metadata)
+        if head is None:
+            why = "its header has no room for what is added"
+        else:
+            file.how, file.original, file.before, file.head = "header", original, before, head
     if why is not None:
         plan.notes.append(f"{quote(file.output.name)} is written anew: {why}")
 
@@ -129,7 +134,7 @@ def choose_patch(files: list[File], locate: Callable[[str], str]) -> None:
     if len(changed) != 1 or changed[0].how != "header":
         return
     (file,) = changed
-    patch = patch_of(file.kept(), file.head)
+    patch = patch_of(file.before, file.head)
     if patch is not None and can_patch(locate(file.output.name)):
         file.how, file.patch = "patched", patch
 
