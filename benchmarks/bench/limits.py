@@ -241,39 +241,6 @@ def gather(arguments: Mapping[str, Any]) -> Callable[[], object]:
     return lambda: np.copyto(target, chosen)
 
 
-def gather_by_system(arguments: Mapping[str, Any]) -> Callable[[], object]:
-    """pwritev(2) of 1,024 runs at a time from a mapping to a file in memory, and a copy from there.
-
-    A file that another process truncates is an error of this call, and a signal where a process reads the
-    mapping itself.
-    """
-    libc = ctypes.CDLL(None)
-    ((_, dtype, shape, begin, _),), start = header_of(arguments["path"])
-    width = 4 if dtype == "F32" else 2
-    mapped = np.memmap(arguments["path"], np.uint8, "c")
-    touch(mapped)
-    rows, columns = (range(*axis.indices(shape[0])) for axis in index_of(arguments["index"]))
-    length = len(columns) * width
-    vectors = np.empty((len(rows), 2), np.uintp)
-    first = mapped.ctypes.data + start + begin + columns[0] * width
-    vectors[:, 0] = first + np.arange(rows[0], rows[-1] + 1, rows.step) * (shape[1] * width)
-    vectors[:, 1] = length
-    target, step = _anonymous(len(rows) * length, touched=True), 1024
-    descriptor = os.memfd_create("limit")
-    os.ftruncate(descriptor, step * length)
-    relay = np.frombuffer(mmap.mmap(descriptor, step * length), np.uint8)
-
-    def run() -> object:
-        for low in range(0, len(rows), step):
-            part = vectors[low : low + step]
-            libc.pwritev(descriptor, ctypes.c_void_p(part.ctypes.data), len(part), ctypes.c_long(0))
-            nbytes = len(part) * length
-            np.copyto(target[low * length :][:nbytes], relay[:nbytes])
-        return mapped
-
-    return run
-
-
 def cipher(arguments: Mapping[str, Any]) -> Callable[[], object]:
     """ChaCha20-Poly1305 of the package cryptography over chunks of 64 KiB, in touched memory."""
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -413,7 +380,6 @@ LIMITS: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[], object]]]] = 
     "json.loads and from_numpy": parse_and_make,
     "tensors' attributes and one write": walk_and_write,
     "gather from mapped pages": gather,
-    "gather by pwritev(2)": gather_by_system,
     "open, read and hash": hash_files,
     "ChaCha20-Poly1305": cipher,
     "SHA-256": hash_memory,

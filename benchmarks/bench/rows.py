@@ -264,7 +264,7 @@ def _tiny(count: int) -> Spec:
 
 
 def _slice_rows() -> list[Row]:
-    rows, apart = [], "gather by pwritev(2)"
+    rows = []
     for selection, text, share in (
         ("rows", "1/64 of rows", None),
         ("columns", "1/64 of columns", 0.33),
@@ -277,8 +277,7 @@ def _slice_rows() -> list[Row]:
             entries=_SLICES,
             data=_SQUARE,
             arguments={"selection": selection},
-            limits=("gather from mapped pages",) + (apart,) * (selection == "columns"),
-            bound=apart if selection == "columns" else None,
+            limits=("gather from mapped pages",),
             versus="0.8 pread",
             reach=Reach(ratio=0.2, limit_share=share),
         )
@@ -290,7 +289,6 @@ def _slice_rows() -> list[Row]:
             unit="x",
             entries=_PREADS,
             limits=(),
-            bound=None,
             reach=Reach(most=1.0),
         )
         rows += [timed, counted]
