@@ -71,6 +71,10 @@ class Contender:
         """Write a file; the path of what was written."""
         raise Unavailable("does not write files")
 
+    def save_numpy(self, arrays: dict[str, Any], path: str) -> str:
+        """Write a file of NumPy arrays; the path of what was written."""
+        raise Unavailable("saves no NumPy arrays")
+
     def sliced(self, path: str, name: str, how: str) -> Any:
         """An open tensor, of which ``[index]`` reads a part; and what keeps it open."""
         raise Unavailable("reads whole tensors only")
@@ -164,6 +168,10 @@ class Safetensors(Contender):
         self._torch.save_file(tensors, path)
         if durable:
             _synced(path)
+        return path
+
+    def save_numpy(self, arrays: dict[str, Any], path: str) -> str:
+        self._numpy.save_file(arrays, path)
         return path
 
     def sliced(self, path: str, name: str, how: str) -> Any:

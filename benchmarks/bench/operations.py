@@ -110,6 +110,12 @@ def _save_file(
     contender: Contender, arguments: Mapping[str, Any], inputs: dict[str, Any]
 ) -> Operation:
     tensors, out = _tensors(arguments, inputs), arguments["out"]
+    if arguments.get("numpy"):
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        return Operation(
+            lambda: contender.save_numpy(arrays, out),
+            fingerprint_of_file if arguments["format"] else _none,
+        )
     durable = bool(arguments.get("durable"))
     return Operation(
         lambda: contender.save_file(tensors, out, durable=durable),

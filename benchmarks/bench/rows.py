@@ -155,7 +155,7 @@ class Scale:
             nbytes = min(nbytes, self.mib * MIB)
         if self.count is not None:
             nbytes, count = nbytes * min(count, self.count) // count, min(count, self.count)
-        elif row.name == "save-64k":
+        elif row.name.startswith("save-64k"):
             count = nbytes // (64 << 10)
         return replace(row, data=replace(spec, nbytes=nbytes, count=count))
 
@@ -255,6 +255,7 @@ _MODEL_NUMPY: Final = Spec("model", "F16", 300, _GIB)
 _LARGE: Final = Spec("model", "BF16", 300, 2 * _GIB)
 _HALF: Final = Spec("model", "BF16", 300, 512 * MIB)
 _SMALL: Final = Spec("equal", "BF16", _GIB // (64 << 10), _GIB)
+_SMALL_NUMPY: Final = Spec("equal", "F16", _GIB // (64 << 10), _GIB)
 _SQUARE: Final = Spec("square", "F32", 1, _GIB)
 _FILES: Final = Spec("folder", "F16", 20_000, 20_000 * 4096)
 
@@ -516,6 +517,17 @@ def _rows() -> list[Row]:
             reach=Reach(ratio=0.5),
             writes=True,
         ),
+        Row(
+            name="save-64k-numpy",
+            title="save_file numpy, {size} of 64 KiB",
+            verb="save file",
+            entries=_ONE_WAY[:3],
+            data=_SMALL_NUMPY,
+            arguments={"numpy": True},
+            limits=("page cache write",),
+            reach=Reach(ratio=0.5),
+            writes=True,
+        ),
         save_10k,
         save_100k,
         Row(
@@ -557,8 +569,8 @@ def _rows() -> list[Row]:
         ),
         *_encryption_rows(),
         *_edit_rows(),
-        _import_row("safeweights", "import safeweights", Reach(most=0.012)),
-        _import_row("safeweights.numpy", "import safeweights.numpy", None),
+        _import_row("import", "safeweights", before="pass"),
+        _import_row("import-numpy", "safeweights.numpy", before="import numpy"),
         _memory_row(
             "load-numpy", "extra memory, load_file numpy", "load",
             _MODEL_NUMPY, 1.0, entries=_NUMPY, arguments={"touch": True, "numpy": True},
@@ -625,28 +637,23 @@ def _encryption_rows() -> list[Row]:
     return [load, verified, encrypt]
 
 
-def _import_row(module: str, title: str, reach: Reach | None) -> Row:
+def _import_row(name: str, module: str, *, before: str) -> Row:
+    theirs = {"module": module.replace("safeweights", "safetensors")}
     return Row(
-        name="import" if reach else "import-numpy",
-        title=title,
+        name=name,
+        title=f"import {module}",
         kind="import",
         verb="import",
         entries=(
             Entry(OURS, "safeweights", {"module": module}),
-            Entry(
-                "0.8 mmap", "safetensors-0.8",
-                {"module": module.replace("safeweights", "safetensors")},
-            ),
-            Entry(
-                "0.9 mmap", "safetensors-0.9",
-                {"module": module.replace("safeweights", "safetensors")}, slow=True,
-            ),
+            Entry("0.8 mmap", "safetensors-0.8", theirs),
+            Entry("0.9 mmap", "safetensors-0.9", theirs, slow=True),
         ),
         data=None,
-        arguments={"before": "pass" if reach else "import numpy"},
+        arguments={"before": before},
         limits=("the interpreter without it",),
-        reach=reach,
-    )  # fmt: skip
+        reach=Reach(most=0.012),
+    )
 
 
 ROWS: Final[tuple[Row, ...]] = tuple(_rows())

@@ -257,9 +257,8 @@ class Session:
     # Rows that start interpreters
 
     def _measure_import(self, row: Row, turns: list[_Turn]) -> None:
-        """Whole processes with and without the import, in turns; the difference of the medians."""
+        """Each import in new processes, in turns; the first writes the bytecode."""
         before = row.arguments["before"]
-        bare = next(turn for turn in turns if turn.entry.process == "machine")
         for turn in _active(turns):
             with _excusing(turn):
                 self._crew.worker(turn.entry.process)
@@ -268,23 +267,22 @@ class Session:
         for _ in range(rounds):
             for turn in _active(turns):
                 turn.sampled.values.append(self._interpreter(turn, before))
-        base = bare.sampled.median or 0.0
-        for turn in _active(turns):
-            if turn is not bare:
-                turn.sampled.values = [value - base for value in turn.sampled.values]
 
     def _interpreter(self, turn: _Turn, before: str) -> float:
+        """The processor time of an import, which a busy machine changes little; of `before` without one."""
         module = turn.arguments.get("module")
-        text = f"{before}; import {module}" if module else before
-        environment = self._crew.environment(turn.entry.process)
-        begin = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", text], env=environment, stderr=subprocess.DEVNULL, check=False
+        text = f"{before}; import time; begin = time.process_time()"
+        text += (
+            f"; import {module}; print(time.process_time() - begin)" if module else "; print(begin)"
         )
-        seconds = time.perf_counter() - begin
+        environment = self._crew.environment(turn.entry.process)
+        done = subprocess.run(
+            [sys.executable, "-c", text],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
         if done.returncode:
             raise Failed(f"{text!r} ended with exit code {done.returncode}")
-        return seconds
+        return float(done.stdout)
 
     def _result(self, row: Row, turns: list[_Turn], notes: list[str]) -> RowResult:
         found = entries(row.data) if row.data else []

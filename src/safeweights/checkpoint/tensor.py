@@ -258,9 +258,13 @@ class MemoryTensor(Tensor):
     __slots__ = ("_data",)
     in_memory = True
 
+    # Sets what `Tensor.__init__` would: saving many small tensors makes one of these for each.
     def __init__(self, name: str, dtype: str, shape: Iterable[int], data: Any) -> None:
-        self._data = flat(data)
-        super().__init__(name, dtype, tuple(shape), len(self._data))
+        self._data = view = flat(data)
+        self.name = name
+        self.dtype = dtype
+        self.shape = tuple(shape)
+        self.nbytes = len(view)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MemoryTensor, (self.name, self.dtype, self.shape, bytes(self._data))

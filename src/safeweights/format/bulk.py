@@ -262,24 +262,30 @@ class _KindReader:
     def __init__(self, before: str, after: str) -> None:
         self._before = before
         self._after = after
-        self._known: dict[tuple[str, str], tuple[Any, ...]] = {}
+        # Most chunks have one dtype: then shapes are looked up without making and hashing pairs.
+        self._known: dict[str | None, dict[Any, tuple[Any, ...]]] = {}
 
     def columns(self, codes: Sequence[str], dims: Sequence[str]) -> Kinds | None:
         """Parsed dtypes, shapes and sizes; None if a dtype is unknown or a shape is invalid."""
-        known = self._known
+        keys: Sequence[Any] = dims
+        only: str | None = codes[0]
+        if codes.count(only) < len(codes):
+            keys, only = list(zip(codes, dims)), None  # noqa: B905
+        known = self._known.setdefault(only, {})
         try:
-            kinds = list(map(known.__getitem__, zip(codes, dims)))  # noqa: B905
+            kinds = list(map(known.__getitem__, keys))
         except KeyError:
-            if 2 * len(set(dims)) > len(dims):  # mostly different shapes: caching would not pay
+            new = list(set(keys).difference(known))
+            if 2 * len(new) > len(keys):  # mostly different shapes: caching would not pay
                 return self._read(codes, dims)
             if len(known) > _MAX_KINDS:
                 known.clear()
-            new = list(set(zip(codes, dims)).difference(known))  # noqa: B905
-            columns = self._read(*zip(*new))  # noqa: B905
+                new = list(set(keys))
+            columns = self._read([only] * len(new), new) if only else self._read(*zip(*new))  # noqa: B905
             if columns is None:
                 return None
             known.update(zip(new, zip(*columns)))  # noqa: B905
-            kinds = list(map(known.__getitem__, zip(codes, dims)))  # noqa: B905
+            kinds = list(map(known.__getitem__, keys))
         return Kinds._make(zip(*kinds))  # noqa: B905
 
     def _read(self, codes: Sequence[str], dims: Sequence[str]) -> Kinds | None:
