@@ -533,3 +533,23 @@ def test_memory_that_is_too_small_is_not_written(matrix: Path, shares: Shares) -
     with pytest.raises(ValueError, match=r"150000 bytes are read, .* has 149999"):
         open_source(matrix, backend="pread").read_runs(NARROW, memoryview(whole)[:-1])
     assert not any(whole)
+
+
+def test_all_pages_of_dense_runs_and_some_of_sparse_ones_are_checked(
+    matrix: Path, shares: Shares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def note(_: int, offset: int, length: int) -> float:
+        asked.append((offset, length))
+        return 1.0
+
+    monkeypatch.setattr(files, "resident_share", note)
+    dense, sparse = Runs(7, 500, ((300, 1000),)), Runs(7, 10, ((300, 1000),))
+    monkeypatch.setattr(files, "_PART", 1 << 20)
+    assert read_runs(matrix, dense) == expected(matrix, dense)
+    assert asked == [(7, dense.span)]
+    asked.clear()
+    assert read_runs(matrix, sparse) == expected(matrix, sparse)
+    assert {length for _, length in asked} == {10}
+    assert len(asked) >= 16

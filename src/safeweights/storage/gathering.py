@@ -40,6 +40,9 @@ _VECTOR: Final = 1024  # IOV_MAX
 _RELAY: Final = 1 << 20
 _SHARES: Final = 32
 """Parts into which threads divide runs: no thread waits long for the last one."""
+_WORD_MAX: Final = 1 << 13
+"""Length of runs up to which NumPy copies each as one element: 8,192 runs of 512 bytes take 0.46 ms instead
+of 0.86 ms. NumPy holds the interpreter's lock while it copies up to 500 elements, so not for longer runs."""
 
 _Loops = tuple[tuple[int, int], ...]
 """(repetitions, distance in bytes), outermost first."""
@@ -279,5 +282,6 @@ def _strided(data: memoryview, offset: int, loops: _Loops, length: int) -> Any:
 
     counts = [count for count, _ in loops]
     strides = [stride for _, stride in loops]
-    # One opaque element for each run is copied faster than single bytes, even of 8 KiB.
-    return np.ndarray(counts, f"V{length}", data, offset, strides)
+    if length <= _WORD_MAX:
+        return np.ndarray(counts, f"V{length}", data, offset, strides)
+    return np.ndarray((*counts, length), np.uint8, data, offset, (*strides, 1))
