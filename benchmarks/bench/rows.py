@@ -519,7 +519,7 @@ def _rows() -> list[Row]:
         ),
         Row(
             name="save-64k-numpy",
-            title="save_file numpy, {size} of 64 KiB",
+            title="save numpy, {size} of 64 KiB",
             verb="save file",
             entries=_ONE_WAY[:3],
             data=_SMALL_NUMPY,

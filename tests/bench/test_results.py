@@ -97,6 +97,13 @@ def test_a_mark_beyond_the_machines_bound_is_no_failure(ours, bound, reach, verd
     assert RowResult.from_json(json.loads(json.dumps(judged.as_json()))) == judged
 
 
+def test_a_bound_that_was_disturbed_is_no_excuse():
+    found = judge(result(limit=[0.6, 9.0, 9.0]), Reach(ratio=0.4))
+    assert found.verdict == "FAIL"
+    found = judge(result(limit=[0.9, 9.0, 9.0]), Reach(ratio=0.4))
+    assert found.verdict == "limit"
+
+
 def test_a_bound_does_not_excuse_what_is_not_measured():
     unknown = judge(result(peers={"0.8 mmap": []}, limit=[0.9]), Reach(ratio=0.4))
     assert unknown.verdict == "FAIL"

@@ -273,7 +273,7 @@ def test_a_worker_that_dies_is_reported(tmp_path):
         assert crew.worker("machine").ask("hello")["ok"]  # another one
 
 
-def test_imports_are_compared_with_a_bare_interpreter(tmp_path, monkeypatch):
+def test_imports_are_timed_in_processes_of_their_own(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(session, "_IMPORT_ROUNDS", (3, 3))
     chosen = next(row for row in ROWS if row.name == "import")
@@ -281,8 +281,7 @@ def test_imports_are_compared_with_a_bare_interpreter(tmp_path, monkeypatch):
     with _crew(tmp_path) as crew:
         measuring = Session(crew, Scale(), tmp_path / "data", tmp_path / "out")
         found = measuring.measure(replace(chosen, entries=entries))
-    # Times are compared by `make bench`, not here: a busy machine may turn them around.
-    assert len(found.contenders[OURS].values) == 3
     bare = found.limits["the interpreter without it"]
-    assert len(bare.values) == 3
-    assert bare.median > 0
+    for each in (found.contenders[OURS], bare):
+        assert len(each.values) == 3
+        assert min(each.values) > 0

@@ -194,6 +194,15 @@ LAYOUTS = {
     "new kind for three": join(
         [f'"n{i}":{{"dtype":"U8","shape":[{i // 3},0],"data_offsets":[0,0]}}' for i in range(300)]
     ),
+    "types alternate": join(
+        [each.replace("U8", ("U8", "I8", "BOOL")[i % 3]) for i, each in enumerate(many(300))]
+    ),
+    "empty types but the first": join(
+        many(1), [each.replace("U8", "") for each in many(40, start=1)]
+    ),
+    "unknown types but the first": join(
+        many(1), [each.replace("U8", "U9") for each in many(40, start=1)]
+    ),
     "long name": join(many(), many(1, 20, "y" * 500), many(start=21)),
     "last name is the first": join(many(), many(1)),
     "tail lacks comma": b'{"a":{' + ENTRY.format(0, 1).encode() + b'}}"',

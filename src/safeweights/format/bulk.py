@@ -271,7 +271,7 @@ class _KindReader:
         only: str | None = codes[0]
         if codes.count(only) < len(codes):
             keys, only = list(zip(codes, dims)), None  # noqa: B905
-        known = self._known.setdefault(only, {})
+        known = self._known.get(only, {})
         try:
             kinds = list(map(known.__getitem__, keys))
         except KeyError:
@@ -281,9 +281,11 @@ class _KindReader:
             if len(known) > _MAX_KINDS:
                 known.clear()
                 new = list(set(keys))
-            columns = self._read([only] * len(new), new) if only else self._read(*zip(*new))  # noqa: B905
+            pairs = zip(*new) if only is None else ([only] * len(new), new)  # noqa: B905
+            columns = self._read(*pairs)
             if columns is None:
                 return None
+            known = self._known.setdefault(only, known)
             known.update(zip(new, zip(*columns)))  # noqa: B905
             kinds = list(map(known.__getitem__, keys))
         return Kinds._make(zip(*kinds))  # noqa: B905

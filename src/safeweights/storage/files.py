@@ -63,7 +63,7 @@ _PART_SPAN: Final = 1 << 28
 """Bytes of the file in which they are."""
 
 _SPARSE: Final = 16
-"""Bytes of the file for each byte of the runs above which a sample of the runs is checked, not all pages."""
+"""Bytes of the file for each byte of the runs, above which a sample of runs is checked, not all pages."""
 
 _NEAR: Final = 1 << 14
 """Bytes between runs in the page cache up to which they are read, too: that takes less than a call each."""
