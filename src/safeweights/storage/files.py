@@ -279,7 +279,8 @@ class DescriptorSource(Source):
 
     def _is_resident(self, runs: Runs) -> bool:
         """Whether runs are in the page cache, as far as that is known."""
-        if runs.span > _SPARSE * runs.nbytes:  # to check all pages takes as long as to copy the runs
+        # To check all pages between sparse runs takes as long as copying the runs.
+        if runs.span > _SPARSE * runs.nbytes:
             return self._resident_share_of(runs) == 1.0
         return resident_share(self._descriptor, runs.offset, runs.span) == 1.0
 
