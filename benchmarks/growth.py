@@ -50,7 +50,7 @@ Operations = dict[str, "Callable[[], object]"]
 
 
 def spent(work: Callable[[], object], *, wall: bool = False) -> float:
-    """Seconds of the best of three, of one if it takes long."""
+    """Seconds of the best of three, of one if it takes more than six seconds."""
     best = float("inf")
     for _ in range(3):
         gc.collect()
@@ -59,7 +59,7 @@ def spent(work: Callable[[], object], *, wall: bool = False) -> float:
         ended = time.perf_counter(), time.process_time(), _children()
         real, own, children = (after - before for before, after in zip(begun, ended, strict=True))
         best = min(best, real if wall else own + children)
-        if best > 3:
+        if best > 6:
             break
     return best
 
@@ -220,6 +220,10 @@ def _forgetful(work: Callable[[], object]) -> None:
     work()
 
 
+def _shown(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
+
+
 def table(axis: str, curves: dict[str, Points]) -> str:
     """The figures as Markdown."""
     sizes = sorted({work for points in curves.values() for work, _ in points})
@@ -229,7 +233,7 @@ def table(axis: str, curves: dict[str, Points]) -> str:
     ]
     for name, points in curves.items():
         by_size = dict(points)
-        cells = [f"{by_size[size] * 1e3:.3g} ms" if size in by_size else "" for size in sizes]
+        cells = [_shown(by_size[size]) if size in by_size else "" for size in sizes]
         steep = slope(points)
         lines.append(f"| {name} | {' | '.join(cells)} | {'' if steep is None else steep} |")
     return "\n".join(lines) + "\n"

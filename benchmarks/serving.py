@@ -4,7 +4,7 @@
 
 The module is a stack of Llama's layers (hidden size 4096, 14336 in the middle, BF16), divided by
 ``parallelize_module`` over a mesh of eight; only this rank exists (torch's fake process group). Each way
-runs in a process of its own. "Read" counts the bytes that a load asks of the file, "part" what the rank's
+runs in a process of its own. "Read" counts the bytes that a load reads or copies, "part" what the rank's
 tensors take; the other ways map the whole file, so that of them the pages that they touched are counted, as
 the growth of the peak of the resident set beyond the rank's part.
 """
@@ -99,9 +99,10 @@ def field(path: str, name: str) -> int:
 
 
 def counted() -> list[int]:
-    """The bytes of every read of a file by this package, from now on."""
+    """The bytes that this package reads from a file, or copies from its pages, from now on."""
     asked: list[int] = []
     read, runs = DescriptorSource._read, DescriptorSource._read_together
+    copy = DescriptorSource._copy_part
 
     def noting(source: DescriptorSource, offset: int, buffer: memoryview) -> None:
         asked.append(len(buffer))
@@ -112,7 +113,13 @@ def counted() -> list[int]:
         asked.append(len(out) if done else 0)
         return done
 
+    def noting_copies(source: DescriptorSource, wanted: Any, out: memoryview) -> bool:
+        done = copy(source, wanted, out)
+        asked.append(len(out) if done else 0)
+        return done
+
     DescriptorSource._read = noting  # type: ignore[method-assign]
+    DescriptorSource._copy_part = noting_copies  # type: ignore[method-assign]
     DescriptorSource._read_together = noting_runs  # type: ignore[method-assign]
     return asked
 
