@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from safeweights.errors import UnsupportedError
-from safeweights.storage import PartialOverwriteError, sink, write_file, write_stream
+from safeweights.storage import (
+    DescriptorSource,
+    PartialOverwriteError,
+    open_source,
+    sink,
+    write_file,
+    write_stream,
+)
+from safeweights.storage.runs import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,10 +86,35 @@ def test_buffers_of_wider_elements_count_in_bytes(tmp_path: Path, small_batches:
     assert (tmp_path / "a").read_bytes() == b"x" + numbers.tobytes() + b"y"
 
 
+def test_writes_end_where_the_file_has_a_whole_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").write_bytes(b"r" * 700)
+    monkeypatch.setattr(sink, "_BATCH", 10_000)
+    real, ends = os.writev, []
+
+    def writev(descriptor: int, batch: list[Any]) -> int:
+        count = real(descriptor, batch)
+        ends.append(os.lseek(descriptor, 0, os.SEEK_CUR))
+        return count
+
+    monkeypatch.setattr(os, "writev", writev)
+    sizes = [5000, 5000, 25_000, 4999, 5001, 30_000, 7, 6000]
+    pieces = [bytes([number]) * size for number, size in enumerate(sizes)]
+    write_file(tmp_path / "a", pieces)
+    assert (tmp_path / "a").read_bytes() == b"".join(pieces)
+    assert ends == [10_000, 20_000, 30_000, 40_000, 50_000, 60_000, 70_000, 80_000, 81_007]
+    ends.clear()
+    source = open_source(tmp_path / "other", backend="pread")
+    assert isinstance(source, DescriptorSource)
+    write_file(tmp_path / "a", [pieces[0], Run(source, 0, 700), *pieces[2:4]])
+    assert ends == [5000, 10_000, 20_000, 30_000, 35_699], "the system moved what is between"
+
+
 def test_more_buffers_than_a_system_call_takes(tmp_path: Path, system_calls: Any) -> None:
     pieces = [bytes([number % 251]) * 5000 for number in range(3000)]
     write_file(tmp_path / "a", pieces)
-    assert system_calls.log.count("writev") == 3
+    assert system_calls.log.count("writev") == 4  # one ends at 8 MiB
     assert (tmp_path / "a").read_bytes() == b"".join(pieces)
 
 

