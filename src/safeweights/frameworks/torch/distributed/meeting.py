@@ -132,11 +132,12 @@ class Meeting:
         """
         deadline = time.monotonic() + self._timeout
         pause = _SHORTEST
-        while self._count(f"{step}/count") < self.ranks and not self._count(f"{step}/failed"):
-            if time.monotonic() > deadline:
+        while incomplete := self._count(f"{step}/count") < self.ranks:
+            if self._count(f"{step}/failed") or time.monotonic() > deadline:
                 break
             pause = self._pause(pause)
-        posted = {rank: self._take(f"{step}/{rank}") for rank in self._present(step)}
+        present = self._present(step) if incomplete else range(self.ranks)
+        posted = {rank: self._take(f"{step}/{rank}") for rank in present}
         failed = {rank: text for rank, (fine, text) in posted.items() if not fine}
         if failed:
             rank, text = next(iter(failed.items()))
@@ -144,9 +145,9 @@ class Meeting:
             raise RankError(
                 f"rank {rank} failed: {text}{more}", path=self._path, ranks=tuple(failed)
             )
-        missing = tuple(rank for rank in range(self.ranks) if rank not in posted)
-        if missing:
-            raise self._missing(missing, step, self._timeout)
+        absent = tuple(rank for rank in range(self.ranks) if rank not in posted)
+        if absent:
+            raise self._missing(absent, step, self._timeout)
         self._delete(f"{step}/count", f"{step}/failed")
         return [posted[rank][1] for rank in range(self.ranks)]
 
@@ -207,9 +208,9 @@ class Meeting:
             RankError, MissingRankError: As for `hear`.
         """
         self._wait_for(step, step)
-        message = self._get(step)
+        message, keys = self._get(step)
         if self._store.add(self._key(f"{step}/heard"), 1) == self.ranks - 1:
-            self._delete(*self._parts(step), step, f"{step}/heard")
+            self._delete(*keys, f"{step}/heard")
         return self._heard(message)
 
     def _heard(self, message: Any) -> Any:
@@ -250,17 +251,16 @@ class Meeting:
         # Last: a rank that sees this key finds the others.
         self._store.set(self._key(key), bytes([len(parts)]) + data[:_PART])
 
-    def _get(self, key: str) -> Any:
-        data = self._store.get(self._key(key))[1:]
-        data += b"".join(self._store.get(self._key(part)) for part in self._parts(key))
-        return json.loads(zlib.decompress(data))
-
-    def _parts(self, key: str) -> list[str]:
-        return [f"{key}/part{number}" for number in range(self._store.get(self._key(key))[0])]
+    def _get(self, key: str) -> tuple[Any, list[str]]:
+        """A message, and the keys that it takes."""
+        first = self._store.get(self._key(key))
+        parts = [f"{key}/part{number}" for number in range(first[0])]
+        data = first[1:] + b"".join(self._store.get(self._key(part)) for part in parts)
+        return json.loads(zlib.decompress(data)), [*parts, key]
 
     def _take(self, key: str) -> Any:
-        message = self._get(key)
-        self._delete(*self._parts(key), key)
+        message, keys = self._get(key)
+        self._delete(*keys)
         return message
 
     def _delete(self, *keys: str) -> None:
