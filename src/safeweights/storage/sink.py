@@ -596,6 +596,8 @@ def _joined(pieces: _Pieces) -> Iterator[Buffer | Run | Computed]:
 
 def _length(piece: Buffer) -> int:
     """Bytes of a buffer."""
+    if type(piece) is memoryview:
+        return piece.nbytes
     return len(piece) if type(piece) is bytes else memoryview(piece).nbytes
 
 
