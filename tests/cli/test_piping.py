@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -46,3 +47,13 @@ def test_ctrl_c_leaves_nothing(process, tmp_path):
 def test_get_takes_values_from_a_pipe(run, contents):
     assert run("get", "-", "b", stdin=contents).stdout == "64\t65\t66\n"
     assert json.loads(run("get", "-", "b", "--json", stdin=contents).stdout)["path"] == "-"
+
+
+def test_hash_of_standard_input_is_that_of_sha256sum(run, contents):
+    digest = hashlib.sha256(contents).hexdigest()
+    assert run("hash", "-", stdin=contents).stdout == f"{digest}  -\n"
+    files = json.loads(run("hash", "-", "--json", stdin=contents).stdout)["files"]
+    assert files == [{"path": "-", "bytes": len(contents), "sha256": digest}]
+    refused = run("hash", "-", "-o", "sums", stdin=contents)
+    assert refused.exit_code == 2
+    assert "standard input" in refused.output + refused.stderr

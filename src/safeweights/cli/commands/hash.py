@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -62,10 +63,11 @@ def command(
 ) -> int:
     """Print or check the SHA-256 of files and tensors.
 
-    If PATH is a folder, all files in it are hashed, several at a time. The output has the format of
-    sha256sum, with one exception: a name with control characters is escaped as in Python, and its line
-    begins with a backslash. -o writes names unescaped and does not hash FILE itself. If a file cannot be
-    read, an error is printed to standard error, the other files are hashed, and the exit status is 3.
+    If PATH is a folder, all files in it are hashed, several at a time; - is standard input. The output has
+    the format of sha256sum, with one exception: a name with control characters is escaped as in Python, and
+    its line begins with a backslash. -o writes names unescaped and does not hash FILE itself. If a file
+    cannot be read, an error is printed to standard error, the other files are hashed, and the exit status
+    is 3.
 
     With --tensors, each line is SHA-256, FILE, TENSOR, DTYPE and SHAPE, separated by tabs. The digest
     covers type, shape and bytes (with -i, the bytes of the plaintext). Equal tensors have equal digests
@@ -103,6 +105,8 @@ def command(
         return _hash_data(out, paths)
     if tensors and output is not None:
         raise click.UsageError("-o excludes --tensors: it writes digests of files")
+    if output is not None and STDIN in paths:
+        raise click.UsageError("-o needs files: standard input cannot be checked again")
     if output == STDOUT and out.json:
         raise click.UsageError("-o - needs standard output without --json")
     failed = _Failures(out)
@@ -140,8 +144,10 @@ def _hash(
     file = None if output == STDOUT else output
     if file is not None:
         check_replaceable(file, parse_check_file, "a file of digests", force=force)
+    found = [_piped_digest() for path in paths if path == STDIN]
+    paths = [path for path in paths if path != STDIN]
     with watched_files("hashing", paths) as progress:
-        found = hash_paths(paths, leave_out=file, failed=failed.add, progress=progress)
+        found += hash_paths(paths, leave_out=file, failed=failed.add, progress=progress)
     if found and output is not None and not (output == STDOUT and out.terminal):
         from ...storage import write_file, write_stream
 
@@ -158,6 +164,17 @@ def _hash(
         document = {**_EMPTY, "files": files, "failed": failed.records}
         out.document({**document, "ok": bool(found) and not failed.records})
     return len(found)
+
+
+def _piped_digest() -> FileDigest:
+    """The digest of what remains on standard input, which may be longer than memory."""
+    from ...trust.content.digests import FileDigest
+
+    digest, size = hashlib.sha256(), 0
+    while block := sys.stdin.buffer.read(1 << 20):
+        digest.update(block)
+        size += len(block)
+    return FileDigest(STDIN, size, digest.hexdigest())
 
 
 _EMPTY: HashDocument = {
