@@ -63,6 +63,9 @@ def test_elsewhere_nothing_is_known(
     monkeypatch.setattr(ctypes, "CDLL", None)
     assert syscalls.resident_share(descriptor, 0, 10) is None
     assert syscalls.is_remote(descriptor) is None
+    kept = memoryview(bytearray(b"kept"))
+    syscalls.release(kept)
+    assert bytes(kept) == b"kept"
 
 
 def test_kernels_without_cachestat(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> None:
