@@ -3,12 +3,14 @@
     python benchmarks/distributed.py [--mib 1024]
 
 The ways take turns on the same two processes (gloo), after one round that does not count, and the median
-counts. The clock runs from a barrier to the next one. "Memory" is what the peak of a rank's resident set
-grew by, "disk" what is in the folder afterwards. Everything is in the page cache: the work is compared, not
-the disk. "Fetched" is what both ranks together read from the disk in one more load, before which the files
-were dropped from the page cache, by the size of the model. "NumPy" copies a rank's part of each tensor from
-a new mapping of its file, checks nothing, and meets no other rank: the least that a load takes. FSDP 2
-divides rows; "columns" is what row-wise tensor parallelism divides: runs of 2 to 8 KiB in a file.
+counts. Before each save twice its memory is touched, or the first would wait for the host to back it (see
+`bench/machine.py`). The clock runs from a barrier to the next one. "Memory" is what the peak of a rank's
+resident set grew by, "disk" what is in the folder afterwards. Everything is in the page cache: the work is
+compared, not the disk. "Fetched" is what both ranks together read from the disk in one more load, before
+which the files were dropped from the page cache, by the size of the model. "NumPy" copies a rank's part of
+each tensor from a new mapping of its file, checks nothing, and meets no other rank: the least that a load
+takes. FSDP 2 divides rows; "columns" is what row-wise tensor parallelism divides: runs of 2 to 8 KiB in a
+file.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from bench.machine import touch_memory
 from bench.marks import Marks
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
@@ -154,6 +157,8 @@ def rank(folder: str, mib: int, runs: int) -> None:
         for _ in range(1 + runs):
             for way, times in saves.items():
                 path = f"{folder}/{way}"
+                if first:
+                    touch_memory(2 * RANKS * need)
                 row = measured(partial(dcp.save, tensors, storage_writer=WRITERS[way](path)))
                 times.append([*row[:2], size_of(path) / need / RANKS])
                 for reader, read in loads.items() if way == "safeweights" else ():
