@@ -57,3 +57,20 @@ def test_hash_of_standard_input_is_that_of_sha256sum(run, contents):
     refused = run("hash", "-", "-o", "sums", stdin=contents)
     assert refused.exit_code == 2
     assert "standard input" in refused.output + refused.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("convert", "a"), ("edit", "a", "--dtype", "F16"), ("delta", "apply", "d")]
+)
+def test_what_prints_its_result_writes_no_file_to_standard_output(
+    run, tmp_path, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+    name, *rest = command
+    source, options = rest[:1], rest[1:]
+    if name == "delta":
+        source, options = rest, ["--base", "b"]
+    refused = run(name, *source, "-", *options)
+    assert refused.exit_code == 2
+    assert "./- for a file called -" in refused.output + refused.stderr
+    assert os.listdir() == []

@@ -11,6 +11,7 @@ from ..app import FILE, json_option
 from ..identities import identity_option
 from ..rewriting import SHOWN, as_usage, draw_names, dtype_option, pairs, trust_option
 from ..watching import watched_writing
+from ..writing import not_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -132,6 +133,7 @@ def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any)
     """
     from ...conversion.converting import convert
 
+    not_stdout("DST", target)
     options = _options(given)
     with watched_writing("converting") as progress:
         done = convert(list(sources), target, options=options, progress=progress)

@@ -11,6 +11,7 @@ from ..app import FILE, json_option
 from ..identities import identity_option
 from ..rewriting import trust_option
 from ..watching import watched
+from ..writing import not_stdout
 
 if TYPE_CHECKING:
     from ...editing import DeltaReport
@@ -115,6 +116,7 @@ def apply(out: Output, target: str, output: str, base: str | None, trust: str | 
     """
     from ...editing import apply_delta
 
+    not_stdout("OUT", output)
     with watched("writing", 0) as progress:
         done = apply_delta(target, output, base, trust=trust, progress=progress)
     _report(out, done)
@@ -131,6 +133,7 @@ def compact(out: Output, target: str, output: str, base: str | None) -> None:
     """Join the deltas in DIR into one delta, OUT, with the same result."""
     from ...editing import compact_deltas
 
+    not_stdout("OUT", output)
     _report(out, compact_deltas(target, output, base))
 
 

@@ -12,6 +12,7 @@ from ..identities import identity_option
 from ..output import Output
 from ..rewriting import SHOWN, as_usage, draw_names, dtype_option, pairs, trust_option
 from ..watching import watched_writing
+from ..writing import not_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -124,6 +125,7 @@ def command(out: Output, /, source: str, target: str | None, plan: bool, **given
     options = {name: given.pop(name) for name in ("in_place", "force", "durable", "trust")}
     if options["in_place"] == (target is not None):
         raise click.UsageError("give DST or --in-place, and not both")
+    not_stdout("DST", target)
     edits = _edits(given)
     with watched_writing("writing") as progress:
         done = edit(source, target, edits, dry_run=plan, progress=progress, **options)
