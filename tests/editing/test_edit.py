@@ -283,6 +283,18 @@ def test_split_and_merge_back(
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == model.read_bytes()
 
 
+def test_several_files_go_into_a_folder_that_is_made(
+    model: Path, shards: Path, tmp_path: Path
+) -> None:
+    size = sum(path.stat().st_size for path in shards.glob("*.safetensors")) // 4
+    edit(model, tmp_path / "folder", split=size)
+    edit(model, tmp_path / "with/slash/", split=size)
+    assert listing(tmp_path / "folder") == listing(tmp_path / "with/slash")
+    assert len(listing(tmp_path / "folder")) > 2
+    edit(model, tmp_path / "named.safetensors", split=size)
+    assert {each.name.split("-")[0] for each in tmp_path.glob("named-*")} == {"named"}
+
+
 def test_shards_stay_shards(shards: Path, tmp_path: Path, contents: Callable[[Any], Any]) -> None:
     edit(shards, tmp_path / "same")
     assert {path.name: path.read_bytes() for path in shards.iterdir()} == {

@@ -139,7 +139,7 @@ def _place(target: str, sources: Sources, edits: Edits) -> tuple[Destination, st
     place = place_of(target)
     folder_there = place.kind() == "folder"
     as_file = target.endswith(SUFFIX) and not folder_there
-    if as_file or not (homes or target.endswith("/") or folder_there):
+    if as_file or not (homes or several or target.endswith("/") or folder_there):
         stem = place.name.removesuffix(SUFFIX)
         return Destination(place.store, None if several else place.name), stem
     folder = target if is_url(target) else target.rstrip("/") or "/"
