@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 VALUES = np.arange(12, dtype="f4").reshape(3, 4)
 
 
-@pytest.fixture(params=["mmap", "pread", "memory", "renamed"])
+@pytest.fixture(params=["mmap", "pread", "memory", "renamed", "npy", "pt"])
 def tensor(request: pytest.FixtureRequest, tmp_path: Path) -> Tensor:
     if request.param == "memory":
         return MemoryTensor("a", "F32", VALUES.shape, VALUES)
+    if request.param == "npy":
+        np.save(tmp_path / "x.npy", VALUES)
+        return next(iter(safeweights.open(tmp_path / "x.npy").values()))
+    if request.param == "pt":
+        torch.save({"a": torch.from_numpy(VALUES)}, tmp_path / "x.pt")
+        return safeweights.open(tmp_path / "x.pt")["a"]
     path = tmp_path / "x.safetensors"
     safeweights.numpy.save_file({"a": VALUES}, path)
     if request.param == "renamed":

@@ -56,8 +56,6 @@ def selected(tensor: Tensor, expression: Any) -> Any:
 
 def own_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor, in memory that nothing else refers to."""
-    if not tensor.in_memory:
-        return tensor.view()
     memory = allocate(tensor.nbytes)
     tensor.read_into(memory)
     return memory
