@@ -12,6 +12,7 @@ import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 import safeweights
@@ -219,7 +220,21 @@ def test_wrong_arguments(tmp_path: Path) -> None:
             out.add("a", "U8", (1,), 5)  # type: ignore[arg-type]
         with pytest.raises(UnsupportedError, match="buffer"):
             out.add("a", "U8", (1,), ["x"])  # type: ignore[list-item]
-        out.add("a", "U8", (1,), b"x")
+        name: Any
+        dtype: Any
+        shape: Any
+        for (name, dtype, shape), said in (
+            ((5, "U8", (1,)), "the name of a tensor is a string, not int"),
+            (("a", None, (1,)), "the element type of a tensor is a string, not NoneType"),
+            (("a", "U8", 1), "sequence of whole numbers, not `1`"),
+            (("a", "U8", (1.0,)), "sequence of whole numbers, not"),
+        ):
+            with pytest.raises(UnsupportedError, match=said):
+                out.add(name, dtype, shape, b"x")
+        with pytest.raises(UnsupportedError, match="whole numbers"):
+            Writer(tmp_path / "b", layout={"a": ("U8", None)})  # type: ignore[dict-item]
+        shape = (np.int64(1),)
+        out.add("a", "U8", shape, b"x")
         with pytest.raises(FormatError, match="`a` already"):
             out.add("a", "U8", (1,), b"x")
     assert found(tmp_path / "a") == {"a": b"x"}

@@ -18,6 +18,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import index
 from threading import Lock
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -112,7 +113,7 @@ class Writer:
             if layout is not None or not isinstance(self._output, _Stored):
                 raise UnsupportedError("append needs a file in a store, and no layout")
             self._old = self._output.existing()
-        entries = [(name, dtype, tuple(shape)) for name, (dtype, shape) in (layout or {}).items()]
+        entries = [_entry(name, dtype, shape) for name, (dtype, shape) in (layout or {}).items()]
         header, head = lay_out(entries, metadata, in_order=True)
         names = self._old.header.tensors if self._old is not None else ()
         self._parts: _InOrder | _Spool
@@ -137,13 +138,14 @@ class Writer:
         Raises:
             FormatError: The name is there already, or not the next one of the layout; the format cannot
                 hold it; or there are more or fewer bytes than type and shape need.
-            UnsupportedError: A chunk is no contiguous buffer.
+            UnsupportedError: A chunk is no contiguous buffer; the name or the type is no string; the shape
+                is no sequence of whole numbers.
             ClosedError: The writer is closed.
             OSError: Writing failed.
         """
         if not self._open:
             raise ClosedError("the writer is closed")
-        header, _ = lay_out([(name, dtype, tuple(shape))])
+        header, _ = lay_out([_entry(name, dtype, shape)])
         info = header.tensors[name]
         with self._parts.tensor(name, info) as write:
             size = 0
@@ -428,6 +430,21 @@ class _Channel:
 
 
 # ---- the two ways
+
+
+def _entry(name: str, dtype: str, shape: Sequence[int]) -> tuple[str, str, tuple[int, ...]]:
+    """A tensor as the format's writer takes it."""
+    for what, given in (("name", name), ("element type", dtype)):
+        if not isinstance(given, str):
+            kind = type(given).__name__
+            raise UnsupportedError(
+                f"the {what} of a tensor is a string, not {kind}", tensor=str(name)
+            )
+    try:
+        return name, dtype, tuple(map(index, shape))
+    except TypeError:
+        message = f"the shape of a tensor is a sequence of whole numbers, not {quote(repr(shape))}"
+        raise UnsupportedError(message, tensor=name) from None
 
 
 class _InOrder:
