@@ -1,7 +1,7 @@
 """Measure this package and its peers side by side: what `make bench` runs.
 
     benchmarks/run.py                  everything, twenty minutes; writes benchmarks/results/
-    benchmarks/run.py --quick          smaller files, under five minutes; writes .cache/bench/results/
+    benchmarks/run.py --quick          smaller files, about ten minutes; writes .cache/bench/results/
     benchmarks/run.py --row load-cold  one row; more than one may be named
 
 Only a complete run that is not too noisy replaces the published figures. Exit status 1 means that a row
@@ -44,7 +44,7 @@ CACHE = ROOT / ".cache" / "bench"
 PUBLISHED = ROOT / "benchmarks" / "results"
 
 QUICK_SECONDS = 210
-"""After these a quick run takes one sample of each contender, to end within five minutes."""
+"""After these a quick run takes one sample of each contender; 41 rows take ten minutes on two cores."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
