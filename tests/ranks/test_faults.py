@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from launching import run_fine, run_ranks
 
 import safeweights
 from safeweights.storage import LocalStore
+from small_disks import small_disk
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 
@@ -129,18 +129,10 @@ def test_a_save_in_the_background_has_the_values_of_its_beginning(model: Path) -
 def test_a_small_filesystem(tmp_path: Path) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if mounted.returncode:
-        pytest.skip(f"tmpfs cannot be mounted: {mounted.stderr}")
-    try:
+    with small_disk(folder, "300k"):
         run_fine(faults.save, 2, 2, str(folder), 1)
         errors = run_fine(faults.save_to_tmpfs, 2, 2, str(folder), 512)
         assert_nothing_saved(folder, errors, "No space left on device", "model.safetensors")
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("kind", ["plan", "data"])

@@ -379,18 +379,32 @@ def test_where_vectors_cannot_be_read_runs_are(
     assert calls["reads"] == 3000
 
 
-@pytest.mark.parametrize("runs", [COLUMNS, NARROW])
-@pytest.mark.parametrize("left", [0, 4096, 1500 * 8192, 100 + 749 * 32768 + 20])
-def test_a_file_truncated_meanwhile_is_an_error(
-    matrix: Path, calls: dict[str, int], left: int, runs: Runs
-) -> None:
-    """The process would be killed if it touched the mapping itself."""
+truncations = pytest.mark.parametrize(
+    ("runs", "left"),
+    [
+        (runs, left)
+        for runs in (COLUMNS, NARROW)
+        for left in (0, 4096, 1500 * 8192, 100 + 749 * 32768 + 20)
+    ],
+)
+"""Ways to truncate the matrix after it was opened and read."""
+
+
+def read_truncated(matrix: Path, runs: Runs, left: int) -> None:
     source = open_source(matrix, backend="pread")
     out = memoryview(bytearray(runs.nbytes))
     source.read_runs(runs, out)
     os.truncate(matrix, left)
     with pytest.raises(TruncatedError):
         source.read_runs(runs, out)
+
+
+@truncations
+def test_a_file_truncated_meanwhile_is_an_error(
+    matrix: Path, calls: dict[str, int], left: int, runs: Runs
+) -> None:
+    """The process would be killed if it touched the mapping itself."""
+    read_truncated(matrix, runs, left)
     assert calls["reads"]
 
 
@@ -513,18 +527,12 @@ def test_a_lease_that_did_not_last_is_no_copy(
     assert shares.calls == NOTHING | {"copies": 1}
 
 
-@pytest.mark.parametrize("runs", [COLUMNS, NARROW])
-@pytest.mark.parametrize("left", [0, 4096, 1500 * 8192, 100 + 749 * 32768 + 20])
+@truncations
 def test_a_file_truncated_before_its_pages_are_touched_is_an_error(
     matrix: Path, shares: Shares, left: int, runs: Runs
 ) -> None:
     """The process would be killed if it touched them."""
-    source = open_source(matrix, backend="pread")
-    out = memoryview(bytearray(runs.nbytes))
-    source.read_runs(runs, out)
-    os.truncate(matrix, left)
-    with pytest.raises(TruncatedError):
-        source.read_runs(runs, out)
+    read_truncated(matrix, runs, left)
     assert shares.calls["reads"]
 
 

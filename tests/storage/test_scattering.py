@@ -19,6 +19,7 @@ from safeweights.format.indexing import Runs
 from safeweights.storage import LocalStore, gathering, scattering, shared_file, syscalls
 from safeweights.storage.scattering import is_worth_mapping, scatter_mapped
 from safeweights.storage.shared_file import SharedFile
+from small_disks import small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -241,19 +242,11 @@ with open(sys.argv[1], "wb+") as file:
 
 
 def test_a_full_disk_is_an_error_even_where_nothing_was_reserved(tmp_path: Path) -> None:
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(tmp_path)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if mounted.returncode:
-        pytest.skip(f"tmpfs cannot be mounted: {mounted.stderr}")
-    try:
-        path = str(tmp_path / "a")
+    path = str(tmp_path / "a")
+    with small_disk(tmp_path, "300k"):
         done = subprocess.run(
             [sys.executable, "-c", FULL, path], capture_output=True, text=True, check=False
         )
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
     assert done.returncode != -signal.SIGBUS
     assert done.stdout == f"0\n[Errno 28] No space left on device: {path!r}\n", done.stderr
 
