@@ -28,7 +28,7 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -141,7 +141,7 @@ def drop(path: str) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def rank(folder: str, mib: int, runs: int) -> None:
+def rank(folder: str, mib: int, runs: int) -> NoReturn:
     """What each of the two processes does; the first one prints what was measured."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -180,8 +180,9 @@ def rank(folder: str, mib: int, runs: int) -> None:
         for rows in (*saves.values(), *loads.values()):
             del rows[0]  # modules were imported, and memory was used for the first time
     if first:
-        print(json.dumps(found))
+        print(json.dumps(found), flush=True)
     dist.destroy_process_group()
+    os._exit(0)  # PyTorch may abort when Python exits: see END in tests/ranks/launching.py
 
 
 def planning(count: int) -> float:
@@ -236,7 +237,6 @@ def main() -> int:
     given = parser.parse_args()
     if given.rank:
         rank(given.rank, given.mib, given.runs)
-        return 0
     marks = Marks("distributed")
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         command = [

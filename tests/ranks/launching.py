@@ -39,6 +39,20 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [HERE, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
 )
 _CONTEXT = mp.get_context("forkserver")
+
+END = """
+import os
+import sys
+
+sys.stdout.flush()
+os._exit(0)
+"""
+"""Lines to add to a program of a page that ranks run.
+
+A thread of gloo may still own the tensor of the last collective call when Python exits (DTensors keep the
+process group alive beyond `destroy_process_group`). On a busy machine, PyTorch 2.13 then takes the GIL in a
+destructor and aborts: "terminate called without an active exception" (pytorch/pytorch#179291).
+"""
 _CONTEXT.set_forkserver_preload(PRELOADED)
 
 

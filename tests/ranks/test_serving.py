@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import serving  # noqa: E402
-from launching import run_ranks  # noqa: E402
+from launching import END, run_ranks  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -47,7 +47,7 @@ def test_the_page_runs(tmp_path: Path) -> None:
         for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
         if "init_process_group" in block
     )
-    (tmp_path / "serve.py").write_text(program)
+    (tmp_path / "serve.py").write_text(program + END)
     torch.manual_seed(2)
     state: dict[str, torch.Tensor] = {}
     expected = []

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import trainer
 import training
-from launching import run_fine, run_ranks
+from launching import END, run_fine, run_ranks
 
 import safeweights
 
@@ -101,7 +101,7 @@ def script(tmp_path: Path) -> Path:
     """The loop of the page."""
     block = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert block
-    (tmp_path / "train.py").write_text(block[1])
+    (tmp_path / "train.py").write_text(block[1] + END)
     return tmp_path
 
 
