@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from new_threads import threads_since_now
-from safeweights.batching import Unit, Work, run_units, running
+from safeweights.batching import Unit, Work, processes, run_units, running
 from safeweights.batching.engines import Answer, Lost
 
 if TYPE_CHECKING:
@@ -94,6 +94,17 @@ class TestInterrupts:
             list(run_units(UNITS, work, jobs=2))
         thread.join()
         assert os.listdir(tmp_path) == []
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows starts no process with blocked signals")
+    def test_ctrl_c_does_not_reach_workers_that_start(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A terminal sends it to them too: it would be raised in any import, and print a traceback."""
+        begun = "import os, signal; os.kill(os.getpid(), signal.SIGINT); "
+        monkeypatch.setattr(processes, "_START", begun + processes._START)
+        found = sources(Work("batch_functions:nap", ("0",)), UNITS[:4], jobs=2)
+        assert found == [unit.source for unit in UNITS[:4]]
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
     def test_closing_the_iterator_ends_the_workers(self) -> None:
         started = threads_since_now()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Attempts follow each other quickly, no proxy is used, no connection is left open."""
-    monkeypatch.setattr(ranges, "PATIENCE", Patience(timeout=5, backoff=0.01, attempts=4))
+    monkeypatch.setattr(ranges, "PATIENCE", Patience(timeout=30, backoff=0.01, attempts=4))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     yield

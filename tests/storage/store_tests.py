@@ -347,7 +347,8 @@ class StoreTests:
             thread.start()
         for thread in threads:
             thread.join()
-        assert failures == []
+        for failure in failures:
+            raise failure
         [value] = contents(store)["index"]
         shards = {f"shard-{number}-of-{value}": bytes([value]) for number in range(value)}
         assert contents(store) == {"index": bytes([value]), **shards}

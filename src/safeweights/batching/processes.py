@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
@@ -25,7 +25,7 @@ from ..storage.parallel import Background
 from .engines import Answer, Lost
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from .units import Assignment, Work
 
@@ -115,9 +115,10 @@ class Processes:
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", _START, json.dumps(sys.path)]
-        process = subprocess.Popen(  # noqa: S603 - this interpreter
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        with _interrupts_blocked():
+            process = subprocess.Popen(  # noqa: S603 - this interpreter
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
         self._running.add(process)
         if self._ending:
             process.terminate()
@@ -165,6 +166,22 @@ class Processes:
         process.wait()
         process.stdout.close()
         self._running.discard(process)
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """A process that this thread starts meanwhile never sees Ctrl-C, not even while Python itself starts.
+
+    A terminal sends it to all processes of a program. The caller's other threads take its own.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ending_of(process: subprocess.Popen[bytes]) -> str:
