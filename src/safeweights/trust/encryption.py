@@ -18,9 +18,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import UnsupportedError, quote
-from ..storage import LocalStore, allocate
+from ..storage import allocate, place_of
 from ..storage.encrypted import encrypted_size, encrypting, new_file_key
-from ..storage.parallel import in_order, thread_count
+from ..storage.parallel import in_order, in_threads, thread_count
+from ..storage.places import absolute, basename, continued, folder_of, is_url, join, parent, shown
 from .access.armor import MAX_ARMORED, armored
 from .access.header import build_header
 from .access.identities import generate_identity
@@ -33,7 +34,9 @@ from .files import ENCRYPTED, KEY_FILE, is_bookkeeping
 from .signatures.linked import is_blob_link
 
 if TYPE_CHECKING:
-    from ..storage import Buffer, Commit, Source
+    from ..storage import Buffer, Commit, Source, Store
+    from ..storage.places import Place
+    from ..storage.store import EntryKind
     from .access.rules import AccessRules
     from .access.wrapping import Recipient
     from .policies.policy import Policy
@@ -101,10 +104,12 @@ def encrypt(
     Cost: each file is read once and written once. Memory: 64 MiB.
 
     Args:
-        path: A file or a folder. Links are refused, but for those of the Hub's cache into its blobs.
+        path: A file or a folder, or the URL of one. Links are refused, but for those of the Hub's cache into
+            its blobs.
         recipients: See `access.recipients.as_recipients`. Post-quantum ones and others are not mixed; a
             `Passphrase` is alone.
-        out: The file or folder to write; by default `path` with ``.age`` added. No file is replaced.
+        out: The file or folder to write, or its URL; by default `path` with ``.age`` added. No file is
+            replaced.
         key_file: The name of the key file. With `only`, several key files can share a folder: each group
             of files has its own recipients.
         only: Shell patterns of the names to encrypt; all by default.
@@ -125,10 +130,11 @@ def encrypt(
     chosen = check_together(as_recipients(recipients))
     if rules := rules_of(policy):
         rules.check_recipients(chosen)
-    path = os.path.abspath(os.fspath(path))
-    if not os.path.isdir(path):
+    place = _place(path)
+    result = _absolute(out) if out is not None else continued(_absolute(path), ENCRYPTED)
+    if place.kind() != "folder":
         return _encrypt_file(
-            path, chosen, out, armor=armor, replace=replace, durable=durable, progress=progress
+            place, chosen, result, armor=armor, replace=replace, durable=durable, progress=progress
         )
     if armor:
         raise UnsupportedError("ASCII armor is for single small files, not for folders")
@@ -138,12 +144,13 @@ def encrypt(
         raise UnsupportedError(
             f"the name of a key file must end in {KEY_FILE}, not {quote(key_file)}"
         )
-    source = LocalStore(path)
+    source = place.folder()
+    target = source if replace else folder_of(result)
+    target.check_writable()
     names = _plain_files(source, tuple(only))
-    target = LocalStore(path if replace else os.path.abspath(out or f"{path}{ENCRYPTED}"))
     identity = generate_identity(post_quantum=any(each.kind == "mlkem768x25519" for each in chosen))
     with target.commit(durable=durable) as commit:
-        job = _Writing(commit, [source.locate(name) for name in names], progress)
+        job = _Writing(commit, _sizes(source, names) if progress else (), progress)
         versions = {
             name: job.encrypt(name + ENCRYPTED, source, name, [identity.recipient])
             for name in names
@@ -160,32 +167,50 @@ def encrypt(
     )
 
 
+def _place(path: str | os.PathLike[str]) -> Place:
+    """Where a path or URL leads; the folder of a path is named even if it is the current one."""
+    path = os.fspath(path)
+    return place_of(path if is_url(path) else os.path.abspath(path))
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return absolute(os.fspath(path))
+
+
 def _encrypt_file(
-    path: str,
+    place: Place,
     recipients: list[Recipient],
-    out: str | os.PathLike[str] | None,
+    result: str,
     *,
     armor: bool,
     replace: bool,
     durable: bool,
     progress: Progress | None,
 ) -> Encrypted:
-    folder, name = os.path.split(path)
-    result = os.path.abspath(os.fspath(out) if out is not None else f"{path}{ENCRYPTED}")
-    source = LocalStore(folder)
-    _check_plain(source, name)
-    if armor and os.path.getsize(path) > MAX_ARMORED // 2:
-        raise UnsupportedError("ASCII armor is for small files; leave it out", path=path)
-    new = os.path.basename(result)
-    with LocalStore(os.path.dirname(result)).commit(durable=durable) as commit:
-        job = _Writing(commit, [path], progress)
-        version = job.encrypt(new, source, name, recipients, armor=armor)
+    source, name = place.store, place.name
+    target = place_of(result)
+    target.store.check_writable()
+    _check_plain(source, name, source.kind(name))
+    sizes = _sizes(source, [name]) if armor or progress else [0]
+    if armor and sizes[0] > MAX_ARMORED // 2:
+        raise UnsupportedError("ASCII armor is for small files; leave it out", path=place.path)
+    with target.store.commit(durable=durable) as commit:
+        job = _Writing(commit, sizes, progress)
+        version = job.encrypt(target.name, source, name, recipients, armor=armor)
         if replace:
             source.check_version(name, version)
     if replace:
         source.delete(name)
     labels = tuple(each.label for each in recipients)
-    return Encrypted(result, (new,), job.written, None, labels, (name,) if replace else ())
+    removed = (basename(place.path),) if replace else ()
+    return Encrypted(target.path, (basename(target.path),), job.written, None, labels, removed)
+
+
+def _sizes(store: Store, names: Iterable[str]) -> list[int]:
+    """The sizes of files. Cost: nothing is read; of a store elsewhere, a request each, several at a time."""
+    if store.is_remote:
+        return in_threads(lambda name, _: store.open(name).size, names)
+    return [os.stat(store.locate(name)).st_size for name in names]
 
 
 class _Writing:
@@ -193,24 +218,26 @@ class _Writing:
 
     Args:
         commit: What writes them.
-        paths: The files that are read. Their sizes are the total.
+        sizes: Of the files that are read.
         progress: See `encrypt`.
 
     Attributes:
         written: Bytes.
     """
 
-    def __init__(self, commit: Commit, paths: list[str], progress: Progress | None) -> None:
+    def __init__(
+        self, commit: Commit, sizes: Iterable[int], progress: Progress | None
+    ) -> None:
         self._commit = commit
         self._progress = progress
-        self._total = sum(os.stat(path).st_size for path in paths) if progress else 0
+        self._total = sum(sizes)
         self._done = 0
         self.written = 0
 
     def encrypt(
         self,
         target: str,
-        store: LocalStore,
+        store: Store,
         name: str,
         recipients: list[Recipient],
         *,
@@ -260,24 +287,23 @@ def _read_piece(source: Source, begin: int) -> memoryview:
     return piece
 
 
-def _plain_files(store: LocalStore, only: tuple[str, ...]) -> list[str]:
+def _plain_files(store: Store, only: tuple[str, ...]) -> list[str]:
     """The names of the files of a model that are to be encrypted."""
     names = []
-    for name, _ in store.list():
+    for name, kind in store.list():
         if is_bookkeeping(name) or name.startswith(_SKIPPED):
             continue
         if only and not any(fnmatchcase(name, pattern) for pattern in only):
             continue
-        _check_plain(store, name)
+        _check_plain(store, name, kind)
         names.append(name)
     if not names:
         raise AccessError("there is no file to encrypt", reason="recipient", path=store.location)
     return names
 
 
-def _check_plain(store: LocalStore, name: str) -> None:
+def _check_plain(store: Store, name: str, kind: EntryKind | None) -> None:
     """Refuse links, special files, and names that encrypted files have."""
-    kind = store.kind(name)
     path = store.locate(name)
     if kind is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
@@ -308,9 +334,9 @@ def decrypt(
     To load a model this is not needed: every function that loads takes ``identity=``.
 
     Args:
-        path: The encrypted file or folder.
+        path: The encrypted file or folder, or the URL of one.
         identity: See `access.identities.as_identities`.
-        out: The file or folder to write; by default `path` without ``.age``. No file is replaced.
+        out: The file or folder to write, or its URL; by default `path` without ``.age``. No file is replaced.
         trust: What the encrypted files must fulfil before they are decrypted; see `safeweights.open`.
         durable: Return only when the files would survive a loss of power.
         progress: Called with the bytes done so far and in total, of the encrypted files.
@@ -324,35 +350,41 @@ def decrypt(
     """
     from .verifier import decrypting
 
-    path = os.path.abspath(os.fspath(path))
-    result = os.path.abspath(os.fspath(out)) if out is not None else _without_suffix(path)
-    if os.path.isdir(path):
-        store = decrypting(LocalStore(path), identity, trust)
+    place = _place(path)
+    result = _absolute(out) if out is not None else _without_suffix(_absolute(path))
+    if place.kind() == "folder":
+        store = decrypting(place.folder(), identity, trust)
+        target = folder_of(result)
+        target.check_writable()
         names = {entry.name: entry.name for entry in store.list() if entry.kind != "folder"}
-        target = LocalStore(result)
+        files = (*names,)
     else:
-        store = decrypting(LocalStore(os.path.dirname(path)), identity, trust)
-        name = os.path.basename(path)
-        names = {plain_name(name) or name: os.path.basename(result)}
-        target = LocalStore(os.path.dirname(result))
+        store = decrypting(place.store, identity, trust, folder=place.name.rpartition("/")[0])
+        written = place_of(result)
+        target = written.store
+        target.check_writable()
+        names = {plain_name(place.name) or place.name: written.name}
+        files = (basename(written.path),)
     if not names:
-        raise AccessError("there is no encrypted file in it", reason="not-encrypted", path=path)
+        raise AccessError(
+            "there is no encrypted file in it", reason="not-encrypted", path=place.path
+        )
     with target.commit(durable=durable) as commit:
-        paths = {name: store.locate(name) for name in names}
-        job = _Writing(commit, [*paths.values()], progress)
-        for name, new in names.items():
-            job.decrypt(new, store.open(name), os.stat(paths[name]).st_size)
-    return Decrypted(result, tuple(names.values()), job.written)
+        sizes = _sizes(store, names) if progress else [0] * len(names)
+        job = _Writing(commit, sizes, progress)
+        for (name, new), size in zip(names.items(), sizes, strict=True):
+            job.decrypt(new, store.open(name), size)
+    return Decrypted(shown(result), files, job.written)
 
 
 def _without_suffix(path: str) -> str:
-    plain = plain_name(os.path.basename(path))
+    plain = plain_name(basename(path))
     if plain is None:
         raise AccessError(
             f"the name does not end in {ENCRYPTED}: say where to write the plaintext", reason="key-file",
-            path=path,
+            path=shown(path),
         )  # fmt: skip
-    return os.path.join(os.path.dirname(path), plain)
+    return join(parent(path), plain)
 
 
 def rules_of(policy: Policy | str | os.PathLike[str] | None) -> AccessRules | None:

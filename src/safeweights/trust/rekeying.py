@@ -6,9 +6,10 @@ import os
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import quote
-from ..storage import LocalStore
+from ..errors import UnsupportedError, quote
+from ..storage import place_of
 from ..storage.encrypted import Secret, encrypting, new_file_key
+from ..storage.places import is_url
 from .access.header import build_header
 from .access.keyfile import MAX_KEY_FILE, identity_of_model, key_text, listed_recipients
 from .access.keyring import as_keyring
@@ -20,6 +21,7 @@ from .errors import AccessError
 from .files import KEY_FILE
 
 if TYPE_CHECKING:
+    from ..storage import Buffer, Store
     from .access.wrapping import Recipient
     from .policies.policy import Policy
 
@@ -61,7 +63,7 @@ def rekey(
     too.
 
     Args:
-        path: The encrypted folder, or a key file.
+        path: The encrypted folder, or a key file, or the URL of one.
         identity: Of a recipient; see `access.identities.as_identities`.
         add: Recipients to add.
         remove: Recipients to remove.
@@ -73,10 +75,11 @@ def rekey(
     Raises:
         AccessError: The identity does not open it; no recipient would be left, or one that the policy does
             not allow; ``key-file``: there is none, or there are several; a recipient to remove is none.
+        ChangedError: Another writer replaced the key file meanwhile (in buckets).
         OSError: The key file cannot be read or written; it stays as it was.
     """
-    folder, name = _find_key_file(os.path.abspath(os.fspath(path)), key_file)
-    store = LocalStore(folder)
+    store, name = _find_key_file(os.fspath(path), key_file)
+    store.check_writable()
     source = store.open(name, backend="pread")
     plain = as_keyring(identity).open(source)
     if plain.size > MAX_KEY_FILE:
@@ -89,9 +92,8 @@ def rekey(
         rules.check_recipients(chosen)
     file_key = new_file_key()
     header = build_header([each.wrap(file_key) for each in chosen], file_key)
-    store.write(
-        name, chain([header], encrypting(key_text(model, chosen), file_key)), durable=durable
-    )
+    data = chain([header], encrypting(key_text(model, chosen), file_key))
+    _replace(store, name, b"".join(data), source.version, durable=durable)
     after = [each.label for each in chosen]
     return Rekeyed(
         source.name,
@@ -101,24 +103,38 @@ def rekey(
     )
 
 
-def _find_key_file(path: str, name: str | None) -> tuple[str, str]:
-    if not os.path.isdir(path):
-        if not path.endswith(KEY_FILE):
+def _find_key_file(path: str, name: str | None) -> tuple[Store, str]:
+    place = place_of(path if is_url(path) else os.path.abspath(path))
+    if place.kind() != "folder":
+        if not place.name.endswith(KEY_FILE):
             raise AccessError(
                 f"this is no key file: its name does not end in {KEY_FILE}",
                 reason="key-file",
-                path=path,
+                path=place.path,
             )
-        return os.path.split(path)
-    found = [each for store, each in key_files(LocalStore(path)) if store.location == path]
+        return place.store, place.name
+    folder = place.folder()
     if name is not None:
-        return path, name
+        return folder, name
+    found = [each for store, each in key_files(folder) if store is folder]
     if len(found) != 1:
         problem = (
             "there are several key files; name one of them" if found else "there is no key file"
         )
-        raise AccessError(problem, reason="key-file", path=path)
-    return path, found[0]
+        raise AccessError(problem, reason="key-file", path=place.path)
+    return folder, found[0]
+
+
+def _replace(store: Store, name: str, data: Buffer, version: str | None, *, durable: bool) -> None:
+    """Write a key file; where the store can compare, only in the place of the version that was read."""
+    if store.is_remote and version is not None:
+        try:
+            store.replace(name, data, version=version)
+        except UnsupportedError:
+            pass  # a registry
+        else:
+            return
+    store.write(name, [data], durable=durable)
 
 
 def _changed(

@@ -9,7 +9,7 @@ import click
 from ...text import escape, human_bytes, plural
 from ..app import FILE, json_option
 from ..identities import identity_option
-from ..watching import watched_files
+from ..watching import watched_writing
 from ..writing import not_stdout
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def command(
     not_stdout("-o", output)
     if keyring is None:
         raise click.UsageError("say who opens it: -i FILE or -p")
-    with watched_files("decrypting", [path]) as progress:
-        done = decrypt(path, keyring, output, trust=policy, progress=lambda n, _: progress(n))
+    with watched_writing("decrypting") as progress:
+        done = decrypt(path, keyring, output, trust=policy, progress=progress)
     if out.json:
         document: DecryptDocument = {
             "schema": "safeweights.decrypt/1",

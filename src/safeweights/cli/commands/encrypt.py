@@ -10,7 +10,7 @@ import click
 from ...text import escape, human_bytes, plural
 from ..app import FILE, json_option
 from ..identities import new_passphrase
-from ..watching import watched_files
+from ..watching import watched_writing
 from ..writing import not_stdout
 
 if TYPE_CHECKING:
@@ -125,10 +125,10 @@ def command(
     chosen = recipients_of(recipients, files, passphrase, passphrase_file)
     if not chosen:
         raise click.UsageError("say who may read it: -r RECIPIENT, -R FILE or -p")
-    with watched_files("encrypting", [path]) as progress:
+    with watched_writing("encrypting") as progress:
         done = encrypt(
             path, chosen, output, key_file=key_file, only=only, armor=armor, replace=replace,
-            policy=policy, progress=lambda number, _: progress(number),
+            policy=policy, progress=progress,
         )  # fmt: skip
     if out.json:
         document: EncryptDocument = {

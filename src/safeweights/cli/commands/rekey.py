@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...storage.places import continued, exists
 from ...text import escape
 from ..app import FILE, json_option
 from ..identities import keyring_of, new_passphrase
@@ -105,7 +106,7 @@ def command(out: Output, /, path: str, **given: Any) -> None:
             out.lines((word, escape(each)) for each in some)
     if done.removed:
         out.message(f"note: {_REMOVED}")
-    if os.path.exists(f"{done.path}.sig"):
+    if exists(continued(done.path, ".sig")):
         out.message(
             f"note: the key file has changed; sign it again: safeweights sign {escape(done.path)}"
         )
