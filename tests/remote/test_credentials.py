@@ -29,7 +29,9 @@ COMMANDS = [
     ["pull", "URL", "pulled"], ["pull", "URL", "admitted", "--policy", "policy.toml", "--name", "m"],
     ["push", "local.safetensors", "URL", "--unsigned"],
     ["edit", "URL", "edited.safetensors", "--drop", "a"],
-    ["repair", "URL"], ["bom"], ["view", "URL", "--export", "view.html"], ["encrypt", "URL", "x.age", "-p"],
+    ["repair", "URL"], ["bom"], ["view", "URL", "--export", "view.html"],
+    ["encrypt", "URL", "-R", "me.pub", "-o", "x.age"], ["encrypt", "URL", "-R", "me.pub"],
+    ["decrypt", "URL", "-i", "me", "-o", "plain"], ["rekey", "URL", "-i", "me", "--rotate"],
     ["batch", "check", "--resume", "manifest"], ["batch", "hash", "--resume", "manifest2"],
     ["batch", "pull", "--to", "batch", "--junit", "junit.xml", "--report", "report.json"],
 ]  # fmt: skip
@@ -44,6 +46,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"a": np.arange(6, dtype="f4"), "b": np.ones(3)}, "local.safetensors"
     )
     trust.generate_key("key")
+    identity = trust.generate_identity()
+    trust.write_identity("me", identity)
+    (tmp_path / "me.pub").write_text(f"{identity.recipient.label}\n")
     (tmp_path / "policy.toml").write_text(
         '[signers.us]\npublic_key = "key.pub"\n[[rules]]\npattern = "*"\nsigners = ["us"]\n'
         '[[rules]]\npattern = "http://*"\nsigners = ["us"]\n'

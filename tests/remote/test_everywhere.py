@@ -23,6 +23,7 @@ import safeweights.numpy
 from safeweights import trust
 from safeweights.checkpoint.sharding import save_sharded
 from safeweights.cli.app import cli
+from safeweights.errors import ChangedError
 from safeweights.storage import LocalStore, place_of
 
 if TYPE_CHECKING:
@@ -193,6 +194,58 @@ def test_conversion_from_any_store_to_any_store(
     url = f"{s3}/folder/b.safetensors"
     assert run("hash", url)["files"][0]["sha256"] in digests
     assert (safeweights.numpy.load_file(url)["w"] == np.arange(3_000_000)).all()
+
+
+def test_a_model_is_encrypted_from_a_bucket_to_a_bucket(
+    s3: str, oci: str, model: Path, tmp_path: Path
+) -> None:
+    """And to a registry, and back; its key file is changed there. No plaintext is on this machine."""
+    paths = {who: str(tmp_path / who) for who in ("me", "you")}
+    labels = {}
+    for who, path in paths.items():
+        identity = trust.generate_identity()
+        trust.write_identity(path, identity)
+        labels[who] = identity.recipient.label
+    run("push", str(model), f"{s3}/m/")
+    done = run("encrypt", f"{s3}/m/", "-r", labels["me"], "-o", f"{s3}/secret/")
+    assert done["output"] == f"{s3}/secret"
+    assert len(done["files"]) == len(contents(model))
+    for url in (f"{s3}/secret/", oci):
+        if url == oci:
+            run("decrypt", f"{s3}/secret/", "-i", paths["me"], "-o", str(tmp_path / "plain"))
+            assert contents(tmp_path / "plain") == contents(model)
+            run("encrypt", str(model), "-r", labels["me"], "-o", oci)
+        done = run("rekey", url, "-i", paths["me"], "--add", labels["you"])
+        assert done["added"] == [labels["you"]]
+        assert run("ls", url, "-i", paths["you"])["tensors"]
+        assert run("bom", url, "-i", paths["you"])["components"]
+        with pytest.raises(FileExistsError):
+            safeweights.encrypt(f"{s3}/m/", labels["me"], url)
+    store = place_of(f"{s3}/secret/").folder()
+    safeweights.encrypt(f"{s3}/m/", labels["me"], replace=True)
+    left = {entry.name for entry in place_of(f"{s3}/m/").folder().list()}
+    assert left == {entry.name for entry in store.list()}
+
+
+def test_a_key_file_that_another_writer_replaced_stays(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = trust.generate_identity()
+    store = place_of(f"{s3}/m/").folder()
+    store.write("model.safetensors", [safeweights.numpy.save({"a": np.ones(3)})])
+    safeweights.encrypt(f"{s3}/m/", identity.recipient.label, f"{s3}/secret/")
+    secret = place_of(f"{s3}/secret/").folder()
+    wrap = type(identity.recipient).wrap
+
+    def meanwhile(*arguments: object) -> object:
+        secret.write("model.key.age", [b"another"])
+        return wrap(*arguments)
+
+    monkeypatch.setattr(type(identity.recipient), "wrap", meanwhile)
+    with pytest.raises(ChangedError):
+        trust.rekey(f"{s3}/secret/", identity)
+    source = secret.open("model.key.age")
+    assert source.read(0, source.size) == b"another"
 
 
 @pytest.mark.parametrize("kind", ["s3", "oci"])

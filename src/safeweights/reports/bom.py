@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..checkpoint import SafetensorsFile
 from ..checkpoint.shardindex import ANY_INDEX, SUFFIX, read_index
-from ..errors import FormatError, SafetensorError, UnsupportedError, quote
-from ..storage import LocalStore, is_url, open_source
+from ..errors import FormatError, SafetensorError, quote
+from ..storage import is_url, open_source
+from ..storage.places import absolute, basename, folder_of, is_folder, join, parent
 from ..text import plural, printable
 from ..trust.access.keyring import describe, encrypted_for
 from ..trust.access.stores import EncryptedStore, plain_name
@@ -81,7 +82,7 @@ def _opened(path: str) -> Source:
     source = open_source(path, backend="pread")
     if path.endswith(KEY_FILE) or identity_in_use() is None or encrypted_for(source) is None:
         return source
-    store, _ = plain_store(LocalStore(os.path.dirname(path)))
+    store, _ = plain_store(folder_of(parent(path)))
     assert isinstance(store, EncryptedStore)
     return store.decrypted(source)
 
@@ -136,10 +137,11 @@ def bill_of_materials(
 ) -> dict[str, Any]:
     """The bill of materials of the model at `path`, ready for `json.dumps`.
 
-    Cost: every file is read once.
+    Cost: every file is read once, and its header or beginning again.
 
     Args:
-        path: A file, a folder, or the index of a model in several files.
+        path: A file, a folder, or the index of a model in several files; or the URL of one. Folders on web
+            servers cannot be listed.
         name: The model's name; by default the last part of the path.
         version: The model's version.
         signed_by: The verified signer, if there is one.
@@ -155,20 +157,15 @@ def bill_of_materials(
         FormatError: The index is invalid.
         OSError: A file cannot be read.
     """
-    if is_url(path):
-        raise UnsupportedError(
-            "a bill of materials is made of files on this machine: `safeweights pull` fetches them",
-            path=path,
-        )
-    path = os.path.abspath(path)
+    path = absolute(os.fspath(path))
     check_model(path)
-    base = path if os.path.isdir(path) else os.path.dirname(path)
+    base = path if is_folder(path) else parent(path)
     names = _names(path)
-    found = [each for each in names if os.path.isfile(os.path.join(base, each))]
+    found = [each for each in names if _is_file(join(base, each))]
     digests = {
         digest.name: digest
         for digest in hash_files(
-            [(each, os.path.join(base, each)) for each in found], workers=workers, progress=progress
+            [(each, join(base, each)) for each in found], workers=workers, progress=progress
         )
     }
     count = _Count()
@@ -177,7 +174,7 @@ def bill_of_materials(
             _file(base, digests[each], count, look) if each in digests else _special(base, each)
             for each in names
         ]
-        model = _model(base, found, name or os.path.basename(path), version)
+        model = _model(base, found, name or basename(path), version)
     model["properties"] = _properties(count.weights(), signed_by)
     moment = (when or datetime.now(timezone.utc)).astimezone(timezone.utc)
     document = {
@@ -201,14 +198,23 @@ def bill_of_materials(
 
 
 def _names(path: str) -> list[str]:
-    if path.endswith(ANY_INDEX) and os.path.isfile(path):
-        return [os.path.basename(path), *read_index(path, suffix="").shards]
-    if not os.path.isdir(path):
-        return [os.path.basename(path)]
+    if is_folder(path):
+        return _listed(path)
+    if path.endswith(ANY_INDEX):
+        return [basename(path), *read_index(path, suffix="").shards]
+    return [basename(path)]
+
+
+def _listed(path: str) -> list[str]:
     found = [entry.name for entry in list_folder(path) if not covers(DEFAULT_IGNORED, entry.name)]
     if not found:
         raise VerificationError("there is no file to list", reason="empty-resources", path=path)
     return found
+
+
+def _is_file(path: str) -> bool:
+    """Whether there is a file, or a link to one; elsewhere, hashing it tells."""
+    return is_url(path) or os.path.isfile(path)
 
 
 class _Count:
@@ -220,7 +226,7 @@ class _Count:
 
     def add(self, path: str, format_name: str, parameters: Mapping[str, int]) -> None:
         """Count the file at `path`, unless it was counted under another name."""
-        if (real := os.path.realpath(path)) not in self._seen:
+        if (real := path if is_url(path) else os.path.realpath(path)) not in self._seen:
             self._seen.add(real)
             self._formats.setdefault(format_name, Counter()).update(parameters)
 
@@ -265,15 +271,17 @@ def _special(base: str, name: str) -> dict[str, Any]:
 
 
 def _link(base: str, name: str) -> list[tuple[str, str]]:
-    path = os.path.join(base, name)
-    return [("link", quote(os.readlink(path), 4096)[1:-1])] if os.path.islink(path) else []
+    path = join(base, name)
+    if is_url(path) or not os.path.islink(path):
+        return []
+    return [("link", quote(os.readlink(path), 4096)[1:-1])]
 
 
 def _contents(
     base: str, name: str, count: _Count, look: Callable[[str], ForeignFile | None]
 ) -> Iterator[tuple[str, str]]:
     """Facts about the contents of a file: its tensors, and code that it runs."""
-    path = os.path.join(base, name)
+    path = join(base, name)
     if types := encrypted_for(open_source(path, backend="pread")):
         yield "encrypted", describe(types)
         name = plain_name(name) or name
@@ -347,9 +355,9 @@ def _text(base: str, names: list[str], name: str) -> bytes:
     """A small file of the model, which may be encrypted; empty if there is none, or it cannot be read."""
     try:
         if name in names:
-            return read_document(os.path.join(base, name), limit=_MAX_TEXT)
+            return read_document(join(base, name), limit=_MAX_TEXT, elsewhere=True)
         if name + ENCRYPTED in names and identity_in_use() is not None:
-            source = _opened(os.path.join(base, name + ENCRYPTED))
+            source = _opened(join(base, name + ENCRYPTED))
             return source.read(0, source.size) if source.size <= _MAX_TEXT else b""
     except TrustError:
         pass  # too long, or for another identity: the document has nothing of it

@@ -71,6 +71,7 @@ def push(
     """
     path = os.fspath(path)
     store, named = _target(path, url)
+    store.check_writable()
     done = Pushed(store.location)
     names = sorted(named, key=_rank)
     sources = {name: open_source(named[name], backend="pread") for name in names}

@@ -104,8 +104,8 @@ def encrypt(
     Cost: each file is read once and written once. Memory: 64 MiB.
 
     Args:
-        path: A file or a folder, or the URL of one. Links are refused, but for those of the Hub's cache into
-            its blobs.
+        path: A file or a folder, or the URL of one. Links are refused, but for those of the Hub's cache
+            into its blobs.
         recipients: See `access.recipients.as_recipients`. Post-quantum ones and others are not mixed; a
             `Passphrase` is alone.
         out: The file or folder to write, or its URL; by default `path` with ``.age`` added. No file is
@@ -207,7 +207,7 @@ def _encrypt_file(
 
 
 def _sizes(store: Store, names: Iterable[str]) -> list[int]:
-    """The sizes of files. Cost: nothing is read; of a store elsewhere, a request each, several at a time."""
+    """The sizes of files. Cost: of a store elsewhere, a request each, several at a time."""
     if store.is_remote:
         return in_threads(lambda name, _: store.open(name).size, names)
     return [os.stat(store.locate(name)).st_size for name in names]
@@ -225,9 +225,7 @@ class _Writing:
         written: Bytes.
     """
 
-    def __init__(
-        self, commit: Commit, sizes: Iterable[int], progress: Progress | None
-    ) -> None:
+    def __init__(self, commit: Commit, sizes: Iterable[int], progress: Progress | None) -> None:
         self._commit = commit
         self._progress = progress
         self._total = sum(sizes)
@@ -336,7 +334,8 @@ def decrypt(
     Args:
         path: The encrypted file or folder, or the URL of one.
         identity: See `access.identities.as_identities`.
-        out: The file or folder to write, or its URL; by default `path` without ``.age``. No file is replaced.
+        out: The file or folder to write, or its URL; by default `path` without ``.age``. No file is
+            replaced.
         trust: What the encrypted files must fulfil before they are decrypted; see `safeweights.open`.
         durable: Return only when the files would survive a loss of power.
         progress: Called with the bytes done so far and in total, of the encrypted files.

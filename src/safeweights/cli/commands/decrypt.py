@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ...storage.places import shown
 from ...text import escape, human_bytes, plural
 from ..app import FILE, json_option
 from ..identities import identity_option
@@ -56,7 +57,7 @@ def command(
     if out.json:
         document: DecryptDocument = {
             "schema": "safeweights.decrypt/1",
-            "path": path,
+            "path": shown(path),
             "output": done.path,
             "files": list(done.files),
             "bytes": done.size,
@@ -64,7 +65,7 @@ def command(
         out.document(document)
     elif out.terminal:
         about = f"  {plural(len(done.files), 'file')}, {human_bytes(done.size)}"
-        out.pretty().text(("decrypted", "green"), "  ", (escape(path), "bold"), about)
+        out.pretty().text(("decrypted", "green"), "  ", (escape(shown(path)), "bold"), about)
         out.pretty().text(("wrote", "green"), "  ", (escape(done.path), "bold"))
     else:
         out.line("output", escape(done.path))

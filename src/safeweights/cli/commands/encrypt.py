@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...storage.places import shown
 from ...text import escape, human_bytes, plural
 from ..app import FILE, json_option
 from ..identities import new_passphrase
@@ -133,7 +134,7 @@ def command(
     if out.json:
         document: EncryptDocument = {
             "schema": "safeweights.encrypt/1",
-            "path": path,
+            "path": shown(path),
             "output": done.path,
             "files": list(done.files),
             "bytes": done.size,
@@ -143,7 +144,7 @@ def command(
         }
         out.document(document)
     elif out.terminal:
-        _draw(out, path, done)
+        _draw(out, shown(path), done)
     else:
         out.line("output", escape(done.path))
         out.lines([("key", escape(done.key_file))] if done.key_file else [])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...storage.places import continued, exists
+from ...storage.places import continued, exists, shown
 from ...text import escape
 from ..app import FILE, json_option
 from ..identities import keyring_of, new_passphrase
@@ -91,7 +91,7 @@ def command(out: Output, /, path: str, **given: Any) -> None:
     if out.json:
         document: RekeyDocument = {
             "schema": "safeweights.rekey/1",
-            "path": path,
+            "path": shown(path),
             "key_file": done.path,
             "recipients": list(done.recipients),
             "added": list(done.added),
