@@ -99,6 +99,24 @@ def test_large_reads_are_shared_among_threads(small_runs: int, begin: int, end: 
     assert sorted(fetch.fetched) == touched
 
 
+@pytest.mark.parametrize(
+    ("chunk", "pieces"),
+    [(16, 3), (17, 3), (25, 2), (20, 3), (50, 1)],  # of 50 blocks and 7 bytes
+)
+def test_a_few_blocks_over_are_no_piece_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, pieces: int
+) -> None:
+    monkeypatch.setattr(blocks, "CHUNK", chunk * STEP)
+    fetch = Fetcher(CONTENT)
+    reading = fetch.source().reading(0, len(CONTENT))
+    starts = range(0, reading.extent, reading.step)
+    assert len(starts) == pieces
+    for begin in starts:
+        reading.fill(begin, min(begin + reading.step, reading.extent))
+    assert reading.data == CONTENT
+    assert fetch.fetched == [*range(51)]
+
+
 def test_small_neighbours_share_a_block() -> None:
     fetch = Fetcher(CONTENT)
     source = fetch.source()

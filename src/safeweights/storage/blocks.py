@@ -95,7 +95,11 @@ class BlockSource(Source):
         def fill(low: int, high: int) -> None:
             self._run(first + low // self.block, memory[low:high])
 
-        return Reading(memory[shift : shift + length], extent, fill, self._run_length())
+        # A few blocks over are shared among the pieces: a piece more would be a request more.
+        run = self._run_length()
+        even = -(-extent // (max(1, extent // run) * self.block)) * self.block
+        step = even if even <= run + run // 8 else run
+        return Reading(memory[shift : shift + length], extent, fill, step)
 
     def _allocate(self, nbytes: int) -> memoryview:
         """Memory for blocks; a subclass may need memory of another kind."""
