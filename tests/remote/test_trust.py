@@ -123,3 +123,37 @@ def test_a_whole_model_is_admitted_after_it_was_pulled(server: BadServer, signed
     result = CliRunner().invoke(cli, ["admit", f"{server.url}/m/", "--policy", policy])
     assert result.exit_code != 0
     assert "pull" in result.stderr
+
+
+def test_a_signed_open_asks_for_each_file_once(server: BadServer, signed: Path) -> None:
+    """The answer to the first request for a file says whether there is one, and has its first bytes."""
+    url = f"{server.url}/m/model.safetensors"
+    safeweights.open(url, trust=str(signed / "key.pub"))
+    asked = [path for _, path, fields in server.requests if "If-Match" not in fields]
+    assert asked == [
+        "/m/model.safetensors", "/m/model.sig", "/m/model.safetensors.swtree", "/m/config.json",
+    ]  # fmt: skip
+
+
+def test_an_unsigned_open_asks_for_each_signature_once(server: BadServer, signed: Path) -> None:
+    del server.files["m/model.sig"]
+    url = f"{server.url}/m/model.safetensors"
+    with pytest.raises(SafetensorError, match="signature"):
+        safeweights.open(url, trust=str(signed / "key.pub"))
+    asked = [path for _, path, _ in server.requests if "sig" in path]
+    assert asked == [
+        "/m/model.sig", "/m/model.oms.sig", "/m/model.safetensors.sig", "/m/model.safetensors.oms.sig",
+    ]  # fmt: skip
+
+
+def test_a_signature_that_is_long_is_read(server: BadServer, signed: Path) -> None:
+    """One that does not come whole with the answer that says that it is there."""
+    for number in range(1000):
+        (signed / "m" / f"{number}-{'x' * 100}.txt").write_text("")
+    trust.sign(str(signed / "m"), trust.load_private_key(str(signed / "key")), force=True)
+    publish(server, signed / "m")
+    assert len(server.files["m/model.sig"]) > 1 << 16
+    report = trust.verify(
+        f"{server.url}/m/model.safetensors", trust.load_public_key(str(signed / "key.pub"))
+    )
+    assert [*report.files] == ["model.safetensors"]

@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +25,7 @@ from ..errors import TrustError, VerificationError
 from ..files import KEY_FILE
 from ..signatures.bundle import SINGLE_FILE, parse_statement
 from ..signatures.discovery import Located, locate
-from ..signatures.verifying import check_signature, read_bundle
+from ..signatures.verifying import check_signature, read_located
 from .subjects import Place, folders_above, relative
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Claims:
                 refuses; ``one-statement``; ``wrong-model``.
             DocumentError: It is malformed.
         """
-        bundle = read_bundle(located.signature, beneath=self.beneath)
+        bundle = read_located(located, beneath=self.beneath)
         checked = self._check(bundle, rule)
         claim = Claim(checked.signer, checked.signed_by, checked.statement, located)
         _check_alone(claim, path)
@@ -260,7 +260,8 @@ def locate_for(
         convention = locate(place.path, top=top)
         if rule is None or rule.base is None:
             return convention
-        return Located(convention.signature, _base(place, rule, top, convention.signature))
+        base = _base(place, rule, top, convention.signature)
+        return replace(convention, base=base, alone=False)
     beside = policy.folder or os.getcwd()
     if _SUBJECT not in rule.signature:
         signature = os.path.join(beside, rule.signature)

@@ -164,7 +164,7 @@ class PolicyVerifier:
             policy_root=self.policy.base,
             aliases=() if self._name is not None else aliases_of(place, model),
         )
-        decision = self._decide(evidence, path, model, frozenset(listed))
+        decision = self._decide(evidence, path, model, frozenset(listed), inside)
         if self._claims.one_statement and decision.verdict == "allow":
             self._complete.add(complete)
         return admitted
@@ -213,15 +213,22 @@ class PolicyVerifier:
         return copy, FileFact(copy.sha256, copy.size, signed=True)
 
     def _decide(
-        self, evidence: Evidence, path: str, model: Model, signed: frozenset[str]
+        self,
+        evidence: Evidence,
+        path: str,
+        model: Model,
+        signed: frozenset[str],
+        opened: str | None,
     ) -> Decision:
+        """The decision, recorded; `opened` is the file's name in the model, which need not be asked for."""
+
         def record(decision: Decision) -> None:
             if self.log:
                 self.log.append("load", {"path": path, **decision.to_dict()})
 
         decision = settle(
             self.policy, evidence, self._lock, signed=signed, record=record,
-            present=lambda name: exists(join(model.folder, name)),
+            present=lambda name: name == opened or exists(join(model.folder, name)),
         )  # fmt: skip
         if decision.verdict == "warn":
             warnings.warn(decision.explain(), UnverifiedWarning, stacklevel=3)

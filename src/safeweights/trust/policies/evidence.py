@@ -124,7 +124,7 @@ def model_of(
     elif (
         rule is not None
         and rule.signers
-        and exists(located.signature)
+        and located.exists()
         and relative(place.path, located.base) is not None
     ):
         alone, folder = located.alone, located.base

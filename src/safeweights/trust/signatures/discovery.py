@@ -8,15 +8,24 @@
 
 A folder's signature outranks that of a file in it, so that a checkpoint is covered by one
 statement. The order decides nothing about trust: whatever is found must still be signed by a
-trusted signer and list the files. Only names are looked up here; nothing is read.
+trusted signer and list the files.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from ...storage.places import absolute, continued, exists, is_folder, is_url, join, parent
+from ...storage.places import (
+    absolute,
+    continued,
+    exists,
+    is_folder,
+    is_url,
+    join,
+    open_url,
+    parent,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +37,9 @@ _BESIDE: Final = (".sig", ".oms.sig")
 FOLDER_LEVELS: Final = 4
 """Folders above a path in which the signature of a folder is looked for."""
 
+_SMALL: Final = 1 << 16
+"""Bytes of a signature that is kept when it is found: opening a remote file brings more than that."""
+
 
 @dataclass(frozen=True)
 class Located:
@@ -37,11 +49,23 @@ class Located:
         signature: The file; where there is none, the path at which it would be by default.
         base: The folder that the names in the statement are relative to.
         alone: Whether it is the signature of one file, not of a folder.
+        found: Whether there is such a file; None if that was not looked up.
+        data: Its bytes, if they came with the answer that there is one: of most URLs.
     """
 
     signature: str
     base: str
     alone: bool = False
+    found: bool | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+    def exists(self) -> bool:
+        """Whether there is such a file.
+
+        Raises:
+            OSError: A store does not tell.
+        """
+        return exists(self.signature) if self.found is None else self.found
 
 
 def locate(path: str, *, top: str | None = None, above: int = FOLDER_LEVELS) -> Located:
@@ -60,13 +84,30 @@ def locate(path: str, *, top: str | None = None, above: int = FOLDER_LEVELS) -> 
         above = 0 if folder_given else 1
     for each in _upwards(folder, above if folder_given else above - 1, top):
         for signature in _of_folder(each, top):
-            if exists(signature):
-                return Located(signature, each)
+            if located := _look(signature, each):
+                return located
     if folder_given:
-        return Located(join(path, _IN_FOLDER[0]), path)
+        return Located(join(path, _IN_FOLDER[0]), path, found=False)
     own = [continued(path, suffix) for suffix in _BESIDE]
-    found = next((each for each in own if exists(each)), own[0])
-    return Located(found, folder, alone=True)
+    tried = (_look(each, folder, alone=True) for each in own)
+    missing = Located(own[0], folder, alone=True, found=False)
+    return next(filter(None, tried), missing)
+
+
+def _look(signature: str, base: str, *, alone: bool = False) -> Located | None:
+    """The signature file of this name; None if there is none. Cost of a URL: one request."""
+    data = None
+    if is_url(signature):
+        try:
+            source = open_url(signature)
+            data = source.read(0, source.size) if source.size <= _SMALL else None
+        except FileNotFoundError:
+            return None
+        except IsADirectoryError:  # refused when it is read
+            pass
+    elif not exists(signature):
+        return None
+    return Located(signature, base, alone, found=True, data=data)
 
 
 def find_signature(path: str) -> str:

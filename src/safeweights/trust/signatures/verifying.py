@@ -10,7 +10,7 @@ before it is refused; `reason` names the first.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ from .bundle import (
     parse_statement,
 )
 from .certificates import CertificateTrust, certified_key, verify_chain
-from .discovery import FOLDER_LEVELS, locate
+from .discovery import FOLDER_LEVELS, Located, locate
 from .keyless import KeylessTrust, verify_keyless
 from .keys import PublicKey, load_public_key
 from .linked import is_blob_link
@@ -55,6 +55,7 @@ __all__ = [
     "check_signature",
     "key_hints",
     "read_bundle",
+    "read_located",
     "resource_of",
     "verify",
 ]
@@ -145,8 +146,25 @@ class Verification(Displayed):
         return ("", "file", "sha256"), chain(signed, (("unsigned", n, "") for n in self.unsigned))
 
 
-def read_bundle(path: str, *, beneath: str | None = None) -> Bundle:
+def read_located(located: Located, *, beneath: str | None = None) -> Bundle:
+    """`read_bundle` of a signature that was looked up; of a URL, the answer then is the answer now."""
+    path = located.signature
+    if located.found is False and is_url(path):
+        raise _missing(path)
+    return read_bundle(path, beneath=beneath, data=located.data)
+
+
+def _missing(path: str) -> VerificationError:
+    return VerificationError("there is no signature file", reason="signature-missing", path=path)
+
+
+def read_bundle(path: str, *, beneath: str | None = None, data: bytes | None = None) -> Bundle:
     """Parse the signature file at `path`, in the folder `beneath`; nothing is verified.
+
+    Args:
+        path: The file.
+        beneath: See `read_document`.
+        data: The bytes of the file, if they were read already: only of a URL.
 
     Cost: the file is read each time, and parsed again only where its bytes are other ones: loading
     the shards of a model reads one signature many times.
@@ -156,12 +174,11 @@ def read_bundle(path: str, *, beneath: str | None = None) -> Bundle:
         DocumentError: Not a bundle.
     """
     try:
-        data = read_document(path, limit=MAX_BUNDLE, beneath=beneath, elsewhere=True)
+        if data is None or beneath is not None:
+            data = read_document(path, limit=MAX_BUNDLE, beneath=beneath, elsewhere=True)
         return _parsed(data, path) if len(data) <= _CACHED else parse_bundle(data, path=path)
     except FileNotFoundError:
-        raise VerificationError(
-            "there is no signature file", reason="signature-missing", path=path
-        ) from None
+        raise _missing(path) from None
     except DocumentError as error:
         if error.reason != "not-a-file":
             raise
@@ -317,11 +334,12 @@ def verify(
     is_whole = is_folder(path)
     if signature is None:
         located = locate(path, above=0 if is_whole else FOLDER_LEVELS)
-        signature = located.signature
         base = base or (None if located.alone else located.base)
-    signature = absolute(os.fspath(signature))
+    else:
+        located = Located(os.fspath(signature), path)
+    signature = absolute(located.signature)
     with refusing(signature):
-        bundle = read_bundle(signature)
+        bundle = read_located(replace(located, signature=signature))
         signed_by = check_signature(bundle, trust)
         statement = parse_statement(bundle.payload, path=signature)
     if is_whole:
