@@ -245,6 +245,15 @@ def test_rename(opened: Checkpoint, path: Path) -> None:
     assert caught.value.path == str(path)
 
 
+def test_rename_leaves_no_tensor_without_a_name(opened: Checkpoint) -> None:
+    with pytest.raises(FormatError, match="nothing would be left of the name `Z`") as caught:
+        opened.rename(lambda name: name.removeprefix("Z"))
+    assert (caught.value.rule, caught.value.tensor) == ("name-empty", "Z")
+    nameless = Checkpoint({"": MemoryTensor("", "U8", (0,), b"")})  # as the format allows
+    assert list(nameless.rename(str.upper)) == [""]
+    assert list(nameless.rename(lambda name: f"x{name}")) == ["x"]
+
+
 def test_names_with_brackets_are_themselves() -> None:
     names = ["w[0]", "w0", "w[1]"]
     opened = Checkpoint({name: MemoryTensor(name, "U8", (0,), b"") for name in names})

@@ -100,9 +100,11 @@ def test_only_skip_and_rename(source, target) -> None:
     assert set(report.skipped) == {"head.weight", "ids"}
 
 
-def test_renames_that_collide_are_refused(source, target) -> None:
+def test_renames_that_collide_or_leave_nothing_are_refused(source, target) -> None:
     with pytest.raises(FormatError, match="would both be called `x`"):
         convert(source, target, rename=(r".*weight=x",))
+    with pytest.raises(FormatError, match="nothing would be left of the name `ids`"):
+        convert(source, target, rename=("ids=",))
     assert not target.exists()
 
 

@@ -213,12 +213,20 @@ class Checkpoint(Mapping[str, Tensor]):
         """A view in which `new_name(name)` is the name of each tensor; the order stays.
 
         Raises:
-            FormatError: Two tensors would get the same name (rule ``name-collision``).
+            FormatError: Two tensors would get the same name (rule ``name-collision``), or one would lose
+                its name: the format allows the empty one, but few programs can address it (rule
+                ``name-empty``).
         """
         renamed: dict[str, Tensor] = {}
         old_names: dict[str, str] = {}
         for name, tensor in self._open_tensors().items():
             target = new_name(name)
+            if name and not target:
+                raise FormatError(
+                    f"nothing would be left of the name {quote(name)}, and few programs can address a "
+                    "tensor with an empty name: give it another one",
+                    rule="name-empty", path=self.name or None, tensor=name,
+                )  # fmt: skip
             if target in renamed:
                 raise FormatError(
                     f"{quote(old_names[target])} and {quote(name)} would both be called "
