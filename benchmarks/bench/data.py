@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
-    "MIB", "Spec", "changed", "ensure", "entries", "header_of", "read_tensors", "shards", "tensor_views",
+    "CHANGES", "MIB", "Spec", "changed", "ensure", "entries", "header_of", "read_tensors", "shards",
+    "tensor_views",
 ]  # fmt: skip
 
 MIB: Final = 1 << 20
+CHANGES: Final = 60
+"""Elements of which one changes in a delta: 1.7 %, as in an update of reinforcement learning."""
+
 _SEED: Final = 20_231_016
 _BLOCK: Final = 64 * MIB
 _BYTES: Final = {"BF16": 2, "F16": 2, "F32": 4}

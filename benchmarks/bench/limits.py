@@ -13,13 +13,14 @@ import hashlib
 import json
 import mmap
 import os
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from .data import MIB, header_of
+from .data import CHANGES, MIB, changed, header_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -336,6 +337,52 @@ def cipher_and_write(arguments: Mapping[str, Any]) -> Callable[[], object]:
     return run
 
 
+def decompress_hash_and_write(arguments: Mapping[str, Any]) -> Callable[[], object]:
+    """zstd decompression of what changed, SHA-256 and pwrite(2) of as many bytes, tensor by tensor.
+
+    The frames are those of a delta, in as many threads as there are processors. What is missing to apply
+    it: to read the old bytes, and to combine them with the frame's.
+    """
+    import zstandard
+
+    path = arguments["path"]
+    found, start = header_of(path)
+    new = changed(path, f"{arguments['beside']}/new.safetensors", every=CHANGES)
+    apart = np.memmap(path, np.uint8, "r") ^ np.memmap(new, np.uint8, "r")
+    compressor = zstandard.ZstdCompressor(level=1)
+    frames = [
+        (start + begin, compressor.compress(apart[start + begin : start + end].data), end - begin)
+        for *_, begin, end in found
+    ]
+    size, largest = len(apart), max(nbytes for *_, nbytes in frames)
+    del apart
+    benches = deque(
+        (zstandard.ZstdDecompressor(), memoryview(_anonymous(largest, touched=True)))
+        for _ in range(_processors())
+    )
+
+    def work(descriptor: int, frame: tuple[int, bytes, int]) -> None:
+        bench = benches.popleft()
+        position, data, nbytes = frame
+        target = bench[1][:nbytes]
+        with bench[0].stream_reader(data) as reader:
+            reader.readinto(target)
+        hashlib.sha256(target).digest()
+        os.pwrite(descriptor, target, position)
+        benches.append(bench)
+
+    def run() -> None:
+        descriptor = os.open(arguments["out"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            with ThreadPoolExecutor(_processors()) as pool:
+                list(pool.map(partial(work, descriptor), frames))
+        finally:
+            os.close(descriptor)
+
+    return run
+
+
 def hash_files(arguments: Mapping[str, Any]) -> Callable[[], object]:
     """Open, read and hash each file of a folder, in one thread; the names are known."""
     walked = os.walk(arguments["path"])
@@ -383,6 +430,7 @@ LIMITS: Final[dict[str, Callable[[Mapping[str, Any]], Callable[[], object]]]] = 
     "open, read and hash": hash_files,
     "ChaCha20-Poly1305": cipher,
     "SHA-256": hash_memory,
+    "zstd, SHA-256 and page cache write": decompress_hash_and_write,
     "ChaCha20-Poly1305, then SHA-256": cipher_and_hash,
     "read(2) and ChaCha20-Poly1305": read_and_decrypt,
     "read(2), SHA-256 and ChaCha20-Poly1305": read_hash_and_decrypt,

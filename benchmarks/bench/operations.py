@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from .data import changed, read_tensors, shards, tensor_views
+from .data import CHANGES, changed, read_tensors, shards, tensor_views
 from .limits import LIMITS, index_of, touch
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ def _apply_delta(
     contender: Contender, arguments: Mapping[str, Any], _: dict[str, Any]
 ) -> Operation:
     beside = arguments["beside"]
-    new = changed(arguments["path"], f"{beside}/new.safetensors", every=60)
+    new = changed(arguments["path"], f"{beside}/new.safetensors", every=CHANGES)
     run = contender.patching(arguments["path"], new, beside, arguments["out"])
     return Operation(run, fingerprint_of_file)
 

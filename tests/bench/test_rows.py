@@ -195,6 +195,12 @@ def test_a_delta_gives_the_new_file(tmp_path):
     apply = CONTENDERS["safeweights"]().patching(path, new, str(tmp_path), out)
     with tensor_views(new) as expected, tensor_views(apply()) as found:
         assert found == expected
+    out = f"{tmp_path}/limit"
+    LIMITS["zstd, SHA-256 and page cache write"](
+        {"path": path, "beside": str(tmp_path), "out": out}
+    )()
+    before, after, written = (np.fromfile(each, np.uint8) for each in (path, new, out))
+    assert np.array_equal(written, before ^ after)  # the header, which no frame has, is all zeros
 
 
 @pytest.mark.parametrize("trees", [True, False])
