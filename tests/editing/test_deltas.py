@@ -9,6 +9,8 @@ import os
 import shutil
 import struct
 import sys
+import threading
+import time
 import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -20,7 +22,7 @@ zstandard = pytest.importorskip("zstandard", reason="deltas need zstandard")
 
 import safeweights  # noqa: E402
 import safeweights.numpy  # noqa: E402
-from safeweights.checkpoint import FileTensor  # noqa: E402
+from safeweights.checkpoint import FileTensor, MemoryTensor  # noqa: E402
 from safeweights.derived import delta as codec  # noqa: E402
 from safeweights.derived.strided import ComputedTensor  # noqa: E402
 from safeweights.editing import apply_delta, compact_deltas, make_delta, open_delta  # noqa: E402
@@ -86,6 +88,8 @@ def test_make_and_apply(
     if sums != "adler32":
         pytest.importorskip({"blake3": "blake3", "xxh3-128": "xxhash"}[sums])
     monkeypatch.setattr(codec, "BLOCK", 4096)
+    monkeypatch.setattr(codec, "_TILE", 4096)
+    monkeypatch.setattr(codec, "_BENCHES", deque())
     monkeypatch.setattr(codec, "_BESIDE", 8192 if beside else 1 << 40)
     done = make_delta(
         versions[0], versions[1], tmp_path / "d", encoding=encoding, checksum_format=sums
@@ -241,13 +245,15 @@ def test_large_tensors_are_written_in_blocks(
 ) -> None:
     """Neither the base nor a new tensor is ever in memory as a whole."""
     monkeypatch.setattr(computing, "_UNIT", 10_000)
-    monkeypatch.setattr(codec, "_ROOM", 3000)
+    monkeypatch.setattr(computing, "_WHOLE", 10_000)
+    monkeypatch.setattr(codec, "_TILE", 3000)
     monkeypatch.setattr(codec, "_BENCHES", deque())
     asked: list[int] = []
     real = FileTensor.read_into
 
     def read_into(tensor: FileTensor, buffer: Any, offset: int = 0) -> None:
-        asked.append(len(buffer))
+        if tensor.name == "a":
+            asked.append(len(buffer))
         real(tensor, buffer, offset)
 
     monkeypatch.setattr(FileTensor, "read_into", read_into)
@@ -261,6 +267,95 @@ def test_large_tensors_are_written_in_blocks(
     with pytest.raises(FormatError, match="gives other bytes"):
         apply_delta(chain, tmp_path / "out.safetensors", versions[1])
     assert (tmp_path / "out.safetensors").read_bytes() == b"old"
+
+
+def linked(
+    count: int, size: int, *, sha256: Callable[[int], bool], encoding: str = "xor"
+) -> tuple[Any, list[bytes]]:
+    """A tensor under a chain of deltas in memory, and the bytes after each link."""
+    states = [bytes(size)]
+    new: Any = MemoryTensor("a", "U8", (size,), states[0])
+    for number in range(1, count + 1):
+        data = bytearray(states[-1])
+        data[number % size] ^= 1 + number % 255
+        states.append(bytes(data))
+        old, now = (MemoryTensor("a", "U8", (size,), each) for each in states[-2:])
+        frame = codec.encode(old, now, encoding)
+        assert frame is not None
+        new = codec.applied(
+            new,
+            MemoryTensor("a", "U8", (len(frame),), frame),
+            encoding,
+            expected=f"{zlib.adler32(data):08x}",
+            algorithm="adler32",
+            sha256=hashlib.sha256(data).hexdigest() if sha256(number) else None,
+        )
+    return new, states
+
+
+@pytest.mark.parametrize("encoding", ["xor", "overwrite"])
+@pytest.mark.parametrize("sidecar", [True, False])
+def test_chains_of_thousands(sidecar: bool, encoding: str) -> None:
+    new, states = linked(2000, 500, sha256=lambda _: sidecar, encoding=encoding)
+    assert bytes(new.view()) == states[-1]
+    assert not new.streams  # so many frames are not decompressed side by side
+    assert b"".join(map(bytes, new.in_blocks(memoryview(bytearray(99))))) == states[-1]
+
+
+@pytest.mark.parametrize(("count", "sidecar"), [(1, True), (3, True), (16, True), (3, False)])
+def test_blocks_of_a_chain(count: int, sidecar: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_TILE", 300)
+    monkeypatch.setattr(codec, "_BENCHES", deque())
+    new, states = linked(count, 10_001, sha256=lambda _: sidecar)
+    assert new.streams
+    for size in (70, 1000, 10_000, 10_001, 20_000):
+        blocks = [bytes(block) for block in new.in_blocks(memoryview(bytearray(size)))]
+        assert {len(block) for block in blocks[:-1]} <= {size}
+        assert b"".join(blocks) == states[-1]
+    for _ in new.in_blocks(memoryview(bytearray(1000))):
+        break  # what was begun is given up
+    assert not [each for each in threading.enumerate() if each.name == "safeweights-hash"]
+
+
+def test_a_block_is_hashed_before_its_memory_is_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = hashlib.sha256
+
+    class Slow:
+        def __init__(self) -> None:
+            self._state = real()
+            self.hexdigest = self._state.hexdigest
+
+        def update(self, data: memoryview) -> None:
+            time.sleep(0.005)
+            self._state.update(data)
+
+    new, states = linked(1, 10_000, sha256=lambda _: True)
+    monkeypatch.setattr(codec.hashlib, "sha256", Slow)
+    blocks = [bytes(block) for block in new.in_blocks(memoryview(bytearray(1000)))]
+    assert b"".join(blocks) == states[-1]
+
+
+@pytest.mark.parametrize(("known", "checked"), [(3, 1), (2, 2), (0, 3)])
+def test_the_digests_that_decide(known: int, checked: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SHA-256 makes the digests before it superfluous; a checksum makes none so."""
+    compared: list[str] = []
+    real = codec._Digests.check
+
+    def check(digests: Any, name: str) -> None:
+        if digests._wanted is not None:
+            compared.append(digests._wanted[1])
+        real(digests, name)
+
+    monkeypatch.setattr(codec._Digests, "check", check)
+    new, states = linked(3, 5000, sha256=lambda number: number <= known)
+    assert bytes(new.view()) == states[-1]
+    wanted = [
+        hashlib.sha256(state).hexdigest() if number <= known else f"{zlib.adler32(state):08x}"
+        for number, state in enumerate(states)
+    ]
+    assert compared == wanted[-checked:]
 
 
 def test_a_base_that_is_computed_as_a_whole(tmp_path: Path, versions: list[Path]) -> None:

@@ -50,6 +50,7 @@ def piece(data: bytes, check: Callable[[], object] = lambda: None) -> Computed:
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(computing, "_UNIT", 1000)
+    monkeypatch.setattr(computing, "_WHOLE", 1000)
     monkeypatch.setattr(computing, "_TOGETHER", 1500)
 
 

@@ -157,8 +157,8 @@ class Tensor(ABC):
     def in_blocks(self, memory: memoryview) -> Iterator[memoryview]:
         """All bytes in order, in blocks as long as `memory`, which may lie there.
 
-        The caller may change a block; the next one overwrites it. Of a tensor that is computed, an error
-        at the end may say that all blocks are wrong: do not hand them out before.
+        A block is valid until the next one is asked for, and must not be changed. Of a tensor that is
+        computed, an error at the end may say that all blocks are wrong: do not hand them out before.
         """
         for begin in range(0, self.nbytes, len(memory)):
             block = memory[: min(len(memory), self.nbytes - begin)]

@@ -15,19 +15,19 @@ import hashlib
 import importlib
 import zlib
 from collections import deque
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
+from ..checkpoint import MemoryTensor
 from ..errors import FormatError, MissingDependencyError, UnsupportedError, quote
 from ..storage import allocate
 from ..storage.parallel import Background
-from .strided import ComputedTensor, WholeTensor
+from .strided import WholeTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from typing_extensions import Self
 
@@ -43,9 +43,14 @@ CHECKSUMS: Final = ("adler32", "xxh3-128", "blake3")
 """The checksums of the convention. The second and third need a package: xxhash, blake3."""
 
 BLOCK: Final = 1 << 20
-"""Bytes decompressed, combined and hashed at a time: they stay in a core's cache."""
+"""Bytes that are compared and hashed at a time."""
 
-_ROOM: Final = BLOCK
+_TILE: Final = 1 << 20
+"""Bytes that are combined and hashed at a time. With fewer, threads wait for the interpreter's lock."""
+
+_FRAMES_AT_ONCE: Final = 16
+"""Deltas of a chain that are decompressed side by side, at most: each takes a MiB of memory, or more. The
+tensors of longer chains are computed as a whole, one delta after another."""
 
 _BESIDE: Final = 4 * BLOCK
 """Size of a tensor from which it pays to hash in a second thread what the first one has decompressed."""
@@ -183,78 +188,211 @@ def applied(
     if encoding not in ENCODINGS:
         raise UnsupportedError(f"the encoding {quote(encoding)} is not known; {ENCODINGS} are")
     checksum(algorithm)  # refused now, if it is not known
-    digests = partial(_Digests, algorithm, expected, sha256)
-    if encoding == "xor":
-        return _Checked(base, digests, delta)
-
-    def compute(target: memoryview) -> None:
-        base.read_into(target)
-        with _frame(delta, base.name) as (reader, _), digests(beside=False) as hashes:
-            _apply_overwrite(reader, target, base.name)
-            hashes.update(target)
-            hashes.check(base.name)
-
-    return ComputedTensor(base.name, base.dtype, base.shape, compute)
+    return _Updated(base, _Link(delta, encoding, algorithm, expected, sha256))
 
 
 def checked(base: Tensor, sha256: str) -> Tensor:
     """A tensor that did not change: its bytes, if they have the digest that they have to have."""
-    return _Checked(base, partial(_Digests, "adler32", None, sha256), None)
+    return _Updated(base, _Link(None, "xor", "adler32", None, sha256))
 
 
-class _Checked(WholeTensor):
-    """The bytes of another tensor, changed by a delta or not, if they have the right digest.
+class _Link(NamedTuple):
+    """What one delta of a chain says of a tensor.
+
+    Attributes:
+        delta: The zstd frame; None if the tensor did not change.
+        encoding: Of the frame.
+        algorithm: The name of the checksum.
+        expected: The checksum of the bytes after it, if it is known.
+        sha256: Their SHA-256, if it is known.
+    """
+
+    delta: Tensor | None
+    encoding: str
+    algorithm: str
+    expected: str | None
+    sha256: str | None
+
+
+class _Updated(WholeTensor):
+    """The bytes of another tensor after the deltas of a chain, if they have the right digest.
 
     Args:
-        base: The other tensor.
-        digests: Makes what computes and checks the digest.
-        delta: The zstd frame to be combined with it (XOR); None if nothing changed.
+        before: The other tensor, or one of this class, which the next link of the chain follows.
+        link: What the newest delta says.
+
+    Attributes:
+        before: The same.
+        link: The same.
+        frames: Deltas of the chain that change the tensor.
     """
 
     computed = True
 
-    def __init__(
-        self, base: Tensor, digests: Callable[..., _Digests], delta: Tensor | None
-    ) -> None:
-        super().__init__(base.name, base.dtype, base.shape, base.nbytes)
-        self._base = base
-        self._digests = digests
-        self._delta = delta
-        self.streams = base.streams
+    def __init__(self, before: Tensor, link: _Link) -> None:
+        super().__init__(before.name, before.dtype, before.shape, before.nbytes)
+        self.before = before
+        self.link = link
+        earlier = before.frames if isinstance(before, _Updated) else 0
+        self.frames: int = earlier + (link.delta is not None)
+        self.streams = before.streams and link.encoding == "xor" and self.frames <= _FRAMES_AT_ONCE
+
+    def _chain(self) -> tuple[Tensor, list[_Link]]:
+        """The tensor under the chain, and the links that have to be applied or checked, oldest first.
+
+        Where a SHA-256 is known, digests before it are superfluous: it decides alone.
+        """
+        links: list[_Link] = []
+        decided = False
+        tensor: Tensor = self
+        while isinstance(tensor, _Updated):  # no recursion: chains may have thousands of links
+            link = tensor.link
+            if not decided:
+                links.append(link)
+            elif link.delta is not None:
+                links.append(link._replace(expected=None, sha256=None))
+            decided = decided or link.sha256 is not None
+            tensor = tensor.before
+        return tensor, links[::-1]
 
     def _make(self, target: memoryview) -> None:
-        deque(self._changed(_filled(self._base, target), beside=len(target) >= _BESIDE), maxlen=0)
+        self._apply_to(target, beside=len(target) >= _BESIDE)
+
+    def _apply_to(self, target: memoryview, *, beside: bool) -> None:
+        base, links = self._chain()
+        old: _Old | None = _Old(base)
+        for link in links:  # one after another: a long chain takes no more memory than one delta
+            with _Step(link, self.name, beside=beside) as step:
+                step.apply(target, old)
+                step.finish()
+            old = None
 
     def in_blocks(self, memory: memoryview) -> Iterator[memoryview]:
-        return self._changed(self._base.in_blocks(memory), beside=False)
+        if self.nbytes <= len(memory):
+            self._apply_to(memory[: self.nbytes], beside=False)
+            if self.nbytes:
+                yield memory[: self.nbytes]
+        elif self.streams:
+            yield from self._stream(memory)
+        else:
+            yield from super().in_blocks(memory)
 
-    def _changed(self, blocks: Iterable[memoryview], *, beside: bool) -> Iterator[memoryview]:
-        """Blocks of the base, each changed in place when it is asked for; then the digest is checked."""
-        with self._digests(beside=beside) as hashes:
-            if self._delta is None:
-                for block in blocks:
-                    hashes.update(block)
-                    yield block
-            else:
-                with _frame(self._delta, self.name) as (reader, memory):
-                    for block in blocks:
-                        _combine(block, reader, memory, self.name)
-                        hashes.update(block)
-                        yield block
-                    _require_end(reader, self.name)
-            hashes.check(self.name)
+    def _stream(self, memory: memoryview) -> Iterator[memoryview]:
+        """Blocks, of which each is hashed in another thread while the next one is made."""
+        base, links = self._chain()
+        old = _Old(base)
+        memories = memory, allocate(len(memory))
+        hashing: deque[Job[object] | None] = deque()
+        with ExitStack() as opened:
+            steps = [
+                # What the next link changes is hashed before that, in this thread.
+                opened.enter_context(_Step(link, self.name, beside=link is links[-1]))
+                for link in links
+            ]
+            for number, begin in enumerate(range(0, self.nbytes, len(memory))):
+                if number >= 2 and (job := hashing.popleft()) is not None:
+                    job.result()
+                block = memories[number % 2][: self.nbytes - begin]
+                old.read_into(block)
+                for step in steps:
+                    step.apply(block)
+                hashing.append(steps[-1].digests.last)
+                yield block
+            for step in steps:
+                step.finish()
 
 
-def _filled(tensor: Tensor, target: memoryview) -> Iterator[memoryview]:
-    """Blocks of `target`, each filled with the bytes of the tensor when it is asked for."""
-    whole = isinstance(tensor, WholeTensor)  # parts of which are not to be had one at a time
-    if whole:
-        tensor.read_into(target)
-    for begin in range(0, len(target), BLOCK):
-        block = target[begin : begin + BLOCK]
-        if not whole:
-            tensor.read_into(block, begin)
-        yield block
+class _Old:
+    """The bytes of the tensor under a chain, in order."""
+
+    def __init__(self, base: Tensor) -> None:
+        if not base.streams:  # it would be computed again for every part
+            base = MemoryTensor(base.name, "U8", (base.nbytes,), base.view())
+        self._base = base
+        self._position = 0
+
+    def read_into(self, part: memoryview) -> None:
+        """Fill `part` with the next bytes."""
+        self._base.read_into(part, self._position)
+        self._position += len(part)
+
+
+class _Step:
+    """A link of a chain while it is applied to a tensor, from the first byte to the last.
+
+    Args:
+        link: The link.
+        name: Of the tensor, for messages.
+        beside: See `_Digests`.
+
+    Attributes:
+        digests: What checks the bytes.
+    """
+
+    def __init__(self, link: _Link, name: str, *, beside: bool) -> None:
+        self.digests = _Digests(link.algorithm, link.expected, link.sha256, beside=beside)
+        self._frame = None if link.delta is None else _Frame(link.delta, name)
+        self._name = name
+        self._overwrites = link.encoding == "overwrite"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        self.digests.close()
+        if self._frame is not None:
+            self._frame.close(reuse=error is None)
+
+    def apply(self, target: memoryview, old: _Old | None = None) -> None:
+        """Make the next bytes; with ``overwrite``, that must be all.
+
+        Args:
+            target: These bytes as they are before the link.
+            old: For the first link: what gives these bytes, which are not in `target` yet.
+        """
+        frame, update = self._frame, self.digests.update
+        if frame is None:
+            for tile in _tiles(target):
+                if old is not None:
+                    old.read_into(tile)
+                update(tile)
+        elif self._overwrites:
+            if old is not None:
+                old.read_into(target)
+            frame.overwrite(target)
+            update(target)
+        else:
+            other: _Old | _Frame = frame
+            if old is not None and not self.digests.beside:
+                # zstd comes first: where all of a frame fits, it decompresses it into its place, without
+                # a window: tensors of 4 MiB take three quarters of the time. (If another thread hashes,
+                # that begins at once instead, and takes longer.)
+                frame.read_into(target)
+                other, old = old, None
+            for tile in _tiles(target):
+                if old is not None:
+                    old.read_into(tile)
+                apart = frame.memory[: len(tile)]
+                other.read_into(apart)
+                values = np.frombuffer(tile, np.uint8)
+                values ^= np.frombuffer(apart, np.uint8)
+                update(tile)
+
+    def finish(self) -> None:
+        """Check that the frame ends here, and the digest of the bytes.
+
+        Raises:
+            FormatError: The frame has more bytes, or these are not those that the link is for.
+        """
+        if self._frame is not None:
+            self._frame.require_end()
+        self.digests.check(self._name)
+
+
+def _tiles(target: memoryview) -> Iterable[memoryview]:
+    if len(target) <= _TILE:
+        return (target,)
+    return (target[begin : begin + _TILE] for begin in range(0, len(target), _TILE))
 
 
 class _Digests:
@@ -268,7 +406,11 @@ class _Digests:
         expected: Its value, if it is known.
         sha256: The SHA-256, if it is known.
         beside: Compute in another thread: bytes that were given to `update` must stay as they are until
-            `check`.
+            `check`, or until the job that was the `last` one then has ended.
+
+    Attributes:
+        beside: The same.
+        last: The last job of the other thread, if there was any.
     """
 
     def __init__(
@@ -279,31 +421,29 @@ class _Digests:
             self._wanted = hashlib.sha256(), sha256
         elif expected is not None:
             self._wanted = checksum(algorithm), expected
-        self._beside = Background(name="safeweights-hash") if beside else None
-        self._last: Job[object] | None = None
+        self.beside = beside
+        self._thread = Background(name="safeweights-hash") if beside else None
+        self.last: Job[object] | None = None
 
     def update(self, data: memoryview) -> None:
         if self._wanted is None:
             return
-        if self._beside is None:
+        if self._thread is None:
             self._wanted[0].update(data)
         else:  # one thread: the calls run in order, so that the last one's end is that of all
-            self._last = self._beside.submit(self._wanted[0].update, data)
+            self.last = self._thread.submit(self._wanted[0].update, data)
 
     def check(self, name: str) -> None:
-        if self._last is not None:
-            self._last.result()
+        if self.last is not None:
+            self.last.result()
         if self._wanted is not None and self._wanted[0].hexdigest() != self._wanted[1]:
             raise _fault(
                 name, "gives other bytes: the base is another one, or something is damaged"
             )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._beside is not None:
-            self._beside.close()
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.close()
 
 
 def _fault(name: str, what: str) -> FormatError:
@@ -321,70 +461,75 @@ _BENCHES: Final[deque[_Bench]] = deque(maxlen=16)
 """Those that no thread uses; a deque, whose operations are atomic."""
 
 
-@contextmanager
-def _frame(delta: Tensor, name: str) -> Iterator[tuple[Any, memoryview]]:
-    """A reader of the frame, which never gives more than is asked for, and memory for a block."""
-    zstandard = compressor()
-    data = delta.view()
-    try:
-        zstandard.get_frame_parameters(bytes(data[:18]))
-    except zstandard.ZstdError as error:
-        raise _fault(name, f"is no zstd frame: {error}") from error
-    try:
-        bench = _BENCHES.pop()
-    except IndexError:
-        bench = _Bench(zstandard.ZstdDecompressor(), memoryview(bytearray(_ROOM)))
-    with bench.decompressor.stream_reader(data) as reader:
-        yield reader, bench.memory
-    _BENCHES.append(bench)
+class _Frame:
+    """The bytes in a zstd frame, in order, never more than are asked for.
 
+    Args:
+        delta: The frame.
+        name: Of the tensor, for messages.
 
-def _read(reader: Any, count: int, name: str) -> memoryview:
-    """Exactly so many bytes of the frame."""
-    memory = allocate(count)
-    _read_into(reader, memory, name)
-    return memory
+    Attributes:
+        memory: Memory for a tile.
 
+    Raises:
+        FormatError: That is no frame.
+    """
 
-def _read_into(reader: Any, memory: memoryview, name: str) -> None:
-    """Fill `memory` with bytes of the frame."""
-    filled = 0
-    try:
-        while filled < len(memory):
-            got = reader.readinto(memory[filled:])
-            if not got:
-                raise _fault(name, "ends too early")
-            filled += got
-    except compressor().ZstdError as error:
-        raise _fault(name, f"is damaged: {error}") from error
+    def __init__(self, delta: Tensor, name: str) -> None:
+        zstandard = compressor()
+        data = delta.view()
+        self._name = name
+        self._damage = zstandard.ZstdError
+        try:
+            zstandard.get_frame_parameters(bytes(data[:18]))
+        except self._damage as error:
+            raise _fault(name, f"is no zstd frame: {error}") from error
+        try:
+            self._bench = _BENCHES.pop()
+        except IndexError:
+            self._bench = _Bench(zstandard.ZstdDecompressor(), memoryview(bytearray(_TILE)))
+        self.memory = self._bench.memory
+        self._reader = self._bench.decompressor.stream_reader(data)
 
+    def close(self, *, reuse: bool) -> None:
+        """Give back what other threads may use, unless something went wrong with it."""
+        self._reader.close()
+        if reuse:
+            _BENCHES.append(self._bench)
 
-def _require_end(reader: Any, name: str) -> None:
-    try:
-        more = reader.read(1)
-    except compressor().ZstdError as error:
-        raise _fault(name, f"is damaged: {error}") from error
-    if more:
-        raise _fault(name, "has more bytes than the tensor")
+    def read_into(self, target: memoryview) -> None:
+        """Fill `target` with the next bytes."""
+        filled = 0
+        try:
+            while filled < len(target):
+                got = self._reader.readinto(target[filled:])
+                if not got:
+                    raise _fault(self._name, "ends too early")
+                filled += got
+        except self._damage as error:
+            raise _fault(self._name, f"is damaged: {error}") from error
 
+    def require_end(self) -> None:
+        """Refuse a frame that has more bytes."""
+        try:
+            more = self._reader.read(1)
+        except self._damage as error:
+            raise _fault(self._name, f"is damaged: {error}") from error
+        if more:
+            raise _fault(self._name, "has more bytes than the tensor")
 
-def _combine(block: memoryview, reader: Any, memory: memoryview, name: str) -> None:
-    """Combine a block of the base with the next bytes of the frame."""
-    for begin in range(0, len(block), len(memory)):
-        part = block[begin : begin + len(memory)]
-        apart = memory[: len(part)]
-        _read_into(reader, apart, name)
-        values = np.frombuffer(part, np.uint8)
-        values ^= np.frombuffer(apart, np.uint8)
+    def overwrite(self, target: memoryview) -> None:
+        """Replace the bytes of `target` that change: the frame has their number, places and values."""
+        count = int.from_bytes(self._read(4), "little")
+        if count > len(target):
+            raise _fault(self._name, f"changes {count} bytes of {len(target)}")
+        places = np.frombuffer(self._read(4 * count), "<u4")
+        values = np.frombuffer(self._read(count), np.uint8)
+        if count and int(places.max()) >= len(target):
+            raise _fault(self._name, "changes bytes beyond the end of the tensor")
+        np.frombuffer(target, np.uint8)[places] = values
 
-
-def _apply_overwrite(reader: Any, target: memoryview, name: str) -> None:
-    count = int.from_bytes(_read(reader, 4, name), "little")
-    if count > len(target):
-        raise _fault(name, f"changes {count} bytes of {len(target)}")
-    places = np.frombuffer(_read(reader, 4 * count, name), "<u4")
-    values = np.frombuffer(_read(reader, count, name), np.uint8)
-    _require_end(reader, name)
-    if count and int(places.max()) >= len(target):
-        raise _fault(name, "changes bytes beyond the end of the tensor")
-    np.frombuffer(target, np.uint8)[places] = values
+    def _read(self, count: int) -> memoryview:
+        memory = allocate(count)
+        self.read_into(memory)
+        return memory

@@ -204,14 +204,12 @@ class _Delta:
         known = self.known
         if known is not None and known.sha256.keys() != base.keys():
             raise self._unfit("has other tensors")
-        tensors: dict[str, Tensor] = {
-            name: checked(tensor, known.sha256[name]) if known is not None else tensor
-            for name, tensor in base.items()
-        }
+        tensors: dict[str, Tensor] = dict(base.items())
+        changed: set[str] = set()
         for file in self._files:
             sums = file.header.metadata or {}
             for name in file.header.tensors:
-                if name not in base:
+                if name not in tensors:
                     raise self._unfit(f"has no tensor {quote(name)}")
                 if name not in sums:
                     raise FormatError(
@@ -221,13 +219,17 @@ class _Delta:
                         tensor=name,
                     )
                 tensors[name] = applied(
-                    base[name],
+                    tensors[name],
                     file.tensor(name),
                     self._encoding,
                     expected=sums[name],
                     algorithm=self._algorithm,
                     sha256=None if known is None else known.sha256[name],
                 )
+                changed.add(name)
+        if known is not None:
+            for name in tensors.keys() - changed:
+                tensors[name] = checked(tensors[name], known.sha256[name])
         return Checkpoint(tensors, base.metadata, name=self.path)
 
     def check_after(self, older: _Delta) -> None:
