@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
-import signal
 import sys
 import traceback
 from contextlib import suppress
@@ -72,11 +71,11 @@ def _rank(
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout)
-    )
     try:
+        store = dist.TCPStore("127.0.0.1", port, is_master=False)
+        dist.init_process_group(
+            "gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout)
+        )
         result = Result(function(rank, *arguments))
     except BaseException:
         result = Result(error=traceback.format_exc())
@@ -113,7 +112,7 @@ def run_ranks(
         result = Result(error="no answer")
         if not pipe.poll(limit):
             for each in processes:
-                os.kill(each.pid, signal.SIGKILL)
+                each.kill()  # no error of one that has ended
             raise AssertionError(f"rank {rank} of {function.__name__} hangs")
         with suppress(EOFError):  # it was killed
             result = pipe.recv()
