@@ -228,14 +228,47 @@ def test_large_tensors_are_read_straight_into_their_memory(
     straight: list[str] = []
     original = filling._Straight.__init__
 
-    def noting(self: Any, batch: Any, memory: memoryview) -> None:
+    def noting(self: Any, batch: Any, *arguments: Any) -> None:
         straight.append(batch.tensors[0][0])
-        original(self, batch, memory)
+        original(self, batch, *arguments)
 
     monkeypatch.setattr(filling._Straight, "__init__", noting)
     assert ours.load_into(targets, tmp_path / "x") == (set(), [])
     assert len(straight) == 2
     assert all(torch.equal(targets[n], values[n].to(targets[n].dtype)) for n in values)
+
+
+def test_all_is_prepared_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "_ARENA", 1)
+    stored = {"a": torch.arange(600.0).reshape(300, 2), "b": torch.arange(4.0), "c": torch.ones(3)}
+    ours.save_file(stored, tmp_path / "x")
+    steps: list[str] = []
+
+    def note(owner: type, name: str, step: str) -> None:
+        original = getattr(owner, name)
+
+        def noting(*arguments: Any, **options: Any) -> Any:
+            steps.append(step)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    with safeweights.open(tmp_path / "x", backend="pread") as checkpoint:
+        note(filling._Straight, "__init__", "prepare")
+        note(filling._Columns, "__init__", "prepare")
+        note(filling._Straight, "fill", "read")
+        note(filling._Columns, "fill", "read")
+        targets = {"a": torch.zeros(300, 1), "b": torch.zeros(4), "c": torch.zeros(3)}
+        filling.fill(
+            filling.Part(checkpoint[name], (0,) * target.dim(), target)
+            for name, target in targets.items()
+        )
+    assert steps == ["prepare"] * 3 + ["read"] * 3
+    assert torch.equal(targets["a"], stored["a"][:, :1])
+    assert torch.equal(targets["b"], stored["b"])
+    assert torch.equal(targets["c"], stored["c"])
 
 
 def test_a_plan(path: Path) -> None:

@@ -536,6 +536,24 @@ def test_a_file_truncated_before_its_pages_are_touched_is_an_error(
     assert shares.calls["reads"]
 
 
+@pytest.mark.parametrize(("threads", "each"), [(1, 40_000), (2, 10_000)])
+def test_one_thread_copies_more_under_one_lease(
+    matrix: Path, shares: Shares, monkeypatch: pytest.MonkeyPatch, threads: int, each: int
+) -> None:
+    taken: list[int] = []
+
+    def counted(descriptor: int) -> Any:
+        taken.append(descriptor)
+        return leased(descriptor)
+
+    monkeypatch.setattr(files, "leased", counted)
+    monkeypatch.setattr(files, "LEASED", 40_000)
+    monkeypatch.setattr(files, "thread_count", lambda: threads)
+    assert read_runs(matrix, NARROW) == expected(matrix, NARROW)
+    assert len(taken) == -(-NARROW.nbytes // each)
+    assert shares.calls == NOTHING
+
+
 def test_memory_that_is_too_small_is_not_written(matrix: Path, shares: Shares) -> None:
     whole = bytearray(NARROW.nbytes)
     with pytest.raises(ValueError, match=r"150000 bytes are read, .* has 149999"):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from ..checkpoint import Checkpoint, SafetensorsFile, Tensor
+    from ..format.indexing import Runs, Selection
     from ..storage import Source
 
 __all__ = ["Batch", "Landing", "Scattered", "Transfer", "batches"]
@@ -60,11 +61,13 @@ class Scattered(NamedTuple):
         tensor: Of which it is a part.
         expression: Which part; None for all of it.
         tensors: Name -> type and shape of the part, as `Batch` has it.
+        runs: Where the bytes of the part are in the tensor, in C order; None for all of it.
     """
 
     tensor: Tensor
     expression: Any
     tensors: list[tuple[str, TensorInfo]]
+    runs: Runs | None = None
 
     @property
     def threads(self) -> int:
@@ -200,7 +203,8 @@ def _part(
     selection = indexing.select(expression, info.shape)
     runs = indexing.runs(selection, info.shape, info.dtype)
     if runs.run_count > 1 or selection.reversed:
-        return _scattered(name, FileTensor(name, info, source, start), expression)
+        indexing.require_reversible(selection, info.dtype)
+        return _selected(name, FileTensor(name, info, source, start), expression, selection, runs)
     begin = info.begin + (runs.offset if runs.nbytes else 0)
     return name, TensorInfo(info.dtype, selection.shape, begin, begin + runs.nbytes)
 
@@ -213,8 +217,13 @@ def _scattered(name: str, tensor: Tensor, expression: Any) -> Scattered:
     if tensor.dtype not in BITS:
         raise DTypeError(f"tensor {quote(name)} is of type {tensor.dtype}, which cannot be indexed")
     selection = indexing.select(expression, tensor.shape)
-    if selection.reversed:
-        indexing.require_reversible(selection, tensor.dtype)
+    indexing.require_reversible(selection, tensor.dtype)
     runs = indexing.runs(selection, tensor.shape, tensor.dtype)
+    return _selected(name, tensor, expression, selection, runs)
+
+
+def _selected(
+    name: str, tensor: Tensor, expression: Any, selection: Selection, runs: Runs
+) -> Scattered:
     part = TensorInfo(tensor.dtype, selection.shape, 0, runs.nbytes)
-    return Scattered(tensor, expression, [(name, part)])
+    return Scattered(tensor, expression, [(name, part)], runs)

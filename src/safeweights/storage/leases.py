@@ -27,17 +27,22 @@ __all__ = ["LEASED", "Lease", "leased"]
 LEASED: Final = 1 << 24
 """Bytes that should be used under one lease at most, so that a program that waits does not wait long."""
 
+_SIGNAL: Final = int(getattr(signal, "SIGURG", 0))
+
 
 class Lease:
     """A file that does not change.
 
     Args:
         descriptor: A description of the file of its own, with a lease.
+
+    Attributes:
+        size: Of the file, in bytes.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._size = os.fstat(descriptor).st_size
+        self.size = os.fstat(descriptor).st_size
 
     def is_held(self) -> bool:
         """Whether the file has not changed since the lease was taken, and no program tries to change it.
@@ -47,7 +52,7 @@ class Lease:
         computed from two versions of the file is valid only if this is true after the last use.
         """
         unbroken = fcntl.fcntl(self._descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
-        return unbroken and os.fstat(self._descriptor).st_size == self._size
+        return unbroken and os.fstat(self._descriptor).st_size == self.size
 
 
 @contextmanager
@@ -90,7 +95,7 @@ def _take(descriptor: int) -> int | None:
         return None
     try:
         # The default signal, SIGIO, would end the process. Returning a lease resets this.
-        fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(own, fcntl.F_SETSIG, _SIGNAL)
         fcntl.fcntl(own, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError:
         os.close(own)

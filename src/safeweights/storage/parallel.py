@@ -60,14 +60,13 @@ def thread_count() -> int:
     Where torchrun has started several ranks on this machine (LOCAL_WORLD_SIZE), each uses its share of the
     processors, and at least one: two ranks with two threads each on two processors take a quarter longer.
     """
-    machine = os.cpu_count() or 1
     try:
         processors = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
-        processors = machine
+        processors = os.cpu_count() or 1
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
     if ranks.isdecimal() and int(ranks) > 1:
-        return max(1, min(16, processors, machine // int(ranks)))
+        return max(1, min(16, processors, (os.cpu_count() or 1) // int(ranks)))
     return max(2, min(16, processors))
 
 
