@@ -5,12 +5,19 @@
 The ways take turns on the same two processes (gloo), after one round that does not count, and the median
 counts. Before each save twice its memory is touched, or the first would wait for the host to back it (see
 `bench/machine.py`). The clock runs from a barrier to the next one. "Memory" is what the peak of a rank's
-resident set grew by, "disk" what is in the folder afterwards. Everything is in the page cache: the work is
-compared, not the disk. "Fetched" is what both ranks together read from the disk in one more load, before
-which the files were dropped from the page cache, by the size of the model. "NumPy" copies a rank's part of
-each tensor from a new mapping of its file, checks nothing, and meets no other rank: the least that a load
-takes. FSDP 2 divides rows; "columns" is what row-wise tensor parallelism divides: runs of 2 to 8 KiB in a
-file.
+resident set grew by, "disk" what is in the folder afterwards. FSDP 2 divides rows; "columns" is what
+row-wise tensor parallelism divides: runs of 2 to 8 KiB in a file.
+
+All ways load the same files into the same tensors, in more rounds, which begin with another way each
+time. The files were read back from the disk into the page cache before: after a save they lie there in
+other pieces than after a load that read them from the disk, which decides how many page faults a mapping
+costs. Each load opens the files and maps them anew, so that its page faults count. The tensors were
+touched before. "Fetched" is what both ranks together read from the disk in one more load, before which
+the files were dropped from the page cache, by the size of the model.
+
+"Bare" readers show what limits a load with `torch.distributed.checkpoint.load`: they trust the headers,
+check no target, and do nothing but copy, from a new mapping (NumPy) or with pread(2). The one that copies
+nothing shows what the planner and its collective calls take, whatever the reader does.
 """
 
 from __future__ import annotations
@@ -34,7 +41,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from bench.machine import touch_memory
+from bench.machine import read_into_cache, touch_memory
 from bench.marks import Marks
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
@@ -42,13 +49,18 @@ from torch.distributed.checkpoint.hf_storage import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
+from torch.futures import Future
 
 from safeweights.distributed import StorageReader, StorageWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+
 RUNS = 3
+LOADS = 5
+"""Rounds of loads for each round of saves."""
 RANKS = 2
 
 WRITERS = {
@@ -60,30 +72,61 @@ WRITERS = {
     "torch, .distcp": lambda path: dcp.FileSystemWriter(path, sync_files=False),
     "torch, .distcp, synced": lambda path: dcp.FileSystemWriter(path),
 }
-BARE = "NumPy, from new mappings"
-LOADERS: dict[str, Callable[[str, dict[str, DTensor], int], object]] = {
-    "safeweights": lambda path, targets, _: dcp.load(targets, storage_reader=StorageReader(path)),
-    "torch, Hugging Face": lambda path, targets, _: dcp.load(
-        targets, storage_reader=HuggingFaceStorageReader(path)
-    ),
-    BARE: lambda path, targets, axis: copied(path, targets, axis),
+
+
+class BareReader(HuggingFaceStorageReader):
+    """Copies this rank's part of each tensor, and does nothing else.
+
+    Args:
+        path: The folder.
+        way: ``"map"``, ``"pread"`` (for rows), or ``"nothing"``.
+    """
+
+    def __init__(self, path: str, way: str) -> None:
+        super().__init__(path)
+        self._way = way
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        opened: dict[str, tuple[int, mmap.mmap, int, Any]] = {}
+        for item in plan.items:
+            name = self.storage_data[item.storage_index].relative_path
+            if name not in opened:
+                opened[name] = _opened(name)
+            descriptor, data, start, header = opened[name]
+            info = header[item.storage_index.fqn]
+            begin = start + info["data_offsets"][0]
+            target = planner.resolve_tensor(item).detach().view(torch.int16).numpy()
+            if self._way == "map":
+                stored = np.ndarray(info["shape"], np.int16, data, begin)
+                rows, columns = zip(item.storage_offsets, item.lengths, strict=True)
+                target[...] = stored[rows[0] : sum(rows), columns[0] : sum(columns)]
+            elif self._way == "pread":
+                begin += item.storage_offsets[0] * info["shape"][1] * 2
+                memory = memoryview(target).cast("B")
+                for at in range(0, len(memory), 1 << 23):
+                    os.preadv(descriptor, [memory[at : at + (1 << 23)]], begin + at)
+        for descriptor, *_ in opened.values():
+            os.close(descriptor)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+
+def _opened(name: str) -> tuple[int, mmap.mmap, int, Any]:
+    descriptor = os.open(name, os.O_RDONLY)
+    data = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    start = 8 + int.from_bytes(data[:8], "little")
+    return descriptor, data, start, json.loads(data[8:start])
+
+
+MAPPED, READ, NOTHING = "bare, from a mapping", "bare, pread(2)", "bare, copies nothing"
+READERS: dict[str, Callable[[str], Any]] = {
+    "safeweights": lambda path: StorageReader(path),
+    "torch, Hugging Face": lambda path: HuggingFaceStorageReader(path),
+    MAPPED: lambda path: BareReader(path, "map"),
+    READ: lambda path: BareReader(path, "pread"),
+    NOTHING: lambda path: BareReader(path, "nothing"),
 }
-
-
-def copied(path: str, targets: dict[str, DTensor], axis: int) -> None:
-    """Copy this rank's half of each tensor."""
-    for file in Path(path).glob("*.safetensors"):
-        with file.open("rb") as opened:
-            data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        start = 8 + int.from_bytes(data[:8], "little")
-        for name, info in json.loads(data[8:start]).items():
-            if name == "__metadata__":
-                continue
-            stored = np.ndarray(info["shape"], np.int16, data, start + info["data_offsets"][0])
-            local = targets[name].to_local().view(torch.int16).numpy()
-            begin = dist.get_rank() * local.shape[axis]
-            part = slice(begin, begin + local.shape[axis])
-            local[...] = stored[part] if axis == 0 else stored[:, part]
 
 
 def state(mib: int, axis: int, value: float) -> dict[str, DTensor]:
@@ -146,43 +189,83 @@ def rank(folder: str, mib: int, runs: int) -> NoReturn:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    first = dist.get_rank() == 0
     found: dict[str, dict[str, list[list[float]]]] = {}
     for axis, what in ((0, "rows"), (1, "columns")):
-        saves = found.setdefault(f"save {what}", {way: [] for way in WRITERS})
-        loads = found.setdefault(f"load {what}", {way: [] for way in LOADERS})
         tensors = state(mib, axis, 1)
-        need = sum(tensor.to_local().nbytes for tensor in tensors.values())
-        targets = state(mib, axis, 0)
-        for _ in range(1 + runs):
-            for way, times in saves.items():
-                path = f"{folder}/{way}"
-                if first:
-                    touch_memory(2 * RANKS * need)
-                row = measured(partial(dcp.save, tensors, storage_writer=WRITERS[way](path)))
-                times.append([*row[:2], size_of(path) / need / RANKS])
-                for reader, read in loads.items() if way == "safeweights" else ():
-                    for target in targets.values():
-                        target.to_local().zero_()
-                    work = partial(LOADERS[reader], path, targets, axis)
-                    row = measured(work)
-                    drop(path)
-                    cold = measured(work)
-                    read.append([*row[:2], cold[2] / need / RANKS])
-                    assert all(
-                        bool((target.to_local() == 1 + dist.get_rank()).all())
-                        for target in targets.values()
-                    )
-                dist.barrier()
-                if first:
-                    shutil.rmtree(path)
-                dist.barrier()
-        for rows in (*saves.values(), *loads.values()):
-            del rows[0]  # modules were imported, and memory was used for the first time
-    if first:
+        found[f"save {what}"] = saves(tensors, folder, runs)
+        path = f"{folder}/loaded"
+        dcp.save(tensors, storage_writer=StorageWriter(path))
+        del tensors
+        found[f"load {what}"] = loads(state(mib, axis, 0), path, axis, LOADS * runs)
+        if dist.get_rank() == 0:
+            shutil.rmtree(path)
+    if dist.get_rank() == 0:
         print(json.dumps(found), flush=True)
     dist.destroy_process_group()
     os._exit(0)  # PyTorch may abort when Python exits: see END in tests/ranks/launching.py
+
+
+def saves(tensors: dict[str, DTensor], folder: str, runs: int) -> dict[str, list[list[float]]]:
+    """Of each way to save: seconds, growth of memory, and size on the disk by that of the model."""
+    first = dist.get_rank() == 0
+    need = RANKS * sum(tensor.to_local().nbytes for tensor in tensors.values())
+    found: dict[str, list[list[float]]] = {way: [] for way in WRITERS}
+    for _ in range(1 + runs):
+        for way, times in found.items():
+            path = f"{folder}/{way}"
+            if first:
+                touch_memory(2 * need)
+            row = measured(partial(dcp.save, tensors, storage_writer=WRITERS[way](path)))
+            times.append([*row[:2], size_of(path) / need])
+            dist.barrier()
+            if first:
+                shutil.rmtree(path)
+            dist.barrier()
+    return without_first(found)
+
+
+def loads(
+    targets: dict[str, DTensor], path: str, axis: int, runs: int
+) -> dict[str, list[list[float]]]:
+    """Of each way to load: seconds, growth of memory, and bytes fetched by the size of the model."""
+    need = RANKS * sum(tensor.to_local().nbytes for tensor in targets.values())
+    found: dict[str, list[list[float]]] = {}
+    for way in READERS:
+        if way != READ or axis == 0:
+            found[way] = []
+    ways = [*found]
+
+    def load(way: str) -> list[float]:
+        for target in targets.values():
+            target.to_local().zero_()
+        row = measured(partial(dcp.load, targets, storage_reader=READERS[way](path)))
+        value = 0 if way == NOTHING else 1 + dist.get_rank()
+        # As integers: to compare numbers of two bytes takes longer than to load them.
+        bits = torch.full((4,), value, dtype=torch.bfloat16).view(torch.int64)
+        for target in targets.values():
+            assert bool((target.to_local().flatten().view(torch.int64) == bits[0]).all()), way
+        return row
+
+    if dist.get_rank() == 0:
+        for file in Path(path).iterdir():
+            read_into_cache(file)
+    for number in range(1 + runs):
+        begin = number % len(ways)
+        for way in ways[begin:] + ways[:begin]:
+            found[way].append(load(way)[:2])
+    for way, rows in found.items():
+        if dist.get_rank() == 0:
+            drop(path)
+        dist.barrier()
+        fetched = load(way)[2] / need
+        for row in rows:
+            row.append(fetched)
+    return without_first(found)
+
+
+def without_first(found: dict[str, list[list[float]]]) -> dict[str, list[list[float]]]:
+    """Without the first round: modules were imported, and memory was used for the first time."""
+    return {way: rows[1:] for way, rows in found.items()}
 
 
 def planning(count: int) -> float:
@@ -264,17 +347,18 @@ def main() -> int:
             print(f"| {way} | {seconds:.2f} s | {memory / (1 << 20):.0f} MiB | {ratio:.2f} x |")
     print()
     for what in ("rows", "columns"):
-        saves, loads = medians[f"save {what}"], medians[f"load {what}"]
-        ours, theirs = saves["safeweights"], saves["torch, Hugging Face with consolidation"]
+        saved, loaded = medians[f"save {what}"], medians[f"load {what}"]
+        ours, theirs = saved["safeweights"], saved["torch, Hugging Face with consolidation"]
         marks.add(f"save {what} / torch's Hugging Face writer", ours[0] / theirs[0], most=0.5)
         marks.add(f"save {what}: disk / the same", ours[2] / theirs[2], most=0.5)
         marks.add(f"save {what}: extra memory a rank", ours[1] / (1 << 20), most=64, unit="MiB")
-        plain = saves["torch, .distcp"]
+        plain = saved["torch, .distcp"]
         marks.add(f"save {what} / torch's .distcp, unsynced", ours[0] / plain[0], most=1.0)
-        ours, theirs = loads["safeweights"], loads["torch, Hugging Face"]
+        ours, theirs = loaded["safeweights"], loaded["torch, Hugging Face"]
+        bound = min(loaded[way][0] for way in (MAPPED, READ) if way in loaded)
         marks.add(
             f"load {what} / torch's Hugging Face reader", ours[0] / theirs[0],
-            most=0.8, bound=loads[BARE][0] / theirs[0],
+            most=0.8, bound=bound / theirs[0],
         )  # fmt: skip
         marks.add(f"load {what}: bytes fetched from the disk / needed", ours[2], most=1.05)
     marks.add("plan of 50,000 tensors on 2 ranks", planning(50_000), most=0.5, unit="s")
