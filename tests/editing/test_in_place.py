@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 import safeweights
 import safeweights.numpy
 from safeweights.checkpoint import SafetensorsFile
-from safeweights.editing import edit, inplace
+from safeweights.editing import edit, editor, inplace
 from safeweights.errors import ChangedError
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ OTHER_EDITS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("other", OTHER_EDITS)
 @pytest.mark.parametrize("new", ["module.s", "module.step" * 500])  # patched; written anew
-@pytest.mark.parametrize("when", ["outputs.header_of", "editor.header_of", "editor.write_patch"])
+@pytest.mark.parametrize("when", ["outputs.header_of", "editor.locked", "editor.write_patch"])
 def test_an_edit_between_reading_and_writing_is_not_undone(
     model: Path, monkeypatch: pytest.MonkeyPatch, when: str, new: str, other: dict[str, Any]
 ) -> None:
@@ -363,6 +364,47 @@ def test_an_edit_between_reading_and_writing_is_not_undone(
         assert not raced, "the other edit was undone"
 
 
+def test_no_other_edit_comes_between_the_check_and_the_new_name(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="needs flock(2)")
+    refused: list[str] = []
+
+    def attempt(when: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def tried(*given: Any, **more: Any) -> Any:
+            with model.open("r+b") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    refused.append(when)
+            return call(*given, **more)
+
+        return tried
+
+    monkeypatch.setattr(editor, "header_of", attempt("checked", editor.header_of))
+    monkeypatch.setattr(os, "link", attempt("written", os.link))
+    monkeypatch.setattr(os, "replace", attempt("renamed", os.replace))
+    before = model.stat().st_ino
+    edit(model, in_place=True, drop="module.step")
+    monkeypatch.undo()
+    assert refused == ["checked", "renamed"]
+    assert model.stat().st_ino != before
+    edit(model, in_place=True, rename={EMBED: "module.e"})  # the lock was returned
+    assert "module.e" in safeweights.open(model)
+
+
+def test_a_file_with_two_names_is_locked_once(shards: Path) -> None:
+    first, second, *_ = sorted(shards.glob("*.safetensors"))
+    opened = {path.name: SafetensorsFile.open(path, backend="pread") for path in (first, second)}
+    second.unlink()
+    os.link(first, second)
+    twice = {str(path): SafetensorsFile.open(path, backend="pread") for path in (first, second)}
+    with ExitStack() as locks:
+        editor._require_unchanged(twice, locks)  # would wait for itself
+        with pytest.raises(ChangedError):
+            editor._require_unchanged({str(second): opened[second.name]}, locks)
+
+
 def test_edits_at_once_are_all_made(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     safeweights.numpy.save_file({f"{n}{n}": np.ones(2) for n in range(6)}, path)
@@ -384,7 +426,7 @@ def test_edits_at_once_are_all_made(tmp_path: Path) -> None:
 KILLS = """
 import os, signal, sys
 import safeweights
-from safeweights.editing import edit, inplace
+from safeweights.editing import edit, editor, inplace
 from safeweights.storage import sink, runs
 import safeweights.conversion.opening, safeweights.editing.editor
 

@@ -6,6 +6,7 @@ import errno
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import SUFFIX
@@ -16,7 +17,7 @@ from ..errors import ChangedError, UnsupportedError
 from ..storage import DescriptorSource, is_url, place_of
 from ..text import plural
 from ..trust.verifier import identified, identity_in_use
-from .inplace import header_of, write_patch
+from .inplace import header_of, locked, write_patch
 from .layout import Place, outputs_of
 from .model import below
 from .outputs import File, choose_patch, compute_hashes, decide
@@ -266,7 +267,8 @@ class _Writing:
             write_patch(path, file.kept(), changed[0].patch, durable=self.durable)
             return
         index = self.found.index
-        with self.where.store.commit(durable=self.durable) as commit:
+        # The locks are returned when the new files have their names.
+        with ExitStack() as locks, self.where.store.commit(durable=self.durable) as commit:
             if force:
                 self.earlier.delete_shards(commit)
             self._write_files(commit, changed, create_only=not force)
@@ -274,7 +276,7 @@ class _Writing:
                 self.earlier.delete_indexes(commit, keep=index)
             if index is not None:
                 commit.write(index, [self.found.text], create_only=not force)
-            _require_unchanged(replaced)
+            _require_unchanged(replaced, locks)
 
     def _write_files(self, commit: Commit, files: list[File], *, create_only: bool) -> None:
         total, done = sum(file.size for file in files), 0
@@ -289,17 +291,26 @@ class _Writing:
             done += file.size
 
 
-def _require_unchanged(files: Mapping[str, SafetensorsFile]) -> None:
+def _require_unchanged(files: Mapping[str, SafetensorsFile], locks: ExitStack) -> None:
     """Refuse to replace a file that another process has replaced or edited since it was opened.
+
+    Args:
+        files: The files, by path.
+        locks: Gets what keeps other processes from editing them.
 
     Raises:
         ChangedError: It has.
     """
-    for path, file in files.items():
+    held: set[tuple[int, int]] = set()
+    for path, file in sorted(files.items(), key=itemgetter(0)):  # all processes in one order
         if not isinstance(file.source, DescriptorSource):
             continue
+        opened = os.fstat(file.source.fileno())
+        if (opened.st_dev, opened.st_ino) not in held:  # it may have two names
+            held.add((opened.st_dev, opened.st_ino))
+            locks.enter_context(locked(file.source.fileno()))
         try:
-            same = os.path.samestat(os.stat(path), os.fstat(file.source.fileno()))
+            same = os.path.samestat(os.stat(path), opened)
         except FileNotFoundError:
             same = False
         if not same:

@@ -11,8 +11,8 @@ Two ways to put it in place, neither of which can leave a file that is half of e
   such a block whole.
 - Otherwise a new file with the new header and the same data takes the place of the old one by renaming.
 
-Several processes may edit one file: each overwrites bytes only while it has the file locked (flock(2)), and
-only if the whole header is still the one that it read.
+Several processes may edit one file: each overwrites bytes, or replaces the file, only while it has the file
+locked (flock(2)), and only if the whole header is still the one that it read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from json.encoder import encode_basestring as _json_string
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -29,12 +29,12 @@ from ..format.header import METADATA_KEY, PREFIX, parse
 from ..format.strictjson import Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from ..checkpoint import SafetensorsFile
     from ..storage import DescriptorSource
 
-__all__ = ["Patch", "can_patch", "header_of", "new_header", "patch_of", "write_patch"]
+__all__ = ["Patch", "can_patch", "header_of", "locked", "new_header", "patch_of", "write_patch"]
 
 BLOCK: Final = 4096
 """The size of a page, and of a sector of disks since 2011."""
@@ -166,12 +166,21 @@ def patch_of(old: bytes, head: bytes) -> Patch | None:
     return Patch(first, old, head[first : last + 1])
 
 
-def _lock(descriptor: int) -> None:
-    """Wait until no other edit overwrites bytes of a file, where the filesystem has locks."""
-    import fcntl
-
+@contextmanager
+def locked(descriptor: int) -> Iterator[None]:
+    """Keep other edits from overwriting or replacing a file, where the filesystem has locks (flock(2))."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def can_patch(path: str) -> bool:
@@ -199,16 +208,15 @@ def write_patch(path: str, source: DescriptorSource, patch: Patch, *, durable: b
     flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
     try:
-        _lock(descriptor)
-        same = os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
-        same = same and os.path.samestat(os.fstat(descriptor), os.fstat(source.fileno()))
-        if not same or os.pread(descriptor, len(patch.old), 0) != patch.old:
-            raise ChangedError(_CHANGED, path=path)
-        done = 0
-        while done < len(
-            patch.new
-        ):  # the kernel does it at once; a library that stands for it may not
-            done += os.pwrite(descriptor, patch.new[done:], patch.offset + done)
+        with locked(descriptor):
+            same = os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+            same = same and os.path.samestat(os.fstat(descriptor), os.fstat(source.fileno()))
+            if not same or os.pread(descriptor, len(patch.old), 0) != patch.old:
+                raise ChangedError(_CHANGED, path=path)
+            done = 0
+            # The kernel does it at once; a library that stands for it may not.
+            while done < len(patch.new):
+                done += os.pwrite(descriptor, patch.new[done:], patch.offset + done)
         if durable:
             os.fsync(descriptor)
     finally:
