@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from safeweights.errors import FormatError
+from safeweights.errors import FormatError, SafetensorError
 from safeweights.storage import (
     Computed,
     MemoryStore,
@@ -150,6 +150,15 @@ def test_a_piece_that_is_wrong_leaves_the_old_file(tmp_path: Path, bad: int) -> 
     with pytest.raises(FormatError, match="other bytes"):
         write_stream(stream, pieces)
     assert bytes(bad) not in stream.getvalue(), "bytes were handed out that are wrong"
+
+
+@pytest.mark.parametrize("found", [0, 9, 11, 20, 5000])
+def test_a_piece_that_is_not_as_long_as_it_said(tmp_path: Path, found: int) -> None:
+    wrong = piece(bytes(found))
+    wrong.length = 10
+    with pytest.raises(SafetensorError, match="more or fewer"):
+        write_file(tmp_path / "a", [piece(bytes(2000)), wrong, piece(bytes(2000))])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])

@@ -11,6 +11,7 @@ from collections import deque
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Final
 
+from ..errors import SafetensorError
 from .memory import allocate
 from .parallel import in_order, in_threads, thread_count
 
@@ -74,6 +75,7 @@ def write_computed(
         progress: Called in this thread with the number of bytes written so far.
 
     Raises:
+        SafetensorError: A piece has more or fewer bytes than it said.
         Exception: What computing or writing a piece raised, of the first such piece.
     """
     whole = max(_UNIT, min(_WHOLE, _MEMORY // thread_count()))
@@ -94,12 +96,20 @@ def write_computed(
             blocks = iter((_fill(memory[:size], unit),))
         done = 0
         for block in blocks:
+            if done + len(block) > size:  # it would be written over what another thread writes
+                raise _wrong_size(size)
             write(block, begin + done)
             done += len(block)
             tell(done)
+        if done != size:
+            raise _wrong_size(size)
         spare.append(memory)
 
     in_threads(one, zip(units, sizes, begins, strict=False), progress=progress)
+
+
+def _wrong_size(size: int) -> SafetensorError:
+    return SafetensorError(f"a tensor of {size} bytes has more or fewer when it is computed")
 
 
 def in_memory(pieces: Iterable[Computed]) -> Iterator[Buffer]:
