@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,11 +28,10 @@ from safeweights.derived import delta as codec  # noqa: E402
 from safeweights.derived.strided import ComputedTensor  # noqa: E402
 from safeweights.editing import apply_delta, compact_deltas, make_delta, open_delta  # noqa: E402
 from safeweights.errors import FormatError, MissingDependencyError, UnsupportedError  # noqa: E402
-from safeweights.storage import computing  # noqa: E402
+from safeweights.storage import computing, handles  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 INDEX = "model.safetensors.index.json"
 
@@ -91,6 +91,7 @@ def test_make_and_apply(
     monkeypatch.setattr(codec, "_TILE", 4096)
     monkeypatch.setattr(codec, "_BENCHES", deque())
     monkeypatch.setattr(codec, "_BESIDE", 8192 if beside else 1 << 40)
+    monkeypatch.setattr(codec, "_FRAME_AT_ONCE", 30 if beside else 1 << 20)
     done = make_delta(
         versions[0], versions[1], tmp_path / "d", encoding=encoding, checksum_format=sums
     )
@@ -300,6 +301,48 @@ def test_chains_of_thousands(sidecar: bool, encoding: str) -> None:
     assert bytes(new.view()) == states[-1]
     assert not new.streams  # so many frames are not decompressed side by side
     assert b"".join(map(bytes, new.in_blocks(memoryview(bytearray(99))))) == states[-1]
+
+
+def test_a_chain_of_more_files_than_may_be_open(
+    tmp_path: Path, chain: Path, versions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.exists():
+        pytest.skip("needs /proc to count open files")
+    monkeypatch.setattr(handles, "_limit", lambda: 4)
+    model = open_delta(chain, versions[0])
+    before = len(list(descriptors.iterdir()))
+    opened = [open_delta(chain, versions[0]) for _ in range(5)]
+    assert len(list(descriptors.iterdir())) - before <= 5 * 2  # the base, and one of three deltas
+    for each in (model, *opened):
+        assert contents(each) == contents(versions[3])
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_frames_that_are_not_read_at_once_take_little_memory(
+    tmp_path: Path, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delta that cannot be compressed is as large as the tensor."""
+    chance = np.random.default_rng(5)
+    for name in ("old", "new"):
+        weights = {"a": chance.integers(0, 256, 1 << 20, np.uint8)}
+        safeweights.numpy.save_file(weights, tmp_path / f"{name}.safetensors")
+    old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    make_delta(old, new, tmp_path / "d")
+    monkeypatch.setattr(codec, "_FRAME_AT_ONCE", 1 << 21 if at_once else 1 << 16)
+    monkeypatch.setattr(codec, "_TILE", 5000)
+    monkeypatch.setattr(codec, "_BENCHES", deque())
+    asked: list[int] = []
+    real = codec._Compressed.read
+
+    def read(frame: Any, size: int) -> memoryview:
+        asked.append(size)
+        return real(frame, size)
+
+    monkeypatch.setattr(codec._Compressed, "read", read)
+    apply_delta(tmp_path / "d", tmp_path / "out.safetensors", old)
+    assert (tmp_path / "out.safetensors").read_bytes() == new.read_bytes()
+    assert set(asked) == (set() if at_once else {5000})
 
 
 @pytest.mark.parametrize(("count", "sidecar"), [(1, True), (3, True), (16, True), (3, False)])

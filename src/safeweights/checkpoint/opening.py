@@ -137,14 +137,21 @@ class Files(NamedTuple):
     index_version: str | None = None
     index_metadata: Mapping[str, str] = MappingProxyType({})
 
-    def open(self, backend: str, verify: Verifier | None) -> Iterator[tuple[str, Source]]:
+    def open(
+        self, backend: str, verify: Verifier | None, handles: Handles | None = None
+    ) -> Iterator[tuple[str, Source]]:
         """Name and source of each file, opened one after another.
+
+        Args:
+            backend: See `open`.
+            verify: See `open`.
+            handles: What keeps few of them open; by default, all stay open unless they are too many.
 
         Raises:
             ChangedError: After the last file: the checkpoint was replaced in the meantime.
         """
         versions = {}
-        for name, source in self._sources(backend):
+        for name, source in self._sources(backend, handles):
             versions[name] = source.version
             yield name, source if verify is None else verify(source, source.name)
         # A commit removes the index first and adds the new one last: if the same index is still there,
@@ -155,14 +162,13 @@ class Files(NamedTuple):
             return
         self._require_versions(versions)
 
-    def _sources(self, backend: str) -> Iterator[tuple[str, Source]]:
+    def _sources(self, backend: str, handles: Handles | None) -> Iterator[tuple[str, Source]]:
         if not self.store.is_remote:
-            open_it = partial(self.store.open, backend=backend)
-            if not too_many(len(self.names)):
-                return ((name, open_it(name)) for name in self.names)
-            handles = Handles()
+            if handles is None and not too_many(len(self.names)):
+                return ((name, self.store.open(name, backend=backend)) for name in self.names)
+            few = handles or Handles()
             open_it = partial(self.store.open, backend="pread")
-            return ((name, handles.source(partial(open_it, name))) for name in self.names)
+            return ((name, few.source(partial(open_it, name))) for name in self.names)
         # A request takes a long time, in which nothing else happens: all of them together. Headers are
         # among the first bytes, which remote stores fetch when they open a file.
         return iter(zip(self.names, _each_of(self.names, self._open_or_missing), strict=True))

@@ -48,6 +48,12 @@ BLOCK: Final = 1 << 20
 _TILE: Final = 1 << 20
 """Bytes that are combined and hashed at a time. With fewer, threads wait for the interpreter's lock."""
 
+_FRAME_AT_ONCE: Final = 1 << 21
+"""Size of a frame above which it is read in pieces, for which zstd needs a window."""
+
+_FRAME_HEADER: Final = 18
+"""Bytes of the longest header of a zstd frame (RFC 8878, section 3.1.1.1)."""
+
 _FRAMES_AT_ONCE: Final = 16
 """Deltas of a chain that are decompressed side by side, at most: each takes a MiB of memory, or more. The
 tensors of longer chains are computed as a whole, one delta after another."""
@@ -461,6 +467,25 @@ _BENCHES: Final[deque[_Bench]] = deque(maxlen=16)
 """Those that no thread uses; a deque, whose operations are atomic."""
 
 
+class _Compressed:
+    """The bytes of a frame, read when zstandard asks for them."""
+
+    def __init__(self, delta: Tensor) -> None:
+        self._delta = delta
+        self._position = 0
+
+    def __getitem__(self, part: slice) -> memoryview:
+        begin, end, _ = part.indices(self._delta.nbytes)
+        memory = memoryview(bytearray(end - begin))
+        self._delta.read_into(memory, begin)
+        return memory
+
+    def read(self, size: int) -> memoryview:
+        """At most `size` bytes; none at the end."""
+        begin, self._position = self._position, self._position + size
+        return self[begin : self._position]
+
+
 class _Frame:
     """The bytes in a zstd frame, in order, never more than are asked for.
 
@@ -477,11 +502,11 @@ class _Frame:
 
     def __init__(self, delta: Tensor, name: str) -> None:
         zstandard = compressor()
-        data = delta.view()
+        data = _Compressed(delta) if delta.nbytes > _FRAME_AT_ONCE else delta.view()
         self._name = name
         self._damage = zstandard.ZstdError
         try:
-            zstandard.get_frame_parameters(bytes(data[:18]))
+            zstandard.get_frame_parameters(bytes(data[:_FRAME_HEADER]))
         except self._damage as error:
             raise _fault(name, f"is no zstd frame: {error}") from error
         try:
@@ -489,7 +514,7 @@ class _Frame:
         except IndexError:
             self._bench = _Bench(zstandard.ZstdDecompressor(), memoryview(bytearray(_TILE)))
         self.memory = self._bench.memory
-        self._reader = self._bench.decompressor.stream_reader(data)
+        self._reader = self._bench.decompressor.stream_reader(data, read_size=_TILE)
 
     def close(self, *, reuse: bool) -> None:
         """Give back what other threads may use, unless something went wrong with it."""

@@ -30,7 +30,7 @@ from ..conversion.opening import open as open_any
 from ..derived.delta import BLOCK, ENCODINGS, applied, checked, checksum, compressor, encode
 from ..errors import FormatError, UnsupportedError, quote
 from ..format.strictjson import JSONError, Reader
-from ..storage import place_of
+from ..storage import Handles, place_of
 from ..storage.parallel import in_threads
 from ..storage.places import exists, join, parent
 from ..trust.errors import AccessError
@@ -126,7 +126,8 @@ def _chain(target: str, given: Mapping[str, Any]) -> tuple[list[_Delta], str | N
     """
     path = _newest(target)
     chain: list[_Delta] = []
-    while (delta := _Delta.open(path, given)) is not None:
+    handles = Handles()  # a chain may have more files than this process may have open
+    while (delta := _Delta.open(path, given, handles)) is not None:
         if len(chain) == _CHAIN_MAX or (chain and delta.version != chain[-1].base_version):
             raise FormatError("the chain of deltas does not end", rule="delta", path=path)
         if chain:
@@ -169,14 +170,15 @@ class _Delta:
             raise UnsupportedError(f"the compression {quote(packing)} is not known", path=path)
 
     @classmethod
-    def open(cls, path: str, given: Mapping[str, Any]) -> _Delta | None:
+    def open(cls, path: str, given: Mapping[str, Any], handles: Handles) -> _Delta | None:
         """The delta in a folder; None if it has a whole model."""
         target, verify = resolve(path, given["trust"], given["identity"])
         files = find_files(target, verify=verify)
         if files is None or not is_delta(files.index_metadata):
             return None
         opened = {
-            name: SafetensorsFile(source) for name, source in files.open(given["backend"], verify)
+            name: SafetensorsFile(source)
+            for name, source in files.open(given["backend"], verify, handles)
         }
         files.check({name: file.header.tensors for name, file in opened.items()})
         delta = cls(path, files.index_metadata, list(opened.values()))
