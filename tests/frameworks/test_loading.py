@@ -143,7 +143,7 @@ def test_pieces_of_large_tensors(
     """Many pieces, whose ends lie anywhere in tensors; direct reads come in blocks."""
     for module in (sources, loading):
         monkeypatch.setattr(module, "CHUNK", chunk)
-    monkeypatch.setattr(sources.Reading.__new__, "__defaults__", (chunk,))
+    monkeypatch.setattr(sources.Reading.__new__, "__defaults__", (chunk, 0))
     random = np.random.default_rng(5)
     count = 9 * chunk // 8 + 3
     arrays = {name: random.integers(0, 256, count, "u1") for name in "abc"}
@@ -472,6 +472,33 @@ def test_progress_is_told_to_who_waits(
         folder / "model-00001-of-00002.safetensors", backend=backend, progress=progress
     )
     assert heard[-1] == (8 << 20, threading.get_ident())
+
+
+def test_progress_is_told_of_each_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only of each batch, and not only when a wait ends by itself."""
+    monkeypatch.setattr("safeweights.storage.parallel._PATIENCE", 60)
+    monkeypatch.setattr(sources.Reading.__new__, "__defaults__", (1 << 20, 0))
+    monkeypatch.setattr(loading, "CHUNK", 1 << 20)
+    safeweights.numpy.save_file({"a": np.ones(8 << 20, "u1")}, tmp_path / "a.safetensors")
+    told = threading.Event()
+    real = sources.Source.reading
+
+    def reading(source: sources.Source, offset: int, length: int) -> sources.Reading:
+        found = real(source, offset, length)
+
+        def fill(begin: int, end: int) -> None:
+            if end == length:  # the last piece
+                assert told.wait(30)
+            found.fill(begin, end)
+
+        return found._replace(fill=fill)
+
+    monkeypatch.setattr(sources.Source, "reading", reading)
+    safeweights.numpy.load_file(
+        tmp_path / "a.safetensors", backend="pread", progress=lambda done: done and told.set()
+    )
 
 
 @pytest.mark.parametrize("backend", ["pread", "direct"])

@@ -12,12 +12,15 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from interrupts import Alarm, Interrupt, posix
 from new_threads import threads_since_now
 from safeweights.storage import parallel, read_ahead
 from safeweights.storage.parallel import (
     Background,
+    cut,
     in_order,
     in_parallel,
     in_threads,
@@ -419,6 +422,35 @@ def test_interrupts_without_threads(scarce: Callable[[int], list[threading.Threa
 # ---- the chunks of one buffer
 
 
+@given(
+    total=st.integers(0, 5000),
+    most=st.integers(1, 40),
+    least=st.integers(1, 40),
+    after=st.integers(0, 5000),
+    threads=st.integers(0, 20),
+)
+def test_pieces_cover_everything_once_and_get_no_longer(
+    total: int, most: int, least: int, after: int, threads: int
+) -> None:
+    most *= least
+    pieces = list(cut(total, most=most, least=least, after=after, threads=threads))
+    assert [place for piece in pieces for place in range(*piece)] == list(range(total))
+    lengths = [end - begin for begin, end in pieces]
+    assert lengths == sorted(lengths, reverse=True)
+    assert all(least <= length <= most and length % least == 0 for length in lengths[:-1])
+    if after >= most * (threads or 16):
+        assert all(length == most for length in lengths[:-1])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 16])
+def test_no_thread_waits_long_for_the_last_piece(threads: int) -> None:
+    """Threads that are equally fast end within the time of the shortest piece, or a few of them."""
+    free = [0] * threads
+    for begin, end in cut(1000, most=64, least=4, threads=threads):
+        free[free.index(min(free))] += end - begin
+    assert max(free) - min(free) <= 8
+
+
 @pytest.mark.parametrize("threads", [0, 1, 5])
 @pytest.mark.parametrize("total", [0, 1, 10, 11, 20, 1000])
 def test_chunks_cover_everything_once(total: int, threads: int) -> None:
@@ -426,6 +458,11 @@ def test_chunks_cover_everything_once(total: int, threads: int) -> None:
     in_parallel(lambda begin, end: seen.append((begin, end)), total, chunk=10, threads=threads)
     places = [place for begin, end in sorted(seen) for place in range(begin, end)]
     assert places == list(range(total))
+    shorter: list[tuple[int, int]] = []
+    in_parallel(
+        lambda begin, end: shorter.append((begin, end)), total, chunk=10, least=2, threads=threads
+    )
+    assert [place for begin, end in sorted(shorter) for place in range(begin, end)] == places
 
 
 @pytest.mark.parametrize("in_the_caller", [False, True])

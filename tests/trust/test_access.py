@@ -50,6 +50,7 @@ from safeweights.trust.access import recipients
 from safeweights.trust.access.armor import armored
 from safeweights.trust.access.identities import as_identities, parse_identities
 from safeweights.trust.access.keyring import as_keyring, encrypted_for
+from safeweights.trust.access.stores import key_files
 
 pyrage = pytest.importorskip("pyrage")
 
@@ -637,3 +638,24 @@ def test_the_documented_key_service_works(
             thread.join()
     assert set(found["tensors"]) == set(sharded[1])
     assert asked == [("/wrap", "models-2026"), ("/unwrap", "models-2026")]
+
+
+def test_key_files_are_those_of_the_nearest_folder_that_has_any(tmp_path: Path) -> None:
+    deep = tmp_path / "1" / "2" / "3" / "4"
+    deep.mkdir(parents=True)
+    for name in ("far.key.age", "1/b.key.age", "1/a.key.age", "1/note", "1/2/x.age"):
+        (tmp_path / name).write_bytes(b"")
+    (deep / "c.key.age").mkdir()  # a folder is none
+
+    def found(folder: Path, inside: str = "") -> list[str]:
+        return [store.locate(name) for store, name in key_files(LocalStore(folder), inside)]
+
+    near = [f"{tmp_path}/1/a.key.age", f"{tmp_path}/1/b.key.age"]
+    assert found(deep) == found(tmp_path / "1", "2/3/4") == near
+    assert found(tmp_path, "1/2/no/such/other/folder") == []  # more than four folders above it
+    assert found(tmp_path / "1", "2/x.age/is/file") == near
+    (tmp_path / "1" / "2" / "d.key.age").symlink_to("x.age")
+    assert found(deep) == [f"{tmp_path}/1/2/d.key.age"]
+    assert found(deep.parent, "4") == [f"{tmp_path}/1/2/d.key.age"]
+    with pytest.raises(FileNotFoundError):
+        found(tmp_path / "nothing")

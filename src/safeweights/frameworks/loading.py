@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..checkpoint import Checkpoint
 from ..errors import ClosedError, UnsupportedError
 from ..storage import allocate
-from ..storage.parallel import CHUNK, Background, News, thread_count
+from ..storage.parallel import CHUNK, Background, News, cut, thread_count
 from .plans import Batch, Landing, Scattered, Transfer, batches
 from .slices import ReadPart, read_part
 from .values import own_bytes
@@ -76,11 +76,12 @@ class _HostTransfer:
         self._source, self._offset = batch.source, batch.data_start + batch.begin
         if copies and batch.source.in_memory:
             self._data = allocate(batch.nbytes)
-            self.extent, self.step = batch.nbytes, CHUNK
+            self.extent, self.step, self.least = batch.nbytes, CHUNK, CHUNK
             self.fill: Callable[[int, int], object] = self._copy
             return
         reading = batch.source.reading(self._offset, batch.nbytes)
         self.extent, self.step, self.fill = reading.extent, reading.step, reading.fill
+        self.least = reading.least or reading.step
         self._data = reading.data
 
     def _copy(self, begin: int, end: int) -> None:
@@ -95,7 +96,7 @@ class _HostTransfer:
 class Gathering:
     """A scattered part, gathered in one go by one thread."""
 
-    extent = step = 1
+    extent = step = least = 1
 
     def __init__(
         self, part: Scattered, adapter: Adapter, device: Any, *, copies: bool = False
@@ -159,12 +160,15 @@ class LoadJob:
         """Whether everything has arrived."""
         return self._left == 0
 
-    def begin(self, transfer: Transfer) -> Iterator[tuple[LoadJob, int, int]]:
-        """The pieces to be fetched."""
+    def begin(self, transfer: Transfer, after: int, threads: int) -> list[tuple[LoadJob, int, int]]:
+        """The pieces to be fetched, by `threads` threads, which then have `after` more bytes to read."""
         self.transfer = transfer
-        starts = range(0, transfer.extent, transfer.step)
-        self._left = len(starts)
-        return ((self, at, min(at + transfer.step, transfer.extent)) for at in starts)
+        pieces = cut(
+            transfer.extent, most=transfer.step, least=transfer.least, after=after, threads=threads
+        )
+        found = [(self, begin, end) for begin, end in pieces]
+        self._left = len(found)
+        return found
 
     def arrived(self, nbytes: int) -> int:
         """Note a piece; how many bytes nearer the goal that is, what was read beside it left out."""
@@ -202,6 +206,9 @@ class Pipeline:
         self._lock = RLock()  # guards everything below; re-entrant, for `stop` in a finalizer
         self._news = News()
         self._waiting = OrderedDict.fromkeys(jobs)
+        self._unbegun = sum(job.batch.nbytes for job in jobs)
+        self._threads = 1
+        self._watched = False  # whether a caller is told of each piece
         self._complete: OrderedDict[LoadJob, None] = OrderedDict()
         self._pieces: deque[tuple[LoadJob, int, int]] = deque()
         self._unreleased = len(jobs)
@@ -232,6 +239,7 @@ class Pipeline:
             raise
 
     def _start(self, threads: int) -> int:
+        self._threads = threads
         self._readers = Background(threads, "safeweights-reader")
         count = self._readers.start()
         for _ in range(count):
@@ -274,11 +282,13 @@ class Pipeline:
         try:
             del self._waiting[job]
             self._room -= job.batch.nbytes
-            pieces = job.begin(self._begin(job.batch))
+            self._unbegun -= job.batch.nbytes
+            after = min(self._unbegun, max(0, self._room))  # what threads need not wait for
+            pieces = job.begin(self._begin(job.batch), int(after), self._threads)
             if self._stopped:  # meanwhile, by a finalizer in this thread
                 return
             # In front: one that is wanted out of turn is wanted now, else there are no others.
-            self._pieces.extendleft(reversed([*pieces]))
+            self._pieces.extendleft(reversed(pieces))
             if job.complete:
                 self._note(job, 0)
             self._news.tell()
@@ -291,7 +301,10 @@ class Pipeline:
             self._bytes += job.arrived(nbytes)
             if job.complete:
                 self._complete[job] = None
-        self._news.tell()
+            # A thread that is woken competes with the readers for the interpreter's lock.
+            wanted = job.complete or self._watched
+        if wanted:
+            self._news.tell()
 
     def wait_for(self, job: LoadJob, progress: Progress | None = None) -> None:
         """Return when `job` is complete; it is begun now if its turn has not come.
@@ -328,6 +341,7 @@ class Pipeline:
                 "loader in the process that uses it"
             )
         told = -1
+        self._watched = self._watched or progress is not None
         while True:
             with self._lock:
                 arrived, done = self._bytes, ready()

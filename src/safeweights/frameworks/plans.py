@@ -81,10 +81,18 @@ class Scattered(NamedTuple):
 
 
 class Transfer(Protocol):
-    """A batch on its way; `fill` is called for pieces that cover 0 to `extent`, each `step` long."""
+    """A batch on its way; `fill` is called for pieces that cover 0 to `extent`.
+
+    Attributes:
+        extent: Where the last piece ends.
+        step: Length of a piece.
+        least: Length to which pieces may be cut at the end of all batches, if `extent` is in bytes; else
+            `step`.
+    """
 
     extent: int
     step: int
+    least: int
 
     def fill(self, begin: int, end: int) -> object:
         """Fetch a piece; from any thread, several at once."""

@@ -95,15 +95,19 @@ class BlockSource(Source):
         def fill(low: int, high: int) -> None:
             self._run(first + low // self.block, memory[low:high])
 
-        # A few blocks over are shared among the pieces: a piece more would be a request more.
-        run = self._run_length()
-        even = -(-extent // (max(1, extent // run) * self.block)) * self.block
-        step = even if even <= run + run // 8 else run
-        return Reading(memory[shift : shift + length], extent, fill, step)
+        return Reading(memory[shift : shift + length], extent, fill, *self._pieces(extent))
 
     def _allocate(self, nbytes: int) -> memoryview:
         """Memory for blocks; a subclass may need memory of another kind."""
         return allocate(nbytes)
+
+    def _pieces(self, extent: int) -> tuple[int, int]:
+        """`Reading.step` and `Reading.least` of a large read: whole blocks."""
+        # A few blocks over are shared among the pieces: a piece more would be a request more.
+        run = self._run_length()
+        even = -(-extent // (max(1, extent // run) * self.block)) * self.block
+        step = even if even <= run + run // 8 else run
+        return step, step
 
     def _run_length(self) -> int:
         """Bytes that one thread fetches at a time: whole blocks, of `CHUNK` bytes if they are small."""

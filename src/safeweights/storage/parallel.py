@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "CHUNK", "Background", "Job", "News", "in_order", "in_parallel", "in_threads", "thread_count",
+    "CHUNK", "Background", "Job", "News", "cut", "in_order", "in_parallel", "in_threads",
+    "thread_count",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -331,8 +332,40 @@ def _next_of(waiting: deque[T]) -> T | None:
 # ---- the chunks of one buffer
 
 
+def cut(
+    total: int, *, most: int, least: int, after: int = 0, threads: int = 0
+) -> Iterator[tuple[int, int]]:
+    """Pieces that cover 0 to `total`, begin and end of each.
+
+    Long pieces cost less, but a thread that takes the last of them keeps the others waiting. So a piece is
+    as long as one thread's share of what is left, between two bounds.
+
+    Args:
+        total: End of the last piece.
+        most: Length of a piece at most.
+        least: At least, but for the last. If `most` is a multiple of it, all pieces begin at one.
+        after: How much follows after these pieces, for the same threads.
+        threads: How many take pieces; 0 for `thread_count`.
+
+    >>> list(cut(100, most=32, least=4, threads=2))
+    [(0, 32), (32, 64), (64, 80), (80, 88), (88, 92), (92, 96), (96, 100)]
+    """
+    threads = threads or thread_count()
+    begin = 0
+    while begin < total:
+        share = (total - begin + after) // threads
+        end = begin + max(least, min(most, share - share % least))
+        yield begin, min(end, total)
+        begin = end
+
+
 def in_parallel(
-    work: Callable[[int, int], object], total: int, *, chunk: int = CHUNK, threads: int = 0
+    work: Callable[[int, int], object],
+    total: int,
+    *,
+    chunk: int = CHUNK,
+    least: int = 0,
+    threads: int = 0,
 ) -> None:
     """Call ``work(begin, end)`` for chunks that cover 0 to `total`, beginning with the lowest.
 
@@ -343,26 +376,28 @@ def in_parallel(
         work: Called from several threads at once.
         total: End of the last chunk.
         chunk: Length of each but the last.
+        least: Length to which chunks may become shorter towards the end, as `cut` has it; 0 for `chunk`.
         threads: How many share the work; 0 for `thread_count`.
 
     Raises:
         BaseException: The first that `work` raised; chunks that had not begun are left out.
     """
-    starts = deque(range(0, total, chunk))
-    if len(starts) <= 2:
+    threads = threads or thread_count()
+    pieces = deque(cut(total, most=chunk, least=least or chunk, threads=threads))
+    if len(pieces) <= 2:
         work(0, total)
         return
     failures: list[BaseException] = []
 
     def share() -> None:
         try:
-            while (begin := _next_of(starts)) is not None:
-                work(begin, min(begin + chunk, total))
+            while (piece := _next_of(pieces)) is not None:
+                work(*piece)
         except BaseException as error:  # noqa: BLE001 - raised below
-            starts.clear()
+            pieces.clear()
             failures.append(error)
 
-    others = Background(min(len(starts), threads or thread_count()) - 1, "safeweights-share")
+    others = Background(min(len(pieces), threads) - 1, "safeweights-share")
     try:
         for _ in range(others.start()):
             others.submit(share)
@@ -370,7 +405,7 @@ def in_parallel(
     finally:
         # As `close`, but without a call before the `try`, at which an interrupt could get out.
         try:
-            starts.clear()
+            pieces.clear()
             others.end()
         except BaseException:
             others.end()

@@ -72,15 +72,17 @@ class Reading(NamedTuple):
     Attributes:
         data: Memory that holds the bytes when all of the work is done.
         extent: The work is to call `fill` for pieces that cover 0 to `extent`; 0 if there is none.
-        fill: ``fill(begin, end)`` fetches a piece. Both are multiples of `step`, or `extent`. May be called
+        fill: ``fill(begin, end)`` fetches a piece. Both are multiples of `least`, or `extent`. May be called
             from any thread, and from several at once.
-        step: See `fill`.
+        step: Length of a piece that costs least.
+        least: Length to which pieces may be cut; 0 for `step`.
     """
 
     data: memoryview
     extent: int
     fill: Callable[[int, int], object]
     step: int = CHUNK
+    least: int = 0
 
 
 class Held:
@@ -144,7 +146,8 @@ class Source(ABC):
     def view(self, offset: int, length: int) -> memoryview:
         """The bytes from `offset` on: the memory itself if the source is in memory, else a copy."""
         reading = self.reading(offset, length)
-        in_parallel(reading.fill, reading.extent, chunk=reading.step, threads=self.threads)
+        fill, extent, step = reading.fill, reading.extent, reading.step
+        in_parallel(fill, extent, chunk=step, least=reading.least, threads=self.threads)
         return reading.data
 
     def reading(self, offset: int, length: int) -> Reading:

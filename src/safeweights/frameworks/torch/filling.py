@@ -343,7 +343,7 @@ class _Columns:
         self._data = allocate(runs.nbytes) if memory is None else memory
         self.extent = runs.loops[0][0]
         self._each = runs.nbytes // self.extent
-        self.step = max(1, chunk // self._each)
+        self.step = self.least = max(1, chunk // self._each)
 
     def fill(self, begin: int, end: int) -> None:
         (_, distance), *inner = self._runs.loops
@@ -365,7 +365,7 @@ class _Straight:
     def __init__(self, batch: Batch, memory: memoryview, chunk: int) -> None:
         self._source, self._offset = batch.source, batch.data_start + batch.begin
         self._memory = memory
-        self.extent, self.step = batch.nbytes, chunk
+        self.extent, self.step, self.least = batch.nbytes, chunk, chunk
 
     def fill(self, begin: int, end: int) -> None:
         self._source.read_into(self._offset + begin, self._memory[begin:end])

@@ -159,6 +159,7 @@ class _Staged:
 
     def __init__(self, batch: Batch, accelerator: Accelerator, slabs: local, cut: Cut) -> None:
         self.extent, self.step = batch.nbytes, SLAB - 2 * PAGE
+        self.least = self.step
         self._batch, self._accelerator, self._slabs = batch, accelerator, slabs
         self._cut = cut
         self._arena = accelerator.arena(batch.nbytes)

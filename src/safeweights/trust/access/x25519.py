@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from ...storage.encrypted import Secret, derive_key, need_cryptography
@@ -98,7 +99,7 @@ class X25519Identity:
     def __repr__(self) -> str:
         return f"X25519Identity of {self.recipient.label}"
 
-    @property
+    @cached_property
     def recipient(self) -> X25519Recipient:
         """Its public half."""
         return X25519Recipient(self._public)
