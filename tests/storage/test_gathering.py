@@ -434,6 +434,31 @@ def test_the_mapping_is_made_once_and_holds_no_descriptor(
     assert noted == []  # truncating the file does no harm
 
 
+@LINUX
+@pytest.mark.parametrize("leases", [True, False])
+def test_a_mapping_of_a_file_that_was_shorter_is_not_used(
+    matrix: Path, monkeypatch: pytest.MonkeyPatch, leases: bool
+) -> None:
+    """What follows it in memory would be read, or the arrays over it could not be made."""
+    monkeypatch.setattr(files, "map_untracked", lambda *_, **__: None)
+    monkeypatch.setattr(files, "_UNTRACKED", {})
+    if not leases:
+        monkeypatch.setattr(files, "leased", lambda _: nullcontext())
+    data = matrix.read_bytes()
+    upper = COLUMNS._replace(loops=((300, COLUMNS.loops[0][1]), *COLUMNS.loops[1:]))
+    assert upper.span < len(data) // 2
+    source = open_source(matrix, backend="pread")
+    os.truncate(matrix, len(data) // 2)
+    for runs in (upper, COLUMNS):
+        out = memoryview(bytearray(runs.nbytes))
+        source.read_runs(runs, out)
+        assert out == b"".join(data[at : at + runs.length] for at in runs.offsets())
+        assert isinstance(source, DescriptorSource)
+        assert source._window is None or len(source._window) == len(data)
+        with matrix.open("r+b") as file:
+            file.write(data)
+
+
 # ---- copied from a mapping under a lease
 
 

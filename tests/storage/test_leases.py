@@ -149,15 +149,41 @@ def test_no_descriptor_is_left_open(descriptor: int) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_the_signal_is_one_that_does_nothing(path: Path, descriptor: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGURG, signal.SIGIO])
+def test_no_signal_is_sent(path: Path, descriptor: int, number: int) -> None:
+    """The program may use it, as runtimes do with SIGURG."""
     seen = []
-    before = signal.signal(signal.SIGURG, lambda *_: seen.append(1))
+    before = signal.signal(number, lambda *_: seen.append(1))
     try:
-        with leased(descriptor), pytest.raises(BlockingIOError):
+        with leased(descriptor) as lease, pytest.raises(BlockingIOError):
             os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        assert lease is not None
     finally:
-        signal.signal(signal.SIGURG, before)
-    assert seen == [1]
+        signal.signal(number, before)
+    assert seen == []
+
+
+def test_a_signal_that_is_sent_all_the_same_does_nothing(path: Path) -> None:
+    """Between the lease and the end of the ownership, in a process without handlers."""
+    code = """
+import fcntl, os, sys
+from safeweights.storage import leases
+real = fcntl.fcntl
+def call(descriptor, command, argument):
+    if command == fcntl.F_SETOWN:
+        try:
+            os.open(sys.argv[1], os.O_RDWR | os.O_NONBLOCK)
+        except BlockingIOError:
+            print("waits")
+    return real(descriptor, command, argument)
+fcntl.fcntl = call
+with leases.leased(os.open(sys.argv[1], os.O_RDONLY)) as lease:
+    print(lease is not None)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) in {(0, "waits\nTrue\n"), (0, "False\n")}
 
 
 def test_local_filesystems(descriptor: int) -> None:

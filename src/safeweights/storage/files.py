@@ -313,7 +313,9 @@ class DescriptorSource(Source):
     def _whole(self) -> memoryview | None:
         """A mapping that is never handed out, and touched only under a lease; None if there is none."""
         if self._window is None:  # two threads may both map it, which does no harm
-            self._window = _map(self._descriptor, self._status, guarded=True)
+            window = _map(self._descriptor, self._status, guarded=True)
+            # Shorter: the file was truncated, and may have its old size by the time that it is used.
+            self._window = window if window is None or len(window) >= self.size else None
         return self._window
 
     @contextmanager

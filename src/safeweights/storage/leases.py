@@ -59,8 +59,7 @@ class Lease:
 def leased(descriptor: int) -> Iterator[Lease | None]:
     """Keep the contents of a file as they are inside a ``with`` block.
 
-    It should end after some milliseconds: see `LEASED`. The process may get SIGURG, which does nothing
-    unless the program has a handler for it.
+    It should end after some milliseconds: see `LEASED`.
 
     Args:
         descriptor: The file, open for reading.
@@ -94,9 +93,12 @@ def _take(descriptor: int) -> int | None:
     except OSError:  # no /proc, or no descriptor left
         return None
     try:
-        # The default signal, SIGIO, would end the process. Returning a lease resets this.
+        # A signal tells the owner that a program waits. `is_held` does, too, and this program may have a
+        # handler for any signal: so there is no owner. The system makes this process the owner with the
+        # lease. For that microsecond the signal is SIGURG, which is ignored by default, unlike SIGIO.
         fcntl.fcntl(own, fcntl.F_SETSIG, _SIGNAL)
         fcntl.fcntl(own, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(own, fcntl.F_SETOWN, 0)
     except OSError:
         os.close(own)
         return None
