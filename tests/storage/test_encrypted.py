@@ -432,6 +432,15 @@ def test_what_is_held_and_not_authentic_is_an_error_and_leaves_nothing() -> None
     assert not any(target)
 
 
+def test_few_reads_are_made_where_each_costs_much() -> None:
+    source = CountingSource(LONG_SEALED)
+    source.gap = 1 << 18  # as of a remote file, where each is a request
+    plain = DecryptingSource(source, 0, KEY)
+    source.reads.clear()
+    assert plain.read(0, 40 * CHUNK_SIZE) == LONG[: 40 * CHUNK_SIZE]
+    assert source.reads == [(16, 40 * SEALED)]
+
+
 @pytest.fixture
 def long_file(tmp_path: Path) -> Path:
     path = tmp_path / "a.age"

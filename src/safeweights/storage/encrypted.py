@@ -57,8 +57,11 @@ _SEALED: Final = CHUNK_SIZE + _TAG
 _RUN: Final = 4 * CHUNK_SIZE
 """Bytes that a thread handles between two reads: they stay in the processor's cache."""
 
+_GAPS: Final = 16
+"""The same at least, as a multiple of what a read costs (`Source.gap`): each may be a request."""
+
 _LONGEST_RUN: Final = 1 << 22
-"""The same, of a source whose own blocks are larger than that."""
+"""The same, at most, of a source whose reads cost more, or whose own blocks are larger."""
 
 _WORTH_HOLDING: Final = 1 << 20
 """Bytes above which keeping a file as it is costs less than a copy of them."""
@@ -122,8 +125,8 @@ class DecryptingSource(BlockSource):
     """The plaintext of a payload, decrypted chunk by chunk as it is read.
 
     Cost of a read: the chunks that it touches, each read and decrypted once, in several threads where there
-    are many. Memory: 320 KiB for each thread (of a source of larger blocks, one of those), a few
-    chunks, and what is handed out.
+    are many. Memory: 320 KiB for each thread (of a remote source, or one of larger blocks, up to 4 MiB),
+    a few chunks, and what is handed out.
 
     Args:
         source: The encrypted file.
@@ -171,7 +174,7 @@ class _Chunks:
         self._last = _count_chunks(source, begin) - 1
         self._source = source
         self._block = min(source.block, _LONGEST_RUN)
-        self._run = max(_RUN, self._block)
+        self._run = max(_RUN, self._block, min(_GAPS * source.gap, _LONGEST_RUN))
         self._first = begin + NONCE
         self._key = derive_key(file_key, source.read(begin, NONCE), b"payload")
         self.size = source.size - self._first - _TAG * (self._last + 1)
