@@ -10,10 +10,12 @@ import subprocess
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 
 pytest.importorskip("cryptography")
 
+import safeweights.numpy
 from safeweights.cli.app import cli
 from safeweights.trust.access import passwords
 
@@ -52,7 +54,16 @@ def test_keygen_makes_an_identity(tmp_path, run, more):
     assert document["recipient"].startswith("age1pq1" if more else "age1")
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert f"# public key: {document['recipient']}\n" in Path(path).read_text()
+    assert Path(document["recipient_file"]).read_text() == f"{document['recipient']}\n"
+    assert stat.S_IMODE(os.stat(f"{path}.pub").st_mode) & 0o444
     assert run("keygen", path, "--age").exit_code == 3
+    os.unlink(path)
+    result = run("keygen", path, "--age")  # keeps the recipient of another identity
+    assert result.exit_code == 3
+    assert f"{path}.pub" in result.stderr
+    assert not os.path.exists(path)
+    Path(tmp_path, "a").write_bytes(b"text")
+    assert run("encrypt", str(tmp_path / "a"), "-R", f"{path}.pub").exit_code == 0
     assert run("keygen", path, "--pq").exit_code == 2
     assert run("keygen", path, "--age", "--encrypt").exit_code == 2
 
@@ -371,3 +382,20 @@ def test_a_pulled_model_is_judged_by_what_is_in_it(sharded, encrypted, run, tmp_
     result = run(*given, "--explain")
     assert result.exit_code == 1
     assert "modeling.py" in result.stdout
+
+
+@pytest.mark.parametrize("suffix", [".age", ".jwe"])
+def test_a_named_file_is_not_replaced_by_another_form_of_it(me, run, tmp_path, suffix):
+    safeweights.numpy.save_file({"plain": np.zeros(1)}, "plain")
+    safeweights.numpy.save_file({"secret": np.zeros(2)}, "a")
+    name = f"a{suffix}"
+    for command in ("ls", "decrypt", "digest"):
+        result = run(command, name, "-i", "me")
+        assert result.exit_code == 3, command
+        assert f"{name}: No such file or directory" in result.stderr
+    other = ".jwe" if suffix == ".age" else ".age"
+    assert run("encrypt", "a", "-r", me, "-o", f"a{other}").exit_code == 0
+    assert "No such file" in run("ls", name, "-i", "me").stderr
+    assert run("encrypt", "plain", "-r", me, "-o", name).exit_code == 0
+    assert run("ls", name, "-i", "me").rows[0][0] == "plain"
+    assert run("ls", f"a{other}", "-i", "me").rows[0][0] == "secret"

@@ -474,9 +474,7 @@ def test_progress_is_told_to_who_waits(
     assert heard[-1] == (8 << 20, threading.get_ident())
 
 
-def test_progress_is_told_of_each_piece(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_is_told_of_each_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only of each batch, and not only when a wait ends by itself."""
     monkeypatch.setattr("safeweights.storage.parallel._PATIENCE", 60)
     monkeypatch.setattr(sources.Reading.__new__, "__defaults__", (1 << 20, 0))

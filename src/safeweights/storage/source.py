@@ -72,8 +72,8 @@ class Reading(NamedTuple):
     Attributes:
         data: Memory that holds the bytes when all of the work is done.
         extent: The work is to call `fill` for pieces that cover 0 to `extent`; 0 if there is none.
-        fill: ``fill(begin, end)`` fetches a piece. Both are multiples of `least`, or `extent`. May be called
-            from any thread, and from several at once.
+        fill: ``fill(begin, end)`` fetches a piece. Both are multiples of `least`, or `extent`. It may be
+            called from any thread, and from several at once.
         step: Length of a piece that costs least.
         least: Length to which pieces may be cut; 0 for `step`.
     """

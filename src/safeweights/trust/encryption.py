@@ -358,7 +358,8 @@ def decrypt(
         names = {entry.name: entry.name for entry in store.list() if entry.kind != "folder"}
         files = (*names,)
     else:
-        store = decrypting(place.store, identity, trust, folder=place.name.rpartition("/")[0])
+        folder = place.name.rpartition("/")[0]
+        store = decrypting(place.store, identity, trust, folder=folder, named=place.name)
         written = place_of(result)
         target = written.store
         target.check_writable()

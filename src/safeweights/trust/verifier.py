@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import UnsupportedError
@@ -99,7 +100,7 @@ def _decrypted_place(place: Place, identity: Any, trust: object) -> EncryptedSto
     from .access.stores import plain_name
 
     folder = place.name.rpartition("/")[0]
-    store = decrypting(place.store, identity, trust, folder=folder)
+    store = decrypting(place.store, identity, trust, folder=folder, named=place.name)
     return Place(place.path, store, plain_name(place.name) or place.name)
 
 
@@ -154,7 +155,7 @@ def plain_stdin(is_known: Callable[[bytes], bool], *, headers_only: bool = False
 
 
 def decrypting(
-    store: Store, identity: Any, trust: object = None, *, folder: str = ""
+    store: Store, identity: Any, trust: object = None, *, folder: str = "", named: str = ""
 ) -> EncryptedStore:
     """The plaintext of the encrypted files of a store.
 
@@ -163,20 +164,22 @@ def decrypting(
         identity: Who opens them; see `safeweights.trust.access.identities.as_identities`.
         trust: What the encrypted files must fulfil first, and what is signed inside them.
         folder: The folder in the store beside and above whose files key files are looked for.
+        named: The file that the caller named, if it named one; see `EncryptedStore`.
     """
     from .access.stores import EncryptedStore
 
+    plain = partial(EncryptedStore, store, folder=folder, named=named)
     verify = verifier(trust)
     if verify is None:
-        return EncryptedStore(store, identity, folder=folder)
+        return plain(identity)
     from .access.keyring import as_keyring
     from .policies.enforcing import PolicyVerifier
     from .policies.sealed import SealedStatement
 
     if not isinstance(verify, PolicyVerifier):
-        return EncryptedStore(store, identity, folder=folder, verify=verify)
+        return plain(identity, verify=verify)
     keyring, check = as_keyring(identity, log=verify.log), SealedStatement(verify)
-    return EncryptedStore(store, keyring, folder=folder, verify=verify, check=check)
+    return plain(keyring, verify=verify, check=check)
 
 
 def identity_in_use() -> Any:

@@ -46,8 +46,8 @@ def command(
     Writes the private key to PATH, which only you can read, and the public key to PATH.pub. Give PATH.pub
     to the people who verify your models. Both are PEM. Existing files are never replaced.
 
-    With --age, writes an identity in the format of age-keygen to PATH, and prints the recipient. Give the
-    recipient to the people who encrypt models for you.
+    With --age, writes an identity in the format of age-keygen to PATH, and its recipient to PATH.pub. Give
+    the recipient, which is printed too, to the people who encrypt models for you (-r, or -R PATH.pub).
 
     Piped, each line is a key and its value, separated by a tab.
 
@@ -98,18 +98,23 @@ def _generate_identity(out: Output, path: str, pq: bool) -> None:
     from ...trust import generate_identity, write_identity
 
     identity = generate_identity(post_quantum=pq)
-    write_identity(path, identity)
+    write_identity(path, identity, recipient=True)
     recipient = identity.recipient.label
     if out.json:
         document: KeygenAgeDocument = {
             "schema": "safeweights.keygen-age/1",
             "identity": path,
+            "recipient_file": f"{path}.pub",
             "recipient": recipient,
             "post_quantum": pq,
         }
         out.document(document)
         return
-    items = [("identity", escape(path)), ("recipient", recipient)]
+    items = [
+        ("identity", escape(path)),
+        ("recipient file", escape(f"{path}.pub")),
+        ("recipient", recipient),
+    ]
     if out.terminal:
         out.pretty().pairs(items, indent=0)
     else:

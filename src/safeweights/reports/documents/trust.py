@@ -90,6 +90,7 @@ class KeygenAgeDocument(TypedDict):
     schema: Literal["safeweights.keygen-age/1"]
     identity: Annotated[str, "The file to keep secret."]
     recipient: Annotated[str, "What others encrypt for."]
+    recipient_file: Annotated[str, "The file that has the recipient, to publish."]
     post_quantum: Annotated[bool, "Secure against quantum computers."]
 
 

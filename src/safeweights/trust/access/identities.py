@@ -7,6 +7,7 @@ that holds such lines; or a key of JWE files. Nothing of a key is quoted in an e
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
@@ -92,16 +93,28 @@ def generate_identity(*, post_quantum: bool = False) -> NativeIdentity:
     return (HybridIdentity if post_quantum else X25519Identity)(os.urandom(32))
 
 
-def write_identity(path: str | os.PathLike[str], identity: NativeIdentity) -> None:
+def write_identity(
+    path: str | os.PathLike[str], identity: NativeIdentity, *, recipient: bool = False
+) -> None:
     """Write an identity to a new file, with mode 0600, as ``age-keygen`` does.
 
+    Args:
+        path: The file.
+        identity: What to write.
+        recipient: Also write the recipient, a line that ``encrypt -R`` and ``age -R`` read, to `path`.pub.
+
     Raises:
-        FileExistsError: There is something at `path`; no key is ever overwritten.
+        FileExistsError: There is something at one of the paths; no key is ever overwritten.
         OSError: It cannot be written.
     """
+    path, label = os.fspath(path), identity.recipient.label
+    if recipient and os.path.lexists(f"{path}.pub"):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), f"{path}.pub")
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    lines = [f"# created: {now}", f"# public key: {identity.recipient.label}", identity.text(), ""]
-    create_document(os.fspath(path), "\n".join(lines).encode(), mode=0o600)
+    lines = [f"# created: {now}", f"# public key: {label}", identity.text(), ""]
+    create_document(path, "\n".join(lines).encode(), mode=0o600)
+    if recipient:
+        create_document(f"{path}.pub", f"{label}\n".encode())
 
 
 @without_frames

@@ -44,6 +44,8 @@ class EncryptedStore(Store):
         store: Where the encrypted files are.
         identity: A `Keyring`, or what `keyring.as_keyring` takes.
         folder: The folder in `store` beside and above whose files key files are looked for.
+        named: The name of a file in `store` as the caller gave it. If it has a suffix of encrypted files,
+            no other file takes its place: neither ``NAME`` nor ``NAME.jwe`` that of ``NAME.age``.
         verify: Called with the ciphertext of every file, key files too, and its path, before anything of it
             is decrypted; what it returns is read instead.
         check: Called with this store, a name, and the plaintext of that file; what it returns is read
@@ -56,6 +58,7 @@ class EncryptedStore(Store):
         identity: Any,
         *,
         folder: str = "",
+        named: str = "",
         verify: Verifier | None = None,
         check: Check | None = None,
     ) -> None:
@@ -64,6 +67,8 @@ class EncryptedStore(Store):
         self.can_list = store.can_list
         self._store = store
         self._folder = folder
+        plain = plain_name(named)
+        self._exact = {} if plain is None else {plain: named}
         self._own = as_keyring(identity)
         self._verify = verify
         self._check = check
@@ -86,7 +91,7 @@ class EncryptedStore(Store):
         return iter(sorted(found, key=full_name))
 
     def kind(self, name: str) -> EntryKind | None:
-        return next((kind for each in _names(name) if (kind := self._store.kind(each))), None)
+        return next((kind for each in self._names(name) if (kind := self._store.kind(each))), None)
 
     def open(self, name: str, *, backend: str = "mmap", version: str | None = None) -> Source:
         if name.endswith(KEY_FILE):
@@ -104,12 +109,23 @@ class EncryptedStore(Store):
 
     def _encrypted_name(self, name: str) -> str:
         """The name on the disk of the file called `name`."""
-        found = (each for each in _names(name) if self._store.kind(each) in {"file", "link"})
+        if name in self._exact:
+            return self._exact[name]
+        found = (each for each in self._names(name) if self._store.kind(each) in {"file", "link"})
         return next(found, name + ENCRYPTED)
+
+    def _names(self, name: str) -> tuple[str, ...]:
+        """The names that a file called `name` may have on the disk, as it is encrypted.
+
+        KServe's tools also encrypt files in their place.
+        """
+        if name in self._exact:
+            return (self._exact[name],)
+        return name + ENCRYPTED, name + JWE, name
 
     def has(self, name: str) -> bool:
         """Whether a file called `name` is encrypted here; plaintext of that name does not count."""
-        return any(self._store.kind(each) is not None for each in _names(name)[:-1])
+        return any(self._store.kind(each) is not None for each in self._names(name) if each != name)
 
     def root(self) -> tuple[EncryptedStore, str]:
         """The store of the whole model, where its key file is, and what names here begin with there.
@@ -231,14 +247,6 @@ def _local_key_names(store: LocalStore, folder: str) -> list[str]:
         raise
     names = [prefix + name for name in sorted(found) if name.endswith(KEY_FILE)]
     return [name for name in names if store.kind(name) not in {None, "folder"}]
-
-
-def _names(name: str) -> tuple[str, ...]:
-    """The names that a file called `name` may have on the disk, as it is encrypted.
-
-    KServe's tools also encrypt files in their place.
-    """
-    return name + ENCRYPTED, name + JWE, name
 
 
 def plain_name(name: str) -> str | None:

@@ -324,7 +324,7 @@ def hash_tensors(
     else:
         folder, name = os.path.split(path)
         file = SafetensorsFile(
-            EncryptedStore(LocalStore(folder), identity).open(plain_name(name) or name)
+            EncryptedStore(LocalStore(folder), identity, named=name).open(plain_name(name) or name)
         )
     tensors = Checkpoint.from_files([file], path)
     return hash_mapping(tensors, path, workers=workers, progress=progress)

@@ -180,9 +180,9 @@ def _digest_inside(
     progress: Callable[[int], object] | None,
 ) -> Described:
     alone = not is_folder(path)
-    store = EncryptedStore(folder_of(parent(path) if alone else path), identity)
+    name = basename(path) if alone else ""
+    store = EncryptedStore(folder_of(parent(path) if alone else path), identity, named=name)
     if alone:
-        name = basename(path)
         names = [plain_name(name) or name]
     else:
         listed = [entry.name for entry in store.list()]
