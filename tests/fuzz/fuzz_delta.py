@@ -17,8 +17,9 @@ import zstandard
 with atheris.instrument_imports(
     include=["safeweights.derived.delta", "safeweights.editing.deltas"]
 ):
-    from safeweights.checkpoint import Checkpoint, MemoryTensor, SafetensorsFile
+    from safeweights.checkpoint import Checkpoint, MemoryTensor, SafetensorsFile, Tensor
     from safeweights.checkpoint.saving import to_bytes
+    from safeweights.derived import delta
     from safeweights.derived.delta import CHECKSUMS, ENCODINGS, applied, encode
     from safeweights.editing.deltas import _Delta, _Known
     from safeweights.errors import SafetensorError
@@ -40,20 +41,24 @@ def frame(given: atheris.FuzzedDataProvider) -> bytes:
 
 
 def one_tensor(given: atheris.FuzzedDataProvider) -> None:
-    """Apply a frame to a tensor."""
+    """Apply frames to a tensor, read at once or in pieces."""
     size = given.PickValueInList(list(SIZES))
-    base = MemoryTensor("w", "U8", (size,), bytes(size))
-    data = frame(given)
-    expected = given.PickValueInList([None, "00000001", given.ConsumeUnicodeNoSurrogates(8)])
-    new = applied(
-        base,
-        MemoryTensor("w", "U8", (len(data),), data),
-        given.PickValueInList([*ENCODINGS, "x"]),
-        expected=expected,
-        algorithm=given.PickValueInList([*CHECKSUMS, "x"]),
-    )
-    if len(new.view()) != size:
+    new: Tensor = MemoryTensor("w", "U8", (size,), bytes(size))
+    delta._FRAME_AT_ONCE = given.PickValueInList([0, 1 << 21])
+    for _ in range(given.ConsumeIntInRange(1, 3)):
+        data = frame(given)
+        new = applied(
+            new,
+            MemoryTensor("w", "U8", (len(data),), data),
+            given.PickValueInList([*ENCODINGS, "x"]),
+            expected=given.PickValueInList([None, "00000001", given.ConsumeUnicodeNoSurrogates(8)]),
+            algorithm=given.PickValueInList([*CHECKSUMS, "x"]),
+        )
+    found = b"".join(map(bytes, new.in_blocks(memoryview(bytearray(1000)))))
+    if len(found) != size:
         raise RuntimeError("the new tensor has another size")
+    if bytes(new.view()) != found:
+        raise RuntimeError("blocks are other bytes than the whole")
 
 
 def there_and_back(given: atheris.FuzzedDataProvider) -> None:
@@ -67,8 +72,8 @@ def there_and_back(given: atheris.FuzzedDataProvider) -> None:
         if old != data:
             raise RuntimeError("a difference was not seen")
         return
-    delta = MemoryTensor("w", "U8", (len(packed),), packed)
-    found = applied(base, delta, encoding, expected=None, algorithm="adler32").view()
+    frame = MemoryTensor("w", "U8", (len(packed),), packed)
+    found = applied(base, frame, encoding, expected=None, algorithm="adler32").view()
     if bytes(found) != data:
         raise RuntimeError("other bytes came back")
 
@@ -84,10 +89,12 @@ def folder(given: atheris.FuzzedDataProvider) -> None:
     sums = {given.PickValueInList(["w", "x"]): given.ConsumeUnicodeNoSurrogates(8)}
     tensors = {given.PickValueInList(["w", "v"]): MemoryTensor("w", "U8", (len(data),), data)}
     file = SafetensorsFile(BytesSource(to_bytes(tensors, sums)))
-    delta = _Delta("folder", metadata, [file])
+    opened = _Delta("folder", metadata, [file])
     if given.ConsumeBool():
-        delta.known = _Known("a", "b", {"w": given.ConsumeUnicodeNoSurrogates(64)})
-    for tensor in delta.over(Checkpoint({"w": MemoryTensor("w", "U8", (64,), bytes(64))})).values():
+        opened.known = _Known("a", "b", {"w": given.ConsumeUnicodeNoSurrogates(64)})
+    for tensor in opened.over(
+        Checkpoint({"w": MemoryTensor("w", "U8", (64,), bytes(64))})
+    ).values():
         tensor.view()
 
 
