@@ -477,6 +477,11 @@ def test_chains_that_do_not_fit(tmp_path: Path, chain: Path, versions: list[Path
         ("compression_format", "lz4", "lz4"),
         ("delta_encoding", "diff", "diff"),
         ("checksum_format", "xxh3-64", "xxh3-64"),
+        *(
+            (field, text, "is no number")
+            for field in ("version", "base_version")
+            for text in ("", "../../base", "1\0", "-1", " 1", "1\n", "\u0661", "9" * 19)
+        ),
     ],
 )
 def test_indexes_that_are_not_understood(
@@ -558,7 +563,13 @@ def test_models_that_are_not_alike(tmp_path: Path, versions: list[Path]) -> None
         safeweights.edit(versions[0], other, force=True, **changes)
         with pytest.raises(FormatError, match=r"tensor `(same|a)`"):
             make_delta(versions[0], other, tmp_path / "d")
-    for wrong in ({"encoding": "diff"}, {"checksum_format": "crc"}):
+    for wrong in (
+        {"encoding": "diff"},
+        {"checksum_format": "crc"},
+        {"version": 0},  # from -1
+        {"base_version": -1},
+        {"version": 10**18},
+    ):
         with pytest.raises(UnsupportedError):
             make_delta(versions[0], versions[1], tmp_path / "d", **wrong)
     assert not (tmp_path / "d").exists()

@@ -47,7 +47,8 @@ __all__ = ["DeltaReport", "apply_delta", "compact_deltas", "make_delta", "open_d
 
 SIDECAR: Final = "safeweights.delta.json"
 _SIDECAR_MAX: Final = 1 << 28
-_FOLDER: Final = re.compile(r"weight_v(\d{6,})").fullmatch
+_FOLDER: Final = re.compile(r"weight_v([0-9]{6,18})").fullmatch
+_VERSION: Final = re.compile(r"[0-9]{1,18}").fullmatch
 _CHAIN_MAX: Final = 10_000
 
 
@@ -162,8 +163,8 @@ class _Delta:
         self._metadata = metadata
         self._files = files
         self.known: _Known | None = None
-        self.version = self._field("version")
-        self.base_version = self._field("base_version")
+        self.version = self._number("version")
+        self.base_version = self._number("base_version")
         self._encoding = self._field("delta_encoding")
         self._algorithm = self._field("checksum_format")
         if (packing := self._field("compression_format")) != "zstd":
@@ -196,6 +197,17 @@ class _Delta:
                 path=self.path,
             )
         return self._metadata[name]
+
+    def _number(self, name: str) -> str:
+        """A version, which becomes a part of a path: digits only."""
+        text = self._field(name)
+        if not _VERSION(text):
+            raise FormatError(
+                f"the index of the delta has {quote(text, 100)} as its {name}, which is no number",
+                rule="delta",
+                path=self.path,
+            )
+        return text
 
     def over(self, base: Checkpoint) -> Checkpoint:
         """The new model, over the old one.
@@ -320,7 +332,7 @@ def make_delta(
         base: The old model: a path, or a `Checkpoint`.
         new: The new one, with the same tensors.
         folder: Where to write; ``weight_v000001`` is what programs expect.
-        version: Of `new`.
+        version: Of `new`: a number from 0 to 999,999,999,999,999,999.
         base_version: Of `base`; one less by default.
         encoding: ``"xor"``, or ``"overwrite"``, which is smaller if very few bytes change.
         checksum_format: Of the convention: ``"adler32"``, or with a package (extras ``xxhash``, ``blake3``)
@@ -333,7 +345,7 @@ def make_delta(
     Raises:
         FormatError: The models do not have the same tensors (rule ``delta``).
         FileExistsError: There is a delta or a model in `folder`.
-        UnsupportedError: The encoding or checksum is not known.
+        UnsupportedError: The encoding or checksum is not known; a version is out of range.
         MissingDependencyError: zstandard is not installed.
         OSError: Reading or writing failed.
     """
@@ -341,6 +353,7 @@ def make_delta(
     checksum(checksum_format)
     if encoding not in ENCODINGS:
         raise UnsupportedError(f"the encoding {quote(encoding)} is not known; {ENCODINGS} are")
+    versions = _versions(version, version - 1 if base_version is None else base_version)
     old, now = (
         each if isinstance(each, Checkpoint) else open_any(each, identity=identity)
         for each in (base, new)
@@ -375,8 +388,7 @@ def make_delta(
         "sha256": {name: result[2] for name, result in results.items()},
     }
     metadata = {
-        "version": f"{version:06}",
-        "base_version": f"{version - 1 if base_version is None else base_version:06}",
+        **versions,
         "delta_encoding": encoding,
         "compression_format": "zstd",
         "checksum_format": checksum_format,
@@ -395,6 +407,19 @@ def make_delta(
         commit.write(index, [text.encode()], create_only=True)
     whole = sum(tensor.nbytes for tensor in now.values())
     return DeltaReport(os.fspath(folder), metadata["version"], len(changed), len(now), size, whole)
+
+
+def _versions(version: int, base_version: int) -> dict[str, str]:
+    """Two versions as an index has them.
+
+    Raises:
+        UnsupportedError: One is out of range.
+    """
+    found = {"version": f"{version:06}", "base_version": f"{base_version:06}"}
+    for name, text in found.items():
+        if not _VERSION(text):
+            raise UnsupportedError(f"{name} is {quote(text, 100)}: it has to have 1 to 18 digits")
+    return found
 
 
 def _sha256(tensor: Tensor) -> str:
