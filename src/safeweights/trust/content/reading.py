@@ -63,7 +63,7 @@ class VerifiedSource(BlockSource):
 
     @contextmanager
     def held(self, offset: int, length: int) -> Iterator[Held | None]:
-        # Blocks at the ends of a piece are hashed for its neighbour again: 3 % of pieces of 8 MiB.
+        # Blocks at the ends of a piece are hashed for its neighbour again: 1.5 % of pieces of 16 MiB.
         step = self._tree.block_size
         begin = offset - offset % step
         end = min(self.size, offset + length + -(offset + length) % step)
