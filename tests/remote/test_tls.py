@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from bad_server import BadServer
+from waiting_server import Waiting
 
+from interrupts import posix
+from safeweights.numpy import load_file
 from safeweights.storage import open_source
 from safeweights.storage.remote import connections
 
@@ -74,6 +77,19 @@ def secure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SecureSe
 def test_a_file_over_https(secure: SecureServer) -> None:
     source = open_source(f"{secure.url}/a")
     assert bytes(source.view(0, source.size)) == secure.files["a"]
+
+
+@posix
+@pytest.mark.parametrize("how", ["before the answer", "in the body", "in the last body"])
+def test_an_interrupt_ends_a_read(
+    secure: SecureServer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    waiting = Waiting(secure, how, monkeypatch)
+    try:
+        with waiting.interrupted():
+            load_file(waiting.url)
+    finally:
+        waiting.over.set()
 
 
 def test_a_certificate_of_an_unknown_authority_is_refused_at_once(

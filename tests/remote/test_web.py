@@ -396,7 +396,7 @@ def test_the_server_says_how_long_to_wait(
     large: BadServer, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(ranges.time, "sleep", waits.append)
+    monkeypatch.setattr(ranges, "pause", waits.append)
     text = value if isinstance(value, str) else value()
     source = open_source(f"{large.url}/a")
     large.fault = fail_first(1, lambda handler: handler.reply(429, Retry_After=text))
@@ -414,7 +414,7 @@ def test_a_server_that_asks_for_too_long_a_wait(large: BadServer) -> None:
 
 def test_waits_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(ranges.time, "sleep", waits.append)
+    monkeypatch.setattr(ranges, "pause", waits.append)
     attempts = ranges.Attempts("x", Patience(attempts=6, backoff=1))
     for _ in range(5):
         attempts.failed(exchange.TransientError("x"), 0)

@@ -20,10 +20,12 @@ from new_threads import threads_since_now
 from safeweights.storage import parallel, read_ahead
 from safeweights.storage.parallel import (
     Background,
+    Stoppable,
     cut,
     in_order,
     in_parallel,
     in_threads,
+    pause,
     thread_count,
 )
 
@@ -707,3 +709,168 @@ def test_a_failure_comes_in_its_turn_and_nothing_runs_after_the_caller_left() ->
     results = in_order(call, range(3), workers=2)
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]  # and its threads end: see `no_thread_is_left`
+
+
+# ---- calls that are not wanted any more
+
+
+class Waits:
+    """A call, in several threads at once, that waits until it is stopped there."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self._stops: list[threading.Event] = []
+
+    def __call__(self, *_: object) -> None:
+        stop = threading.Event()
+        with Stoppable(stop.set):
+            self._stops.append(stop)
+            self.begun.set()
+            assert stop.wait(30)
+
+    @property
+    def was_stopped(self) -> bool:
+        return bool(self._stops) and all(each.is_set() for each in self._stops)
+
+
+def test_a_block_that_raises_stops_what_runs_beside_it() -> None:
+    wait = Waits()
+    with pytest.raises(ZeroDivisionError), Background() as beside:
+        job = beside.submit(wait)
+        assert wait.begun.wait(30)
+        raise ZeroDivisionError
+    with pytest.raises(parallel._AbandonedError):
+        job.result()
+
+
+def test_a_call_that_was_stopped_begins_no_wait() -> None:
+    begun, stopped, wait = threading.Event(), threading.Event(), Waits()
+
+    def call() -> None:
+        begun.set()
+        stopped.wait(30)
+        wait()
+
+    beside = Background()
+    job = beside.submit(call)
+    begun.wait(30)
+    beside.stop()
+    stopped.set()
+    with pytest.raises(parallel._AbandonedError):
+        job.result()
+    assert not wait.begun.is_set()
+    beside.close()
+
+
+def test_a_wait_that_ends_by_itself_is_not_stopped() -> None:
+    def call() -> int:
+        with Stoppable(pytest.fail):
+            return 7
+
+    with Background() as beside:
+        assert beside.submit(call).result() == 7
+
+
+def test_nothing_is_stopped_in_other_threads() -> None:
+    with Stoppable(pytest.fail):
+        pass
+    with Background() as beside, Stoppable(pytest.fail):
+        beside.stop()
+        assert beside.submit(int).result() == 0
+
+
+def test_a_pause_ends_when_it_is_not_wanted() -> None:
+    pause(0.001)
+    begun = threading.Event()
+    beside = Background()
+    beside.submit(pause, 0.001).result()
+    job = beside.submit(lambda: (begun.set(), pause(3600)))
+    begun.wait(30)
+    beside.stop()
+    with pytest.raises(parallel._AbandonedError):
+        job.result()
+    beside.close()
+
+
+def test_a_chunk_that_fails_stops_the_others() -> None:
+    wait = Waits()
+    caller = threading.current_thread()
+
+    def work(begin: int, end: int) -> None:
+        if threading.current_thread() is caller or begin == 2:
+            assert wait.begun.wait(30)
+            raise ZeroDivisionError
+        wait()
+
+    with pytest.raises(ZeroDivisionError):
+        in_parallel(work, 3, chunk=1, threads=3)
+    assert wait.was_stopped
+
+
+def test_chunks_of_a_call_that_is_stopped_are_stopped() -> None:
+    """And the call does not take them for done."""
+    wait = Waits()
+    beside = Background()
+    job = beside.submit(lambda: in_parallel(wait, 3, chunk=1, threads=3))
+    assert wait.begun.wait(30)
+    beside.stop()
+    with pytest.raises(parallel._AbandonedError):
+        job.result()
+    beside.close()
+
+
+def test_what_a_thread_made_goes_on_when_its_own_work_is_done() -> None:
+    def started(_: int, __: object) -> Background:
+        beside = Background()
+        beside.start()
+        return beside
+
+    made = in_threads(started, range(4))
+    waits = []
+    for beside in made:
+        wait = Waits()
+        waits.append((beside, beside.submit(wait), wait))
+    for beside, job, wait in waits:
+        assert wait.begun.wait(30)
+        assert not wait.was_stopped
+        beside.stop()
+        with pytest.raises(parallel._AbandonedError):
+            job.result()
+        beside.close()
+
+
+def test_threads_of_a_thread_are_stopped_with_it() -> None:
+    wait = Waits()
+
+    def call() -> None:
+        with Background() as inner:
+            inner.submit(wait).result()
+
+    beside = Background()
+    job = beside.submit(call)
+    assert wait.begun.wait(30)
+    beside.stop()
+    with pytest.raises(parallel._AbandonedError):
+        job.result()
+    beside.close()
+    assert wait.was_stopped
+
+
+def test_a_thread_that_was_stopped_starts_no_other() -> None:
+    begun, stopped, wait = threading.Event(), threading.Event(), Waits()
+
+    def call() -> None:
+        begun.set()
+        stopped.wait(30)
+        with Background() as inner:
+            inner.submit(wait)
+
+    beside = Background()
+    job = beside.submit(call)
+    begun.wait(30)
+    beside.stop()
+    stopped.set()
+    with pytest.raises(parallel._AbandonedError):
+        job.result()
+    beside.close()
+    assert not wait.begun.is_set()

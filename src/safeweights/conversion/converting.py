@@ -353,7 +353,7 @@ class _SourceDigests:
     def close(self) -> None:
         """Give up the digests that are not finished, and wait until the thread has ended."""
         self._wanted = False
-        self._beside.close()
+        self._beside.close(stop=True)
 
 
 class _Job:

@@ -401,9 +401,10 @@ class Pipeline:
             raise
 
     def _end(self) -> None:
+        unfinished = len(self._complete) < self._unreleased
         self.stop()
         if self._readers is not None and not self.inherited:
-            self._readers.end()
+            self._readers.end(stop=unfinished)
 
     def run(
         self,

@@ -12,6 +12,7 @@ Rules for all of them:
 - Where the system has no more threads (in a full container, at the interpreter's end) fewer share the
   work; where it has none, the calling thread does all of it.
 - Threads are daemons: a read from a dead network mount must not keep the process from ending.
+- A call that is not wanted any more ends early where it is `Stoppable`: a server may be slow, or silent.
 
 Knows nothing of what the calls do.
 """
@@ -20,12 +21,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import deque
 from contextlib import suppress
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
-from threading import Lock, Thread, current_thread, get_ident
+from threading import Lock, RLock, Thread, current_thread, get_ident, local
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "CHUNK", "Background", "Job", "News", "cut", "in_order", "in_parallel", "in_threads",
-    "thread_count",
+    "CHUNK", "Background", "Job", "News", "Stoppable", "cut", "in_order", "in_parallel", "in_threads",
+    "pause", "thread_count",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -211,6 +213,9 @@ class Background:
         self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
         self._threads: list[Thread] = []
         self._workers: list[_Worker] = []  # one for each start that was tried
+        self._above: _Worker | None = (
+            None  # the thread that started them; if it is stopped, they are
+        )
 
     def start(self) -> int:
         """Start all threads now, or as many as the system has; how many there are."""
@@ -237,24 +242,29 @@ class Background:
         for _ in self._workers:
             self._queue.put(None)
 
-    def close(self) -> None:
+    def close(self, *, stop: bool = False) -> None:
         """Drop the calls that have not begun, and wait for those that have.
+
+        Args:
+            stop: Whether those that have begun are not wanted either; see `Stoppable`.
 
         An interrupt (Ctrl-C) meanwhile is raised when they have ended, so that no thread touches memory
         that the caller is about to reuse. A second one is raised at once: a dead mount may never answer.
         In one of its own threads, where a finalizer may call this, it does not wait.
         """
         try:
-            self.end()
+            self.end(stop=stop)
         except BaseException:
-            self.end()
+            self.end(stop=True)
             raise
 
-    def end(self) -> None:
+    def end(self, *, stop: bool = False) -> None:
         """`close`, but an interrupt is raised at once; another call does what is left."""
         while (job := self._next_unbegun()) is not None:
             job.drop()
         self.finish()
+        if stop:
+            self.stop()
         if current_thread() in self._threads:
             return
         # Not `join` alone: up to Python 3.12, one that is interrupted takes the thread for ended. A
@@ -266,6 +276,14 @@ class Background:
             thread.join()
         self._threads.clear()
         self._workers.clear()
+        above, self._above = self._above, None
+        if above is not None:
+            above.remove(self.stop)
+
+    def stop(self) -> None:
+        """Have the calls that have begun end early, where they are `Stoppable`; in any thread."""
+        for worker in [*self._workers]:
+            worker.stop()
 
     def _next_unbegun(self) -> Job[Any] | None:
         try:
@@ -276,6 +294,10 @@ class Background:
     def _start_one(self) -> bool:
         if sys.is_finalizing():  # up to Python 3.11 the start of a thread would never return then
             return False
+        above: _Worker | None = getattr(_here, "worker", None)
+        if above is not None and self._above is None:
+            above.add(self.stop)
+            self._above = above
         self._workers.append(_Worker())
         thread = Thread(
             target=_work, args=(self._queue, self._workers[-1]), name=self._name, daemon=True
@@ -294,8 +316,8 @@ class Background:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(stop=kind is not None)
 
 
 class _Worker:
@@ -304,17 +326,82 @@ class _Worker:
     Attributes:
         begun: Whether it takes calls.
         end: When it takes no more.
+        stopped: Whether what it does is not wanted any more.
     """
 
-    __slots__ = ("begun", "end")
+    __slots__ = ("_lock", "_stops", "begun", "end", "stopped")
 
     def __init__(self) -> None:
         self.begun = False
         self.end = _End()
+        self.stopped = False
+        self._lock = RLock()  # a finalizer, in this thread too, may close the `Background`
+        self._stops: list[Callable[[], object]] = []
+
+    def add(self, stop: Callable[[], object]) -> None:
+        with self._lock:
+            if self.stopped:
+                raise _AbandonedError
+            self._stops.append(stop)
+
+    def remove(self, stop: Callable[[], object]) -> None:
+        with self._lock:  # a `stop` under way is waited for: what it stops may be closed afterwards
+            self._stops.remove(stop)
+
+    def stop(self) -> None:
+        with self._lock:
+            self.stopped = True
+            for stop in self._stops:
+                stop()
+
+
+_here: Final = local()
+"""Its `worker`: the one that the current thread is; none in threads that others started."""
+
+
+class Stoppable:
+    """A wait that another thread can end, if what it is for is not wanted any more.
+
+    A context manager. Outside of the threads of a `Background` it does nothing.
+
+    Args:
+        stop: Makes the block end soon, also by an error. Called in another thread, at most until the block
+            has ended; must not wait, nor raise an `Exception`.
+
+    Raises:
+        Exception: At the beginning or the end of the block, if the call of this thread was stopped.
+    """
+
+    __slots__ = ("_stop", "_worker")
+
+    def __init__(self, stop: Callable[[], object]) -> None:
+        self._stop = stop
+        self._worker: _Worker | None = getattr(_here, "worker", None)
+
+    def __enter__(self) -> None:
+        if self._worker is not None:
+            self._worker.add(self._stop)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._worker is not None:
+            self._worker.remove(self._stop)
+            if self._worker.stopped and kind is None:
+                raise _AbandonedError
+
+
+def pause(seconds: float) -> None:
+    """Sleep; less, and with an error, if the call of this thread is stopped (see `Stoppable`)."""
+    worker: _Worker | None = getattr(_here, "worker", None)
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and not (worker and worker.stopped):
+        time.sleep(left if worker is None else min(left, _TICK))
+    if worker and worker.stopped:
+        raise _AbandonedError
 
 
 def _work(queue: SimpleQueue[Job[Any] | None], worker: _Worker) -> None:
     """What a thread does. It knows the queue only, so that it keeps no `Background` alive."""
+    _here.worker = worker
     worker.begun = True
     while (job := queue.get()) is not None:
         job.run()
@@ -394,21 +481,28 @@ def in_parallel(
             while (piece := _next_of(pieces)) is not None:
                 work(*piece)
         except BaseException as error:  # noqa: BLE001 - raised below
-            pieces.clear()
             failures.append(error)
+            stop()
+
+    def stop() -> None:
+        pieces.clear()
+        others.stop()
 
     others = Background(min(len(pieces), threads) - 1, "safeweights-share")
+    wanted = False
     try:
-        for _ in range(others.start()):
-            others.submit(share)
-        share()
+        with Stoppable(stop):
+            for _ in range(others.start()):
+                others.submit(share)
+            share()
+            wanted = not failures
     finally:
         # As `close`, but without a call before the `try`, at which an interrupt could get out.
         try:
             pieces.clear()
-            others.end()
+            others.end(stop=not wanted)
         except BaseException:
-            others.end()
+            others.end(stop=True)
             raise
     for error in failures:
         raise error
@@ -456,6 +550,7 @@ def in_threads(
             meter.news.put(None)
 
     threads = Background(min(workers or thread_count(), len(batches)), "safeweights-job")
+    done = False
     try:
         for _ in range(max(1, threads.start())):
             threads.submit(share)
@@ -463,15 +558,16 @@ def in_threads(
         for batch in batches:
             meter.wait(batch)
             found += batch.results
+        done = True
         return found
     finally:
         # As `close`, but without a call before the `try`, at which an interrupt could get out.
         try:
             meter.abandoned = True
             waiting.clear()
-            threads.end()
+            threads.end(stop=not done)
         except BaseException:
-            threads.end()
+            threads.end(stop=not done)
             raise
 
 

@@ -175,7 +175,7 @@ def _is_ours(path: str) -> bool:
 
     Not compared with geteuid(2): some mounts have owners of their own (NFS with root_squash, CIFS, FUSE).
     """
-    probe = tempfile.mkdtemp(dir=os.path.dirname(path))
+    probe = tempfile.mkdtemp(prefix=f"{os.path.basename(path)}-", dir=os.path.dirname(path))
     try:
         found, own = os.lstat(path), os.lstat(probe)
     finally:

@@ -13,11 +13,13 @@ import ssl
 import struct
 import sys
 import time
+from contextlib import nullcontext, suppress
 from functools import partial
 from http.client import HTTPException, HTTPResponse, RemoteDisconnected
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
+from ..parallel import Stoppable
 from .connections import (
     ForbiddenAddressError,
     Origin,
@@ -101,15 +103,17 @@ class Answer:
         url: Where it came from, after redirects.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917
         self,
         origin: Origin,
         url: str,
         connection: HTTPConnection,
         response: HTTPResponse,
+        sock: socket.socket | None,
         patience: Patience,
     ) -> None:
         self.url = url
+        self._sock = sock  # the connection forgets it if it ends with this response
         self._patience = patience
         self.status = response.status
         self.headers: Headers = response.headers
@@ -180,6 +184,10 @@ class Answer:
                 self.finish()
                 return
         self.close()
+
+    def shut(self) -> None:
+        """Have a `read_into` of another thread end: the connection is broken."""
+        _shut(self._sock)
 
     def close(self) -> None:
         """Drop the rest of the body, and the connection."""
@@ -387,6 +395,7 @@ def send(
     patience: Patience,
     body: Buffer | None = None,
     secrets_for: Origin | None = None,
+    stoppable: bool = False,
 ) -> Answer:
     """Send a request, follow redirects, and return the answer, whatever its status.
 
@@ -399,6 +408,7 @@ def send(
         patience: For its timeout.
         body: Sent along.
         secrets_for: That origin; by default that of `url`.
+        stoppable: Whether the wait for an answer ends early in a thread whose call is not wanted any more.
 
     Raises:
         TransientError: There is no connection, or it broke.
@@ -409,7 +419,7 @@ def send(
         origin = origin_of(where, url)
         sent = {**_AGENT, **fields, **(secrets if origin == first else {})}
         elsewhere = None if origin == first else first
-        answer = _send_once(where, method, origin, url, sent, body, patience, elsewhere)
+        answer = _send_once(where, method, origin, url, sent, body, patience, elsewhere, stoppable)
         if answer.status not in _MOVED:
             return answer
         target = answer.headers.get("Location")
@@ -461,6 +471,7 @@ def _send_once(  # noqa: PLR0917
     body: Buffer | None,
     patience: Patience,
     redirected_from: Origin | None,
+    stoppable: bool,
 ) -> Answer:
     parts = urlsplit(url)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -474,18 +485,32 @@ def _send_once(  # noqa: PLR0917
         )
     while True:
         connection, used = connections.take(origin, patience.timeout)
+        response: HTTPResponse | None = None
         try:
             connection.response_class = partial(_Response, patience)  # type: ignore[assignment]
             connect(connection, origin, redirected_from=redirected_from)
-            connection.request(method, target, body, {**fields, "Host": origin.authority})
-            return Answer(origin, url, connection, connection.getresponse(), patience)
+            sock = connection.sock
+            with Stoppable(partial(_shut, sock)) if stoppable else nullcontext():
+                connection.request(method, target, body, {**fields, "Host": origin.authority})
+                response = connection.getresponse()
+            return Answer(origin, url, connection, response, sock, patience)
         except (OSError, HTTPException, ValueError) as error:
             connection.close()
             if not used:  # else the server had closed an idle connection, which says nothing
                 raise _failure(where, error) from None
         except BaseException:
             connection.close()
+            if response is not None:  # which a connection that ends with it has forgotten
+                response.close()
             raise
+
+
+def _shut(sock: socket.socket | None) -> None:
+    """Break a connection; in any thread."""
+    if sock is not None:
+        with suppress(OSError):
+            # Not that of an `SSLSocket`, whose next read would return what was encrypted.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _failure(where: str, error: Exception) -> Exception:

@@ -14,11 +14,11 @@ Rules:
 from __future__ import annotations
 
 import threading
-import time
 from random import random
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from ...errors import UnsupportedError
+from ..parallel import Stoppable, pause
 from .errors import broken, changed_meanwhile, of_status
 from .exchange import Answer, Patience, TransientError, origin_of, redirected, send
 from .responses import Version, content_length, parse_content_range, retry_after
@@ -94,7 +94,7 @@ class Attempts:
             raise broken(self._where, text, offset) from None
         longest = min(patience.backoff * 2 ** (self._failed - 1), patience.longest)
         # Jitter: many clients that failed together must not come back together.
-        time.sleep(problem.wait if problem.wait is not None else longest * (1 - random() / 2))  # noqa: S311
+        pause(problem.wait if problem.wait is not None else longest * (1 - random() / 2))  # noqa: S311
 
 
 def require_unencoded(where: str, headers: Headers) -> None:
@@ -298,7 +298,8 @@ class WebFile:
             return 0, problem
         try:
             length = self._require_range(answer, begin, len(buffer))
-            count = answer.read_into(buffer[:length])
+            with Stoppable(answer.shut):
+                count = answer.read_into(buffer[:length])
         except TransientError as problem:
             answer.close()
             return getattr(problem, "done", 0), problem
@@ -349,7 +350,7 @@ class WebFile:
             url = self._direct or self._url
             answer = send(
                 self._where, "GET", url, fields, self._secrets.fields(),
-                patience=self._patience, secrets_for=self._origin(),
+                patience=self._patience, secrets_for=self._origin(), stoppable=True,
             )  # fmt: skip
             if answer.status in accept:
                 if answer.url != url:
