@@ -194,9 +194,36 @@ LAYOUTS = {
     "new kind for three": join(
         [f'"n{i}":{{"dtype":"U8","shape":[{i // 3},0],"data_offsets":[0,0]}}' for i in range(300)]
     ),
+    "types in groups": join(
+        [each.replace("U8", ("U8", "I8", "BOOL")[i // 100]) for i, each in enumerate(many(300))]
+    ),
+    "types in groups of one": join(
+        [each.replace("U8", ("U8", "I8", "BOOL")[i % 3]) for i, each in enumerate(many(5))]
+    ),
+    "brackets in names": join(many(prefix="a[0]")),
+    "a bracket in a name": join(many(), many(1, 20, "a["), many(start=21)),
+    "two brackets in a name": join(many(), many(1, 20, "a[0],["), many(start=21)),
+    "no bracket": join(many()).replace(b"[", b""),
+    "a bracket for each but one": join(many()).replace(b"[", b"", 5),
+    "space before commas": join(many()).replace(b"},", b"}  , "),
+    "space before commas and the end": join(many()).replace(b"}", b"} "),
+    "spaced": join(many()).replace(b":", b": ").replace(b",", b", "),
+    "brackets apart": join(many()).replace(b":", b" : ").replace(b"[", b"[ ").replace(b"]", b" ]"),
+    "spaces within brackets": join(many()).replace(b"[", b"[ ").replace(b"]", b" ]"),
+    "offsets of another": join(many(), many(2, 21), many(1, 20), many(start=23)),
+    "a bracket too early": join(
+        many(2), ['"":{"dtype":"U8","shape"[1],"data_offsets":[:2,3]}']
+    ),
+    "a bracket too early, then more": join(
+        many(1), ['"":{"dtype":"U8","sha[1],"data_offsets":[pe":1,2]}'], many(5, 2)
+    ),
+    "a bracket too late": join(many(1), ['"":{"dtype":"U8","shape":1[],"data_offsets":[1,2]}']),
+    "a member within": join(many()).replace(b'"n7":{', b'"x":1,"n7":{'),
+    "a member at the end of a name": join(many()).replace(b'"n7":{', b'"n7":1,"x":{'),
     "types alternate": join(
         [each.replace("U8", ("U8", "I8", "BOOL")[i % 3]) for i, each in enumerate(many(300))]
     ),
+    "empty types": join([each.replace("U8", "") for each in many(40)]),
     "empty types but the first": join(
         many(1), [each.replace("U8", "") for each in many(40, start=1)]
     ),
@@ -216,7 +243,41 @@ def test_chosen_headers_are_read_alike(chunk: int, name: str) -> None:
 
 def test_the_cache_of_kinds_is_bounded(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "_MAX_KINDS", 5)
+    chunks._usual_template.cache_clear()
     assert_same(LAYOUTS["new kind for three"])
+    chunks._usual_template.cache_clear()
+    text = join(
+        [f'"n{i}":{{"dtype":"U8","shape":[{i // 90},0],"data_offsets":[0,0]}}' for i in range(9000)]
+    )
+    Entries(text, rules.Problems(None))
+    most = 5 + chunk // 90 // 50 + 2  # and what one chunk has
+    assert sum(map(len, chunks._usual_template()._kinds._known.values())) <= most
+
+
+def test_other_threads_may_use_the_cache_of_kinds_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While new kinds are parsed, another thread adds some, and another one empties the cache."""
+    reader = chunks._KindReader("[", "]")
+    codes = ["U8"] * 4
+    assert reader.columns(codes, ["[1]"] * 4) == (("U8",) * 4, ((1,),) * 4, (1,) * 4)
+    read = chunks._KindReader._read
+    meanwhile: list[Any] = [
+        lambda: reader.columns(codes, ["[3]", "[3]", "[2]", "[1]"]),
+        lambda: reader._known.clear(),
+        lambda: vars(reader).update(_known={"U8": {}}),
+    ]
+
+    def interrupted(self: Any, *columns: Any) -> Any:
+        if meanwhile:
+            meanwhile.pop()()
+        return read(self, *columns)
+
+    monkeypatch.setattr(chunks._KindReader, "_read", interrupted)
+    for dim in (4, 5, 6):
+        found = reader.columns(codes, [f"[{dim}]", "[1]", "[2]", "[1]"])
+        assert found == (("U8",) * 4, ((dim,), (1,), (2,), (1,)), (dim, 1, 2, 1))
+    assert not meanwhile
 
 
 @settings(max_examples=60, deadline=None)

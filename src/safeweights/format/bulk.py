@@ -37,8 +37,11 @@ __all__ = ["BULK_SIZE", "BulkReader", "Columns"]
 BULK_SIZE: Final = 1 << 17
 """Bytes of text parsed at a time: small enough for the processor's cache."""
 
-_MAX_KINDS: Final = 10_000
+_MAX_KINDS: Final = 1_000
 """Limit of the cache of kinds: a real header has a few dozen, a hostile one has a new kind per entry."""
+
+_FEW: Final = 64
+"""New kinds in a chunk up to which they are cached even if few of its entries share one."""
 
 _W = r"[ \t\n\r]*"
 _NUM = r"(?:0|[1-9][0-9]{0,19})"
@@ -111,7 +114,6 @@ class BulkReader:
     def __init__(self, text: bytes) -> None:
         self._text = text
         self._template = _usual_template()
-        self._kinds = self._template.kind_reader()
         self._scanned_kinds = _KindReader("[", "]")
         self._ragged = False  # white space differed from entry to entry in the last chunk
         self._learn_from = 0
@@ -159,7 +161,7 @@ class BulkReader:
         learnt = _Template.learn(text, position)
         if learnt is None or learnt.style == self._template.style:
             return False
-        self._template, self._kinds = learnt, learnt.kind_reader()
+        self._template = learnt
         return True
 
     def _split_by_template(self, position: int, expected: int) -> Columns | None:
@@ -178,9 +180,9 @@ class BulkReader:
             rest = text[begin:].rstrip(_SPACES)
             if rest.endswith(b"}}") and rest.count(b'"', last - begin) == _PIECES:
                 self.position = begin + len(rest) - 1
-                return template.split(rest[:-1] + tail[1:], self._kinds, expected)
+                return template.split(rest[:-1] + tail[1:], expected)
         self.position = last + template.comma
-        return template.split(text[begin : last + len(tail)], self._kinds, expected)
+        return template.split(text[begin : last + len(tail)], expected)
 
     def _split_ragged(self, position: int, expected: int) -> Columns | None:
         """Method 2: remove the white space outside strings, then split and compare."""
@@ -208,7 +210,7 @@ class BulkReader:
         pieces[::2] = between
         self._learn('"'.join(pieces[: 2 * _PIECES]).encode(), 0)
         pieces = [*pieces[1:], ""]
-        batch = self._template.columns('"'.join(pieces), pieces, self._kinds, expected)
+        batch = self._template.columns('"'.join(pieces), pieces, expected)
         # Removing white space must not join numbers (`1 2` is not 12): their count must be unchanged.
         if batch is None or _numbers_of(batch) != _numbers_in(ragged):
             return None
@@ -254,6 +256,9 @@ class BulkReader:
 class _KindReader:
     """Parses columns of dtypes and shapes, with a cache: a real header repeats a few dozen kinds.
 
+    Any thread may use it. What the text of a kind means depends on nothing else, so that the cache of the
+    usual template serves all headers of a process: thousands of adapters have the same shapes.
+
     Args:
         before: Text that precedes the first dimension in every piece with a shape.
         after: Text that follows the last dimension.
@@ -264,6 +269,7 @@ class _KindReader:
         self._after = after
         # Most chunks have one dtype: then shapes are looked up without making and hashing pairs.
         self._known: dict[str | None, dict[Any, tuple[Any, ...]]] = {}
+        self._count = 0
 
     def columns(self, codes: Sequence[str], dims: Sequence[str]) -> Kinds | None:
         """Parsed dtypes, shapes and sizes; None if a dtype is unknown or a shape is invalid."""
@@ -276,18 +282,19 @@ class _KindReader:
             kinds = list(map(known.__getitem__, keys))
         except KeyError:
             new = list(set(keys).difference(known))
-            if 2 * len(new) > len(keys):  # mostly different shapes: caching would not pay
+            if 2 * len(new) > len(keys) and len(new) > _FEW:  # caching would not pay
                 return self._read(codes, dims)
-            if len(known) > _MAX_KINDS:
-                known.clear()
-                new = list(set(keys))
+            self._count += len(new)
+            if self._count > _MAX_KINDS:  # another thread may go on with the old ones
+                known, new = {}, list(set(keys))
+                self._known, self._count = {}, len(new)
             pairs = zip(*new) if only is None else ([only] * len(new), new)  # noqa: B905
             columns = self._read(*pairs)
             if columns is None:
                 return None
-            known = self._known.setdefault(only, known)
-            known.update(zip(new, zip(*columns)))  # noqa: B905
-            kinds = list(map(known.__getitem__, keys))
+            read = dict(zip(new, zip(*columns)))  # noqa: B905
+            self._known.setdefault(only, known).update(read)
+            kinds = list(map({**known, **read}.__getitem__, keys))
         return Kinds._make(zip(*kinds))  # noqa: B905
 
     def _read(self, codes: Sequence[str], dims: Sequence[str]) -> Kinds | None:
@@ -321,6 +328,7 @@ class _Template:
         self.comma = tail.index(",")
         shape, offsets = _piece(between, *dims), _piece(between, begin[0], end[1])
         self._around_dims = between[shape[0] : dims[0] + 1], between[dims[1] - 1 : shape[1]]
+        self._kinds = _KindReader(*self._around_dims)
         self._around_offsets = between[offsets[0] : begin[0]], between[end[1] : offsets[1]]
         # Which of an entry's ten pieces hold dtype, shape and offsets; piece 0 is the name.
         self._pieces = [between.count('"', 0, at) for at, _ in (code, shape, offsets)]
@@ -346,17 +354,12 @@ class _Template:
         between = text[origin : following.end()].decode()
         return cls(between, *[(begin - origin, end - origin) for begin, end in spans])
 
-    def kind_reader(self) -> _KindReader:
-        """A parser of this template's dtypes and shapes, with an empty cache."""
-        return _KindReader(*self._around_dims)
-
-    def split(self, chunk: bytes, reader: _KindReader, expected: int) -> Columns | None:
+    def split(self, chunk: bytes, expected: int) -> Columns | None:
         """The entries of `chunk`; None if they do not follow this template.
 
         Args:
             chunk: Text from one entry's name to another's; the opening quote of the first name is not
                 part of it, that of the second is.
-            reader: Parses dtypes and shapes.
             expected: Where the first tensor's data should begin.
         """
         try:
@@ -369,13 +372,12 @@ class _Template:
                 return None
             # After this every quote opens or closes a string.
             text = text.replace("\\\\", _BACKSLASH).replace('\\"', _QUOTE)
-        return self.columns(text, text.split('"'), reader, expected, escaped=escaped)
+        return self.columns(text, text.split('"'), expected, escaped=escaped)
 
     def columns(
         self,
         text: str,
         pieces: list[str],
-        reader: _KindReader,
         expected: int,
         *,
         escaped: bool = False,
@@ -384,7 +386,7 @@ class _Template:
         if len(pieces) % _PIECES != 1:
             return None
         raw = pieces[:-1:_PIECES]
-        kinds = reader.columns(*(pieces[at::_PIECES] for at in self._pieces[:2]))
+        kinds = self._kinds.columns(*(pieces[at::_PIECES] for at in self._pieces[:2]))
         joined = '","'.join(raw)
         if escaped:
             names = _unescape(joined.replace(_QUOTE, '\\"').replace(_BACKSLASH, "\\\\"))
@@ -400,13 +402,11 @@ class _Template:
         """Find the offsets, write the entries again and compare; None if the text differs."""
         raw = pieces[:-1:_PIECES]
         codes, dims, offsets = (pieces[at::_PIECES] for at in self._pieces)
-        sizes = kinds.sizes
-        if None not in sizes:
+        if (bounds := _bounds(kinds.sizes, expected)) is not None:
             # Most writers place tensors in the order of the header: sizes then determine the offsets.
-            bounds: list[int] = list(accumulate(sizes, initial=expected))  # type: ignore[arg-type]
             digits = list(map(str, bounds))
             written = self._write(raw, codes, dims, digits[:-1], digits[1:])
-            if written == text and bounds[-1] <= MAX_UINT:
+            if written == text:
                 return Columns(names, kinds, bounds[:-1], bounds[1:], placed=True)
         pairs = _arrays(offsets, *self._around_offsets)
         if pairs is None or set(map(len, pairs)) != {2}:
@@ -430,6 +430,15 @@ def _usual_template() -> _Template:
     learnt = _Template.learn(b',"":{"dtype":"U8","shape":[],"data_offsets":[0,0]},"', 0)
     assert learnt is not None
     return learnt
+
+
+def _bounds(sizes: Sequence[int | None], expected: int) -> list[int] | None:
+    """Begins of tensors that follow each other, and the last end; None if that is not possible."""
+    try:
+        bounds: list[int] = list(accumulate(sizes, initial=expected))  # type: ignore[arg-type]
+    except TypeError:  # a size is None; to look for it before takes as long as the sum
+        return None
+    return bounds if bounds[-1] <= MAX_UINT else None
 
 
 def _piece(text: str, begin: int, end: int) -> Span:
