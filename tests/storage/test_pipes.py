@@ -7,12 +7,14 @@ import errno
 import gzip
 import io
 import itertools
+import os
 import pickle
 import random
 import shutil
 import sys
 import tempfile
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from safeweights.errors import FormatError, UnsupportedError
 from safeweights.format.writer import layout
 from safeweights.storage import FileObjectSource
 from safeweights.storage import pipes as piping
-from safeweights.storage.pipes import piped, stdin_source
+from safeweights.storage.pipes import piped, stdin_blocks, stdin_source
 
 
 class Pipe(io.RawIOBase):
@@ -219,3 +221,23 @@ def test_a_stream_that_begins_like_the_length_of_a_header(headers_only):
     opened = read_source(piped(Pipe(data), is_known, headers_only=headers_only))
     assert opened.format == "joblib"
     assert bytes(opened["a"].view()) == np.arange(3.0).tobytes()
+
+
+def test_blocks_of_standard_input(monkeypatch, contents):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Pipe(contents)))
+    assert b"".join(stdin_blocks()) == contents
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(OSError, match="standard input is closed"):
+        next(stdin_blocks())
+
+
+def test_a_pipe_that_does_not_wait_has_not_ended(monkeypatch):
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    with open(reading, "rb") as stream, open(writing, "wb", buffering=0) as other:
+        other.write(b"abc")
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
+        blocks = stdin_blocks()
+        assert next(blocks) == b"abc"
+        with pytest.raises(BlockingIOError):
+            next(blocks)

@@ -23,10 +23,10 @@ from .files import DescriptorSource
 from .source import BytesSource, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import IO
 
-__all__ = ["NAME", "STDIN", "piped", "stdin_source"]
+__all__ = ["NAME", "STDIN", "piped", "stdin_blocks", "stdin_source"]
 
 NAME: Final = "<stdin>"
 
@@ -155,14 +155,32 @@ def stdin_source(is_known: Callable[[bytes], bool], *, headers_only: bool = Fals
     Raises:
         OSError: It is closed, cannot be read, or is longer than what is kept of a pipe.
     """
-    if sys.stdin is None:
-        raise OSError(0, "standard input is closed")
-    stream: IO[bytes] = sys.stdin.buffer
+    stream = _stdin()
     if not stream.seekable() or _is_device(stream):
         return piped(stream, is_known, headers_only=headers_only)
     source = FileObjectSource(stream)
     source.name = NAME
     return source
+
+
+def _stdin() -> IO[bytes]:
+    if sys.stdin is None:
+        raise OSError(0, "standard input is closed")
+    return sys.stdin.buffer
+
+
+def stdin_blocks() -> Iterator[bytes]:
+    """All that remains on standard input, which may be longer than memory, in blocks.
+
+    Raises:
+        OSError: It is closed, or cannot be read.
+        BlockingIOError: It does not wait for data (O_NONBLOCK), and has none: this is not its end.
+    """
+    stream = _stdin()
+    while (block := stream.read(_BLOCK)) != b"":
+        if block is None:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), "standard input")
+        yield block
 
 
 def _is_device(stream: IO[bytes]) -> bool:

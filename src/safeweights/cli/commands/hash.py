@@ -167,11 +167,11 @@ def _hash(
 
 
 def _piped_digest() -> FileDigest:
-    """The digest of what remains on standard input, which may be longer than memory."""
+    from ...storage.pipes import stdin_blocks
     from ...trust.content.digests import FileDigest
 
     digest, size = hashlib.sha256(), 0
-    while block := sys.stdin.buffer.read(1 << 20):
+    for block in stdin_blocks():
         digest.update(block)
         size += len(block)
     return FileDigest(STDIN, size, digest.hexdigest())
