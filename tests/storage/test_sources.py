@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import fcntl
 import gc
@@ -893,3 +894,24 @@ def test_nothing_is_held_of_a_file_that_was_cut_off(
     monkeypatch.setattr(files, "resident_share", lambda *_: 1.0)
     with source.held(0, len(DATA)) as held:
         assert held is None
+
+
+def test_a_descriptor_is_closed_with_its_source_and_only_once(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(DATA)
+    source = open_source(tmp_path / "a", backend="pread")
+    assert isinstance(source, DescriptorSource)
+    descriptor = source.fileno()
+    again = copy.copy(source)
+    assert isinstance(again, DescriptorSource)
+    assert again.fileno() != descriptor
+    del source
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    assert again.read(0, len(DATA)) == DATA
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_source_that_was_not_made_closes_nothing() -> None:
+    with pytest.raises(TypeError):
+        DescriptorSource()  # type: ignore[call-arg]
+    gc.collect()

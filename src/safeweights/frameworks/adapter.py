@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -224,14 +225,21 @@ def adapter_for(framework: object) -> Adapter:
     if module is None:
         known = ", ".join(FRAMEWORKS)
         raise SafetensorError(f"framework {quote(framework)[1:-1]} is invalid (known: {known})")
+    path = f"{__package__}.{module}.adapter" if module in _PACKAGES else f"{__package__}.{module}"
+    known_adapter = _adapters.get(path)
+    if known_adapter is not None and path in sys.modules:
+        return known_adapter
     try:
-        found = import_module(
-            f".{module}.adapter" if module in _PACKAGES else f".{module}", __package__
-        )
+        found = import_module(path)
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f"framework {framework} needs the package {error.name}: pip install 'safeweights[{module}]'"
         ) from error
     adapter = found.ADAPTER
     assert isinstance(adapter, Adapter)
+    _adapters[path] = adapter
     return adapter
+
+
+_adapters: Final[dict[str, Adapter]] = {}
+"""Full name of a module that was imported -> its adapter: asking Python for the module takes 8 us."""

@@ -32,7 +32,7 @@ from .source import Held, Reading, Source
 from .syscalls import is_remote, map_untracked, populate, release, resident_share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ..format.indexing import Runs
 
@@ -105,7 +105,10 @@ class DescriptorSource(Source):
             reads instead.
         direct: Large reads bypass the page cache (open(2), O_DIRECT), where the filesystem allows it.
         choose: `for_all` gives a source with direct reads if little of a large file is in the page cache.
+        status: What fstat(2) says of the file, where it was asked already.
     """
+
+    _descriptor = -1
 
     def __init__(
         self,
@@ -115,12 +118,12 @@ class DescriptorSource(Source):
         mapped: bool = True,
         direct: bool = False,
         choose: bool = False,
+        status: os.stat_result | None = None,
     ) -> None:
-        self._finalizer = weakref.finalize(self, os.close, descriptor)
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self.name = name
-        status = os.fstat(descriptor)
+        status = status or os.fstat(descriptor)
         self.size = status.st_size
         self._map = _map(descriptor, status) if mapped and self.size else None
         self.in_memory = self._map is not None
@@ -134,6 +137,11 @@ class DescriptorSource(Source):
             self.threads = _DIRECT_READS
         self._choose = choose
         self._window: memoryview | None = None
+
+    # Not by weakref.finalize, which takes 5 us: adapters are opened by the thousand.
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if self._descriptor >= 0:
+            close(self._descriptor)
 
     def fileno(self) -> int:
         """The descriptor, which the source still owns."""
@@ -412,13 +420,13 @@ def _opened_again(
         ChangedError: There is another file at the path by now, or it was written to.
         OSError: It cannot be opened.
     """
-    descriptor = _open_regular(path, path)
-    if _identity(os.fstat(descriptor)) != identity:
+    descriptor, status = _open_regular(path, path)
+    if _identity(status) != identity:
         os.close(descriptor)
         raise ChangedError(
             "the file was replaced since it was first opened; open it again", path=path
         )
-    source = DescriptorSource(descriptor, path, **options)
+    source = DescriptorSource(descriptor, path, status=status, **options)
     source.version = version
     return source
 
@@ -481,7 +489,7 @@ def open_file(path: str | os.PathLike[str], backend: str) -> DescriptorSource:
     """Open a regular file by its path; see `safeweights.storage.open_source`."""
     check_backend(backend)
     name = decoded(path)
-    descriptor = _open_regular(path, name)
+    descriptor, status = _open_regular(path, name)
     chooses = backend in {"read", "auto"} and not is_remote(descriptor)
     mapped = backend == "mmap" or (backend == "auto" and chooses)
     return DescriptorSource(
@@ -490,26 +498,34 @@ def open_file(path: str | os.PathLike[str], backend: str) -> DescriptorSource:
         mapped=mapped,
         direct=backend == "direct",
         choose=chooses,
+        status=status,
     )
 
 
-def _open_regular(path: str | os.PathLike[str], name: str) -> int:
-    # O_NONBLOCK: opening a FIFO must not wait for a writer. O_NOCTTY: opening a terminal must not make
-    # it the controlling terminal of this process.
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
-    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+# O_NONBLOCK: opening a FIFO must not wait for a writer. O_NOCTTY: opening a terminal must not make it the
+# controlling terminal of this process.
+_TO_READ: Final[int] = (
+    os.O_RDONLY
+    | getattr(os, "O_BINARY", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_NOCTTY", 0)
+)
+
+
+def _open_regular(path: str | os.PathLike[str], name: str) -> tuple[int, os.stat_result]:
     try:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, _TO_READ)
     except FileNotFoundError as error:
         if (reason := _dangling(name)) is not None:
             raise FileNotFoundError(errno.ENOENT, reason, name) from error
         raise
     try:
-        _require_regular(os.fstat(descriptor).st_mode, name)
+        status = os.fstat(descriptor)
+        _require_regular(status.st_mode, name)
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
+    return descriptor, status
 
 
 def _dangling(name: str) -> str | None:
