@@ -246,6 +246,7 @@ def main() -> int:
     given = parser.parse_args()
     folder = ROOT / (".cache/bench/growth" if given.quick else "docs/images")
     folder.mkdir(parents=True, exist_ok=True)
+    (ROOT / ".cache").mkdir(exist_ok=True)
     marks = Marks("growth")
     for name in given.curve or CURVES:
         title, axis, *_ = CURVES[name]
