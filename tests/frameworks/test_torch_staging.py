@@ -222,7 +222,8 @@ def test_tensors_on_a_device_are_written_through_few_slabs(tmp_path, monkeypatch
     path = tmp_path / "x.safetensors"
     save(held, path)
     assert len(alive) == 9  # the small one is not worth a slab
-    assert most <= 5
+    # A write of 8 MiB has bytes of up to four of them, and two are made ahead.
+    assert most <= 6
     loaded = load_file(path)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
     del alive[:]
