@@ -344,7 +344,7 @@ def main() -> int:
         print(f"\n| {what}, {given.mib} MiB on 2 ranks | time | memory a rank | {last[what[:4]]} |")
         print("|---|---|---|---|")
         for way, (seconds, memory, ratio) in ways.items():
-            print(f"| {way} | {seconds:.2f} s | {memory / (1 << 20):.0f} MiB | {ratio:.2f} x |")
+            print(f"| {way} | {seconds:.3f} s | {memory / (1 << 20):.0f} MiB | {ratio:.2f} x |")
     print()
     for what in ("rows", "columns"):
         saved, loaded = medians[f"save {what}"], medians[f"load {what}"]
@@ -355,11 +355,17 @@ def main() -> int:
         plain = saved["torch, .distcp"]
         marks.add(f"save {what} / torch's .distcp, unsynced", ours[0] / plain[0], most=1.0)
         ours, theirs = loaded["safeweights"], loaded["torch, Hugging Face"]
-        bound = min(loaded[way][0] for way in (MAPPED, READ) if way in loaded)
+        # The fastest samples: what disturbs a limit makes it longer, and would excuse ours.
+        fastest = {
+            way: min(seconds for seconds, *_ in rows) for way, rows in found[f"load {what}"].items()
+        }
+        bound = min(fastest[way] for way in (MAPPED, READ) if way in fastest)
+        bound /= fastest["torch, Hugging Face"]
         marks.add(
             f"load {what} / torch's Hugging Face reader", ours[0] / theirs[0],
-            most=0.8, bound=bound / theirs[0],
+            most=0.8, bound=bound,
         )  # fmt: skip
+        marks.add(f"load {what}: the fastest bare reader / the same", bound)
         marks.add(f"load {what}: bytes fetched from the disk / needed", ours[2], most=1.05)
     marks.add("plan of 50,000 tensors on 2 ranks", planning(50_000), most=0.5, unit="s")
     return marks.close()

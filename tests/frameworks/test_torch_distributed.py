@@ -22,6 +22,7 @@ from safeweights import trust
 from safeweights.checkpoint.layout import laid_out
 from safeweights.distributed import StorageReader, StorageWriter
 from safeweights.errors import FormatError, UnsupportedError
+from safeweights.frameworks.torch import filling
 from safeweights.frameworks.torch.distributed.layout import planned
 from safeweights.frameworks.torch.distributed.values import (
     decoded_value,
@@ -388,6 +389,26 @@ def test_little_more_is_read_than_is_needed(axis: int) -> None:
     fill([Part(stored.tensor("a"), (0, 1024) if axis else (512, 0), target)])
     assert torch.equal(target, whole[:, 1024:] if axis else whole[512:])
     assert source.nbytes <= 1.05 * target.nbytes
+
+
+@pytest.mark.parametrize(
+    ("processors", "threads", "reads"), [(1, 0, 3), (2, 0, 6), (1, 4, 6), (2, 4, 6)]
+)
+def test_one_thread_alone_reads_larger_pieces(
+    monkeypatch: pytest.MonkeyPatch, processors: int, threads: int, reads: int
+) -> None:
+    monkeypatch.setattr(filling, "LEASED", 1 << 12)
+    monkeypatch.setattr(filling, "CHUNK", 1 << 11)
+    monkeypatch.setattr(filling, "_ARENA", 1)
+    monkeypatch.setattr(filling, "thread_count", lambda: processors)
+    whole = torch.arange(3 << 12).to(torch.uint8)
+    source = Counting(safeweights.torch.save({"a": whole}))
+    stored = safeweights.checkpoint.SafetensorsFile(source)
+    source.reads, source.threads = 0, threads
+    target = torch.zeros_like(whole)
+    fill([Part(stored.tensor("a"), (0,), target)])
+    assert torch.equal(target, whole)
+    assert source.reads == reads
 
 
 def test_neighbours_are_read_together() -> None:

@@ -271,8 +271,7 @@ class _Landing:
         self._device = device
         self._reads = reads
         self._prepared: dict[int, Transfer] = {}
-        # One thread alone takes larger pieces: there are none to share them with.
-        self._chunk = LEASED if thread_count() == 1 else CHUNK
+        self._alone = thread_count() == 1
         self.arena = min(landing.arena, _ARENA)
         self.threads = landing.threads
         self.in_place = False
@@ -293,7 +292,7 @@ class _Landing:
         if (transfer := self._prepared.pop(id(batch), None)) is not None:
             return transfer
         if _is_columns(batch):
-            return _Columns(batch, None, self._device, self._chunk)
+            return self._columns(batch, None)
         return self._landing.begin(batch)
 
     def _into_target(self, batch: Batch | Scattered) -> Transfer | None:
@@ -303,8 +302,16 @@ class _Landing:
         if memory is None:
             return None
         if isinstance(batch, Batch):
-            return _Straight(batch, memory, self._chunk)
-        return _Columns(batch, memory, self._device, self._chunk)
+            return _Straight(batch, memory, self._chunk_of(batch.source))
+        return self._columns(batch, memory)
+
+    def _columns(self, part: Scattered, memory: memoryview | None) -> Transfer:
+        assert isinstance(part.tensor, FileTensor)
+        return _Columns(part, part.tensor, memory, self._device, self._chunk_of(part.tensor.source))
+
+    def _chunk_of(self, source: Source) -> int:
+        """Bytes of a piece: one thread alone has none to share them with, and takes larger ones."""
+        return LEASED if self._alone and not source.threads else CHUNK
 
 
 def _is_straight(batch: Batch | Scattered) -> TypeGuard[Batch]:
@@ -328,10 +335,14 @@ class _Columns:
     """
 
     def __init__(
-        self, part: Scattered, memory: memoryview | None, device: torch.device | None, chunk: int
+        self,
+        part: Scattered,
+        tensor: FileTensor,
+        memory: memoryview | None,
+        device: torch.device | None,
+        chunk: int,
     ) -> None:
-        tensor, runs = part.tensor, part.runs
-        assert isinstance(tensor, FileTensor)
+        runs = part.runs
         assert runs is not None
         self._part, self._device = part, device
         self._source = source = tensor.source
