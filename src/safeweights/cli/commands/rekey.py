@@ -106,10 +106,18 @@ def command(out: Output, /, path: str, **given: Any) -> None:
             out.lines((word, escape(each)) for each in some)
     if done.removed:
         out.message(f"note: {_REMOVED}")
-    if exists(continued(done.path, ".sig")):
+    if _is_signed(done.path):
         out.message(
             f"note: the key file has changed; sign it again: safeweights sign {escape(done.path)}"
         )
+
+
+def _is_signed(path: str) -> bool:
+    """Whether the key file has a signature, which is out of date now. The key file itself is written."""
+    try:
+        return exists(continued(path, ".sig"))
+    except OSError:  # a store that does not answer: the note says what to do if there is one
+        return True
 
 
 def _recipient(text: str) -> Any:
