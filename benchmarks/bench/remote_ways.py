@@ -1,12 +1,10 @@
 """Ways to read from a server, run in processes of their own by `benchmarks/remote.py`.
 
-    python remote_ways.py WAYS URL KEY SAMPLES
+    python remote_ways.py WAY URL KEY
 
-Prints a JSON object: for each way of the comma-separated list its samples, each of seconds, processor
-seconds of this process, and the number of bytes or tensors. Before the clock runs, everything is imported
-(a tiny signed file is loaded). With SAMPLES, each way first runs once unmeasured, so that it reuses memory
-afterwards: on a virtual machine the first touch of memory that the host has taken away costs more than the
-transfer (0.2 to 1.9 s for 512 MiB). Then the ways take turns. With 0, the first run is the measured one.
+Reads once for each line of standard input, and prints a sample: seconds, processor seconds of this process,
+and the number of bytes or tensors, as a JSON list. Before the clock runs, everything is imported (a tiny
+signed file is loaded).
 """
 
 from __future__ import annotations
@@ -280,19 +278,13 @@ WAYS = {
 
 
 def main() -> None:
-    names, url, key, samples = sys.argv[1:]
-    reads = {name: WAYS[name](url, key) for name in names.split(",")}
-    found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in reads}
-    order = [*reads]
-    for turn in range(int(samples) + 1):
-        for name in order:
-            began, used = time.perf_counter(), time.process_time()
-            size = reads[name]()
-            sample = time.perf_counter() - began, time.process_time() - used, size
-            if turn or samples == "0":
-                found[name].append(sample)
-        order = [*order[1:], order[0]]
-    print(json.dumps(found))
+    name, url, key = sys.argv[1:]
+    read = WAYS[name](url, key)
+    for _ in sys.stdin:
+        began, used = time.perf_counter(), time.process_time()
+        size = read()
+        sample = time.perf_counter() - began, time.process_time() - used, size
+        print(json.dumps(sample), flush=True)
 
 
 if __name__ == "__main__":

@@ -477,7 +477,8 @@ def test_progress_is_told_to_who_waits(
 def test_progress_is_told_of_each_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only of each batch, and not only when a wait ends by itself."""
     monkeypatch.setattr("safeweights.storage.parallel._PATIENCE", 60)
-    monkeypatch.setattr(sources.Reading.__new__, "__defaults__", (1 << 20, 0))
+    monkeypatch.setattr(sources.Source, "piece", 1 << 20)
+    monkeypatch.setattr(sources, "CHUNK", 1 << 20)
     monkeypatch.setattr(loading, "CHUNK", 1 << 20)
     safeweights.numpy.save_file({"a": np.ones(8 << 20, "u1")}, tmp_path / "a.safetensors")
     told = threading.Event()

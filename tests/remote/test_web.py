@@ -18,8 +18,13 @@ import safeweights
 import safeweights.numpy
 from safeweights.errors import ChangedError, FormatError, UnsupportedError
 from safeweights.storage import open_source, place_of
+from safeweights.storage.parallel import CHUNK
 from safeweights.storage.remote import connections, exchange, ranges
+from safeweights.storage.remote import source as remote_source
 from safeweights.storage.remote.exchange import Patience
+from safeweights.storage.remote.source import RemoteSource
+from safeweights.trust.content.blocktree import TreeBuilder
+from safeweights.trust.content.reading import VerifiedSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,6 +134,66 @@ def test_every_loader_takes_a_url(server: BadServer) -> None:
     assert safeweights.numpy.load_file(url)["layer.3"][0, 0] == 3
     assert len(safeweights.open(url)) == 12
     assert safeweights.check(url)["ok"]
+
+
+# ---- long requests
+
+
+class Fetched:
+    """A file of a server that takes so many seconds for a request."""
+
+    def __init__(self, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        self.requests: list[tuple[int, int]] = []
+        self._clock = 0.0
+        monkeypatch.setattr(remote_source.time, "monotonic", lambda: self._clock)
+        self.source = RemoteSource("x", size, None, self._fetch, longest=4 * CHUNK)
+
+    def _fetch(self, offset: int, buffer: memoryview) -> None:
+        self.requests.append((offset, len(buffer)))
+        buffer[:] = bytes(len(buffer))
+        self._clock += self.seconds
+
+
+def test_requests_are_long_while_the_server_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = Fetched(8 * CHUNK, monkeypatch)
+    source, memory = fetched.source, memoryview(bytearray(CHUNK))
+    assert source.piece == CHUNK
+    for seconds, piece in ((0.1, 4), (0.7, 1), (0.4, 4), (9, 1)):
+        fetched.seconds = seconds
+        source.read_piece(0, memory)
+        assert source.piece == piece * CHUNK
+    fetched.seconds = 0.01
+    source.read_piece(0, memory[:-1])  # too little to tell
+    assert source.piece == CHUNK
+
+
+def test_a_piece_is_one_request_of_the_thread_that_reads_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fetched = Fetched(9 * CHUNK, monkeypatch)
+    source = fetched.source
+    source.read_piece(5, memoryview(bytearray(4 * CHUNK)))
+    assert fetched.requests == [(5, 4 * CHUNK)]
+    del fetched.requests[:]
+    source.threads = 1
+    assert len(source.view(0, 9 * CHUNK)) == 9 * CHUNK
+    assert fetched.requests == [(0, 4 * CHUNK), (4 * CHUNK, 4 * CHUNK), (8 * CHUNK, CHUNK)]
+    del fetched.requests[:]
+    source.read_into(0, memoryview(bytearray(4 * CHUNK)))  # by several threads
+    assert [length for _, length in fetched.requests] == [CHUNK] * 4
+
+
+def test_verified_blocks_come_in_long_requests_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = Fetched(12 * CHUNK, monkeypatch)
+    builder = TreeBuilder()
+    builder.update(bytes(12 * CHUNK))
+    source = VerifiedSource(fetched.source, builder.finish())
+    assert source.piece == CHUNK
+    fetched.source.threads = source.threads = 1
+    fetched.source.piece = 4 * CHUNK
+    assert not any(source.view(0, 12 * CHUNK))
+    assert fetched.requests == [(begin * CHUNK, 4 * CHUNK) for begin in (0, 4, 8)]
 
 
 # ---- folders

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from new_threads import threads_since_now
 from safeweights.storage import TruncatedError, blocks
 from safeweights.storage.blocks import BlockSource
+from safeweights.storage.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,6 +116,17 @@ def test_a_few_blocks_over_are_no_piece_of_their_own(
         reading.fill(begin, min(begin + reading.step, reading.extent))
     assert reading.data == CONTENT
     assert fetch.fetched == [*range(51)]
+
+
+def test_where_long_pieces_are_best_they_may_be_cut_into_short_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocks, "CHUNK", 8 * STEP)
+    source = Fetcher(CONTENT).source()
+    source.piece = 4 * Source.piece
+    reading = source.reading(0, len(CONTENT))
+    assert (reading.step, reading.least) == (source.piece, 8 * STEP)
+    assert source.view(0, len(CONTENT)) == CONTENT
 
 
 def test_small_neighbours_share_a_block() -> None:

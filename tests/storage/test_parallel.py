@@ -438,7 +438,13 @@ def test_pieces_cover_everything_once_and_get_no_longer(
     pieces = list(cut(total, most=most, least=least, after=after, threads=threads))
     assert [place for piece in pieces for place in range(*piece)] == list(range(total))
     lengths = [end - begin for begin, end in pieces]
-    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[:-1] == sorted(lengths[:-1], reverse=True)
+    assert max(lengths, default=0) <= most
+    if len(lengths) > 1:
+        rest = lengths[-1] % least
+        assert lengths[-1] - rest <= lengths[-2]
+        # A short rest is no piece of its own, unless the piece before it is as long as it can be.
+        assert lengths[-1] > least // 8 or lengths[-2] + lengths[-1] > most
     assert all(least <= length <= most and length % least == 0 for length in lengths[:-1])
     if after >= most * (threads or 16):
         assert all(length == most for length in lengths[:-1])

@@ -103,8 +103,10 @@ class BlockSource(Source):
 
     def _pieces(self, extent: int) -> tuple[int, int]:
         """`Reading.step` and `Reading.least` of a large read: whole blocks."""
-        # A few blocks over are shared among the pieces: a piece more would be a request more.
         run = self._run_length()
+        if self.piece > Source.piece:
+            return self.piece, run
+        # A few blocks over are shared among the pieces: a piece more would be a request more.
         even = -(-extent // (max(1, extent // run) * self.block)) * self.block
         step = even if even <= run + run // 8 else run
         return step, step

@@ -430,7 +430,8 @@ def cut(
     Args:
         total: End of the last piece.
         most: Length of a piece at most.
-        least: At least, but for the last. If `most` is a multiple of it, all pieces begin at one.
+        least: At least, but for the last; a rest of up to an eighth of it is no piece of its own. If `most`
+            is a multiple of it, all pieces begin at one.
         after: How much follows after these pieces, for the same threads.
         threads: How many take pieces; 0 for `thread_count`.
 
@@ -442,6 +443,10 @@ def cut(
     while begin < total:
         share = (total - begin + after) // threads
         end = begin + max(least, min(most, share - share % least))
+        if (
+            total - end <= least // 8 and total - begin <= most
+        ):  # it would cost as much as a long one
+            end = total
         yield begin, min(end, total)
         begin = end
 

@@ -121,6 +121,8 @@ class Source(ABC):
         size: Number of bytes when it was opened.
         in_memory: Whether `view` gives memory that exists already, of a mapping too, instead of reading.
         threads: How many threads to read it with; 0 for `thread_count`.
+        piece: Bytes that one of several threads should read at a time, where there is much to read; a
+            multiple of `CHUNK`. It may change.
         gap: Bytes up to which it is cheaper to read what lies between two pieces than to read twice.
         block: Reads that begin and end at multiples of this cost least.
         version: Names exactly these bytes in their store, such as an entity tag; None if there is none.
@@ -130,6 +132,7 @@ class Source(ABC):
     size: int
     in_memory: bool = False
     threads: int = 0
+    piece: int = CHUNK
     gap: int = 4096
     block: int = 1
     version: str | None = None
@@ -142,6 +145,10 @@ class Source(ABC):
             TruncatedError: The source ends before that.
             OSError: Reading failed.
         """
+
+    def read_piece(self, offset: int, buffer: memoryview) -> None:
+        """The same as `read_into`, in the calling thread: a piece of a read that threads share."""
+        self.read_into(offset, buffer)
 
     def view(self, offset: int, length: int) -> memoryview:
         """The bytes from `offset` on: the memory itself if the source is in memory, else a copy."""
@@ -165,9 +172,9 @@ class Source(ABC):
         buffer = allocate(length)
 
         def fill(begin: int, end: int) -> None:
-            self.read_into(offset + begin, buffer[begin:end])
+            self.read_piece(offset + begin, buffer[begin:end])
 
-        return Reading(buffer, length, fill)
+        return Reading(buffer, length, fill, self.piece, CHUNK)
 
     def read(self, offset: int, length: int) -> bytes:
         """A copy of the bytes from `offset` on.

@@ -22,7 +22,7 @@ from ..parallel import Stoppable, pause
 from .errors import broken, changed_meanwhile, of_status
 from .exchange import Answer, Patience, TransientError, origin_of, redirected, send
 from .responses import Version, content_length, parse_content_range, retry_after
-from .source import HEAD_SIZE, RemoteSource
+from .source import HEAD_SIZE, LONG, RemoteSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -229,8 +229,9 @@ class WebFile:
             except TransientError as problem:
                 attempts.failed(problem, 0)
         return RemoteSource(
-            self._where, self._size, self._version.text, self.fetch, head=head, sha256=sha256
-        )
+            self._where, self._size, self._version.text, self.fetch, head=head, sha256=sha256,
+            longest=LONG,
+        )  # fmt: skip
 
     def _open_once(self, version: str | None) -> bytes:
         fields = {"Range": f"bytes=0-{HEAD_SIZE - 1}"}

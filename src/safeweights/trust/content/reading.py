@@ -53,13 +53,17 @@ class VerifiedSource(BlockSource):
 
         def fetch(first: int, target: memoryview) -> None:
             step = tree.block_size
-            source.read_into(first * step, target)
+            source.read_piece(first * step, target)
             for index, begin in enumerate(range(0, len(target), step), first):
                 tree.check(index, target[begin : begin + step], path=source.name)
 
         super().__init__(source.name, source.size, tree.block_size, fetch)
         self.threads, self.gap = source.threads, max(source.gap, self.gap)
         self._source, self._tree = source, tree
+
+    @property
+    def piece(self) -> int:  # type: ignore[override]
+        return self._source.piece
 
     @contextmanager
     def held(self, offset: int, length: int) -> Iterator[Held | None]:
