@@ -21,6 +21,8 @@ from .errors import AccessError
 from .files import KEY_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ..storage import Buffer, Store
     from .access.wrapping import Recipient
     from .policies.policy import Policy
@@ -92,8 +94,8 @@ def rekey(
         rules.check_recipients(chosen)
     file_key = new_file_key()
     header = build_header([each.wrap(file_key) for each in chosen], file_key)
-    data = chain([header], encrypting(key_text(model, chosen), file_key))
-    _replace(store, name, b"".join(data), source.version, durable=durable)
+    pieces = chain([header], encrypting(key_text(model, chosen), file_key))
+    _replace(store, name, pieces, source.version, durable=durable)
     after = [each.label for each in chosen]
     return Rekeyed(
         source.name,
@@ -125,16 +127,19 @@ def _find_key_file(path: str, name: str | None) -> tuple[Store, str]:
     return folder, found[0]
 
 
-def _replace(store: Store, name: str, data: Buffer, version: str | None, *, durable: bool) -> None:
+def _replace(
+    store: Store, name: str, pieces: Iterable[Buffer], version: str | None, *, durable: bool
+) -> None:
     """Write a key file; where the store can compare, only in the place of the version that was read."""
     if store.is_remote and version is not None:
+        whole = memoryview(b"".join(pieces))  # a view: tracebacks do not show what is in it
         try:
-            store.replace(name, data, version=version)
-        except UnsupportedError:
-            pass  # a registry
+            store.replace(name, whole, version=version)
+        except UnsupportedError:  # a registry
+            pieces = [whole]
         else:
             return
-    store.write(name, [data], durable=durable)
+    store.write(name, pieces, durable=durable)
 
 
 def _changed(
