@@ -494,11 +494,11 @@ def _remove_empty(folders: Iterable[str]) -> None:
 
 
 def _kind_of(entry: os.DirEntry[str]) -> EntryKind:
+    if entry.is_file(follow_symlinks=False):  # most are
+        return "file"
     if entry.is_symlink():
         return "link"
-    if entry.is_dir(follow_symlinks=False):
-        return "folder"
-    return "file" if entry.is_file(follow_symlinks=False) else "special"
+    return "folder" if entry.is_dir(follow_symlinks=False) else "special"
 
 
 def _full_name(entry: Entry) -> str:

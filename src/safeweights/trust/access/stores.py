@@ -228,25 +228,10 @@ def _key_names(store: Store, folder: str) -> list[str]:
         name = f"{folder}/{_DEFAULT_KEY_FILE}" if folder else _DEFAULT_KEY_FILE
         return [name] if store.kind(name) is not None else []
     try:
-        if isinstance(store, LocalStore):
-            return _local_key_names(store, folder)
         entries = [*store.list(folder, recursive=False)]
     except PermissionError:  # a folder above, which is none of the model's
         return []
     return [name for name, kind in entries if kind != "folder" and name.endswith(KEY_FILE)]
-
-
-def _local_key_names(store: LocalStore, folder: str) -> list[str]:
-    """The same. `LocalStore.list` finds out the kind of each entry, which takes ten times as long."""
-    prefix = f"{folder}/" if folder else ""
-    try:
-        found = os.listdir(store.locate(folder) if folder else store.location or ".")
-    except (FileNotFoundError, NotADirectoryError):
-        if folder:
-            return []
-        raise
-    names = [prefix + name for name in sorted(found) if name.endswith(KEY_FILE)]
-    return [name for name in names if store.kind(name) not in {None, "folder"}]
 
 
 def plain_name(name: str) -> str | None:
