@@ -222,9 +222,11 @@ def test_a_model_is_encrypted_from_a_bucket_to_a_bucket(
         with pytest.raises(FileExistsError):
             safeweights.encrypt(f"{s3}/m/", labels["me"], url)
     store = place_of(f"{s3}/secret/").folder()
+    assert run("encrypt", f"{s3}/m/", "-r", labels["me"])["output"] == f"{s3}/m.age"
     safeweights.encrypt(f"{s3}/m/", labels["me"], replace=True)
     left = {entry.name for entry in place_of(f"{s3}/m/").folder().list()}
     assert left == {entry.name for entry in store.list()}
+    assert run("decrypt", f"{s3}/m.age/", "-i", paths["me"])["output"] == f"{s3}/m"
 
 
 def test_a_key_file_that_another_writer_replaced_stays(

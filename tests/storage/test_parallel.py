@@ -20,6 +20,7 @@ from new_threads import threads_since_now
 from safeweights.storage import parallel, read_ahead
 from safeweights.storage.parallel import (
     Background,
+    Job,
     Stoppable,
     cut,
     in_order,
@@ -739,6 +740,14 @@ class Waits:
         return bool(self._stops) and all(each.is_set() for each in self._stops)
 
 
+def stop_and_close(beside: Background, job: Job[object]) -> None:
+    """Stop a call, which does not return a result then."""
+    beside.stop()
+    with pytest.raises(parallel._AbandonedError):
+        job.result()
+    beside.close()
+
+
 def test_a_block_that_raises_stops_what_runs_beside_it() -> None:
     wait = Waits()
     with pytest.raises(ZeroDivisionError), Background() as beside:
@@ -792,10 +801,7 @@ def test_a_pause_ends_when_it_is_not_wanted() -> None:
     beside.submit(pause, 0.001).result()
     job = beside.submit(lambda: (begun.set(), pause(3600)))
     begun.wait(30)
-    beside.stop()
-    with pytest.raises(parallel._AbandonedError):
-        job.result()
-    beside.close()
+    stop_and_close(beside, job)
 
 
 def test_a_chunk_that_fails_stops_the_others() -> None:
@@ -819,10 +825,7 @@ def test_chunks_of_a_call_that_is_stopped_are_stopped() -> None:
     beside = Background()
     job = beside.submit(lambda: in_parallel(wait, 3, chunk=1, threads=3))
     assert wait.begun.wait(30)
-    beside.stop()
-    with pytest.raises(parallel._AbandonedError):
-        job.result()
-    beside.close()
+    stop_and_close(beside, job)
 
 
 def test_what_a_thread_made_goes_on_when_its_own_work_is_done() -> None:
@@ -839,10 +842,7 @@ def test_what_a_thread_made_goes_on_when_its_own_work_is_done() -> None:
     for beside, job, wait in waits:
         assert wait.begun.wait(30)
         assert not wait.was_stopped
-        beside.stop()
-        with pytest.raises(parallel._AbandonedError):
-            job.result()
-        beside.close()
+        stop_and_close(beside, job)
 
 
 def test_threads_of_a_thread_are_stopped_with_it() -> None:
@@ -855,10 +855,7 @@ def test_threads_of_a_thread_are_stopped_with_it() -> None:
     beside = Background()
     job = beside.submit(call)
     assert wait.begun.wait(30)
-    beside.stop()
-    with pytest.raises(parallel._AbandonedError):
-        job.result()
-    beside.close()
+    stop_and_close(beside, job)
     assert wait.was_stopped
 
 

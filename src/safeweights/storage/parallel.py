@@ -213,9 +213,8 @@ class Background:
         self._queue: SimpleQueue[Job[Any] | None] = SimpleQueue()
         self._threads: list[Thread] = []
         self._workers: list[_Worker] = []  # one for each start that was tried
-        self._above: _Worker | None = (
-            None  # the thread that started them; if it is stopped, they are
-        )
+        # The thread that started them: if it is stopped, they are, too.
+        self._above: _Worker | None = None
 
     def start(self) -> int:
         """Start all threads now, or as many as the system has; how many there are."""
@@ -443,9 +442,8 @@ def cut(
     while begin < total:
         share = (total - begin + after) // threads
         end = begin + max(least, min(most, share - share % least))
-        if (
-            total - end <= least // 8 and total - begin <= most
-        ):  # it would cost as much as a long one
+        rest = total - end
+        if rest <= least // 8 and total - begin <= most:  # it would cost as much as a long one
             end = total
         yield begin, min(end, total)
         begin = end

@@ -21,7 +21,17 @@ from ..errors import UnsupportedError, quote
 from ..storage import allocate, place_of
 from ..storage.encrypted import encrypted_size, encrypting, new_file_key
 from ..storage.parallel import in_order, in_threads, thread_count
-from ..storage.places import absolute, basename, continued, folder_of, is_url, join, parent, shown
+from ..storage.places import (
+    Place,
+    absolute,
+    absolute_place,
+    basename,
+    continued,
+    folder_of,
+    join,
+    parent,
+    shown,
+)  # fmt: skip
 from .access.armor import MAX_ARMORED, armored
 from .access.header import build_header
 from .access.identities import generate_identity
@@ -35,7 +45,6 @@ from .signatures.linked import is_blob_link
 
 if TYPE_CHECKING:
     from ..storage import Buffer, Commit, Source, Store
-    from ..storage.places import Place
     from ..storage.store import EntryKind
     from .access.rules import AccessRules
     from .access.wrapping import Recipient
@@ -130,8 +139,10 @@ def encrypt(
     chosen = check_together(as_recipients(recipients))
     if rules := rules_of(policy):
         rules.check_recipients(chosen)
-    place = _place(path)
-    result = _absolute(out) if out is not None else continued(_absolute(path), ENCRYPTED)
+    place = absolute_place(path)
+    result = absolute(
+        os.fspath(out if out is not None else continued(absolute(place.path), ENCRYPTED))
+    )
     if place.kind() != "folder":
         return _encrypt_file(
             place, chosen, result, armor=armor, replace=replace, durable=durable, progress=progress
@@ -165,16 +176,6 @@ def encrypt(
     return Encrypted(
         target.location, files, job.written, key_file, labels, tuple(names) if replace else ()
     )
-
-
-def _place(path: str | os.PathLike[str]) -> Place:
-    """Where a path or URL leads; the folder of a path is named even if it is the current one."""
-    path = os.fspath(path)
-    return place_of(path if is_url(path) else os.path.abspath(path))
-
-
-def _absolute(path: str | os.PathLike[str]) -> str:
-    return absolute(os.fspath(path))
 
 
 def _encrypt_file(
@@ -347,24 +348,21 @@ def decrypt(
         FileExistsError: A file that would be written exists.
         OSError: A file cannot be read or written. Nothing was written.
     """
-    from .verifier import decrypting
+    from .verifier import decrypted_place
 
-    place = _place(path)
-    result = _absolute(out) if out is not None else _without_suffix(_absolute(path))
-    if place.kind() == "folder":
-        store = decrypting(place.folder(), identity, trust)
-        target = folder_of(result)
-        target.check_writable()
+    place = absolute_place(path)
+    result = absolute(os.fspath(out if out is not None else _without_suffix(absolute(place.path))))
+    found = decrypted_place(place, identity, trust)
+    if isinstance(found, Place):
+        written = place_of(result)
+        store, target = found.store, written.store
+        names = {found.name: written.name}
+        files: tuple[str, ...] = (basename(written.path),)
+    else:
+        store, target = found, folder_of(result)
         names = {entry.name: entry.name for entry in store.list() if entry.kind != "folder"}
         files = (*names,)
-    else:
-        folder = place.name.rpartition("/")[0]
-        store = decrypting(place.store, identity, trust, folder=folder, named=place.name)
-        written = place_of(result)
-        target = written.store
-        target.check_writable()
-        names = {plain_name(place.name) or place.name: written.name}
-        files = (basename(written.path),)
+    target.check_writable()
     if not names:
         raise AccessError(
             "there is no encrypted file in it", reason="not-encrypted", path=place.path

@@ -7,9 +7,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UnsupportedError, quote
-from ..storage import place_of
 from ..storage.encrypted import Secret, encrypting, new_file_key
-from ..storage.places import is_url
+from ..storage.places import absolute_place
 from .access.header import build_header
 from .access.keyfile import MAX_KEY_FILE, identity_of_model, key_text, listed_recipients
 from .access.keyring import as_keyring
@@ -80,7 +79,7 @@ def rekey(
         ChangedError: Another writer replaced the key file meanwhile (in buckets).
         OSError: The key file cannot be read or written; it stays as it was.
     """
-    store, name = _find_key_file(os.fspath(path), key_file)
+    store, name = _find_key_file(path, key_file)
     store.check_writable()
     source = store.open(name, backend="pread")
     plain = as_keyring(identity).open(source)
@@ -105,8 +104,8 @@ def rekey(
     )
 
 
-def _find_key_file(path: str, name: str | None) -> tuple[Store, str]:
-    place = place_of(path if is_url(path) else os.path.abspath(path))
+def _find_key_file(path: str | os.PathLike[str], name: str | None) -> tuple[Store, str]:
+    place = absolute_place(path)
     if place.kind() != "folder":
         if not place.name.endswith(KEY_FILE):
             raise AccessError(

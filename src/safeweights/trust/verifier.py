@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from .access.stores import EncryptedStore
 
 __all__ = [
-    "check_unnamed", "decrypting", "identified", "identity_in_use", "plain_source", "plain_stdin",
-    "plain_store", "resolve", "set_default", "set_identity", "verifier",
+    "check_unnamed", "decrypted_place", "decrypting", "identified", "identity_in_use", "plain_source",
+    "plain_stdin", "plain_store", "resolve", "set_default", "set_identity", "verifier",
 ]  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def resolve(target: Any, trust: object, identity: Any) -> tuple[Any, Verifier | 
     if isinstance(target, Store):
         return decrypting(target, identity, trust), None
     if isinstance(target, str | os.PathLike):
-        return _decrypted_place(place_of(target), identity, trust), None
+        return decrypted_place(place_of(target), identity, trust), None
     if verifier(trust) is not None:
         kind = type(target).__name__
         raise UnsupportedError(f"only what is opened by its path can be verified, not {kind}")
@@ -94,7 +94,8 @@ def resolve(target: Any, trust: object, identity: Any) -> tuple[Any, Verifier | 
     return as_keyring(identity).open(open_source(target)), None
 
 
-def _decrypted_place(place: Place, identity: Any, trust: object) -> EncryptedStore | Place:
+def decrypted_place(place: Place, identity: Any, trust: object) -> EncryptedStore | Place:
+    """What is at a place, decrypted: the store of a folder, or the place of a file in such a store."""
     if place.kind() == "folder":
         return decrypting(place.folder(), identity, trust)
     from .access.stores import plain_name
