@@ -149,3 +149,14 @@ def test_what_was_changed_or_has_no_key_is_refused(
         safeweights.open(url, identity=model["me"])
     with pytest.raises(SafetensorError):
         safeweights.numpy.load_file(url, identity=model["me"], trust=model["key"])
+
+
+def test_a_file_is_encrypted_from_few_requests(server: BadServer, tmp_path: Path) -> None:
+    """4 MiB each, not one for each 256 KiB that a thread encrypts at a time."""
+    data = np.random.default_rng(1).bytes(13 << 20)
+    server.files["plain"] = data
+    identity = trust.generate_identity()
+    safeweights.encrypt(f"{server.url}/plain", identity.recipient.label, tmp_path / "x.age")
+    assert len(server.requests) <= 2 + 4  # is it a folder; its size and version; the file
+    trust.decrypt(tmp_path / "x.age", identity, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data

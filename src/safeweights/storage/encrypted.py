@@ -174,7 +174,7 @@ class _Chunks:
         self._last = _count_chunks(source, begin) - 1
         self._source = source
         self._block = min(source.block, _LONGEST_RUN)
-        self._run = max(_RUN, self._block, min(_GAPS * source.gap, _LONGEST_RUN))
+        self._run = max(_run_of(source), self._block)
         self._first = begin + NONCE
         self._key = derive_key(file_key, source.read(begin, NONCE), b"payload")
         self.size = source.size - self._first - _TAG * (self._last + 1)
@@ -337,6 +337,11 @@ def _cipher(key: bytes) -> Any:
     return need_cryptography("hazmat.primitives.ciphers.aead").ChaCha20Poly1305(key)
 
 
+def _run_of(source: Source) -> int:
+    """Bytes that are read at a time, whole chunks."""
+    return max(_RUN, min(_GAPS * source.gap, _LONGEST_RUN))
+
+
 def encrypted_size(nbytes: int) -> int:
     """Bytes of the payload of a file that has `nbytes`.
 
@@ -352,7 +357,7 @@ def encrypting(
     """The payload of an encrypted file, piece by piece, for a sink that writes what an iterator gives.
 
     Pieces are read and encrypted by several threads while those before them are written. Memory: 4 MiB
-    for each thread, of which there are at most 4, and 16 MiB.
+    for each thread, of which there are at most 4, and 16 MiB; of a source elsewhere twice 4 MiB for each.
 
     Args:
         source: The plaintext. It is read once.
@@ -397,9 +402,10 @@ def _encrypt_piece(source: Source, key: bytes, begin: int) -> memoryview:
                 if held.is_held():
                     return target
     # If the file changed meanwhile, nothing has seen what is in `target`: this replaces it.
-    scratch = memoryview(bytearray(min(_RUN, length)))
-    for low in range(0, length or 1, _RUN):
-        plain = scratch[: min(_RUN, length - low)]
+    run = _run_of(source)
+    scratch = memoryview(bytearray(min(run, length)))
+    for low in range(0, length or 1, run):
+        plain = scratch[: min(run, length - low)]
         source.read_into(begin + low, plain)
         encrypt(plain, low)
     return target

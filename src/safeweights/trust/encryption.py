@@ -191,7 +191,8 @@ def _encrypt_file(
     source, name = place.store, place.name
     target = place_of(result)
     target.store.check_writable()
-    _check_plain(source, name, source.kind(name))
+    # Elsewhere there are no links, and opening it tells whether it is there.
+    _check_plain(source, name, "file" if source.is_remote else source.kind(name))
     sizes = _sizes(source, [name]) if armor or progress else [0]
     if armor and sizes[0] > MAX_ARMORED // 2:
         raise UnsupportedError("ASCII armor is for small files; leave it out", path=place.path)
