@@ -25,6 +25,7 @@ PROGRAMS = (
     "dequantizing",
     "distributed",
     "growth",
+    "looking",
     "remote",
 )
 """Programs that keep `Marks`; a new one is named here and in the Makefile."""

@@ -82,9 +82,17 @@ def available_memory() -> int:
 
 
 def touch_memory(nbytes: int) -> None:
-    """Use some memory once: a virtual machine's is slow at its first touch, until the host backs it."""
+    """Use some memory once: a virtual machine's is slow at its first touch, until the host backs it.
+
+    In huge pages: a guest reports free blocks of 2 MiB to its host, which takes them away two seconds
+    later, and the page cache is filled from such blocks. Small pages are cut from smaller ones, which the
+    host leaves alone. After 512 MiB of these, to write 256 MiB took 76 to 998 ms, and after 512 MiB of huge
+    pages 56 to 80 ms (six times in turn).
+    """
     nbytes = min(nbytes, available_memory() // 2)
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):  # another system, or one without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
     for begin in range(0, nbytes, 4096):
         memory[begin] = 1
     memory.close()

@@ -6,11 +6,12 @@ Rules:
 - The limits take part like contenders.
 - A contender that fails is left out of the row, with the reason; the others go on.
 - What a sample wrote is deleted after it, before the system has written it to disk.
+- Samples are taken until the time of a row is over, and if its verdict depends on noise then, for as long
+  again.
 """
 
 from __future__ import annotations
 
-import math
 import shutil
 import subprocess
 import sys
@@ -69,21 +70,11 @@ class Session:
         scale: How large.
         data: Where input files are kept.
         out: An empty folder for what is written.
-        deadline: Of `time.perf_counter`: rows after it get one sample of each.
     """
 
-    def __init__(
-        self,
-        crew: Crew,
-        scale: Scale,
-        data: Path,
-        out: Path,
-        *,
-        deadline: float = math.inf,
-    ) -> None:
+    def __init__(self, crew: Crew, scale: Scale, data: Path, out: Path) -> None:
         self._crew, self._scale, self._data, self._out = crew, scale, data, out
         self._beside = out.with_name("beside")
-        self._deadline = deadline
         self._cached: set[str] = set()
         self._say: Callable[[str], None] = _silent
 
@@ -191,17 +182,21 @@ class Session:
     def _rounds(self, row: Row, turns: list[_Turn]) -> None:
         # Bytes are counted, not timed: they are the same each time.
         fewest, most = (2, 2) if row.kind == "bytes" else self._scale.rounds
-        end = time.perf_counter() + self._scale.seconds
-        for number in range(most):
-            now = time.perf_counter()
-            if (number >= fewest and now > end) or (number and now > self._deadline):
-                return
+        begun = time.perf_counter()
+        for number in range(2 * most):
+            if number >= fewest:
+                shares = (time.perf_counter() - begun) / self._scale.seconds, number / most
+                if max(shares) >= (2 if self._is_unsure(row, turns) else 1):
+                    return
             self._say(f"round {number + 1}")
             playing = list(_active(turns))
             shift = number % len(playing) if playing else 0
             for turn in playing[shift:] + playing[:shift]:
                 with _excusing(turn):
                     turn.sampled.values.append(self._sample(row, turn))
+
+    def _is_unsure(self, row: Row, turns: list[_Turn]) -> bool:
+        return judge(self._result(row, turns, []), row.reach).unsure
 
     def _sample(self, row: Row, turn: _Turn, *, check: bool = False) -> float:
         if row.cold:

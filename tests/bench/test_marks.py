@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import summary
 from bench.marks import Mark, Marks
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -79,3 +76,12 @@ def test_the_summary_names_what_fails(
     assert lines[0] == "run.py: no result"
     assert lines[-2] == "two: did not end, or was not run"
     assert lines[-1] == "2 FAIL, 1 pass"
+
+
+def test_the_summary_knows_every_program() -> None:
+    programs = {
+        path.stem
+        for path in Path(summary.__file__).parent.glob("*.py")
+        if f'Marks("{path.stem}")' in path.read_text()
+    }
+    assert programs == set(summary.PROGRAMS)

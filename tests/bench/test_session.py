@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import cycle
 
 import pytest
 from bench.data import MIB, Spec
@@ -34,6 +35,17 @@ class StandIn:
 
     def end(self):
         self.crew.ended.append(self.name)
+
+
+class _Seconds(dict):
+    """What contenders answer, ours one after another, after a warm-up."""
+
+    def __init__(self, others, ours, theirs):
+        super().__init__({**others, "safetensors-0-8": theirs})
+        self.ours = ours
+
+    def __getitem__(self, name):
+        return next(self.ours) if name == "safeweights" else super().__getitem__(name)
 
 
 class StandInCrew:
@@ -190,9 +202,18 @@ def test_bytes_are_a_share_of_those_allowed(crew, measure):
     assert measure(square).contenders[OURS].values == [10 / (nbytes + 4096)] * 2
 
 
-def test_after_the_deadline_one_sample_is_enough(crew, measure):
-    found = measure(row(), deadline=0.0)
-    assert len(found.contenders[OURS].values) == 1
+@pytest.mark.parametrize(("theirs", "samples"), [(3.0, 3), (1.9, 6)])
+def test_a_verdict_that_depends_on_noise_takes_more_samples(
+    crew, measure, monkeypatch, theirs, samples
+):
+    """Ours are 0.5, 1.5, 1, 1, ...: the median is below half of 3; of 1.9 only the fastest are."""
+    ours = cycle([1.0, 0.5, 1.5, 1.0])
+    monkeypatch.setattr(Scale, "rounds", property(lambda self: (1, 3)))
+    monkeypatch.setattr(Scale, "seconds", 1e9)
+    crew.seconds = _Seconds(crew.seconds, ours, theirs)
+    found = measure(row())
+    assert len(found.contenders[OURS].values) == samples
+    assert found.verdict == ("noisy" if samples == 6 else "pass")
 
 
 def test_slow_peers_are_left_out_of_quick_runs(crew, measure):
@@ -232,7 +253,7 @@ def test_real_workers_agree_and_end(tmp_path):
                 for entry in chosen.entries
                 if entry.process in {"safeweights", "safetensors-0.8", "runai"}
             )
-            measuring = Session(crew, quick, tmp_path / "data", tmp_path / "out", deadline=0.0)
+            measuring = Session(crew, quick, tmp_path / "data", tmp_path / "out")
             found[chosen.name] = measuring.measure(replace(chosen, entries=entries))
         worker = crew.worker("safeweights")
     assert not worker.alive
@@ -255,7 +276,7 @@ def test_encrypted_files_are_loaded_and_written_by_real_workers(tmp_path):
     (tmp_path / "out").mkdir()
     quick = Scale(quick=True, mib=1, count=20)
     with _crew(tmp_path) as crew:
-        measuring = Session(crew, quick, tmp_path / "data", tmp_path / "out", deadline=0.0)
+        measuring = Session(crew, quick, tmp_path / "data", tmp_path / "out")
         found = [measuring.measure(row) for row in ROWS if "encrypt" in row.name]
     assert len(found) == 5
     for result in found:
