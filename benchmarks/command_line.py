@@ -75,8 +75,9 @@ def main() -> int:
         ]  # fmt: skip
         for title, ours, other, theirs, most in rows:
             pairs = [(seconds(ours), seconds(theirs)) for _ in range(RUNS)]  # in turn
-            mine, others = (statistics.median(column) for column in zip(*pairs, strict=True))
-            marks.add(f"`{title}` / {other} ({mine:.2f} s)", mine / others, most=most)
+            mine, others = zip(*pairs, strict=True)
+            shown = f"`{title}` / {other} ({statistics.median(mine):.2f} s)"
+            marks.compare(shown, mine, others, most=most)
     return marks.close()
 
 

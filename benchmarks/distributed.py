@@ -307,6 +307,11 @@ def planning(count: int) -> float:
     return seconds
 
 
+def times_of(ways: dict[str, list[list[float]]]) -> dict[str, list[float]]:
+    """Of each way, the seconds of its runs."""
+    return {way: [seconds for seconds, *_ in rows] for way, rows in ways.items()}
+
+
 def size_of(folder: str) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
@@ -347,26 +352,26 @@ def main() -> int:
             print(f"| {way} | {seconds:.3f} s | {memory / (1 << 20):.0f} MiB | {ratio:.2f} x |")
     print()
     for what in ("rows", "columns"):
-        saved, loaded = medians[f"save {what}"], medians[f"load {what}"]
-        ours, theirs = saved["safeweights"], saved["torch, Hugging Face with consolidation"]
-        marks.add(f"save {what} / torch's Hugging Face writer", ours[0] / theirs[0], most=0.5)
-        marks.add(f"save {what}: disk / the same", ours[2] / theirs[2], most=0.5)
-        marks.add(f"save {what}: extra memory a rank", ours[1] / (1 << 20), most=64, unit="MiB")
-        plain = saved["torch, .distcp"]
-        marks.add(f"save {what} / torch's .distcp, unsynced", ours[0] / plain[0], most=1.0)
-        ours, theirs = loaded["safeweights"], loaded["torch, Hugging Face"]
-        # The fastest samples: what disturbs a limit makes it longer, and would excuse ours.
-        fastest = {
-            way: min(seconds for seconds, *_ in rows) for way, rows in found[f"load {what}"].items()
-        }
-        bound = min(fastest[way] for way in (MAPPED, READ) if way in fastest)
-        bound /= fastest["torch, Hugging Face"]
-        marks.add(
-            f"load {what} / torch's Hugging Face reader", ours[0] / theirs[0],
-            most=0.8, bound=bound,
+        save, load = f"save {what}", f"load {what}"
+        saving, loading = times_of(found[save]), times_of(found[load])
+        ours, theirs = "safeweights", "torch, Hugging Face with consolidation"
+        marks.compare(
+            f"{save} / torch's Hugging Face writer", saving[ours], saving[theirs], most=0.5
+        )
+        (_, memory, disk), others = medians[save][ours], medians[save][theirs]
+        marks.add(f"{save}: disk / the same", disk / others[2], most=0.5)
+        marks.add(f"{save}: extra memory a rank", memory / (1 << 20), most=64, unit="MiB")
+        plain = saving["torch, .distcp"]
+        marks.compare(f"{save} / torch's .distcp, unsynced", saving[ours], plain, most=1.0)
+        theirs = "torch, Hugging Face"
+        bare = min((loading[way] for way in (MAPPED, READ) if way in loading), key=min)
+        marks.compare(
+            f"{load} / torch's Hugging Face reader", loading[ours], loading[theirs],
+            most=0.8, bound=bare,
         )  # fmt: skip
-        marks.add(f"load {what}: the fastest bare reader / the same", bound)
-        marks.add(f"load {what}: bytes fetched from the disk / needed", ours[2], most=1.05)
+        marks.compare(f"{load}: the fastest bare reader / the same", bare, loading[theirs])
+        fetched = medians[load][ours][2]
+        marks.add(f"{load}: bytes fetched from the disk / needed", fetched, most=1.05)
     marks.add("plan of 50,000 tensors on 2 ranks", planning(50_000), most=0.5, unit="s")
     return marks.close()
 

@@ -1,7 +1,7 @@
 """Measure this package and its peers side by side: what `make bench` runs.
 
     benchmarks/run.py                  everything, twenty minutes; writes benchmarks/results/
-    benchmarks/run.py --quick          smaller files, QUICKTIME; writes .cache/bench/results/
+    benchmarks/run.py --quick          smaller files, ten to fifteen minutes; writes .cache/bench/results/
     benchmarks/run.py --row load-cold  one row; more than one may be named
 
 Only a complete run that is not too noisy replaces the published figures. Exit status 1 means that a row

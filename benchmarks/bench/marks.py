@@ -11,7 +11,13 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from statistics import median
+from typing import TYPE_CHECKING, Final
+
+from .results import NEAR, NOISY, Sampled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["FOLDER", "Mark", "Marks"]
 
@@ -29,6 +35,8 @@ class Mark:
         least: It must not be below this. With neither, it is for information.
         unit: Of the value; empty for a ratio.
         bound: What the machine itself reaches, measured in the same run, at most.
+        best: The figure of the best samples; that of all if it is not known.
+        noise: The spread of the samples, as a share of their median.
     """
 
     title: str
@@ -37,22 +45,28 @@ class Mark:
     least: float | None = None
     unit: str = ""
     bound: float | None = None
+    best: float | None = None
+    noise: float = 0.0
 
     @property
     def verdict(self) -> str:
-        """``"pass"``, ``"FAIL"``, ``"limit"``, or empty where nothing was asked. Two decimals count.
+        """``"pass"``, ``"FAIL"``, ``"limit"``, ``"noisy"``, or empty where nothing was asked.
 
-        ``limit`` means the same as in the rows of `run.py`: the machine misses the mark too, and the value
-        is within a fifth of what the machine reaches.
+        They mean the same as in the rows of `run.py`: the limit is that the machine misses the mark too,
+        and that the best samples are within a fifth of what it reaches, or beyond. Two decimals count.
         """
         if self.most is None and self.least is None:
             return ""
-        if self._reached(self.value):
+        best = self.value if self.best is None else self.best
+        reached = self._reached(self.value)
+        if self.noise > NOISY and self._reached(best) != reached:
+            return "noisy"
+        if reached:
             return "pass"
         if self.bound is None or self._reached(self.bound):
             return "FAIL"
-        near = max(self.value, self.bound) <= 1.2 * min(self.value, self.bound)
-        return "limit" if near else "FAIL"
+        worse, better = (self.bound, best) if self.most is None else (best, self.bound)
+        return "limit" if worse <= NEAR * better else "FAIL"
 
     def _reached(self, figure: float) -> bool:
         value = round(figure, 2)
@@ -96,6 +110,32 @@ class Marks:
     ) -> None:
         """Add a figure; the arguments are those of `Mark`."""
         self.found.append(Mark(title, value, most, least, unit, bound))
+
+    def compare(
+        self,
+        title: str,
+        ours: Sequence[float],
+        theirs: Sequence[float],
+        *,
+        most: float | None = None,
+        bound: Sequence[float] = (),
+    ) -> None:
+        """Add the ratio of two times.
+
+        Args:
+            title: See `Mark`.
+            ours: Samples of our time.
+            theirs: Samples of the time by which it is divided.
+            most: See `Mark`.
+            bound: Samples of the time that the machine itself needs for what any implementation has to do.
+        """
+        value = median(ours) / median(theirs)
+        noise = max(Sampled([*each]).noise for each in (ours, theirs))
+        # The fastest: what disturbs a limit makes it longer, and would excuse ours.
+        best, *limit = (min(each) / min(theirs) for each in (ours, bound) if each)
+        self.found.append(
+            Mark(title, value, most, bound=limit[0] if limit else None, best=best, noise=noise)
+        )
 
     def close(self) -> int:
         """Print and keep them; 1 if one misses its mark, else 0."""

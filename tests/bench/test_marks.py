@@ -41,6 +41,28 @@ def test_the_machine_may_be_the_limit(value: float, bound: float, verdict: str) 
     assert Mark("a", value, least=0.8, bound=bound).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("ours", "bound", "verdict"),
+    [
+        ([0.7, 0.8, 2.0], [], "pass"),
+        ([0.9, 1.0, 1.1], [], "FAIL"),
+        ([0.5, 1.0, 1.4], [], "noisy"),
+        ([0.9, 1.0, 1.1], [0.7, 1.0], "FAIL"),  # the best is 0.9; 0.7 would do
+        ([0.9, 1.0, 1.1], [0.85, 2.0], "limit"),
+        ([0.84, 1.0, 1.1], [0.9], "limit"),
+        ([1.1, 1.2, 1.3], [0.9], "FAIL"),
+    ],
+)
+def test_times_are_compared(
+    ours: list[float], bound: list[float], verdict: str, tmp_path: Path
+) -> None:
+    """The mark is 0.8 by medians; the best samples decide about noise and the limit."""
+    marks = Marks("some", tmp_path)
+    marks.compare("a", ours, [1.0, 1.0, 3.0], most=0.8, bound=bound)
+    assert marks.found[0].verdict == verdict
+    assert marks.found[0].value == ours[1]
+
+
 def test_figures_are_kept_for_the_summary(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
