@@ -311,7 +311,7 @@ class Safeweights(Safetensors):
         make_delta(base, new, folder)
 
         def run() -> str:
-            apply_delta(folder, out, base)
+            apply_delta(folder, out, base, force=True)
             return out
 
         return run

@@ -186,6 +186,29 @@ def test_a_file_among_the_parents_is_named(tmp_path: Path) -> None:
     assert caught.value.filename == str(source)
 
 
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_conversion_replaces_no_single_shard_of_its_source(
+    tmp_path: Path, indexed: bool, linked: bool
+) -> None:
+    model = tmp_path / "model"
+    tensors = {name: MemoryTensor(name, "U8", (9,), bytes(9)) for name in "ab"}
+    save_sharded(tensors, model, max_shard_size=9)
+    if not indexed:
+        (model / "model.safetensors.index.json").unlink()
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    target = model / "model-00001-of-00002.safetensors"
+    if linked:
+        (tmp_path / "link").symlink_to(model)
+        target = tmp_path / "link" / target.name
+    for dry_run in (True, False):
+        with pytest.raises(UnsupportedError, match="other files? of it would stay"):
+            convert(model, target, force=True, dry_run=dry_run)
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+    convert(model, model / "model.safetensors", force=True)  # all of them go
+    assert listing(model) == ["model.safetensors", RECORD]
+
+
 def test_a_link_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
     (tmp_path / "blob").write_bytes(b"old")
     (tmp_path / "model.safetensors").symlink_to("blob")

@@ -266,7 +266,7 @@ def test_large_tensors_are_written_in_blocks(
     assert max(asked) == 10_000
     (tmp_path / "out.safetensors").write_bytes(b"old")
     with pytest.raises(FormatError, match="gives other bytes"):
-        apply_delta(chain, tmp_path / "out.safetensors", versions[1])
+        apply_delta(chain, tmp_path / "out.safetensors", versions[1], force=True)
     assert (tmp_path / "out.safetensors").read_bytes() == b"old"
 
 
@@ -581,6 +581,78 @@ def test_nothing_is_overwritten(tmp_path: Path, versions: list[Path]) -> None:
     assert contents(open_delta(tmp_path / "d", versions[0])) == contents(versions[0])
     with pytest.raises(FileExistsError):
         make_delta(versions[0], versions[1], tmp_path / "d")
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "folder", "sharded", "linked"])
+def test_a_model_is_replaced_only_with_force(
+    tmp_path: Path, versions: list[Path], name: str
+) -> None:
+    make_delta(*versions[:2], tmp_path / "d")
+    old = {key: array + 1 for key, array in safeweights.numpy.load_file(versions[0]).items()}
+    output = kept = tmp_path / name
+    if name == "sharded":
+        safeweights.numpy.save_file(old, output, max_shard_size=100_000)
+    elif name == "folder":
+        safeweights.numpy.save_file(old, output, max_shard_size=10**9)
+    else:
+        kept = tmp_path / "other.safetensors" if name == "linked" else output
+        safeweights.numpy.save_file(old, kept)
+    if name == "linked":
+        output = tmp_path / "linked.safetensors"
+        output.symlink_to(kept.name)
+    before = contents(output)
+    with pytest.raises(FileExistsError, match="--force"):
+        apply_delta(tmp_path / "d", output, versions[0])
+    assert contents(output) == before
+    apply_delta(tmp_path / "d", output, versions[0], force=True)
+    assert contents(output) == contents(versions[1])
+    if output.is_dir():
+        assert [path.name for path in output.iterdir()] == ["model.safetensors"]
+    elif name == "linked":
+        assert contents(kept) == before
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_model_replaces_no_single_shard_of_its_base(
+    tmp_path: Path, versions: list[Path], linked: bool
+) -> None:
+    make_delta(*versions[:2], tmp_path / "d")
+    base = tmp_path / "base"
+    safeweights.numpy.save_file(
+        safeweights.numpy.load_file(versions[0]), base, max_shard_size=100_000
+    )
+    shard = min(base.glob("*.safetensors"))
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    target = shard
+    if linked:
+        (tmp_path / "link").symlink_to(base)
+        target = tmp_path / "link" / shard.name
+    with pytest.raises(FileExistsError, match="--force"):
+        apply_delta(tmp_path / "d", target, base)
+    with pytest.raises(UnsupportedError, match="1 other file of it would stay"):
+        apply_delta(tmp_path / "d", target, base, force=True)
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+    for output in (base, base / "model.safetensors"):  # all of them go; the base of a file is that file
+        apply_delta(tmp_path / "d", output, base, force=True)
+        assert contents(base) == contents(versions[1])
+        shutil.rmtree(base)
+        base.mkdir()
+        for name, data in before.items():
+            (base / name).write_bytes(data)
+    apply_delta(tmp_path / "d", versions[0], versions[0], force=True)
+    assert contents(versions[0]) == contents(versions[1])
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(
+    tmp_path: Path, versions: list[Path]
+) -> None:
+    make_delta(*versions[:2], tmp_path / "d")
+    output = tmp_path / "out.safetensors"
+    with pytest.raises(FileExistsError):
+        apply_delta(
+            tmp_path / "d", output, versions[0], progress=lambda _: output.write_bytes(b"other")
+        )
+    assert output.read_bytes() == b"other"
 
 
 def test_an_encrypted_delta_is_not_joined_by_a_model(tmp_path: Path, versions: list[Path]) -> None:

@@ -32,7 +32,7 @@ from ..storage.places import Place, absolute, is_folder, join, parent, shown
 from ..text import wrapper_prefix, wrapper_sentence
 from ..trust.verifier import resolve, verifier
 from .dequantizing import Sources
-from .destination import FOLDER_NAME, Destination, OutputFile, split_output
+from .destination import FOLDER_NAME, Destination, OutputFile, require_whole, split_output
 from .distributed.finding import find_distributed
 from .distributed.ranks import has_parts, join_ranks
 from .exports import contents_of, format_of
@@ -157,7 +157,8 @@ def convert(
     Raises:
         FormatError: A source is damaged, hostile or of no known format.
         ChangedError: The files of a folder were replaced while they were opened.
-        UnsupportedError: A tensor cannot be written; the message names the option that would help.
+        UnsupportedError: A tensor cannot be written; the message names the option that would help. Or
+            some files of a source would be replaced, and others would stay.
         TrustError: A source is not what ``trust`` asks for.
         FileExistsError: Without `force`: an output exists, or another file of an earlier checkpoint of
             the same name, such as its index.
@@ -203,7 +204,7 @@ def convert(
         if found is not None:
             job.report.left_out = left_out(found)
         inputs = job.prepared(inputs, None if found is None else found.store, verify)
-        return job.run(inputs, None if found is None else found.index_name)
+        return job.run(inputs, found)
 
 
 def _open_files(
@@ -398,7 +399,8 @@ class _Job:
         only, skip = self.options.only, self.options.skip
         return (not only or matches(name, only)) and not matches(name, skip)
 
-    def run(self, inputs: list[_Input], index: str | None) -> Conversion:
+    def run(self, inputs: list[_Input], found: Files | None) -> Conversion:
+        index = None if found is None else found.index_name
         outputs, weight_map = self._outputs(inputs, index)
         for output in outputs:
             for tensor in output.tensors.values():
@@ -407,7 +409,10 @@ class _Job:
         earlier = self.destination.earlier_save(outputs, name)
         names = [*(output.name for output in outputs), self.destination.record_name]
         names += [] if name is None else [name]
+        locate = self.destination.store.locate
         self.destination.check(names, earlier, force=self.options.force)
+        for own in _checkpoints(inputs, found):
+            require_whole(own, map(locate, names), map(locate, earlier.files()))
         if self.options.dry_run:
             self._rehearse(outputs)
             self._make_index(name, weight_map)
@@ -585,6 +590,15 @@ def _merged(outputs: list[OutputFile], name: str, given: Mapping[str, str]) -> O
             raise _twice(tensor, output.source)
         tensors |= output.tensors
     return OutputFile(name, outputs[0].source, tensors, metadata)
+
+
+def _checkpoints(inputs: list[_Input], found: Files | None) -> list[list[str]]:
+    """The paths of the files of each checkpoint that is read; those of a folder or an index are one."""
+    own = [[source.name for source in each.checkpoint.sources] for each in inputs]
+    if found is None:
+        return own
+    index = [] if found.index_name is None else [found.store.locate(found.index_name)]
+    return [[*index, *(path for paths in own for path in paths)]]
 
 
 def _check_distinct(outputs: list[OutputFile]) -> None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Final
 from ..checkpoint import SUFFIX, Tensor
 from ..checkpoint.shardindex import ANY_INDEX, INDEX_SUFFIX
 from ..checkpoint.sharding import EarlierSave, files_in_index, split_into_shards, stem_of
+from ..errors import UnsupportedError
 from ..storage import LocalStore, is_url, place_of
+from ..text import plural
 from .exports import EXPORTS
 from .folders import output_name
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..storage import Store
 
-__all__ = ["FOLDER_NAME", "Destination", "OutputFile", "split_output"]
+__all__ = ["FOLDER_NAME", "Destination", "OutputFile", "require_whole", "split_output"]
 
 FOLDER_NAME: Final = "model"
 """What a checkpoint that is a folder is called, without its suffix."""
@@ -53,6 +55,33 @@ def split_output(output: OutputFile, max_shard_size: int | str | None) -> list[O
     if len(shards) == 1:
         return [output]  # whose name need not end in .safetensors
     return [replace(output, name=name, tensors=part) for name, part in shards.items()]
+
+
+def require_whole(own: Iterable[str], outputs: Iterable[str], removed: Iterable[str]) -> None:
+    """Refuse to replace some files of a source and leave others: together they are no checkpoint.
+
+    Args:
+        own: The paths of the files of the source.
+        outputs: The paths that are written.
+        removed: The paths that are removed.
+
+    Raises:
+        UnsupportedError: Some of the source's files would be replaced, and others would stay.
+    """
+    files = {_real(path): path for path in own}
+    new = {_real(path) for path in outputs}
+    left = files.keys() - new - {_real(path) for path in removed}
+    replaced = sorted(files[path] for path in files.keys() & new)
+    if replaced and left:
+        raise UnsupportedError(
+            f"this is one of the files of the source; {plural(len(left), 'other file')} of it would "
+            "stay, and would not fit what is written: choose another target",
+            path=replaced[0],
+        )
+
+
+def _real(path: str) -> str:
+    return path if is_url(path) else os.path.realpath(path)
 
 
 @dataclass(frozen=True)

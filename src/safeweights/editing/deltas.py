@@ -21,11 +21,18 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ..checkpoint import Checkpoint, MemoryTensor, SafetensorsFile, Tensor, save
+from ..checkpoint import Checkpoint, MemoryTensor, SafetensorsFile, Tensor
 from ..checkpoint.opening import find_files
 from ..checkpoint.saving import serialized
-from ..checkpoint.shardindex import INDEX_SUFFIX, SUFFIX, is_delta, parse_index
-from ..checkpoint.sharding import save_sharded
+from ..checkpoint.shardindex import INDEX_SUFFIX, SUFFIX, index_text, is_delta, parse_index
+from ..conversion.destination import (
+    FOLDER_NAME,
+    Destination,
+    OutputFile,
+    require_whole,
+    split_output,
+)
+from ..conversion.foreign import ForeignCheckpoint
 from ..conversion.opening import open as open_any
 from ..derived.delta import BLOCK, ENCODINGS, applied, checked, checksum, compressor, encode
 from ..errors import FormatError, UnsupportedError, quote
@@ -101,6 +108,13 @@ def open_delta(
         OSError: Something cannot be opened.
     """
     given: dict[str, Any] = {"trust": trust, "identity": identity, "backend": backend}
+    return _open_over_base(target, base, given)[0]
+
+
+def _open_over_base(
+    target: str | os.PathLike[str], base: Any, given: Mapping[str, Any]
+) -> tuple[Checkpoint, Checkpoint]:
+    """See `open_delta`: the new model, and the one under the chain."""
     chain, whole = _chain(os.fsdecode(target), given)
     if whole is not None:
         model = open_any(whole, **given)
@@ -114,9 +128,10 @@ def open_delta(
         )
     else:
         model = open_any(base, **given)
+    new = model
     for each in reversed(chain):
-        model = each.over(model)
-    return model
+        new = each.over(new)
+    return new, model
 
 
 def _chain(target: str, given: Mapping[str, Any]) -> tuple[list[_Delta], str | None]:
@@ -458,43 +473,77 @@ def apply_delta(
     trust: object = None,
     identity: Any = None,
     max_shard_size: int | str = "5GB",
+    force: bool = False,
     durable: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> DeltaReport:
-    """Write the whole model that a delta, or a chain of them, gives.
+    """Write the whole model that a delta, or a chain of them, gives: all its files, or none.
 
     Args:
         target: See `open_delta`.
-        output: A file that ends in ``.safetensors``, or a folder; not in the folder of a delta.
+        output: A file that ends in ``.safetensors``, or a folder; not in the folder of a delta. A symbolic
+            link to a file is replaced, not followed.
         base: See `open_delta`.
         trust: See `open_delta`.
         identity: See `open_delta`. The model that is written is not encrypted.
         max_shard_size: For a folder.
+        force: Replace files that exist, and an earlier checkpoint of the same name as a whole.
         durable: Return only when all of it would survive a loss of power.
         progress: Called with the number of bytes written so far.
 
     Raises:
         FormatError: A delta is damaged, or made for another base: nothing is written then.
-        FileExistsError: There is a delta in that folder.
+        FileExistsError: There is a delta in that folder. Or without `force`: an output exists, or another
+            file of an earlier checkpoint of the same name, such as its index.
+        UnsupportedError: Some files of the base would be replaced, and others would stay.
         OSError: Reading or writing failed.
     """
-    model = open_delta(target, base, trust=trust, identity=identity)
+    given = {"trust": trust, "identity": identity, "backend": "mmap"}
+    model, old = _open_over_base(target, base, given)
     path = os.fspath(output)
     folder = (parent(path) or os.curdir) if path.endswith(SUFFIX) else path
     if _has_delta(place_of(folder), identity):
         raise FileExistsError(errno.EEXIST, "there is a delta in the folder", folder)
+    place = place_of(path)
     if path.endswith(SUFFIX):
-        save(model, path, durable=durable, progress=progress)
+        where, limit = Destination(place.store, place.name), None
     else:
-        save_sharded(
-            model,
-            place_of(path).folder(),
-            max_shard_size=max_shard_size,
-            durable=durable,
-            progress=progress,
-        )
-    whole = sum(tensor.nbytes for tensor in model.values())
-    return DeltaReport(path, "", len(model), len(model), whole, whole)
+        where, limit = Destination(place.folder(), None), max_shard_size
+    whole = OutputFile(where.name or FOLDER_NAME + SUFFIX, path, dict(model), {})
+    outputs = split_output(whole, limit)
+    index = where.index_name(None) if len(outputs) > 1 else None
+    names = [each.name for each in outputs] + ([] if index is None else [index])
+    earlier = where.earlier_save(outputs, index)
+    where.check(names, earlier, force=force)
+    locate = where.store.locate
+    require_whole(_files_of(old), map(locate, names), map(locate, earlier.files()))
+    done = 0
+    with where.store.commit(durable=durable) as commit:
+        if force:
+            earlier.delete_shards(commit)
+        for each in outputs:
+            size, buffers = serialized(each.tensors, model.metadata)
+            report = None if progress is None else _shifted(progress, done)
+            commit.write(each.name, buffers, size=size, create_only=not force, progress=report)
+            done += size
+        if force:
+            earlier.delete_indexes(commit, keep=index)
+        if index is not None:
+            weight_map = {name: each.name for each in outputs for name in each.tensors}
+            text = index_text(weight_map, whole.nbytes).encode()
+            commit.write(index, [text], create_only=not force)
+    return DeltaReport(path, "", len(model), len(model), whole.nbytes, whole.nbytes)
+
+
+def _files_of(checkpoint: Checkpoint) -> list[str]:
+    """The paths of the files of a checkpoint in any format."""
+    if isinstance(checkpoint, ForeignCheckpoint):
+        return [source.name for source in checkpoint.sources]
+    return [file.name for file in checkpoint.files]
+
+
+def _shifted(progress: Callable[[int], object], done: int) -> Callable[[int], object]:
+    return lambda written: progress(done + written)
 
 
 def _has_delta(place: Place, identity: Any) -> bool:

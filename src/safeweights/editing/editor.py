@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import SUFFIX
 from ..checkpoint.shardindex import index_text
-from ..conversion.destination import Destination, OutputFile
+from ..conversion.destination import Destination, OutputFile, require_whole
 from ..derived.casting import CastTensor
 from ..errors import ChangedError, UnsupportedError
 from ..storage import DescriptorSource, is_url, place_of
-from ..text import plural
 from ..trust.verifier import identified, identity_in_use
 from .inplace import header_of, locked, write_patch
 from .layout import Place, outputs_of
@@ -110,7 +109,7 @@ def edit(
         found = _decide(sources, wanted, plan, where, stem)
         earlier = _describe(found, plan, where, force=force or in_place)
         if not in_place:
-            _require_whole(sources.own, plan)
+            require_whole(sources.own, (each.path for each in plan.outputs), plan.removed)
         if not dry_run:
             _check_casts(sources)
             writing = _Writing(wanted, plan, found, where, earlier, durable, progress)
@@ -204,24 +203,6 @@ def _describe(found: _Found, plan: EditPlan, where: Destination, *, force: bool)
     where.check(names, earlier, force=force)
     plan.removed = [store.locate(name) for name in earlier.files() if name not in names]
     return earlier
-
-
-def _require_whole(own: Iterable[str], plan: EditPlan) -> None:
-    """Refuse to replace some files of the source and leave others: together they are no checkpoint."""
-    files = {_real(path): path for path in own}
-    outputs = {_real(each.path) for each in plan.outputs}
-    left = files.keys() - outputs - {_real(path) for path in plan.removed}
-    replaced = sorted(files[path] for path in files.keys() & outputs)
-    if replaced and left:
-        raise UnsupportedError(
-            f"this is a part of the source; {plural(len(left), 'other file')} of it would stay, and "
-            "not fit to what is written: choose another target",
-            path=replaced[0],
-        )
-
-
-def _real(path: str) -> str:
-    return path if is_url(path) else os.path.realpath(path)
 
 
 def _as_outputs(files: Iterable[File]) -> list[OutputFile]:

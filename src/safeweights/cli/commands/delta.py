@@ -103,11 +103,14 @@ def make(
 @click.argument("target", metavar="DIR", type=FILE)
 @click.argument("output", metavar="OUT", type=FILE)
 @_BASE
+@click.option("--force", is_flag=True, help="Replace existing files and shards.")
 @trust_option
 @identity_option
 @json_option
 @click.pass_obj
-def apply(out: Output, target: str, output: str, base: str | None, trust: str | None) -> None:
+def apply(
+    out: Output, target: str, output: str, *, base: str | None, force: bool, trust: str | None
+) -> None:
     """Apply the delta in DIR, and write the whole model to OUT.
 
     DIR is one version, or a folder of versions. If it is a folder of versions, the result is the newest
@@ -118,7 +121,7 @@ def apply(out: Output, target: str, output: str, base: str | None, trust: str | 
 
     not_stdout("OUT", output)
     with watched("writing", 0) as progress:
-        done = apply_delta(target, output, base, trust=trust, progress=progress)
+        done = apply_delta(target, output, base, trust=trust, force=force, progress=progress)
     _report(out, done)
 
 
