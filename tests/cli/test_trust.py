@@ -206,12 +206,18 @@ def test_the_tensors_of_an_index_and_of_standard_input(run, folder):
 def test_nothing_but_a_document_of_its_kind_is_replaced(run, folder, arguments):
     weights = Path("other.safetensors")
     weights.write_bytes((folder / "w.safetensors").read_bytes())
+    Path("link.json").symlink_to(weights)
     Path("notes.json").write_text('{"bomFormat": "notes"}')
-    for path in (weights, Path("notes.json")):
+    Path("arrays.json").write_bytes(b"PK\x03\x04")  # also what is damaged
+    Path("x.safetensors.index.json").write_text("{}")
+    names = ["notes.json", str(weights), "link.json", "arrays.json", "x.safetensors.index.json"]
+    for path in map(Path, names):
         before = path.read_bytes()
-        result = run(*arguments, "-o", str(path))
-        assert (result.exit_code, result.stdout, path.read_bytes()) == (3, "", before)
-        assert "--force replaces it" in result.stderr
+        for options in ([], ["--force"][: path.name != "notes.json"]):
+            result = run(*arguments, "-o", str(path), *options)
+            assert (result.exit_code, result.stdout, path.read_bytes()) == (3, "", before)
+            advice = "--force replaces it" if path.name == "notes.json" else "choose another name"
+            assert advice in result.stderr
     assert run(*arguments, "-o", "notes.json", "--force").exit_code == 0
     Path("empty").write_text("")
     for path in ("empty", "empty", "notes.json"):

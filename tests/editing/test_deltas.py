@@ -632,7 +632,10 @@ def test_a_model_replaces_no_single_shard_of_its_base(
     with pytest.raises(UnsupportedError, match="1 other file of it would stay"):
         apply_delta(tmp_path / "d", target, base, force=True)
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
-    for output in (base, base / "model.safetensors"):  # all of them go; the base of a file is that file
+    for output in (
+        base,
+        base / "model.safetensors",
+    ):  # all of them go; the base of a file is that file
         apply_delta(tmp_path / "d", output, base, force=True)
         assert contents(base) == contents(versions[1])
         shutil.rmtree(base)

@@ -1,4 +1,7 @@
-"""Rules for output files: `-` is standard output, and only a document of the same kind is replaced."""
+"""Rules for output files: `-` is standard output, and only a document of the same kind is replaced.
+
+``--force`` replaces any other file too, but not weights: a document takes the place of no model.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ..errors import SafetensorError
+from ..checkpoint.shardindex import ANY_INDEX
+from ..errors import FormatError, SafetensorError
 from ..storage.places import exists, is_url, place_of, shown
 
 if TYPE_CHECKING:
@@ -32,7 +36,7 @@ def check_replaceable(
         path: The file to write. An empty file may be replaced.
         own: Raises `SafetensorError` for contents that must not be replaced.
         what: Name of the kind of document, for the message.
-        force: Replace any existing file.
+        force: Replace any existing file that has no weights.
         advice: What the user can do, for the message.
 
     Raises:
@@ -45,14 +49,36 @@ def check_replaceable(
         place_of(path).store.check_writable()
     else:
         check_writable(path)
-    if force or not exists(path):
+    if not exists(path):
         return
     try:
-        if data := read_document(path, elsewhere=True):
+        if not force and (data := read_document(path, elsewhere=True)):
             own(data)
     except SafetensorError:
-        message = f"exists and is not {what}; {advice}"
-        raise FileExistsError(errno.EEXIST, message, shown(path)) from None
+        problem = f"exists and is not {what}; {advice}"
+    else:
+        problem = ""
+    if (force or problem) and _has_weights(path):
+        problem = f"has weights, which {what} never replaces; choose another name"
+    if problem:
+        raise FileExistsError(errno.EEXIST, problem, shown(path))
+
+
+def _has_weights(path: str) -> bool:
+    """Whether a file is a checkpoint that can be read, or the index of one."""
+    from ..conversion.opening import FORMAT_HEAD, identify
+    from ..storage import open_source
+
+    if path.endswith(ANY_INDEX):
+        return True
+    source = open_source(path, backend="pread")
+    try:
+        return (
+            identify(source, source.read(0, min(FORMAT_HEAD, source.size)), damaged=False)
+            is not None
+        )
+    except FormatError:  # an archive that breaks a rule
+        return True
 
 
 def not_stdout(option: str, path: str | None) -> None:
