@@ -59,6 +59,18 @@ def test_hash_of_standard_input_is_that_of_sha256sum(run, contents):
     assert "standard input" in refused.output + refused.stderr
 
 
+def test_digests_are_in_the_order_of_the_paths(run, contents, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(name.encode())
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    for paths in ([a, "-", b], ["-", a], [a, b, "-"], [a, "-", "missing", b]):
+        given = [path for path in paths if path != "missing"]
+        done = run("hash", *paths, stdin=contents)
+        assert [line.split("  ")[1] for line in done.stdout.splitlines()] == given
+        files = json.loads(run("hash", *paths, "--json", stdin=contents).stdout)["files"]
+        assert [file["path"] for file in files] == given
+
+
 @pytest.mark.parametrize(
     "command", [("convert", "a"), ("edit", "a", "--dtype", "F16"), ("delta", "apply", "d")]
 )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -20,7 +24,6 @@ import safeweights.numpy
 from safeweights.checkpoint.sharding import save_sharded
 from safeweights.errors import ChangedError, UnsupportedError
 from safeweights.storage import place_of
-from safeweights.storage.parallel import in_threads
 from safeweights.storage.remote import buckets
 from safeweights.storage.remote.buckets import BucketStore
 
@@ -200,13 +203,50 @@ def test_a_commit_that_fails_while_it_is_published_leaves_no_mixture(
             monkeypatch.setattr(buckets.BucketStore, "_put", failing)
 
 
-def test_a_listing_streams(s3: str, endpoint: str) -> None:
-    store = place_of(f"{s3}/m/").store
-    assert isinstance(store, buckets.BucketStore)
-    in_threads(lambda number, _: store._put(f"{number:05}", b"1"), range(1100), workers=8)
-    listing = store.list()
-    assert next(listing).name == "00000"
-    assert sum(1 for _ in listing) == 1099
+class _Pages(BaseHTTPRequestHandler):
+    """A bucket of ten pages of a thousand objects each; ``server.asked`` has the pages asked for."""
+
+    def do_GET(self) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        page = int(query.get("continuation-token", ["0"])[0])
+        self.server.asked.add(page)  # type: ignore[attr-defined]
+        more = f"<NextContinuationToken>{page + 1}</NextContinuationToken>" if page < 9 else ""
+        objects = "".join(
+            f"<Contents><Key>m/{number:05}</Key><LastModified>2026-01-01T00:00:00Z</LastModified>"
+            "<Size>1</Size></Contents>"
+            for number in range(1000 * page, 1000 * (page + 1))
+        )
+        answer = f"<ListBucketResult>{objects}{more}</ListBucketResult>".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_a_listing_asks_for_a_page_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+        monkeypatch.setenv(name, "test")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Pages)
+    asked: set[int] = set()  # a request that is lost is repeated
+    server.asked = asked  # type: ignore[attr-defined]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        listing = place_of("s3://pages/m/").store.list()
+        assert next(listing).name == "00000"
+        assert asked == {0}
+        assert sum(1 for _ in islice(listing, 1500)) == 1500
+        assert asked == {0, 1}
+        assert sum(1 for _ in listing) == 8499
+        assert asked == {*range(10)}
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_no_error_has_a_credential(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

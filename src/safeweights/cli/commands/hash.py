@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import click
@@ -144,10 +145,14 @@ def _hash(
     file = None if output == STDOUT else output
     if file is not None:
         check_replaceable(file, parse_check_file, "a file of digests", force=force)
-    found = [_piped_digest() for path in paths if path == STDIN]
-    paths = [path for path in paths if path != STDIN]
-    with watched_files("hashing", paths) as progress:
-        found += hash_paths(paths, leave_out=file, failed=failed.add, progress=progress)
+    found: list[FileDigest] = []
+    with watched_files("hashing", [path for path in paths if path != STDIN]) as progress:
+        for piped, group in groupby(paths, STDIN.__eq__):  # in the order given
+            if piped:
+                found += [_piped_digest() for _ in group]
+            else:
+                report = _after(sum(each.size for each in found if each.name != STDIN), progress)
+                found += hash_paths(group, leave_out=file, failed=failed.add, progress=report)
     if found and output is not None and not (output == STDOUT and out.terminal):
         from ...storage import write_file, write_stream
 
