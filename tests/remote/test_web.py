@@ -248,6 +248,21 @@ def test_a_folder_without_a_usual_name(server: BadServer) -> None:
         place_of(f"{server.url}/m/").store.list()
 
 
+@pytest.mark.parametrize("page", [True, False])
+@pytest.mark.parametrize("command", ["bom", "digest", "hash"])
+def test_a_folder_is_never_taken_for_its_page(server: BadServer, command: str, page: bool) -> None:
+    from click.testing import CliRunner
+
+    from safeweights.cli.app import cli
+
+    server.files["m/model.safetensors"] = model()
+    if page:
+        server.files["m"] = server.files["m/"] = b"<html>a listing</html>"
+    done = CliRunner().invoke(cli, [command, f"{server.url}/m/"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "web servers do not list folders: name a file or an index" in done.stderr
+
+
 # ---- what is missing or refused
 
 

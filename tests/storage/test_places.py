@@ -109,6 +109,8 @@ def test_names_of_urls() -> None:
     assert parent("s3://b/m/a") == "s3://b/m"
     assert parent("s3://b/m/") == parent("s3://b/m") == parent("s3://b") == "s3://b"
     assert absolute("s3://b/m/") == "s3://b/m"
+    assert absolute("https://h/m/?q=1") == "https://h/m/?q=1"  # else it would be a file
+    assert absolute("HTTPS://h/m") == "HTTPS://h/m"
     assert shown("https://me:secret@h/a?b#c") == "https://h/a"
     assert repr(Url.parse("https://h/a?secret")) == "Url(https://h/a)"
     with pytest.raises(UnsupportedError, match="does not begin with a scheme"):

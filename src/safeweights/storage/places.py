@@ -168,11 +168,16 @@ def parent(path: str) -> str:
 
 
 def absolute(path: str) -> str:
-    """The absolute path; a URL is one, without the slash at its end. Like `os.path.abspath`."""
+    """The absolute path; a URL is one, without the slash at its end. Like `os.path.abspath`.
+
+    The address of a folder of a web server keeps its slash: nothing else tells that it is one.
+    """
     if not is_url(path):
         return os.path.abspath(path)
     front, query = _split(path)
-    return front.rstrip("/") + query
+    of_web = SCHEMES.get(front.partition("://")[0].lower()) == "web"
+    slash = "/" if of_web and front.endswith("/") else ""
+    return f"{front.rstrip('/')}{slash}{query}"
 
 
 def exists(path: str) -> bool:

@@ -53,7 +53,10 @@ class WebStore(RemoteStore):
         self._secrets = _secrets_for(url)
 
     def list(self, folder: str = "", *, recursive: bool = True) -> Iterator[Entry]:  # noqa: ARG002
-        raise UnsupportedError("web servers do not list folders", path=self.location)
+        raise UnsupportedError(
+            "web servers do not list folders: name a file or an index in this one",
+            path=f"{self.location}/",
+        )
 
     def kind(self, name: str) -> EntryKind | None:
         return "file" if self._file(name).exists() else None
