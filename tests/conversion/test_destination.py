@@ -202,7 +202,7 @@ def test_a_conversion_replaces_no_single_shard_of_its_source(
         (tmp_path / "link").symlink_to(model)
         target = tmp_path / "link" / target.name
     for dry_run in (True, False):
-        with pytest.raises(UnsupportedError, match="other files? of it would stay"):
+        with pytest.raises(UnsupportedError, match=r"other files? of it would stay"):
             convert(model, target, force=True, dry_run=dry_run)
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
     convert(model, model / "model.safetensors", force=True)  # all of them go

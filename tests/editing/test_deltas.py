@@ -11,6 +11,7 @@ import struct
 import sys
 import threading
 import time
+import tracemalloc
 import zlib
 from collections import deque
 from pathlib import Path
@@ -28,7 +29,7 @@ from safeweights.derived import delta as codec  # noqa: E402
 from safeweights.derived.strided import ComputedTensor  # noqa: E402
 from safeweights.editing import apply_delta, compact_deltas, make_delta, open_delta  # noqa: E402
 from safeweights.errors import FormatError, MissingDependencyError, UnsupportedError  # noqa: E402
-from safeweights.storage import computing, handles  # noqa: E402
+from safeweights.storage import buffer_pool, computing, handles  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -545,6 +546,12 @@ def packed(raw: bytes) -> bytes:
         ("overwrite", lambda raw: packed(raw[:-1]), "too early"),
         ("overwrite", lambda raw: packed(raw + b"x"), "more bytes"),
         ("overwrite", lambda raw: packed(struct.pack("<II", 1, 1 << 31) + b"x"), "beyond the end"),
+        ("overwrite", lambda raw: packed(struct.pack("<I", 270_000) + bytes(9)), "too early"),
+        (
+            "overwrite",
+            lambda raw: packed(struct.pack("<I", 270_000) + b"\xff" * 1_350_000),
+            "beyond",
+        ),
     ],
 )
 def test_frames_that_are_damaged(
@@ -555,6 +562,36 @@ def test_frames_that_are_damaged(
     model = open_delta(tmp_path / "d", versions[0])
     with pytest.raises(FormatError, match=message):
         model["a"].view()
+
+
+@pytest.mark.parametrize("hostile", [True, False])
+def test_replaced_bytes_take_little_memory_however_many_there_are(
+    hostile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their places are four times the tensor's size; if all are the same, the frame has a few bytes."""
+    size = 1 << 24
+    new = np.frombuffer(np.random.default_rng(7).bytes(size), np.uint8)
+    places = np.zeros(size, "<u4") if hostile else np.arange(size, dtype="<u4")
+    frame = packed(struct.pack("<I", size) + places.tobytes() + new.tobytes())
+    expected = bytearray(size)
+    expected[:] = bytes([new[-1]]) + bytes(size - 1) if hostile else new.tobytes()
+    tensor = codec.applied(
+        MemoryTensor("a", "U8", (size,), bytes(size)),
+        MemoryTensor("a", "U8", (len(frame),), frame),
+        "overwrite",
+        expected=f"{zlib.adler32(expected):08x}",
+        algorithm="adler32",
+    )
+    target = memoryview(bytearray(size))
+    monkeypatch.setattr(buffer_pool, "borrow", lambda *_, **__: None)  # which is not traced
+    tracemalloc.start()
+    try:
+        tensor.read_into(target)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert target == expected
+    assert peak < 6 << 20  # tiles
 
 
 def test_models_that_are_not_alike(tmp_path: Path, versions: list[Path]) -> None:
@@ -632,10 +669,7 @@ def test_a_model_replaces_no_single_shard_of_its_base(
     with pytest.raises(UnsupportedError, match="1 other file of it would stay"):
         apply_delta(tmp_path / "d", target, base, force=True)
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
-    for output in (
-        base,
-        base / "model.safetensors",
-    ):  # all of them go; the base of a file is that file
+    for output in (base, base / "model.safetensors"):  # all of them go
         apply_delta(tmp_path / "d", output, base, force=True)
         assert contents(base) == contents(versions[1])
         shutil.rmtree(base)

@@ -504,6 +504,7 @@ class _Frame:
         zstandard = compressor()
         data = _Compressed(delta) if delta.nbytes > _FRAME_AT_ONCE else delta.view()
         self._name = name
+        self._delta = delta
         self._damage = zstandard.ZstdError
         try:
             zstandard.get_frame_parameters(bytes(data[:_FRAME_HEADER]))
@@ -544,17 +545,44 @@ class _Frame:
             raise _fault(self._name, "has more bytes than the tensor")
 
     def overwrite(self, target: memoryview) -> None:
-        """Replace the bytes of `target` that change: the frame has their number, places and values."""
-        count = int.from_bytes(self._read(4), "little")
+        """Replace the bytes of `target` that change: the frame has their number, places and values.
+
+        Memory: a tile of each. All values follow all places, of which a frame of a few bytes may have four
+        times the tensor's size: more than a tile of them is decompressed twice, to stand at both.
+        """
+        self.read_into(self.memory[:4])
+        count = int.from_bytes(self.memory[:4], "little")
         if count > len(target):
             raise _fault(self._name, f"changes {count} bytes of {len(target)}")
-        places = np.frombuffer(self._read(4 * count), "<u4")
-        values = np.frombuffer(self._read(count), np.uint8)
-        if count and int(places.max()) >= len(target):
-            raise _fault(self._name, "changes bytes beyond the end of the tensor")
-        np.frombuffer(target, np.uint8)[places] = values
+        values = np.frombuffer(target, np.uint8)
+        at_once = len(self.memory) // 5
+        if count <= at_once:
+            self._replace(values, self, count)
+            return
+        places = _Frame(self._delta, self._name)
+        ended = False
+        try:
+            places.skip(4)
+            self.skip(4 * count)
+            for begin in range(0, count, at_once):
+                self._replace(values, places, min(at_once, count - begin))
+            ended = True
+        finally:
+            places.close(reuse=ended)
 
-    def _read(self, count: int) -> memoryview:
-        memory = allocate(count)
-        self.read_into(memory)
-        return memory
+    def _replace(self, values: Any, places: _Frame, count: int) -> None:
+        """Replace `count` of `values`: their places are next in one frame, the new ones in this one."""
+        memory = self.memory[: 5 * count]
+        places.read_into(memory[: 4 * count])
+        self.read_into(memory[4 * count :])
+        where = np.frombuffer(memory[: 4 * count], "<u4")
+        if count and int(where.max()) >= len(values):
+            raise _fault(self._name, "changes bytes beyond the end of the tensor")
+        values[where] = np.frombuffer(memory[4 * count :], np.uint8)
+
+    def skip(self, count: int) -> None:
+        """Pass over the next bytes."""
+        while count:
+            part = self.memory[:count]
+            self.read_into(part)
+            count -= len(part)
