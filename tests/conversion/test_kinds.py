@@ -427,6 +427,16 @@ def test_a_key_that_occurs_twice_is_unread() -> None:
         b"- &k _target_\n- {*k : os.system}\n",
         b"- &k !!str '_target_'\n- {*k : os.system}\n",
         b'chat_template:\n  "{{ config.__class__.__init__\n  }}"\n',
+        b"a: !applyref:os.system [x]\n",
+        *(
+            text.replace("\n", end).encode()
+            for end in ("\r", "\x85", "\u2028", "\u2029")
+            for text in (
+                "#\n%TAG ! tag:yaml.org,2002:python/\n--- !object/apply:os.system [x]\n",
+                "? _target_ # a comment\n: os.system\n",
+                '"_targ\\\n  et_": os.system\n',
+            )
+        ),
     ],
 )
 def test_yaml_that_is_spelt_in_other_ways(text: bytes) -> None:
@@ -466,6 +476,8 @@ HARMLESS = [
     "{%- for key, value in tool.parameters.items() %}{{ key ~ ': ' ~ value['type'] }}{% endfor %}",
     "Text about __init__ and os.system outside of code.",
     "{# a comment about x|attr(y) and __class__ #}{% raw %}{{ ''.__class__ }}{% endraw %}",
+    "{{ {'a': {'b': 1}} }} the __init__ of {{ tools|map(attribute='name')|join(', ') }}",
+    "{{ '_' ~ messages|selectattr('role', 'equalto', 'user')|list ~ '_' }}",
 ]
 HOSTILE = {
     "{{ ''.__class__.__mro__ }}": "template-dunder",
@@ -486,6 +498,11 @@ HOSTILE = {
     "{{ lipsum }}": "template-object",
     "{{ cycler }}": "template-object",
     "{% if x %}{{ messages|map(attribute='__class__')|list }}{% endif %}": "template-dunder",
+    "{{ messages|map(attribute='_' ~ '_class_' ~ '_')|list }}": "template-built-name",
+    "{{ messages|groupby(('_', '_class_')|join) }}": "template-built-name",
+    "{{ ''['_' '' '_class_' \n '_'] }}": "template-dunder",
+    "{{ {'a': {}}.__class__ }}": "template-dunder",
+    "{% if {'a': {'b': 1}}.__class__ %}{% endif %}": "template-dunder",
 }
 
 

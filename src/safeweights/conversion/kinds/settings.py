@@ -189,7 +189,7 @@ def _is_known(library: str) -> bool:
 
 
 _YAML_TAGS = re.compile(
-    r"!!?(?:python/|apply:|new:|name:|module:|include:|ref:|tuple)\S*|!<[^>]*>"
+    r"!!?(?:python/|apply(?:ref)?:|new:|name:|module:|include:|ref:|tuple)\S*|!<[^>]*>"
     r"|!\S*%[0-9a-fA-F]{2}\S*|^%TAG.*",
     re.MULTILINE,
 )
@@ -200,7 +200,9 @@ _KEYS: Final = (
 _YAML_KEYS = re.compile(rf"""['"]?{_KEYS}['"]?(?:\s|#[^\n]*\n)*:\s*(\S[^\n]*)""")
 _YAML_ANCHORED = re.compile(rf"""&\S+\s+(?:!\S*\s+)?['"]?{_KEYS}\b""")
 """Such a key that gets a name, by which it can stand elsewhere."""
-_FOLDED = re.compile(r"\\\r?\n[ \t]*")
+_BREAKS = re.compile("\r\n?|[\x85\u2028\u2029]")
+"""What ends a line in YAML, besides a newline."""
+_FOLDED = re.compile(r"\\\n[ \t]*")
 _MARKS: Final = (
     (b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
@@ -217,7 +219,8 @@ def yaml_concerns(data: bytes, name: str) -> Iterator[Concern]:
         name: What to call it.
     """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
-    plain = _ESCAPE.sub(_escaped, _FOLDED.sub("", data.decode(encoding, "replace")))
+    text = _BREAKS.sub("\n", data.decode(encoding, "replace"))
+    plain = _ESCAPE.sub(_escaped, _FOLDED.sub("", text))
     if "{{" in plain or "{%" in plain:
         yield from template_concerns(plain, name)
     for match in _YAML_ANCHORED.finditer(plain):

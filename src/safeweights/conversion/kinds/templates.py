@@ -38,6 +38,12 @@ _OBJECTS: Final = frozenset(
         "os", "sys", "subprocess", "builtins", "eval", "exec", "open", "getattr", "globals", "import",
     }
 )  # fmt: skip
+_OPENERS: Final = frozenset("([{")
+_CLOSERS: Final = frozenset(")]}")
+_GETTERS: Final = frozenset(
+    {"groupby", "map", "max", "min", "rejectattr", "selectattr", "sort", "sum", "unique"}
+)
+"""Filters that take the name of an attribute."""
 _BUILDERS: Final = frozenset(
     {"join", "format", "replace", "reverse", "attr", "map", "decode", "chr"}
 )
@@ -69,8 +75,8 @@ def template_concerns(text: str, place: str) -> Iterator[Concern]:
 def _blocks(text: str) -> Iterator[list[tuple[str, str]]]:
     """The words of each ``{{ }}`` and ``{% %}``, as (kind, word).
 
-    Jinja's own order: a delimiter inside a string or a comment is text, so is everything in a raw block.
-    Linear in the text, closed or not.
+    Jinja's own order: a delimiter inside a string or a comment is text, so is everything in a raw block;
+    ``}}`` ends no block while a bracket is open. Linear in the text, closed or not.
     """
     at = 0
     while opening := _OPENING.search(text, at):
@@ -80,9 +86,12 @@ def _blocks(text: str) -> Iterator[list[tuple[str, str]]]:
             continue
         closing = "}}" if opening[0] == "{{" else "%}"
         words = [("other", opening[0])]
-        at = opening.end()
-        while (word := _WORD.search(text, at)) and not text.startswith(closing, word.start()):
+        at, depth = opening.end(), 0
+        while word := _WORD.search(text, at):
+            if not depth and text.startswith(closing, word.start()):
+                break
             words.append((word.lastgroup or "", word[0]))
+            depth += (word[0] in _OPENERS) - (word[0] in _CLOSERS)
             at = word.end()
         at = len(text) if word is None else word.start() + 2
         yield words
@@ -91,11 +100,17 @@ def _blocks(text: str) -> Iterator[list[tuple[str, str]]]:
             at = len(text) if closed is None else closed.start()
 
 
+_BUILT: Final = "puts a name together from pieces of text"
+
+
 def _block(words: list[tuple[str, str]]) -> Iterator[tuple[bool, str, str]]:
     """(whether it acts, rule, what it does) for one block of code."""
-    before = ""
+    before = end = ""
     for index, (kind, written) in enumerate(words):
-        word = _unescaped(written) if kind == "string" else written  # what Jinja sees
+        # What Jinja sees: escapes are decoded, and strings beside each other are one. Of those before, the
+        # last character is enough.
+        word = end + _unescaped(written) if kind == "string" else written
+        end = word[-1:] if kind == "string" else ""
         if kind != "other" and "__" in word:
             yield True, "template-dunder", f"uses the name {quote(word, 60)}"
         if kind == "name":
@@ -106,8 +121,10 @@ def _block(words: list[tuple[str, str]]) -> Iterator[tuple[bool, str, str]]:
                 yield False, "template-object", f"asks for the object {quote(word, 60)}"
             elif word == "attr" and before == "|":
                 yield False, "template-attr", "reads an attribute whose name it computes (attr)"
+            elif word in _GETTERS and before == "|" and _builds_name(words, index + 1):
+                yield False, "template-built-name", _BUILT
         if word == "[" and _builds_name(words, index):
-            yield False, "template-built-name", "puts a name together from pieces of text"
+            yield False, "template-built-name", _BUILT
         before = word
 
 
@@ -120,12 +137,12 @@ def _unescaped(word: str) -> str:
 
 
 def _builds_name(words: list[tuple[str, str]], start: int) -> bool:
-    """Whether a subscript joins pieces of text: its result may be any attribute's name."""
+    """Whether the brackets at `start` join pieces of text: the result may be any attribute's name."""
     depth = 0
     strings = joins = 0
     for kind, word in words[start : start + 100]:
-        depth += (word == "[") - (word == "]")
-        if not depth:
+        depth += (word in _OPENERS) - (word in _CLOSERS)
+        if depth <= 0:
             break
         strings += kind == "string"
         joins += word in {"~", "%"} or (kind == "name" and word in _BUILDERS)
