@@ -9,6 +9,7 @@ import lzma
 import os
 import pickle
 import shutil
+import struct
 import zipfile
 import zlib
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from safeweights.numpy import save_file
 from safeweights.reports.checking import check_path
 
 
@@ -194,6 +196,23 @@ def test_names_that_differ_in_case_only_are_said(folder):
     rules = {finding["rule"] for finding in checked(folder)["findings"]}
     assert "name-case" in rules
     assert check_path(str(folder), strict=True)["status"] == "bad"
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize("kind", ["gguf", "safetensors"])
+def test_a_shard_of_another_format_hides_no_template(tmp_path, index, kind):
+    template = "{{ ''.__class__ }}"
+    shard = tmp_path / ("a.gguf" if kind == "gguf" else "chat_template.jinja")
+    if kind == "gguf":
+        key = b"tokenizer.chat_template"
+        texts = [struct.pack("<Q", len(text)) + text for text in (key, template.encode(), b"x")]
+        head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + texts[0] + struct.pack("<I", 8) + texts[1]
+        head += texts[2] + struct.pack("<IQIQ", 1, 2, 0, 0)
+        shard.write_bytes(head.ljust(-(-len(head) // 32) * 32, b"\0") + bytes(8))
+    else:
+        save_file({"x": np.zeros(2)}, shard, {"k": template})
+    (tmp_path / index).write_text(json.dumps({"weight_map": {"x": shard.name}}))
+    assert errors(tmp_path) == ("bad", {"template-dunder"})
 
 
 def test_bookkeeping_is_named_and_hides_no_code(folder):

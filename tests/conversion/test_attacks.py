@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from builders import archive, call, integer, many, mapping, name, tensor, text, 
 from onnx import TensorProto, helper
 
 from safeweights.conversion.kinds import examine
+from safeweights.conversion.scanning import scan_other_readers
+from safeweights.numpy import save
 from safeweights.reports.checking import check_path
 from safeweights.storage import BytesSource
+from safeweights.storage.limits import Limits
 
 GETPID = whole(call(name("os", "getpid")))
 
@@ -81,6 +85,53 @@ def lambda_json(**more: object) -> bytes:
     return json.dumps({"class_name": "Sequential", "config": {"layers": [layer]}, **more}).encode()
 
 
+def numbered(number: int, data: bytes) -> bytes:
+    """A field of a message of Protocol Buffers that has contents."""
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 127:
+        found.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def onnx_that_is_a_pickle() -> bytes:
+    """Its first field is BINBYTES, with a length that leads into the documentation."""
+    opset = numbered(1, b"unused") + b"\x10\x0d"
+    begin = numbered(8, b"\x10\x80\x00" + opset)
+    model = (
+        begin + helper.make_model(graph(helper.make_node("Relu", ["x"], ["y"]))).SerializeToString()
+    )
+    pad = 5 + int.from_bytes(begin[1:5], "little") - len(model)
+    return model + numbered(6, (b" " * (pad - 5)) + b"0cos\ngetpid\n)R." + b" " * 100)
+
+
+def onnx_behind(begin: bytes) -> bytes:
+    """An operator of a library behind a field that ONNX does not know, and skips."""
+    model = helper.make_model(graph(helper.make_node("Evil", ["x"], ["y"], domain="own")))
+    return begin + b" " * begin[-1] + model.SerializeToString()
+
+
+def safetensors_as_a_pickle(data: bytes) -> bytes:
+    """A valid file whose header length is BINUNICODE, which leads over the header into the tensor."""
+    length = 0x10058  # the text begins at byte 5 and has 256 bytes
+    head = b'{"__metadata__":{"k":"'
+    text = bytearray(head.ljust(253) + b"0")
+    end = b'"},"t":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}' % (len(data), len(data))
+    while length - len(text) > 250:
+        text += b"U}" + b"." * 125 + b"0"
+    text += b"U" + bytes([100]) + b"." * 100 + b"0"
+    left = length - len(text) - 2
+    text += b"U" + bytes([left]) + end.rjust(left, b".")
+    return struct.pack("<Q", length) + bytes(text) + data
+
+
+TEMPLATE = b"{{ ''.__class__ }}"
+TARGET = b": 1\n_target_: os.getpid\n"
+CALL = b"0cos\ngetpid\n)R."
 PICKLED_TYPE = b"arrow.py_extension_type"
 
 ATTACKS = {
@@ -155,6 +206,39 @@ ATTACKS = {
     "a model card with a template.json": json.dumps({"chat_template": "{{ ''.__class__ }}"}).encode(),
     "a pipeline of its own/model_index.json": b'{"_class_name": "P", "unet": ["my_unet", "Net"]}',
     "a range.pkl": whole(call(name("builtins", "range"), call(name("os", "getpid")))),
+    **{
+        f"{number}/chat_template.jinja": begin + TEMPLATE
+        for number, begin in enumerate((
+            b"<html>", b"<?xml ", b"GIF87a", b"%PDF-", b"lmgg", b"PAR1", b"version https://git-lfs",
+            b"0000ftyp", b"RIFF0000WEBP", b"tree\nversion=v",
+        ))
+    },
+    **{
+        f"{number}/config.yaml": begin + TARGET
+        for number, begin in enumerate((b"<html>", b"GIF87a", b"%PDF-1 4\n---\na", b"CBM1", b"a:  ftyp"))
+    },
+    "a template in weights/chat_template.jinja": save({"a": np.zeros(1)}, {"k": TEMPLATE.decode()}),
+    "a template in an archive/chat_template.jinja": archive({"README.txt": TEMPLATE}),
+    "settings of a video/config.json": b'{  "ftyp": 1, "auto_map": {"AutoModel": "evil.Model"}}',
+    "a parquet table.onnx": onnx_behind(b"PAR1"),
+    "trees.onnx": onnx_behind(b"binf"),
+    "a model behind text.onnx": onnx_behind(b"bz"),
+    "an image.tflite": b"\xff\xd8\xff\0TFL3" + bytes(100),
+    "a text.nemo": b"a model",
+    "a pickle.onnx": onnx_that_is_a_pickle(),
+    "a module with a name that is no identifier.txt":
+        b"c_sysconfigdata-x\nbuild_time_vars\n0cos\ngetpid\n)R.",
+    "a folder of prose.txt": b"configuration of it\n__path__\n0cos\ngetpid\n)R.",
+    "a pickle.safetensors": safetensors_as_a_pickle(CALL),
+    "a large key.data-00000-of-00001": b"Nr" + struct.pack("<I", 5_000_000) + CALL,
+    "a large key that is not counted.data-00000-of-00001":
+        b"Nr" + struct.pack("<I", 5_000_000) + b"0\x8c\x02os\x94\x8c\x06getpid\x94\x93)R.",
+    "a large key that is recalled.data-00000-of-00001":
+        b"Nr" + struct.pack("<I", 5_000_000) + b"0j" + struct.pack("<I", 5_000_000) + CALL,
+    "a call at the end of a line that does not end.txt": b"(S'a'\nios\nsystemx",
+    "a large integer.data-00000-of-00001": b"\x8b" + struct.pack("<I", 5000) + bytes(5000) + CALL,
+    "an argument past its frame.data-00000-of-00001":
+        b"\x95" + struct.pack("<Q", 3) + b"NC\x02ab" + CALL,
     "a deep path.onnx": helper.make_model(
         graph(initializer=[tensor_outside()])
     ).SerializeToString(),
@@ -199,6 +283,19 @@ ORDINARY = {
     "counts.pkl": whole(call(name("collections", "Counter"), mapping(a=integer(1)))),
     "points.pkl": whole(many(integer(1), b"G?\xe0\0\0\0\0\0\0", b"N")),
     "LICENSE": b"Permission is hereby granted, free of charge ...\n",
+    "a long paragraph.txt": b"Pretrained on text. " * 1000,
+    "a long line.txt": b"In this work we train. " * 1000,
+    "long lines of prose.txt": b"convolutions of it. " * 500 + b"\n" + b"a b. " * 2000 + b"\n",
+    "words.txt": b"car parks\nof cities\ncats\ndogs\n",
+    "one word.txt": b"cat",
+    "lines that begin with c.txt": b"comments of\nit\ninclude it",
+    "a license.txt": b"Copyright (c) 1992-2013 The University\n".ljust(113) + b"r    of the first part\n",
+    "a weight.data-00000-of-00001": b"\x8b" + struct.pack("<I", 5000) + bytes(6000),
+    "a weight behind a frame.data-00000-of-00001": b"\x95" + b"\x3f" * 100,
+    "a pointer/tokenizer.json":
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9085657\n",
+    "an error page/config.json": b"<!DOCTYPE html><html>not found</html>",
+    "an empty file/config.json": b"",
 }  # fmt: skip
 
 
@@ -216,3 +313,13 @@ def test_nothing_that_acts_is_called_data(path: str, tmp_path: Path) -> None:
 def test_ordinary_files_are_data(path: str) -> None:
     found = examine(BytesSource(ORDINARY[path], path), path)
     assert found.verdict == "data", found.concerns
+
+
+@pytest.mark.parametrize("path", ["a.txt", "a.safetensors", "a.onnx_data"])
+def test_a_call_behind_more_opcodes_than_are_read(path: str) -> None:
+    late = b"N0" * 3000 + b"N" + CALL
+    data = safetensors_as_a_pickle(late) if path.endswith(".safetensors") else late
+    source = BytesSource(data, path)
+    for opcodes, found in ((10_000, "acts"), (4_000, "unread")):
+        assert examine(source, path, limits=Limits(opcodes=opcodes)).verdict == found
+    assert not scan_other_readers(source, limits=Limits(opcodes=4_000)).clean

@@ -48,11 +48,19 @@ class ScanFinding:
 
 @dataclass(frozen=True)
 class Unread:
-    """Something that could not be read to its end, so nothing can be said of the rest."""
+    """Something that could not be read to its end, so nothing can be said of the rest.
+
+    Attributes:
+        path: The file, with ``!member`` for each nesting.
+        offset: Byte offset in that member, where that is known.
+        reason: Why.
+        pickled: An unpickler may read past this place, and do what was not seen.
+    """
 
     path: str
     offset: int | None
     reason: str
+    pickled: bool = False
 
 
 @dataclass(repr=False)

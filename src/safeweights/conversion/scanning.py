@@ -73,6 +73,8 @@ _CUSTOM_CLASSES: Final = "__torch__.torch.classes."
 """Classes in C++ that have a namespace of their own in TorchScript."""
 _CERTAIN: Final = ("pickle", "truncated")
 """Rules of errors at which CPython's unpickler stops as well."""
+_PREFIX: Final = 8
+"""Bytes of the length of a safetensors header."""
 _PLAIN_MEMBERS: Final = frozenset(
     {
         "byteorder",
@@ -125,10 +127,11 @@ class _Scanner:
             self._script = script
 
     def _unread(
-        self, source: Source, offset: int | None, reason: str, path: str | None = None
-    ) -> None:
+        self, source: Source, offset: int | None, reason: str, path: str | None = None,
+        *, pickled: bool = False,
+    ) -> None:  # fmt: skip
         if len(self.report.unread) < _KEPT_UNREAD:
-            self.report.unread.append(Unread(path or source.name, offset, reason))
+            self.report.unread.append(Unread(path or source.name, offset, reason, pickled))
 
     def _fault(self, source: Source, error: SafetensorError) -> None:
         self._unread(source, error.offset, error.message, error.path)
@@ -430,7 +433,8 @@ class _Scanner:
             found = machine.run()
         except SafetensorError as error:
             self._findings(machine.result, source.name)
-            self._unread(source, error.offset, error.message)
+            pickled = not (_stops_too(error) or _is_by_chance(source, machine, error))
+            self._unread(source, error.offset, error.message, pickled=pickled)
             found = None
         for inner in arrays.inner:
             self._findings(inner, source.name)
@@ -480,15 +484,20 @@ class _Scanner:
             second: The bytes were also read as something else.
         """
         machine = self._machine(source, offset, _torch_only)
+        machine.arguments.probing = True
+        if self.report.unread and self._limits.left("opcodes") < _STEPS_PER_PICKLE:
+            return  # which was said
         try:
             found = machine.run()
         except SafetensorError as error:
             found = machine.result
-            stops_too = isinstance(error, FormatError) and error.rule in _CERTAIN
+            stops_too = _stops_too(error)
             if stops_too and not found.calls and all(n.opcode == "EXT" for n in found.globals):
                 return  # a name that the process registered itself, unused: one header length in 85
-            if not stops_too and (found.globals or found.persistent):
-                self._unread(source, error.offset, f"read as a pickle: {error.message}")
+            seen = found.globals or found.persistent
+            if not stops_too and (seen or not _is_by_chance(source, machine, error)):
+                reason = f"read as a pickle: {error.message}"
+                self._unread(source, error.offset, reason, pickled=True)
         else:
             if found.globals and second:
                 self._unread(source, offset, "another reader takes the same bytes for a pickle")
@@ -598,6 +607,26 @@ class _Scanner:
                 reason = f"files in byte strings load each other {_LOADS_MAX:,} times or more"
                 self._unread(BytesSource(b"", path), call.offset, reason)
             self._loads += loads
+
+
+def _stops_too(error: SafetensorError) -> bool:
+    """Whether an unpickler stops where the machine did."""
+    return isinstance(error, FormatError) and error.rule in _CERTAIN
+
+
+def _is_by_chance(source: Source, machine: PickleMachine, error: SafetensorError) -> bool:
+    """Whether only the unpickler written in Python goes on, which imports one name more at most.
+
+    Headers of some lengths begin with FRAME, which announces more bytes than there are; the last line of a
+    text may begin with c or i, and have no line break.
+    """
+    at = error.offset
+    if not isinstance(error, FormatError) or error.rule != "pickle-strict" or at is None:
+        return False
+    code = read_bytes(source, at, 1)
+    if code == b"\x95":
+        return at < _PREFIX
+    return code == b"c" or (code == b"i" and not machine.marks)
 
 
 def _torch_only(value: Value) -> Value:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from ..checkpoint.opening import kind_of
@@ -47,7 +48,9 @@ if TYPE_CHECKING:
 
     from ..checkpoint import SafetensorsFile
     from ..checkpoint.shardindex import ShardIndex
-    from ..conversion.kinds import Concern
+    from ..conversion.kinds import Concern, Kind
+    from ..storage import Source
+    from ..storage.limits import Limits
     from .documents import CheckDocument, CheckResult
 
 __all__ = ["check", "check_document", "check_path"]
@@ -226,7 +229,7 @@ def _check_one(
 
 def _examine(out: Findings, path: str, name: str, *, alone: bool) -> None:
     """Report what a file is, and what loading it could do."""
-    from ..conversion.kinds import DOCUMENTS, SCANNED, Concern, beside_scan, examine, name_concerns
+    from ..conversion.kinds import DOCUMENTS, SCANNED, examine
     from ..conversion.kinds import kind_of as kind_of_file
 
     source = plain_source(path)
@@ -234,13 +237,12 @@ def _examine(out: Findings, path: str, name: str, *, alone: bool) -> None:
     kind = kind_of_file(source, name, limits=limits)
     if kind is None and alone and identify(source, source.read(0, min(FORMAT_HEAD, source.size))):
         check_source(out, source)  # a damaged file of a known format, which says what is wrong
-    elif kind is not None and kind.id == SAFETENSORS:
-        check_source(out, source)
     elif kind is not None and kind.id in SCANNED:
-        report_scan(out, source, limits=limits)
-        for concern in (*beside_scan(source, name, kind, limits), *name_concerns(name, kind)):
-            if isinstance(concern, Concern):
-                _report_concern(out, concern, path)
+        if kind.id == SAFETENSORS:
+            check_source(out, source)
+        else:
+            report_scan(out, source, limits=limits)
+        _report_beside(out, source, name, kind, limits)
     else:
         if kind is not None and kind.id in DOCUMENTS and (alone or name.endswith(WEIGHT_SUFFIXES)):
             out.add_error(unknown_format(source), path)
@@ -251,6 +253,28 @@ def _examine(out: Findings, path: str, name: str, *, alone: bool) -> None:
             message = f"this is {kind.name}; what is in it builds data only"
             if alone and not out.bad:
                 out.add("note", "foreign-format", message, path)
+
+
+def _report_beside(out: Findings, source: Source, name: str, kind: Kind, limits: Limits) -> None:
+    """Report what can act in a file of weights besides pickles: its templates, and what its name does."""
+    from ..conversion.kinds import Concern, beside_scan, name_concerns
+
+    for concern in chain(
+        beside_scan(source, name, kind, limits), name_concerns(source, name, kind)
+    ):
+        if isinstance(concern, Concern):
+            _report_concern(out, concern, source.name)
+
+
+def _report_beside_shard(out: Findings, path: str, name: str) -> None:
+    """The same for a shard, of whose bytes everything was reported."""
+    from ..conversion.kinds import kind_of as kind_of_file
+
+    limits = check_limits()
+    with suppress(SafetensorError, OSError):
+        source = plain_source(path)
+        if (kind := kind_of_file(source, name, limits=limits)) is not None:
+            _report_beside(out, source, name, kind, limits)
 
 
 def _report_concern(out: Findings, concern: Concern, path: str) -> None:
@@ -289,8 +313,11 @@ def _check_index(out: Findings, path: str) -> list[str] | None:
         target = join(folder, shard)
         if store.kind(shard) is None:
             out.add("error", "missing-shard", f"the index needs {quote(shard)}", target)
-        elif (file := check_file(out, target)) is not None:
+            continue
+        if (file := check_file(out, target)) is not None:
             opened[shard] = file
+        if not shard.endswith(SUFFIX):
+            _report_beside_shard(out, target, shard)
     tensors: dict[str, Collection[str]] = {
         shard: file.header.tensors for shard, file in opened.items()
     }

@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -201,7 +202,7 @@ def _concerns(
         yield Concern("unread", f"kind-{kind.id}", message)
     else:
         yield from _of_kind(source, name, kind, limits)
-    yield from name_concerns(name, kind)
+    yield from name_concerns(source, name, kind)
     archive = source.size >= 4 and read_bytes(source, 0, 4) == b"PK\x03\x04"
     scanned = kind is not None and kind.id in SCANNED - {"safetensors"}
     if not archive and not scanned and ends_in_zip(source):
@@ -211,11 +212,32 @@ def _concerns(
         yield Concern("unread", "polyglot", message, start)
 
 
-def name_concerns(name: str, kind: Kind | None) -> Iterator[Concern]:
-    """What a file's name makes programs do with it, whatever is in it."""
+def name_concerns(source: Source, name: str, kind: Kind | None) -> Iterator[Concern | Template]:
+    """What a file's name makes programs do with it, whatever its first bytes say it is.
+
+    A configuration or a template can begin like an image; its loader goes by the name.
+    """
     named = by_name(name)
-    if named is not None and named.power == "acts" and (kind is None or kind.power != "acts"):
-        yield Concern("acts", f"name-{named.id}", f"it goes by the name of {named.name}")
+    if named is None:
+        return
+    if named.power == "acts":
+        if kind is None or kind.power != "acts":
+            yield Concern("acts", f"name-{named.id}", f"it goes by the name of {named.name}")
+        return
+    if named.power == "data" or kind is None or kind.id in {named.id, "empty"}:
+        return
+    head = read_bytes(source, 0, min(KIND_HEAD, source.size))
+    if _POINTER(head) or (named.id == "json" and head.lstrip()[:1] not in b"{["):
+        return  # a pointer of git-lfs; an error page, for example, which is no JSON
+    try:
+        if named.id in _TEXTS:
+            yield from _text(source, name, named)
+        elif named.id in _READERS:
+            yield from _READERS[named.id](source)
+        else:
+            yield Concern("unread", f"name-{named.id}", f"it goes by the name of {named.name}")
+    except SafetensorError as error:
+        yield Concern("unread", f"name-{named.id}", error.message, error.offset)
 
 
 def _of_kind(source: Source, name: str, kind: Kind, limits: Limits) -> Iterator[Concern | Template]:
@@ -229,8 +251,7 @@ def _of_kind(source: Source, name: str, kind: Kind, limits: Limits) -> Iterator[
             yield from reader(source)
         elif kind.id in _TEXTS:
             yield from _text(source, name, kind)
-        if kind.power == "data" or kind.id in _TEXTS:
-            yield from _text_pickle(source, limits)
+        yield from _hidden_pickle(source, limits)
     except SafetensorError as error:
         yield Concern("unread", f"kind-{kind.id}", error.message, error.offset)
 
@@ -261,7 +282,12 @@ def _text(source: Source, name: str, kind: Kind) -> Iterable[Concern | Template]
 
 _TEXTS: Final = frozenset({"json", "yaml", "jinja", "mlflow"})
 _PICKLED_TYPE: Final = b"arrow.py_extension_type"
+_POINTER: Final = re.compile(
+    rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:[0-9a-f]{64}\nsize \d+\n?"
+).fullmatch
 _BLOCK: Final = 1 << 20
+_MENTIONS: Final = frozenset({"GLOBAL", "STACK_GLOBAL"})
+"""Opcodes that import a name and call nothing."""
 
 
 def _arrow(source: Source) -> Iterator[Concern]:
@@ -325,15 +351,20 @@ def _gguf_templates(source: Source, limits: Limits) -> Iterator[tuple[str, str]]
             yield key.removeprefix("gguf."), text
 
 
-def _text_pickle(source: Source, limits: Limits) -> Iterator[Concern]:
-    """What a pickle that reads like text would call: protocol 0 has no signature.
+def _hidden_pickle(source: Source, limits: Limits) -> Iterator[Concern]:
+    """What a pickle that reads like another format would call: protocol 0 has no signature.
 
-    A line that begins with c names a module, and an unpickler stops where it cannot import it: text is no
-    attack because its first words would be the name of a module if Python allowed it.
+    A line that begins with c names a module; prose is no attack because its first words are read as one.
+    But a file of that name may exist, so what is called afterwards counts.
     """
-    for call in scan(source, limits=limits).findings:
+    prose = False
+    report = scan(source, limits=limits)
+    for call in report.findings:
         if call.module is not None and not all(map(str.isidentifier, call.module.split("."))):
-            return
-        if call.grade > Grade.DATA:
+            prose = True
+        elif call.grade > Grade.DATA and not (prose and call.opcode in _MENTIONS):
             message = f"`pickle.load` of it calls {quote(call.target)}"
             yield Concern("acts", "text-pickle", message, call.offset)
+    for part in report.unread:
+        if part.pickled:
+            yield Concern("unread", "text-pickle", printable(part.reason), part.offset)

@@ -36,6 +36,8 @@ _INTEGER_MAX: Final = 1700
 _OCTAL: Final = re.compile(rb"[ \t\n\v\f\r]*[+-]?0[0-7]+").fullmatch
 """What strtol takes for an octal number and Python's int does not."""
 
+_DOTTED: Final = re.compile(r"[\w.]+").fullmatch
+
 _UINT2: Final = Struct("<H").unpack
 _INT4: Final = Struct("<i").unpack
 _UINT4: Final = Struct("<I").unpack
@@ -99,11 +101,14 @@ class Arguments:
     Attributes:
         reader: Where the pickle is read.
         at: Offset of the present opcode; the machine sets it.
+        probing: The bytes may be no pickle. Integers and keys of the memo past their limits are then
+            skipped, and a reference past it is malformed: they end the reading only where unpicklers stop.
     """
 
     def __init__(self, source: Source, reader: ByteReader, limits: Limits) -> None:
         self.reader = reader
         self.at = reader.offset
+        self.probing = False
         self._source = source
         self._limits = limits
         self._held = 0
@@ -159,19 +164,21 @@ class Arguments:
         number: float = _FLOAT8(self.reader.take(8))[0]
         return number
 
-    def long1(self) -> int:
+    def long1(self) -> int | Blob:
         """A signed integer with a 1-byte length prefix."""
         return self._long(self.uint1())
 
-    def long4(self) -> int:
+    def long4(self) -> int | Blob:
         """A signed integer with a 4-byte length prefix."""
         length = self.int4()
         if length < 0:
             raise self.fault("an integer has a negative length")
         return self._long(length)
 
-    def _long(self, length: int) -> int:
+    def _long(self, length: int) -> int | Blob:
         if length > min(self._limits.integer_bytes, _INTEGER_MAX):
+            if self.probing:
+                return self._blob(length, None)
             raise self.exceeded("integer_bytes")
         return int.from_bytes(self.reader.take(length), "little", signed=True)
 
@@ -183,6 +190,8 @@ class Arguments:
         line = self._line()
         text, nul, _ = line.partition(b"\0")
         if len(text) > 2 * min(self._limits.integer_bytes, _INTEGER_MAX):
+            if len(text.split()) != 1:
+                raise self.fault("this is not a number")
             raise self.exceeded("integer_bytes")
         return text, bool(nul)
 
@@ -231,6 +240,8 @@ class Arguments:
         if module and (not text or "\0" in text):
             raise self.fault("no module can have this name")
         if len(line) > self._limits.name_bytes:
+            if not _DOTTED(text):
+                raise self.fault("nothing can have this name")
             raise self.exceeded("name_bytes")
         return text
 
@@ -240,6 +251,8 @@ class Arguments:
         if not line.isascii():
             raise self.fault("a persistent id is not ASCII")
         if len(line) > self._limits.name_bytes:
+            if self.probing:
+                raise self.fault("nothing resolves such a persistent id")
             raise self.exceeded("name_bytes")
         return line.decode("ascii")
 

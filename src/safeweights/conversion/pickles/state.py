@@ -90,6 +90,7 @@ class MachineState:
         self.marks: list[list[Value]] = []
         self.memo: list[Value] = []
         self.absent = 0
+        self._far: set[int] = set()
         self.objects = 0
         self._objects_left = limits.left("objects")
         self.steps = self._settled = 0
@@ -185,7 +186,8 @@ class MachineState:
         """Store the topmost value under `key`."""
         value = self.top()
         if key > self.limits.memo:  # CPython allocates all entries up to the largest key
-            raise self.exceeded("memo")
+            self._remember_far(key)
+            return
         skipped = key - len(self.memo)
         if skipped >= 0:
             self.memo += [ABSENT] * skipped
@@ -196,9 +198,20 @@ class MachineState:
             self.absent -= self.memo[key] is ABSENT
             self.memo[key] = value
 
+    def _remember_far(self, key: int) -> None:
+        """Where the bytes may be no pickle, go on; MEMOIZE counts the entry, and it cannot be recalled."""
+        if not self.arguments.probing:
+            raise self.exceeded("memo")
+        if key not in self._far:
+            self._far.add(key)
+            self.absent -= 1
+            self.count()
+
     def recall(self, key: int) -> None:
         """Put the value of `key` onto the stack."""
         value = self.memo[key] if 0 <= key < len(self.memo) else ABSENT
+        if key in self._far:
+            raise self.exceeded("memo")
         if value is ABSENT:
             raise self.fault(f"memo entry {key} was never stored")
         self.stack.append(value)
