@@ -85,6 +85,23 @@ def test_a_rule_for_other_places_does_not_apply(server: BadServer, signed: Path)
         safeweights.open(f"{server.url}/m/model.safetensors", trust=str(signed / "hf.toml"))
 
 
+def test_another_spelling_of_a_url_escapes_no_rule(server: BadServer, signed: Path) -> None:
+    del server.files["m/model.sig"]
+    url = f"{server.url}/m/model.safetensors".replace("127.0.0.1", "localhost")
+    policy = signed / "two.toml"
+    lax = '\n[[rules]]\npattern = "*"\nlevel = "none"\n'
+    policy.write_text(signed_by_us(f"{url.rpartition('/')[0]}/*") + lax)
+    for each in (
+        url,
+        url.replace("localhost", "LocalHost"),
+        url.replace("http", "HTTP"),
+        url.replace("/m/", "/%6d/"),
+    ):
+        with pytest.raises(SafetensorError, match="refused by the policy"):
+            safeweights.numpy.load_file(each, trust=str(policy))
+        assert trust.admit(each, str(policy)).decision.verdict == "refuse"
+
+
 def test_verify_and_hash_take_urls(server: BadServer, signed: Path) -> None:
     url = f"{server.url}/m/model.safetensors"
     key = str(signed / "key.pub")

@@ -115,3 +115,18 @@ def test_names_of_urls() -> None:
     assert repr(Url.parse("https://h/a?secret")) == "Url(https://h/a)"
     with pytest.raises(UnsupportedError, match="does not begin with a scheme"):
         Url.parse("model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("url", "spelling"),
+    [
+        ("HTTPS://H.org.:443/%61/", "https://h.org/a"),
+        ("http://h:0443/a?secret", "http://h:443/a"),
+        ("http://[::1]/a", "http://[::1]/a"),
+        ("http://[::A]:80/a", "http://[::a]/a"),
+        ("https://h", "https://h"),
+        ("hf://Org/M@main/a", "hf://Org/M@main/a"),
+    ],
+)
+def test_a_url_has_one_spelling(url: str, spelling: str) -> None:
+    assert Url.parse(url).spelling() == spelling

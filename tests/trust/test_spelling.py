@@ -182,3 +182,56 @@ def test_where_case_counts_every_spelling_is_a_model(tmp_path: Path, signer: Fil
         tmp_path / "VENDOR" / "model.safetensors", trust=PolicyVerifier(used)
     )
     assert list(loaded) == ["a"]
+
+
+ONE = "https://example.org/vendor/m.safetensors"
+OTHERS = [
+    "HTTPS://example.org/vendor/m.safetensors",
+    "https://Example.org/vendor/m.safetensors",
+    "https://example.org./vendor/m.safetensors",
+    "https://example.org:443/vendor/m.safetensors",
+    "https://example.org:0443/vendor/m.safetensors",
+    "https://example.org/%76endor/m.safetensors",
+    "https://example.org/vendor/m%2Esafetensors",
+    "http://[::1]:80/m.safetensors",
+    "oci://Registry.example.org/vendor/m:1",
+    "s3://Bucket/vendor/m.safetensors",
+]
+
+
+@pytest.mark.parametrize("url", OTHERS)
+def test_another_spelling_of_a_url_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request is sent: the URL is refused for how it is spelled."""
+    monkeypatch.setattr("safeweights.trust.policies.subjects.is_folder", lambda path: False)
+    problem = place_of(url, None).problem
+    assert problem is not None
+    assert problem[0] == "spelling"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        ONE,
+        ONE + "?X-Amz-Signature=secret",
+        "https://example.org:8443/a%20b/caf%C3%A9+1.safetensors",
+        "http://[::1]/m.safetensors",
+        "http://[::1]:8080/m.safetensors",
+        "s3://bucket/Vendor/é.safetensors",
+        "hf://Org/Model@main/m.safetensors",
+        "oci://registry.example.org:5000/vendor/m:1",
+    ],
+)
+def test_the_one_spelling_of_a_url_is_a_subject(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safeweights.trust.policies.subjects.is_folder", lambda path: False)
+    place = place_of(url, None)
+    assert place.problem is None
+    assert "secret" not in place.name
+
+
+@pytest.mark.parametrize(
+    "pattern", ["https://Example.org/*", "HTTPS://example.org/*", "s3://Bucket/*"]
+)
+def test_a_pattern_of_another_spelling_can_never_match(pattern: str) -> None:
+    with pytest.raises(TrustError, match="lower case"):
+        Policy(rules=(Rule(pattern=pattern),))
+    Policy(rules=(Rule(pattern="hf://Org/*"),))

@@ -24,6 +24,7 @@ __all__ = ["Url", "is_url", "shown"]
 
 _URL: Final = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _WEB: Final = frozenset({"http", "https"})
+_PORTS: Final = {"http": 80, "https": 443, "oci": 443}
 _HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
@@ -79,6 +80,24 @@ class Url(NamedTuple):
         if not _HOST.fullmatch(host):
             raise _invalid(text, "names no host")
         return cls(scheme, host, _decoded(text, path, scheme), path[-1:] in {"", "/"}, query)
+
+    def spelling(self) -> str:
+        """The one spelling of this URL, without its query, for comparing it with others.
+
+        Hosts and buckets are in lower case, a host has no dot at its end, a default port is left out, and
+        of a web address only what must be is percent-encoded (RFC 3986, section 6.2). Of the Hub, the
+        host is the name of an account.
+
+        >>> Url.parse("HTTPS://Example.org:443/%61%20b/").spelling()
+        'https://example.org/a%20b'
+        """
+        host = self.host if self.scheme == "hf" else self.host.lower()
+        name, _, port = host.rpartition(":")
+        if not name or host.endswith("]"):  # without a port; an IPv6 address has colons of its own
+            name, port = host, ""
+        name = name.rstrip(".")
+        host = f"{name}:{int(port)}" if port and int(port) != _PORTS.get(self.scheme) else name
+        return str(self._replace(host=host)).rstrip("/")
 
     def __repr__(self) -> str:
         return f"Url({self!s})"

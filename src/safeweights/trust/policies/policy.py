@@ -252,6 +252,11 @@ def check_pattern(pattern: str, *, rooted: bool) -> str | None:
     parts = path.removeprefix("/").split("/")
     if pattern not in {".", "/"} and any(part in {"", ".", ".."} for part in parts):
         return f"{never}a subject has no empty, `.` or `..` part"
+    if is_url(pattern):
+        scheme, _, rest = pattern.partition("://")
+        host = rest.partition("/")[0]
+        if scheme != scheme.lower() or (scheme != "hf" and host != host.lower()):
+            return f"{never}the scheme and host of a subject are in lower case"
     return None
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from ...errors import quote
 from ...storage.places import is_folder, is_url, shown
+from ...storage.urls import Url
 from ..errors import VerificationError
 from ..files import check_name
 
@@ -72,8 +73,12 @@ def place_of(path: str | os.PathLike[str], root: str | None) -> Place:
     """
     if is_url(path):
         # No link leads there, and a policy's root is a folder: the URL itself is the name.
-        url = shown(path).rstrip("/")
-        return Place(url, _without_revision(url), is_folder(path))
+        url, spelled = shown(path).rstrip("/"), Url.parse(path).spelling()
+        problem = None
+        if url != spelled:
+            text = f"the URL is not in the one spelling that rules match, {quote(spelled, 300)}"
+            problem = ("spelling", text)
+        return Place(url, _without_revision(url), is_folder(path), problem)
     # Not os.path.abspath: it removes `link/..`, which the operating system resolves otherwise.
     path = os.path.join(os.getcwd(), os.fspath(path))
     folder = os.path.isdir(path)
