@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -441,6 +442,37 @@ def test_a_key_that_occurs_twice_is_unread() -> None:
 )
 def test_yaml_that_is_spelt_in_other_ways(text: bytes) -> None:
     assert examined(text, "config.yaml").verdict == "acts"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"&",
+        b"!",
+        b"!<",
+        b"!<,",
+        b"!a%",
+        b"_target_ #",
+        b"_target_\n#\n",
+        b"& ",
+        b"&a !",
+        b"_target_ ",
+    ],
+)
+def test_yaml_takes_linear_time(part: bytes) -> None:
+    """In processor time: 0.2 s. What is quadratic takes from one minute to an hour."""
+    before = time.process_time()
+    list(yaml_concerns(part * (1_000_000 // len(part)), "a.yaml"))
+    assert time.process_time() - before < 20
+
+
+def test_of_thousands_of_settings_the_worst_hundred_are_kept() -> None:
+    found = examined(b"_target_: a\n" * 1000, "a.yaml")
+    assert len(found.concerns) == 100
+    layers = [{"class_name": f"Mine{number}"} for number in range(150)]
+    text = json.dumps({"class_name": "Mine", "layers": layers, "auto_map": {"AutoModel": "x.Y"}})
+    found = examined(text.encode(), "a.json")
+    assert (found.verdict, len(found.concerns), found.concerns[0].rule) == ("acts", 100, "auto-map")
 
 
 def test_a_chat_template_in_yaml_is_neither_a_pickle_nor_an_attack() -> None:

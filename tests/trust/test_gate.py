@@ -1032,6 +1032,14 @@ def test_the_folders_of_git_hide_nothing(tmp_path: Path, way: str) -> None:
     assert codes(admit(root, policy)) == {"deny-pickle"}
 
 
+@pytest.mark.parametrize("name", ["pack-" + "0" * 40 + ".so", "pack-" + "0" * 40 + ".pack"])
+def test_a_library_among_the_packs_of_git_is_denied(tmp_path: Path, name: str) -> None:
+    root = make(tmp_path / "m")
+    (root / ".git/objects/pack").mkdir(parents=True)
+    (root / ".git/objects/pack" / name).write_bytes(b"\x7fELF\x02\x01\x01" + bytes(60))
+    assert codes(admit(root, Policy((Rule("*", level="none"),)))) == {"deny-native"}
+
+
 def test_a_clone_is_admitted_with_the_signed_files_only(
     tmp_path: Path, signer: FileSigner, rules: Callable[..., Policy]
 ) -> None:

@@ -109,12 +109,15 @@ def examine(source: Source, name: str, *, limits: Limits = DEFAULT_LIMITS) -> Ex
     'data'
     """
     kind = kind_of(source, name, limits=limits)
-    found = list(_concerns(source, name, kind, limits))
-    concerns = [each for each in found if isinstance(each, Concern)]
-    templates = tuple(each for each in found if isinstance(each, Template))
-    order = ("acts", "unread", "unknown")
-    concerns.sort(key=lambda concern: order.index(concern.power))
-    return Examination(name, kind, tuple(concerns[:_CONCERNS_MAX]), templates)
+    found: dict[Power, list[Concern]] = {"acts": [], "unread": [], "unknown": []}
+    templates: list[Template] = []
+    for each in _concerns(source, name, kind, limits):
+        if isinstance(each, Template):
+            templates.append(each)
+        elif len(kept := found[each.power]) < _CONCERNS_MAX:  # a file can have millions
+            kept.append(each)
+    concerns = [each for kept in found.values() for each in kept]
+    return Examination(name, kind, tuple(concerns[:_CONCERNS_MAX]), tuple(templates))
 
 
 def kind_of(source: Source, name: str, *, limits: Limits = DEFAULT_LIMITS) -> Kind | None:

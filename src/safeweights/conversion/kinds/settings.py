@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import quote
@@ -189,16 +190,17 @@ def _is_known(library: str) -> bool:
 
 
 _YAML_TAGS = re.compile(
-    r"!!?(?:python/|apply(?:ref)?:|new:|name:|module:|include:|ref:|tuple)\S*|!<[^>]*>"
-    r"|!\S*%[0-9a-fA-F]{2}\S*|^%TAG.*",
+    r"!!?(?:python/|apply(?:ref)?:|new:|name:|module:|include:|ref:|tuple)\S*|!<[^>\s]*>?"
+    r"|![^\s!]*%[0-9a-fA-F]{2}\S*|^%TAG.*",
     re.MULTILINE,
 )
 """Tags that build objects; tags that are spelt with escapes, and handles that stand for other tags."""
 _KEYS: Final = (
     r"(_target_|class_path|loader_module|trust_remote_code|custom_pipeline|code_paths?|auto_map)"
 )
-_YAML_KEYS = re.compile(rf"""['"]?{_KEYS}['"]?(?:\s|#[^\n]*\n)*:\s*(\S[^\n]*)""")
-_YAML_ANCHORED = re.compile(rf"""&\S+\s+(?:!\S*\s+)?['"]?{_KEYS}\b""")
+_YAML_KEYS = re.compile(rf"""['"]?{_KEYS}['"]?\s*:\s*(\S[^\n]*)""")
+_COMMENTS = re.compile(r"(?:^|(?<=\s))#[^\n]*")
+_YAML_ANCHORED = re.compile(rf"""&[^\s&]+\s+(?:!\S*\s+)?['"]?{_KEYS}\b""")
 """Such a key that gets a name, by which it can stand elsewhere."""
 _BREAKS = re.compile("\r\n?|[\x85\u2028\u2029]")
 """What ends a line in YAML, besides a newline."""
@@ -230,7 +232,9 @@ def yaml_concerns(data: bytes, name: str) -> Iterator[Concern]:
         message = f"{quote(name, 200)} has the tag {quote(match[0], 60)}, which builds an object"
         yield Concern("acts", "yaml-tag", message)
         break
-    for match in _YAML_KEYS.finditer(plain):
+    # A comment may stand between a key and its colon; what looks like one may be text.
+    texts = {plain: None, _COMMENTS.sub("", plain): None}
+    for match in chain.from_iterable(map(_YAML_KEYS.finditer, texts)):
         value = match[2].strip().rstrip(",}").lower()
         own = match[1] == "loader_module" and value.startswith(
             "mlflow."

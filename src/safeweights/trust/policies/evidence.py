@@ -61,9 +61,13 @@ _UNSIGNED: Final = frozenset({".git", ".github"})
 weights or modules: they are searched for code like all others."""
 
 _GIT_DATA: Final = re.compile(
-    r"\.git/(index|objects/[0-9a-f]{2}/[0-9a-f]{38}|objects/pack/pack-[0-9a-f]{40}\.[a-z]+|hooks/[^/]+\.sample)"
+    r"\.git/(index|objects/[0-9a-f]{2}/[0-9a-f]{38}"
+    r"|objects/pack/pack-[0-9a-f]{40}\.(pack|idx|rev|bitmap|mtimes))"
 )
-"""Files that git writes in formats of its own, and samples of scripts that it does not run."""
+"""Files that git writes in formats of its own."""
+
+_GIT_SAMPLE: Final = re.compile(r"\.git/hooks/[^/]+\.sample")
+"""Samples of scripts, which git does not run."""
 
 
 @dataclass(frozen=True)
@@ -416,8 +420,9 @@ def _read(
             with open_regular(file.path, beneath=beneath) as (descriptor, _):
                 again = DescriptorSource(os.dup(descriptor), file.path, mapped=False)
         source = VerifiedSource(again, digest.tree)
-    waived = ("unknown", "native") if _GIT_DATA.fullmatch(file.name) else ()
-    findings = tuple(each for each in examine(source, file.name) if each.kind not in waived)
+    waived = "unknown" if _GIT_DATA.fullmatch(file.name) else None
+    waived = "native" if _GIT_SAMPLE.fullmatch(file.name) else waived
+    findings = tuple(each for each in examine(source, file.name) if each.kind != waived)
     return _Read(digest, findings, _difference(file, digest, parts))
 
 
