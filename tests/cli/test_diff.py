@@ -99,6 +99,18 @@ def test_on_a_terminal(terminal, plain, pair):
     assert "difference of values" in text
     assert "metadata k: 1 -> 2" in text
     assert "1 added, 1 removed, 1 renamed" in text
+    assert "3 metadata entries, 2 tensors unchanged" in " ".join(text.split())
+
+
+def test_metadata_that_is_only_in_one_file(terminal, plain, run, tmp_path):
+    for name, metadata in (("a", {"k": "1"}), ("b", None)):
+        safeweights.numpy.save_file({"w": np.ones(1)}, tmp_path / name, metadata)
+    paths = [str(tmp_path / "a"), str(tmp_path / "b")]
+    text = plain(terminal("diff", *paths)[0])
+    assert "metadata k: 1 -> (none)" in text
+    assert "1 metadata entry, 1 tensor unchanged" in text
+    assert "metadata k: (none) -> 1" in plain(terminal("diff", *reversed(paths))[0])
+    assert run("diff", *paths).rows == [["metadata", "k", "1", ""]]
 
 
 def test_as_a_driver_of_git(pair, tmp_path):

@@ -68,6 +68,17 @@ def test_keygen_makes_an_identity(tmp_path, run, more):
     assert run("keygen", path, "--age", "--encrypt").exit_code == 2
 
 
+def test_a_key_for_signatures_is_called_one(sharded, encrypted, run):
+    assert run("keygen", "signer").exit_code == 0
+    result = run("encrypt", sharded, "-R", "signer.pub", "-o", "sealed")
+    assert result.exit_code == 3
+    assert "this is a public key for signatures" in result.stderr
+    assert "private" not in result.stderr
+    result = run("ls", encrypted, "-i", "signer")
+    assert result.exit_code == 3
+    assert "this key decrypts nothing" in result.stderr
+
+
 def test_a_model_is_encrypted_and_read(sharded, encrypted, me, run):
     assert sorted(os.listdir(encrypted)) == [
         "config.json.age",

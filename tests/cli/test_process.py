@@ -87,6 +87,42 @@ def test_wrong_usage(run):
         assert run(*arguments).stdout == ""
 
 
+@pytest.mark.parametrize("group", ["delta", "policy", "batch"])
+def test_a_group_without_a_command_prints_its_help(run, group):
+    result = run(group)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == run(group, "--help").stdout
+
+
+def test_the_argument_that_is_missing_is_named(run, model):
+    for arguments in ([], [model]):
+        result = run("convert", *arguments)
+        assert result.exit_code == 2
+        assert "Missing argument 'DST'" in result.stderr
+
+
+def test_where_standard_input_is_not_read_that_is_said(run, tmp_path):
+    for command in ("convert", "edit"):
+        result = run(command, "-", str(tmp_path / "out.safetensors"))
+        assert result.exit_code == 3
+        assert "standard input is not read here" in result.stderr
+
+
+def test_what_is_written_or_found_is_named_on_a_terminal(terminal, plain, model, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "README.md").write_text("# nothing")
+    for arguments, expected in (
+        (["hash", model, "-o", f"{tmp_path}/sums"], "wrote  "),
+        (["get", model, "step", "-o", f"{tmp_path}/step.npy"], "wrote  "),
+        (["check", str(folder)], "folder  text"),
+        (["digest", os.path.dirname(model)], "1 file, 1 block tree, "),
+    ):
+        shown, status = terminal(*arguments, width=300)
+        assert status == 0
+        assert expected in plain(shown)
+
+
 def test_a_misspelt_command_is_recognised(run):
     assert "No such command 'chekc'. Did you mean 'check'?" in run("chekc", "x").stderr
     assert run("frobnicate").stderr.endswith("No such command 'frobnicate'.\n")

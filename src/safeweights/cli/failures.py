@@ -7,7 +7,7 @@ that read standard output ended.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -19,9 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["report"]
 
+_NO_ARGUMENTS: Final[Any] = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""What click raises for a group of commands without one, from 8.2 on; before, it prints the help itself."""
+
 
 def report(out: Output, error: Exception) -> int:
     """Print an error on standard error, and as JSON with ``--json``; return the exit status."""
+    if isinstance(error, _NO_ARGUMENTS):  # the message is the help
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     if isinstance(error, click.ClickException):
         status, record = error.exit_code, error_record("usage", error.format_message())
     else:

@@ -109,6 +109,8 @@ def _explain_system(error: OSError) -> ErrorRecord:
     what = error.strerror or str(error) or type(error).__name__
     if error.errno == errno.ENXIO or what.startswith("Not a regular file"):
         what = "not a regular file, but a device, a pipe or a socket; - reads standard input"
+    if path == "-" and isinstance(error, FileNotFoundError):
+        what = f"{what} (standard input is not read here: give a file)"
     if path == "":
         what = f"the path is empty ({what})"
     record = error_record("os", f"{escape(path)}: {what}" if path else what)

@@ -241,7 +241,7 @@ RULES: Final[dict[str, Rule]] = {
     "json": Rule(
         "The header of a safetensors file is one JSON object (RFC 8259), followed by nothing but white "
         "space; a file called .json is JSON.",
-        "Download or copy the file again. Find out what a .json file really is before you load it.",
+        "Download or copy the file again. If it is called .json, find out what it is before you load it.",
     ),
     "text-size": Rule("A configuration is too large to be read here.", "Read it yourself."),
     "unknown-kind": Rule(

@@ -164,9 +164,10 @@ def _plain(result: CheckResult) -> Iterator[tuple[str, ...]]:
 
 def _draw(screen: Terminal, result: CheckResult) -> None:
     status, sums = result["status"], result["total"]
-    about = ""
     if sums is not None:
         about = f"  {plural(sums['tensors'], 'tensor')}, {human_bytes(sums['bytes'])}"
+    else:  # says also of a folder without weights why it is valid
+        about = f"  {', '.join(result['formats'])}" if status == "ok" else ""
     screen.text((status, _STYLES[status]), "  ", (escape(result["path"]), "bold"), about)
     if numbers := _numbers(result["findings"]):
         screen.text((numbers, "dim"), indent=4)

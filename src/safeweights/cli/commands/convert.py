@@ -26,7 +26,7 @@ __all__ = ["command"]
 
 
 @click.command("convert")
-@click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=FILE)
+@click.argument("sources", metavar="SRC...", nargs=-1, type=FILE)
 @click.argument("target", metavar="DST", type=FILE)
 @dtype_option
 @click.option(
@@ -133,6 +133,8 @@ def command(out: Output, /, sources: tuple[str, ...], target: str, **given: Any)
     """
     from ...conversion.converting import convert
 
+    if not sources:  # of one path alone click makes DST, and says that SRC is missing
+        raise click.UsageError("Missing argument 'DST'.")
     not_stdout("DST", target)
     options = _options(given)
     with watched_writing("converting") as progress:

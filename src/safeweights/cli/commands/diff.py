@@ -145,19 +145,20 @@ def _plain(found: DiffDocument) -> Iterator[tuple[str, ...]]:
             figures = _figures(each["values"]) if each["values"] is not None else ()
             yield "close" if each["close"] else kind, escape(each["name"]), *shapes, *figures
     for key, values in _metadata_pairs(found):
-        yield "metadata", escape(key), *map(escape, values)
+        yield "metadata", escape(key), *(escape(each or "") for each in values)
     for name, reason in found["unreadable"].items():
         yield "unreadable", escape(name), escape(reason)
 
 
-def _metadata_pairs(found: DiffDocument) -> Iterator[tuple[str, tuple[str, str]]]:
+def _metadata_pairs(found: DiffDocument) -> Iterator[tuple[str, tuple[str | None, str | None]]]:
+    """Each key of metadata that differs, with its values; None where there is no such key."""
     metadata = found["metadata"]
     if metadata is None:
         return
     for key, value in metadata["removed"].items():
-        yield key, (value, "")
+        yield key, (value, None)
     for key, value in metadata["added"].items():
-        yield key, ("", value)
+        yield key, (None, value)
     for key, (old, new) in metadata["changed"].items():
         yield key, (old, new)
 
@@ -171,9 +172,10 @@ def _summary(found: DiffDocument) -> str:
         (len(found["retyped"]), "of another type or shape"),
         (len(found["changed"]) - close, "changed"),
         (close, "within the tolerance"),
-        (len(list(_metadata_pairs(found))), "metadata entries"),
     ]
     parts = [f"{count:,} {what}" for count, what in counts if count]
+    if entries := len(list(_metadata_pairs(found))):
+        parts.append(f"{entries:,} metadata {'entry' if entries == 1 else 'entries'}")
     return ", ".join([*parts, f"{plural(found['unchanged'], 'tensor')} unchanged"])
 
 
@@ -226,7 +228,7 @@ def _markdown(found: DiffDocument) -> Iterator[str]:
         yield "| metadata | before | after |"
         yield "|---|---|---|"
         for key, (old, new) in entries[:_ROWS]:
-            cells = (_code(escape(each)[:200]) for each in (key, old, new))
+            cells = (_code(escape(each or "")[:200]) for each in (key, old, new))
             yield "| " + " | ".join(cells) + " |"
 
 
@@ -251,10 +253,9 @@ def _draw(screen: Terminal, found: DiffDocument) -> None:
         ]
         screen.table(columns, ordered)
     _draw_histogram(screen, found)
-    for key, (before, after) in _metadata_pairs(found):
-        screen.text(
-            ("metadata ", "yellow"), escape(key), ": ", escape(before), " -> ", escape(after)
-        )
+    for key, values in _metadata_pairs(found):
+        before, after = (("(none)", "dim") if each is None else escape(each) for each in values)
+        screen.text(("metadata ", "yellow"), escape(key), ": ", before, " -> ", after)
     for name, reason in found["unreadable"].items():
         screen.text(("not compared ", "yellow"), escape(name), ": ", escape(reason))
     size = sum(each["after"]["bytes"] for each in found["changed"])

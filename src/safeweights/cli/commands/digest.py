@@ -60,6 +60,7 @@ def command(
       safeweights digest model.safetensors --json
     """
     from ...trust import digest
+    from ...trust.content.sidecars import SIDECAR
     from ...trust.files import check_model
 
     check_model(path)
@@ -79,7 +80,10 @@ def command(
         out.document(document)
     elif out.terminal:
         size = human_bytes(sum(file.size for file in found.files))
-        about = f"{plural(len(found.files), 'file')}, {size}"
+        trees = sum(file.name.endswith(SIDECAR) for file in found.files)
+        # Block trees need not exist: sign writes them.
+        more = f", {plural(trees, 'block tree')}" if trees else ""
+        about = f"{plural(len(found.files) - trees, 'file')}{more}, {size}"
         out.pretty().pairs(
             [("digest", found.root), ("of", f"{escape(shown(path))}  {about}")], indent=0
         )

@@ -126,7 +126,10 @@ def command(
         out.document(document)
     elif stats:
         _print_statistics(out, document)
-    elif output is None:
+    elif output is not None:
+        if output != STDIN and out.terminal:
+            out.pretty().text(("wrote", "green"), "  ", (escape(output), "bold"))
+    else:
         _print_values(out, document, found, selection, limit or sys.maxsize)
 
 

@@ -159,6 +159,8 @@ def _hash(
         data = os.fsencode(format_check_file(found))
         if file is not None:
             write_file(file, [data])
+            if out.terminal and not out.json:
+                out.pretty().text(("wrote", "green"), "  ", (escape(file), "bold"))
         else:
             out.flush()
             write_stream(sys.stdout.buffer, [data])

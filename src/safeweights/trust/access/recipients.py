@@ -79,6 +79,11 @@ def parse_recipient(text: str, *, path: str | None = None, field: str = "") -> R
     """
     text = text.strip()
     where: dict[str, Any] = {"path": path, "field": field}
+    if text.startswith("-----BEGIN PUBLIC KEY"):
+        raise DocumentError(
+            "this is a public key for signatures, for which nothing can be encrypted; a recipient is "
+            "age1... (`safeweights keygen --age`), or the .pub file of an SSH key", **where,
+        )  # fmt: skip
     if text.upper().startswith(_PRIVATE):
         raise DocumentError(
             "this is a private key, which must be kept secret; a recipient is its public half "

@@ -196,7 +196,8 @@ def load_ssh_identity(
         return SshIdentity(key)
     except (ValueError, AttributeError):
         raise DocumentError(
-            "an SSH key must be of type ssh-ed25519, or ssh-rsa with 2048 to 16384 bits",
+            "this key decrypts nothing: an SSH key must be of type ssh-ed25519, or ssh-rsa with 2048 to "
+            "16384 bits; `safeweights keygen --age` makes an identity",
             reason="unsupported-key", path=path,
         ) from None  # fmt: skip
 
