@@ -94,6 +94,17 @@ def test_on_a_terminal(terminal, plain, weights, tmp_path):
     assert "nothing was written (--plan)" in text
 
 
+def test_what_is_set_removed_or_added_is_told_on_a_terminal(terminal, plain, write, tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.safetensors", "b.safetensors", "c.safetensors")]
+    write(paths[0], [("w", "F32", (4,))], {"format": "pt"})
+    write(paths[1], [("x", "F32", (4,))])
+    options = ["--metadata", "author=me", "--unset", "format", "--add", paths[1]]
+    text = plain(terminal("edit", paths[0], paths[2], *options, width=300)[0])
+    words = " ".join(text.split())
+    assert f"added (1) x from {paths[1]} metadata (1) author = me" in words
+    assert "unset (1) format: as asked" in words
+
+
 def test_digest_over_the_data_only(run, weights, tmp_path):
     import hashlib
 

@@ -771,7 +771,9 @@ def test_commands(tmp_path: Path, versions: list[Path]) -> None:
         assert done.exit_code == 0, done.output
     assert done.output.split("\t")[2:4] == ["2", "4"]
     done = run("apply", root, tmp_path / "out.safetensors", "--base", versions[0], "--json")
-    assert json.loads(done.output)["schema"] == "safeweights.delta/1"
+    document = json.loads(done.output)
+    assert document["schema"] == "safeweights.delta/1"
+    assert (document["version"], document["changed"], document["tensors"]) == ("000002", 2, 4)
     assert (tmp_path / "out.safetensors").read_bytes() == versions[2].read_bytes()
     assert run("compact", root, tmp_path / "c", "--base", versions[0]).exit_code == 0
     assert run("apply", root, tmp_path / "x.safetensors").exit_code != 0

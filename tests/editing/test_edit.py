@@ -511,6 +511,14 @@ def test_checkpoints_are_refused_by_name() -> None:
         edit(Checkpoint({}), "x")  # type: ignore[arg-type]
 
 
+def test_what_changes_of_the_metadata_is_told(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plan = edit(model, out, metadata={"author": "me"})
+    assert plan.metadata_set == {"author": "me"}
+    again = edit(out, tmp_path / "again", metadata={"author": "me"}, unset="format")
+    assert (again.metadata_set, again.metadata_removed) == ({}, {"format": "as asked"})
+
+
 @pytest.mark.parametrize("linked", [False, True])
 def test_a_merge_replaces_no_single_shard_of_its_source(
     shards: Path, linked: bool, contents: Callable[[Any], Any]

@@ -45,7 +45,7 @@ from ..trust.files import ENCRYPTED
 from ..trust.verifier import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from ..storage import Source, Store
     from ..storage.places import Place
@@ -65,10 +65,10 @@ class DeltaReport:
 
     Attributes:
         path: The folder or file.
-        version: The version that it gives.
-        changed: How many tensors changed.
+        version: The version that it gives; empty if there was no delta to apply.
+        changed: How many tensors the delta, or the chain of them, changes.
         tensors: Of how many.
-        nbytes: Bytes of the delta.
+        nbytes: Bytes of the delta's file, or of the tensors of the model that was written.
         whole: Bytes of the new model.
     """
 
@@ -113,8 +113,8 @@ def open_delta(
 
 def _open_over_base(
     target: str | os.PathLike[str], base: Any, given: Mapping[str, Any]
-) -> tuple[Checkpoint, Checkpoint]:
-    """See `open_delta`: the new model, and the one under the chain."""
+) -> tuple[Checkpoint, Checkpoint, list[_Delta]]:
+    """See `open_delta`: the new model, the one under the chain, and the chain, newest first."""
     chain, whole = _chain(os.fsdecode(target), given)
     if whole is not None:
         model = open_any(whole, **given)
@@ -131,7 +131,7 @@ def _open_over_base(
     new = model
     for each in reversed(chain):
         new = each.over(new)
-    return new, model
+    return new, model, chain
 
 
 def _chain(target: str, given: Mapping[str, Any]) -> tuple[list[_Delta], str | None]:
@@ -260,6 +260,10 @@ class _Delta:
             for name in tensors.keys() - changed:
                 tensors[name] = checked(tensors[name], known.sha256[name])
         return Checkpoint(tensors, base.metadata, name=self.path)
+
+    def changed(self) -> Iterator[str]:
+        """The names of the tensors that it changes."""
+        return (name for file in self._files for name in file.header.tensors)
 
     def check_after(self, older: _Delta) -> None:
         """Refuse an older delta that gives another model than this one was made for."""
@@ -499,7 +503,7 @@ def apply_delta(
         OSError: Reading or writing failed.
     """
     given = {"trust": trust, "identity": identity, "backend": "mmap"}
-    model, old = _open_over_base(target, base, given)
+    model, old, chain = _open_over_base(target, base, given)
     path = os.fspath(output)
     folder = (parent(path) or os.curdir) if path.endswith(SUFFIX) else path
     if _has_delta(place_of(folder), identity):
@@ -532,7 +536,9 @@ def apply_delta(
             weight_map = {name: each.name for each in outputs for name in each.tensors}
             text = index_text(weight_map, whole.nbytes).encode()
             commit.write(index, [text], create_only=not force)
-    return DeltaReport(path, "", len(model), len(model), whole.nbytes, whole.nbytes)
+    changed = {name for each in chain for name in each.changed()}
+    version = chain[0].version if chain else ""
+    return DeltaReport(path, version, len(changed), len(model), whole.nbytes, whole.nbytes)
 
 
 def _files_of(checkpoint: Checkpoint) -> list[str]:

@@ -157,9 +157,8 @@ def _one_metadata(model: Model, edits: Edits) -> dict[str, str] | None:
     merged: dict[str, str] = {}
     for entries in found:
         for key, value in entries.items():
-            if key in edits.metadata or key in edits.unset:
-                continue
-            if merged.setdefault(key, value) != value and key not in _OF_DATA:
+            differs = merged.setdefault(key, value) != value
+            if differs and not (key in _OF_DATA or key in edits.metadata or key in edits.unset):
                 raise FormatError(
                     f"metadata {quote(key)} differs between the files that become one: choose a value "
                     "(metadata, --metadata), or leave it out (unset, --unset)",

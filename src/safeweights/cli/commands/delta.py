@@ -145,7 +145,9 @@ def _report(out: Output, done: DeltaReport) -> None:
         out.document(_document(done))
     elif out.terminal:
         about = f"{plural(done.changed, 'tensor')} of {done.tensors:,} changed, "
-        size = f"{human_bytes(done.nbytes)} for a model of {human_bytes(done.whole)}"
+        size = human_bytes(done.nbytes)
+        if done.nbytes != done.whole:
+            size = f"{size} for a model of {human_bytes(done.whole)}"
         screen = out.pretty()
         screen.text(("wrote", "green"), "  ", (escape(done.path), "bold"), f"  {about}{size}")
     else:

@@ -210,6 +210,10 @@ def _changed_pairs(done: EditPlan) -> list[tuple[str, dict[str, str]]]:
     ]
 
 
+_LINKS: Final = {"added": " from ", "metadata": " = ", "unset": ": "}
+"""What stands between the two texts of a line, where it is no arrow."""
+
+
 def _draw(screen: Terminal, done: EditPlan) -> None:
     for file in done.sources[:SHOWN]:
         about = f"  {file.format}, {plural(file.tensors, 'tensor')}, {human_bytes(file.nbytes)}"
@@ -224,7 +228,8 @@ def _draw(screen: Terminal, done: EditPlan) -> None:
         if len(files) > SHOWN:
             screen.text((f"  and {len(files) - SHOWN} more {kind}", "dim"))
     for title, changes in _changed_pairs(done):
-        lines = [f"{escape(name)} -> {escape(other)}" for name, other in changes.items()]
+        link = _LINKS.get(title, " -> ")
+        lines = [f"{escape(name)}{link}{escape(other)}" for name, other in changes.items()]
         draw_names(screen, title, lines)
     casts = [f"{escape(name)}: {old} -> {new}" for name, (old, new) in done.cast.items()]
     draw_names(screen, "cast", casts)
