@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ..reports.problems import error_record, explain
+from ..reports.problems import USAGE, error_record, explain
 
 if TYPE_CHECKING:
     from ..reports.documents import ErrorDocument
@@ -27,7 +27,7 @@ def report(out: Output, error: Exception) -> int:
     """Print an error on standard error, and as JSON with ``--json``; return the exit status."""
     if isinstance(error, _NO_ARGUMENTS):  # the message is the help
         click.echo(error.format_message(), err=True)
-        return error.exit_code
+        return USAGE
     if isinstance(error, click.ClickException):
         status, record = error.exit_code, error_record("usage", error.format_message())
     else:

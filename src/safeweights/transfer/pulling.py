@@ -101,7 +101,9 @@ def pull(
     """
     folder = os.path.abspath(os.fspath(folder))
     if os.path.islink(folder) or (os.path.lexists(folder) and not os.path.isdir(folder)):
-        raise NotADirectoryError(errno.ENOTDIR, "is not a folder, which could be replaced", folder)
+        raise NotADirectoryError(
+            errno.ENOTDIR, "is a file or a link: give a new name, or a folder", folder
+        )
     if isinstance(policy, str):
         from ..trust.policies.policy_file import load_policy
 
