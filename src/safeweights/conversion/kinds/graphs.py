@@ -131,7 +131,8 @@ def onnx_concerns(source: Source) -> Iterator[Concern]:
     own = set(map(_function_name, model.messages(25)))
     reported: set[str] = set()
     for (domain, operator), offset in sorted(domains.items()):
-        if domain not in _ONNX_DOMAINS | reported and (domain, operator) not in own:
+        known = domain in _ONNX_DOMAINS or domain in reported or (domain, operator) in own
+        if not known:
             reported.add(domain)
             yield Concern(
                 "unknown", "onnx-custom-operator",
@@ -255,9 +256,11 @@ def _scope(scope: Message, number: int, operators: dict[str, int]) -> Iterator[C
         name, node = _read_node(each)
         nodes[name] = node
         operators.setdefault(node.operator, node.offset)
-    for node in nodes.values():
-        for place in node.inputs[: _WRITERS.get(node.operator, 0)]:
-            if not _is_given(place, nodes):
+    writers = [node for node in nodes.values() if node.operator in _WRITERS]
+    chosen = _chosen(nodes) if writers else set()
+    for node in writers:
+        for place in node.inputs[: _WRITERS[node.operator]]:
+            if place in chosen:
                 message = (
                     f"the operator {quote(node.operator)} writes to a place that the graph chooses"
                 )
@@ -276,16 +279,25 @@ def _read_node(message: Message) -> tuple[str, _Node]:
     return name, _Node(operator, inputs, offset)
 
 
-def _is_given(place: str, nodes: dict[str, _Node]) -> bool:
-    """Whether the beginning of a path comes from the caller: an argument, or a placeholder."""
-    pending, seen = [place], set()
-    while pending:
-        name = pending.pop()
-        node = nodes.get(name)
-        if node is None or node.operator in _GIVEN or name in seen:
-            continue  # what is no node is an argument of the function
-        seen.add(name)
+def _chosen(nodes: dict[str, _Node]) -> set[str]:
+    """Names of the nodes that give a text whose beginning the graph chooses itself.
+
+    What is no node is an argument of the function: like a placeholder, it comes from the caller. Linear in
+    the inputs, however many writers ask.
+    """
+    users: dict[str, list[str]] = {}
+    pending = []
+    for name, node in nodes.items():
+        if node.operator in _GIVEN:
+            continue
         if node.operator not in _JOINING or not node.inputs:
-            return False
-        pending += node.inputs if node.operator == "Pack" else node.inputs[:1]
-    return True
+            pending.append(name)
+            continue
+        for place in node.inputs if node.operator == "Pack" else node.inputs[:1]:
+            users.setdefault(place, []).append(name)
+    found = set(pending)
+    while pending:
+        reached = set(users.get(pending.pop(), ())) - found
+        found |= reached
+        pending += reached
+    return found
