@@ -193,7 +193,7 @@ class DescriptorSource(Source):
         return data if len(data) == length else super().read(offset, length)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        if len(buffer) <= CHUNK:  # one thread's share; this way it takes 5 us less
+        if len(buffer) <= 2 * CHUNK:  # one thread's share; this way it takes 5 us less
             self._read(offset, buffer)
             return
         in_parallel(lambda begin, end: self._read(offset + begin, buffer[begin:end]), len(buffer))

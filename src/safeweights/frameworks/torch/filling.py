@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ...checkpoint import Tensor
     from ..plans import Landing, Transfer
 
-__all__ = ["Part", "fill"]
+__all__ = ["Filling", "Part", "fill"]
 
 _PIECE: Final = 1 << 23
 """Most bytes that are read at a time for targets that are no contiguous memory of the host."""
@@ -79,35 +79,62 @@ def fill(
     *,
     exclusive: bool = False,
 ) -> None:
-    """Fill targets.
+    """Plan and fill targets; see `Filling`."""
+    Filling(parts, exclusive=exclusive).run(done, progress)
+
+
+class Filling:
+    """Targets that are planned to be filled; none is touched before `run`.
 
     Args:
         parts: Targets whose shapes fit. Values of another type are converted as torch does. One on the meta
             device has the stored type.
-        done: Called in this thread with each part when it is filled, and its target or the tensor that was
-            made, which shares no memory with others.
-        progress: Called with the number of bytes that have arrived.
         exclusive: The sources are used by nothing else, now or later: what is made may be a part of a
             mapped file. Otherwise it is copied.
 
-    Cost: each byte is read once. Memory beside the targets: none for contiguous ones of the host and the
-        stored type; for others at most 256 MiB, or the largest of them that is not in a file as it is.
-
     Raises:
-        SafetensorError: The bytes are not there, or not what was signed; some targets were filled.
-        OSError: Reading failed; likewise.
+        UnsupportedError: A tensor cannot be read, or a target has no memory that could be reached.
     """
-    reads: dict[torch.device, list[_Read]] = {}
-    with torch.no_grad():
-        for part in parts:
-            found = list(_reads(part))
-            if not found and done is not None:
-                done(part, _without_elements(part))
-            reads.setdefault(part.place, []).extend(found)
-        before = 0
-        for device, here in reads.items():
-            counted = _counted_from(before, progress)
-            before += _fill_on(device, here, done, counted, exclusive=exclusive)
+
+    def __init__(self, parts: Iterable[Part], *, exclusive: bool = False) -> None:
+        self._empty: list[Part] = []
+        reads: dict[torch.device, list[_Read]] = {}
+        with torch.no_grad():
+            for part in parts:
+                found = list(_reads(part))
+                if not found:
+                    self._empty.append(part)
+                reads.setdefault(part.place, []).extend(found)
+            self._devices = [_Onto(device, here, exclusive) for device, here in reads.items()]
+
+    def run(
+        self,
+        done: Callable[[Part, torch.Tensor], object] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Fill the targets, once.
+
+        Args:
+            done: Called in this thread with each part when it is filled, and its target or the tensor that
+                was made, which shares no memory with others.
+            progress: Called with the number of bytes that have arrived.
+
+        Cost: each byte is read once. Memory beside the targets: none for contiguous ones of the host and
+            the stored type; for others at most 256 MiB, or the largest of them that is not in a file as it
+            is.
+
+        Raises:
+            SafetensorError: The bytes are not there, or not what was signed; some targets were filled.
+            OSError: Reading failed; likewise.
+        """
+        with torch.no_grad():
+            if done is not None:
+                for part in self._empty:
+                    done(part, _without_elements(part))
+            before = 0
+            for here in self._devices:
+                here.run(done, _counted_from(before, progress))
+                before += here.nbytes
 
 
 def _without_elements(part: Part) -> torch.Tensor:
@@ -148,11 +175,9 @@ class _Read(NamedTuple):
             values: The values; None if they were read into the target.
             owned: Nothing else shares their memory.
         """
-        if values is None:
-            note_change(self.target)
-        elif self.target.is_meta:
+        if values is not None and self.target.is_meta:
             return values if owned else values.clone()
-        else:
+        if values is not None:
             self.target.copy_(values)
         return self.part.target
 
@@ -190,44 +215,58 @@ def _expression(starts: Sequence[int], lengths: Sequence[int], packed: int) -> t
 # ---- reading
 
 
-def _fill_on(
-    device: torch.device,
-    reads: Sequence[_Read],
-    done: Callable[[Part, torch.Tensor], object] | None,
-    progress: Progress | None,
-    *,
-    exclusive: bool,
-) -> int:
-    """Read what goes onto one device; how many bytes that is."""
-    numbered = {str(number): read for number, read in enumerate(reads)}
-    stored = Checkpoint({key: read.part.tensor for key, read in numbered.items()})
-    onto = ADAPTER.check_device(device)
-    landing = _Landing(landing_of(ADAPTER, onto), numbered, onto)
-    plan = {key: read.expression for key, read in numbered.items()}
-    found = batches(stored, plan, landing.arena)
-    ADAPTER.require(item for batch in found for item in batch.tensors)
-    jobs = [LoadJob(batch) for batch in found]
-    landing.prepare(found)
-    taken = _Taken()
+class _Onto:
+    """What is read onto one device, as a plan."""
 
-    def finished(job: LoadJob) -> None:
+    def __init__(self, device: torch.device, reads: Sequence[_Read], exclusive: bool) -> None:
+        self._exclusive = exclusive
+        self._reads = {str(number): read for number, read in enumerate(reads)}
+        stored = Checkpoint({key: read.part.tensor for key, read in self._reads.items()})
+        onto = ADAPTER.check_device(device)
+        self._landing = _Landing(landing_of(ADAPTER, onto), self._reads, onto)
+        plan = {key: read.expression for key, read in self._reads.items()}
+        found = batches(stored, plan, self._landing.arena)
+        ADAPTER.require(item for batch in found for item in batch.tensors)
+        self._jobs = [LoadJob(batch) for batch in found]
+        self.nbytes = sum(batch.nbytes for batch in found)
+        self._threads = reader_count(self._jobs, self._landing)
+        self._landing.prepare(found)
+
+    def run(
+        self, done: Callable[[Part, torch.Tensor], object] | None, progress: Progress | None
+    ) -> None:
+        in_place: list[LoadJob] = []
+        taken = _Taken()
+
+        def finished(job: LoadJob) -> None:
+            # Between two reads everything takes longer: what holds no memory can wait.
+            if self._landing.is_in_place(job.batch):
+                in_place.append(job)
+            else:
+                self._finish(job, taken, done)
+
+        self._landing.note_changes()
+        Pipeline(self._jobs, self._landing.begin, ahead=_AHEAD).run(
+            self._threads, progress, finished=finished
+        )
+        for job in in_place:
+            self._finish(job, taken, done)
+
+    def _finish(
+        self, job: LoadJob, taken: _Taken, done: Callable[[Part, torch.Tensor], object] | None
+    ) -> None:
         assert job.transfer is not None
         batch = job.batch
-        owned = _is_private(batch) or (exclusive and _is_view(batch))
+        owned = _is_private(batch) or (self._exclusive and _is_view(batch))
         arrived = job.transfer.tensors()
         job.transfer = None
         for key, _ in batch.tensors:
-            read, here = numbered[key], arrived.get(key)
+            read, here = self._reads[key], arrived.get(key)
             kept = here is not None and read.target.is_meta and owned and taken.add(here)
             values = read.take(here, owned=kept)
             read.others[0] -= 1
             if done is not None and not read.others[0]:
                 done(read.part, values)
-
-    Pipeline(jobs, landing.begin, ahead=_AHEAD).run(
-        reader_count(jobs, landing), progress, finished=finished
-    )
-    return sum(batch.nbytes for batch in found)
 
 
 def _is_private(batch: Batch | Scattered) -> bool:
@@ -271,6 +310,7 @@ class _Landing:
         self._device = device
         self._reads = reads
         self._prepared: dict[int, Transfer] = {}
+        self._changing: list[torch.Tensor] = []
         self._alone = thread_count() == 1
         self.arena = min(landing.arena, _ARENA)
         self.threads = landing.threads
@@ -285,25 +325,38 @@ class _Landing:
             batches: They are kept by the caller.
         """
         for batch in batches:
-            if (transfer := self._into_target(batch)) is not None:
+            if (transfer := self._into_targets(batch)) is not None:
                 self._prepared[id(batch)] = transfer
+                self._changing += [self._reads[key].target for key, _ in batch.tensors]
+
+    def note_changes(self) -> None:
+        """Tell autograd of the targets into which is read: one after another, when the caches are warm."""
+        for target in self._changing:
+            note_change(target)
+
+    def is_in_place(self, batch: Batch | Scattered) -> bool:
+        """Whether a batch is read into its targets."""
+        return id(batch) in self._prepared
 
     def begin(self, batch: Batch | Scattered) -> Transfer:
-        if (transfer := self._prepared.pop(id(batch), None)) is not None:
+        if (transfer := self._prepared.get(id(batch))) is not None:
             return transfer
         if _is_columns(batch):
             return self._columns(batch, None)
         return self._landing.begin(batch)
 
-    def _into_target(self, batch: Batch | Scattered) -> Transfer | None:
-        if not _is_straight(batch) and not _is_columns(batch):
+    def _into_targets(self, batch: Batch | Scattered) -> Transfer | None:
+        if not _is_read(batch) and not _is_columns(batch):
             return None
-        memory = self._reads[batch.tensors[0][0]].memory()
-        if memory is None:
+        found = [self._reads[key].memory() for key, _ in batch.tensors]
+        memories = [memory for memory in found if memory is not None]
+        if len(memories) < len(found):
             return None
-        if isinstance(batch, Batch):
-            return _Straight(batch, memory, self._chunk_of(batch.source))
-        return self._columns(batch, memory)
+        if not isinstance(batch, Batch):
+            return self._columns(batch, memories[0])
+        if len(memories) > 1:
+            return _Neighbours(batch, memories)
+        return _Straight(batch, memories[0], self._chunk_of(batch.source))
 
     def _columns(self, part: Scattered, memory: memoryview | None) -> Transfer:
         assert isinstance(part.tensor, FileTensor)
@@ -314,9 +367,9 @@ class _Landing:
         return LEASED if self._alone and not source.threads else CHUNK
 
 
-def _is_straight(batch: Batch | Scattered) -> TypeGuard[Batch]:
-    """Whether it is one piece of a file, which is read from there, and one tensor."""
-    return isinstance(batch, Batch) and len(batch.tensors) == 1 and not batch.source.in_memory
+def _is_read(batch: Batch | Scattered) -> TypeGuard[Batch]:
+    """Whether it is one piece of a file, which is read from there."""
+    return isinstance(batch, Batch) and not batch.source.in_memory
 
 
 def _is_columns(batch: Batch | Scattered) -> TypeGuard[Scattered]:
@@ -380,6 +433,26 @@ class _Straight:
 
     def fill(self, begin: int, end: int) -> None:
         self._source.read_into(self._offset + begin, self._memory[begin:end])
+
+    def tensors(self) -> dict[str, Any]:
+        return {}  # they are where they belong
+
+
+class _Neighbours:
+    """A batch on its way into the memory of its targets, which are small: it is read in one go."""
+
+    extent = step = least = 1
+
+    def __init__(self, batch: Batch, memories: list[memoryview]) -> None:
+        self._batch, self._memories = batch, memories
+
+    def fill(self, begin: int, end: int) -> None:
+        del begin, end  # all of it
+        batch, first = self._batch, self._batch.begin
+        data = allocate(batch.nbytes)
+        batch.source.read_into(batch.data_start + first, data)
+        for (_, info), memory in zip(batch.tensors, self._memories, strict=True):
+            memory[:] = data[info.begin - first : info.end - first]
 
     def tensors(self) -> dict[str, Any]:
         return {}  # they are where they belong
