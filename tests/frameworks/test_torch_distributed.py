@@ -5,8 +5,10 @@ Several ranks are in tests/ranks.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 import safeweights
 import safeweights.torch
@@ -23,6 +27,7 @@ from safeweights.checkpoint.layout import laid_out
 from safeweights.distributed import StorageReader, StorageWriter
 from safeweights.errors import FormatError, UnsupportedError
 from safeweights.frameworks.torch import filling
+from safeweights.frameworks.torch.distributed.compact import CompactPlan, compact
 from safeweights.frameworks.torch.distributed.layout import planned
 from safeweights.frameworks.torch.distributed.values import (
     decoded_value,
@@ -30,7 +35,7 @@ from safeweights.frameworks.torch.distributed.values import (
     encoded_value,
     values_text,
 )
-from safeweights.frameworks.torch.filling import Part, fill
+from safeweights.frameworks.torch.filling import Filling, Part, fill
 from safeweights.storage import BytesSource, Source
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
@@ -424,6 +429,145 @@ def test_neighbours_are_read_together() -> None:
     assert all(torch.equal(each, tensors[name]) for name, each in targets.items())
     assert source.reads <= 2
     assert source.gap == Source.gap
+
+
+def test_nothing_is_touched_before_a_filling_runs() -> None:
+    tensors = {
+        "a": torch.ones(3, 4),
+        "b": torch.ones(5),
+        "c": torch.ones(1 << 20),
+        "d": torch.ones(0),
+    }
+    stored = safeweights.checkpoint.SafetensorsFile(Counting(safeweights.torch.save(tensors)))
+    targets = {name: torch.zeros_like(each) for name, each in tensors.items()}
+    targets["turned"] = torch.zeros(4, 3).T
+    names = dict.fromkeys(targets) | {"turned": "a"}
+    before = [each._version for each in targets.values()]
+    parts = [
+        Part(stored.tensor(names[name] or name), (0,) * each.dim(), each)
+        for name, each in targets.items()
+    ]
+    filling = Filling(parts)
+    assert [each._version for each in targets.values()] == before
+    assert not any(each.any() for each in targets.values())
+    seen: list[torch.Tensor] = []
+    filling.run(lambda part, values: seen.append(values))
+    assert {id(each) for each in seen} == {id(each) for each in targets.values()}
+    for (name, each), version in zip(targets.items(), before, strict=True):
+        assert torch.equal(each, tensors[names[name] or name])
+        assert each._version > version or not each.numel()
+
+
+class Ending(Counting):
+    """Its last 400 bytes cannot be read."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        if offset + len(buffer) > self.size - 400:
+            raise OSError(5, "Input/output error")
+        super().read_into(offset, buffer)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_autograd_learns_of_targets_that_were_filled_before_an_error(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(filling, "reader_count", lambda *_: count)
+    monkeypatch.setattr(filling, "_ARENA", 1)
+    source = Ending(safeweights.torch.save({"a": torch.ones(100), "b": torch.ones(100)}))
+    stored = safeweights.checkpoint.SafetensorsFile(source)
+    targets = {"a": torch.zeros(100), "b": torch.zeros(100)}
+    before = targets["a"]._version
+    with pytest.raises(OSError, match="Input/output error"):
+        fill([Part(stored.tensor(name), (0,), each) for name, each in targets.items()])
+    assert not targets["b"].any()
+    assert targets["a"]._version > before
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_progress_is_told_while_tensors_arrive(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(filling, "reader_count", lambda *_: count)
+    monkeypatch.setattr(filling, "_ARENA", 1)
+    source = Counting(safeweights.torch.save({f"t{i}": torch.ones(10) for i in range(5)}))
+    stored = safeweights.checkpoint.SafetensorsFile(source)
+    told: list[int] = []
+    parts = [Part(stored.tensor(f"t{i}"), (0,), torch.zeros(10)) for i in range(5)]
+    fill(parts, progress=told.append)
+    assert told == sorted(told)
+    assert told[-1] == 200
+    assert count > 1 or told == [40, 80, 120, 160, 200]
+
+
+# ---- plans on their way between ranks
+
+
+def read_items(count: int = 3) -> list[ReadItem]:
+    def item(number: int) -> ReadItem:
+        size = torch.Size([number, 2])
+        target = MetadataIndex(f"model.{number}", size, number or None)
+        kind = LoadItemType.TENSOR if number else LoadItemType.BYTE_IO
+        return ReadItem(kind, target, size, MetadataIndex(f"{number}"), size, torch.Size([3]))
+
+    return [item(number) for number in range(count)]
+
+
+def test_plans_come_back_as_they_were() -> None:
+    plan = LoadPlan(read_items(), "stored", ["planned"])
+    sent = compact(plan)
+    assert compact(sent) is sent
+    at_the_coordinator = pickle.loads(pickle.dumps(sent))
+    assert isinstance(at_the_coordinator, CompactPlan)
+    at_the_coordinator.storage_data = "changed"
+    back = pickle.loads(pickle.dumps(at_the_coordinator))
+    assert back == CompactPlan(plan.items, "changed", plan.planner_data)
+    assert [type(size) for item in back.items for size in (item.lengths, item.dest_offsets)] == [
+        torch.Size
+    ] * 6
+    assert len(pickle.dumps(sent)) < len(pickle.dumps(plan)) / 2
+
+
+def test_items_that_a_planner_changes_at_the_coordinator_travel_on() -> None:
+    sent = compact(LoadPlan(read_items()))
+    plan = pickle.loads(pickle.dumps(sent))
+    assert plan.items.pop().dest_index.fqn == "model.2"
+    back = pickle.loads(pickle.dumps(plan))
+    back.take_items(sent)
+    assert back.items == read_items(2)
+    replaced = dataclasses.replace(back, items=back.items[:1], planner_data=1)
+    assert pickle.loads(pickle.dumps(replaced)) == CompactPlan(read_items(1), None, 1)
+
+
+def test_items_that_come_back_unchanged_are_not_made_again() -> None:
+    sent = compact(LoadPlan(read_items()))
+    back = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(sent))))
+    back.take_items(sent)
+    assert all(a is b for a, b in zip(back.items, sent.items, strict=True))
+    assert back.items is not sent.items
+    other = pickle.loads(pickle.dumps(compact(LoadPlan(read_items(2)))))
+    other.take_items(sent)
+    assert other.items == read_items(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class MarkedItem(ReadItem):
+    """An item with more in it than torch's own."""
+
+    mark: int = 0
+
+
+@dataclasses.dataclass
+class MarkedPlan(LoadPlan):
+    """A plan of a planner's own."""
+
+    mark: int = 0
+
+
+def test_what_planners_add_is_kept() -> None:
+    (item,) = read_items(1)
+    marked = MarkedItem(**vars(item), mark=3)
+    plan = pickle.loads(pickle.dumps(compact(LoadPlan([item, marked]))))
+    assert plan.items == [item, marked]
+    own = MarkedPlan([item], mark=3)
+    assert compact(own) is own
 
 
 # ---- plans that do not fit together

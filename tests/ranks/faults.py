@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from safeweights.distributed import StorageReader, StorageWriter
-from safeweights.frameworks.torch.distributed import writing
+from safeweights.frameworks.torch.distributed import meeting, reading, writing
 from safeweights.storage import shared_file
 
 
@@ -50,27 +50,74 @@ def attempt(call: Any, *arguments: Any, **options: Any) -> str | None:
 # ---- a rank dies
 
 
-def save_and_die(rank: int, ranks: int, folder: str, value: int, victim: int, at: int) -> Any:
-    """A save in which rank `victim` is killed at its `at`-th step: its error, and the number of steps."""
-    count = 0
+class Steps:
+    """Counts the calls of some functions, and kills this process in place of call number `at`."""
 
-    def counted(call: Any) -> Any:
+    def __init__(self, at: int) -> None:
+        self.count = 0
+        self._at = at
+
+    def watch(self, owner: Any, name: str) -> None:
+        """Count the calls of a function of a module or class."""
+        setattr(owner, name, self.counted(getattr(owner, name)))
+
+    def counted(self, call: Any) -> Any:
         def step(*arguments: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == at:
+            self.count += 1
+            if self.count == self._at:
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*arguments, **options)
 
         return step
 
+
+def save_and_die(rank: int, ranks: int, folder: str, value: int, victim: int, at: int) -> Any:
+    """A save in which rank `victim` is killed at its `at`-th step: its error, and the number of steps."""
+    steps = Steps(at)
     if rank == victim:
         for module, name in (
             (os, "pwrite"), (os, "open"), (os, "close"), (os, "ftruncate"), (os, "rename"),
             (os, "replace"), (os, "mkdir"), (os, "unlink"), (dist.TCPStore, "set"),
         ):  # fmt: skip
-            setattr(module, name, counted(getattr(module, name)))
-    return attempt(save, rank, ranks, folder, value, timeout=2), count
+            steps.watch(module, name)
+    return attempt(save, rank, ranks, folder, value, timeout=2), steps.count
+
+
+class CountedStore:
+    """The store of the job, whose requests are steps; but not those of a rank that waits and asks again."""
+
+    def __init__(self, store: Any, steps: Steps) -> None:
+        self._store, self._steps = store, steps
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._store, name)
+
+        def request(*arguments: Any) -> Any:
+            waits = name == "check" or (name == "add" and arguments[1] == 0)
+            return (real if waits else self._steps.counted(real))(*arguments)
+
+        return request
+
+
+def load_and_die(rank: int, ranks: int, folder: str, victim: int, at: int) -> Any:
+    """A load in which rank `victim` is killed at its `at`-th step: its error, the values that the tensors
+    have then, and the number of steps.
+    """
+    steps = Steps(at)
+    if rank == victim:
+        steps.watch(os, "preadv")
+        real = meeting.job_store
+
+        def counted() -> Any:
+            return CountedStore(real(), steps)
+
+        meeting.job_store = counted
+        reading.job_store = counted
+    tensors = state(ranks, -1)
+    reader = StorageReader(folder, timeout=1 if at else 30)
+    error = attempt(dcp.load, tensors, storage_reader=reader)
+    local = (t.to_local() for t in tensors.values() if isinstance(t, DTensor))
+    return error, {int(value) for each in local for value in each.unique()}, steps.count
 
 
 # ---- a rank is slow, or fails
@@ -168,6 +215,29 @@ def save_to_tmpfs(rank: int, ranks: int, folder: str, rows: int) -> Any:
 def save_often(rank: int, ranks: int, folder: str, value: int, times: int) -> None:
     for _ in range(times):
         save(rank, ranks, folder, value)
+
+
+# ---- what a load leaves behind
+
+
+def load_twice(rank: int, ranks: int, folder: str) -> Any:
+    """The keys in the store of the job before, between, and after two loads, the second of which fails."""
+    store = dist.distributed_c10d._get_default_store()
+
+    def keys() -> int:
+        dist.barrier()
+        count = int(store.num_keys())
+        dist.barrier()
+        return count
+
+    tensors = state(ranks, -1)
+    found = [keys()]
+    dcp.load(tensors, storage_reader=StorageReader(folder))
+    found.append(keys())
+    if rank == 1:
+        tensors["value"] = torch.tensor(-1.0)
+    assert "rank 1" in str(attempt(dcp.load, tensors, storage_reader=StorageReader(folder)))
+    return [*found, keys()]
 
 
 # ---- loading what is not right

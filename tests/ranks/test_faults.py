@@ -184,6 +184,32 @@ def test_a_checkpoint_that_is_damaged(model: Path, kind: str) -> None:
         assert values == {-1}, "a target was changed"
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed_at_any_step_of_a_load(saved: Path, victim: int) -> None:
+    """The other rank has an error, soon, and none of its targets is changed, or all are.
+
+    A step is a read or a request to the store.
+    """
+    finished = run_fine(faults.load_and_die, 2, 2, str(saved), victim, 0)
+    assert [(error, values) for error, values, _ in finished] == [(None, {1})] * 2
+    steps = finished[victim][2]
+    assert steps > 8
+
+    def attempt(at: int) -> int:
+        results = run_ranks(faults.load_and_die, 2, 2, str(saved), victim, at, timeout=10)
+        if at == steps and results[victim].error is None:
+            return 1  # the rank that leaves last has one step more
+        assert results[victim].error == "no answer"
+        error, values, _ = results[1 - victim].value
+        assert error is not None
+        (value,) = values
+        return value
+
+    with ThreadPoolExecutor(10) as pool:
+        found = list(pool.map(attempt, range(1, steps + 1)))
+    assert set(found) == {-1, 1}
+
+
 @pytest.mark.parametrize("kind", ["exchanged", "cut off", "deleted"])
 def test_a_shard_that_changes_between_the_headers_and_the_data(model: Path, kind: str) -> None:
     for error, values in run_fine(faults.load_exchanged, 2, 2, str(model), kind):
@@ -205,6 +231,11 @@ def test_targets_that_differ_on_one_rank(saved: Path, kind: str, text: str) -> N
         assert error is not None
         assert text in error
         assert values == [-1], "a target was changed"
+
+
+def test_a_load_leaves_no_keys_in_the_store(saved: Path) -> None:
+    before, after, after_failure = run_fine(faults.load_twice, 2, 2, str(saved))[0]
+    assert before == after == after_failure
 
 
 def test_values_that_cannot_be_read(model: Path) -> None:

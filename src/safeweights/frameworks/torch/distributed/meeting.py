@@ -32,11 +32,17 @@ __all__ = ["Meeting", "MissingRankError", "Task", "job_store", "next_load"]
 _PART: Final = 4 << 20
 """Bytes of a message in one value: the store takes 8 MiB."""
 
-_SHORTEST: Final = 0.0003
+_SHORTEST: Final = 0.0001
 _LONGEST: Final = 0.005
 _LONGER: Final = 1.2
-"""Seconds between two requests, of 20 us each, and the factor by which they grow. The store's own way to
+"""Seconds between two requests, of 0.1 ms each, and the factor by which they grow. The store's own way to
 wait cannot be interrupted, and blocks the requests of other threads."""
+
+_LEFT: Final = 1 << 20
+_FAILED: Final = 1 << 40
+"""What ranks add to the number that they share when they agree. It counts those that are ready (20 bits),
+those that have left (20 bits), and those that failed or gave up. One request changes it and tells what it
+is then, so that one rank alone is the last, and one alone the first that failed."""
 
 _MANY: Final = 50
 """Ranks above which each looks less often, so that all together ask the store 10,000 times a second."""
@@ -91,6 +97,101 @@ class Meeting:
         self.ranks = task.ranks
         self._timeout = timeout
         self._path = path
+
+    # ---- all ranks, without a coordinator
+
+    @contextmanager
+    def agreeing(self, step: str) -> Iterator[None]:
+        """Do `step` in this block, which ends when all ranks have done it. Then `leave`.
+
+        The last rank asks the store once, the others until they see that the last one came. The first rank
+        that fails, or waits for too long, writes a verdict: why all of them give up.
+
+        Args:
+            step: What is done, such as ``"prepare"``: it completes a sentence.
+
+        Raises:
+            RankError: Another rank failed.
+            MissingRankError: A rank is missing after the timeout.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self._report_failure(step, error)
+            raise
+        state = self._store.add(self._key(step), 1)
+        if state < _FAILED:  # else it came too late, and is one of those that are missing
+            self._store.set(self._key(f"{step}/{self.rank}"), b"ready")
+        try:
+            self._await_all(step, state)
+        except RankError as error:
+            try:
+                self.leave(step)
+            except RuntimeError as lost:  # the store was in a process that has ended
+                raise error from lost
+            raise
+
+    def leave(self, step: str) -> None:
+        """Note that this rank does not need the keys of `agreeing` any more; the last one deletes them."""
+        self._delete(f"{step}/{self.rank}")
+        state = self._store.add(self._key(step), _LEFT)
+        if state % _FAILED // _LEFT == self.ranks:
+            self._delete(step)
+            if state >= _FAILED:
+                self._delete(f"{step}/verdict")
+
+    def _await_all(self, step: str, state: int) -> None:
+        deadline = time.monotonic() + self._timeout
+        pause = _SHORTEST
+        while state < _FAILED:
+            if state % _LEFT == self.ranks:
+                return
+            if time.monotonic() > deadline:
+                state = self._give_up(step)
+                break
+            pause = self._pause(pause)
+            state = self._store.add(self._key(step), 0)
+        self._heard(self._verdict(step))
+
+    def _give_up(self, step: str) -> int:
+        """Say which ranks are missing, or that the last one came just now; unless another rank says it."""
+        state: int = self._store.add(self._key(step), _FAILED)
+        if state // _FAILED > 1:
+            return state
+        if state % _LEFT == self.ranks:
+            # Some may have seen that, and go on. So all do.
+            self._put(f"{step}/verdict", [True, None])
+            return state
+        present = self._present(step)
+        absent = tuple(rank for rank in range(self.ranks) if rank not in present)
+        error = self._missing(absent, step, self._timeout)
+        self._put(f"{step}/verdict", [False, error.message, [*error.ranks]])
+        return state
+
+    def _report_failure(self, step: str, error: BaseException) -> None:
+        """Tell all ranks that this one failed; unless another one did, or was missing.
+
+        Raises:
+            MissingRankError: One was missing. The others end with this error, so this one does, too.
+        """
+        try:
+            if self._store.add(self._key(step), _FAILED) // _FAILED == 1:
+                message = f"rank {self.rank} failed: {type(error).__name__}: {error}"
+                self._put(f"{step}/verdict", [False, message, []])
+            else:
+                _, message, missing = self._verdict(step)
+                if missing:
+                    self._heard([False, message, missing])
+        finally:
+            self.leave(step)
+
+    def _verdict(self, step: str) -> Any:
+        """What the first rank that found a failure says of it; an error if it ended before it could."""
+        unknown = MissingRankError(
+            f"a rank failed to {step}, and ended before it could say why", path=self._path
+        )
+        self._wait_for(f"{step}/verdict", self._timeout, unknown)
+        return self._get(f"{step}/verdict")[0]
 
     # ---- from every rank to the coordinator
 
@@ -198,7 +299,7 @@ class Meeting:
             MissingRankError: It gave up because a rank is missing; or it says nothing for twice the
                 timeout, since it waits for the others itself.
         """
-        self._wait_for(f"{step}/{self.rank}", step)
+        self._wait_for_coordinator(f"{step}/{self.rank}", step)
         return self._heard(self._take(f"{step}/{self.rank}"))
 
     def hear_all(self, step: str) -> Any:
@@ -207,7 +308,7 @@ class Meeting:
         Raises:
             RankError, MissingRankError: As for `hear`.
         """
-        self._wait_for(step, step)
+        self._wait_for_coordinator(step, step)
         message, keys = self._get(step)
         if self._store.add(self._key(f"{step}/heard"), 1) == self.ranks - 1:
             self._delete(*keys, f"{step}/heard")
@@ -221,13 +322,16 @@ class Meeting:
             raise MissingRankError(value, path=self._path, ranks=tuple(missing[0]))
         raise RankError(value, path=self._path)
 
-    def _wait_for(self, key: str, step: str) -> None:
+    def _wait_for_coordinator(self, key: str, step: str) -> None:
         seconds = 2 * self._timeout
+        self._wait_for(key, seconds, self._missing((0,), step, seconds))
+
+    def _wait_for(self, key: str, seconds: float, error: MissingRankError) -> None:
         deadline = time.monotonic() + seconds
         pause = _SHORTEST
         while not self._store.check([self._key(key)]):
             if time.monotonic() > deadline:
-                raise self._missing((0,), step, seconds)
+                raise error
             pause = self._pause(pause)
 
     def _pause(self, seconds: float) -> float:

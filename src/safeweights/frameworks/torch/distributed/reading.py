@@ -5,8 +5,8 @@ How a load goes (torch.distributed.checkpoint calls the methods in this order):
 1. `read_metadata`: the coordinator reads all headers, and tells the other ranks.
 2. `prepare_local_plan`, on all ranks: each opens the files that it needs. They must be the same that the
    coordinator saw, and as long.
-3. `read_data`, on all ranks: each compares its targets with what is stored, and says so. When all have, and
-   not before, targets are filled.
+3. `read_data`, on all ranks: each compares its targets with what is stored, plans its reads, and says so.
+   When all have, and not before, targets are filled.
 
 So what is missing, cut off or different is an error on all ranks, and no target was touched.
 """
@@ -34,9 +34,10 @@ from ....errors import LayoutError, SafetensorError, StateDictError, Unsupported
 from ....format.gcpause import gc_paused
 from ....storage import Source, place_of
 from ..adapter import CODES, TYPES, packed_shape
-from ..filling import Part, fill
+from ..filling import Filling, Part
 from ..models import require_writable
 from .catalogue import Catalogue, Location
+from .compact import CompactPlan, compact
 from .meeting import Meeting, Task, job_store, next_load
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ __all__ = ["StorageReader"]
 
 _HEADERS: Final = "read the headers"
 _READY: Final = "prepare to fill its tensors"
-_GO: Final = "let the others begin"
 
 
 class StorageReader(TorchStorageReader):
@@ -105,11 +105,12 @@ class StorageReader(TorchStorageReader):
         self._location: Location | None = None
         self._catalogue: Catalogue | None = None
         self._sources: dict[int, Source] = {}
+        self._sent: LoadPlan | None = None
         self._failed: BaseException | None = None
         self.reset(path)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        self._catalogue, self._sources, self._failed = None, {}, None
+        self._catalogue, self._sources, self._sent, self._failed = None, {}, None, None
         if checkpoint_id is not None:
             self._location = Location(checkpoint_id, self._trust, self._identity)
 
@@ -159,7 +160,8 @@ class StorageReader(TorchStorageReader):
         }
         for number in sorted({catalogue.tensors[name][-1] for name in names}):
             self._sources[number] = location.open(catalogue.folder, catalogue.files[number])
-        return plan
+        self._sent = compact(plan)
+        return self._sent
 
     def _require_catalogue(self) -> Catalogue:
         assert self._catalogue is not None, "read_metadata comes first"
@@ -173,16 +175,16 @@ class StorageReader(TorchStorageReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         task: Task = plan.storage_data
         meeting = Meeting(task, timeout=self._timeout, path=self._require_location().name)
-        with meeting.reporting(_READY, _GO):
+        with meeting.agreeing(_READY):
+            if isinstance(plan, CompactPlan) and isinstance(self._sent, CompactPlan):
+                plan.take_items(self._sent)
             parts = self._parts(plan, planner)
-        meeting.post(_READY, None)
-        if task.rank == 0:
-            with meeting.deciding(_GO):
-                meeting.collect(_READY)
-            meeting.tell(_GO, [None] * task.ranks)
-        meeting.hear(_GO)
-        self._fill(plan, planner, parts)
-        self._sources = {}
+            filling = Filling([part for _, part in parts])
+        try:
+            self._fill(plan, planner, parts, filling)
+        finally:
+            meeting.leave(_READY)
+        self._sources, self._sent = {}, None
         done: Future[None] = Future()
         done.set_result(None)
         return done
@@ -203,14 +205,18 @@ class StorageReader(TorchStorageReader):
         return found
 
     def _fill(
-        self, plan: LoadPlan, planner: LoadPlanner, parts: list[tuple[ReadItem, Part]]
+        self,
+        plan: LoadPlan,
+        planner: LoadPlanner,
+        parts: list[tuple[ReadItem, Part]],
+        filling: Filling,
     ) -> None:
         items = {id(part): item for item, part in parts}
 
         def done(part: Part, values: torch.Tensor) -> None:
             planner.commit_tensor(items[id(part)], values)
 
-        fill([part for _, part in parts], done)
+        filling.run(done)
         values = self._require_catalogue().values
         for item in plan.items:
             if item.type == LoadItemType.BYTE_IO:
