@@ -159,6 +159,9 @@ def test_bytes_of_no_kind_cannot_be_judged() -> None:
 def test_a_name_that_programs_run_counts_whatever_is_in_the_file() -> None:
     assert "name-python" in rules(examined(WEIGHTS, "model.py").concerns)
     assert "name-program" in rules(examined(WEIGHTS, "libop.so.1").concerns)
+    for name in ("setup.py.", "setup.py. .", "a/setup.PY "):  # Windows drops what is behind
+        assert examined(b"import os\n", name).verdict == "acts"
+    assert examined(b'{"auto_map": {"AutoModel": "x.Y"}}', "config.json.").verdict == "acts"
 
 
 def test_a_file_that_ends_in_a_zip_archive_acts() -> None:
@@ -414,6 +417,13 @@ def test_ordinary_yaml_is_data() -> None:
     )
     assert not list(yaml_concerns(text, "config.yaml"))
     assert not list(yaml_concerns(b"loader_module: mlflow.sklearn\n", "MLmodel"))
+    for text in (
+        b"trust_remote_code: false  # set to true for Phi\n  # and Qwen\nlr: 1\n",
+        b"- trust_remote_code: false\n  lr: 1\n",
+        b"a: {trust_remote_code: false,\n  lr: 1}\n",
+        b"trust_remote_code: no\n\n",
+    ):
+        assert not list(yaml_concerns(text, "config.yaml")), text
 
 
 def test_keras_classes() -> None:
@@ -455,6 +465,8 @@ def test_a_key_that_occurs_twice_is_unread() -> None:
         b"- &k !!str '_target_'\n- {*k : os.system}\n",
         b'chat_template:\n  "{{ config.__class__.__init__\n  }}"\n',
         b"a: !applyref:os.system [x]\n",
+        b"a:\n  - trust_remote_code: off\n\n     true\n",
+        b"trust_remote_code: 'no # x'\n",
         *(
             text.replace("\n", end).encode()
             for end in ("\r", "\x85", "\u2028", "\u2029")

@@ -206,7 +206,8 @@ def by_name(name: str) -> Kind | None:
     'mar'
     """
     # A file system that ignores case may give "ſ" for "s"; `lower` does not.
-    base = name.replace("\\", "/").rpartition("/")[2].casefold()
+    # Windows drops dots and spaces at the end.
+    base = name.replace("\\", "/").rpartition("/")[2].casefold().rstrip(". ")
     if base in _NAMES:
         return KINDS[_NAMES[base]]
     for pattern, kind in _BY_SUFFIX:

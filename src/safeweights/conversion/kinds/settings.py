@@ -200,6 +200,8 @@ _KEYS: Final = (
 )
 _YAML_KEYS = re.compile(rf"""['"]?{_KEYS}['"]?\s*:\s*(\S[^\n]*)""")
 _COMMENTS = re.compile(r"(?:^|(?<=\s))#[^\n]*")
+_COMMENT_BEHIND = re.compile(r"\s#.*")
+_NEXT_LINE = re.compile(r"(?:[ \t]*\n)+([ \t]*)[^\s#]")
 _YAML_ANCHORED = re.compile(rf"""&[^\s&]+\s+(?:!\S*\s+)?['"]?{_KEYS}\b""")
 """Such a key that gets a name, by which it can stand elsewhere."""
 _BREAKS = re.compile("\r\n?|[\x85\u2028\u2029]")
@@ -235,13 +237,25 @@ def yaml_concerns(data: bytes, name: str) -> Iterator[Concern]:
     # A comment may stand between a key and its colon; what looks like one may be text.
     texts = {plain: None, _COMMENTS.sub("", plain): None}
     for match in chain.from_iterable(map(_YAML_KEYS.finditer, texts)):
-        value = match[2].strip().rstrip(",}").lower()
+        value = _value(match)
         own = match[1] == "loader_module" and value.startswith(
             "mlflow."
         )  # a loader of MLflow itself
         if value not in _HARMLESS and not own:
             message = f"{quote(match[1], 60)} names code to load: {quote(match[2], 100)}"
             yield Concern("acts", "target" if match[1] == "_target_" else "custom-code", message)
+
+
+def _value(match: re.Match[str]) -> str:
+    """The scalar behind a key, in lower case, without comment; with dots if the next line continues it."""
+    written = match[2].rstrip()
+    value = _COMMENT_BEHIND.sub("", written).rstrip(",} ")
+    if len(value) == len(written):  # neither a comment nor a bracket ends it
+        column = match.start() - match.string.rfind("\n", 0, match.start()) - 1
+        following = _NEXT_LINE.match(match.string, match.end())
+        if following is not None and len(following[1]) > column:
+            value += " ..."
+    return value.lower()
 
 
 def _escaped(match: re.Match[str]) -> str:
