@@ -45,6 +45,10 @@ def one_tensor(given: atheris.FuzzedDataProvider) -> None:
     size = given.PickValueInList(list(SIZES))
     new: Tensor = MemoryTensor("w", "U8", (size,), bytes(size))
     delta._FRAME_AT_ONCE = given.PickValueInList([0, 1 << 21])
+    delta._TILE = given.PickValueInList(
+        [100, 1 << 20]
+    )  # more bytes than a fifth are replaced in parts
+    delta._BENCHES.clear()
     for _ in range(given.ConsumeIntInRange(1, 3)):
         data = frame(given)
         new = applied(
