@@ -33,7 +33,7 @@ from .torch_nodes import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 __all__ = ["ROOT_NAME", "Flat", "Other", "flatten", "summary", "unfolded_size"]
 
@@ -108,6 +108,8 @@ class _Walk:
         self._name_bytes = 0
 
     def run(self, root: Value) -> Flat:
+        if self._least_visits(root) > self._limits.visits:
+            raise exceeded("visits", self._limits.visits, self._path)
         # A frame is (node, name, depth), or (node, None, 0) to leave a node.
         stack: list[tuple[Value, str | None, int]] = [(root, "", 0)]
         while stack:
@@ -128,6 +130,41 @@ class _Walk:
             for key, child in reversed(children):
                 stack.append((child, f"{name}.{key}" if depth else key, depth + 1))
         return self.flat
+
+    def _least_visits(self, root: Value) -> int:
+        """How many visits the containers under `root` will surely need.
+
+        Lists that double at each level are small in memory, and seconds long to walk. Cost: one visit to
+        each container. 0: one of them is part of itself, or they are nested too deeply.
+        """
+        most = self._limits.visits + 1
+        depth = 0
+        visits: dict[int, int] = {}  # 0: it was entered, and not left
+        stack: list[tuple[Value, list[Value] | None]] = [(root, None)]
+        while stack:
+            node, inner = stack.pop()
+            if inner is not None:
+                visits[id(node)] = min(most, 1 + sum(visits[id(part)] for part in inner))
+                depth -= 1
+            elif (known := visits.get(id(node))) is None:
+                visits[id(node)] = 0
+                inner = [part for part in self._sure_parts(node) if isinstance(part, _PLAIN)]
+                stack.append((node, inner))
+                stack += [(part, None) for part in inner]
+                depth += 1
+                if depth > self._limits.depth:
+                    return 0
+            elif not known:
+                return 0
+        return visits[id(root)]
+
+    def _sure_parts(self, node: Value) -> Collection[Value]:
+        """What is in a plain container, and will be visited each time that this is."""
+        if not isinstance(node, _PLAIN) or self._is_one(node):
+            return ()
+        if isinstance(node, DictNode):  # the last of equal keys counts
+            return {key: value for key, value in node.pairs if type(key) is str}.values()
+        return _items(node)
 
     def _enter(self, node: Value, name: str) -> list[tuple[str, Value]]:
         """Take note of `node`; its children, if it is to be descended into."""
@@ -289,6 +326,8 @@ class _Walk:
         if len(self.flat.tensors) > self._limits.tensors:
             raise exceeded("tensors", self._limits.tensors, self._path)
 
+
+_PLAIN: Final = (list, tuple, SetNode, DictNode)
 
 _DISTRIBUTED: Final = frozenset({"DTensor", "ShardedTensor"})
 
