@@ -26,6 +26,7 @@ from safeweights import trust
 from safeweights.checkpoint.layout import laid_out
 from safeweights.distributed import StorageReader, StorageWriter
 from safeweights.errors import FormatError, UnsupportedError
+from safeweights.format import indexing
 from safeweights.frameworks.torch import filling
 from safeweights.frameworks.torch.distributed.compact import CompactPlan, compact
 from safeweights.frameworks.torch.distributed.layout import planned
@@ -456,6 +457,31 @@ def test_nothing_is_touched_before_a_filling_runs() -> None:
     for (name, each), version in zip(targets.items(), before, strict=True):
         assert torch.equal(each, tensors[names[name] or name])
         assert each._version > version or not each.numel()
+
+
+def test_layers_of_one_shape_are_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One expression is followed once for each shape and type to which it is applied."""
+    selected: list[tuple[int, ...]] = []
+
+    def select(expression: Any, shape: tuple[int, ...]) -> indexing.Selection:
+        selected.append(shape)
+        return real(expression, shape)
+
+    real = indexing.select
+    monkeypatch.setattr(indexing, "select", select)
+    whole = {
+        f"{number}.{kind}": torch.arange(number, number + 24 * len(shape)).reshape(shape).to(dtype)
+        for number in range(3)
+        for kind, shape, dtype in (
+            ("a", (24, 2), torch.int32), ("b", (8, 6), torch.int32), ("c", (24, 2), torch.int16),
+        )
+    }  # fmt: skip
+    stored = safeweights.checkpoint.SafetensorsFile(Counting(safeweights.torch.save(whole)))
+    targets = {name: torch.zeros(4, 2, dtype=each.dtype) for name, each in whole.items()}
+    fill([Part(stored.tensor(name), (3, 0), each) for name, each in targets.items()])
+    assert sorted(selected) == [(8, 6), (24, 2), (24, 2)]
+    for name, each in targets.items():
+        assert torch.equal(each, whole[name][3:7, :2])
 
 
 class Ending(Counting):

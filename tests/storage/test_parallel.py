@@ -88,7 +88,7 @@ def test_thread_count(monkeypatch: pytest.MonkeyPatch, processors: int | None) -
         (96, 12, "8", 12),  # each rank is bound to its processors
         (96, 4, "8", 4),
         (192, 192, "4", 16),
-        (None, 1, "2", 1),
+        (1, 1, "2", 1),
         (8, 8, "1", 8),
         (8, 8, "all", 8),
         (8, 8, "", 8),
@@ -96,10 +96,10 @@ def test_thread_count(monkeypatch: pytest.MonkeyPatch, processors: int | None) -
     ],
 )
 def test_ranks_of_one_machine_share_its_processors(
-    monkeypatch: pytest.MonkeyPatch, machine: int | None, processors: int, ranks: str, threads: int
+    monkeypatch: pytest.MonkeyPatch, machine: int, processors: int, ranks: str, threads: int
 ) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
-    monkeypatch.setattr(os, "cpu_count", lambda: machine)
+    monkeypatch.setattr(parallel, "_MACHINE", machine)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(processors), raising=False)
     assert thread_count() == threads
     done: list[tuple[int, int]] = []

@@ -138,10 +138,11 @@ def batches(
             if not isinstance(name, str) or name not in checkpoint:
                 raise not_found(name, checkpoint.name or None, checkpoint)
     found: list[Batch | Scattered] = []
+    places = _Places()
     if checkpoint.files:
         for file in checkpoint.files:
             source = file.source.for_all()
-            wanted = _wanted(file, source, plan)
+            wanted = _wanted(file, source, plan, places)
             found += _joined(wanted, source, file.header.data_start, arena)
         return found
     groups: dict[tuple[Source, int], list[tuple[str, FileTensor]]] = {}
@@ -158,7 +159,7 @@ def batches(
         # By the end too: an empty tensor begins where the next one does, and comes before it.
         tensors.sort(key=lambda item: (item[1].info.begin, item[1].info.end))
         parts = (
-            _part(source, start, name, tensor.info, None if plan is None else plan[name])
+            _part(source, start, (name, tensor.info), None if plan is None else plan[name], places)
             for name, tensor in tensors
         )
         found += _joined(parts, source, start, arena)
@@ -186,8 +187,25 @@ def _joined(
         yield Batch(source, start, run)
 
 
+class _Places:
+    """Where index expressions lead; each is followed once for all tensors of one shape that share it."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, tuple[int, ...], str], tuple[Any, Selection, Runs]] = {}
+
+    def of(self, expression: Any, info: TensorInfo) -> tuple[Selection, Runs]:
+        """What an expression selects of a tensor, and where that is."""
+        key = id(expression), info.shape, info.dtype
+        if (found := self._known.get(key)) is None:
+            selection = indexing.select(expression, info.shape)
+            runs = indexing.runs(selection, info.shape, info.dtype)
+            # With the expression itself, so that no other one has its identity.
+            self._known[key] = found = expression, selection, runs
+        return found[1:]
+
+
 def _wanted(
-    file: SafetensorsFile, source: Source, plan: Mapping[str, Any] | None
+    file: SafetensorsFile, source: Source, plan: Mapping[str, Any] | None, places: _Places
 ) -> Iterable[tuple[str, TensorInfo] | Scattered]:
     """What is wanted of one file, in the order of its data."""
     tensors = file.header.tensors
@@ -200,16 +218,16 @@ def _wanted(
     else:
         names = (name for name in tensors if name in present)
     start = file.header.data_start
-    return (_part(source, start, name, tensors[name], plan[name]) for name in names)
+    return (_part(source, start, (name, tensors[name]), plan[name], places) for name in names)
 
 
 def _part(
-    source: Source, start: int, name: str, info: TensorInfo, expression: Any
+    source: Source, start: int, item: tuple[str, TensorInfo], expression: Any, places: _Places
 ) -> tuple[str, TensorInfo] | Scattered:
+    name, info = item
     if expression is None:
-        return name, info
-    selection = indexing.select(expression, info.shape)
-    runs = indexing.runs(selection, info.shape, info.dtype)
+        return item
+    selection, runs = places.of(expression, info)
     if runs.run_count > 1 or selection.reversed:
         indexing.require_reversible(selection, info.dtype)
         return _selected(name, FileTensor(name, info, source, start), expression, selection, runs)

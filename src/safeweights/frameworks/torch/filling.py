@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_right
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
 
 import torch
@@ -192,10 +193,10 @@ def _reads(part: Part) -> Iterator[_Read]:
     others = [len(pieces)]
     shape = packed_shape(tensor.dtype, tensor.shape)
     for starts, piece in pieces:
-        begin = [a + b for a, b in zip(part.starts, starts, strict=True)]
         expression = None
-        if tuple(piece.shape) != shape:
-            expression = _expression(begin, piece.shape, DTYPES[tensor.dtype].packed)
+        if (lengths := tuple(piece.shape)) != shape:
+            begin = tuple(a + b for a, b in zip(part.starts, starts, strict=True))
+            expression = _expression(begin, lengths, DTYPES[tensor.dtype].packed)
         yield _Read(part, piece, expression, others)
 
 
@@ -203,8 +204,14 @@ def _is_direct(part: Part) -> bool:
     return is_plain(part.target) and CODES.get(part.target.dtype) == part.tensor.dtype
 
 
-def _expression(starts: Sequence[int], lengths: Sequence[int], packed: int) -> tuple[slice, ...]:
-    """The index expression of a box; `packed` stored elements along the last axis are one of torch."""
+@lru_cache(256)
+def _expression(
+    starts: tuple[int, ...], lengths: tuple[int, ...], packed: int
+) -> tuple[slice, ...]:
+    """The index expression of a box; `packed` stored elements along the last axis are one of torch.
+
+    Layers of a model share one: `batches` follows it once.
+    """
     *outer, (begin, length) = zip(starts, lengths, strict=True)
     return (
         *(slice(start, start + count) for start, count in outer),
