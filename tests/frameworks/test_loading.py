@@ -22,6 +22,7 @@ import safeweights.numpy
 from safeweights import SafetensorError
 from safeweights.frameworks import loading, prefetch
 from safeweights.frameworks.loading import HostLanding
+from safeweights.frameworks.numpy import ADAPTER
 from safeweights.storage import (
     BACKENDS,
     DescriptorSource,
@@ -498,6 +499,25 @@ def test_progress_is_told_of_each_piece(tmp_path: Path, monkeypatch: pytest.Monk
     safeweights.numpy.load_file(
         tmp_path / "a.safetensors", backend="pread", progress=lambda done: done and told.set()
     )
+
+
+def test_progress_without_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process that may use one thread, such as a rank."""
+    monkeypatch.setattr(sources, "CHUNK", 1 << 20)
+    monkeypatch.setattr(sources.Source, "piece", 1 << 20)
+    monkeypatch.setattr(loading, "CHUNK", 1 << 20)
+    monkeypatch.setattr(loading, "thread_count", lambda: 1)
+    path = tmp_path / "a.safetensors"
+    safeweights.numpy.save_file(
+        {"a": np.ones(8 << 20, "u1"), "b": np.ones((3 << 20) + 5, "u1")}, path
+    )
+    heard: list[int] = []
+    loading.load_all(
+        safeweights.open(path, backend="pread"), ADAPTER, None, heard.append, copies=True
+    )
+    assert heard == sorted(set(heard))
+    assert len(heard) >= 12
+    assert heard[-1] == (11 << 20) + 5
 
 
 @pytest.mark.parametrize("backend", ["pread", "direct"])

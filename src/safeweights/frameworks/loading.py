@@ -268,16 +268,17 @@ class Pipeline:
         arrived = 0
         try:
             for job in self._waiting:
+                nbytes = job.batch.nbytes
                 job.transfer = transfer = self._begin(job.batch)
                 for begin, end in cut(
                     transfer.extent, most=transfer.step, least=transfer.least, threads=1
                 ):
                     transfer.fill(begin, end)
-                arrived += job.batch.nbytes
+                    if progress is not None:
+                        progress(arrived + nbytes * end // transfer.extent)
+                arrived += nbytes
                 if finished is not None:
                     finished(job)
-                if progress is not None:
-                    progress(arrived)
         except OSError as error:
             raise worded(error)  # noqa: B904 - which has its cause
 
