@@ -6,8 +6,8 @@ Rules:
 - The limits take part like contenders.
 - A contender that fails is left out of the row, with the reason; the others go on.
 - What a sample wrote is deleted after it, before the system has written it to disk.
-- Samples are taken until the time of a row is over, and if its verdict depends on noise then, for as long
-  again.
+- Samples are taken until the time of a row is over; if it misses its mark then, or its verdict depends on
+  noise, for three times as long.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ _READING: Final = {
     "rename", "merge", "compare", "apply delta",
 }  # fmt: skip
 """Verbs that read the row's file while the clock runs."""
+
+_LONGER: Final = 3
+"""How many times as many samples a row takes that does not reach its mark."""
 
 _PAGE: Final = 4096
 _IMPORT_ROUNDS: Final = (9, 31)
@@ -183,10 +186,10 @@ class Session:
         # Bytes are counted, not timed: they are the same each time.
         fewest, most = (2, 2) if row.kind == "bytes" else self._scale.rounds
         begun = time.perf_counter()
-        for number in range(2 * most):
+        for number in range(_LONGER * most):
             if number >= fewest:
                 shares = (time.perf_counter() - begun) / self._scale.seconds, number / most
-                if max(shares) >= (2 if self._is_unsure(row, turns) else 1):
+                if max(shares) >= (1 if self._is_settled(row, turns) else _LONGER):
                     return
             self._say(f"round {number + 1}")
             playing = list(_active(turns))
@@ -195,8 +198,8 @@ class Session:
                 with _excusing(turn):
                     turn.sampled.values.append(self._sample(row, turn))
 
-    def _is_unsure(self, row: Row, turns: list[_Turn]) -> bool:
-        return judge(self._result(row, turns, []), row.reach).unsure
+    def _is_settled(self, row: Row, turns: list[_Turn]) -> bool:
+        return judge(self._result(row, turns, []), row.reach).verdict not in {"FAIL", "noisy"}
 
     def _sample(self, row: Row, turn: _Turn, *, check: bool = False) -> float:
         if row.cold:

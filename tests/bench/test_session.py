@@ -91,6 +91,7 @@ def row(**more):
 @pytest.fixture
 def measure(crew, tmp_path, monkeypatch):
     monkeypatch.setattr(Scale, "rounds", property(lambda self: (3, 3)))
+    monkeypatch.setattr(session, "_LONGER", 1)
     (tmp_path / "out").mkdir()
 
     def run(row, scale=Scale(), **more):
@@ -202,18 +203,21 @@ def test_bytes_are_a_share_of_those_allowed(crew, measure):
     assert measure(square).contenders[OURS].values == [10 / (nbytes + 4096)] * 2
 
 
-@pytest.mark.parametrize(("theirs", "samples"), [(3.0, 3), (1.9, 6)])
-def test_a_verdict_that_depends_on_noise_takes_more_samples(
-    crew, measure, monkeypatch, theirs, samples
+@pytest.mark.parametrize(
+    ("theirs", "samples", "verdict"), [(3.0, 3, "pass"), (1.9, 9, "noisy"), (0.5, 9, "FAIL")]
+)
+def test_a_row_that_misses_its_mark_takes_more_samples(
+    crew, measure, monkeypatch, theirs, samples, verdict
 ):
     """Ours are 0.5, 1.5, 1, 1, ...: the median is below half of 3; of 1.9 only the fastest are."""
     ours = cycle([1.0, 0.5, 1.5, 1.0])
+    monkeypatch.setattr(session, "_LONGER", 3)
     monkeypatch.setattr(Scale, "rounds", property(lambda self: (1, 3)))
     monkeypatch.setattr(Scale, "seconds", 1e9)
     crew.seconds = _Seconds(crew.seconds, ours, theirs)
-    found = measure(row())
+    found = measure(row(limits=()))
     assert len(found.contenders[OURS].values) == samples
-    assert found.verdict == ("noisy" if samples == 6 else "pass")
+    assert found.verdict == verdict
 
 
 def test_slow_peers_are_left_out_of_quick_runs(crew, measure):
