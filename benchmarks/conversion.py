@@ -64,6 +64,8 @@ else:
     from safeweights import convert as run
     def convert():
         run(source, target, record=way == "record", digests=way == "record", force=True)
+print("ready", flush=True)
+sys.stdin.readline()
 peak = lambda: int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 before, began = peak(), time.perf_counter()
 convert()
@@ -164,6 +166,23 @@ def medians(samples: Samples) -> tuple[float, float]:
     return seconds, memory
 
 
+def converted(way: str, source: Path, target: Path, size: int) -> tuple[float, float]:
+    """Seconds and MiB of one conversion. Memory is touched when the process has imported its modules:
+    after two seconds the host may have taken it back."""
+    command = [sys.executable, "-c", WORKER, way, str(source), str(target)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        touch_memory(3 * size << 20)
+        found, _ = process.communicate("go\n")
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    seconds, memory = json.loads(found)
+    return seconds, memory
+
+
 def measure(title: str, ways: dict[str, str], source: Path, size: int) -> dict[str, Samples]:
     """Convert in each way, in turn, and print a table of medians; the samples of each."""
     target = source.with_name("out.safetensors")
@@ -172,10 +191,7 @@ def measure(title: str, ways: dict[str, str], source: Path, size: int) -> dict[s
     for turn in range(RUNS):
         begin = turn % len(turns)  # none is always the first
         for name, way in turns[begin:] + turns[:begin]:
-            touch_memory(3 * size << 20)
-            command = [sys.executable, "-c", WORKER, way, str(source), str(target)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            samples[name].append(tuple(json.loads(done.stdout)))
+            samples[name].append(converted(way, source, target, size))
             target.unlink()
     print(f"| {title} | time | extra memory at the peak |\n|---|---|---|")
     for name, found in samples.items():
