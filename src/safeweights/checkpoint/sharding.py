@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from . import Tensor
 
 __all__ = [
-    "EarlierSave", "ShardedCommit", "check_stem", "files_in_index", "parse_size", "save_sharded", "split",
-    "split_into_shards", "stem_of",
+    "EarlierSave", "ShardedCommit", "check_stem", "files_in_index", "parse_size", "save_sharded", "shifted",
+    "split", "split_into_shards", "stem_of",
 ]  # fmt: skip
 
 _SIZE = matcher(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) *([KMGT]?)(I?)B?\Z")
@@ -279,7 +279,7 @@ def save_sharded(
     with save.commit as commit:
         for shard, part in shards.items():
             size, buffers = serialized(part, metadata)
-            report = None if progress is None else _shifted(progress, done)
+            report = None if progress is None else shifted(progress, done)
             commit.write(shard, buffers, size=size, progress=report)
             done += size
         weight_map = {tensor: shard for shard, part in shards.items() for tensor in part}
@@ -287,5 +287,6 @@ def save_sharded(
     return list(shards)
 
 
-def _shifted(progress: Callable[[int], object], done: int) -> Callable[[int], object]:
+def shifted(progress: Callable[[int], object], done: int) -> Callable[[int], object]:
+    """What counts on after `done` bytes: the progress of one file among others."""
     return lambda written: progress(done + written)

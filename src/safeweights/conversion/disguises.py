@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from ..format.header import PREFIX
+
 if TYPE_CHECKING:
     from ..storage import Source
 
 __all__ = ["hdf5_start", "may_be_another_format"]
 
-_PREFIX: Final = 8
 _TAIL: Final = 22 + 65_535
 _ALONE: Final = frozenset(b"(]})N\x88\x89\x8f\x97")
 """Opcodes without an argument that a pickle may begin with."""
@@ -38,7 +39,7 @@ def may_be_another_format(source: Source, head: bytes) -> bool:
     """
     size = min(source.size, _TAIL)
     tail = source.read(source.size - size, size)
-    if b"PK\x05\x06" in tail or tail.endswith(_TABLE) or _may_be_pickle(head[:_PREFIX]):
+    if b"PK\x05\x06" in tail or tail.endswith(_TABLE) or _may_be_pickle(head[:PREFIX]):
         return True
     if len(head) >= 512 and _CHECKSUM(head[148:156]):
         return True

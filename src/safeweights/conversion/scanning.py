@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import FormatError, SafetensorError, quote
+from ..format.header import PREFIX
 from ..storage import BytesSource, Source, open_source
 from ..storage.limits import DEFAULT_LIMITS, Limits
 from ..storage.windows import Buffered, Window, read_bytes
@@ -73,8 +74,6 @@ _CUSTOM_CLASSES: Final = "__torch__.torch.classes."
 """Classes in C++ that have a namespace of their own in TorchScript."""
 _CERTAIN: Final = ("pickle", "truncated")
 """Rules of errors at which CPython's unpickler stops as well."""
-_PREFIX: Final = 8
-"""Bytes of the length of a safetensors header."""
 _PLAIN_MEMBERS: Final = frozenset(
     {
         "byteorder",
@@ -625,7 +624,7 @@ def _is_by_chance(source: Source, machine: PickleMachine, error: SafetensorError
         return False
     code = read_bytes(source, at, 1)
     if code == b"\x95":
-        return at < _PREFIX
+        return at < PREFIX
     return code == b"c" or (code == b"i" and not machine.marks)
 
 

@@ -25,6 +25,7 @@ from ..checkpoint import Checkpoint, MemoryTensor, SafetensorsFile, Tensor
 from ..checkpoint.opening import find_files
 from ..checkpoint.saving import serialized
 from ..checkpoint.shardindex import INDEX_SUFFIX, SUFFIX, index_text, is_delta, parse_index
+from ..checkpoint.sharding import shifted
 from ..conversion.destination import (
     FOLDER_NAME,
     Destination,
@@ -527,7 +528,7 @@ def apply_delta(
             earlier.delete_shards(commit)
         for each in outputs:
             size, buffers = serialized(each.tensors, model.metadata)
-            report = None if progress is None else _shifted(progress, done)
+            report = None if progress is None else shifted(progress, done)
             commit.write(each.name, buffers, size=size, create_only=not force, progress=report)
             done += size
         if force:
@@ -546,10 +547,6 @@ def _files_of(checkpoint: Checkpoint) -> list[str]:
     if isinstance(checkpoint, ForeignCheckpoint):
         return [source.name for source in checkpoint.sources]
     return [file.name for file in checkpoint.files]
-
-
-def _shifted(progress: Callable[[int], object], done: int) -> Callable[[int], object]:
-    return lambda written: progress(done + written)
 
 
 def _has_delta(place: Place, identity: Any) -> bool:
