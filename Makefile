@@ -125,6 +125,7 @@ bench: $(VENV)/.installed ## Against the reference and others; ends with a verdi
 	-$(BIN)/python benchmarks/conversion.py $(if $(QUICK),--mib 256)
 	-$(BIN)/python benchmarks/dequantizing.py $(if $(QUICK),--mib 64)
 	-$(BIN)/python benchmarks/distributed.py $(if $(QUICK),--mib 256)
+	-$(BIN)/python benchmarks/serving.py
 	-$(BIN)/python benchmarks/growth.py $(if $(QUICK),--quick)
 	-sh scripts/system_packages.sh nginx=nginx-light && $(BIN)/python benchmarks/remote.py $(if $(QUICK),--mib 256)
 	-$(BIN)/python -m pip install -q -r requirements/batch.txt && $(BIN)/python benchmarks/batch.py $(if $(QUICK),--units 2000)

@@ -27,6 +27,7 @@ PROGRAMS = (
     "growth",
     "looking",
     "remote",
+    "serving",
 )
 """Programs that keep `Marks`; a new one is named here and in the Makefile."""
 
