@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch.distributed as dist
 
-from safeweights.errors import RankError
+from safeweights.errors import RankError, StateDictError
 from safeweights.frameworks.torch.distributed import meeting
 from safeweights.frameworks.torch.distributed.meeting import Meeting, MissingRankError, Task
 
@@ -108,6 +108,14 @@ def test_none_goes_on_before_the_last_is_ready(store: Any) -> None:
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(rank, range(3)))
     assert order == ["ready"] + 3 * ["goes on"]
+
+
+def test_the_path_is_named_once(store: Any) -> None:
+    def fails() -> None:
+        raise StateDictError("it has ended", path="model")
+
+    _, error = meet(store, [fails, nothing])
+    assert str(error) == "rank 0 failed: StateDictError: it has ended (in `model`)"
 
 
 @pytest.mark.parametrize("failing", [0, 2])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import torch.distributed as dist
 
-from ....errors import RankError
+from ....errors import RankError, SafetensorError
 from ....text import plural
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Meeting:
         """
         try:
             if self._store.add(self._key(step), _FAILED) // _FAILED == 1:
-                message = f"rank {self.rank} failed: {type(error).__name__}: {error}"
+                message = f"rank {self.rank} failed: {self._said(error)}"
                 self._put(f"{step}/verdict", [False, message, []])
             else:
                 _, message, missing = self._verdict(step)
@@ -184,6 +184,13 @@ class Meeting:
                     self._heard([False, message, missing])
         finally:
             self.leave(step)
+
+    def _said(self, error: BaseException) -> str:
+        """What the error of one rank says to all; of the path, which their own errors name, nothing."""
+        text = str(error)
+        if isinstance(error, SafetensorError) and error.path == self._path:
+            text = error.message
+        return f"{type(error).__name__}: {text}"
 
     def _verdict(self, step: str) -> Any:
         """What the first rank that found a failure says of it; an error if it ended before it could."""
@@ -220,7 +227,7 @@ class Meeting:
             key = f"{verdict}/{self.rank}"
             if self._store.check([self._key(key)]):
                 self._heard(self._take(key))
-            self._put(f"{step}/{self.rank}", [False, f"{type(error).__name__}: {error}"])
+            self._put(f"{step}/{self.rank}", [False, self._said(error)])
             self._store.add(self._key(f"{step}/failed"), 1)
             raise
 
