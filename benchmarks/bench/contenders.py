@@ -20,6 +20,8 @@ import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
+from .data import synced
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -112,16 +114,6 @@ class Contender:
         raise Unavailable("has no deltas")
 
 
-def _synced(path: str) -> None:
-    """What makes a plain save durable: fsync of the file, then of its directory."""
-    for target in (path, os.path.dirname(path)):
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 class Safetensors(Contender):
     """The reference package, of whichever version the process finds."""
 
@@ -167,7 +159,7 @@ class Safetensors(Contender):
     def save_file(self, tensors: dict[str, Any], path: str, *, durable: bool) -> str:
         self._torch.save_file(tensors, path)
         if durable:
-            _synced(path)
+            synced(path)
         return path
 
     def save_numpy(self, arrays: dict[str, Any], path: str) -> str:
@@ -386,7 +378,7 @@ class Torch(Contender):
     def save_file(self, tensors: dict[str, Any], path: str, *, durable: bool) -> str:
         self._torch.save(tensors, path)
         if durable:
-            _synced(path)
+            synced(path)
         return path
 
     def sliced(self, path: str, name: str, how: str) -> Any:

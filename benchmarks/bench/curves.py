@@ -39,12 +39,19 @@ def slope(points: Sequence[tuple[float, float]]) -> float | None:
     >>> slope([(10, 0.1), (100, 1.0), (1000, 10.0)])
     1.0
     """
-    work, seconds = points[-1]
-    earlier = [point for point in points if point[0] <= work / 9.99]
-    if seconds < _FLOOR or not earlier or earlier[-1][1] <= 0:
+    ends = last_decade(points)
+    if ends is None or ends[1][1] < _FLOOR or ends[0][1] <= 0:
         return None
-    before, spent = earlier[-1]
+    (before, spent), (work, seconds) = ends
     return round(math.log(seconds / spent) / math.log(work / before), 2)
+
+
+def last_decade(
+    points: Sequence[tuple[float, float]],
+) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """The last point, after the one before it with a tenth of the work at most; None if there is none."""
+    earlier = [point for point in points if point[0] <= points[-1][0] / 9.99]
+    return (earlier[-1], points[-1]) if earlier else None
 
 
 def draw(title: str, axis: str, curves: Mapping[str, Points]) -> str:

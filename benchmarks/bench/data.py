@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANGES", "MIB", "Spec", "changed", "ensure", "entries", "header_of", "read_tensors", "shards",
-    "tensor_views",
+    "synced", "tensor_views",
 ]  # fmt: skip
 
 MIB: Final = 1 << 20
@@ -250,3 +250,13 @@ def read_tensors(path: str | Path) -> dict[str, Any]:
             file.readinto(tensor.view(-1).view(torch.uint8).numpy().data)
             result[name] = tensor
     return result
+
+
+def synced(path: str) -> None:
+    """What makes a plain save durable: fsync of the file, then of its directory."""
+    for target in (path, os.path.dirname(path)):
+        descriptor = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

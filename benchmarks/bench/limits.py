@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from .data import CHANGES, MIB, changed, header_of
+from .data import CHANGES, MIB, changed, header_of, synced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -161,7 +161,7 @@ def page_cache_write(arguments: Mapping[str, Any]) -> Callable[[], object]:
 
 
 def direct_write(arguments: Mapping[str, Any]) -> Callable[[], object]:
-    """write(2) with O_DIRECT, eight writes of 8 MiB at a time, then fsync(2)."""
+    """write(2) with O_DIRECT, eight writes of 8 MiB at a time; fsync(2) of file and directory."""
     block = memoryview(_random_block())
     total = _round_up(arguments["nbytes"])
 
@@ -177,9 +177,9 @@ def direct_write(arguments: Mapping[str, Any]) -> Callable[[], object]:
         try:
             os.posix_fallocate(descriptor, 0, total)
             _threaded(partial(work, descriptor), total, 8)
-            os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        synced(arguments["out"])
 
     return run
 

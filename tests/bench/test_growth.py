@@ -65,3 +65,32 @@ def test_what_would_take_too_long_is_left_out_of_larger_sizes(monkeypatch, tmp_p
     assert [work for work, _ in found["fast"]] == [1, 10, 100]
     assert [work for work, _ in found["slow"]] == [1, 10]
     assert [work for work, _ in growth.measure("some", quick=True)["slow"]] == [1, 10]
+
+
+def test_what_seems_to_grow_faster_is_measured_again(monkeypatch, tmp_path) -> None:
+    """The host was busy with others once: the figure that does not come back is not kept."""
+    asked: list[tuple[int, str]] = []
+
+    def make(size, folder):
+        yield "disturbed", lambda: asked.append((size, "disturbed"))
+        yield "steep", lambda: asked.append((size, "steep"))
+        yield "calm", lambda: asked.append((size, "calm"))
+
+    monkeypatch.setattr(growth, "ROOT", tmp_path)
+    (tmp_path / ".cache").mkdir()
+    monkeypatch.setattr(growth, "CURVES", {"some": ("", "tensors", make, [1, 10, 100], [1, 10])})
+
+    def repeated(work, *, wall):
+        work()
+        size, name = asked[-1]
+        if name == "disturbed" and size == 100 and asked.count(asked[-1]) < 3:
+            return 0.9
+        return {"steep": size**2, "disturbed": size, "calm": size}[name] / 1000
+
+    monkeypatch.setattr(growth, "repeated", repeated)
+    found = growth.measure("some", quick=False)
+    assert found["disturbed"] == found["calm"] == [(1, 0.001), (10, 0.01), (100, 0.1)]
+    assert found["steep"][-1] == (100, 10.0)
+    assert asked.count((100, "disturbed")) == 3
+    assert asked.count((100, "steep")) == 4
+    assert asked.count((100, "calm")) == asked.count((1, "steep")) == 1
