@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from operator import methodcaller
+from itertools import groupby
+from operator import attrgetter, methodcaller
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, cast
 
 from ..errors import FormatError, UnsupportedError, quote
@@ -35,6 +36,12 @@ _SMALL: Final = 1 << 14
 
 _WHOLE: Final = 1 << 24
 """Bytes of a tensor that is computed as a whole up to which several threads do that at a time."""
+
+_TINY: Final = 1 << 12
+"""Bytes up to which a tensor in memory is joined with its neighbours: to hand it on costs as much."""
+
+_TOGETHER: Final = 64
+"""Tensors that are joined at a time: they fit in the processor's cache."""
 
 
 def save(
@@ -86,7 +93,7 @@ def serialized(
     """
     file = decided(tensors, metadata)
     contents: Iterator[Buffer | Computed] = _contents(file, _chunks)
-    if not all(tensor.in_memory for tensor in file.tensors.values()):
+    if not all(map(attrgetter("in_memory"), file.tensors.values())):
         contents = read_ahead(contents)
     return file.size, contents
 
@@ -170,9 +177,11 @@ def decided(
     with gc_paused():
         entries = [(name, t.dtype, t.shape) for name, t in found.items()]
         header, head = layout(entries, metadata, in_order=in_order, align=align)
-    for name, info in header.tensors.items():
-        if found[name].nbytes != info.nbytes:
-            raise wrong_size(name, info, found[name].nbytes)
+    sizes = [end - begin for _, _, begin, end in header.tensors.values()]
+    if [found[name].nbytes for name in header.tensors] != sizes:
+        for name, info in header.tensors.items():
+            if found[name].nbytes != info.nbytes:
+                raise wrong_size(name, info, found[name].nbytes)
     return Contents(head, header, found)
 
 
@@ -196,9 +205,9 @@ def _unread(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         kind = type(tensors).__name__
         raise UnsupportedError(f"expected a mapping of names to tensors, found {kind}")
     found = dict(tensors.items())
-    for name in found:
-        if not isinstance(name, str):
-            raise UnsupportedError(f"a tensor's name is a string, not {type(name).__name__}")
+    for kind in set(map(type, found)):
+        if not issubclass(kind, str):
+            raise UnsupportedError(f"a tensor's name is a string, not {kind.__name__}")
     for kind in set(map(type, found.values())):
         if not issubclass(kind, Tensor):
             name = next(name for name, tensor in found.items() if type(tensor) is kind)
@@ -207,9 +216,8 @@ def _unread(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 "values are saved by `save_file` of `safeweights.numpy`, `safeweights.torch` ...",
                 tensor=name,
             )
-    for tensor in found.values():
-        if tensor.unreadable is not None:
-            tensor.check_readable()
+    for tensor in [tensor for tensor in found.values() if tensor.unreadable is not None]:
+        tensor.check_readable()
     return found
 
 
@@ -224,17 +232,39 @@ def _data(
     file: Contents, names: Iterable[str], pieces: Callable[[Tensor], Iterable[Buffer]]
 ) -> Iterator[Buffer | Computed]:
     """The bytes of some tensors, each if there are as many as there have to be."""
-    for name in names:
-        tensor = file.tensors[name]
-        if tensor.computed and (tensor.streams or tensor.nbytes <= _WHOLE):
-            yield Computed(tensor.nbytes, tensor.in_blocks, tensor.read_into)
-            continue
-        left = tensor.nbytes  # as many as the header says: `decided` compared them
-        for piece in pieces(tensor):
-            left -= len(piece)
-            yield piece
-        if left:
-            raise wrong_size(name, file.header.tensors[name], tensor.nbytes - left)
+    tensors = [(name, file.tensors[name]) for name in names]
+    tiny = [tensor.nbytes <= _TINY and tensor.in_memory for _, tensor in tensors]
+    begin = 0
+    for together, group in groupby(tiny):
+        end = begin + sum(1 for _ in group)
+        for first in range(begin, end, _TOGETHER) if together else ():
+            yield _joined(file, tensors[first : min(end, first + _TOGETHER)], pieces)
+        for name, tensor in () if together else tensors[begin:end]:
+            if tensor.computed and (tensor.streams or tensor.nbytes <= _WHOLE):
+                yield Computed(tensor.nbytes, tensor.in_blocks, tensor.read_into)
+                continue
+            left = tensor.nbytes  # as many as the header says: `decided` compared them
+            for piece in pieces(tensor):
+                left -= len(piece)
+                yield piece
+            if left:
+                raise wrong_size(name, file.header.tensors[name], tensor.nbytes - left)
+        begin = end
+
+
+def _joined(
+    file: Contents,
+    tensors: list[tuple[str, Tensor]],
+    pieces: Callable[[Tensor], Iterable[Buffer]],
+) -> bytes:
+    """The bytes of some small tensors, if each has as many as there have to be."""
+    found = [piece for _, tensor in tensors for piece in pieces(tensor)]
+    if [*map(len, found)] != [tensor.nbytes for _, tensor in tensors]:  # a piece each, as a rule
+        found = [b"".join(pieces(tensor)) for _, tensor in tensors]
+        for (name, tensor), data in zip(tensors, found, strict=True):
+            if len(data) != tensor.nbytes:
+                raise wrong_size(name, file.header.tensors[name], len(data))
+    return b"".join(found)
 
 
 def _place(tensor: Tensor) -> tuple[DescriptorSource, int] | None:

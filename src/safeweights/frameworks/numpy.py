@@ -109,13 +109,16 @@ class NumPyAdapter(Adapter):
             )
         found: dict[str, Tensor] = {}
         last, usual, plain = None, None, np.ndarray
+        shape: tuple[int, ...] = ()
         for name, array in tensors.items():
             if type(array) is plain and array.flags.c_contiguous:
                 # A type is looked up once for all its neighbours: a quarter of the time for small arrays.
                 if (dtype := array.dtype) is not last:
                     last, usual = dtype, _usual_code(dtype)
                 if usual is not None:
-                    found[name] = MemoryTensor(name, usual, array.shape, array)
+                    if (its := array.shape) != shape:
+                        shape = its  # one object for all neighbours: `layout` knows it again
+                    found[name] = MemoryTensor(name, usual, shape, array)
                     continue
             found[name] = encode_array(name, array)
         return found

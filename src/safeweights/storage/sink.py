@@ -487,7 +487,9 @@ class _Appending:
     def write(self, batch: list[Buffer], size: int) -> None:
         """The buffers of one system call, which have so many bytes; empties the list."""
         # As views: whatever shows variables of a traceback would print the contents of bytes.
-        rest: list[Buffer] = [memoryview(each) for each in batch]
+        rest: list[Buffer] = [
+            each if type(each) is memoryview else memoryview(each) for each in batch
+        ]
         left = size
         batch.clear()  # or its memory would be in use while the next one is made
         while left:
@@ -540,7 +542,7 @@ def _grouped(pieces: _Pieces) -> Iterator[tuple[list[Buffer], int] | Run | list[
         if stretch and not isinstance(piece, Computed):
             yield stretch
             stretch = []
-        if isinstance(piece, Run | Computed):
+        if type(piece) is not memoryview and isinstance(piece, Run | Computed):
             if batch:
                 yield batch, size
                 batch = []
@@ -551,7 +553,7 @@ def _grouped(pieces: _Pieces) -> Iterator[tuple[list[Buffer], int] | Run | list[
             room -= (size + piece.length) % _BATCH
             room, size = room if room > 0 else room + _BATCH, 0
             continue
-        nbytes = _length(piece)
+        nbytes = piece.nbytes if type(piece) is memoryview else _length(piece)
         while size + nbytes >= room:
             piece = flat(piece)  # noqa: PLW2901 - a second name would keep its memory in use for longer
             batch.append(piece[: room - size])
@@ -579,13 +581,15 @@ def _joined(pieces: _Pieces) -> Iterator[Buffer | Run | Computed]:
     small: list[Buffer] = []
     size = 0
     for piece in pieces:
-        if not isinstance(piece, Run | Computed) and (nbytes := _length(piece)) <= _SMALL:
-            small.append(piece)
-            size += nbytes
-            if size > _JOINED:
-                yield b"".join(small)
-                small, size = [], 0
-            continue
+        if type(piece) is memoryview or not isinstance(piece, Run | Computed):
+            nbytes = piece.nbytes if type(piece) is memoryview else _length(piece)
+            if nbytes <= _SMALL:
+                small.append(piece)
+                size += nbytes
+                if size > _JOINED:
+                    yield b"".join(small)
+                    small, size = [], 0
+                continue
         if size:
             yield b"".join(small)
             small, size = [], 0
