@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from itertools import repeat
-from operator import sub
+from operator import attrgetter, sub
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -89,17 +90,15 @@ def rows(checkpoint: Checkpoint) -> Iterator[Row]:
             offsets,
             repeat(None),
         )
-        yield from map(Row._make, zip(*columns))  # noqa: B905 - two of them are endless
+        # `Row._make` would take twice as long.
+        yield from map(partial(tuple.__new__, Row), zip(*columns))  # noqa: B905 - two are endless
 
 
 def total(found: Iterable[Row]) -> TotalRecord:
     """Sums over tensors."""
-    tensors = parameters = size = 0
-    for row in found:
-        tensors += 1
-        parameters += row.parameters
-        size += row.nbytes
-    return {"tensors": tensors, "parameters": parameters, "bytes": size}
+    found = [*found]
+    parameters, size = (sum(map(attrgetter(each), found)) for each in ("parameters", "nbytes"))
+    return {"tensors": len(found), "parameters": parameters, "bytes": size}
 
 
 def unreadable(found: Iterable[Row]) -> list[UnreadableRecord]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, groupby, islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ..checkpoint.shardindex import INDEX_SUFFIX
@@ -349,10 +350,10 @@ def _sums(kinds: list[DTypeRecord]) -> TotalRecord:
 
 
 def _by_dtype(found: Iterable[Row]) -> list[DTypeRecord]:
-    kinds: dict[str, list[Row]] = {}
-    for row in found:
-        kinds.setdefault(row.dtype, []).append(row)
-    records: list[DTypeRecord] = [{"dtype": dtype, **total(some)} for dtype, some in kinds.items()]
+    found = sorted(found, key=attrgetter("dtype"))
+    records: list[DTypeRecord] = [
+        {"dtype": dtype, **total(some)} for dtype, some in groupby(found, attrgetter("dtype"))
+    ]
     return sorted(records, key=lambda record: (-record["parameters"], record["dtype"]))
 
 

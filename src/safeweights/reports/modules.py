@@ -131,13 +131,16 @@ def _leaves(found: Iterable[Row]) -> dict[str, dict[str, list[_Leaf]]]:
     """
     modules: dict[str, dict[str, list[_Leaf]]] = {}
     known: dict[_Leaf, _Leaf] = {}  # many tensors are alike: 100,000 take 20 MiB less
+    last: str | None = None
+    inside: dict[str, list[_Leaf]] = {}
     for row in found:
         outer, module, part = f"..{row[0]}".rsplit(".", 2)
-        inside = modules.get(outer)
-        if inside is None:
+        if outer != last:
+            last = outer
             if outer.count(".") > MAX_BRANCH_DEPTH:
                 *parts, part = row.name.split(".", MAX_BRANCH_DEPTH)
                 outer, _, module = f"..{'.'.join(parts)}".rpartition(".")
+                last = None
             inside = modules.setdefault(outer, {})
         leaf = part, row[1:5]
         leaf = known.setdefault(leaf, leaf)
