@@ -108,6 +108,14 @@ def test_where_standard_input_is_not_read_that_is_said(run, tmp_path):
         assert "standard input is not read here" in result.stderr
 
 
+def test_a_file_that_is_never_replaced_is_named_with_what_to_do(run, tmp_path):
+    key = str(tmp_path / "key")
+    assert run("keygen", key).exit_code == 0
+    result = run("keygen", key)
+    assert result.exit_code == 3
+    assert f"{key}: it exists already and is not replaced; choose another name" in result.stderr
+
+
 def test_what_is_written_or_found_is_named_on_a_terminal(terminal, plain, model, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING, Final
 
 from ..errors import (
@@ -111,6 +112,8 @@ def _explain_system(error: OSError) -> ErrorRecord:
         what = "not a regular file, but a device, a pipe or a socket; - reads standard input"
     if path == "-" and isinstance(error, FileNotFoundError):
         what = f"{what} (standard input is not read here: give a file)"
+    if isinstance(error, FileExistsError) and what == os.strerror(errno.EEXIST):
+        what = "it exists already and is not replaced; choose another name, or move it away"
     if path == "":
         what = f"the path is empty ({what})"
     record = error_record("os", f"{escape(path)}: {what}" if path else what)
