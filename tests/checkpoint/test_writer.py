@@ -21,7 +21,7 @@ from safeweights.checkpoint import MemoryTensor, open, to_bytes, writer
 from safeweights.checkpoint.writer import Writer
 from safeweights.errors import ChangedError, ClosedError, FormatError, UnsupportedError
 from safeweights.storage import LocalStore, MemoryStore
-from safeweights.storage.parallel import Background
+from safeweights.storage.background import Background
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,7 @@ from new_threads import threads_since_now
 from safeweights import SafetensorError
 from safeweights.frameworks import loading, prefetch
 from safeweights.frameworks.loading import HostLanding
-from safeweights.storage import parallel
+from safeweights.storage import background, parallel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +73,7 @@ def test_a_load(model: Path, progress: Any) -> None:
         found = safeweights.numpy.load_file(model, backend="pread", progress=progress)
         assert [int(found[f"{i}"][0]) for i in range(4)] == [0, 1, 2, 3]
 
-    every_point(load, loading, parallel)
+    every_point(load, loading, background, parallel)
 
 
 def test_a_loader(model: Path) -> None:

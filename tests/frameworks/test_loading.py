@@ -28,8 +28,8 @@ from safeweights.storage import (
     DescriptorSource,
     Source,
     TruncatedError,
+    background,
     files,
-    parallel,
 )
 from safeweights.storage import source as sources
 
@@ -315,7 +315,7 @@ def test_threads_that_cannot_be_had(
             started.append(self)
             super().start()
 
-    monkeypatch.setattr(parallel, "Thread", Scarce)
+    monkeypatch.setattr(background, "Thread", Scarce)
     assert len(safeweights.numpy.load_file(twenty, backend="pread")) == 20
     started.clear()
     if allowed:
@@ -477,7 +477,7 @@ def test_progress_is_told_to_who_waits(
 
 def test_progress_is_told_of_each_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only of each batch, and not only when a wait ends by itself."""
-    monkeypatch.setattr("safeweights.storage.parallel._PATIENCE", 60)
+    monkeypatch.setattr("safeweights.storage.background.PATIENCE", 60)
     monkeypatch.setattr(sources.Source, "piece", 1 << 20)
     monkeypatch.setattr(sources, "CHUNK", 1 << 20)
     monkeypatch.setattr(loading, "CHUNK", 1 << 20)

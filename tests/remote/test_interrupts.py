@@ -14,9 +14,10 @@ import safeweights.numpy
 from interrupts import posix
 from new_threads import threads_since_now
 from safeweights.errors import ChangedError
-from safeweights.storage import open_source, parallel
+from safeweights.storage import open_source
+from safeweights.storage.background import AbandonedError, Background
 from safeweights.storage.hashing import sha256
-from safeweights.storage.parallel import CHUNK, Background, in_parallel, in_threads
+from safeweights.storage.parallel import CHUNK, in_parallel, in_threads
 from safeweights.storage.remote import connections as module
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def test_a_stop_between_an_answer_and_its_body_closes_both(
     monkeypatch.setattr(HTTPConnection, "getresponse", answered)
     with Background() as beside:
         job = beside.submit(open_source, f"{server.url}/m")
-        with pytest.raises(parallel._AbandonedError):
+        with pytest.raises(AbandonedError):
             job.result()
     assert [answer.isclosed() for answer in answers] == [True]
     assert [each.sock for each in made] == [None]

@@ -28,8 +28,9 @@ from safeweights import trust
 from safeweights.cli.app import cli
 from safeweights.errors import ChangedError, FormatError, SafetensorError, UnsupportedError
 from safeweights.storage import BytesSource, LocalStore, MemoryStore, TruncatedError
+from safeweights.storage.background import Background
 from safeweights.storage.hashing import sha256
-from safeweights.storage.parallel import CHUNK, Background
+from safeweights.storage.parallel import CHUNK
 from safeweights.transfer import partial, pull, pulling, push
 from safeweights.transfer.cache import Cache
 

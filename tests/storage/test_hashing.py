@@ -15,9 +15,9 @@ from safeweights.storage import (
     Run,
     Source,
     TruncatedError,
+    background,
     hashing,
     open_source,
-    parallel,
 )
 from safeweights.storage.hashing import Hashing, sha256
 
@@ -170,7 +170,7 @@ def test_a_digest_that_is_given_up_leaves_no_thread() -> None:
 
 
 def test_without_threads_the_caller_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel.Background, "_start_one", lambda _: False)
+    monkeypatch.setattr(background.Background, "_start_one", lambda _: False)
     with Hashing() as digest:
         assert list(digest.passing([bytes(STEP)] * 9)) == [bytes(STEP)] * 9
         assert digest.hexdigest() == hashlib.sha256(bytes(9 * STEP)).hexdigest()

@@ -17,18 +17,9 @@ from hypothesis import strategies as st
 
 from interrupts import Alarm, Interrupt, posix
 from new_threads import threads_since_now
-from safeweights.storage import parallel, read_ahead
-from safeweights.storage.parallel import (
-    Background,
-    Job,
-    Stoppable,
-    cut,
-    in_order,
-    in_parallel,
-    in_threads,
-    pause,
-    thread_count,
-)
+from safeweights.storage import background, parallel, read_ahead
+from safeweights.storage.background import AbandonedError, Background, Job, Stoppable, pause
+from safeweights.storage.parallel import cut, in_order, in_parallel, in_threads, thread_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,7 +104,7 @@ def test_ranks_of_one_machine_share_its_processors(
 
 
 def test_a_result_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "_PATIENCE", 0.001)
+    monkeypatch.setattr(background, "PATIENCE", 0.001)
     with Background() as beside:
         assert beside.submit(lambda: (time.sleep(0.05), 7)[1]).result() == 7
 
@@ -151,7 +142,7 @@ def test_no_more_threads_than_were_allowed_and_than_there_are_jobs() -> None:
 
 
 def test_closing_drops_what_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "_PATIENCE", 0.001)  # so that a wait is many of them
+    monkeypatch.setattr(background, "PATIENCE", 0.001)  # so that a wait is many of them
     begun, release = threading.Event(), threading.Event()
 
     def hold() -> str:
@@ -169,7 +160,7 @@ def test_closing_drops_what_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> No
     beside.close()
     timer.join()
     assert (held.result(), begun.is_set()) == ("held", True)
-    with pytest.raises(parallel._AbandonedError):
+    with pytest.raises(AbandonedError):
         dropped.result()
 
 
@@ -323,7 +314,7 @@ def _chunks(call: Callable[..., Any]) -> None:
 def test_an_interrupt_at_any_point_ends_all_calls_and_is_raised(
     monkeypatch: pytest.MonkeyPatch, work: Callable[[Callable[..., Any]], None]
 ) -> None:
-    monkeypatch.setattr(parallel, "_TICK", 0.0005)
+    monkeypatch.setattr(parallel, "TICK", 0.0005)
     under_way: list[int] = []
 
     def call(item: int, tell: Callable[[int], object]) -> None:
@@ -338,12 +329,12 @@ def test_an_interrupt_at_any_point_ends_all_calls_and_is_raised(
     def hangs() -> None:
         raise TimeoutError(f"nothing ends after the interrupt at point {point}")
 
-    with Interrupt(sys.maxsize, parallel):
+    with Interrupt(sys.maxsize, background, parallel):
         work(call)  # Python 3.12.1 traces no instructions the first time
     started = threads_since_now()
     for point in range(1000):
         # Twice, because the first is kept until what is under way has ended.
-        with Alarm(hangs, every=30), Interrupt(point, parallel) as interrupt:
+        with Alarm(hangs, every=30), Interrupt(point, background, parallel) as interrupt:
             try:
                 work(call)
                 raised = False
@@ -743,7 +734,7 @@ class Waits:
 def stop_and_close(beside: Background, job: Job[object]) -> None:
     """Stop a call, which does not return a result then."""
     beside.stop()
-    with pytest.raises(parallel._AbandonedError):
+    with pytest.raises(AbandonedError):
         job.result()
     beside.close()
 
@@ -754,7 +745,7 @@ def test_a_block_that_raises_stops_what_runs_beside_it() -> None:
         job = beside.submit(wait)
         assert wait.begun.wait(30)
         raise ZeroDivisionError
-    with pytest.raises(parallel._AbandonedError):
+    with pytest.raises(AbandonedError):
         job.result()
 
 
@@ -771,7 +762,7 @@ def test_a_call_that_was_stopped_begins_no_wait() -> None:
     begun.wait(30)
     beside.stop()
     stopped.set()
-    with pytest.raises(parallel._AbandonedError):
+    with pytest.raises(AbandonedError):
         job.result()
     assert not wait.begun.is_set()
     beside.close()
@@ -873,7 +864,7 @@ def test_a_thread_that_was_stopped_starts_no_other() -> None:
     begun.wait(30)
     beside.stop()
     stopped.set()
-    with pytest.raises(parallel._AbandonedError):
+    with pytest.raises(AbandonedError):
         job.result()
     beside.close()
     assert not wait.begun.is_set()

@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 from ..format.gcpause import gc_paused
-from ..storage.parallel import Background
+from ..storage.background import Background
 from .engines import Answer, Lost
 
 if TYPE_CHECKING:

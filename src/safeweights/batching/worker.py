@@ -16,7 +16,7 @@ import time
 from queue import SimpleQueue
 from typing import IO, Any, Final
 
-from ..storage.parallel import Background
+from ..storage.background import Background
 from .units import Assignment, Work, perform
 
 __all__ = ["main"]

@@ -146,17 +146,34 @@ class EarlierSave:
         found |= {name for name in self._listed if self._store.kind(name) is not None}
         return sorted(found - self._new)
 
-    def delete_shards(self, commit: Commit) -> None:
-        """Delete all but the indexes: before `commit` writes the new files."""
-        for name in self._listed:
-            commit.delete(name)
-        commit.delete_where(self._is_other_shard)
+    def begin(self, commit: Commit, *, force: bool = True) -> None:
+        """Before `commit` writes the first file of the new save: delete all but the indexes.
 
-    def delete_indexes(self, commit: Commit, *, keep: str | None) -> None:
-        """Delete the indexes, except for one that `commit` writes afterwards, as the last file."""
-        for name in self.indexes:
-            if name != keep:
+        Args:
+            commit: Of the new save. A reader finds an index only beside all the files that it names:
+                the old one leaves before them, and the new one arrives after them.
+            force: Whether anything may be deleted or replaced.
+        """
+        if force:
+            for name in self._listed:
                 commit.delete(name)
+            commit.delete_where(self._is_other_shard)
+
+    def finish(self, commit: Commit, index: str | None, text: bytes, *, force: bool = True) -> None:
+        """After its last file: delete the indexes, and write the new one.
+
+        Args:
+            commit: As for `begin`.
+            index: The name of the new index; None if the save has none.
+            text: What it contains.
+            force: As for `begin`.
+        """
+        if force:
+            for name in self.indexes:
+                if name != index:
+                    commit.delete(name)
+        if index is not None:
+            commit.write(index, [text], create_only=not force)
 
 
 def files_in_index(store: Store, index: str) -> list[str]:
@@ -211,7 +228,7 @@ class ShardedCommit:
     ) -> None:
         self.commit = store.commit(durable=durable)
         self._earlier = EarlierSave(store, [stem], [*shards, *others])
-        self._earlier.delete_shards(self.commit)
+        self._earlier.begin(self.commit)
         self._index = f"{stem}{INDEX_SUFFIX}" if len(shards) > 1 else None
 
     def add_index(self, weight_map: Mapping[str, str], total_size: int) -> None:
@@ -221,9 +238,8 @@ class ShardedCommit:
             weight_map: Tensor -> shard.
             total_size: Bytes of all tensors.
         """
-        self._earlier.delete_indexes(self.commit, keep=self._index)
-        if self._index is not None:
-            self.commit.write(self._index, [index_text(weight_map, total_size).encode()])
+        text = "" if self._index is None else index_text(weight_map, total_size)
+        self._earlier.finish(self.commit, self._index, text.encode())
 
 
 def check_stem(stem: str) -> None:

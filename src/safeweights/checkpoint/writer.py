@@ -35,7 +35,7 @@ from ..storage import (
     place_of,
     write_stream,
 )
-from ..storage.parallel import Background, News
+from ..storage.background import Background, News
 from ..text import plural
 from .file import SafetensorsFile
 from .saving import decided, wrong_size

@@ -25,9 +25,9 @@ from ..derived.element_types import parse_untold
 from ..derived.quantised.weight import DequantizedTensor
 from ..errors import FormatError, UnsupportedError, quote
 from ..storage import Commit, Source, Verifier, open_source
+from ..storage.background import Background, Job
 from ..storage.hashing import Hashing, sha256
 from ..storage.limits import DEFAULT_LIMITS, Limits
-from ..storage.parallel import Background, Job
 from ..storage.places import Place, absolute, is_folder, join, parent, shown
 from ..text import wrapper_prefix, wrapper_sentence
 from ..trust.verifier import resolve, verifier
@@ -419,17 +419,12 @@ class _Job:
             self._add_sources(inputs)
             return self.report
         with self.destination.store.commit(durable=self.options.durable) as commit:
-            if self.options.force:
-                earlier.delete_shards(commit)
+            earlier.begin(commit, force=self.options.force)
             self._write(commit, outputs)
             text = self._make_index(name, weight_map)
             self._add_sources(inputs)
-            # The index is last: it leaves before the files that it names, and arrives after them.
             self._write_record(commit)
-            if self.options.force:
-                earlier.delete_indexes(commit, keep=name)
-            if name is not None:
-                commit.write(name, [text], create_only=not self.options.force)
+            earlier.finish(commit, name, text, force=self.options.force)
         return self.report
 
     # -- deciding

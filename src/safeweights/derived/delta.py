@@ -23,7 +23,7 @@ import numpy as np
 from ..checkpoint import MemoryTensor
 from ..errors import FormatError, MissingDependencyError, UnsupportedError, quote
 from ..storage import allocate
-from ..storage.parallel import Background
+from ..storage.background import Background
 from .strided import WholeTensor
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..checkpoint import Tensor
-    from ..storage.parallel import Job
+    from ..storage.background import Job
 
 __all__ = [
     "CHECKSUMS", "ENCODINGS", "applied", "checked", "checksum", "compressor", "encode",

@@ -524,19 +524,17 @@ def apply_delta(
     require_whole(_files_of(old), map(locate, names), map(locate, earlier.files()))
     done = 0
     with where.store.commit(durable=durable) as commit:
-        if force:
-            earlier.delete_shards(commit)
+        earlier.begin(commit, force=force)
         for each in outputs:
             size, buffers = serialized(each.tensors, model.metadata)
             report = None if progress is None else shifted(progress, done)
             commit.write(each.name, buffers, size=size, create_only=not force, progress=report)
             done += size
-        if force:
-            earlier.delete_indexes(commit, keep=index)
+        text = b""
         if index is not None:
             weight_map = {name: each.name for each in outputs for name in each.tensors}
             text = index_text(weight_map, whole.nbytes).encode()
-            commit.write(index, [text], create_only=not force)
+        earlier.finish(commit, index, text, force=force)
     changed = {name for each in chain for name in each.changed()}
     version = chain[0].version if chain else ""
     return DeltaReport(path, version, len(changed), len(model), whole.nbytes, whole.nbytes)

@@ -247,16 +247,11 @@ class _Writing:
             path = self.where.store.locate(file.output.name)
             write_patch(path, file.kept(), changed[0].patch, durable=self.durable)
             return
-        index = self.found.index
         # The locks are returned when the new files have their names.
         with ExitStack() as locks, self.where.store.commit(durable=self.durable) as commit:
-            if force:
-                self.earlier.delete_shards(commit)
+            self.earlier.begin(commit, force=force)
             self._write_files(commit, changed, create_only=not force)
-            if force:
-                self.earlier.delete_indexes(commit, keep=index)
-            if index is not None:
-                commit.write(index, [self.found.text], create_only=not force)
+            self.earlier.finish(commit, self.found.index, self.found.text, force=force)
             _require_unchanged(replaced, locks)
 
     def _write_files(self, commit: Commit, files: list[File], *, create_only: bool) -> None:

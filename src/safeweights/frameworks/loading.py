@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 from ..checkpoint import Checkpoint
 from ..errors import ClosedError, UnsupportedError
 from ..storage import allocate
-from ..storage.parallel import CHUNK, Background, News, cut, thread_count
+from ..storage.background import Background, News
+from ..storage.parallel import CHUNK, cut, thread_count
 from .plans import Batch, Landing, Scattered, Transfer, batches
 from .slices import ReadPart, read_part
 from .values import own_bytes

@@ -10,7 +10,7 @@ import hashlib
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from .parallel import Background
+from .background import Background
 from .runs import expanded
 from .source import flat
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from .background import Job
     from .computing import Computed
-    from .parallel import Job
     from .runs import Run
     from .source import Buffer, Source
 

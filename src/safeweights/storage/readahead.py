@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from .background import Background
 from .computing import Computed
-from .parallel import Background
 from .runs import Run
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import ClosedError
 from ..storage import Source
+from ..storage.background import Background
 from ..storage.hashing import sha256
-from ..storage.parallel import CHUNK, Background, in_threads
+from ..storage.parallel import CHUNK, in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -19,7 +19,7 @@ from http.client import HTTPException, HTTPResponse, RemoteDisconnected
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-from ..parallel import Stoppable
+from ..background import Stoppable
 from .connections import (
     ForbiddenAddressError,
     Origin,

@@ -18,7 +18,7 @@ from random import random
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from ...errors import UnsupportedError
-from ..parallel import Stoppable, pause
+from ..background import Stoppable, pause
 from .errors import broken, changed_meanwhile, of_status
 from .exchange import Answer, Patience, TransientError, origin_of, redirected, send
 from .responses import Version, content_length, parse_content_range, retry_after
