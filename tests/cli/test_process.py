@@ -113,7 +113,7 @@ def test_a_file_that_is_never_replaced_is_named_with_what_to_do(run, tmp_path):
     assert run("keygen", key).exit_code == 0
     result = run("keygen", key)
     assert result.exit_code == 3
-    assert f"{key}: it exists already and is not replaced; choose another name" in result.stderr
+    assert f"{key}.pub: it exists already and is not replaced; choose another" in result.stderr
 
 
 def test_what_is_written_or_found_is_named_on_a_terminal(terminal, plain, model, tmp_path):

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import UnsupportedError
 from ..storage import Store, open_source, place_of
-from ..storage.pipes import stdin_source
 from ..storage.places import Place
 
 if TYPE_CHECKING:
@@ -147,6 +146,8 @@ def plain_stdin(is_known: Callable[[bytes], bool], *, headers_only: bool = False
     Raises:
         AccessError: It is not encrypted, or not for this identity.
     """
+    from ..storage.pipes import stdin_source
+
     identity = identity_in_use()
     if identity is None:
         return stdin_source(is_known, headers_only=headers_only)
