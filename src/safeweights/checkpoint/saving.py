@@ -232,14 +232,18 @@ def _data(
     file: Contents, names: Iterable[str], pieces: Callable[[Tensor], Iterable[Buffer]]
 ) -> Iterator[Buffer | Computed]:
     """The bytes of some tensors, each if there are as many as there have to be."""
-    tensors = [(name, file.tensors[name]) for name in names]
-    tiny = [tensor.nbytes <= _TINY and tensor.in_memory for _, tensor in tensors]
+    # Lists of what exists already: a tuple for each would have the garbage collector visit them all.
+    names = [*names]
+    tensors = [file.tensors[name] for name in names]
+    tiny = [tensor.nbytes <= _TINY and tensor.in_memory for tensor in tensors]
     begin = 0
     for together, group in groupby(tiny):
         end = begin + sum(1 for _ in group)
         for first in range(begin, end, _TOGETHER) if together else ():
-            yield _joined(file, tensors[first : min(end, first + _TOGETHER)], pieces)
-        for name, tensor in () if together else tensors[begin:end]:
+            some = slice(first, min(end, first + _TOGETHER))
+            yield _joined(file, names[some], tensors[some], pieces)
+        for name in () if together else names[begin:end]:
+            tensor = file.tensors[name]
             if tensor.computed and (tensor.streams or tensor.nbytes <= _WHOLE):
                 yield Computed(tensor.nbytes, tensor.in_blocks, tensor.read_into)
                 continue
@@ -254,14 +258,15 @@ def _data(
 
 def _joined(
     file: Contents,
-    tensors: list[tuple[str, Tensor]],
+    names: list[str],
+    tensors: list[Tensor],
     pieces: Callable[[Tensor], Iterable[Buffer]],
 ) -> bytes:
     """The bytes of some small tensors, if each has as many as there have to be."""
-    found = [piece for _, tensor in tensors for piece in pieces(tensor)]
-    if [*map(len, found)] != [tensor.nbytes for _, tensor in tensors]:  # a piece each, as a rule
-        found = [b"".join(pieces(tensor)) for _, tensor in tensors]
-        for (name, tensor), data in zip(tensors, found, strict=True):
+    found = [piece for tensor in tensors for piece in pieces(tensor)]
+    if [*map(len, found)] != [tensor.nbytes for tensor in tensors]:  # a piece each, as a rule
+        found = [b"".join(pieces(tensor)) for tensor in tensors]
+        for name, tensor, data in zip(names, tensors, found, strict=True):
             if len(data) != tensor.nbytes:
                 raise wrong_size(name, file.header.tensors[name], len(data))
     return b"".join(found)
