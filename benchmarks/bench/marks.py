@@ -35,8 +35,7 @@ class Mark:
         least: It must not be below this. With neither, it is for information.
         unit: Of the value; empty for a ratio.
         bound: What the machine itself reaches, measured in the same run, at most.
-        best: The figure of the best samples, where it is known.
-        best_bound: What the machine reaches by its best samples.
+        best: The figure of the best samples; that of all if it is not known.
         noise: The spread of the samples, as a share of their median.
     """
 
@@ -47,7 +46,6 @@ class Mark:
     unit: str = ""
     bound: float | None = None
     best: float | None = None
-    best_bound: float | None = None
     noise: float = 0.0
 
     @property
@@ -55,21 +53,19 @@ class Mark:
         """``"pass"``, ``"FAIL"``, ``"limit"``, ``"noisy"``, or empty where nothing was asked.
 
         They mean the same as in the rows of `run.py`: the limit is that the machine misses the mark too,
-        and that the figure is within a fifth of what it reaches, or beyond. Two decimals count.
+        and that the best samples are within a fifth of what it reaches, or beyond. Two decimals count.
         """
         if self.most is None and self.least is None:
             return ""
-        found = self._judge(self.value, self.bound)
-        if self.best is not None and self.noise > NOISY:
-            return found if self._judge(self.best, self.best_bound) == found else "noisy"
-        return found
-
-    def _judge(self, value: float, bound: float | None) -> str:
-        if self._reached(value):
+        best = self.value if self.best is None else self.best
+        reached = self._reached(self.value)
+        if self.noise > NOISY and self._reached(best) != reached:
+            return "noisy"
+        if reached:
             return "pass"
-        if bound is None or self._reached(bound):
+        if self.bound is None or self._reached(self.bound):
             return "FAIL"
-        worse, better = (bound, value) if self.most is None else (value, bound)
+        worse, better = (self.bound, best) if self.most is None else (best, self.bound)
         return "limit" if worse <= NEAR * better else "FAIL"
 
     def _reached(self, figure: float) -> bool:
@@ -133,16 +129,13 @@ class Marks:
             most: See `Mark`.
             bound: Samples of the time that the machine itself needs for what any implementation has to do.
         """
-        value, *limit = (median(each) / median(theirs) for each in (ours, bound) if each)
-        best, *best_limit = (min(each) / min(theirs) for each in (ours, bound) if each)
+        value = median(ours) / median(theirs)
+        noise = max(Sampled([*each]).noise for each in (ours, theirs))
+        # The fastest: what disturbs a limit makes it longer, and would excuse ours.
+        best, *limit = (min(each) / min(theirs) for each in (ours, bound) if each)
         self.found.append(
-            Mark(
-                title, value, most, bound=limit[0] if limit else None, best=best,
-                best_bound=best_limit[0] if best_limit else None,
-                # What disturbs a limit makes it longer, and would excuse ours: its noise counts, too.
-                noise=max(Sampled([*each]).noise for each in (ours, theirs, bound)),
-            )
-        )  # fmt: skip
+            Mark(title, value, most, bound=limit[0] if limit else None, best=best, noise=noise)
+        )
 
     def close(self) -> int:
         """Print and keep them; 1 if one misses its mark, else 0."""

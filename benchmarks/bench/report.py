@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from .results import RowResult, Sampled
+from .results import NOISY, RowResult, Sampled
 from .rows import OURS, PEERS
 
 if TYPE_CHECKING:
@@ -59,9 +59,11 @@ def state_line(document: dict[str, Any]) -> str:
 
 
 def noise_warning(results: Sequence[RowResult]) -> str:
-    """Which rows are too noisy to publish: their verdict is a matter of chance; empty if none is."""
-    noisy = [f"{found.name} (±{found.noise:.0%})" for found in results if found.verdict == "noisy"]
-    return f"too noisy to publish: {', '.join(noisy)}" if noisy else ""
+    """Which rows are too noisy to publish; empty if none is."""
+    noisy = [f"{found.name} (±{found.noise:.0%})" for found in results if found.noise > NOISY]
+    if not noisy:
+        return ""
+    return f"too noisy to publish, above ±{NOISY:.0%}: {', '.join(noisy)}"
 
 
 def figure(value: float | None, unit: str) -> str:

@@ -13,7 +13,7 @@ __all__ = ["NEAR", "NOISY", "RowResult", "Sampled", "judge"]
 _NEVER_PEERS: Final = (OURS,)
 
 NOISY: Final = 0.15
-"""Spread, as a share of the median, above which the fastest samples have to agree with the medians."""
+"""Spread, as a share of the median, above which a figure is too noisy to publish."""
 
 NEAR: Final = 1.2
 """Ours divided by the bound, up to which the bound is the reason that a mark is missed."""
@@ -148,37 +148,19 @@ def judge(result: RowResult, reach: Reach | None) -> RowResult:
     if ours.median is None:
         result.failures = [f"not measured: {ours.missing}"]
         return result
-    used = [theirs] * (reach.ratio is not None) + [limit] * (reach.limit_share is not None)
-    bound = bound if all(each.values for each in used) else Sampled()
-    of_medians, of_fastest = (
-        _verdict(result, reach, *figures)
-        for figures in zip(
-            *((each.median, each.least) for each in (ours, theirs, limit, bound)), strict=True
-        )
-    )
-    missed, result.limited = of_medians
+    missed = _missed(result, reach, ours.median, theirs.median, limit.median)
     result.failures = [*missed.values()]
-    if used:
-        # What disturbs a bound makes it longer, and would excuse ours: its noise counts, too.
-        result.noise = max(each.noise for each in (ours, *used, *[bound] * bool(missed)))
-        same = missed.keys() == of_fastest[0].keys() and result.limited == of_fastest[1]
-        result.unsure = result.noise > NOISY and not same
+    others = [theirs] * (reach.ratio is not None) + [limit] * (reach.limit_share is not None)
+    if others:
+        fastest = _missed(result, reach, min(ours.values), theirs.least, limit.least)
+        result.noise = max(each.noise for each in (ours, *others))
+        result.unsure = result.noise > NOISY and bool(fastest) != bool(missed)
+    measured = all(each.values for each in (bound, *others))
+    if missed and measured and min(ours.values) <= NEAR * (bound.least or 0.0):
+        # The fastest samples: what disturbs a limit makes it longer, and would excuse ours.
+        of_the_bound = _missed(result, reach, bound.least or 0.0, theirs.least, limit.least)
+        result.limited = missed.keys() <= of_the_bound.keys()
     return result
-
-
-def _verdict(
-    result: RowResult,
-    reach: Reach,
-    ours: float | None,
-    theirs: float | None,
-    limit: float | None,
-    bound: float | None,
-) -> tuple[dict[str, str], bool]:
-    """What ours misses, as `_missed` has it; and whether the bound is why: it misses that, too."""
-    missed = _missed(result, reach, ours or 0.0, theirs, limit)
-    if not missed or not bound or (ours or 0.0) > NEAR * bound:
-        return missed, False
-    return missed, missed.keys() <= _missed(result, reach, bound, theirs, limit).keys()
 
 
 def _opponent(result: RowResult) -> str | None:

@@ -116,8 +116,8 @@ class NumPyAdapter(Adapter):
                 if (dtype := array.dtype) is not last:
                     last, usual = dtype, _usual_code(dtype)
                 if usual is not None:
-                    if (its := array.shape) != shape:
-                        shape = its  # one object for all neighbours: `layout` knows it again
+                    if array.shape != shape:
+                        shape = array.shape  # one object for all neighbours: `layout` knows it again
                     found[name] = MemoryTensor(name, usual, shape, array)
                     continue
             found[name] = encode_array(name, array)
