@@ -117,7 +117,8 @@ class NumPyAdapter(Adapter):
                     last, usual = dtype, _usual_code(dtype)
                 if usual is not None:
                     if array.shape != shape:
-                        shape = array.shape  # one object for all neighbours: `layout` knows it again
+                        # One object for all neighbours: `layout` knows it again.
+                        shape = array.shape
                     found[name] = MemoryTensor(name, usual, shape, array)
                     continue
             found[name] = encode_array(name, array)
