@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +20,7 @@ from safeweights.storage import (
     is_copyable,
     open_source,
     runs,
+    sink,
     write_file,
     write_stream,
 )
@@ -140,6 +143,121 @@ def test_chunks(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     chunks = list(Run(source, 5, 2500).chunks())
     assert [len(chunk) for chunk in chunks] == [1000, 1000, 500]
     assert b"".join(chunks) == DATA[5:2505]
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads copy runs of any length, in pieces of 1,000 bytes, on whatever filesystem this is."""
+    monkeypatch.setattr(runs, "_SHARED", 0)
+    monkeypatch.setattr(runs, "PIECE", 1000)
+    monkeypatch.setattr(sink, "PIECE", 1000)
+    monkeypatch.setattr(runs, "is_local", lambda _: True)
+    monkeypatch.setattr(runs, "can_share_blocks", lambda _: False)
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_copy_many_pieces(
+    tmp_path: Path, source: Any, system_calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(runs, "reserve", lambda _, length, offset: asked.append((offset, length)))
+    pieces = [b"<" * 7, Run(source, 10, 5000), Run(source, 0, 0), Run(source, 5010, 40000)]
+    seen: list[int] = []
+    write_file(tmp_path / "a", [*pieces, b"|", Run(source, 3, 2500), b">"], progress=seen.append)
+    expected = b"<" * 7 + DATA[10:45010] + b"|" + DATA[3:2503] + b">"
+    assert (tmp_path / "a").read_bytes() == expected
+    assert seen == sorted(seen)
+    assert seen[-1] == len(expected)
+    assert asked == [(7, 45000), (45008, 2500)], (
+        "neighbours are copied, and their space kept, at once"
+    )
+    assert "copy_file_range" not in system_calls.log
+    assert system_calls.log.count("pwrite") >= 24
+
+
+def test_pieces_end_at_multiples(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "PIECE", 1000)
+    pieces = list(runs._cut([Run(source, 5, 2300), Run(source, 0, 0), Run(source, 9, 600)], 1100))
+    assert [(piece.offset, piece.length) for piece in pieces] == [
+        (5, 900), (905, 1000), (1905, 400), (9, 600)
+    ]  # fmt: skip
+
+
+def test_a_piece_in_less_memory(source: Any) -> None:
+    run = Run(source, 5, 2500)
+    assert [bytes(block) for block in run.blocks(memoryview(bytearray(1000)))] == [
+        DATA[5:1005], DATA[1005:2005], DATA[2005:2505]
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_find_a_source_that_became_shorter(tmp_path: Path, source: Any) -> None:
+    os.truncate(tmp_path / "source", 20_000)
+    with pytest.raises(TruncatedError):
+        write_file(tmp_path / "a", [b"x", Run(source, 0, 40_000)])
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["source"]
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize(("name", "about"), [("preadv", "source"), ("pwrite", "a")])
+def test_a_fault_at_any_call_of_a_thread(
+    tmp_path: Path, source: Any, monkeypatch: pytest.MonkeyPatch, name: str, about: str
+) -> None:
+    real = getattr(os, name)
+    for number in range(20):
+        count = itertools.count()
+
+        def call(*arguments: Any, number: int = number, count: Any = count) -> int:
+            if next(count) == number:
+                raise OSError(errno.EIO, "injected")
+            return int(real(*arguments))
+
+        monkeypatch.setattr(os, name, call)
+        with pytest.raises(OSError, match="injected") as caught:
+            write_file(tmp_path / "a", [b"x", Run(source, 0, 45_000)])
+        assert os.path.basename(caught.value.filename) == about
+        assert sorted(each.name for each in tmp_path.iterdir()) == ["source"]
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_write_less_than_asked(
+    tmp_path: Path, source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:333], at))
+    write_file(tmp_path / "a", [b"x", Run(source, 3, 40000)])
+    assert (tmp_path / "a").read_bytes() == b"x" + DATA[3:40003]
+
+
+@pytest.mark.usefixtures("threads")
+def test_an_interrupt_ends_the_threads(tmp_path: Path, source: Any) -> None:
+    def interrupt(done: int) -> None:
+        if done > 1:
+            raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        write_file(tmp_path / "a", [b"x", Run(source, 0, 45_000)], progress=interrupt)
+    assert threading.active_count() == before
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["source"]
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("why", ["short", "shared", "server", "no pwrite"])
+def test_where_threads_are_no_faster_the_system_copies(
+    tmp_path: Path, source: Any, system_calls: Any, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    if why == "short":
+        monkeypatch.setattr(runs, "_SHARED", 1 << 20)
+    elif why == "shared":
+        monkeypatch.setattr(runs, "can_share_blocks", lambda _: True)
+    elif why == "server":
+        monkeypatch.setattr(runs, "is_local", lambda _: False)
+    else:
+        monkeypatch.delattr(os, "pwrite")
+    write_file(tmp_path / "a", [Run(source, 0, 40_000), Run(source, 1, 9)])
+    assert (tmp_path / "a").read_bytes() == DATA[:40_000] + DATA[1:10]
+    assert system_calls.log.count("copy_file_range") == 2
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Computed", "in_memory", "write_computed"]
 
 _UNIT: Final = 1 << 21
-"""Bytes that a thread computes, and then writes, at a time: of small pieces, or of a large one."""
+"""Bytes that a thread computes, and then writes, at a time."""
 
 _WHOLE: Final = 1 << 23
 """Size of a piece up to which it is computed at once, which is faster."""
@@ -63,37 +63,44 @@ def write_computed(
     position: int,
     write: Callable[[memoryview, int], object],
     progress: Callable[[int], object],
+    *,
+    threads: int | None = None,
+    unit: int = 0,
 ) -> None:
     """Have threads compute pieces that follow one another in a file, and write them.
 
-    Memory: 32 MiB, and at most 8 MiB for each thread, besides what the pieces take.
+    Memory: 32 MiB, and at most 8 MiB for each thread, besides what the pieces take; `unit` for each
+    thread, if no piece is longer.
 
     Args:
         pieces: What to compute.
         position: Where the first one begins.
         write: Writes a block at a position; called by several threads at once.
         progress: Called in this thread with the number of bytes written so far.
+        threads: How many; by default `thread_count`.
+        unit: Bytes that a thread computes, and then writes, at a time; by default 2 MiB.
 
     Raises:
         SafetensorError: A piece has more or fewer bytes than it said.
         Exception: What computing or writing a piece raised, of the first such piece.
     """
-    whole = max(_UNIT, min(_WHOLE, _MEMORY // thread_count()))
-    units = list(_batches(pieces, _UNIT))
-    sizes = [sum(piece.length for piece in unit) for unit in units]
+    unit = unit or _UNIT
+    units = list(_batches(pieces, unit))
+    sizes = [sum(piece.length for piece in some) for some in units]
+    whole = max(unit, min(_WHOLE, _MEMORY // thread_count(), max(sizes)))
     begins = accumulate(sizes, initial=position)
     spare: deque[memoryview] = deque()
 
     def one(item: tuple[list[Computed], int, int], tell: Callable[[int], object]) -> None:
-        unit, size, begin = item
+        some, size, begin = item
         try:
             memory = spare.pop()
         except IndexError:
             memory = allocate(whole)
-        if len(unit) == 1:
-            blocks = unit[0].blocks(memory if size <= whole else memory[:_UNIT])
+        if len(some) == 1:
+            blocks = some[0].blocks(memory if size <= whole else memory[:unit])
         else:
-            blocks = iter((_fill(memory[:size], unit),))
+            blocks = iter((_fill(memory[:size], some),))
         done = 0
         for block in blocks:
             if done + len(block) > size:  # it would be written over what another thread writes
@@ -105,7 +112,8 @@ def write_computed(
             raise _wrong_size(size)
         spare.append(memory)
 
-    in_threads(one, zip(units, sizes, begins, strict=False), progress=progress)
+    items = zip(units, sizes, begins, strict=False)
+    in_threads(one, items, workers=threads, progress=progress)
 
 
 def _wrong_size(size: int) -> SafetensorError:

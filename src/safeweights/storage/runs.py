@@ -1,11 +1,13 @@
 """Runs: bytes of an open file that are written elsewhere as they are.
 
-Where both are local files, the system moves them itself (copy_file_range(2)): without a copy through
-this process, and on filesystems that share blocks (Btrfs, XFS) without a copy at all. Everywhere else
-a run is read and written in chunks.
+Filesystems that share blocks (Btrfs, XFS) copy nothing, and servers (NFS, SMB) copy by themselves: they
+are asked to, by copy_file_range(2). On other local filesystems (ext4, tmpfs) that call copies in one
+thread; there a few threads read and write pieces, so that one reads while another writes: 1 GiB in the
+page cache of ext4 takes 169 to 206 ms instead of 231 to 248, on two cores. Everywhere else a run is read
+and written in chunks.
 
 Where no blocks can be shared, their space is reserved first: 512 MiB in the page cache of ext4 then take
-135 ms instead of 170 (writing them from mapped memory 114 ms, but 470 instead of 410 from the disk).
+135 ms instead of 170.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from typing import TYPE_CHECKING, Final, cast
 
 from .computing import Computed, in_memory
 from .files import DescriptorSource
-from .syscalls import can_share_blocks, reserve
+from .syscalls import can_share_blocks, is_local, reserve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from .source import Buffer, Source
 
-__all__ = ["Run", "copy_run", "expanded", "is_copyable", "made"]
+__all__ = ["PIECE", "THREADS", "Run", "copy_run", "expanded", "for_threads", "is_copyable", "made"]
 
 _BLOCK: Final = 4096
 """Filesystems share whole blocks: a run is cut so that its middle begins and ends at blocks."""
@@ -36,6 +38,16 @@ _CHUNK: Final = 1 << 23
 
 _LARGE: Final = 1 << 20
 """Bytes for which it pays to reserve space."""
+
+_SHARED: Final = 1 << 23
+"""Bytes for which it pays to start threads."""
+
+THREADS: Final = 4
+"""Threads that copy, at most: a file is written by one at a time, and a disk is read by several."""
+
+PIECE: Final = 1 << 20
+"""Bytes that one of them reads, and then writes, at a time. Pieces end where the new file has a multiple
+of this: the page cache then holds it in large pages."""
 
 _CANNOT_COPY: Final = frozenset(
     {
@@ -65,6 +77,17 @@ class Run:
         self.offset = offset
         self.length = length
 
+    def blocks(self, memory: memoryview) -> Iterator[memoryview]:
+        """The bytes in order, in blocks that lie in `memory`; each is overwritten by the next."""
+        for begin in range(0, self.length, len(memory)):
+            block = memory[: self.length - begin]
+            self.source.read_into(self.offset + begin, block)
+            yield block
+
+    def read_into(self, memory: memoryview) -> None:
+        """Fill memory of `length` bytes."""
+        self.source.read_into(self.offset, memory)
+
     def chunks(self) -> Iterator[Buffer]:
         """The bytes, read in chunks of 8 MiB."""
         end = self.offset + self.length
@@ -93,6 +116,40 @@ def made(pieces: Iterable[Buffer | Run | Computed]) -> Iterator[Buffer | Run]:
             yield from in_memory(cast("Iterator[Computed]", group))
         else:
             yield from cast("Iterator[Buffer | Run]", group)
+
+
+def for_threads(runs: list[Run], target: int, position: int) -> list[Computed]:
+    """Runs in pieces which threads read and write, where that is faster than to copy them one by one.
+
+    Their space is reserved. None where it is not faster: the system shares blocks, a server copies, there
+    is little to copy, or this system cannot write at a place.
+
+    Args:
+        runs: What to append.
+        target: The descriptor of the file, open for reading and writing.
+        position: Its end.
+
+    Raises:
+        OSError: There is not enough space.
+    """
+    size = sum(run.length for run in runs)
+    if size < _SHARED or not hasattr(os, "pwrite") or not is_local(target):
+        return []
+    if can_share_blocks(target):
+        return []
+    reserve(target, size, position)
+    return [Computed(piece.length, piece.blocks, piece.read_into) for piece in _cut(runs, position)]
+
+
+def _cut(runs: list[Run], position: int) -> Iterator[Run]:
+    """The same bytes; each piece ends where the new file has a multiple of `PIECE`, or its run does."""
+    for run in runs:
+        done = 0
+        while done < run.length:
+            length = min(PIECE - position % PIECE, run.length - done)
+            yield Run(run.source, run.offset + done, length)
+            done += length
+            position += length
 
 
 def copy_run(

@@ -28,7 +28,8 @@ from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from ..errors import UnsupportedError
 from .computing import Computed, write_computed
 from .files import decoded
-from .runs import Run, copy_run, expanded, made
+from .parallel import thread_count
+from .runs import PIECE, THREADS, Run, copy_run, expanded, for_threads, made
 from .source import Buffer, flat
 from .syscalls import reserve
 
@@ -464,12 +465,12 @@ def _write_all(
     if not hasattr(os, "pwrite"):  # Windows
         buffers = made(buffers)
     for item in _grouped(buffers):
-        if isinstance(item, Run):
-            appending.move(item)
-        elif isinstance(item, list):
-            appending.compute(item)
-        else:
+        if isinstance(item, tuple):
             appending.write(*item)
+        elif isinstance(item[0], Run):
+            appending.move(item)
+        else:
+            appending.compute(item)
 
 
 class _Appending:
@@ -500,17 +501,22 @@ class _Appending:
                 rest = _after(rest, count)
         self._count(size)
 
-    def move(self, run: Run) -> None:
+    def move(self, runs: list[Run]) -> None:
         with about(self._path):
-            copy_run(run, self._descriptor, self._written, self._write_one, self._count)
+            pieces = for_threads(runs, self._descriptor, self._written)
+            if not pieces:
+                for run in runs:
+                    copy_run(run, self._descriptor, self._written, self._write_one, self._count)
+        if pieces:
+            self.compute(pieces, threads=min(THREADS, thread_count()), unit=PIECE)
 
-    def compute(self, pieces: list[Computed]) -> None:
+    def compute(self, pieces: list[Computed], **how: int) -> None:
         begin, end = self._written, self._written + sum(piece.length for piece in pieces)
 
         def tell(done: int) -> None:
             self._count(begin + done - self._written)
 
-        write_computed(pieces, begin, self._write_at, tell)
+        write_computed(pieces, begin, self._write_at, tell, **how)
         with about(self._path):
             os.lseek(self._descriptor, end, os.SEEK_SET)
 
@@ -529,27 +535,24 @@ class _Appending:
             self._progress(self._written)
 
 
-def _grouped(pieces: _Pieces) -> Iterator[tuple[list[Buffer], int] | Run | list[Computed]]:
-    """Runs; all that is computed between two others; the buffers of one system call each, with their bytes.
+def _grouped(pieces: _Pieces) -> Iterator[tuple[list[Buffer], int] | list[Run] | list[Computed]]:
+    """Runs that follow one another; likewise what is computed; buffers for one call, with their bytes.
 
     Buffers are cut where the file has a multiple of 8 MiB: the page cache then holds it in pieces of 2 MiB,
     where the filesystem can do that, and to map all of 251 MiB takes 0.3 ms instead of 10.
     """
     batch: list[Buffer] = []
     size, room = 0, _BATCH  # bytes of the batch, and up to the next place to cut
-    stretch: list[Computed] = []
+    stretch: list[Any] = []  # runs, or what is computed
     for piece in _joined(pieces):
-        if stretch and not isinstance(piece, Computed):
+        if stretch and type(piece) is not type(stretch[0]):
             yield stretch
             stretch = []
         if type(piece) is not memoryview and isinstance(piece, Run | Computed):
             if batch:
                 yield batch, size
                 batch = []
-            if isinstance(piece, Run):
-                yield piece
-            else:
-                stretch.append(piece)
+            stretch.append(piece)
             room -= (size + piece.length) % _BATCH
             room, size = room if room > 0 else room + _BATCH, 0
             continue
