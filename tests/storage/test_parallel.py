@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -374,6 +375,20 @@ def test_no_thread_is_started_while_the_interpreter_ends(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "is_finalizing", lambda: True)
     with Background(3) as beside:
         assert beside.submit(threading.get_ident).result() == threading.get_ident()
+
+
+SUSPENDED = """
+from safeweights.storage import read_ahead
+pieces = read_ahead(iter([bytes(1 << 20)] * 9))
+print(len(next(pieces)))
+"""
+
+
+def test_a_generator_that_is_half_used_does_not_keep_the_interpreter_from_ending() -> None:
+    # It is freed when the threads have stopped already, and must not wait for them.
+    command = [sys.executable, "-c", SUSPENDED]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (ended.stdout, ended.stderr, ended.returncode) == (f"{1 << 20}\n", "", 0)
 
 
 @pytest.mark.parametrize("available", [0, 1])

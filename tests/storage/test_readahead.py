@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeweights.storage import read_ahead
+from safeweights.storage import InMemory, read_ahead, sink, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 LARGE = 1 << 20
 
@@ -70,3 +72,65 @@ def test_who_stops_half_way_leaves_nothing() -> None:
     gc.collect()
     assert not making()
     assert len(made) <= 3
+
+
+# ---- buffers that are in memory
+
+
+def grouping(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The threads that put buffers together."""
+    found: set[int] = set()
+    joined = sink._joined
+
+    def noted(pieces: Any) -> Iterator[Any]:
+        for piece in joined(pieces):
+            found.add(threading.get_ident())
+            yield piece
+
+    monkeypatch.setattr(sink, "_joined", noted)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("count", "in_memory", "beside"), [(300, True, True), (200, True, False), (300, False, False)]
+)
+def test_a_thread_groups_many_buffers_while_others_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, in_memory: bool, beside: bool
+) -> None:
+    threads = grouping(monkeypatch)
+    pieces = [bytes([number % 251]) * (1 << 16) for number in range(count)]
+    size = count << 16
+    write_file(tmp_path / "a", InMemory(pieces, size) if in_memory else iter(pieces), size=size)
+    assert (tmp_path / "a").read_bytes() == b"".join(pieces)
+    assert len(threads) == 1
+    assert (threading.get_ident() not in threads) == beside
+    assert not making()
+
+
+@pytest.mark.parametrize("where", ["making", "writing", "interrupted"])
+def test_nothing_is_left_of_groups_after_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def pieces() -> Iterator[bytes]:
+        for number in range(500):
+            if where == "making" and number == 400:
+                raise OSError(5, "injected")
+            yield bytes(1 << 16)
+
+    def progress(done: int) -> None:
+        if where == "interrupted" and done > 10 << 20:
+            raise KeyboardInterrupt
+
+    real, calls = os.writev, []
+
+    def writev(*arguments: Any) -> int:
+        calls.append(1)
+        if where == "writing" and len(calls) == 3:
+            raise OSError(5, "injected")
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "writev", writev)
+    with pytest.raises(KeyboardInterrupt if where == "interrupted" else OSError) as caught:
+        write_file(tmp_path / "a", InMemory(pieces(), 500 << 16), progress=progress)
+    assert not making(), f"a thread outlives {caught.value!r}"
+    assert not [*tmp_path.iterdir()]

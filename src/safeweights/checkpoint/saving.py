@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import groupby
+from itertools import groupby, islice
 from operator import attrgetter, methodcaller
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, cast
 
@@ -14,6 +14,7 @@ from ..format.writer import layout
 from ..storage import (
     Buffer,
     Computed,
+    InMemory,
     Run,
     is_copyable,
     joined,
@@ -41,7 +42,13 @@ _TINY: Final = 1 << 12
 """Bytes up to which a tensor in memory is joined with its neighbours: to hand it on costs as much."""
 
 _TOGETHER: Final = 64
-"""Tensors that are joined at a time: they fit in the processor's cache."""
+"""Tensors in memory that are handed on at a time: small ones, joined, fit in the processor's cache."""
+
+_SLICE: Final = 1024
+"""Tensors that are looked at together."""
+
+_ALONE, _BESIDE, _JOINED = range(3)
+"""How a tensor is handed on: by itself, beside its neighbours, or joined with them."""
 
 
 def save(
@@ -92,10 +99,10 @@ def serialized(
         UnsupportedError: Not a mapping of names to tensors.
     """
     file = decided(tensors, metadata)
-    contents: Iterator[Buffer | Computed] = _contents(file, _chunks)
-    if not all(map(attrgetter("in_memory"), file.tensors.values())):
-        contents = read_ahead(contents)
-    return file.size, contents
+    contents = _contents(file, _chunks)
+    if all(map(attrgetter("in_memory"), file.tensors.values())):
+        return file.size, InMemory(contents, file.size)
+    return file.size, read_ahead(contents)
 
 
 class Contents(NamedTuple):
@@ -232,44 +239,60 @@ def _data(
     file: Contents, names: Iterable[str], pieces: Callable[[Tensor], Iterable[Buffer]]
 ) -> Iterator[Buffer | Computed]:
     """The bytes of some tensors, each if there are as many as there have to be."""
-    # Lists of what exists already: a tuple for each would have the garbage collector visit them all.
-    names = [*names]
-    tensors = [file.tensors[name] for name in names]
-    tiny = [tensor.nbytes <= _TINY and tensor.in_memory for tensor in tensors]
-    begin = 0
-    for together, group in groupby(tiny):
-        end = begin + sum(1 for _ in group)
-        for first in range(begin, end, _TOGETHER) if together else ():
-            some = slice(first, min(end, first + _TOGETHER))
-            yield _joined(file, names[some], tensors[some], pieces)
-        for name in () if together else names[begin:end]:
-            tensor = file.tensors[name]
-            if tensor.computed and (tensor.streams or tensor.nbytes <= _WHOLE):
-                yield Computed(tensor.nbytes, tensor.in_blocks, tensor.read_into)
-                continue
-            left = tensor.nbytes  # as many as the header says: `decided` compared them
-            for piece in pieces(tensor):
-                left -= len(piece)
-                yield piece
-            if left:
-                raise wrong_size(name, file.header.tensors[name], tensor.nbytes - left)
-        begin = end
+    remaining = iter(names)
+    while names := [*islice(remaining, _SLICE)]:
+        tensors = [file.tensors[name] for name in names]
+        ways = [  # not by a function: a call for each takes as long as the rest
+            _ALONE if not each.in_memory
+            else _JOINED if each.nbytes <= _TINY
+            else _ALONE if each.computed
+            else _BESIDE
+            for each in tensors
+        ]  # fmt: skip
+        begin = 0
+        for way, group in groupby(ways):
+            end = begin + sum(1 for _ in group)
+            if way == _ALONE:
+                for name, tensor in zip(names[begin:end], tensors[begin:end], strict=True):
+                    yield from _one(file, name, tensor, pieces)
+            else:
+                for first in range(begin, end, _TOGETHER):
+                    some = slice(first, min(end, first + _TOGETHER))
+                    found = _found(file, names[some], tensors[some], pieces)
+                    yield from found if way == _BESIDE else (b"".join(found),)
+            begin = end
 
 
-def _joined(
+def _one(
+    file: Contents, name: str, tensor: Tensor, pieces: Callable[[Tensor], Iterable[Buffer]]
+) -> Iterator[Buffer | Computed]:
+    if tensor.computed and (tensor.streams or tensor.nbytes <= _WHOLE):
+        yield Computed(tensor.nbytes, tensor.in_blocks, tensor.read_into)
+        return
+    left = tensor.nbytes  # as many as the header says: `decided` compared them
+    for piece in pieces(tensor):
+        left -= len(piece)
+        yield piece
+    if left:
+        raise wrong_size(name, file.header.tensors[name], tensor.nbytes - left)
+
+
+def _found(
     file: Contents,
     names: list[str],
     tensors: list[Tensor],
     pieces: Callable[[Tensor], Iterable[Buffer]],
-) -> bytes:
-    """The bytes of some small tensors, if each has as many as there have to be."""
+) -> list[Buffer]:
+    """The bytes of some tensors in memory, if each has as many as there have to be."""
     found = [piece for tensor in tensors for piece in pieces(tensor)]
     if [*map(len, found)] != [tensor.nbytes for tensor in tensors]:  # a piece each, as a rule
-        found = [b"".join(pieces(tensor)) for tensor in tensors]
-        for name, tensor, data in zip(names, tensors, found, strict=True):
-            if len(data) != tensor.nbytes:
-                raise wrong_size(name, file.header.tensors[name], len(data))
-    return b"".join(found)
+        found = []
+        for name, tensor in zip(names, tensors, strict=True):
+            some = [*pieces(tensor)]
+            if (size := sum(map(len, some))) != tensor.nbytes:
+                raise wrong_size(name, file.header.tensors[name], size)
+            found += some
+    return found
 
 
 def _place(tensor: Tensor) -> tuple[DescriptorSource, int] | None:

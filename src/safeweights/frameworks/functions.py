@@ -116,10 +116,9 @@ def _encode(framework: str, tensors: Mapping[str, Any]) -> Mapping[str, Tensor]:
         encoded = adapter_for(framework).encode(tensors)
     if unread:
         encoded = {name: unread[name] if name in unread else encoded[name] for name in order}
-    for name in encoded:
-        if not isinstance(name, str):
-            kind = type(name).__name__
+    for kind in set(map(type, encoded)):
+        if not issubclass(kind, str):
             raise UnsupportedError(
-                f"argument 'tensor_dict': '{kind}' object is not an instance of 'str'"
+                f"argument 'tensor_dict': '{kind.__name__}' object is not an instance of 'str'"
             )
     return encoded

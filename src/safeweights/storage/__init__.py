@@ -30,7 +30,7 @@ from .local_store import LocalStore
 from .memory import allocate, joined
 from .opening import open_source
 from .places import Place, is_url, place_of
-from .readahead import read_ahead
+from .readahead import InMemory, read_ahead
 from .runs import Run, is_copyable
 from .sink import (
     PartialOverwriteError,
@@ -54,6 +54,7 @@ __all__ = [
     "Entry",
     "FileObjectSource",
     "Handles",
+    "InMemory",
     "LocalStore",
     "MemoryStore",
     "PartialOverwriteError",

@@ -217,7 +217,8 @@ class Background:
 
         An interrupt (Ctrl-C) meanwhile is raised when they have ended, so that no thread touches memory
         that the caller is about to reuse. A second one is raised at once: a dead mount may never answer.
-        In one of its own threads, where a finalizer may call this, it does not wait.
+        In one of its own threads, where a finalizer may call this, it does not wait; nor at the
+        interpreter's end.
         """
         try:
             self.end(stop=stop)
@@ -232,7 +233,8 @@ class Background:
         self.finish()
         if stop:
             self.stop()
-        if current_thread() in self._threads:
+        # At the interpreter's end, when what is left is freed, daemons have stopped: none would ever end.
+        if current_thread() in self._threads or sys.is_finalizing():
             return
         # Not `join` alone: up to Python 3.12, one that is interrupted takes the thread for ended. A
         # thread that has not begun, since its start was interrupted, will find no call.
