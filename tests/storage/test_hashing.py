@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +22,7 @@ from safeweights.storage import (
     open_source,
 )
 from safeweights.storage.hashing import Hashing, sha256
+from safeweights.storage.source import Held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +75,58 @@ def test_the_digest_and_all_who_look(size: int, also: bool, into: bool) -> None:
     runs = [(begin, min(STEP, size - begin)) for begin in range(0, max(size, 1), STEP)]
     assert source.reads == runs
     assert told == ([begin + length for begin, length in runs] if size else [])
+
+
+class Holding(Once):
+    """Parts of it can be held; `broken` is the first that changes while it is."""
+
+    def __init__(self, data: bytes, *, broken: int | None = None, none: int | None = None) -> None:
+        super().__init__(data)
+        self.held_parts: list[tuple[int, int]] = []
+        self._broken, self._none = broken, none
+
+    @contextmanager
+    def held(self, offset: int, length: int) -> Iterator[Held | None]:
+        number = len(self.held_parts)
+        self.held_parts.append((offset, length))
+        data = bytes(self._data[offset : offset + length])
+        if number == self._broken:
+            data = bytes(length)
+        view = memoryview(data)
+        yield None if number == self._none else Held(view, offset, lambda: number != self._broken)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts", "reads"),
+    [({}, 7, 0), ({"none": 0}, 1, 7), ({"none": 4}, 5, 3), ({"broken": 4}, 5, 3)],
+)
+def test_what_can_be_held_is_not_read(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, int], parts: int, reads: int
+) -> None:
+    data = hashlib.shake_128(b"x").digest(6 * STEP + 13)
+    source, told = Holding(data, **options), []
+    assert sha256(source, progress=told.append) == hashlib.sha256(data).hexdigest()
+    assert len(source.held_parts) == parts
+    assert len(source.reads) == reads
+    assert told == sorted(told)
+    assert told[-1] == len(data)
+    for others in ({"also": lambda _: None}, {"into": memoryview(bytearray(len(data)))}):
+        source = Holding(data)
+        assert sha256(source, **others) == hashlib.sha256(data).hexdigest()  # type: ignore[arg-type]
+        assert not source.held_parts, "all who look are to see the same bytes"
+
+
+def test_a_file_in_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing, "RUN", 1 << 14)
+    data = hashlib.shake_128(b"x").digest(100_000)
+    (tmp_path / "a").write_bytes(data)
+    source = open_source(tmp_path / "a", backend="pread")
+    assert sha256(source) == hashlib.sha256(data).hexdigest()
+    with (tmp_path / "a").open("r+b"):  # no lease is given while it can be written to
+        assert sha256(source) == hashlib.sha256(data).hexdigest()
+    os.truncate(tmp_path / "a", 50_000)
+    with pytest.raises(TruncatedError):
+        sha256(source)
 
 
 def test_errors_end_it() -> None:

