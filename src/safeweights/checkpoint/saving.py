@@ -39,10 +39,10 @@ _WHOLE: Final = 1 << 24
 """Bytes of a tensor that is computed as a whole up to which several threads do that at a time."""
 
 _TINY: Final = 1 << 12
-"""Bytes up to which a tensor in memory is joined with its neighbours: to hand it on costs as much."""
+"""Bytes up to which a tensor is joined with its neighbours: to hand it on costs as much."""
 
 _TOGETHER: Final = 64
-"""Tensors in memory that are handed on at a time: small ones, joined, fit in the processor's cache."""
+"""Tensors that are handed on at a time: small ones, joined, fit in the processor's cache."""
 
 _SLICE: Final = 1024
 """Tensors that are looked at together."""
@@ -243,10 +243,9 @@ def _data(
     while names := [*islice(remaining, _SLICE)]:
         tensors = [file.tensors[name] for name in names]
         ways = [  # not by a function: a call for each takes as long as the rest
-            _ALONE if not each.in_memory
-            else _JOINED if each.nbytes <= _TINY
-            else _ALONE if each.computed
-            else _BESIDE
+            _JOINED if each.nbytes <= _TINY and (each.in_memory or not each.computed)
+            else _BESIDE if each.in_memory and not each.computed
+            else _ALONE
             for each in tensors
         ]  # fmt: skip
         begin = 0
@@ -283,7 +282,7 @@ def _found(
     tensors: list[Tensor],
     pieces: Callable[[Tensor], Iterable[Buffer]],
 ) -> list[Buffer]:
-    """The bytes of some tensors in memory, if each has as many as there have to be."""
+    """The bytes of some tensors, if each has as many as there have to be."""
     found = [piece for tensor in tensors for piece in pieces(tensor)]
     if [*map(len, found)] != [tensor.nbytes for tensor in tensors]:  # a piece each, as a rule
         found = []

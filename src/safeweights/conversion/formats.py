@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..checkpoint import SafetensorsFile
 from ..errors import FormatError, UnsupportedError, quote
+from ..format.gcpause import gc_paused
 from ..format.sniffing import HEAD, identify
 from ..lazy import deferred
 from ..storage import Source
@@ -39,9 +40,9 @@ def _read_safetensors(source: Source, options: OpenOptions) -> ForeignCheckpoint
     from ..derived.casting import cast
 
     file = SafetensorsFile(source)
-    tensors = {
-        name: cast(file.tensor(name), options.casts, source.name) for name in file.header.tensors
-    }
+    names, casts = file.header.tensors, options.casts
+    with gc_paused():
+        tensors = {name: cast(file.tensor(name), casts, source.name) for name in names}
     return ForeignCheckpoint(
         source.name, "safetensors", Materialized(tensors), metadata=file.header.metadata
     )
