@@ -6,8 +6,9 @@ Rules:
 - The limits take part like contenders.
 - A contender that fails is left out of the row, with the reason; the others go on.
 - What a sample wrote is deleted after it, before the system has written it to disk.
-- Samples are taken until the time of a row is over; if it misses its mark then, or its verdict depends on
-  noise, for three times as long.
+- Samples are taken until the time of a row is over. If it misses its mark then, or its verdict depends on
+  noise, they are taken for twice as long again, of those on which the verdict depends: ours, the one that
+  it is compared with, and the limits.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from . import machine
@@ -25,7 +27,7 @@ from .data import MIB, ensure, entries
 from .operations import fingerprint_of_file
 from .processes import Crew, Failed, Missing, WorkerProcess
 from .results import RowResult, Sampled, judge
-from .rows import Entry, Reach, Row, Scale, index_text, selection_size
+from .rows import OURS, Entry, Reach, Row, Scale, index_text, selection_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,7 +45,7 @@ _READING: Final = {
 """Verbs that read the row's file while the clock runs."""
 
 _LONGER: Final = 3
-"""How many times as many samples a row takes that does not reach its mark."""
+"""How many times as long a row is sampled that does not reach its mark."""
 
 _PAGE: Final = 4096
 _IMPORT_ROUNDS: Final = (9, 31)
@@ -185,21 +187,22 @@ class Session:
     def _rounds(self, row: Row, turns: list[_Turn]) -> None:
         # Bytes are counted, not timed: they are the same each time.
         fewest, most = (2, 2) if row.kind == "bytes" else self._scale.rounds
-        begun = time.perf_counter()
-        for number in range(_LONGER * most):
-            if number >= fewest:
-                shares = (time.perf_counter() - begun) / self._scale.seconds, number / most
-                if max(shares) >= (1 if self._is_settled(row, turns) else _LONGER):
+        ends, deciding = time.perf_counter() + self._scale.seconds, None
+        for number in count():
+            if number >= fewest and (number >= most or time.perf_counter() >= ends):
+                judged = judge(self._result(row, turns, []), row.reach)
+                if deciding is not None or judged.verdict not in {"FAIL", "noisy"}:
                     return
+                deciding, most = {OURS, judged.compared, *judged.limits}, _LONGER * most
+                ends = time.perf_counter() + (_LONGER - 1) * self._scale.seconds
+            playing = [
+                turn for turn in _active(turns) if deciding is None or turn.entry.column in deciding
+            ]
             self._say(f"round {number + 1}")
-            playing = list(_active(turns))
             shift = number % len(playing) if playing else 0
             for turn in playing[shift:] + playing[:shift]:
                 with _excusing(turn):
                     turn.sampled.values.append(self._sample(row, turn))
-
-    def _is_settled(self, row: Row, turns: list[_Turn]) -> bool:
-        return judge(self._result(row, turns, []), row.reach).verdict not in {"FAIL", "noisy"}
 
     def _sample(self, row: Row, turn: _Turn, *, check: bool = False) -> float:
         if row.cold:

@@ -217,7 +217,20 @@ def test_a_row_that_misses_its_mark_takes_more_samples(
     crew.seconds = _Seconds(crew.seconds, ours, theirs)
     found = measure(row(limits=()))
     assert len(found.contenders[OURS].values) == samples
+    assert len(found.contenders["0.8 mmap"].values) == samples
+    assert len(found.contenders["runai"].values) == 3, "the verdict does not depend on it"
     assert found.verdict == verdict
+
+
+def test_slow_peers_take_no_time_from_more_samples(crew, measure, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(session.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(session, "_LONGER", 3)
+    monkeypatch.setattr(Scale, "rounds", property(lambda self: (2, 50)))
+    monkeypatch.setattr(Scale, "seconds", 1)  # over before the fewest samples are taken
+    crew.seconds = _Seconds(crew.seconds, cycle([1.0]), 0.5)
+    found = measure(row(limits=()))
+    assert [len(each.values) for each in found.contenders.values()] == [4, 4, 2]
 
 
 def test_slow_peers_are_left_out_of_quick_runs(crew, measure):
