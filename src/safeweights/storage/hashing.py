@@ -67,7 +67,7 @@ def sha256(
     """
     size, state, done = source.size, hashlib.sha256(), 0
     if into is None and also is None and size > RUN:
-        state, done = _of_held(source, progress)
+        state, done = _hash_held(source, progress)
         if done == size:
             return state.hexdigest()
     memory = memoryview(bytearray(min(size, 2 * RUN))) if into is None else into
@@ -95,7 +95,9 @@ def sha256(
     return state.hexdigest()
 
 
-def _of_held(source: Source, progress: Callable[[int], object] | None) -> tuple[hashlib._Hash, int]:
+def _hash_held(
+    source: Source, progress: Callable[[int], object] | None
+) -> tuple[hashlib._Hash, int]:
     """The state of the hash over what can be held from the beginning on, and how many bytes that is."""
     state, done = hashlib.sha256(), 0
     while done < source.size:
