@@ -148,7 +148,7 @@ def test_chunks(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads copy runs of any length, in pieces of 1,000 bytes, on whatever filesystem this is."""
-    monkeypatch.setattr(runs, "_SHARED", 0)
+    monkeypatch.setattr(runs, "_THREADED", 0)
     monkeypatch.setattr(runs, "PIECE", 1000)
     monkeypatch.setattr(sink, "PIECE", 1000)
     monkeypatch.setattr(runs, "is_local", lambda _: True)
@@ -248,7 +248,7 @@ def test_where_threads_are_no_faster_the_system_copies(
     tmp_path: Path, source: Any, system_calls: Any, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     if why == "short":
-        monkeypatch.setattr(runs, "_SHARED", 1 << 20)
+        monkeypatch.setattr(runs, "_THREADED", 1 << 20)
     elif why == "shared":
         monkeypatch.setattr(runs, "can_share_blocks", lambda _: True)
     elif why == "server":

@@ -265,6 +265,7 @@ def _data(
 def _one(
     file: Contents, name: str, tensor: Tensor, pieces: Callable[[Tensor], Iterable[Buffer]]
 ) -> Iterator[Buffer | Computed]:
+    """The bytes of one tensor, if there are as many as there have to be."""
     if tensor.computed and (tensor.streams or tensor.nbytes <= _WHOLE):
         yield Computed(tensor.nbytes, tensor.in_blocks, tensor.read_into)
         return

@@ -260,11 +260,7 @@ class MemoryTensor(Tensor):
 
     # Sets what `Tensor.__init__` would: saving many small tensors makes one of these for each.
     def __init__(self, name: str, dtype: str, shape: Iterable[int], data: Any) -> None:
-        try:
-            view = memoryview(data).cast("B")
-        except (TypeError, ValueError, BufferError):
-            view = flat(data)  # with a 0 in its shape, or an error that says what it is
-        self._data = view
+        self._data = view = flat(data)
         self.name = name
         self.dtype = dtype
         self.shape = tuple(shape)

@@ -39,7 +39,7 @@ _CHUNK: Final = 1 << 23
 _LARGE: Final = 1 << 20
 """Bytes for which it pays to reserve space."""
 
-_SHARED: Final = 1 << 23
+_THREADED: Final = 1 << 23
 """Bytes for which it pays to start threads."""
 
 THREADS: Final = 4
@@ -133,7 +133,7 @@ def for_threads(runs: list[Run], target: int, position: int) -> list[Computed]:
         OSError: There is not enough space.
     """
     size = sum(run.length for run in runs)
-    if size < _SHARED or not hasattr(os, "pwrite") or not is_local(target):
+    if size < _THREADED or not hasattr(os, "pwrite") or not is_local(target):
         return []
     if can_share_blocks(target):
         return []

@@ -513,13 +513,13 @@ class _Appending:
         if pieces:
             self.compute(pieces, threads=min(THREADS, thread_count()), unit=PIECE)
 
-    def compute(self, pieces: list[Computed], **how: int) -> None:
+    def compute(self, pieces: list[Computed], threads: int | None = None, unit: int = 0) -> None:
         begin, end = self._written, self._written + sum(piece.length for piece in pieces)
 
         def tell(done: int) -> None:
             self._count(begin + done - self._written)
 
-        write_computed(pieces, begin, self._write_at, tell, **how)
+        write_computed(pieces, begin, self._write_at, tell, threads=threads, unit=unit)
         with about(self._path):
             os.lseek(self._descriptor, end, os.SEEK_SET)
 
