@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PASSPHRASE = "open sesame"
+PACKAGE = f"{Path(safeweights.__file__).parent}{os.sep}"
+"""Where its modules are. A part of the path would not do: the clone may have the package's name, too."""
 
 
 def shown(error: BaseException) -> Iterator[tuple[str, str]]:
@@ -33,7 +35,7 @@ def shown(error: BaseException) -> Iterator[tuple[str, str]]:
     at = error.__traceback__
     while at is not None:
         frame = at.tb_frame
-        if f"{os.sep}safeweights{os.sep}" in frame.f_code.co_filename:
+        if frame.f_code.co_filename.startswith(PACKAGE):
             for name, value in frame.f_locals.items():
                 where = f"{frame.f_code.co_name}:{name}"
                 yield where, repr(value)
@@ -102,9 +104,7 @@ def test_what_is_watched_is_found(watch: Watch) -> None:
     with pytest.raises(safeweights.SafetensorError) as caught:
         leaking()
     assert watch.leaks(caught.value) == []
-    code = compile(
-        "def leak(key):\n    raise ValueError", f"{os.sep}safeweights{os.sep}x.py", "exec"
-    )
+    code = compile("def leak(key):\n    raise ValueError", f"{PACKAGE}x.py", "exec")
     names: dict[str, Any] = {}
     exec(code, names)  # a function whose file seems to be one of the package
     for value in (key, {"a": key}, PASSPHRASE, as_keyring, Passphrase(PASSPHRASE)):
