@@ -109,6 +109,7 @@ def test_where_standard_input_is_not_read_that_is_said(run, tmp_path):
 
 
 def test_a_file_that_is_never_replaced_is_named_with_what_to_do(run, tmp_path):
+    pytest.importorskip("cryptography", reason="keys need the extra [trust]")
     key = str(tmp_path / "key")
     assert run("keygen", key).exit_code == 0
     result = run("keygen", key)
