@@ -151,7 +151,7 @@ class Wrong(Tensor):
         yield memoryview(bytes(self.gives))
 
 
-@pytest.mark.parametrize(("said", "gives"), [(3, 2), (3, 4), (0, 1)])
+@pytest.mark.parametrize(("said", "gives"), [(3, 2), (3, 4), (0, 1), (5000, 4999), (5000, 5001)])
 def test_tensors_that_give_other_than_they_say(path: Path, said: int, gives: int) -> None:
     before = path.read_bytes()
     with pytest.raises(FormatError, match=f"takes {said} bytes, but has {gives}") as caught:

@@ -186,9 +186,10 @@ def decided(
         header, head = layout(entries, metadata, in_order=in_order, align=align)
     sizes = [end - begin for _, _, begin, end in header.tensors.values()]
     if [found[name].nbytes for name in header.tensors] != sizes:
-        for name, info in header.tensors.items():
-            if found[name].nbytes != info.nbytes:
-                raise wrong_size(name, info, found[name].nbytes)
+        name = next(
+            each for each, info in header.tensors.items() if found[each].nbytes != info.nbytes
+        )
+        raise wrong_size(name, header.tensors[name], found[name].nbytes)
     return Contents(head, header, found)
 
 
