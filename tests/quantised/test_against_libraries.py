@@ -76,7 +76,10 @@ def test_bitsandbytes_4bit(
         tensors[f"l.weight.{name}"] = value
     found = model.dense(tensors, {"quant_method": "bitsandbytes", "load_in_4bit": True})
     assert sorted(found) == ["l.bias", "l.weight"]
-    same(found["l.weight"], functional.dequantize_4bit(packed, state))
+    # Blocks run on from row to row. The library's AVX-512 kernel counts them anew in each row, which is
+    # wrong where a row is no whole number of blocks. One row is read alike by every processor.
+    state.shape = torch.Size([math.prod(shape)])
+    same(found["l.weight"], functional.dequantize_4bit(packed, state).reshape(shape))
 
 
 def test_bitsandbytes_int8(model: Model) -> None:
