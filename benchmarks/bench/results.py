@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from .rows import BEST, OURS, Reach
 
-__all__ = ["NEAR", "NOISY", "RowResult", "Sampled", "judge"]
+__all__ = ["NEAR", "NOISY", "RowResult", "Sampled", "deciding", "judge"]
 
 _NEVER_PEERS: Final = (OURS,)
 
@@ -161,6 +161,21 @@ def judge(result: RowResult, reach: Reach | None) -> RowResult:
         of_the_bound = _missed(result, reach, bound.least or 0.0, theirs.least, limit.least)
         result.limited = missed.keys() <= of_the_bound.keys()
     return result
+
+
+def deciding(result: RowResult) -> set[str]:
+    """The columns on which the verdict of a judged row depends: also those that may yet be the best."""
+    columns = {OURS, *result.limits}
+    compared = result.contenders.get(result.compared or "", Sampled())
+    if compared.median is None:
+        return columns
+    if result.versus != BEST:
+        return columns | {result.versus}
+    return columns | {
+        name
+        for name, found in result.contenders.items()
+        if found.least is not None and found.least <= compared.median
+    }
 
 
 def _opponent(result: RowResult) -> str | None:

@@ -134,12 +134,12 @@ class Scale:
     @property
     def rounds(self) -> tuple[int, int]:
         """Fewest and most samples of each contender."""
-        return (3, 5) if self.quick else (5, 15)
+        return (3, 15) if self.quick else (5, 25)
 
     @property
     def seconds(self) -> float:
-        """For the rounds of a row; exceeded only for the fewest samples."""
-        return 2.0 if self.quick else 30.0
+        """For the rounds of a row, after the fewest."""
+        return 4.0 if self.quick else 15.0
 
     def apply(self, row: Row) -> Row:
         if self.few and row.versus != BEST:

@@ -6,9 +6,11 @@ Rules:
 - The limits take part like contenders.
 - A contender that fails is left out of the row, with the reason; the others go on.
 - What a sample wrote is deleted after it, before the system has written it to disk.
-- Samples are taken until the time of a row is over. If it misses its mark then, or its verdict depends on
-  noise, they are taken for twice as long again, of those on which the verdict depends: ours, the one that
-  it is compared with, and the limits.
+- All take part in the fewest rounds. Then only those do on which the verdict depends, so that slow peers
+  cost it no samples: ours, the limits, the contender that ours is compared with, and where that is the
+  best one, all whose fastest sample is below its median.
+- These rounds go on until there are the most, or the time of the row is over. If it misses its mark then,
+  or its verdict depends on noise, they go on for twice as long again.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from . import machine
 from .data import MIB, ensure, entries
 from .operations import fingerprint_of_file
 from .processes import Crew, Failed, Missing, WorkerProcess
-from .results import RowResult, Sampled, judge
-from .rows import OURS, Entry, Reach, Row, Scale, index_text, selection_size
+from .results import RowResult, Sampled, deciding, judge
+from .rows import Entry, Reach, Row, Scale, index_text, selection_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -187,20 +189,22 @@ class Session:
     def _rounds(self, row: Row, turns: list[_Turn]) -> None:
         # Bytes are counted, not timed: they are the same each time.
         fewest, most = (2, 2) if row.kind == "bytes" else self._scale.rounds
-        ends, deciding = time.perf_counter() + self._scale.seconds, None
+        extended, playing = False, turns
         for number in count():
-            if number >= fewest and (number >= most or time.perf_counter() >= ends):
+            if number == fewest:
+                ends = time.perf_counter() + self._scale.seconds
+            if number >= fewest:
                 judged = judge(self._result(row, turns, []), row.reach)
-                if deciding is not None or judged.verdict not in {"FAIL", "noisy"}:
-                    return
-                deciding, most = {OURS, judged.compared, *judged.limits}, _LONGER * most
-                ends = time.perf_counter() + (_LONGER - 1) * self._scale.seconds
-            playing = [
-                turn for turn in _active(turns) if deciding is None or turn.entry.column in deciding
-            ]
+                if number >= most or time.perf_counter() >= ends:
+                    if extended or judged.verdict not in {"FAIL", "noisy"}:
+                        return
+                    extended, most = True, _LONGER * most
+                    ends = time.perf_counter() + (_LONGER - 1) * self._scale.seconds
+                playing = [turn for turn in turns if turn.entry.column in deciding(judged)]
+            active = [*_active(playing)]
             self._say(f"round {number + 1}")
-            shift = number % len(playing) if playing else 0
-            for turn in playing[shift:] + playing[:shift]:
+            shift = number % len(active) if active else 0
+            for turn in active[shift:] + active[:shift]:
                 with _excusing(turn):
                     turn.sampled.values.append(self._sample(row, turn))
 

@@ -17,7 +17,7 @@ from bench.report import (
     results_of,
     state_line,
 )
-from bench.results import RowResult, Sampled, judge
+from bench.results import RowResult, Sampled, deciding, judge
 from bench.rows import BEST, OURS, PEERS, ROWS, Reach
 
 
@@ -129,6 +129,21 @@ def test_the_best_peer_is_the_fastest_other():
         Reach(ratio=0.8),
     )
     assert (judged.compared, judged.ratio, judged.verdict) == ("runai", 0.8, "pass")
+
+
+def test_a_verdict_depends_on_those_that_may_be_the_best():
+    peers = {
+        "0.8 mmap": [2.0, 9.0, 9.0],  # slow, but once as fast as the best
+        "0.8 pread": [1.9, 2.0, 2.1],
+        "runai": [2.2, 2.3, 2.4],
+        "torch": [],
+    }
+    best = judge(result(ours=[3.0], peers=peers, versus=BEST), Reach(ratio=0.9))
+    assert deciding(best) == {OURS, "0.8 mmap", "0.8 pread", "direct read"}
+    fixed = judge(result(peers=peers, versus="runai", limit=()), Reach(ratio=0.9))
+    assert deciding(fixed) == {OURS, "runai"}
+    alone = judge(result(peers={"torch": []}, versus=BEST), Reach(ratio=0.9))
+    assert deciding(alone) == {OURS, "direct read"}
 
 
 def test_what_is_not_measured_does_not_pass():

@@ -218,7 +218,7 @@ def test_a_row_that_misses_its_mark_takes_more_samples(
     found = measure(row(limits=()))
     assert len(found.contenders[OURS].values) == samples
     assert len(found.contenders["0.8 mmap"].values) == samples
-    assert len(found.contenders["runai"].values) == 3, "the verdict does not depend on it"
+    assert len(found.contenders["runai"].values) == 1, "the verdict does not depend on it"
     assert found.verdict == verdict
 
 
@@ -227,7 +227,7 @@ def test_slow_peers_take_no_time_from_more_samples(crew, measure, monkeypatch):
     monkeypatch.setattr(session.time, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(session, "_LONGER", 3)
     monkeypatch.setattr(Scale, "rounds", property(lambda self: (2, 50)))
-    monkeypatch.setattr(Scale, "seconds", 1)  # over before the fewest samples are taken
+    monkeypatch.setattr(Scale, "seconds", 1)  # over before a round more is taken
     crew.seconds = _Seconds(crew.seconds, cycle([1.0]), 0.5)
     found = measure(row(limits=()))
     assert [len(each.values) for each in found.contenders.values()] == [4, 4, 2]
