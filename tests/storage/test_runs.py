@@ -38,6 +38,11 @@ def source(tmp_path: Path) -> Any:
     return open_source(tmp_path / "source", backend="pread")
 
 
+@pytest.fixture(autouse=True)
+def no_run_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink, "SMALL", 0)
+
+
 def test_runs_between_buffers(tmp_path: Path, source: Any) -> None:
     pieces = [b"<", Run(source, 10, 5000), b"|", b"|", Run(source, 0, 0), Run(source, 7, 9), b">"]
     seen: list[int] = []
@@ -149,6 +154,7 @@ def test_chunks(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads copy runs of any length, in pieces of 1,000 bytes, on whatever filesystem this is."""
     monkeypatch.setattr(runs, "_THREADED", 0)
+    monkeypatch.setattr(runs, "_MEAN", 0)
     monkeypatch.setattr(runs, "PIECE", 1000)
     monkeypatch.setattr(sink, "PIECE", 1000)
     monkeypatch.setattr(runs, "is_local", lambda _: True)
@@ -177,17 +183,53 @@ def test_threads_copy_many_pieces(
 
 def test_pieces_end_at_multiples(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "PIECE", 1000)
-    pieces = list(runs._cut([Run(source, 5, 2300), Run(source, 0, 0), Run(source, 9, 600)], 1100))
-    assert [(piece.offset, piece.length) for piece in pieces] == [
-        (5, 900), (905, 1000), (1905, 400), (9, 600)
-    ]  # fmt: skip
+    given = [Run(source, 5, 2300), Run(source, 0, 0), Run(source, 9, 600), Run(source, 70, 1)]
+    found = [[(run.offset, run.length) for run in piece] for piece in runs._cut(given, 1100)]
+    assert found == [[(5, 900)], [(905, 1000)], [(1905, 400), (9, 600)], [(70, 1)]]
 
 
-def test_a_piece_in_less_memory(source: Any) -> None:
-    run = Run(source, 5, 2500)
-    assert [bytes(block) for block in run.blocks(memoryview(bytearray(1000)))] == [
-        DATA[5:1005], DATA[1005:2005], DATA[2005:2505]
-    ]  # fmt: skip
+@pytest.mark.usefixtures("threads")
+def test_threads_take_short_runs_along(
+    tmp_path: Path, source: Any, system_calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink, "SMALL", 1 << 14)
+    some = [Run(source, 7 * number, 90) for number in range(20)]
+    write_file(tmp_path / "a", [Run(source, 0, 20_000), *some, Run(source, 5, 20_200)])
+    expected = b"".join(DATA[run.offset : run.offset + 90] for run in some)
+    assert (tmp_path / "a").read_bytes() == DATA[:20_000] + expected + DATA[5:20_205]
+    assert system_calls.log.count("pwrite") == 42, "in pieces of 1,000 bytes, whoever they are of"
+    assert "copy_file_range" not in system_calls.log
+
+
+@pytest.mark.usefixtures("threads")
+def test_few_pieces_are_cut_at_a_time(
+    tmp_path: Path, source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, portions = sink.write_computed, []
+
+    def write(pieces: list[Any], *rest: Any, **more: Any) -> None:
+        portions.append(len(pieces))
+        real(pieces, *rest, **more)
+
+    monkeypatch.setattr(sink, "write_computed", write)
+    monkeypatch.setattr(sink, "_PORTION", 7)
+    monkeypatch.setattr(sink, "_STRETCH", 3)
+    given = [Run(source, number, 5000) for number in range(5)]
+    write_file(tmp_path / "a", given)
+    assert (tmp_path / "a").read_bytes() == b"".join(DATA[n : n + 5000] for n in range(5))
+    assert portions == [7, 7, 1, 7, 3]
+
+
+def test_small_runs_are_read_and_written_together(
+    tmp_path: Path, source: Any, system_calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink, "SMALL", 1000)
+    small = [Run(source, 7 * number, 90) for number in range(200)]
+    write_file(tmp_path / "a", [*small, Run(source, 0, 1000), *small])
+    expected = b"".join(DATA[run.offset : run.offset + 90] for run in small)
+    assert (tmp_path / "a").read_bytes() == expected + DATA[:1000] + expected
+    assert system_calls.log.count("writev") == 2
+    assert system_calls.log.count("copy_file_range") == 1
 
 
 @pytest.mark.usefixtures("threads")
@@ -243,12 +285,14 @@ def test_an_interrupt_ends_the_threads(tmp_path: Path, source: Any) -> None:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("why", ["short", "shared", "server", "no pwrite"])
+@pytest.mark.parametrize("why", ["short", "scattered", "shared", "server", "no pwrite"])
 def test_where_threads_are_no_faster_the_system_copies(
     tmp_path: Path, source: Any, system_calls: Any, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     if why == "short":
         monkeypatch.setattr(runs, "_THREADED", 1 << 20)
+    elif why == "scattered":
+        monkeypatch.setattr(runs, "_MEAN", 1 << 16)
     elif why == "shared":
         monkeypatch.setattr(runs, "can_share_blocks", lambda _: True)
     elif why == "server":

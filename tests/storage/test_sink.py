@@ -91,6 +91,7 @@ def test_writes_end_where_the_file_has_a_whole_batch(
 ) -> None:
     (tmp_path / "other").write_bytes(b"r" * 700)
     monkeypatch.setattr(sink, "_BATCH", 10_000)
+    monkeypatch.setattr(sink, "SMALL", 0)
     real, ends = os.writev, []
 
     def writev(descriptor: int, batch: list[Any]) -> int:

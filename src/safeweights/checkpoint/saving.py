@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Contents", "decided", "save", "serialized", "to_bytes", "wrong_size"]
 
-_SMALL: Final = 1 << 14
-"""Bytes below which a run is read: a system call for each costs more than copying them."""
-
 _WHOLE: Final = 1 << 24
 """Bytes of a tensor that is computed as a whole up to which several threads do that at a time."""
 
@@ -151,12 +148,10 @@ class Contents(NamedTuple):
     def _pieces(self) -> Iterator[Buffer | Run | Computed]:
         yield self.head
         for item in self.runs():
-            if not isinstance(item, Run):
-                yield from _data(self, (item,), _chunks)
-            elif item.length >= _SMALL:
+            if isinstance(item, Run):
                 yield item
             else:
-                yield from item.chunks()
+                yield from _data(self, (item,), _chunks)
 
 
 def decided(

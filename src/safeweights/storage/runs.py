@@ -26,7 +26,17 @@ if TYPE_CHECKING:
 
     from .source import Buffer, Source
 
-__all__ = ["PIECE", "THREADS", "Run", "copy_run", "expanded", "for_threads", "is_copyable", "made"]
+__all__ = [
+    "PIECE",
+    "SMALL",
+    "THREADS",
+    "Run",
+    "copy_run",
+    "expanded",
+    "for_threads",
+    "is_copyable",
+    "made",
+]
 
 _BLOCK: Final = 4096
 """Filesystems share whole blocks: a run is cut so that its middle begins and ends at blocks."""
@@ -39,15 +49,21 @@ _CHUNK: Final = 1 << 23
 _LARGE: Final = 1 << 20
 """Bytes for which it pays to reserve space."""
 
+SMALL: Final = 1 << 14
+"""Bytes below which a run is read, and written with others: a system call for each costs more."""
+
 _THREADED: Final = 1 << 23
 """Bytes for which it pays to start threads."""
+
+_MEAN: Final = 1 << 16
+"""Bytes of a run, on average, for which it does: one thread reads many small ones as fast as several."""
 
 THREADS: Final = 4
 """Threads that copy, at most: a file is written by one at a time, and a disk is read by several."""
 
 PIECE: Final = 1 << 20
-"""Bytes that one of them reads, and then writes, at a time. Pieces end where the new file has a multiple
-of this: the page cache then holds it in large pages."""
+"""Bytes that one of them reads, of one run or several, and then writes at a time. Pieces end where the new
+file has a multiple of this: the page cache then holds it in large pages."""
 
 _CANNOT_COPY: Final = frozenset(
     {
@@ -76,13 +92,6 @@ class Run:
         self.source = source
         self.offset = offset
         self.length = length
-
-    def blocks(self, memory: memoryview) -> Iterator[memoryview]:
-        """The bytes in order, in blocks that lie in `memory`; each is overwritten by the next."""
-        for begin in range(0, self.length, len(memory)):
-            block = memory[: self.length - begin]
-            self.source.read_into(self.offset + begin, block)
-            yield block
 
     def read_into(self, memory: memoryview) -> None:
         """Fill memory of `length` bytes."""
@@ -118,38 +127,71 @@ def made(pieces: Iterable[Buffer | Run | Computed]) -> Iterator[Buffer | Run]:
             yield from cast("Iterator[Buffer | Run]", group)
 
 
-def for_threads(runs: list[Run], target: int, position: int) -> list[Computed]:
+def for_threads(runs: list[Run], target: int, position: int) -> Iterator[Computed] | None:
     """Runs in pieces which threads read and write, where that is faster than to copy them one by one.
 
     Their space is reserved. None where it is not faster: the system shares blocks, a server copies, there
-    is little to copy, or this system cannot write at a place.
+    is little to copy or it lies scattered, or this system cannot write at a place.
 
     Args:
         runs: What to append.
         target: The descriptor of the file, open for reading and writing.
         position: Its end.
 
+    Returns:
+        Pieces of `PIECE` bytes, but for the first one and the last.
+
     Raises:
         OSError: There is not enough space.
     """
     size = sum(run.length for run in runs)
-    if size < _THREADED or not hasattr(os, "pwrite") or not is_local(target):
-        return []
-    if can_share_blocks(target):
-        return []
+    if size < max(_THREADED, _MEAN * len(runs)) or not hasattr(os, "pwrite"):
+        return None
+    if not is_local(target) or can_share_blocks(target):
+        return None
     reserve(target, size, position)
-    return [Computed(piece.length, piece.blocks, piece.read_into) for piece in _cut(runs, position)]
+    pieces = map(_Piece, _cut(runs, position))
+    return (Computed(piece.length, piece.blocks, piece.read_into) for piece in pieces)
 
 
-def _cut(runs: list[Run], position: int) -> Iterator[Run]:
-    """The same bytes; each piece ends where the new file has a multiple of `PIECE`, or its run does."""
+class _Piece:
+    """Runs that are read one behind the other into memory."""
+
+    __slots__ = ("_runs", "length")
+
+    def __init__(self, runs: list[Run]) -> None:
+        self._runs = runs
+        self.length = sum(run.length for run in runs)
+
+    def read_into(self, memory: memoryview) -> None:
+        """Fill memory of `length` bytes."""
+        for run in self._runs:
+            run.read_into(memory[: run.length])
+            memory = memory[run.length :]
+
+    def blocks(self, memory: memoryview) -> Iterator[memoryview]:
+        """All bytes at once, in memory that is as long, or longer."""
+        block = memory[: self.length]
+        self.read_into(block)
+        yield block
+
+
+def _cut(runs: list[Run], position: int) -> Iterator[list[Run]]:
+    """The same bytes; each item ends where the new file has a multiple of `PIECE`, or at the end."""
+    piece: list[Run] = []
+    room = PIECE - position % PIECE
     for run in runs:
         done = 0
         while done < run.length:
-            length = min(PIECE - position % PIECE, run.length - done)
-            yield Run(run.source, run.offset + done, length)
+            length = min(room, run.length - done)
+            piece.append(Run(run.source, run.offset + done, length))
             done += length
-            position += length
+            room -= length
+            if not room:
+                yield piece
+                piece, room = [], PIECE
+    if piece:
+        yield piece
 
 
 def copy_run(

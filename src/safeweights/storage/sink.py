@@ -23,6 +23,7 @@ import os
 import stat
 import sys
 from functools import partial
+from itertools import groupby, islice
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ..errors import UnsupportedError
@@ -30,7 +31,7 @@ from .computing import Computed, write_computed
 from .files import decoded
 from .parallel import thread_count
 from .readahead import InMemory, ahead
-from .runs import PIECE, THREADS, Run, copy_run, expanded, for_threads, made
+from .runs import PIECE, SMALL, THREADS, Run, copy_run, expanded, for_threads, made
 from .source import Buffer, flat
 from .syscalls import reserve
 
@@ -56,11 +57,14 @@ __all__ = [
 
 _Progress: TypeAlias = "Callable[[int], object]"
 _Pieces: TypeAlias = "Iterable[Buffer | Run | Computed]"
+_Group: TypeAlias = "tuple[list[Buffer], int] | list[Run] | list[Computed]"
 
 _VECTOR: Final = 1024  # IOV_MAX of Linux, macOS and the BSDs
 _BATCH: Final = 1 << 23  # bytes handed to one system call; a signal is seen between two
 _DONTCACHE: Final = 0x80  # the os module has no name for it yet
 _LARGE: Final = 1 << 20
+_STRETCH: Final = 1 << 14  # runs, or what is computed, that are handed on together
+_PORTION: Final = 1 << 10  # pieces that threads copy before the next ones are cut
 _SMALL: Final = 1 << 12
 _JOINED: Final = 1 << 18  # fits in the processor's cache
 _FLAGS: Final[int] = getattr(os, "O_BINARY", 0)
@@ -467,13 +471,7 @@ def _write_all(
     early = isinstance(buffers, InMemory) and buffers.size > 2 * _BATCH
     groups = _grouped(buffers if hasattr(os, "pwrite") else made(buffers))  # Windows has none
     with contextlib.closing(ahead(groups) if early else groups) as items:
-        for item in items:
-            if isinstance(item, tuple):
-                appending.write(*item)
-            elif isinstance(item[0], Run):
-                appending.move(item)
-            else:
-                appending.compute(item)
+        appending.append(items)
 
 
 class _Appending:
@@ -485,10 +483,20 @@ class _Appending:
         self._descriptor = descriptor
         self._path = path
         self._progress = progress
-        self._write = _Uncached(descriptor).write if uncached else partial(_write_some, descriptor)
+        self._call = _Uncached(descriptor).write if uncached else partial(_write_some, descriptor)
         self._written = 0
 
-    def write(self, batch: list[Buffer], size: int) -> None:
+    def append(self, items: Iterable[_Group]) -> None:
+        """What `_grouped` yields."""
+        for item in items:
+            if isinstance(item, tuple):
+                self._write(*item)
+            elif isinstance(item[0], Run):
+                self._move(item)
+            else:
+                self._compute(item)
+
+    def _write(self, batch: list[Buffer], size: int) -> None:
         """The buffers of one system call, which have so many bytes; empties the list."""
         # As views: whatever shows variables of a traceback would print the contents of bytes.
         rest: list[Buffer] = [
@@ -498,22 +506,31 @@ class _Appending:
         batch.clear()  # or its memory would be in use while the next one is made
         while left:
             with about(self._path):
-                count = self._write(rest)
+                count = self._call(rest)
             left -= count
             if left:
                 rest = _after(rest, count)
         self._count(size)
 
-    def move(self, runs: list[Run]) -> None:
+    def _move(self, runs: list[Run]) -> None:
         with about(self._path):
             pieces = for_threads(runs, self._descriptor, self._written)
-            if not pieces:
-                for run in runs:
-                    copy_run(run, self._descriptor, self._written, self._write_one, self._count)
-        if pieces:
-            self.compute(pieces, threads=min(THREADS, thread_count()), unit=PIECE)
+        if pieces is None:
+            self._copy(runs)
+            return
+        while portion := [*islice(pieces, _PORTION)]:
+            self._compute(portion, threads=min(THREADS, thread_count()), unit=PIECE)
 
-    def compute(self, pieces: list[Computed], threads: int | None = None, unit: int = 0) -> None:
+    def _copy(self, runs: list[Run]) -> None:
+        for small, some in groupby(runs, lambda run: run.length < SMALL):
+            if small:
+                self.append(_grouped(expanded(some)))
+                continue
+            for run in some:
+                with about(self._path):
+                    copy_run(run, self._descriptor, self._written, self._write_one, self._count)
+
+    def _compute(self, pieces: list[Computed], threads: int | None = None, unit: int = 0) -> None:
         begin, end = self._written, self._written + sum(piece.length for piece in pieces)
 
         def tell(done: int) -> None:
@@ -524,12 +541,12 @@ class _Appending:
             os.lseek(self._descriptor, end, os.SEEK_SET)
 
     def _write_one(self, data: Buffer) -> None:
-        self.write([data], len(data))
+        self._write([data], len(data))
 
     def _write_at(self, block: memoryview, position: int) -> None:
         while block:
             with about(self._path):
-                count = self._write([block], position)
+                count = self._call([block], position)
             block, position = block[count:], position + count
 
     def _count(self, count: int) -> None:
@@ -538,7 +555,7 @@ class _Appending:
             self._progress(self._written)
 
 
-def _grouped(pieces: _Pieces) -> Generator[tuple[list[Buffer], int] | list[Run] | list[Computed]]:
+def _grouped(pieces: _Pieces) -> Generator[_Group]:
     """Runs that follow one another; likewise what is computed; buffers for one call, with their bytes.
 
     Buffers are cut where the file has a multiple of 8 MiB: the page cache then holds it in pieces of 2 MiB,
@@ -548,7 +565,7 @@ def _grouped(pieces: _Pieces) -> Generator[tuple[list[Buffer], int] | list[Run] 
     size, room = 0, _BATCH  # bytes of the batch, and up to the next place to cut
     stretch: list[Any] = []  # runs, or what is computed
     for piece in _joined(pieces):
-        if stretch and type(piece) is not type(stretch[0]):
+        if stretch and (type(piece) is not type(stretch[0]) or len(stretch) == _STRETCH):
             yield stretch
             stretch = []
         if type(piece) is not memoryview and isinstance(piece, Run | Computed):
