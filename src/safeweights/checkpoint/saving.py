@@ -246,7 +246,7 @@ def _data(
         ]  # fmt: skip
         begin = 0
         for way, group in groupby(ways):
-            end = begin + sum(1 for _ in group)
+            end = begin + len([*group])
             if way == _ALONE:
                 for name, tensor in zip(names[begin:end], tensors[begin:end], strict=True):
                     yield from _one(file, name, tensor, pieces)
@@ -280,7 +280,12 @@ def _found(
     pieces: Callable[[Tensor], Iterable[Buffer]],
 ) -> list[Buffer]:
     """The bytes of some tensors, if each has as many as there have to be."""
-    found = [piece for tensor in tensors for piece in pieces(tensor)]
+    kinds: set[type[Tensor]] = set(map(type, tensors))
+    kind = kinds.pop()
+    if kinds or kind.in_memory is not True:  # a property, where it depends on the tensor
+        found = [piece for tensor in tensors for piece in pieces(tensor)]
+    else:
+        found = kind.chunks_of(tensors)
     if [*map(len, found)] != [tensor.nbytes for tensor in tensors]:  # a piece each, as a rule
         found = []
         for name, tensor in zip(names, tensors, strict=True):

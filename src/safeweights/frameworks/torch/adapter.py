@@ -29,7 +29,7 @@ from .sharing import are_disjoint, overlapping_tensors
 from .staging import SLAB, Accelerator, DeviceLanding, TorchAccelerator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ...format.header import TensorInfo
     from ...storage import Buffer
@@ -239,6 +239,8 @@ def _encode_usual(tensors: Mapping[str, Any]) -> dict[str, Tensor] | None:
     begins: list[int] = []
     sizes: list[int] = []
     kinds: dict[tuple[torch.dtype, torch.Size], tuple[str, tuple[int, ...], int]] = {}
+    last_dtype: torch.dtype | None = None
+    last_dims: torch.Size | None = None
     try:
         for name, tensor in tensors.items():
             if not (
@@ -248,14 +250,16 @@ def _encode_usual(tensors: Mapping[str, Any]) -> dict[str, Tensor] | None:
                 and not tensor.is_neg()
             ):
                 return None
-            key = tensor.dtype, tensor.shape
-            kind = kinds.get(key)
-            if kind is None:
-                code = CODES.get(tensor.dtype, "F4")
-                if code == "F4" or tensor.is_complex():  # those may be conjugated
-                    return None
-                kind = kinds[key] = code, tuple(tensor.shape), tensor.nbytes
-            code, shape, nbytes = kind
+            dtype, dims = tensor.dtype, tensor.shape
+            if dtype is not last_dtype or dims != last_dims:  # costs less than to look up
+                last_dtype, last_dims = key = dtype, dims
+                kind = kinds.get(key)
+                if kind is None:
+                    code = CODES.get(dtype, "F4")
+                    if code == "F4" or tensor.is_complex():  # those may be conjugated
+                        return None
+                    kind = kinds[key] = code, tuple(dims), tensor.nbytes
+                code, shape, nbytes = kind
             if tensor.untyped_storage().nbytes() != nbytes and not has_memory(tensor):
                 return None
             if nbytes:
@@ -398,6 +402,15 @@ class HostTensor(Tensor):
 
     def view(self) -> memoryview:
         return flat(next(self.chunks()))
+
+    @classmethod
+    def chunks_of(cls, tensors: Sequence[HostTensor]) -> list[Buffer]:  # type: ignore[override]
+        if max(tensor.nbytes for tensor in tensors) > _COPY_MAX:
+            return [next(tensor.chunks()) for tensor in tensors]
+        return [
+            _array_at(tensor.nbytes)(tensor._tensor.data_ptr()).raw  # noqa: SLF001 - of this class
+            for tensor in tensors
+        ]
 
     def chunks(self, size: int = 1 << 24) -> Iterator[Buffer]:  # noqa: ARG002 - no copy to bound
         # Many times as fast as torch's own ways to NumPy, which matters where tensors are small: then
