@@ -35,7 +35,7 @@ class Mark:
         least: It must not be below this. With neither, it is for information.
         unit: Of the value; empty for a ratio.
         bound: What the machine itself reaches, measured in the same run, at most.
-        best: The figure of the best samples; that of all if it is not known.
+        best: That of the undisturbed samples (`Sampled.undisturbed`); of all if it is not known.
         noise: The spread of the samples, as a share of their median.
     """
 
@@ -53,7 +53,8 @@ class Mark:
         """``"pass"``, ``"FAIL"``, ``"limit"``, ``"noisy"``, or empty where nothing was asked.
 
         They mean the same as in the rows of `run.py`: the limit is that the machine misses the mark too,
-        and that the best samples are within a fifth of what it reaches, or beyond. Two decimals count.
+        and that the undisturbed samples are within a fifth of what it reaches, or beyond. Two decimals
+        count.
         """
         if self.most is None and self.least is None:
             return ""
@@ -130,9 +131,14 @@ class Marks:
             bound: Samples of the time that the machine itself needs for what any implementation has to do.
         """
         value = median(ours) / median(theirs)
-        noise = max(Sampled([*each]).noise for each in (ours, theirs))
-        # The fastest: what disturbs a limit makes it longer, and would excuse ours.
-        best, *limit = (min(each) / min(theirs) for each in (ours, bound) if each)
+        sampled = Sampled([*ours]), Sampled([*theirs])
+        # Not the medians: what disturbs a limit makes it longer, and would excuse ours.
+        best, *limit = (
+            (Sampled([*each]).undisturbed or 0.0) / (sampled[1].undisturbed or 1.0)
+            for each in (ours, bound)
+            if each
+        )
+        noise = max(each.noise for each in sampled)
         self.found.append(
             Mark(title, value, most, bound=limit[0] if limit else None, best=best, noise=noise)
         )

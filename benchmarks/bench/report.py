@@ -24,7 +24,7 @@ Medians, ± the median absolute deviation. against: safetensors 0.8.0, or the be
 is about owned or cold loads; ratio: ours by that; reach <=: what the ratio, or ours where it has a
 unit, shall not exceed (85%: of the limit's rate at least); limit: what the machine itself needs;
 as a verdict: the limit misses the mark too, and ours is within a fifth of it;
-noisy: samples differ too much, and the fastest give another verdict than the medians."""
+noisy: samples differ too much, and undisturbed ones give another verdict than the medians."""
 
 Cells = tuple[str, ...]
 

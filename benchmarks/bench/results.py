@@ -50,6 +50,19 @@ class Sampled:
         return min(self.values, default=None)
 
     @property
+    def undisturbed(self) -> float | None:
+        """The median; the lower quartile, if that is more than `NOISY` below it.
+
+        What disturbs samples makes them longer: where it met many, those that it did not meet tell more.
+        The fastest one tells less the more samples there are, and the luckier it was.
+        """
+        if not self.values:
+            return None
+        middle = median(self.values)
+        quartile = sorted(self.values)[(len(self.values) - 1) // 4]
+        return quartile if quartile < (1 - NOISY) * middle else middle
+
+    @property
     def noise(self) -> float:
         """The spread as a share of the median; 0 for values that may be 0 or below."""
         middle = self.median
@@ -77,7 +90,7 @@ class RowResult:
         failures: What was to be reached and was not; None where nothing was asked.
         noise: The larger spread of ours and of what it has to reach, as a share of the median; 0 if
             nothing was asked of a comparison.
-        unsure: It is above `NOISY`, and the fastest samples give another verdict than the medians.
+        unsure: It is above `NOISY`, and undisturbed samples give another verdict than the medians.
         bound: The limit that any implementation has to wait for; see `bench.rows.Row`.
         limited: The bound, in the place of ours, would miss the mark too, and ours is near it.
     """
@@ -152,13 +165,17 @@ def judge(result: RowResult, reach: Reach | None) -> RowResult:
     result.failures = [*missed.values()]
     others = [theirs] * (reach.ratio is not None) + [limit] * (reach.limit_share is not None)
     if others:
-        fastest = _missed(result, reach, min(ours.values), theirs.least, limit.least)
+        undisturbed = _missed(
+            result, reach, ours.undisturbed or 0.0, theirs.undisturbed, limit.undisturbed
+        )
         result.noise = max(each.noise for each in (ours, *others))
-        result.unsure = result.noise > NOISY and bool(fastest) != bool(missed)
+        result.unsure = result.noise > NOISY and bool(undisturbed) != bool(missed)
     measured = all(each.values for each in (bound, *others))
-    if missed and measured and min(ours.values) <= NEAR * (bound.least or 0.0):
-        # The fastest samples: what disturbs a limit makes it longer, and would excuse ours.
-        of_the_bound = _missed(result, reach, bound.least or 0.0, theirs.least, limit.least)
+    if missed and measured and (ours.undisturbed or 0.0) <= NEAR * (bound.undisturbed or 0.0):
+        # Not the medians: what disturbs a limit makes it longer, and would excuse ours.
+        of_the_bound = _missed(
+            result, reach, bound.undisturbed or 0.0, theirs.undisturbed, limit.undisturbed
+        )
         result.limited = missed.keys() <= of_the_bound.keys()
     return result
 

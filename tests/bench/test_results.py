@@ -104,6 +104,29 @@ def test_a_bound_that_was_disturbed_is_no_excuse():
     assert found.verdict == "limit"
 
 
+@pytest.mark.parametrize(
+    ("values", "undisturbed"),
+    [
+        ([], None),
+        ([3.0], 3.0),
+        ([1.0, 9.0, 9.0], 1.0),
+        ([0.5, 1.0, 1.0, 1.0, 1.1, 9.0], 1.0),  # one was lucky, one was not
+        ([1.0, 1.0, 2.0, 2.0, 2.0, 2.0], 1.0),
+        ([0.9, 0.9, 1.0, 1.0, 1.0, 1.0], 1.0),  # as a rule a sample is the median's
+        ([1.0, 2.0, 2.0, 2.0, 2.0, 2.0], 2.0),
+    ],
+)
+def test_undisturbed_samples(values, undisturbed):
+    assert Sampled(values).undisturbed == undisturbed
+
+
+def test_a_lucky_sample_of_the_bound_blames_nobody():
+    found = judge(result(limit=[0.5, 0.9, 0.95, 1.0, 1.0]), Reach(ratio=0.4))
+    assert found.verdict == "limit"
+    found = judge(result(limit=[0.5, 0.5, 0.95, 1.0, 1.0]), Reach(ratio=0.4))
+    assert found.verdict == "FAIL"
+
+
 def test_a_bound_does_not_excuse_what_is_not_measured():
     unknown = judge(result(peers={"0.8 mmap": []}, limit=[0.9]), Reach(ratio=0.4))
     assert unknown.verdict == "FAIL"
