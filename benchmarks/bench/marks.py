@@ -131,14 +131,14 @@ class Marks:
             bound: Samples of the time that the machine itself needs for what any implementation has to do.
         """
         value = median(ours) / median(theirs)
-        sampled = Sampled([*ours]), Sampled([*theirs])
-        # Not the medians: what disturbs a limit makes it longer, and would excuse ours.
+        other = Sampled([*theirs])
+        noise = max(Sampled([*ours]).noise, other.noise)
+        # Not the medians of all: what disturbs a limit makes it longer, and would excuse ours.
         best, *limit = (
-            (Sampled([*each]).undisturbed or 0.0) / (sampled[1].undisturbed or 1.0)
+            (Sampled([*each]).undisturbed or 0.0) / (other.undisturbed or 1.0)
             for each in (ours, bound)
             if each
         )
-        noise = max(each.noise for each in sampled)
         self.found.append(
             Mark(title, value, most, bound=limit[0] if limit else None, best=best, noise=noise)
         )

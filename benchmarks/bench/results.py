@@ -172,7 +172,7 @@ def judge(result: RowResult, reach: Reach | None) -> RowResult:
         result.unsure = result.noise > NOISY and bool(undisturbed) != bool(missed)
     measured = all(each.values for each in (bound, *others))
     if missed and measured and (ours.undisturbed or 0.0) <= NEAR * (bound.undisturbed or 0.0):
-        # Not the medians: what disturbs a limit makes it longer, and would excuse ours.
+        # Not the medians of all: what disturbs a limit makes it longer, and would excuse ours.
         of_the_bound = _missed(
             result, reach, bound.undisturbed or 0.0, theirs.undisturbed, limit.undisturbed
         )

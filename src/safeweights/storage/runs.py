@@ -155,7 +155,7 @@ def for_threads(runs: list[Run], target: int, position: int) -> Iterator[Compute
 
 
 class _Piece:
-    """Runs that are read one behind the other into memory."""
+    """A piece of the new file: the bytes of some runs, in their order."""
 
     __slots__ = ("_runs", "length")
 
