@@ -356,10 +356,10 @@ def test_append_with_a_fault_at_any_system_call(
 KILLS = """
 import glob, os, shutil, signal, sys
 from safeweights.checkpoint.writer import Writer
-from safeweights.storage import runs, sink
+from safeweights.storage import appending, runs
 
 path, old = sys.argv[1:3]
-sink._BATCH, runs._STEP = 1000, 1000
+appending.BATCH, runs._STEP = 1000, 1000
 NAMES = ("open", "stat", "lstat", "fstat", "fchmod", "writev", "fsync", "link", "close", "replace", "pread",
          "copy_file_range", "mkdir", "rename", "unlink", "rmdir", "scandir", "dup")
 

@@ -429,12 +429,12 @@ KILLS = """
 import os, signal, sys
 import safeweights
 from safeweights.editing import edit, editor, inplace
-from safeweights.storage import sink, runs
+from safeweights.storage import appending, runs
 import safeweights.conversion.opening, safeweights.editing.editor
 
 source, folder, kind = sys.argv[1:4]
 path = folder + "/model.safetensors"
-sink._BATCH, runs._STEP, runs._BLOCK = 4000, 3000, 64
+appending.BATCH, runs._STEP, runs._BLOCK = 4000, 3000, 64
 changes = {"patched": {"rename": {"module.step": "module.s"}},
            "header": {"strip_prefix": "module."},
            "written": {"drop": "module.step"},

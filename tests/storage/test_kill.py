@@ -54,10 +54,10 @@ print(f"{rounds} kills, {seen} found, {leftovers} temporary files left")
 
 AT_CALL = """
 import os, signal, sys
-from safeweights.storage import sink, write_file
+from safeweights.storage import appending, write_file
 
 path, number = sys.argv[1], int(sys.argv[2])
-sink._BATCH = 1000
+appending.BATCH = 1000
 calls = []
 
 def deadly(name, real):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safeweights.storage import InMemory, read_ahead, sink, write_file
+from safeweights.storage import InMemory, appending, read_ahead, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,14 +80,14 @@ def test_who_stops_half_way_leaves_nothing() -> None:
 def grouping(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """The threads that put buffers together."""
     found: set[int] = set()
-    joined = sink._joined
+    joined = appending._joined
 
     def noted(pieces: Any) -> Iterator[Any]:
         for piece in joined(pieces):
             found.add(threading.get_ident())
             yield piece
 
-    monkeypatch.setattr(sink, "_joined", noted)
+    monkeypatch.setattr(appending, "_joined", noted)
     return found
 
 

@@ -17,10 +17,10 @@ from safeweights.storage import (
     MemoryStore,
     Run,
     TruncatedError,
+    appending,
     is_copyable,
     open_source,
     runs,
-    sink,
     write_file,
     write_stream,
 )
@@ -40,7 +40,7 @@ def source(tmp_path: Path) -> Any:
 
 @pytest.fixture(autouse=True)
 def no_run_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sink, "SMALL", 0)
+    monkeypatch.setattr(appending, "SMALL", 0)
 
 
 def test_runs_between_buffers(tmp_path: Path, source: Any) -> None:
@@ -156,7 +156,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "_THREADED", 0)
     monkeypatch.setattr(runs, "_MEAN", 0)
     monkeypatch.setattr(runs, "PIECE", 1000)
-    monkeypatch.setattr(sink, "PIECE", 1000)
+    monkeypatch.setattr(appending, "PIECE", 1000)
     monkeypatch.setattr(runs, "is_local", lambda _: True)
     monkeypatch.setattr(runs, "can_share_blocks", lambda _: False)
 
@@ -192,7 +192,7 @@ def test_pieces_end_at_multiples(source: Any, monkeypatch: pytest.MonkeyPatch) -
 def test_threads_take_short_runs_along(
     tmp_path: Path, source: Any, system_calls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sink, "SMALL", 1 << 14)
+    monkeypatch.setattr(appending, "SMALL", 1 << 14)
     some = [Run(source, 7 * number, 90) for number in range(20)]
     write_file(tmp_path / "a", [Run(source, 0, 20_000), *some, Run(source, 5, 20_200)])
     expected = b"".join(DATA[run.offset : run.offset + 90] for run in some)
@@ -205,15 +205,15 @@ def test_threads_take_short_runs_along(
 def test_few_pieces_are_cut_at_a_time(
     tmp_path: Path, source: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, portions = sink.write_computed, []
+    real, portions = appending.write_computed, []
 
     def write(pieces: list[Any], *rest: Any, **more: Any) -> None:
         portions.append(len(pieces))
         real(pieces, *rest, **more)
 
-    monkeypatch.setattr(sink, "write_computed", write)
-    monkeypatch.setattr(sink, "_PORTION", 7)
-    monkeypatch.setattr(sink, "_STRETCH", 3)
+    monkeypatch.setattr(appending, "write_computed", write)
+    monkeypatch.setattr(appending, "_PORTION", 7)
+    monkeypatch.setattr(appending, "_STRETCH", 3)
     given = [Run(source, number, 5000) for number in range(5)]
     write_file(tmp_path / "a", given)
     assert (tmp_path / "a").read_bytes() == b"".join(DATA[n : n + 5000] for n in range(5))
@@ -223,7 +223,7 @@ def test_few_pieces_are_cut_at_a_time(
 def test_small_runs_are_read_and_written_together(
     tmp_path: Path, source: Any, system_calls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sink, "SMALL", 1000)
+    monkeypatch.setattr(appending, "SMALL", 1000)
     small = [Run(source, 7 * number, 90) for number in range(200)]
     write_file(tmp_path / "a", [*small, Run(source, 0, 1000), *small])
     expected = b"".join(DATA[run.offset : run.offset + 90] for run in small)

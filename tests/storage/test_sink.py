@@ -21,6 +21,7 @@ from safeweights.errors import UnsupportedError
 from safeweights.storage import (
     DescriptorSource,
     PartialOverwriteError,
+    appending,
     open_source,
     sink,
     write_file,
@@ -41,7 +42,7 @@ unnamed_files = pytest.mark.parametrize("unnamed", [True, False], ids=["unnamed"
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several system calls for little data."""
-    monkeypatch.setattr(sink, "_BATCH", 1000)
+    monkeypatch.setattr(appending, "BATCH", 1000)
 
 
 def without_unnamed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +91,8 @@ def test_writes_end_where_the_file_has_a_whole_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "other").write_bytes(b"r" * 700)
-    monkeypatch.setattr(sink, "_BATCH", 10_000)
-    monkeypatch.setattr(sink, "SMALL", 0)
+    monkeypatch.setattr(appending, "BATCH", 10_000)
+    monkeypatch.setattr(appending, "SMALL", 0)
     real, ends = os.writev, []
 
     def writev(descriptor: int, batch: list[Any]) -> int:
@@ -379,7 +380,7 @@ def test_empty_pieces_are_never_handed_to_the_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(os, "writev")  # write(2) of an empty piece writes nothing
-    pieces = [b"", bytearray(), NEW * (sink._SMALL // len(NEW) + 1), b""]
+    pieces = [b"", bytearray(), NEW * (appending._SMALL // len(NEW) + 1), b""]
     write_file(tmp_path / "a", pieces)
     assert (tmp_path / "a").read_bytes() == b"".join(pieces)
 
@@ -847,7 +848,7 @@ def test_large_durable_files_do_not_fill_the_page_cache(tmp_path: Path, monkeypa
         os, "pwritev", lambda fd, batch, at, flag: flags.append(flag) or real(fd, batch, at, flag)
     )
     write_file(tmp_path / "a", LARGE, size=5 << 18, durable=True)
-    assert set(flags) == {sink._DONTCACHE}
+    assert set(flags) == {appending._DONTCACHE}
     assert (tmp_path / "a").read_bytes() == b"".join(LARGE)
 
 

@@ -13,7 +13,7 @@ from encrypted_files import QUICK, public
 import safeweights
 import safeweights.numpy
 from safeweights import trust
-from safeweights.storage import sink
+from safeweights.storage import appending
 from safeweights.trust import Passphrase, generate_identity, write_identity
 from safeweights.trust.access.header import encode64
 from safeweights.trust.access.identities import as_identities, parse_identities
@@ -161,7 +161,7 @@ def test_errors_of_the_system_show_nothing_secret(
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sink, "_write_some", full_disk)
+    monkeypatch.setattr(appending, "_write_some", full_disk)
     ways: dict[str, Callable[[], object]] = {
         "encrypt": lambda: trust.encrypt(model, public(ann), tmp_path / "x", durable=False),
         "hybrid": lambda: trust.encrypt(

@@ -5,7 +5,7 @@
     windows  blocks  inflating         parts of a source; bytes in blocks; compressed bytes
     encrypted                          blocks that are decrypted as they are read; encrypting writes
     pipes  limits                      standard input that cannot seek; what a foreign file may cost
-    sink  runs                         files replaced as a whole, durably; bytes the system moves itself
+    sink  appending  runs              files replaced as a whole, durably; bytes the system moves itself
     store  local_store  remote/        named files: list, open, write, commit several at once
     urls  places                       a path or a URL -> a store and a name in it
     handles  leases                    more files than a process may have open; files that stay as they are

@@ -22,21 +22,17 @@ import io
 import os
 import stat
 import sys
-from functools import partial
-from itertools import groupby, islice
-from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final, Literal
 
 from ..errors import UnsupportedError
-from .computing import Computed, write_computed
+from .appending import BATCH, UNSUPPORTED, Pieces, Progress, about, progressed, write_all
 from .files import decoded
-from .parallel import thread_count
-from .readahead import InMemory, ahead
-from .runs import PIECE, SMALL, THREADS, Run, copy_run, expanded, for_threads, made
-from .source import Buffer, flat
+from .runs import expanded
+from .source import flat
 from .syscalls import reserve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "PartialOverwriteError",
@@ -55,26 +51,10 @@ __all__ = [
     "write_stream",
 ]
 
-_Progress: TypeAlias = "Callable[[int], object]"
-_Pieces: TypeAlias = "Iterable[Buffer | Run | Computed]"
-_Group: TypeAlias = "tuple[list[Buffer], int] | list[Run] | list[Computed]"
-
-_VECTOR: Final = 1024  # IOV_MAX of Linux, macOS and the BSDs
-_BATCH: Final = 1 << 23  # bytes handed to one system call; a signal is seen between two
-_DONTCACHE: Final = 0x80  # the os module has no name for it yet
 _LARGE: Final = 1 << 20
-_STRETCH: Final = 1 << 14  # runs, or what is computed, that are handed on together
-_PORTION: Final = 1 << 10  # pieces that threads copy before the next ones are cut
-_SMALL: Final = 1 << 12
-_JOINED: Final = 1 << 18  # fits in the processor's cache
 _FLAGS: Final[int] = getattr(os, "O_BINARY", 0)
 
-_UNSUPPORTED: Final = frozenset(
-    {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL}
-)
-"""Errors of filesystems that lack an operation (FUSE, object-store mounts, vfat)."""
-
-_CANNOT_RENAME: Final = _UNSUPPORTED | {errno.EXDEV, errno.EBUSY}
+_CANNOT_RENAME: Final = UNSUPPORTED | {errno.EXDEV, errno.EBUSY}
 """EBUSY: the target is itself a mount point, as a file that is mounted into a container is."""
 
 _CANNOT_LINK: Final = _CANNOT_RENAME | {errno.EMLINK}
@@ -101,13 +81,13 @@ class PartialOverwriteError(OSError):
 
 def write_file(
     path: str | os.PathLike[str],
-    buffers: _Pieces,
+    buffers: Pieces,
     *,
     size: int = 0,
     durable: bool = False,
     create_only: bool = False,
     links: Literal["follow", "refuse", "replace"] = "follow",
-    progress: _Progress | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Replace the file at `path` by one whose contents are `buffers`, concatenated.
 
@@ -158,11 +138,11 @@ def write_file(
 def stage_file(
     path: str,
     target: str,
-    buffers: _Pieces,
+    buffers: Pieces,
     *,
     size: int = 0,
     durable: bool = False,
-    progress: _Progress | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a new file at `path` that is to be renamed to `target`, with the owner and mode of the old one.
 
@@ -200,9 +180,9 @@ def _resolve_parent(path: str) -> str:
 
 def write_stream(
     file: IO[bytes],
-    buffers: _Pieces,
+    buffers: Pieces,
     *,
-    progress: _Progress | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write `buffers` to an open file object, which may be a pipe or socket; it is not closed or synced.
 
@@ -220,7 +200,7 @@ def write_stream(
             count = file.write(rest)
             if count is None:
                 raise BlockingIOError(errno.EAGAIN, "the file object would block")
-            rest = rest[_progressed(count) :]
+            rest = rest[progressed(count) :]
             written += count
         if progress is not None:
             progress(written)
@@ -331,7 +311,7 @@ class _NewFile:
         # Until the file has the old owner, group and mode, only this process's user may read it.
         self._mode = 0o666 if replaced is None else stat.S_IMODE(replaced.st_mode) & 0o700
 
-    def create(self, buffers: _Pieces, progress: _Progress | None) -> None:
+    def create(self, buffers: Pieces, progress: Progress | None) -> None:
         """Write it. It has no name until it is complete, if the system can do that."""
         unnamed = _open_unnamed(os.path.dirname(self._path), self._mode)
         if unnamed is None:
@@ -344,18 +324,18 @@ class _NewFile:
             else:
                 self._create_named(_contents(unnamed), None)
 
-    def _create_named(self, buffers: _Pieces, progress: _Progress | None) -> None:
+    def _create_named(self, buffers: Pieces, progress: Progress | None) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS | getattr(os, "O_NOFOLLOW", 0)
         with _closing(os.open(self._path, flags, self._mode), self._target) as descriptor:
             self._fill(descriptor, buffers, progress)
 
-    def _fill(self, descriptor: int, buffers: _Pieces, progress: _Progress | None) -> None:
+    def _fill(self, descriptor: int, buffers: Pieces, progress: Progress | None) -> None:
         large = self._size >= _LARGE
         if large:
             with about(self._target):
                 reserve(descriptor, self._size)
         uncached = large and self._durable
-        _write_all(descriptor, self._target, buffers, progress, uncached=uncached)
+        write_all(descriptor, self._target, buffers, progress, uncached=uncached)
         if self._replaced is not None:  # last: writing takes the set-ID bits away
             with about(self._target):
                 adopt(descriptor, self._replaced)
@@ -385,7 +365,7 @@ def _name(descriptor: int, path: str) -> bool:
 
 def _contents(descriptor: int) -> Iterator[bytes]:
     position = 0
-    while piece := os.pread(descriptor, _BATCH, position):
+    while piece := os.pread(descriptor, BATCH, position):
         yield piece
         position += len(piece)
 
@@ -403,16 +383,6 @@ def _closing(descriptor: int, path: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def about(path: str) -> Iterator[None]:
-    """Add the file name to errors of system calls on a descriptor."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = path
-        raise
-
-
 def _discard(path: str) -> None:
     with contextlib.suppress(OSError):  # not there, or as stubborn as what went wrong before
         os.unlink(path)
@@ -423,7 +393,7 @@ def _allowed(call: Callable[..., object], *arguments: Any) -> bool:
     try:
         call(*arguments)
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if error.errno not in UNSUPPORTED:
             raise
         return False
     return True
@@ -457,221 +427,6 @@ def sync(descriptor: int, path: str, *, durable: bool) -> None:
         os.fsync(descriptor)
 
 
-def _write_all(
-    descriptor: int,
-    path: str,
-    buffers: _Pieces,
-    progress: _Progress | None = None,
-    *,
-    uncached: bool = False,
-) -> None:
-    """Write what is given to a new file."""
-    appending = _Appending(descriptor, path, progress, uncached=uncached)
-    # To group many small buffers takes a fifth of the time that writing them takes.
-    early = isinstance(buffers, InMemory) and buffers.size > 2 * _BATCH
-    groups = _grouped(buffers if hasattr(os, "pwrite") else made(buffers))  # Windows has none
-    with contextlib.closing(ahead(groups) if early else groups) as items:
-        appending.append(items)
-
-
-class _Appending:
-    """Writes at the end of a file, which is also the position of its descriptor between two calls."""
-
-    def __init__(
-        self, descriptor: int, path: str, progress: _Progress | None, *, uncached: bool
-    ) -> None:
-        self._descriptor = descriptor
-        self._path = path
-        self._progress = progress
-        self._call = _Uncached(descriptor).write if uncached else partial(_write_some, descriptor)
-        self._written = 0
-
-    def append(self, items: Iterable[_Group]) -> None:
-        """What `_grouped` yields."""
-        for item in items:
-            if isinstance(item, tuple):
-                self._write(*item)
-            elif isinstance(item[0], Run):
-                self._move(item)
-            else:
-                self._compute(item)
-
-    def _write(self, batch: list[Buffer], size: int) -> None:
-        """The buffers of one system call, which have so many bytes; empties the list."""
-        # As views: whatever shows variables of a traceback would print the contents of bytes.
-        rest: list[Buffer] = [
-            each if type(each) is memoryview else memoryview(each) for each in batch
-        ]
-        left = size
-        batch.clear()  # or its memory would be in use while the next one is made
-        while left:
-            with about(self._path):
-                count = self._call(rest)
-            left -= count
-            if left:
-                rest = _after(rest, count)
-        self._count(size)
-
-    def _move(self, runs: list[Run]) -> None:
-        with about(self._path):
-            pieces = for_threads(runs, self._descriptor, self._written)
-        if pieces is None:
-            self._copy(runs)
-            return
-        while portion := [*islice(pieces, _PORTION)]:
-            self._compute(portion, threads=min(THREADS, thread_count()), unit=PIECE)
-
-    def _copy(self, runs: list[Run]) -> None:
-        for small, some in groupby(runs, lambda run: run.length < SMALL):
-            if small:
-                self.append(_grouped(expanded(some)))
-                continue
-            for run in some:
-                with about(self._path):
-                    copy_run(run, self._descriptor, self._written, self._write_one, self._count)
-
-    def _compute(self, pieces: list[Computed], threads: int | None = None, unit: int = 0) -> None:
-        begin, end = self._written, self._written + sum(piece.length for piece in pieces)
-
-        def tell(done: int) -> None:
-            self._count(begin + done - self._written)
-
-        write_computed(pieces, begin, self._write_at, tell, threads=threads, unit=unit)
-        with about(self._path):
-            os.lseek(self._descriptor, end, os.SEEK_SET)
-
-    def _write_one(self, data: Buffer) -> None:
-        self._write([data], len(data))
-
-    def _write_at(self, block: memoryview, position: int) -> None:
-        while block:
-            with about(self._path):
-                count = self._call([block], position)
-            block, position = block[count:], position + count
-
-    def _count(self, count: int) -> None:
-        self._written += count
-        if self._progress is not None:
-            self._progress(self._written)
-
-
-def _grouped(pieces: _Pieces) -> Generator[_Group]:
-    """Runs that follow one another; likewise what is computed; buffers for one call, with their bytes.
-
-    Buffers are cut where the file has a multiple of 8 MiB: the page cache then holds it in pieces of 2 MiB,
-    where the filesystem can do that, and to map all of 251 MiB takes 0.3 ms instead of 10.
-    """
-    batch: list[Buffer] = []
-    size, room = 0, _BATCH  # bytes of the batch, and up to the next place to cut
-    stretch: list[Any] = []  # runs, or what is computed
-    for piece in _joined(pieces):
-        if stretch and (type(piece) is not type(stretch[0]) or len(stretch) == _STRETCH):
-            yield stretch
-            stretch = []
-        if type(piece) is not memoryview and isinstance(piece, Run | Computed):
-            if batch:
-                yield batch, size
-                batch = []
-            stretch.append(piece)
-            room -= (size + piece.length) % _BATCH
-            room, size = room if room > 0 else room + _BATCH, 0
-            continue
-        nbytes = piece.nbytes if type(piece) is memoryview else _length(piece)
-        while size + nbytes >= room:
-            piece = flat(piece)  # noqa: PLW2901 - a second name would keep its memory in use for longer
-            batch.append(piece[: room - size])
-            piece = piece[room - size :]  # noqa: PLW2901
-            nbytes -= room - size
-            yield batch, room
-            batch, size, room = [], 0, _BATCH
-        if nbytes:
-            batch.append(piece)
-            size += nbytes
-        if len(batch) == _VECTOR:
-            yield batch, size
-            batch, size, room = [], 0, room - size
-    if batch:
-        yield batch, size
-    if stretch:
-        yield stretch
-
-
-def _joined(pieces: _Pieces) -> Iterator[Buffer | Run | Computed]:
-    """Join small neighbours: copying a few KiB costs less than one more buffer in a system call.
-
-    None that is given is empty: to write nothing looks like a system that writes nothing.
-    """
-    small: list[Buffer] = []
-    size = 0
-    for piece in pieces:
-        if type(piece) is memoryview or not isinstance(piece, Run | Computed):
-            nbytes = piece.nbytes if type(piece) is memoryview else _length(piece)
-            if nbytes <= _SMALL:
-                small.append(piece)
-                size += nbytes
-                if size > _JOINED:
-                    yield b"".join(small)
-                    small, size = [], 0
-                continue
-        if size:
-            yield b"".join(small)
-            small, size = [], 0
-        yield piece
-    if size:
-        yield b"".join(small)
-
-
-def _length(piece: Buffer) -> int:
-    """Bytes of a buffer."""
-    if type(piece) is memoryview:
-        return piece.nbytes
-    return len(piece) if type(piece) is bytes else memoryview(piece).nbytes
-
-
-class _Uncached:
-    """Writes that start going to the disk at once, where the system can do that, so that fsync waits less.
-
-    They use pwritev2(2), RWF_DONTCACHE (Linux 6.14); position -1 is that of the descriptor.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._can = sys.platform == "linux" and hasattr(os, "pwritev")
-
-    def write(self, batch: list[Buffer], position: int = -1) -> int:
-        if self._can:
-            try:
-                return _progressed(os.pwritev(self._descriptor, batch, position, _DONTCACHE))
-            except OSError as error:
-                if error.errno not in _UNSUPPORTED:
-                    raise
-                self._can = False
-        return _write_some(self._descriptor, batch, position)
-
-
-def _write_some(descriptor: int, batch: list[Buffer], position: int = -1) -> int:
-    """Write at the position of the descriptor, or the first buffer at another position."""
-    if position >= 0:
-        return _progressed(os.pwrite(descriptor, batch[0], position))
-    vectored = hasattr(os, "writev")  # not on Windows
-    return _progressed(os.writev(descriptor, batch) if vectored else os.write(descriptor, batch[0]))
-
-
-def _progressed(count: int) -> int:
-    if count == 0:
-        raise OSError(errno.EIO, "the system wrote no bytes and reported no error")
-    return count
-
-
-def _after(batch: list[Buffer], count: int) -> list[Buffer]:
-    """The rest of `batch` after its first `count` bytes, which are not all of it, were written."""
-    first = 0
-    while count >= (nbytes := _length(batch[first])):
-        count -= nbytes
-        first += 1
-    return [flat(batch[first])[count:], *batch[first + 1 :]]
-
-
 def copy_over(
     source: str, target: str, *, durable: bool, follow: bool = True, keep: bool = False
 ) -> None:
@@ -699,7 +454,7 @@ def copy_over(
     # From here on `source` is all there is, so that nothing may remove it but success.
     try:
         with _closing(descriptor, target), open(source, "rb", buffering=0) as file:
-            _write_all(descriptor, target, iter(lambda: file.read(_BATCH), b""))
+            write_all(descriptor, target, iter(lambda: file.read(BATCH), b""))
             sync(descriptor, target, durable=durable)
     except OSError as error:
         raise PartialOverwriteError(target, source, error) from error
