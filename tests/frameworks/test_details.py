@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from kits import file_of, sample
+
+from safeweights.checkpoint.saving import serialized
+from safeweights.errors import SafetensorError
+from safeweights.frameworks.numpy import ADAPTER
+from safeweights.storage import write_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -345,6 +351,39 @@ def _imported(program: str) -> set[str]:
     code = f"import sys, numpy; before = set(sys.modules); {program}; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0), (4096,), (4097,), (3, 50_000)])
+def test_memory_of_an_array_is_read_when_it_is_written(shape: tuple[int, ...]) -> None:
+    """Small arrays are copied, large ones seen."""
+    array = np.zeros(shape, np.uint8)
+    (held,) = ADAPTER.encode({"x": array}).values()
+    array[...] = 5
+    expected = array.tobytes()
+    (chunk,) = held.chunks()
+    (written,) = type(held).chunks_of([held])
+    assert bytes(chunk) == bytes(written) == bytes(held.view()) == expected
+    assert isinstance(written, bytes) == (len(expected) <= 4096)
+    buffer = bytearray(len(expected) // 2)
+    held.read_into(buffer, len(expected) - len(buffer))
+    assert buffer == expected[len(expected) - len(buffer) :]
+    again = pickle.loads(pickle.dumps(held))
+    assert (again.name, again.dtype, again.shape, bytes(again.view())) == (
+        "x",
+        "U8",
+        shape,
+        expected,
+    )
+
+
+def test_an_array_that_grows_before_it_is_written_is_an_error(tmp_path: Path) -> None:
+    array = np.zeros(8, np.uint8)
+    size, pieces = serialized(ADAPTER.encode({"x": array}))
+    array.resize(9, refcheck=False)
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(SafetensorError, match="takes 8 bytes, but has 9"):
+        write_file(path, pieces, size=size)
+    assert not path.exists()
 
 
 def test_a_face_imports_nothing_until_it_is_used() -> None:

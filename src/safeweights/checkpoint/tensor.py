@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
+    from typing_extensions import Self
 
     from ..format.indexing import Selection
 
@@ -155,7 +156,7 @@ class Tensor(ABC):
             yield self._read_copy(begin, min(size, self.nbytes - begin))
 
     @classmethod
-    def chunks_of(cls, tensors: Sequence[Tensor]) -> list[Buffer]:
+    def chunks_of(cls, tensors: Sequence[Self]) -> list[Buffer]:
         """What `chunks` gives of some tensors of this class: a class may save a call for each."""
         return [chunk for tensor in tensors for chunk in tensor.chunks()]
 
@@ -262,6 +263,7 @@ class MemoryTensor(Tensor):
 
     __slots__ = ("_data",)
     in_memory = True
+    _data: Any
 
     # Sets what `Tensor.__init__` would: saving many small tensors makes one of these for each.
     def __init__(self, name: str, dtype: str, shape: Iterable[int], data: Any) -> None:
@@ -272,17 +274,26 @@ class MemoryTensor(Tensor):
         self.nbytes = len(view)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MemoryTensor, (self.name, self.dtype, self.shape, bytes(self._data))
+        return MemoryTensor, (self.name, self.dtype, self.shape, bytes(self.memory()))
+
+    def memory(self) -> memoryview:
+        """All bytes: the memory itself. Classes that have it in another form look it up here."""
+        found: memoryview = self._data
+        return found
 
     def read_into(self, buffer: Any, offset: int = 0) -> None:
         view = self._within(buffer, offset)
-        view[:] = self._data[offset : offset + len(view)]
+        view[:] = self.memory()[offset : offset + len(view)]
 
-    def chunks(self, size: int = 1 << 24) -> Iterator[memoryview]:  # noqa: ARG002 - no copy to bound
-        return iter((self._data,))
+    def chunks(self, size: int = 1 << 24) -> Iterator[Buffer]:  # noqa: ARG002 - no copy to bound
+        return iter((self.memory(),))
+
+    @classmethod
+    def chunks_of(cls, tensors: Sequence[Self]) -> list[Buffer]:
+        return [tensor.memory() for tensor in tensors]
 
     def _read_range(self, offset: int, length: int) -> memoryview:
-        return self._data[offset : offset + length]
+        return self.memory()[offset : offset + length]
 
 
 class UnreadableTensor(Tensor):

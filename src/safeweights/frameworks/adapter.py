@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..format.header import TensorInfo
     from .plans import Landing
 
-__all__ = ["FRAMEWORKS", "Adapter", "MissingAdapter", "adapter_for", "is_default"]
+__all__ = ["COPY_MAX", "FRAMEWORKS", "Adapter", "MissingAdapter", "adapter_for", "is_default"]
 
 FRAMEWORKS: Final = {
     "np": "numpy", "numpy": "numpy",
@@ -35,6 +35,9 @@ FRAMEWORKS: Final = {
     "paddle": "paddle",
 }  # fmt: skip
 """What callers say -> the framework, whose adapter is the module or package of that name here."""
+
+COPY_MAX: Final = 1 << 12
+"""Bytes up to which it costs less to copy a tensor's memory than to make a view of it."""
 
 _PACKAGES: Final = frozenset({"jax", "torch"})
 

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..checkpoint import MemoryTensor, Tensor
-from ..derived.small_floats import widened
 from ..errors import DTypeError, MissingDependencyError, UnsupportedError, quote
 from ..format.dtypes import DTYPES
-from .adapter import Adapter
+from ..storage import flat
+from .adapter import COPY_MAX, Adapter
 from .wording import advice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from typing_extensions import Self
 
     from ..format.header import TensorInfo
+    from ..storage import Buffer
 
 __all__ = ["ADAPTER", "WIDENING", "code_of", "dtype_of_values", "numpy_dtype"]
 
@@ -119,10 +122,35 @@ class NumPyAdapter(Adapter):
                     if array.shape != shape:
                         # One object for all neighbours: `layout` knows it again.
                         shape = array.shape
-                    found[name] = MemoryTensor(name, usual, shape, array)
+                    found[name] = ArrayTensor(name, usual, shape, array)
                     continue
             found[name] = encode_array(name, array)
         return found
+
+
+class ArrayTensor(MemoryTensor):
+    """A contiguous array of a usual type; its memory is looked up when it is written."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, name: str, code: str, shape: tuple[int, ...], array: np.ndarray[Any, Any]
+    ) -> None:
+        # What the base's does, but for the view, which takes as long as all the rest.
+        self.name = name
+        self.dtype = code
+        self.shape = shape
+        self.nbytes = array.nbytes
+        self._data = array
+
+    def memory(self) -> memoryview:
+        return flat(self._data)
+
+    @classmethod
+    def chunks_of(cls, tensors: Sequence[Self]) -> list[Buffer]:
+        if max(tensor.nbytes for tensor in tensors) > COPY_MAX:
+            return super().chunks_of(tensors)
+        return [tensor._data.tobytes() for tensor in tensors]  # noqa: SLF001 - of this class
 
 
 class WideningAdapter(NumPyAdapter):
@@ -132,6 +160,8 @@ class WideningAdapter(NumPyAdapter):
         try:
             return super().make(data, dtype, shape, device)
         except MissingDependencyError:
+            from ..derived.small_floats import widened
+
             return widened(dtype, data).reshape(shape)
 
 

@@ -23,13 +23,15 @@ from ...errors import (
 )
 from ...format.dtypes import DTYPES
 from ...storage.source import flat
-from ..adapter import Adapter
+from ..adapter import COPY_MAX, Adapter
 from ..wording import advice
 from .sharing import are_disjoint, overlapping_tensors
 from .staging import SLAB, Accelerator, DeviceLanding, TorchAccelerator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from typing_extensions import Self
 
     from ...format.header import TensorInfo
     from ...storage import Buffer
@@ -368,8 +370,6 @@ def host_bytes(name: str, tensor: torch.Tensor) -> memoryview:
 PLAIN: Final = frozenset({torch.Tensor, torch.nn.Parameter})
 """Types whose memory is where they say; a subclass may have its values anywhere."""
 
-_COPY_MAX: Final = 1 << 12
-
 _PINNED_MIN: Final = 1 << 20
 """Size above which a copy through pinned memory pays off."""
 
@@ -380,47 +380,35 @@ def _array_at(nbytes: int) -> Callable[[int], ctypes.Array[ctypes.c_char]]:
     return (ctypes.c_char * nbytes).from_address
 
 
-class HostTensor(Tensor):
-    """A plain contiguous tensor on the CPU; its memory is looked at when it is written."""
+class HostTensor(MemoryTensor):
+    """A plain contiguous tensor on the CPU; its memory is looked up when it is written."""
 
-    __slots__ = ("_tensor",)
-    in_memory = True
+    __slots__ = ()
 
     def __init__(
         self, name: str, code: str, shape: tuple[int, ...], nbytes: int, tensor: torch.Tensor
     ) -> None:
-        # What the base's does; calling that would take as long again.
+        # What the base's does, but for the view.
         self.name = name
         self.dtype = code
         self.shape = shape
         self.nbytes = nbytes
-        self._tensor = tensor
+        self._data = tensor
 
-    def read_into(self, buffer: Any, offset: int = 0) -> None:
-        view = self._within(buffer, offset)
-        view[:] = self.view()[offset : offset + len(view)]
-
-    def view(self) -> memoryview:
-        return flat(next(self.chunks()))
+    # Many times as fast as torch's own ways to NumPy, which matters where tensors are small.
+    def memory(self) -> memoryview:
+        memory: Any = _array_at(self.nbytes)(self._data.data_ptr())
+        memory.owner = self._data  # a view of the memory keeps the tensor alive
+        return flat(memory)
 
     @classmethod
-    def chunks_of(cls, tensors: Sequence[HostTensor]) -> list[Buffer]:  # type: ignore[override]
-        if max(tensor.nbytes for tensor in tensors) > _COPY_MAX:
-            return [next(tensor.chunks()) for tensor in tensors]
+    def chunks_of(cls, tensors: Sequence[Self]) -> list[Buffer]:
+        if max(tensor.nbytes for tensor in tensors) > COPY_MAX:
+            return super().chunks_of(tensors)
         return [
-            _array_at(tensor.nbytes)(tensor._tensor.data_ptr()).raw  # noqa: SLF001 - of this class
-            for tensor in tensors
+            _array_at(each.nbytes)(each._data.data_ptr()).raw  # noqa: SLF001 - of this class
+            for each in tensors
         ]
-
-    def chunks(self, size: int = 1 << 24) -> Iterator[Buffer]:  # noqa: ARG002 - no copy to bound
-        # Many times as fast as torch's own ways to NumPy, which matters where tensors are small: then
-        # a copy is cheaper than a view.
-        nbytes, address = self.nbytes, self._tensor.data_ptr()
-        if nbytes <= _COPY_MAX:
-            return iter((_array_at(nbytes)(address).raw,))
-        memory: Any = _array_at(nbytes)(address)
-        memory.owner = self._tensor  # a view of the memory keeps the tensor alive
-        return iter((flat(memory),))
 
 
 class DeviceTensor(Tensor):
