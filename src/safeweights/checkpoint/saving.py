@@ -179,12 +179,13 @@ def decided(
     with gc_paused():
         entries = [(name, t.dtype, t.shape) for name, t in found.items()]
         header, head = layout(entries, metadata, in_order=in_order, align=align)
-    sizes = [end - begin for _, _, begin, end in header.tensors.values()]
-    if [found[name].nbytes for name in header.tensors] != sizes:
-        name = next(
-            each for each, info in header.tensors.items() if found[each].nbytes != info.nbytes
-        )
-        raise wrong_size(name, header.tensors[name], found[name].nbytes)
+        wrong = [
+            name
+            for name, (_, _, begin, end) in header.tensors.items()
+            if found[name].nbytes != end - begin
+        ]
+    if wrong:
+        raise wrong_size(wrong[0], header.tensors[wrong[0]], found[wrong[0]].nbytes)
     return Contents(head, header, found)
 
 
@@ -219,8 +220,9 @@ def _unread(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 "values are saved by `save_file` of `safeweights.numpy`, `safeweights.torch` ...",
                 tensor=name,
             )
-    for tensor in [tensor for tensor in found.values() if tensor.unreadable is not None]:
-        tensor.check_readable()
+        if kind.unreadable is not None:  # a property of its tensors
+            for tensor in [each for each in found.values() if each.unreadable is not None]:
+                tensor.check_readable()
     return found
 
 

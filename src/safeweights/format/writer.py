@@ -92,9 +92,9 @@ def layout(
         twice = next(a[0] for a, b in pairwise(sorted(ordered)) if a[0] == b[0])
         message = f"two tensors have the name {quote(twice)}"
         raise FormatError(message, rule="duplicate-key", tensor=twice)
-    text = _encode(parts, infos, align)
-    header = Header(infos, None if metadata is None else dict(metadata), len(text))
-    return header, len(text).to_bytes(PREFIX, "little") + text
+    head = _encode(parts, infos, align)
+    header = Header(infos, None if metadata is None else dict(metadata), len(head) - PREFIX)
+    return header, head
 
 
 _Kind: TypeAlias = tuple[tuple[int, ...], int, str]
@@ -133,26 +133,29 @@ def _checked_size(name: str, dtype: str, shape: tuple[int, ...]) -> int:
     return size
 
 
-def _encode(parts: Iterable[str], tensors: Mapping[str, TensorInfo], align: int) -> bytes:
-    """The padded JSON object with the members `parts`."""
+def _encode(parts: list[str], tensors: Mapping[str, TensorInfo], align: int) -> bytes:
+    """The first bytes of the file: length field, JSON object with the members `parts`, padding."""
     if METADATA_KEY in tensors:
         message = f"a tensor cannot have the name `{METADATA_KEY}`: rename it"
         raise FormatError(message, rule="metadata", tensor=METADATA_KEY)
     try:
-        text = ("{" + ",".join(parts) + "}").encode()
+        text = ",".join(parts).encode()
     except UnicodeEncodeError as error:
         wrong = next((name for name in tensors if has_surrogates(name)), None)
         where = "the metadata" if wrong is None else f"the name {quote(wrong)}"
         message = f"{where} has a lone surrogate, which cannot be written as UTF-8: {error.reason}"
         raise FormatError(message, rule="utf-8", tensor=wrong) from error
-    text += b" " * (-(PREFIX + len(text)) % align)
-    if len(text) > MAX_HEADER:
+    size = len(text) + 2
+    padding = -(PREFIX + size) % align
+    size += padding
+    if size > MAX_HEADER:
         message = (
-            f"header too large: {len(text)} bytes for {len(tensors)} tensors, at most {MAX_HEADER} "
+            f"header too large: {size} bytes for {len(tensors)} tensors, at most {MAX_HEADER} "
             "are allowed"
         )
         raise FormatError(message, rule="header-too-large")
-    return text
+    # Joined at once: each step that concatenates copies all of it, 90 bytes a tensor.
+    return b"".join((size.to_bytes(PREFIX, "little"), b"{", text, b"}", b" " * padding))
 
 
 def _metadata_text(metadata: Mapping[str, str]) -> str:
