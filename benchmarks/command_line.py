@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from bench.marks import Marks
+from bench.marks import Mark, Marks, compared, rounds
 from bench.processes import interpreter_environment
 
 import safeweights.numpy
@@ -48,6 +48,20 @@ for array in safetensors.numpy.load_file(sys.argv[1]).values():
 """
 
 
+def measure(title: str, ours: str, other: str, theirs: str, most: float) -> Mark:
+    """Run our command and the other one in turn."""
+    samples: tuple[list[float], list[float]] = [], []
+
+    def found() -> Mark:
+        shown = f"`{title}` / {other} ({statistics.median(samples[0]):.2f} s)"
+        return compared(shown, *samples, most=most)
+
+    for _ in rounds(RUNS, lambda: [found()]):
+        for times, command in zip(samples, (ours, theirs), strict=True):
+            times.append(seconds(command))
+    return found()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=1024, help="values for `stats`")
@@ -73,11 +87,7 @@ def main() -> int:
             (f"stats, {mib} MiB of F32", f'{program} stats "{values}"',
              "six functions of NumPy", f"{python} -c '{STATISTICS}' \"{values}\"", 1.0),
         ]  # fmt: skip
-        for title, ours, other, theirs, most in rows:
-            pairs = [(seconds(ours), seconds(theirs)) for _ in range(RUNS)]  # in turn
-            mine, others = zip(*pairs, strict=True)
-            shown = f"`{title}` / {other} ({statistics.median(mine):.2f} s)"
-            marks.compare(shown, mine, others, most=most)
+        marks.found += [measure(*row) for row in rows]
     return marks.close()
 
 

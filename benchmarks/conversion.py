@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bench.machine import touch_memory
-from bench.marks import Marks
+from bench.marks import Mark, Marks, compared, rounds
 
 RUNS = 6
 WORKER = """
@@ -138,15 +138,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=".") as folder:
         source = Path(folder) / "checkpoint.pt"
         torch.save({f"layer.{i}.weight": torch.randn(1024, size * 4) for i in range(64)}, source)
-        found = measure(f"a checkpoint of {size} MiB", WAYS, source, size)
-        add_marks(marks, "convert", found, most=1.0)
+        marks.found += measure("convert", f"a checkpoint of {size} MiB", WAYS, source, size, 1.0)
         source.unlink()
         source = Path(folder) / "distributed"
         write_distributed(source, 2 * size)
-        found = measure(
-            f"a distributed checkpoint of {2 * size} MiB, 2 ranks", DISTRIBUTED, source, 2 * size
-        )
-        add_marks(marks, "convert, 2 ranks", found, most=0.4)
+        shown = f"a distributed checkpoint of {2 * size} MiB, 2 ranks"
+        marks.found += measure("convert, 2 ranks", shown, DISTRIBUTED, source, 2 * size, 0.4)
     return marks.close()
 
 
@@ -154,20 +151,23 @@ Samples: TypeAlias = "list[tuple[float, float]]"
 """Seconds and MiB of each run of one way."""
 
 
-def add_marks(marks: Marks, title: str, found: dict[str, Samples], most: float) -> None:
+def judged(title: str, found: dict[str, Samples], most: float) -> list[Mark]:
     """Our two ways, divided by the last way."""
     times = {way: [seconds for seconds, _ in samples] for way, samples in found.items()}
     other = [*found][-1]
-    marks.compare(f"{title}: {BOUND} / {other}", times[BOUND], times[other])
+    marks = [compared(f"{title}: {BOUND} / {other}", times[BOUND], times[other])]
     for way in [*found][:2]:
         recorded = "recorded" in way
         digests = ", digests" if recorded else ""
-        marks.compare(
-            f"{title}{digests} / {other}", times[way], times[other], most=most,
-            bound=times[BOUND] if recorded else (),
-        )  # fmt: skip
+        bound = times[BOUND] if recorded else ()
         memory = medians(found[way])[1]
-        marks.add(f"{title}{digests}: extra memory", memory, most=64, unit="MiB")
+        marks += [
+            compared(
+                f"{title}{digests} / {other}", times[way], times[other], most=most, bound=bound
+            ),
+            Mark(f"{title}{digests}: extra memory", memory, most=64, unit="MiB"),
+        ]
+    return marks
 
 
 def medians(samples: Samples) -> tuple[float, float]:
@@ -193,22 +193,26 @@ def converted(way: str, source: Path, target: Path, size: int) -> tuple[float, f
     return seconds, memory
 
 
-def measure(title: str, ways: dict[str, str], source: Path, size: int) -> dict[str, Samples]:
-    """Convert in each way, in turn, and print a table of medians; the samples of each."""
+def measure(
+    title: str, what: str, ways: dict[str, str], source: Path, size: int, most: float
+) -> list[Mark]:
+    """Convert in each way, in turn, and print a table of medians; the marks of what was measured."""
     target = source.with_name("out.safetensors")
     samples: dict[str, Samples] = {name: [] for name in ways}
     turns = list(ways.items())
-    for turn in range(RUNS):
+    for turn in rounds(RUNS, lambda: judged(title, samples, most)):
         begin = turn % len(turns)  # none is always the first
         for name, way in turns[begin:] + turns[:begin]:
             samples[name].append(converted(way, source, target, size))
             target.unlink()
-    print(f"| {title} | time | extra memory at the peak |\n|---|---|---|")
+    print(
+        f"| {what}, {len(samples[BOUND])} times | time | extra memory at the peak |\n|---|---|---|"
+    )
     for name, found in samples.items():
         seconds, memory = medians(found)
         print(f"| {name} | {seconds:.2f} s | {memory:.0f} MiB |")
     print()
-    return samples
+    return judged(title, samples, most)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.marks import Marks
+from bench.marks import Mark, Marks, compared, rounds
 
 RUNS = 5
 COLUMNS = 4096
@@ -102,6 +102,30 @@ def write(folder: Path, kind: str, rows: int) -> Path:
     return path
 
 
+def measure(kind: str, peer: str, path: Path) -> list[Mark]:
+    """Dequantise in both ways, in turn, and print a line of the table."""
+    samples: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
+
+    def found() -> Mark:
+        ours, theirs = ([seconds for seconds, _ in runs] for runs in samples.values())
+        return compared(f"{kind} / {peer}", ours, theirs, most=0.7)
+
+    for turn in rounds(RUNS, lambda: [found()]):
+        for way in ("ours", "theirs") if turn % 2 else ("theirs", "ours"):
+            command = [sys.executable, "-c", WORKER, way, kind, str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            samples[way].append(json.loads(done.stdout))
+    ours, theirs = (
+        [statistics.median(column) for column in zip(*runs, strict=True)]
+        for runs in samples.values()
+    )
+    print(
+        f"| {kind} / {peer} | {ours[0]:.3f} s | {theirs[0]:.3f} s | {ours[0] / theirs[0]:.2f} "
+        f"| {ours[1]:.0f} MiB, theirs {theirs[1]:.0f} MiB |"
+    )
+    return [found(), Mark(f"{kind}: extra memory", ours[1], most=64, unit="MiB")]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=256, help="size of the values in F32")
@@ -112,23 +136,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=".") as name:
         for kind, peer in (("Q4_K", "gguf"), ("Q8_0", "gguf"), ("FP8", "PyTorch, CPU")):
             path = write(Path(name), kind, rows)
-            samples: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
-            for turn in range(RUNS):
-                for way in ("ours", "theirs") if turn % 2 else ("theirs", "ours"):
-                    command = [sys.executable, "-c", WORKER, way, kind, str(path)]
-                    done = subprocess.run(command, capture_output=True, text=True, check=True)
-                    samples[way].append(json.loads(done.stdout))
-            ours, theirs = (
-                [statistics.median(column) for column in zip(*found, strict=True)]
-                for found in samples.values()
-            )
-            print(
-                f"| {kind} / {peer} | {ours[0]:.3f} s | {theirs[0]:.3f} s | {ours[0] / theirs[0]:.2f} "
-                f"| {ours[1]:.0f} MiB, theirs {theirs[1]:.0f} MiB |"
-            )
-            times = ([seconds for seconds, _ in runs] for runs in samples.values())
-            marks.compare(f"{kind} / {peer}", *times, most=0.7)
-            marks.add(f"{kind}: extra memory", ours[1], most=64, unit="MiB")
+            marks.found += measure(kind, peer, path)
     return marks.close()
 
 

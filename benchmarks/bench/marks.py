@@ -14,12 +14,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
-from .results import NEAR, NOISY, Sampled
+from .results import LONGER, NEAR, NOISY, Sampled
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["FOLDER", "Mark", "Marks"]
+__all__ = ["FOLDER", "Mark", "Marks", "compared", "rounds"]
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / ".cache" / "bench" / "marks"
 
@@ -83,6 +83,48 @@ class Mark:
         return f"{self.title[:62]:62} {shown:>14}  {asked:10} {self.verdict}".rstrip()
 
 
+def compared(
+    title: str,
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    *,
+    most: float | None = None,
+    bound: Sequence[float] = (),
+) -> Mark:
+    """The ratio of two times.
+
+    Args:
+        title: See `Mark`.
+        ours: Samples of our time.
+        theirs: Samples of the time by which it is divided.
+        most: See `Mark`.
+        bound: Samples of the time that the machine itself needs for what any implementation has to do.
+    """
+    value = median(ours) / median(theirs)
+    other = Sampled([*theirs])
+    noise = max(Sampled([*ours]).noise, other.noise)
+    # Not the medians of all: what disturbs a limit makes it longer, and would excuse ours.
+    best, *limit = (
+        (Sampled([*each]).undisturbed or 0.0) / (other.undisturbed or 1.0)
+        for each in (ours, bound)
+        if each
+    )
+    return Mark(title, value, most, bound=limit[0] if limit else None, best=best, noise=noise)
+
+
+def rounds(fewest: int, judged: Callable[[], Iterable[Mark]]) -> Iterator[int]:
+    """Number the rounds in which samples are taken: three times as many where too few may have decided.
+
+    Args:
+        fewest: Rounds that there are in any case.
+        judged: Gives the figures of the samples so far. If one misses its mark or is noisy then, there are
+            more rounds, as in `run.py`.
+    """
+    yield from range(fewest)
+    if any(mark.verdict in {"FAIL", "noisy"} for mark in judged()):
+        yield from range(fewest, LONGER * fewest)
+
+
 class Marks:
     """The figures of one program.
 
@@ -121,27 +163,8 @@ class Marks:
         most: float | None = None,
         bound: Sequence[float] = (),
     ) -> None:
-        """Add the ratio of two times.
-
-        Args:
-            title: See `Mark`.
-            ours: Samples of our time.
-            theirs: Samples of the time by which it is divided.
-            most: See `Mark`.
-            bound: Samples of the time that the machine itself needs for what any implementation has to do.
-        """
-        value = median(ours) / median(theirs)
-        other = Sampled([*theirs])
-        noise = max(Sampled([*ours]).noise, other.noise)
-        # Not the medians of all: what disturbs a limit makes it longer, and would excuse ours.
-        best, *limit = (
-            (Sampled([*each]).undisturbed or 0.0) / (other.undisturbed or 1.0)
-            for each in (ours, bound)
-            if each
-        )
-        self.found.append(
-            Mark(title, value, most, bound=limit[0] if limit else None, best=best, noise=noise)
-        )
+        """Add the ratio of two times; the arguments are those of `compared`."""
+        self.found.append(compared(title, ours, theirs, most=most, bound=bound))
 
     def close(self) -> int:
         """Print and keep them; 1 if one misses its mark, else 0."""

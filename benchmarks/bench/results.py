@@ -8,12 +8,15 @@ from typing import Any, Final
 
 from .rows import BEST, OURS, Reach
 
-__all__ = ["NEAR", "NOISY", "RowResult", "Sampled", "deciding", "judge"]
+__all__ = ["LONGER", "NEAR", "NOISY", "RowResult", "Sampled", "deciding", "judge"]
 
 _NEVER_PEERS: Final = (OURS,)
 
 NOISY: Final = 0.15
 """Spread, as a share of the median, above which a figure is too noisy to publish."""
+
+LONGER: Final = 3
+"""How many times as long is sampled what misses its mark, or is too noisy to tell."""
 
 NEAR: Final = 1.2
 """Ours divided by the bound, up to which the bound is the reason that a mark is missed."""

@@ -28,7 +28,7 @@ from . import machine
 from .data import MIB, ensure, entries
 from .operations import fingerprint_of_file
 from .processes import Crew, Failed, Missing, WorkerProcess
-from .results import RowResult, Sampled, deciding, judge
+from .results import LONGER, RowResult, Sampled, deciding, judge
 from .rows import Entry, Reach, Row, Scale, index_text, selection_size
 
 if TYPE_CHECKING:
@@ -45,9 +45,6 @@ _READING: Final = {
     "rename", "merge", "compare", "apply delta",
 }  # fmt: skip
 """Verbs that read the row's file while the clock runs."""
-
-_LONGER: Final = 3
-"""How many times as long a row is sampled that does not reach its mark."""
 
 _PAGE: Final = 4096
 _IMPORT_ROUNDS: Final = (9, 31)
@@ -198,8 +195,8 @@ class Session:
                 if number >= most or time.perf_counter() >= ends:
                     if extended or judged.verdict not in {"FAIL", "noisy"}:
                         return
-                    extended, most = True, _LONGER * most
-                    ends = time.perf_counter() + (_LONGER - 1) * self._scale.seconds
+                    extended, most = True, LONGER * most
+                    ends = time.perf_counter() + (LONGER - 1) * self._scale.seconds
                 playing = [turn for turn in turns if turn.entry.column in deciding(judged)]
             active = [*_active(playing)]
             self._say(f"round {number + 1}")

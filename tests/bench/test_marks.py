@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import summary
-from bench.marks import Mark, Marks
+from bench.marks import Mark, Marks, compared, rounds
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,26 @@ def test_times_are_compared(
     marks.compare("a", ours, [1.0, 1.0, 3.0], most=0.8, bound=bound)
     assert marks.found[0].verdict == verdict
     assert marks.found[0].value == ours[1]
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected"),
+    [
+        ([0.7, 0.7, 0.7], 3),
+        ([1.0, 1.0, 1.0], 9),
+        ([0.4, 0.9, 1.4], 9),  # noisy
+        ([0.7, 0.7, 0.7, 9.0, 9.0], 3),  # the next ones are not looked at
+    ],
+)
+def test_more_rounds_where_few_do_not_decide(ours: list[float], expected: int) -> None:
+    done: list[float] = []
+
+    def judged() -> list[Mark]:
+        return [Mark("memory", 1.0), compared("a", done, [1.0] * len(done), most=0.8)]
+
+    for number in rounds(3, judged):
+        done.append(ours[number] if number < len(ours) else 1.0)
+    assert len(done) == expected
 
 
 def test_figures_are_kept_for_the_summary(

@@ -91,7 +91,7 @@ def row(**more):
 @pytest.fixture
 def measure(crew, tmp_path, monkeypatch):
     monkeypatch.setattr(Scale, "rounds", property(lambda self: (3, 3)))
-    monkeypatch.setattr(session, "_LONGER", 1)
+    monkeypatch.setattr(session, "LONGER", 1)
     (tmp_path / "out").mkdir()
 
     def run(row, scale=Scale(), **more):
@@ -211,7 +211,7 @@ def test_a_row_that_misses_its_mark_takes_more_samples(
 ):
     """Ours are 0.5, 1.5, 1, 1, ...: the median is below half of 3; of 1.9 only the fastest are."""
     ours = cycle([1.0, 0.5, 1.5, 1.0])
-    monkeypatch.setattr(session, "_LONGER", 3)
+    monkeypatch.setattr(session, "LONGER", 3)
     monkeypatch.setattr(Scale, "rounds", property(lambda self: (1, 3)))
     monkeypatch.setattr(Scale, "seconds", 1e9)
     crew.seconds = _Seconds(crew.seconds, ours, theirs)
@@ -225,7 +225,7 @@ def test_a_row_that_misses_its_mark_takes_more_samples(
 def test_slow_peers_take_no_time_from_more_samples(crew, measure, monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(session.time, "perf_counter", lambda: float(next(clock)))
-    monkeypatch.setattr(session, "_LONGER", 3)
+    monkeypatch.setattr(session, "LONGER", 3)
     monkeypatch.setattr(Scale, "rounds", property(lambda self: (2, 50)))
     monkeypatch.setattr(Scale, "seconds", 1)  # over before a round more is taken
     crew.seconds = _Seconds(crew.seconds, cycle([1.0]), 0.5)
