@@ -24,7 +24,7 @@ from ..storage import (
 )
 from ..storage.runs import expanded
 from .mapping import Checkpoint
-from .tensor import FileTensor, Tensor
+from .tensor import FileTensor, MemoryTensor, Tensor
 
 if TYPE_CHECKING:
     from ..format.header import Header, TensorInfo
@@ -220,9 +220,8 @@ def _unread(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 "values are saved by `save_file` of `safeweights.numpy`, `safeweights.torch` ...",
                 tensor=name,
             )
-        if kind.unreadable is not None:  # a property of its tensors
-            for tensor in [each for each in found.values() if each.unreadable is not None]:
-                tensor.check_readable()
+    for tensor in [tensor for tensor in found.values() if tensor.unreadable is not None]:
+        tensor.check_readable()
     return found
 
 
@@ -284,10 +283,10 @@ def _found(
     """The bytes of some tensors, if each has as many as there have to be."""
     kinds: set[type[Tensor]] = set(map(type, tensors))
     kind = kinds.pop()
-    if kinds or kind.in_memory is not True:  # a property, where it depends on the tensor
+    if kinds or not issubclass(kind, MemoryTensor):
         found = [piece for tensor in tensors for piece in pieces(tensor)]
     else:
-        found = kind.chunks_of(tensors)
+        found = kind.chunks_of(cast("list[MemoryTensor]", tensors))
     if [*map(len, found)] != [tensor.nbytes for tensor in tensors]:  # a piece each, as a rule
         found = []
         for name, tensor in zip(names, tensors, strict=True):

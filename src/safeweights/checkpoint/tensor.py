@@ -155,11 +155,6 @@ class Tensor(ABC):
         for begin in range(0, self.nbytes, size):
             yield self._read_copy(begin, min(size, self.nbytes - begin))
 
-    @classmethod
-    def chunks_of(cls, tensors: Sequence[Self]) -> list[Buffer]:
-        """What `chunks` gives of some tensors of this class: a class may save a call for each."""
-        return [chunk for tensor in tensors for chunk in tensor.chunks()]
-
     def in_blocks(self, memory: memoryview) -> Iterator[memoryview]:
         """All bytes in order, in blocks as long as `memory`, which may lie there.
 
@@ -290,6 +285,7 @@ class MemoryTensor(Tensor):
 
     @classmethod
     def chunks_of(cls, tensors: Sequence[Self]) -> list[Buffer]:
+        """The bytes of some tensors, one piece for each: a class may save a call for each."""
         return [tensor.memory() for tensor in tensors]
 
     def _read_range(self, offset: int, length: int) -> memoryview:
