@@ -42,7 +42,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from bench.machine import read_into_cache, touch_memory
-from bench.marks import Marks
+from bench.marks import Marks, compared
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -355,21 +355,21 @@ def main() -> int:
         save, load = f"save {what}", f"load {what}"
         saving, loading = times_of(found[save]), times_of(found[load])
         ours, theirs = "safeweights", "torch, Hugging Face with consolidation"
-        marks.compare(
-            f"{save} / torch's Hugging Face writer", saving[ours], saving[theirs], most=0.5
-        )
+        title = f"{save} / torch's Hugging Face writer"
+        marks.found.append(compared(title, saving[ours], saving[theirs], most=0.5))
         (_, memory, disk), others = medians[save][ours], medians[save][theirs]
         marks.add(f"{save}: disk / the same", disk / others[2], most=0.5)
         marks.add(f"{save}: extra memory a rank", memory / (1 << 20), most=64, unit="MiB")
         plain = saving["torch, .distcp"]
-        marks.compare(f"{save} / torch's .distcp, unsynced", saving[ours], plain, most=1.0)
+        title = f"{save} / torch's .distcp, unsynced"
+        marks.found.append(compared(title, saving[ours], plain, most=1.0))
         theirs = "torch, Hugging Face"
         bare = min((loading[way] for way in (MAPPED, READ) if way in loading), key=min)
-        marks.compare(
-            f"{load} / torch's Hugging Face reader", loading[ours], loading[theirs],
-            most=0.8, bound=bare,
-        )  # fmt: skip
-        marks.compare(f"{load}: the fastest bare reader / the same", bare, loading[theirs])
+        title = f"{load} / torch's Hugging Face reader"
+        marks.found += [
+            compared(title, loading[ours], loading[theirs], most=0.8, bound=bare),
+            compared(f"{load}: the fastest bare reader / the same", bare, loading[theirs]),
+        ]
         fetched = medians[load][ours][2]
         marks.add(f"{load}: bytes fetched from the disk / needed", fetched, most=1.05)
     marks.add("plan of 50,000 tensors on 2 ranks", planning(50_000), most=0.5, unit="s")

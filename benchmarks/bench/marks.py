@@ -154,18 +154,6 @@ class Marks:
         """Add a figure; the arguments are those of `Mark`."""
         self.found.append(Mark(title, value, most, least, unit, bound))
 
-    def compare(
-        self,
-        title: str,
-        ours: Sequence[float],
-        theirs: Sequence[float],
-        *,
-        most: float | None = None,
-        bound: Sequence[float] = (),
-    ) -> None:
-        """Add the ratio of two times; the arguments are those of `compared`."""
-        self.found.append(compared(title, ours, theirs, most=most, bound=bound))
-
     def close(self) -> int:
         """Print and keep them; 1 if one misses its mark, else 0."""
         print()

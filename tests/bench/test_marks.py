@@ -53,14 +53,11 @@ def test_the_machine_may_be_the_limit(value: float, bound: float, verdict: str) 
         ([1.1, 1.2, 1.3], [0.9], "FAIL"),
     ],
 )
-def test_times_are_compared(
-    ours: list[float], bound: list[float], verdict: str, tmp_path: Path
-) -> None:
+def test_times_are_compared(ours: list[float], bound: list[float], verdict: str) -> None:
     """The mark is 0.8 by medians; the best samples decide about noise and the limit."""
-    marks = Marks("some", tmp_path)
-    marks.compare("a", ours, [1.0, 1.0, 3.0], most=0.8, bound=bound)
-    assert marks.found[0].verdict == verdict
-    assert marks.found[0].value == ours[1]
+    mark = compared("a", ours, [1.0, 1.0, 3.0], most=0.8, bound=bound)
+    assert mark.verdict == verdict
+    assert mark.value == ours[1]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def layout(
         twice = next(a[0] for a, b in pairwise(sorted(ordered)) if a[0] == b[0])
         message = f"two tensors have the name {quote(twice)}"
         raise FormatError(message, rule="duplicate-key", tensor=twice)
-    head = _encode(parts, infos, align)
+    head = _head(parts, infos, align)
     header = Header(infos, None if metadata is None else dict(metadata), len(head) - PREFIX)
     return header, head
 
@@ -133,7 +133,7 @@ def _checked_size(name: str, dtype: str, shape: tuple[int, ...]) -> int:
     return size
 
 
-def _encode(parts: list[str], tensors: Mapping[str, TensorInfo], align: int) -> bytes:
+def _head(parts: list[str], tensors: Mapping[str, TensorInfo], align: int) -> bytes:
     """The first bytes of the file: length field, JSON object with the members `parts`, padding."""
     if METADATA_KEY in tensors:
         message = f"a tensor cannot have the name `{METADATA_KEY}`: rename it"
