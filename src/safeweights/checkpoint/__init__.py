@@ -11,15 +11,25 @@ instead.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
 from .file import SafetensorsFile, not_found
 from .mapping import Checkpoint
 from .opening import open
-from .saving import save, to_bytes
 from .shardindex import INDEX_SUFFIX, SUFFIX, read_index
 from .tensor import FileTensor, MemoryTensor, Tensor, UnreadableTensor
-from .writer import Writer
+
+if TYPE_CHECKING:
+    from .saving import save, to_bytes
+    from .writer import Writer
 
 __all__ = [
     "INDEX_SUFFIX", "SUFFIX", "Checkpoint", "FileTensor", "MemoryTensor", "SafetensorsFile", "Tensor",
     "UnreadableTensor", "Writer", "not_found", "open", "read_index", "save", "to_bytes",
 ]  # fmt: skip
+
+# What only opens files, as most commands do, does not import what saves them.
+__getattr__, __dir__ = lazy_names(
+    __name__, {"save": "saving", "to_bytes": "saving", "Writer": "writer"}
+)

@@ -7,7 +7,7 @@ exception, which `failures` turns into a message and a status.
 
 from __future__ import annotations
 
-import shutil
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -112,6 +112,10 @@ class Program(click.Group):
 
 def _narrow() -> int | None:
     """The width of the help in a window narrower than click's minimum, else None."""
+    if "COLUMNS" not in os.environ and not os.isatty(1):
+        return None
+    import shutil  # here, since it imports two compression libraries
+
     width = shutil.get_terminal_size().columns - 2
     return width if width < _CLICK_LEAST else None
 

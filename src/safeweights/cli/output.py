@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -29,7 +28,6 @@ __all__ = ["Output", "can_draw"]
 _BATCH: Final = 1000
 
 
-@dataclass(frozen=True)
 class Output:
     """Where and how a command prints.
 
@@ -38,8 +36,9 @@ class Output:
         terminal: Standard output is a terminal, and `rich` is installed.
     """
 
-    json: bool
-    terminal: bool
+    def __init__(self, *, json: bool, terminal: bool) -> None:
+        self.json = json
+        self.terminal = terminal
 
     @classmethod
     def of_process(cls, *, json: bool) -> Output:
@@ -48,7 +47,7 @@ class Output:
         if hasattr(stream, "reconfigure"):
             # Characters that the encoding lacks are written as `escape` would write them.
             stream.reconfigure(errors="backslashreplace")
-        return cls(json, stream.isatty() and can_draw())
+        return cls(json=json, terminal=stream.isatty() and can_draw())
 
     def document(self, record: Mapping[str, Any]) -> None:
         """Print the JSON document of this run, in ASCII."""

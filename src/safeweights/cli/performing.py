@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -136,14 +135,13 @@ def work_of(name: str, arguments: Iterable[str]) -> Work:
     return Work(f"{__name__}:perform", (name, *given), batched.written, creates=creates)
 
 
-@dataclass(frozen=True)
 class _Captured(Output):
     """What a command prints, kept."""
 
-    json: bool = True
-    terminal: bool = False
-    documents: list[Mapping[str, Any]] = field(default_factory=list)
-    messages: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        super().__init__(json=True, terminal=False)
+        self.documents: list[Mapping[str, Any]] = []
+        self.messages: list[str] = []
 
     def document(self, record: Mapping[str, Any]) -> None:
         self.documents.append(record)

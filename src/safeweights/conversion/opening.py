@@ -7,7 +7,6 @@ counts only if they do not tell. Opening safetensors imports no reader of anothe
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from ..checkpoint import SUFFIX, Checkpoint, SafetensorsFile
@@ -16,7 +15,7 @@ from ..checkpoint.shardindex import is_delta
 from ..errors import FormatError
 from ..format import sniffing
 from ..format.header import MAX_HEADER, PREFIX
-from ..lazy import deferred
+from ..lazy import deferred, matcher
 from ..storage import Source, open_source
 from ..storage.pipes import STDIN
 from ..trust.verifier import plain_stdin, resolve
@@ -53,7 +52,7 @@ WEIGHT_SUFFIXES: Final = (
 )  # fmt: skip
 """How the names of weight files of other formats end, in a folder that is opened as a whole."""
 
-_PART_NAME = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors").fullmatch
+_PART_NAME = matcher(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors\Z")
 """Names of safetensors files that have a part of each tensor."""
 
 _HINTED: Final = frozenset({"text", "empty", "html", "xml", "lfs", "image", "pdf"})

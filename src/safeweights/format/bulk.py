@@ -20,11 +20,11 @@ Why it exists: reading 100,000 entries value by value takes 1.3 s, this module t
 from __future__ import annotations
 
 import json
-import re
 from functools import cache
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from ..lazy import matcher
 from .dtypes import DTYPES
 from .rules import MAX_RANK, MAX_UINT, byte_count
 from .strictjson import has_surrogates
@@ -46,7 +46,7 @@ _FEW: Final = 64
 _W = r"[ \t\n\r]*"
 _NUM = r"(?:0|[1-9][0-9]{0,19})"
 _DIMS = rf"\[{_W}(?:{_NUM}{_W}(?:,{_W}{_NUM}{_W}){{0,{MAX_RANK - 1}}})?\]"
-_ENTRY = re.compile(
+_ENTRY = matcher(
     (
         rf'{_W},{_W}"(?P<name>[^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*)"{_W}:{_W}\{{(?:{_W}"(?:'
         rf'dtype"{_W}:{_W}"(?P<code>[A-Z0-9_]+)"|'
@@ -54,10 +54,10 @@ _ENTRY = re.compile(
         rf'data_offsets"{_W}:{_W}\[{_W}(?P<begin>{_NUM}){_W},{_W}(?P<end>{_NUM}){_W}\])'
         rf"{_W}(?:,(?!{_W}\}})|(?=\}}))){{3}}\}}"
     ).encode()
-).match
+)
 """A comma and an entry: three fields in any order. It also matches if one is repeated and one missing."""
 
-_COMMA = re.compile(rf'{_W},{_W}"'.encode()).match
+_COMMA = matcher(rf'{_W},{_W}"'.encode())
 _CONTROLS: Final = tuple(map(chr, range(32)))
 _IN_ARRAYS: Final = b"0123456789,[] \t\n\r"
 _CODES: Final = {code: code for code in DTYPES}  # one string for all tensors
@@ -427,9 +427,9 @@ class _Template:
 @cache
 def _usual_template() -> _Template:
     """The template of the reference's writer and of most others."""
-    learnt = _Template.learn(b',"":{"dtype":"U8","shape":[],"data_offsets":[0,0]},"', 0)
-    assert learnt is not None
-    return learnt
+    between = '":{"dtype":"U8","shape":[],"data_offsets":[1,2]},"'
+    begins = [(value, between.index(value)) for value in ("U8", "[]", "1", "2")]
+    return _Template(between, *[(begin, begin + len(value)) for value, begin in begins])
 
 
 def _bounds(sizes: Sequence[int | None], expected: int) -> list[int] | None:

@@ -146,7 +146,7 @@ def open_model(path: str, verify: Verifier | None = None) -> OpenedModel:
         FormatError, TrustError, OSError: See `describe`.
     """
     if path == STDIN:
-        return OpenedModel("stdin", open_checkpoint(path, headers_only=True), Settings())
+        return OpenedModel("stdin", open_checkpoint(path, headers_only=True), Settings({}))
     place = place_of(path)
     kind = place.kind()
     store, folder = _folder_of(place, kind)

@@ -8,8 +8,7 @@ these libraries write is left out.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import SafetensorError, quote
 from ..format.dtypes import BITS
@@ -59,8 +58,7 @@ _ATTENDING: Final = frozenset(
 """Values of ``layer_types`` whose layers keep keys and values of tokens."""
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """Configuration files as they were read.
 
     Attributes:
@@ -68,7 +66,7 @@ class Settings:
         problems: A sentence for each that could not be read.
     """
 
-    files: Mapping[str, dict[str, Any] | list[Any]] = field(default_factory=dict)
+    files: Mapping[str, dict[str, Any] | list[Any]]
     problems: tuple[str, ...] = ()
 
     def table(self, name: str) -> dict[str, Any]:
@@ -77,8 +75,7 @@ class Settings:
         return found if isinstance(found, dict) else {}
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A part of a model, with a folder of its own.
 
     Attributes:
@@ -90,8 +87,7 @@ class Part:
     class_name: str | None
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """What settings say of one model; None for what they do not say.
 
     Attributes:

@@ -6,7 +6,6 @@ import errno
 import io
 import mmap
 import os
-import re
 import stat
 import sys
 import threading
@@ -16,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ChangedError, UnsupportedError
+from ..lazy import matcher
 from .gathering import (
     gather,
     gather_guarded,
@@ -551,7 +551,7 @@ def _what(link: str, name: str) -> str:
 
 
 # huggingface_hub links models--OWNER--NAME/snapshots/REVISION/FILE to ../../blobs/DIGEST.
-_IN_HUB_CACHE: Final = re.compile(r".*/(model|dataset|space)s--([\w.-]+)/snapshots/").match
+_IN_HUB_CACHE: Final = matcher(r".*/(model|dataset|space)s--([\w.-]+)/snapshots/")
 
 
 def _require_regular(mode: int, name: str) -> None:

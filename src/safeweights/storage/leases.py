@@ -9,7 +9,6 @@ one way around it.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -26,8 +25,6 @@ __all__ = ["LEASED", "Lease", "leased"]
 
 LEASED: Final = 1 << 24
 """Bytes that should be used under one lease at most, so that a program that waits does not wait long."""
-
-_SIGNAL: Final = int(getattr(signal, "SIGURG", 0))
 
 
 class Lease:
@@ -88,6 +85,8 @@ def _take(descriptor: int) -> int | None:
     """A new description of the file, with a lease; None if there is none."""
     if sys.platform != "linux" or not is_local(descriptor):
         return None
+    import signal  # here, since it takes a millisecond and few programs need a lease
+
     try:
         own = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # no /proc, or no descriptor left
@@ -96,7 +95,7 @@ def _take(descriptor: int) -> int | None:
         # A signal tells the owner that a program waits. `is_held` does, too, and this program may have a
         # handler for any signal: so there is no owner. The system makes this process the owner with the
         # lease. For that microsecond the signal is SIGURG, which is ignored by default, unlike SIGIO.
-        fcntl.fcntl(own, fcntl.F_SETSIG, _SIGNAL)
+        fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(own, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(own, fcntl.F_SETOWN, 0)
     except OSError:

@@ -16,6 +16,7 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..errors import UnsupportedError, quote, shown
+from ..lazy import matcher
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -25,7 +26,7 @@ __all__ = ["Url", "is_url", "shown"]
 _URL: Final = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _WEB: Final = frozenset({"http", "https"})
 _PORTS: Final = {"http": 80, "https": 443, "oci": 443}
-_HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+_HOST: Final = matcher(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?\Z")
 
 
 def is_url(target: object) -> TypeIs[str]:
@@ -77,7 +78,7 @@ class Url(NamedTuple):
             raise _invalid(text, "has a user name or password; set credentials in the environment")
         if has_fragment or (has_query and scheme not in _WEB):
             raise _invalid(text, "has a `#` or `?`, which only a web address may have")
-        if not _HOST.fullmatch(host):
+        if not _HOST(host):
             raise _invalid(text, "names no host")
         return cls(scheme, host, _decoded(text, path, scheme), path[-1:] in {"", "/"}, query)
 

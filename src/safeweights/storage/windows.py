@@ -7,7 +7,6 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import FormatError
-from .limits import exceeded
 from .source import Source
 
 if TYPE_CHECKING:
@@ -247,6 +246,8 @@ class ByteReader:
         self.seek(begin)
         if searched <= limit:
             raise truncated(self._source, begin, searched + 1)
+        from .limits import exceeded  # no other part of a source needs limits
+
         raise exceeded("inline_bytes", limit, self._source.name, begin)
 
     def buffer(self, count: int) -> None:

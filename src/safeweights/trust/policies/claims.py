@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
@@ -261,7 +261,7 @@ def locate_for(
         if rule is None or rule.base is None:
             return convention
         base = _base(place, rule, top, convention.signature)
-        return replace(convention, base=base, alone=False)
+        return convention._replace(base=base, alone=False)
     beside = policy.folder or os.getcwd()
     if _SUBJECT not in rule.signature:
         signature = os.path.join(beside, rule.signature)

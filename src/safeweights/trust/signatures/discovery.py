@@ -13,8 +13,7 @@ trusted signer and list the files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ...storage.places import (
     absolute,
@@ -41,8 +40,7 @@ _SMALL: Final = 1 << 16
 """Bytes of a signature that is kept when it is found: opening a remote file brings more than that."""
 
 
-@dataclass(frozen=True)
-class Located:
+class Located(NamedTuple):
     """A signature file, and what it can cover.
 
     Attributes:
@@ -57,7 +55,7 @@ class Located:
     base: str
     alone: bool = False
     found: bool | None = None
-    data: bytes | None = field(default=None, repr=False)
+    data: bytes | None = None
 
     def exists(self) -> bool:
         """Whether there is such a file.

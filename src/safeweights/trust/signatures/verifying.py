@@ -10,7 +10,7 @@ before it is refused; `reason` names the first.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -339,7 +339,7 @@ def verify(
         located = Located(os.fspath(signature), path)
     signature = absolute(located.signature)
     with refusing(signature):
-        bundle = read_located(replace(located, signature=signature))
+        bundle = read_located(located._replace(signature=signature))
         signed_by = check_signature(bundle, trust)
         statement = parse_statement(bundle.payload, path=signature)
     if is_whole:
