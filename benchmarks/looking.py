@@ -2,7 +2,7 @@
 
     python benchmarks/looking.py [--mib 1024]
 
-Whole processes, wall time, medians; everything is piped, and files are in the page cache. The page is
+Whole processes in turn, wall time, medians; output is piped, and files are in the page cache. The page is
 painted when the browser has drawn the first line that says what the model is: that needs Debian's chromium
 and Playwright, and is left out without them.
 """
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from bench.marks import Marks
+from bench.marks import Mark, Marks, rounds, timed
 from bench.processes import interpreter_environment
 
 import safeweights.numpy
@@ -50,15 +50,42 @@ print(min(low for low, _ in found), max(high for _, high in found))
 """Reads a file and finds the least and largest value, on all cores: what `stats` is compared with."""
 
 
-def seconds(command: list[str], runs: int) -> list[float]:
-    times = []
-    for _ in range(runs + 1):
-        began = time.perf_counter()
-        subprocess.run(
-            command, check=True, stdout=subprocess.DEVNULL, env=interpreter_environment()
-        )
-        times.append(time.perf_counter() - began)
-    return times[1:]  # the first run writes bytecode and fills the cache
+def seconds(command: list[str]) -> float:
+    """Of one run."""
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=interpreter_environment())
+    return time.perf_counter() - began
+
+
+def commands(paths: dict[str, str], mib: int) -> list[Mark]:
+    """Run the commands in turn."""
+    asked = {
+        "--help": (["--help"], 0.15),
+        "show, one tensor": (["show", paths["small.st"]], 0.15),
+        f"show, {TENSORS:,} tensors in {SHARDS} files": (["show", paths["shards"]], 1.0),
+    }
+    every = {
+        **{title: [*PROGRAM, *arguments] for title, (arguments, _) in asked.items()},
+        "stats": [*PROGRAM, "stats", paths["large.st"]],
+        "minimum": [sys.executable, "-c", MINIMUM, paths["large.st"]],
+    }
+    samples: dict[str, list[float]] = {title: [] for title in every}
+
+    def found() -> list[Mark]:
+        speed = statistics.median(samples["minimum"]) / statistics.median(samples["stats"])
+        return [
+            *(timed(f"`{title}`", samples[title], most=most) for title, (_, most) in asked.items()),
+            Mark(
+                f"speed of `stats`, {mib} MiB / reading, min and max on all cores", speed, least=0.5
+            ),
+        ]
+
+    for command in every.values():
+        seconds(command)  # writes bytecode and fills the cache
+    for _ in rounds(RUNS, found):
+        for title, command in every.items():
+            samples[title].append(seconds(command))
+    return found()
 
 
 def models(folder: Path, mib: int) -> dict[str, str]:
@@ -117,21 +144,7 @@ def main() -> int:
     marks = Marks("looking")
     with tempfile.TemporaryDirectory() as name:
         paths = models(Path(name), mib)
-        rows = {
-            "--help": ([*PROGRAM, "--help"], 0.15),
-            "show, one tensor": ([*PROGRAM, "show", paths["small.st"]], 0.15),
-            f"show, {TENSORS:,} tensors in {SHARDS} files": (
-                [*PROGRAM, "show", paths["shards"]],
-                1.0,
-            ),
-        }
-        for title, (command, most) in rows.items():
-            marks.add(f"`{title}`", statistics.median(seconds(command, RUNS)), most=most, unit="s")
-        floor = [sys.executable, "-c", MINIMUM, paths["large.st"]]
-        least = statistics.median(seconds(floor, RUNS))
-        ours = statistics.median(seconds([*PROGRAM, "stats", paths["large.st"]], RUNS))
-        title = f"speed of `stats`, {mib} MiB / reading, min and max on all cores"
-        marks.add(title, least / ours, least=0.5)
+        marks.found += commands(paths, mib)
         try:
             times = first_paint(paths["many.st"], RUNS)
         except ImportError:

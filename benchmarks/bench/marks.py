@@ -19,7 +19,7 @@ from .results import LONGER, NEAR, NOISY, Sampled
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["FOLDER", "Mark", "Marks", "compared", "rounds"]
+__all__ = ["FOLDER", "Mark", "Marks", "compared", "rounds", "timed"]
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / ".cache" / "bench" / "marks"
 
@@ -110,6 +110,18 @@ def compared(
         if each
     )
     return Mark(title, value, most, bound=limit[0] if limit else None, best=best, noise=noise)
+
+
+def timed(title: str, samples: Sequence[float], *, most: float) -> Mark:
+    """A time in seconds.
+
+    Args:
+        title: See `Mark`.
+        samples: Of the time.
+        most: See `Mark`.
+    """
+    found = Sampled([*samples])
+    return Mark(title, median(samples), most, unit="s", best=found.undisturbed, noise=found.noise)
 
 
 def rounds(fewest: int, judged: Callable[[], Iterable[Mark]]) -> Iterator[int]:

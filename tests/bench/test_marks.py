@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import summary
-from bench.marks import Mark, Marks, compared, rounds
+from bench.marks import Mark, Marks, compared, rounds, timed
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,20 @@ def test_times_are_compared(ours: list[float], bound: list[float], verdict: str)
     mark = compared("a", ours, [1.0, 1.0, 3.0], most=0.8, bound=bound)
     assert mark.verdict == verdict
     assert mark.value == ours[1]
+
+
+@pytest.mark.parametrize(
+    ("samples", "verdict"),
+    [
+        ([0.6, 0.8, 2.0], "pass"),
+        ([0.7, 0.9, 0.9], "FAIL"),  # half of the samples are alike
+        ([0.5, 0.9, 1.2], "noisy"),
+        ([0.85, 1.0, 1.4], "FAIL"),
+    ],
+)
+def test_seconds_are_judged(samples: list[float], verdict: str) -> None:
+    mark = timed("a", samples, most=0.8)
+    assert (mark.verdict, mark.value, mark.unit) == (verdict, samples[1], "s")
 
 
 @pytest.mark.parametrize(
