@@ -77,6 +77,27 @@ def test_it_is_a_mapping(opened: Checkpoint) -> None:
     }
 
 
+def test_a_pass_over_all_tensors_looks_up_no_name(
+    opened: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = opened.filter()
+    expected = [(name, view[name]) for name in view]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a name was looked up")
+
+    monkeypatch.setattr(Checkpoint, "__getitem__", refuse)
+    assert [*view.items()] == expected
+    assert [*view.values()] == [tensor for _, tensor in expected]
+
+
+def test_all_tensors_of_a_file(opened: Checkpoint) -> None:
+    (file,) = opened.files
+    found = file.tensors()
+    assert {name: bytes(tensor.view()) for name, tensor in found.items()} == CONTENTS
+    assert {name: tensor.info for name, tensor in found.items()} == file.header.tensors
+
+
 def test_tensors_say_what_they_are(opened: Checkpoint) -> None:
     tensor = opened["x.weight"]
     assert (tensor.name, tensor.dtype, tensor.shape, tensor.nbytes) == ("x.weight", "U8", (4,), 4)

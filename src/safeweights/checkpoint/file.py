@@ -65,6 +65,14 @@ class SafetensorsFile:
             raise not_found(name, self.name)
         return FileTensor(name, info, self.source, self.header.data_start)
 
+    def tensors(self) -> dict[str, FileTensor]:
+        """All tensors, unread, in the order of the header."""
+        source, start = self.source, self.header.data_start
+        return {
+            name: FileTensor(name, info, source, start)
+            for name, info in self.header.tensors.items()
+        }
+
 
 _FEW: Final = 5
 """Names that a message lists, if none is similar."""

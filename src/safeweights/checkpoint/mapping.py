@@ -7,7 +7,15 @@ Frameworks appear only above: here a tensor is its type, its shape and its bytes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import (
+    Callable,
+    Collection,
+    ItemsView,
+    Iterable,
+    Iterator,
+    Mapping,
+    ValuesView,
+)
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +166,13 @@ class Checkpoint(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self._open_tensors()
 
+    # The base's views look up each name anew, which takes most of the time of a pass over all tensors.
+    def items(self) -> ItemsView[str, Tensor]:
+        return self._open_tensors().items()
+
+    def values(self) -> ValuesView[Tensor]:
+        return self._open_tensors().values()
+
     # Compared by identity: comparing unread tensors says nothing about their values.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -201,13 +216,14 @@ class Checkpoint(Mapping[str, Tensor]):
         ['norm.weight', 'w[0]']
         """
         wanted, unwanted = _patterns(only), _patterns(skip)
-        return self._with(
-            {
+        kept = dict(self.items())
+        if wanted or unwanted:
+            kept = {
                 name: tensor
-                for name, tensor in self._open_tensors().items()
+                for name, tensor in kept.items()
                 if (not wanted or matches(name, wanted)) and not matches(name, unwanted)
             }
-        )
+        return self._with(kept)
 
     def rename(self, new_name: Callable[[str], str]) -> Checkpoint:
         """A view in which `new_name(name)` is the name of each tensor; the order stays.
@@ -218,8 +234,7 @@ class Checkpoint(Mapping[str, Tensor]):
                 ``name-empty``).
         """
         renamed: dict[str, Tensor] = {}
-        old_names: dict[str, str] = {}
-        for name, tensor in self._open_tensors().items():
+        for name, tensor in self.items():
             target = new_name(name)
             if name and not target:
                 raise FormatError(
@@ -228,12 +243,12 @@ class Checkpoint(Mapping[str, Tensor]):
                     rule="name-empty", path=self.name or None, tensor=name,
                 )  # fmt: skip
             if target in renamed:
+                other = next(each for each in self if new_name(each) == target)
                 raise FormatError(
-                    f"{quote(old_names[target])} and {quote(name)} would both be called "
-                    f"{quote(target)}",
+                    f"{quote(other)} and {quote(name)} would both be called {quote(target)}",
                     rule="name-collision", path=self.name or None, tensor=name,
                 )  # fmt: skip
-            renamed[target], old_names[target] = tensor, name
+            renamed[target] = tensor
         return self._with(renamed)
 
     def dequantize(

@@ -190,7 +190,7 @@ def convert(
             opened = [stack.enter_context(whole(given))]
         else:
             opened = _open_files(targets, found, given, chosen.format, stack)
-        if any(map(has_parts, opened)) and len(opened) > 1:
+        if len(opened) > 1 and any(map(has_parts, opened)):
             paths = [paths[0] if len(paths) == 1 else os.path.dirname(paths[0])]
             opened, names, found = [join_ranks(opened, paths[0], given)], [FOLDER_NAME], None
         elif whole is None:

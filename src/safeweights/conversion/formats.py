@@ -28,6 +28,7 @@ from .pickles.storages import Materialized
 from .readers import numpy_files, signatures, torch_files
 
 if TYPE_CHECKING:
+    from ..checkpoint import Tensor
     from ..storage.limits import Limits
 
 __all__ = ["FORMATS", "identify_foreign", "identify_zip", "read_as"]
@@ -37,12 +38,13 @@ FormatReader = Callable[[Source, OpenOptions], ForeignCheckpoint]
 
 def _read_safetensors(source: Source, options: OpenOptions) -> ForeignCheckpoint:
     """A safetensors file as conversion takes it: its tensors are cast like those of other formats."""
-    from ..derived.casting import cast
-
-    file = SafetensorsFile(source)
-    names, casts = file.header.tensors, options.casts
+    file, casts = SafetensorsFile(source), options.casts
     with gc_paused():
-        tensors = {name: cast(file.tensor(name), casts, source.name) for name in names}
+        tensors: dict[str, Tensor] = {**file.tensors()}
+        if casts:
+            from ..derived.casting import cast
+
+            tensors = {name: cast(each, casts, source.name) for name, each in tensors.items()}
     return ForeignCheckpoint(
         source.name, "safetensors", Materialized(tensors), metadata=file.header.metadata
     )

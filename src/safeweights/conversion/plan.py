@@ -115,11 +115,16 @@ def make_plan(
             name = pattern.sub(replacement, name)
         return name
 
+    renames = list(renames)
     kept = checkpoint.filter(only=only, skip=skip)
     if refused := kept.refused:
         raise _refusal(refused, checkpoint.name)
+    some = len(kept) < len(checkpoint)
+    plan = Plan(skipped=[name for name in checkpoint if name not in kept] if some else [])
+    if not renames and not aliases:
+        plan.tensors.update(kept.items())
+        return plan
     named = kept.rename(new_name)
-    plan = Plan(skipped=[name for name in checkpoint if name not in kept])
     written: dict[str, str] = {}  # the new name of the first of each tied group that is wanted
     for name, (target, tensor) in zip(kept, named.items(), strict=True):
         if target != name:
