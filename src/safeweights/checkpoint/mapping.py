@@ -154,8 +154,11 @@ class Checkpoint(Mapping[str, Tensor]):
         """Name -> why the file's values of that tensor cannot be given (`Tensor.unreadable`)."""
         if self.files:  # every tensor of a safetensors file can be read
             return {}
-        reasons = {name: tensor.unreadable for name, tensor in self._open_tensors().items()}
-        return {name: reason for name, reason in reasons.items() if reason is not None}
+        return {
+            name: reason
+            for name, tensor in self.items()
+            if (reason := tensor.unreadable) is not None
+        }
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._open_tensors())
