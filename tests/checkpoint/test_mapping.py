@@ -290,6 +290,11 @@ def test_renames_that_collide_name_both_as_they_are_called_here(opened: Checkpoi
         view.rename(lambda name: name[:7])
     assert caught.value.rule == "name-collision"
 
+    # The function may answer differently when it is asked again.
+    answers = iter(["a", "b", "a"])
+    with pytest.raises(FormatError, match=r"`X` and `x\.weight` would both be called `a`"):
+        Checkpoint(dict.fromkeys(["X", "x.bias", "x.weight"])).rename(lambda _: next(answers))  # type: ignore[arg-type]
+
 
 def test_views_of_views(opened: Checkpoint) -> None:
     view = opened.filter(skip="y*").rename(str.upper).filter(only="X*")

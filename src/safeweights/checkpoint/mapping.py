@@ -246,7 +246,7 @@ class Checkpoint(Mapping[str, Tensor]):
                     rule="name-empty", path=self.name or None, tensor=name,
                 )  # fmt: skip
             if target in renamed:
-                other = next(each for each in self if new_name(each) == target)
+                other = [*self][[*renamed].index(target)]
                 raise FormatError(
                     f"{quote(other)} and {quote(name)} would both be called {quote(target)}",
                     rule="name-collision", path=self.name or None, tensor=name,
