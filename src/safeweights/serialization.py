@@ -213,10 +213,10 @@ def deserialize(bytes: Any) -> list[tuple[str, dict[str, Any]]]:  # noqa: A002 -
         (
             name,
             {
-                "shape": list(info.shape),
-                "dtype": info.dtype,
-                "data": bytearray(file.tensor(name).view()),
+                "shape": list(tensor.shape),
+                "dtype": tensor.dtype,
+                "data": bytearray(tensor.view()),
             },
         )
-        for name, info in file.header.tensors.items()
+        for name, tensor in file.tensors().items()
     ]

@@ -192,7 +192,7 @@ class Writer:
         metadata = self._metadata
         if self._old is not None:
             old = self._old
-            tensors = {name: old.tensor(name) for name in old.header.tensors} | tensors
+            tensors = {**old.tensors(), **tensors}
             if old.header.metadata is not None:
                 metadata = {**old.header.metadata, **(metadata or {})}
         appended = self._old is not None

@@ -119,10 +119,13 @@ def make_plan(
     kept = checkpoint.filter(only=only, skip=skip)
     if refused := kept.refused:
         raise _refusal(refused, checkpoint.name)
-    some = len(kept) < len(checkpoint)
-    plan = Plan(skipped=[name for name in checkpoint if name not in kept] if some else [])
-    if not renames and not aliases:
-        plan.tensors.update(kept.items())
+    plan = Plan()
+    if len(kept) < len(checkpoint):
+        plan.skipped = [name for name in checkpoint if name not in kept]
+    if (
+        not renames and not aliases
+    ):  # most often: looking at each name takes a tenth of a conversion
+        plan.tensors = dict(kept.items())
         return plan
     named = kept.rename(new_name)
     written: dict[str, str] = {}  # the new name of the first of each tied group that is wanted

@@ -43,8 +43,8 @@ def read_shards(folder: Folder, names: list[str], options: OpenOptions) -> Forei
     for name in names:
         file = SafetensorsFile(folder.open(name))
         offsets = saved_offsets(file)
-        for tensor_name in file.header.tensors:
-            array = as_strided(file.tensor(tensor_name))
+        for tensor_name, tensor in file.tensors().items():
+            array = as_strided(tensor)
             place = offsets.get(tensor_name, (0,) * len(array.shape))
             if types.setdefault(tensor_name, array.dtype) != array.dtype or len(place) != len(
                 array.shape
