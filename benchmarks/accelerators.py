@@ -1,15 +1,16 @@
-"""Loading onto an accelerator, beside the reference and the specialised loaders, on one machine.
+"""Loading onto an accelerator and saving from it, beside the reference and the specialised loaders.
 
     python benchmarks/accelerators.py [--device cuda] [--mib 8192] [--runs 5] [--cold 2]
-                                      [--prerelease FOLDER] [--json FILE]
+                                      [--only TEXT] [--prerelease FOLDER] [--json FILE]
 
 Contenders take turns; each load is a process of its own, which has made the device's context before the
 clock starts, loads the same file twice and is checked: all contenders must have the same bytes on the
 device. The first load in a process pays what a process pays once (pinned memory, device memory, kernels);
 the second does not. ``--prerelease`` names a folder that holds safetensors 0.9, whose `prefetch` 0.8 does
-not have. What is not installed is named and left out. Beside them stands what the device can do: one copy
-of the same size from pinned memory; and copies from a mapping of the file, read-only and private
-writable, since some platforms were reported to copy from the latter 200 times slower (sglang 37822).
+not have. What is not installed is named and left out. Beside them stands what the machine can do: one copy
+of the same size from pinned memory, and to save, one write of it; and copies from a mapping of the file,
+read-only and private writable, since some platforms were reported to copy from the latter 200 times slower
+(sglang 37822). A save is checked by loading what it wrote.
 """
 
 # ruff: noqa: ARG001 - every way is called alike
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -84,6 +85,29 @@ def load_fastsafetensors(path: str, device: torch.device, cold: bool) -> Loaded:
         return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
 
 
+def load_instanttensor(path: str, device: torch.device, cold: bool) -> Loaded:
+    from instanttensor import BackendPolicy, safe_open
+
+    backend = None if cold else BackendPolicy.BUFFERED  # as its documentation advises
+    with safe_open(path, framework="pt", device=device.index or 0, backend=backend) as file:
+        return dict(file.tensors())
+
+
+def load_ours_jax(path: str, device: torch.device, cold: bool) -> Loaded:
+    import jax
+
+    import safeweights.flax
+
+    return jax.block_until_ready(safeweights.flax.load_file(path))
+
+
+def load_reference_jax(path: str, device: torch.device, cold: bool) -> Loaded:
+    import jax
+    import safetensors.flax
+
+    return jax.block_until_ready(safetensors.flax.load_file(path))
+
+
 def stream_runai(path: str, device: torch.device, cold: bool) -> Loaded:
     os.environ.setdefault("RUNAI_STREAMER_LOG_LEVEL", "ERROR")
     from runai_model_streamer import SafetensorsStreamer
@@ -120,17 +144,46 @@ WAYS: dict[str, Way] = {
     "safeweights load_file": load_ours,
     "safeweights stream": stream_ours,
     "safetensors load_file": load_reference,
-    "safetensors 0.9 load_file": load_reference,
     "safetensors 0.9 prefetch": prefetch_reference,
     "fastsafetensors": load_fastsafetensors,
+    "InstantTensor": load_instanttensor,
     "Run:ai streamer": stream_runai,
+    "safeweights flax.load_file": load_ours_jax,
+    "safetensors flax.load_file": load_reference_jax,
 }
 MODULES = {
     "safeweights": "safeweights.torch",
     "safetensors": "safetensors.torch",
     "Run:ai": "runai_model_streamer",
+    "InstantTensor": "instanttensor",
 }
 """First word of a way -> what it imports, before the clock starts."""
+
+
+def save_ours(tensors: Loaded, path: str) -> None:
+    import safeweights.torch
+
+    safeweights.torch.save_file(tensors, path)
+
+
+def save_reference(tensors: Loaded, path: str) -> None:
+    import safetensors.torch
+
+    safetensors.torch.save_file(tensors, path)
+
+
+def write_pinned(tensors: Loaded, path: str) -> None:
+    with open(path, "wb", buffering=0) as file:
+        rest = _pinned.numpy().data
+        while rest:
+            rest = rest[file.write(rest) :]
+
+
+SAVES: dict[str, Callable[[Loaded, str], None]] = {
+    "safeweights save_file": save_ours,
+    "safetensors save_file": save_reference,
+    "limit: one write of host memory": write_pinned,
+}
 LIMITS: dict[str, Way] = {
     "limit: one copy from pinned memory": copy_pinned,
     "limit: a copy from a read-only mapping": partial(copy_mapping, mmap.ACCESS_READ),
@@ -145,27 +198,39 @@ def work(way: str, path: str, at: str, cold: bool) -> dict[str, Any]:
     device = torch.device(at, 0) if at in {"cuda", "xpu"} else torch.device(at)
     synchronize = torch.accelerator.synchronize if device.type != "cpu" else int
     torch.zeros(1 << 20, device=device).add_(1)  # makes the device's context
-    run = {**WAYS, **LIMITS}[way]
     package = way.split()[0]
     try:
         if package != "limit:":
             import_module(MODULES.get(package, package))
-        if run is prefetch_reference:
+        if way.endswith("prefetch"):
             require_prefetch()
+        if "flax" in way:
+            import_module(f"{package}.flax")
+            import_module("jax").numpy.zeros(1 << 20).block_until_ready()  # its context
     except ImportError as error:
         return {"missing": str(error)}
-    if run is copy_pinned:
-        run(path, device, cold)  # pins its memory
+    if way.startswith("limit: one"):
+        copy_pinned(path, device, cold)  # pins its memory
+    saved = f"{path}.saved"
+    held = load_ours(path, device, cold) if way in SAVES else {}
     synchronize()
     seconds, before = [], peak_memory()
     for number in range(2):
         began = time.perf_counter()
-        tensors = run(path, device, cold)
-        synchronize()
+        if way in SAVES:
+            SAVES[way](held, saved)
+            tensors = held
+        else:
+            tensors = {**WAYS, **LIMITS}[way](path, device, cold)
+            synchronize()
         seconds.append(time.perf_counter() - began)
         if number == 0:
-            host, check = peak_memory() - before, checksum(tensors, device)
+            host = peak_memory() - before
+            if way in SAVES and package != "limit:":
+                tensors = load_ours(saved, device, cold)
+            check = checksum(tensors, device)
         del tensors
+        Path(saved).unlink(missing_ok=True)
     return {"seconds": seconds, "check": check, "host": host}
 
 
@@ -173,7 +238,9 @@ def checksum(tensors: Loaded, device: torch.device) -> list[int]:
     import torch
 
     total = 0
-    for name, tensor in tensors.items():
+    for name, array in tensors.items():
+        # One of JAX is looked at where it is.
+        tensor = array if isinstance(array, torch.Tensor) else torch.from_dlpack(array)
         if tensor.device != device:
             raise SystemExit(f"{name} is on {tensor.device}, not {device}")
         data = tensor.reshape(-1).view(torch.uint8)
@@ -237,25 +304,34 @@ def run_once(way: str, path: Path, options: argparse.Namespace, *, cold: bool) -
         drop_from_cache(path)
     command = [sys.executable, __file__, "--device", options.device, "--way", way, str(path)]
     command += ["--cold", str(int(cold))]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False, timeout=300
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": "it hung for five minutes"}
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(path: Path, ways: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Every way in turn, `runs` times with the file in the page cache, `cold` times without."""
+def measure(
+    path: Path, ways: Sequence[str], options: argparse.Namespace, cold_runs: int
+) -> dict[str, Any]:
+    """Every way in turn, `runs` times with the file in the page cache, `cold_runs` times without."""
     found: dict[str, Any] = {
-        way: {"first": [], "again": [], "cold": [], "host": []} for way in ways
+        way: {"first": [], "again": [], "cold": [], "host": []}
+        for way in ways
+        if options.only in way
     }
     checks: dict[str, list[int]] = {}
-    for number in range(options.runs + options.cold):
+    for number in range(options.runs + cold_runs):
         cold = number >= options.runs
-        for way in ways:
-            row = found[way]
+        for way, row in found.items():
             if "missing" in row or "failed" in row:
                 continue
             answer = run_once(way, path, options, cold=cold)
+            print(f"{way}{', cold' * cold}: {answer}", file=sys.stderr)
             if "seconds" not in answer:
                 row.update(answer)
                 continue
@@ -264,9 +340,9 @@ def measure(path: Path, ways: list[str], options: argparse.Namespace) -> dict[st
                 row["again"].append(answer["seconds"][1])
             row["host"].append(answer["host"])
             if not way.startswith("limit"):
-                checks[way] = answer["check"]
-    if len({tuple(check) for check in checks.values()}) > 1:
-        sys.exit(f"contenders loaded different bytes: {checks}")
+                check = checks.setdefault(way, answer["check"])
+                if check != next(iter(checks.values())):
+                    row["failed"] = "other bytes than the others"
     return found
 
 
@@ -278,7 +354,7 @@ def device_line(device: str) -> str:
     return f"{name}, torch {torch.__version__}, {os.cpu_count()} cores, Linux {platform.release()}"
 
 
-def table(found: dict[str, Any], nbytes: int, count: int, line: str, cold: int) -> str:
+def table(found: dict[str, Any], verb: str, nbytes: int) -> str:
     def rate(samples: list[float]) -> str:
         if not samples:
             return "-"
@@ -287,16 +363,15 @@ def table(found: dict[str, Any], nbytes: int, count: int, line: str, cold: int) 
         return f"{nbytes / best / 2**30:.2f} (±{spread / 2:.0%})"
 
     lines = [
-        f"{line}: {nbytes / 2**30:.2f} GiB of BF16 in {count} tensors; GiB/s, median and half the spread.",
-        "", "| | first load in a process | second | not in the page cache | host memory, MiB |",
+        f"| | first {verb} in a process | second | not in the page cache | host memory, MiB |",
         "|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for way, row in found.items():
         if reason := row.get("missing") or row.get("failed"):
             lines.append(f"| {way} | {reason} | | | |")
             continue
         host = statistics.median(row["host"]) / MIB
-        cells = [rate(row["first"]), rate(row["again"]), rate(row["cold"]) if cold else "-"]
+        cells = [rate(row["first"]), rate(row["again"]), rate(row["cold"])]
         lines.append(f"| {way} | {' | '.join(cells)} | {host:.0f} |")
     return "\n".join(lines)
 
@@ -307,6 +382,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=8192)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--cold", type=int, default=2, help="loads of a file not in the page cache")
+    parser.add_argument("--only", default="", metavar="TEXT", help="ways whose name has this text")
     parser.add_argument("--prerelease", type=Path, help="folder that holds safetensors 0.9")
     parser.add_argument("--folder", type=Path, help="where the file is made (a temporary folder)")
     parser.add_argument("--json", type=Path, help="also write every sample here")
@@ -327,13 +403,18 @@ def main() -> None:
             print(f"no loads from disk: {error}", file=sys.stderr)
             options.cold = 0
         read_into_cache(path)
-        found = measure(path, [*WAYS, *LIMITS], options)
+        loads = measure(path, [*WAYS, *LIMITS], options, options.cold)
+        saves = measure(path, [*SAVES], options, 0)
         nbytes = path.stat().st_size
-    print(table(found, nbytes, count, line, options.cold))
+    print(
+        f"{line}: {nbytes / 2**30:.2f} GiB of BF16 in {count} tensors; GiB/s, median and half the spread."
+    )
+    print("", table(loads, "load", nbytes), "", table(saves, "save", nbytes), sep="\n")
     if options.json:
-        options.json.write_text(
-            json.dumps({"machine": line, "bytes": nbytes, "ways": found}, indent=1)
-        )
+        found = {"machine": line, "bytes": nbytes, "ways": loads, "saves": saves}
+        options.json.write_text(json.dumps(found, indent=1))
+    if wrong := [way for way, row in {**loads, **saves}.items() if "failed" in row]:
+        sys.exit(f"failed: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":
