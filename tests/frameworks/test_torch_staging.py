@@ -1,4 +1,4 @@
-"""Staging onto an accelerator, with a stand-in whose copies happen as late as a device's may."""
+"""Staging onto an accelerator, with a stand-in for the device."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import struct
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,25 +34,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class LateCopy:
-    """A copy that takes place when somebody waits for it: a slab reused before that shows."""
-
-    def __init__(self, target: torch.Tensor, slab: torch.Tensor) -> None:
-        self._target, self._slab = target, slab
-        self.done = False
-
-    def synchronize(self) -> None:
-        if not self.done:
-            self._target.copy_(self._slab)
-            self.done = True
-
-
 class StandIn:
-    """A device that is the host; counts what is asked of it."""
+    """A device that is the host; counts what is asked of it. Only who said so may copy."""
 
     def __init__(self) -> None:
-        self.copies: list[LateCopy] = []
-        self.slabs = self.largest = 0
+        self.copies = self.slabs = self.largest = 0
+        self._thread = threading.local()
 
     def arena(self, nbytes: int) -> torch.Tensor:
         return torch.zeros(nbytes, dtype=torch.uint8)
@@ -63,10 +51,17 @@ class StandIn:
         begin = -memory.data_ptr() % 4096
         return memory[begin : begin + nbytes]
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> LateCopy:
-        copy = LateCopy(target, source)
-        self.copies.append(copy)
-        return copy
+    @contextlib.contextmanager
+    def copying(self) -> Iterator[None]:
+        assert not vars(self._thread)
+        self._thread.copying = True
+        yield
+        del self._thread.copying
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        assert self._thread.copying
+        self.copies += 1
+        target.copy_(source)
 
 
 def stage(source: Source, parts: list[tuple[int, int]], device: StandIn) -> list[torch.Tensor]:
@@ -74,7 +69,7 @@ def stage(source: Source, parts: list[tuple[int, int]], device: StandIn) -> list
     infos = [TensorInfo("U8", (length,), begin, begin + length) for begin, length in parts]
     jobs = [LoadJob(Batch(source, 0, [("x", info)])) for info in infos]
     landing = DeviceLanding(device, ADAPTER, None, lambda arena, *_: arena)
-    Pipeline(jobs, landing.begin).run(landing.threads)
+    Pipeline(jobs, landing).run(landing.threads)
     return [job.transfer.tensors()["x"] for job in jobs]
 
 
@@ -96,7 +91,7 @@ def test_every_byte_arrives_whatever_the_engine(tmp_path, small_slabs, backend):
         assert np.array_equal(arrived.numpy(), data[offset : offset + length])
     assert device.slabs <= staging.READERS
     assert device.largest <= 1 << 15
-    assert len(device.copies) == sum(-(-length // small_slabs) for _, length in parts)
+    assert device.copies == sum(-(-length // small_slabs) for _, length in parts)
 
 
 def test_nothing_to_stage_needs_no_slab():
@@ -124,7 +119,6 @@ def test_a_failed_read_is_raised_and_no_thread_is_left(small_slabs):
     with pytest.raises(OSError, match="Input/output"):
         stage(source, [(0, 1 << 20)], device)
     assert not started()
-    assert all(copy.done for copy in device.copies)
     # Others may each have begun one more piece, but nobody went on.
     assert source.reads <= 2 + 2 * staging.READERS
 
@@ -262,12 +256,19 @@ class Streams:
 
         def __exit__(self, *_: object) -> None: ...
 
-        def wait_stream(self, other: Streams.Stream) -> None:
-            self._played.waits.append((self.stream_id, other.stream_id))
+        def record_event(self) -> tuple[int, int]:
+            """Which stream's, and which one of it."""
+            self._played.events.append((self.stream_id, len(self._played.events)))
+            return self._played.events[-1]
+
+        def wait_event(self, event: tuple[int, int]) -> None:
+            assert event in self._played.events
+            self._played.waits.append((self.stream_id, event))
 
     def __init__(self, *, pool: list[int]) -> None:
         self.pool = pool
-        self.waits: list[tuple[int, int]] = []
+        self.events: list[tuple[int, int]] = []
+        self.waits: list[tuple[int, tuple[int, int]]] = []
         self.seen: list[tuple[str, int, int]] = []  # what was done, on which device and stream
         self._thread = threading.local()
 
@@ -310,22 +311,9 @@ class Streams:
         self.seen.append((what, state["device"], state.get(state["device"], 0)))
 
 
-class Event:
-    def __init__(self, device: torch.device) -> None:
-        assert device.type == "cuda"
-        self.recorded = False
-
-    def record(self, stream: Streams.Stream) -> None:
-        assert stream.stream_id
-        self.recorded = True
-
-    def synchronize(self) -> None:
-        assert self.recorded
-
-
 @pytest.fixture
 def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
-    played = Streams(pool=[5, 7])
+    played = Streams(pool=list(range(5, 99)))
     empty, copy = torch.empty, torch.Tensor.copy_
 
     def on_host(*size: int, dtype: torch.dtype, device: object = None, pin_memory: bool = False):
@@ -334,14 +322,12 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
         played.note("pin" if pin_memory else "allocate")
         return empty(*size, dtype=dtype)
 
-    def noted(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False):
-        assert non_blocking
+    def noted(target: torch.Tensor, source: torch.Tensor):  # and waits for it
         played.note("copy")
         return copy(target, source)
 
     monkeypatch.setattr(torch, "accelerator", played)
     monkeypatch.setattr(torch, "Stream", played.new_stream)
-    monkeypatch.setattr(torch, "Event", Event)
     monkeypatch.setattr(torch, "empty", on_host)
     monkeypatch.setattr(torch.Tensor, "copy_", noted)
     return played
@@ -366,22 +352,50 @@ def test_copies_are_on_a_stream_of_their_own_in_every_thread(tmp_path, streams, 
             for at, n in ((0, 400_000), (400_000, 600_000))
         ]
         landing = DeviceLanding(accelerator, ADAPTER, device, lambda arena, *_: arena)
-        Pipeline(jobs, landing.begin).run(landing.threads)
+        Pipeline(jobs, landing).run(landing.threads)
         arrived = [job.transfer.tensors()["x"].numpy() for job in jobs]
         assert np.array_equal(np.concatenate(arrived), data)
         places = {
             what: {seen[1:] for seen in streams.seen if seen[0] == what}
             for what in ("allocate", "copy")
         }
-        assert places == {"allocate": {(1, 0)}, "copy": {(1, 5)}}
-        assert streams.waits == [(5, 0), (5, 0)]
+        assert places["allocate"] == {(1, 0)}
+        assert {index for index, _ in places["copy"]} == {1}
+        used = {stream for _, stream in places["copy"]}
+        assert 1 <= len(used) <= landing.threads
+        assert 0 not in used
+        assert streams.events == [(0, 0), (0, 1)]
+        assert {stream for stream, _ in streams.waits} == used
+        assert len(set(streams.waits)) == len(streams.waits)
         assert streams.current_device_index() == 1
         assert streams.current_stream(device) == callers
 
 
+def test_each_thread_waits_for_work_that_was_queued_before_memory_was_set_aside(streams):
+    accelerator = TorchAdapter().accelerator(torch.device("cuda", 1))
+
+    def copied(arena: torch.Tensor) -> list[int]:
+        """The number of the memory for which it was waited, if any."""
+        before = len(streams.waits)
+        with accelerator.copying():
+            accelerator.copy(arena, torch.zeros(8, dtype=torch.uint8))
+        return [number for _, (_, number) in streams.waits[before:]]
+
+    first = accelerator.arena(8)
+    assert copied(first) == [0]
+    assert copied(first) == []
+    second = accelerator.arena(8)
+    assert copied(second) == [1]
+    assert copied(first) == []
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(copied, first).result() == [1]
+        assert other.submit(copied, second).result() == []
+    assert len({stream for stream, _ in streams.waits}) == 2
+
+
 def test_what_was_current_is_again_after_an_error(streams):
     accelerator = TorchAdapter().accelerator(torch.device("cuda", 1))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError), accelerator.copying():
         accelerator.copy(torch.zeros(2), torch.zeros(3))
     assert streams.current_device_index() == 0
     assert streams.current_stream(torch.device("cuda", 1)).stream_id == 0

@@ -179,6 +179,13 @@ class Adapter(ABC):
         del device
         return None
 
+    def settle(self, tensors: Mapping[str, Any]) -> None:  # noqa: B027 - most frameworks have nothing to do
+        """Wait until tensors that came by way of `landing` are whole.
+
+        Raises:
+            Exception: What the framework raises where a copy failed.
+        """
+
 
 class MissingAdapter(Adapter):
     """Stands for a framework that is not installed: everything about values is the error that says so.

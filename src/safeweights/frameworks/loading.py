@@ -16,6 +16,7 @@ import math
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CLOSED",
     "Gathering",
+    "HostLanding",
     "LoadJob",
     "Pipeline",
     "Progress",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 CLOSED: Final = "prefetch loader closed"
+
 Progress = Callable[[int], object]
 
 _STAGED: Final = 1 << 20
@@ -59,12 +62,16 @@ class HostLanding:
     arena = 1 << 26
     threads = 0
     in_place = True
+    ahead: int | None = None
 
     def __init__(self, adapter: Adapter, device: Any, *, copies: bool = False) -> None:
         self._adapter = adapter
         self._device = device
         self._copies = copies
         self.in_place = not copies
+
+    def filling(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def begin(self, batch: Batch | Scattered) -> Transfer:
         made = _HostTransfer if isinstance(batch, Batch) else Gathering
@@ -161,6 +168,14 @@ class LoadJob:
         """Whether everything has arrived."""
         return self._left == 0
 
+    def take(self) -> dict[str, Any]:
+        """The tensors of a complete job; they are made when first asked for."""
+        if self.tensors is None:
+            assert self.transfer is not None
+            self.tensors = self.transfer.tensors()
+            self.transfer = None
+        return self.tensors
+
     def begin(self, transfer: Transfer, after: int, threads: int) -> list[tuple[LoadJob, int, int]]:
         """The pieces to be fetched, by `threads` threads, which then have `after` more bytes to read."""
         self.transfer = transfer
@@ -187,7 +202,7 @@ class Pipeline:
 
     Args:
         jobs: In the order in which they are to be read.
-        begin: Sets memory aside for a batch, when its turn has come.
+        landing: Sets memory aside for a batch, when its turn has come.
         ahead: Bytes that may be read, or be on their way, before some are `release`d.
 
     A caller that waits may give a `Progress`, which is called with the number of bytes that have
@@ -198,11 +213,11 @@ class Pipeline:
     def __init__(
         self,
         jobs: Sequence[LoadJob],
-        begin: Callable[[Any], Transfer],
+        landing: Landing,
         *,
         ahead: float = math.inf,
     ) -> None:
-        self._begin = begin
+        self._landing = landing
         self._room = ahead
         self._lock = RLock()  # guards everything below; re-entrant, for `stop` in a finalizer
         self._news = News()
@@ -251,11 +266,12 @@ class Pipeline:
     def work(self) -> None:
         """What each of the threads does: fetch pieces until there are none."""
         try:
-            while (piece := self._next_piece()) is not None:
-                job, begin, end = piece
-                assert job.transfer is not None
-                job.transfer.fill(begin, end)
-                self._note(job, end - begin)
+            with self._landing.filling():
+                while (piece := self._next_piece()) is not None:
+                    job, begin, end = piece
+                    assert job.transfer is not None
+                    job.transfer.fill(begin, end)
+                    self._note(job, end - begin)
         except BaseException as error:  # noqa: BLE001 - raised where the tensors are waited for
             self._fail(error)
 
@@ -270,11 +286,12 @@ class Pipeline:
         try:
             for job in self._waiting:
                 nbytes = job.batch.nbytes
-                job.transfer = transfer = self._begin(job.batch)
+                job.transfer = transfer = self._landing.begin(job.batch)
                 for begin, end in cut(
                     transfer.extent, most=transfer.step, least=transfer.least, threads=1
                 ):
-                    transfer.fill(begin, end)
+                    with self._landing.filling():
+                        transfer.fill(begin, end)
                     if progress is not None:
                         progress(arrived + nbytes * end // transfer.extent)
                 arrived += nbytes
@@ -302,7 +319,7 @@ class Pipeline:
             self._room -= job.batch.nbytes
             self._unbegun -= job.batch.nbytes
             after = min(self._unbegun, max(0, self._room))  # what threads need not wait for
-            pieces = job.begin(self._begin(job.batch), int(after), self._threads)
+            pieces = job.begin(self._landing.begin(job.batch), int(after), self._threads)
             if self._stopped:  # meanwhile, by a finalizer in this thread
                 return
             # In front: one that is wanted out of turn is wanted now, else there are no others.
@@ -496,12 +513,17 @@ def load_all(
             return _decoded_in_place(files, sources, adapter, device, progress)
     jobs = [LoadJob(batch) for batch in batches(checkpoint, None, landing.arena)]
     adapter.require(item for job in jobs for item in job.batch.tensors)
-    Pipeline(jobs, landing.begin).run(reader_count(jobs, landing), progress)
+    readers = reader_count(jobs, landing)
+    if landing.ahead is None:
+        Pipeline(jobs, landing).run(readers, progress)
+    else:
+        pipeline = Pipeline(jobs, landing, ahead=landing.ahead)
+        pipeline.run(readers, progress, finished=LoadJob.take)
     result: dict[str, Any] = {}
     for job in jobs:
-        assert job.transfer is not None
-        result.update(job.transfer.tensors())
-        job.transfer = None
+        result.update(job.take())
+        job.tensors = None
+    adapter.settle(result)
     return result if files else {name: result[name] for name in checkpoint}
 
 

@@ -17,6 +17,7 @@ from ..format.header import TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from ..checkpoint import Checkpoint, SafetensorsFile, Tensor
     from ..format.indexing import Runs, Selection
@@ -108,11 +109,17 @@ class Landing(Protocol):
         arena: Bytes of memory that neighbours share, at most, if it is not one tensor.
         threads: How many read at once; 0 for what the sources are best read with.
         in_place: Whether tensors may share the memory of a mapped file.
+        ahead: Where making the tensors of a batch begins to copy them to a device: how many bytes may be
+            read before that. Else None: tensors of a whole checkpoint are made when all was read.
     """
 
     arena: int
     threads: int
     in_place: bool
+    ahead: int | None
+
+    def filling(self) -> AbstractContextManager[object]:
+        """What a thread is within while it calls `Transfer.fill`."""
 
     def begin(self, batch: Batch | Scattered) -> Transfer:
         """Set memory aside for a batch."""

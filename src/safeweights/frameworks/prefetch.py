@@ -101,7 +101,7 @@ class PrefetchLoader(Generic[T]):
         self._nbytes = sum(batch.nbytes for batch in found)
         self._owners = {name: job for job in jobs for name, _ in job.batch.tensors}
         self._progress = progress
-        self._pipeline = Pipeline(jobs, landing.begin, ahead=_AHEAD)
+        self._pipeline = Pipeline(jobs, landing, ahead=_AHEAD)
         self._finalizer = weakref.finalize(self, self._pipeline.stop)
         self._pipeline.start(reader_count(jobs, landing, threads))
 
@@ -164,9 +164,8 @@ class PrefetchLoader(Generic[T]):
             if job.transfer is None:
                 raise ClosedError(CLOSED)
             with gc_paused():
-                job.tensors = job.transfer.tensors()
-            job.transfer = None
-        return job.tensors
+                job.take()
+        return job.take()
 
     def _hand_out(self, job: LoadJob, tensors: dict[str, T], name: str) -> T:
         tensor = tensors.pop(name)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import weakref
+from collections import deque
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 import jax
@@ -14,7 +17,9 @@ from ...checkpoint import Tensor
 from ...errors import DeviceError, DTypeError, UnsupportedError, quote
 from ...format.dtypes import DTYPES, byte_count
 from ..adapter import Adapter, is_default
+from ..loading import Gathering, HostLanding
 from ..numpy import code_of, decode_array, encode_array
+from ..plans import Scattered
 from ..wording import advice
 
 if TYPE_CHECKING:
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 
     from ...format.header import TensorInfo
     from ...storage import Buffer
+    from ..plans import Batch, Landing, Transfer
 
 __all__ = ["ADAPTER", "ArrayTensor", "check_width", "encoded"]
 
@@ -55,7 +61,10 @@ class JaxAdapter(Adapter):
     def make(self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any) -> Any:
         check_width(dtype)
         array = decode_array(data, dtype, shape)
-        found = jnp.asarray(array) if device is None else jax.device_put(array, device)
+        # On the CPU `asarray` copies, and `device_put` may share the memory. To an accelerator `asarray`
+        # copies at 5 GiB/s instead of 26 (H200).
+        copying = device is None and not _is_accelerator(device)
+        found = jnp.asarray(array) if copying else jax.device_put(array, device)
         if found.dtype != array.dtype:
             raise DTypeError(f"JAX would turn {dtype} into {found.dtype}")
         return found
@@ -69,13 +78,28 @@ class JaxAdapter(Adapter):
     def decode_all(
         self, data: memoryview, base: int, tensors: Iterable[tuple[str, TensorInfo]], device: Any
     ) -> dict[str, Any]:
+        found = self._started(data, base, tensors, device)
+        self.settle(found)  # all copies run at the same time until here
+        return found
+
+    def _started(
+        self, data: memoryview, base: int, tensors: Iterable[tuple[str, TensorInfo]], device: Any
+    ) -> dict[str, Any]:
+        """As `decode_all`, but arrays may still be copied from `data`, which must not change until then."""
         decode = super().decode
-        found = {
+        return {
             name: decode(data[begin - base : end - base], dtype, shape, device, name=name)
             for name, (dtype, shape, begin, end) in tensors
         }
-        jax.block_until_ready(list(found.values()))  # all copies run at the same time until here
-        return found
+
+    def settle(self, tensors: Mapping[str, Any]) -> None:
+        jax.block_until_ready(list(tensors.values()))
+
+    def shares_memory(self, device: Any) -> bool:
+        return not _is_accelerator(device)
+
+    def landing(self, device: Any) -> Landing | None:
+        return _DeviceLanding(device) if _is_accelerator(device) else None
 
     def encode(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
         if not hasattr(tensors, "items"):
@@ -83,6 +107,63 @@ class JaxAdapter(Adapter):
                 f"Expected a dict of [str, jax.Array] but received {type(tensors)}"
             )
         return {name: encoded(name, array) for name, array in tensors.items()}
+
+
+def _is_accelerator(device: Any) -> bool:
+    """Whether arrays for `device` (None: JAX's default) are in other memory than the host's."""
+    if isinstance(device, jax.sharding.Sharding):
+        return any(each.platform != "cpu" for each in device.device_set)
+    if device is None:  # a device, the name of a platform, or nothing was configured
+        device = jax.config.jax_default_device or jax.default_backend()
+    return bool(getattr(device, "platform", device) != "cpu")
+
+
+class _DeviceLanding(HostLanding):
+    """Each batch is copied to its device as soon as it was read, while others are read and copied.
+
+    JAX copies in the background, several arrays at once: one after another they arrive at 7 GiB/s on an
+    H200, side by side at 26. It does so through pinned memory of the size of all that is on its way.
+    """
+
+    threads = 8
+    ahead: int | None = 1 << 28
+
+    def __init__(self, device: Any) -> None:
+        super().__init__(_Copying(), device, copies=True)
+
+    def begin(self, batch: Batch | Scattered) -> Transfer:
+        if isinstance(batch, Scattered):  # its memory may not be its own
+            return Gathering(batch, ADAPTER, self._device, copies=True)
+        return super().begin(batch)
+
+
+_WINDOW: Final = 1 << 28
+"""Bytes that may be on their way to a device."""
+
+
+class _Copying(JaxAdapter):
+    """Begins copies, and waits for the oldest where more than `_WINDOW` bytes are on their way."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._under_way: deque[tuple[weakref.ref[jax.Array], int]] = deque()
+        self._bytes = 0
+
+    def decode_all(
+        self, data: memoryview, base: int, tensors: Iterable[tuple[str, TensorInfo]], device: Any
+    ) -> dict[str, Any]:
+        found = self._started(data, base, tensors, device)
+        with self._lock:
+            for array in found.values():
+                self._under_way.append((weakref.ref(array), array.nbytes))
+                self._bytes += array.nbytes
+            while self._bytes > _WINDOW:
+                oldest, nbytes = self._under_way.popleft()
+                self._bytes -= nbytes
+                array = oldest()
+                if array is not None and not array.is_deleted():
+                    array.block_until_ready()
+        return found
 
 
 def check_width(dtype: str) -> None:

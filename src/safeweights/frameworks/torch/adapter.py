@@ -437,7 +437,8 @@ class DeviceTensor(Tensor):
                 yield piece.cpu().numpy().data
             else:
                 slab = accelerator.slab(len(piece))
-                accelerator.copy(slab, piece).synchronize()
+                with accelerator.copying():
+                    accelerator.copy(slab, piece)
                 yield slab.numpy().data
 
 

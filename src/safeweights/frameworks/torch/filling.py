@@ -253,7 +253,7 @@ class _Onto:
                 self._finish(job, taken, done)
 
         self._landing.note_changes()
-        Pipeline(self._jobs, self._landing.begin, ahead=_AHEAD).run(
+        Pipeline(self._jobs, self._landing, ahead=_AHEAD).run(
             self._threads, progress, finished=finished
         )
         for job in in_place:
@@ -320,7 +320,8 @@ class _Landing:
         self._changing: list[torch.Tensor] = []
         self._alone = thread_count() == 1
         self.arena = min(landing.arena, _ARENA)
-        self.threads = landing.threads
+        self.threads, self.ahead = landing.threads, landing.ahead
+        self.filling = landing.filling
         self.in_place = False
 
     def prepare(self, batches: Iterable[Batch | Scattered]) -> None:
