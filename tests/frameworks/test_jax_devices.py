@@ -77,7 +77,7 @@ def test_no_more_than_the_window_is_on_its_way(path: Path, monkeypatch: pytest.M
 def test_arrays_that_are_gone_are_not_waited_for(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter, "_WINDOW", 1)
+    monkeypatch.setattr(adapter, "_WINDOW", 15_000)
     with safeweights.stream(path, "jax") as arriving:
         for number, (_, array) in enumerate(arriving):
             if number % 2:
