@@ -50,6 +50,8 @@ def test_the_machine_may_be_the_limit(value: float, bound: float, verdict: str) 
         ([0.9, 1.0, 1.1], [0.7, 1.0], "FAIL"),  # the best is 0.9; 0.7 would do
         ([0.9, 1.0, 1.1], [0.85, 2.0], "limit"),
         ([0.84, 1.0, 1.1], [0.9], "limit"),
+        ([0.9, 0.9, 0.9], [0.79], "FAIL"),
+        ([0.9, 0.9, 0.9], [0.75, 0.79, 0.83], "limit"),  # it meets the mark by less than it spreads
         ([1.1, 1.2, 1.3], [0.9], "FAIL"),
     ],
 )

@@ -97,6 +97,21 @@ def test_a_mark_beyond_the_machines_bound_is_no_failure(ours, bound, reach, verd
     assert RowResult.from_json(json.loads(json.dumps(judged.as_json()))) == judged
 
 
+@pytest.mark.parametrize(
+    ("bound", "verdict"),
+    [
+        ([0.88, 0.88, 0.88], "FAIL"),  # it meets the mark, and does so every time
+        ([0.84, 0.88, 0.92], "limit"),  # it spreads by 5 %, and is 2 % below
+        ([0.83, 0.84, 0.85], "FAIL"),  # it spreads by 1 %
+        ([0.45, 0.77, 1.2], "FAIL"),  # it spreads by 42 %: a run of that kind excuses nothing
+        ([0.91, 0.92, 0.93], "limit"),
+    ],
+)
+def test_a_bound_must_meet_the_mark_by_more_than_it_spreads(bound, verdict):
+    # Ours takes 1.0, the reference 2.0: the mark is at 0.9.
+    assert judge(result(limit=bound), Reach(ratio=0.45)).verdict == verdict
+
+
 def test_a_bound_that_was_disturbed_is_no_excuse():
     found = judge(result(limit=[0.6, 9.0, 9.0]), Reach(ratio=0.4))
     assert found.verdict == "FAIL"
