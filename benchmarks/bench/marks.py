@@ -35,8 +35,8 @@ class Mark:
         least: It must not be below this. With neither, it is for information.
         unit: Of the value; empty for a ratio.
         bound: What the machine itself reaches, measured in the same run, at most.
-        slowest: The same and its spread (`Sampled.slowest`); only if this reaches the mark does the bound for
-            certain. `bound` if it is not known.
+        slowest: The same and its spread (`Sampled.slowest`): if this reaches the mark, the bound certainly
+            does. `bound` if it is not known.
         best: That of the undisturbed samples (`Sampled.undisturbed`); of all if it is not known.
         noise: The spread of the samples, as a share of their median.
     """
