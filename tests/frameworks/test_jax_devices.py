@@ -15,6 +15,7 @@ import safeweights.numpy
 from safeweights.errors import UnsupportedError
 from safeweights.frameworks.jax import adapter
 from safeweights.frameworks.loading import HostLanding
+from safeweights.jax import load_sharded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +65,7 @@ def test_no_more_than_the_window_is_on_its_way(path: Path, monkeypatch: pytest.M
         nonlocal most
         found = original(copying, *arguments)
         made.append(copying)
-        most = max(most, sum(nbytes for _, nbytes in copying._under_way))
+        most = max(most, copying._under_way.nbytes)
         return found
 
     monkeypatch.setattr(adapter._Copying, "decode_all", noting)
@@ -72,6 +73,21 @@ def test_no_more_than_the_window_is_on_its_way(path: Path, monkeypatch: pytest.M
     assert len(made) > 5
     assert len({id(copying) for copying in made}) == 1
     assert 10_000 < most <= 30_000
+
+
+def test_trees_are_copied_within_the_window(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "_WINDOW", 30_000)
+    original, sizes = adapter.UnderWay.add, []
+
+    def noting(under_way: adapter.UnderWay, array: jax.Array, nbytes: int) -> None:
+        original(under_way, array, nbytes)
+        sizes.append(under_way.nbytes)
+
+    monkeypatch.setattr(adapter.UnderWay, "add", noting)
+    device = SingleDeviceSharding(jax.devices()[1])
+    require_equal(load_sharded(path, dict.fromkeys(ARRAYS, device)))
+    assert len(sizes) == len(ARRAYS)
+    assert 10_000 < max(sizes) <= 30_000
 
 
 def test_arrays_that_are_gone_are_not_waited_for(

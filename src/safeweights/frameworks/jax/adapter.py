@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ...storage import Buffer
     from ..plans import Batch, Landing, Transfer
 
-__all__ = ["ADAPTER", "ArrayTensor", "check_width", "encoded"]
+__all__ = ["ADAPTER", "ArrayTensor", "UnderWay", "check_width", "encoded"]
 
 _DEVICE: Final = re.compile(r"([a-z]+)(?::(\d+))?").fullmatch
 
@@ -141,28 +141,39 @@ _WINDOW: Final = 1 << 28
 """Bytes that may be on their way to a device."""
 
 
-class _Copying(JaxAdapter):
-    """Begins copies, and waits for the oldest where more than `_WINDOW` bytes are on their way."""
+class UnderWay:
+    """Arrays that JAX copies in the background, which takes memory of the host until they have arrived."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._under_way: deque[tuple[weakref.ref[jax.Array], int]] = deque()
-        self._bytes = 0
+        self._arrays: deque[tuple[weakref.ref[jax.Array], int]] = deque()
+        self.nbytes = 0
+
+    def add(self, array: jax.Array, nbytes: int) -> None:
+        """Note an array, of which `nbytes` are being copied; wait for the oldest if that is too much."""
+        with self._lock:
+            self._arrays.append((weakref.ref(array), nbytes))
+            self.nbytes += nbytes
+            while self.nbytes > _WINDOW:
+                oldest, size = self._arrays.popleft()
+                self.nbytes -= size
+                waited = oldest()
+                if waited is not None and not waited.is_deleted():
+                    waited.block_until_ready()
+
+
+class _Copying(JaxAdapter):
+    """Begins to copy arrays, and waits for as many as it must (`UnderWay`)."""
+
+    def __init__(self) -> None:
+        self._under_way = UnderWay()
 
     def decode_all(
         self, data: memoryview, base: int, tensors: Iterable[tuple[str, TensorInfo]], device: Any
     ) -> dict[str, Any]:
         found = self._started(data, base, tensors, device)
-        with self._lock:
-            for array in found.values():
-                self._under_way.append((weakref.ref(array), array.nbytes))
-                self._bytes += array.nbytes
-            while self._bytes > _WINDOW:
-                oldest, nbytes = self._under_way.popleft()
-                self._bytes -= nbytes
-                array = oldest()
-                if array is not None and not array.is_deleted():
-                    array.block_until_ready()
+        for array in found.values():
+            self._under_way.add(array, array.nbytes)
         return found
 
 

@@ -40,7 +40,7 @@ from ..numpy import code_of, encode_array, numpy_dtype
 from ..prefetch import PrefetchLoader
 from ..targets import dequantized, opened
 from ..wording import saving
-from .adapter import check_width, encoded
+from .adapter import UnderWay, check_width, encoded
 
 if TYPE_CHECKING:
     import os
@@ -190,6 +190,7 @@ class _Array:
     Attributes:
         parts: Which part -> the index expression for it.
         made: The array.
+        nbytes: Of its parts that have come.
     """
 
     def __init__(self, name: str, tensor: Tensor, wanted: _Wanted) -> None:
@@ -197,6 +198,7 @@ class _Array:
         self._sharding = wanted.sharding
         self._come: dict[tuple[Any, ...], Any] = {}
         self.made: Any = None
+        self.nbytes = 0
         tensor.check_readable()
         self._dtype = wanted.dtype or numpy_dtype(tensor.dtype)
         if (code := code_of(self._dtype)) is not None:
@@ -219,6 +221,7 @@ class _Array:
     def come(self, part: tuple[Any, ...], values: Any) -> None:
         """Take a part; the last makes the array."""
         self._come[part] = values.astype(self._dtype, copy=False)
+        self.nbytes += values.nbytes
         if len(self._come) == len(self.parts):
             self._finish()
 
@@ -244,12 +247,15 @@ def _read(stored: Checkpoint, arrays: Mapping[str, _Array], progress: Progress |
             whole = part == tuple((0, size) for size in array.tensor.shape)
             tensors[key], owners[key] = array.tensor, (array, part)
             expressions[key] = None if whole else index
+    under_way = UnderWay()
     with PrefetchLoader[Any](
         Checkpoint(tensors), NUMPY, None, plan=expressions, progress=progress
     ) as loader:
         for key, values in loader:
             array, part = owners[key]
             array.come(part, values)
+            if array.made is not None:
+                under_way.add(array.made, array.nbytes)
 
 
 # ---- saving
