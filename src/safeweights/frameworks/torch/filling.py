@@ -262,11 +262,10 @@ class _Onto:
     def _finish(
         self, job: LoadJob, taken: _Taken, done: Callable[[Part, torch.Tensor], object] | None
     ) -> None:
-        assert job.transfer is not None
         batch = job.batch
         owned = _is_private(batch) or (self._exclusive and _is_view(batch))
-        arrived = job.transfer.tensors()
-        job.transfer = None
+        arrived = job.take()
+        job.tensors = None
         for key, _ in batch.tensors:
             read, here = self._reads[key], arrived.get(key)
             kept = here is not None and read.target.is_meta and owned and taken.add(here)
