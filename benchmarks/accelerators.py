@@ -69,7 +69,10 @@ def prefetch_reference(path: str, device: torch.device, cold: bool) -> Loaded:
         return dict(loader)
 
 
-def require_prefetch() -> None:
+def no_preparation(path: str, device: torch.device) -> None: ...
+
+
+def require_prefetch(path: str, device: torch.device) -> None:
     import safetensors
 
     if not hasattr(safetensors.safe_open, "prefetch"):
@@ -131,6 +134,15 @@ def copy_pinned(path: str, device: torch.device, cold: bool) -> Loaded:
 _pinned: torch.Tensor | None = None
 
 
+def pin(path: str, device: torch.device) -> None:
+    copy_pinned(path, device, False)
+
+
+def start_jax(face: str, path: str, device: torch.device) -> None:
+    import_module(face)
+    import_module("jax").numpy.zeros(1 << 20).block_until_ready()  # makes its context
+
+
 def copy_mapping(access: int, path: str, device: torch.device, cold: bool) -> Loaded:
     import numpy as np
     import torch
@@ -189,6 +201,14 @@ LIMITS: dict[str, Way] = {
     "limit: a copy from a read-only mapping": partial(copy_mapping, mmap.ACCESS_READ),
     "limit: a copy from a private writable mapping": partial(copy_mapping, mmap.ACCESS_COPY),
 }
+BEFORE: dict[str, Callable[[str, torch.device], None]] = {
+    "safetensors 0.9 prefetch": require_prefetch,
+    "safeweights flax.load_file": partial(start_jax, "safeweights.flax"),
+    "safetensors flax.load_file": partial(start_jax, "safetensors.flax"),
+    "limit: one copy from pinned memory": pin,
+    "limit: one write of host memory": pin,
+}
+"""Way -> what it needs before the clock starts, beside its module."""
 
 
 def work(way: str, path: str, at: str, cold: bool) -> dict[str, Any]:
@@ -202,15 +222,9 @@ def work(way: str, path: str, at: str, cold: bool) -> dict[str, Any]:
     try:
         if package != "limit:":
             import_module(MODULES.get(package, package))
-        if way.endswith("prefetch"):
-            require_prefetch()
-        if "flax" in way:
-            import_module(f"{package}.flax")
-            import_module("jax").numpy.zeros(1 << 20).block_until_ready()  # its context
+        BEFORE.get(way, no_preparation)(path, device)
     except ImportError as error:
         return {"missing": str(error)}
-    if way.startswith("limit: one"):
-        copy_pinned(path, device, cold)  # pins its memory
     saved = f"{path}.saved"
     held = load_ours(path, device, cold) if way in SAVES else {}
     synchronize()
