@@ -179,13 +179,7 @@ def decided(
     with gc_paused():
         entries = [(name, t.dtype, t.shape) for name, t in found.items()]
         header, head = layout(entries, metadata, in_order=in_order, align=align)
-        wrong = [
-            name
-            for name, (_, _, begin, end) in header.tensors.items()
-            if found[name].nbytes != end - begin
-        ]
-    if wrong:
-        raise wrong_size(wrong[0], header.tensors[wrong[0]], found[wrong[0]].nbytes)
+        _check_sizes(found, header)
     return Contents(head, header, found)
 
 
@@ -208,7 +202,8 @@ def _unread(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not isinstance(tensors, Mapping):
         kind = type(tensors).__name__
         raise UnsupportedError(f"expected a mapping of names to tensors, found {kind}")
-    found = dict(tensors.items())
+    # A dictionary itself is copied without a look at its names.
+    found = dict(tensors if type(tensors) is dict else tensors.items())
     for kind in set(map(type, found)):
         if not issubclass(kind, str):
             raise UnsupportedError(f"a tensor's name is a string, not {kind.__name__}")
@@ -223,6 +218,19 @@ def _unread(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for tensor in [tensor for tensor in found.values() if tensor.unreadable is not None]:
         tensor.check_readable()
     return found
+
+
+def _check_sizes(tensors: Mapping[str, Tensor], header: Header) -> None:
+    """Raise FormatError if a tensor has not as many bytes as its type and shape need."""
+    dtype, shape, nbytes = "", None, -1
+    for name, tensor in tensors.items():
+        # What its neighbour has, which was compared: a look at the header takes three times as long.
+        if tensor.shape is shape and tensor.dtype is dtype and tensor.nbytes == nbytes:
+            continue
+        dtype, shape, nbytes = tensor.dtype, tensor.shape, tensor.nbytes
+        info = header.tensors[name]
+        if nbytes != info.nbytes:
+            raise wrong_size(name, info, nbytes)
 
 
 def _contents(

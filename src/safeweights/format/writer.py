@@ -72,10 +72,11 @@ def layout(
     kinds: dict[tuple[str, tuple[int, ...]], _Kind] = {}
     new, cls = tuple.__new__, TensorInfo  # TensorInfo(...) takes three times as long
     begin, written = 0, "0"
-    last: tuple[object, object] = None, None
+    last_dims: object = None
+    last_dtype: object = None
     for name, dtype, dims in ordered:
-        if dims is not last[0] or dtype is not last[1]:
-            last = dims, dtype
+        if dims is not last_dims or dtype is not last_dtype:
+            last_dims, last_dtype = dims, dtype
             key = dtype, tuple(dims)
             kind = kinds.get(key)
             if kind is None:

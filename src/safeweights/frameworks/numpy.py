@@ -113,16 +113,18 @@ class NumPyAdapter(Adapter):
         found: dict[str, Tensor] = {}
         last, usual, plain = None, None, np.ndarray
         shape: tuple[int, ...] = ()
+        nbytes = 0
         for name, array in tensors.items():
             if type(array) is plain and array.flags.c_contiguous:
                 # A type is looked up once for all its neighbours: a quarter of the time for small arrays.
                 if (dtype := array.dtype) is not last:
                     last, usual = dtype, _usual_code(dtype)
+                    shape, nbytes = (), dtype.itemsize
                 if usual is not None:
                     if array.shape != shape:
                         # One object for all neighbours: `layout` knows it again.
-                        shape = array.shape
-                    found[name] = ArrayTensor(name, usual, shape, array)
+                        shape, nbytes = array.shape, array.nbytes
+                    found[name] = ArrayTensor(name, usual, shape, nbytes, array)
                     continue
             found[name] = encode_array(name, array)
         return found
@@ -134,13 +136,18 @@ class ArrayTensor(MemoryTensor):
     __slots__ = ()
 
     def __init__(
-        self, name: str, code: str, shape: tuple[int, ...], array: np.ndarray[Any, Any]
+        self,
+        name: str,
+        code: str,
+        shape: tuple[int, ...],
+        nbytes: int,
+        array: np.ndarray[Any, Any],
     ) -> None:
         # What the base's does, but for the view, which takes as long as all the rest.
         self.name = name
         self.dtype = code
         self.shape = shape
-        self.nbytes = array.nbytes
+        self.nbytes = nbytes
         self._data = array
 
     def memory(self) -> memoryview:
