@@ -8,22 +8,25 @@ import os
 import sys
 from functools import partial
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from .computing import Computed, write_computed
-from .parallel import thread_count
+from .mapped_writing import MappedFile
+from .parallel import in_order, thread_count
 from .readahead import InMemory, ahead
 from .runs import PIECE, SMALL, THREADS, Run, copy_run, expanded, for_threads, made
 from .source import Buffer, flat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 __all__ = ["BATCH", "UNSUPPORTED", "Pieces", "Progress", "about", "progressed", "write_all"]
 
 Progress: TypeAlias = "Callable[[int], object]"
 Pieces: TypeAlias = "Iterable[Buffer | Run | Computed]"
-_Group: TypeAlias = "tuple[list[Buffer], int] | list[Run] | list[Computed]"
+_Batch: TypeAlias = "tuple[list[Buffer], int]"
+_Group: TypeAlias = "_Batch | list[Run] | list[Computed]"
 
 _VECTOR: Final = 1024  # IOV_MAX of Linux, macOS and the BSDs
 BATCH: Final = 1 << 23  # bytes handed to one system call; a signal is seen between two
@@ -32,6 +35,9 @@ _STRETCH: Final = 1 << 14  # runs, or what is computed, that are handed on toget
 _PORTION: Final = 1 << 10  # pieces that threads copy before the next ones are cut
 _SMALL: Final = 1 << 12
 _JOINED: Final = 1 << 18  # fits in the processor's cache
+_MAPPED: Final = 1 << 27  # for less it does not pay to find out whether threads write faster
+_ROUNDS: Final = 2  # which is known when each of them has written so many batches
+_TRIALS: Final = 2
 
 UNSUPPORTED: Final = frozenset(
     {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL}
@@ -60,10 +66,21 @@ def write_all(
     """Write what is given to a new file."""
     appending = _Appending(descriptor, path, progress, uncached=uncached)
     # To group many small buffers takes a fifth of the time that writing them takes.
-    early = isinstance(buffers, InMemory) and buffers.size > 2 * BATCH
+    size = buffers.size if isinstance(buffers, InMemory) else 0
+    early = size > 2 * BATCH
     groups = _grouped(buffers if hasattr(os, "pwrite") else made(buffers))  # Windows has none
-    with contextlib.closing(ahead(groups) if early else groups) as items:
-        appending.append(items)
+    mapped = None
+    # Two threads that share a file write it no faster than one.
+    if size >= _MAPPED and not uncached and thread_count() > 2:
+        mapped = MappedFile.of(descriptor, size)
+    if mapped is not None:
+        with contextlib.closing(mapped):
+            appending.share(groups, mapped)
+    elif early:
+        appending.append_early(groups)
+    else:
+        with contextlib.closing(groups):
+            appending.append(groups)
 
 
 class _Appending:
@@ -88,14 +105,77 @@ class _Appending:
             else:
                 self._compute(item)
 
+    def append_early(self, items: Iterable[_Group]) -> None:
+        """The same; the next item is made while one is written."""
+        with contextlib.closing(ahead(items)) as coming:
+            self.append(coming)
+
+    def share(self, items: Iterable[_Group], mapped: MappedFile) -> None:
+        """The same; several threads write batches through a mapping, as long as that is faster."""
+        for batches, some in groupby(items, lambda item: isinstance(item, tuple)):
+            if batches:
+                self._share(cast("Iterator[_Batch]", some), mapped)
+            else:
+                self.append(some)
+
+    def _share(self, batches: Iterator[_Batch], mapped: MappedFile) -> None:
+        # Which way is faster depends on the filesystem, the size of its pages, the number of processors and
+        # what else they do; so a trial can be wrong, too.
+        for _ in range(_TRIALS):
+            for batch, size in islice(batches, 1):
+                began = perf_counter()
+                self._write(batch, size)
+                if self._try_sharing(batches, mapped, (perf_counter() - began) / size):
+                    return
+        self.append_early(batches)
+
+    def _try_sharing(self, batches: Iterator[_Batch], mapped: MappedFile, pace: float) -> bool:
+        """Have threads write batches, all of them if that takes less than `pace`; whether it does.
+
+        Args:
+            batches: Those that are not written are left.
+            mapped: The file.
+            pace: Seconds a byte.
+        """
+        threads = thread_count()
+        begin, began, trial = self._written, perf_counter(), _ROUNDS * threads * BATCH
+        known, faster = False, True
+
+        def located() -> Iterator[tuple[list[Buffer], int, int]]:
+            position = begin
+            for batch, size in batches:
+                yield batch, size, position
+                position += size
+                if not faster:
+                    return
+
+        place = partial(self._place, mapped)
+        placed = in_order(place, located(), workers=threads)
+        with contextlib.closing(placed):  # no thread copies any more when the file is unmapped
+            for size, whole in placed:
+                self._count(size)
+                done = self._written - begin
+                if done >= trial and not known:
+                    known, faster = True, perf_counter() - began < pace * done
+                faster = faster and whole
+        os.lseek(self._descriptor, self._written, os.SEEK_SET)
+        return faster
+
+    def _place(self, mapped: MappedFile, item: tuple[list[Buffer], int, int]) -> tuple[int, bool]:
+        """Write the buffers of a batch at a place; how many bytes, and whether through the mapping."""
+        buffers, size, position = item
+        views = _views(buffers)
+        done = copied = mapped.copy(views, position)
+        while done < size:
+            with about(self._path):
+                rest = _after(views, done)
+                done += progressed(os.pwritev(self._descriptor, rest, position + done))
+        return size, copied == size
+
     def _write(self, batch: list[Buffer], size: int) -> None:
         """The buffers of one system call, which have so many bytes; empties the list."""
-        # As views: whatever shows variables of a traceback would print the contents of bytes.
-        rest: list[Buffer] = [
-            each if type(each) is memoryview else memoryview(each) for each in batch
-        ]
+        rest: Sequence[Buffer] = _views(batch)
         left = size
-        batch.clear()  # or its memory would be in use while the next one is made
         while left:
             with about(self._path):
                 count = self._call(rest)
@@ -213,6 +293,14 @@ def _joined(pieces: Pieces) -> Iterator[Buffer | Run | Computed]:
         yield b"".join(small)
 
 
+def _views(batch: list[Buffer]) -> list[memoryview]:
+    """The same buffers; the list is emptied, or their memory would be in use while more are made."""
+    # As views: whatever shows variables of a traceback would print the contents of bytes.
+    views = [each if type(each) is memoryview else memoryview(each) for each in batch]
+    batch.clear()
+    return views
+
+
 def _length(piece: Buffer) -> int:
     """Bytes of a buffer."""
     if type(piece) is memoryview:
@@ -230,7 +318,7 @@ class _Uncached:
         self._descriptor = descriptor
         self._can = sys.platform == "linux" and hasattr(os, "pwritev")
 
-    def write(self, batch: list[Buffer], position: int = -1) -> int:
+    def write(self, batch: Sequence[Buffer], position: int = -1) -> int:
         if self._can:
             try:
                 return progressed(os.pwritev(self._descriptor, batch, position, _DONTCACHE))
@@ -241,7 +329,7 @@ class _Uncached:
         return _write_some(self._descriptor, batch, position)
 
 
-def _write_some(descriptor: int, batch: list[Buffer], position: int = -1) -> int:
+def _write_some(descriptor: int, batch: Sequence[Buffer], position: int = -1) -> int:
     """Write at the position of the descriptor, or the first buffer at another position."""
     if position >= 0:
         return progressed(os.pwrite(descriptor, batch[0], position))
@@ -256,7 +344,7 @@ def progressed(count: int) -> int:
     return count
 
 
-def _after(batch: list[Buffer], count: int) -> list[Buffer]:
+def _after(batch: Sequence[Buffer], count: int) -> list[Buffer]:
     """The rest of `batch` after its first `count` bytes, which are not all of it, were written."""
     first = 0
     while count >= (nbytes := _length(batch[first])):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from .background import PATIENCE, TICK, AbandonedError, Background, Stoppable, next_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
 __all__ = ["CHUNK", "cut", "in_order", "in_parallel", "in_threads", "thread_count"]
 
@@ -216,7 +216,7 @@ def in_threads(
             raise
 
 
-def in_order(call: Callable[[T], R], items: Iterable[T], *, workers: int = 0) -> Iterator[R]:
+def in_order(call: Callable[[T], R], items: Iterable[T], *, workers: int = 0) -> Generator[R]:
     """The result of `call` for each item, in the order of the items, made by threads ahead of the caller.
 
     For results that are large and used once: beside the one that the caller has, one for each thread and

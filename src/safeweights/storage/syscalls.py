@@ -20,6 +20,7 @@ from typing import Any, Final
 __all__ = [
     "address_of",
     "can_share_blocks",
+    "copy_memory",
     "is_local",
     "is_remote",
     "keep_secret",
@@ -303,7 +304,8 @@ def populate(memory: memoryview, *, writing: bool = False) -> bool:
 def release(memory: memoryview) -> None:
     """Have pages of a mapped file count as memory of this process no longer (madvise(2), MADV_DONTNEED).
 
-    What was written to them is lost; they are fetched again when they are touched.
+    They are fetched again when they are touched. What was written to them stays in the file, if the mapping
+    is shared; otherwise it is lost.
 
     Args:
         memory: A part of a writable mapping.
@@ -319,6 +321,30 @@ def release(memory: memoryview) -> None:
 def address_of(memory: memoryview) -> int:
     """Where writable memory begins."""
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def copy_memory(target: int, nbytes: int, vectors: int, count: int) -> int:
+    """Copy pieces of this process's memory to one place in it; how many bytes were copied, -1 for none.
+
+    Memory that cannot be read or written, such as pages of a mapped file that was truncated, ends it early;
+    to touch them would end this process (process_vm_readv(2), Linux).
+
+    Args:
+        target: The address of the place.
+        nbytes: Its size; as much as the pieces have.
+        vectors: The address of an array of ``struct iovec``.
+        count: Its length; at most 1,024.
+    """
+    libc = _libc()
+    if libc is None or not hasattr(libc, "process_vm_readv"):
+        return -1
+    libc.process_vm_readv.restype = ctypes.c_ssize_t
+    place = (ctypes.c_size_t * 2)(target, nbytes)
+    one, number, flags = ctypes.c_ulong(1), ctypes.c_ulong(count), ctypes.c_ulong(0)
+    copied: int = libc.process_vm_readv(
+        os.getpid(), place, one, ctypes.c_void_p(vectors), number, flags
+    )
+    return copied
 
 
 def read_vectors(descriptor: int, vectors: int, count: int, offset: int) -> int:
