@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="files are mapped on Linux only")
 
-BATCH = 1 << 16
+BATCH, WINDOW = 1 << 16, 3 << 12
 SIZES = [100, BATCH, 3, 70_000, 1, 5000, 5000, 200_000, *[40] * 3000, 4 * BATCH, 1 << 22]
 SIZE = sum(SIZES)
 
@@ -44,6 +44,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(appending, "BATCH", BATCH)
     monkeypatch.setattr(appending, "_MAPPED", 1 << 20)
     monkeypatch.setattr(appending, "thread_count", lambda: 4)
+    monkeypatch.setattr(mapped_writing, "_WINDOW", WINDOW)
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_several_threads_copy(
 
     monkeypatch.setattr(mapped_writing, "populate", populate)
     save(tmp_path / "a")
-    assert next(calls) == len(copies)
+    assert next(calls) > len(copies) >= 2
     assert (tmp_path / "a").read_bytes() == NEW
 
 
@@ -260,7 +261,7 @@ def test_an_interrupt_ends_the_threads_before_the_file_is_unmapped(
     assert copies
 
 
-def test_pages_do_not_stay_mapped(
+def test_little_of_the_file_is_mapped_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: list[int]
 ) -> None:
     released: list[int] = []
@@ -273,7 +274,8 @@ def test_pages_do_not_stay_mapped(
     clock(monkeypatch, FAST)
     monkeypatch.setattr(mapped_writing, "release", release)
     save(tmp_path / "a")
-    assert sorted(released) == sorted(copies)
+    assert sum(released) == sum(copies)
+    assert max(released) == WINDOW
 
 
 TRUNCATED = """

@@ -18,14 +18,20 @@ from __future__ import annotations
 import mmap
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from .source import flat
 from .syscalls import address_of, copy_memory, keeps_reserved, populate, prefer_huge_pages, release
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from typing_extensions import Self
 
 __all__ = ["MappedFile"]
+
+_WINDOW: Final = 1 << 21
+"""Bytes that a thread has mapped at a time: a huge page, where the file has such."""
 
 
 class MappedFile:
@@ -58,14 +64,23 @@ class MappedFile:
         They are fewer than all if memory of a buffer or of the file cannot be had, or the system does not
         have the call. Several threads may call this for different places.
         """
+        begin = position
+        for part in _parts(buffers):
+            end = begin + sum(map(len, part))
+            copied = self._copy(part, self._memory[begin:end])
+            begin += copied
+            if begin < end:
+                break
+        return begin - position
+
+    def _copy(self, buffers: list[memoryview], place: memoryview) -> int:
         import numpy as np
 
-        place = self._memory[position : position + sum(buffer.nbytes for buffer in buffers)]
         if not populate(place, writing=True):
             return 0
         vectors = np.array(
             [
-                (np.frombuffer(buffer, np.uint8).__array_interface__["data"][0], buffer.nbytes)
+                (np.frombuffer(buffer, np.uint8).__array_interface__["data"][0], len(buffer))
                 for buffer in buffers
             ],
             np.uintp,
@@ -79,3 +94,20 @@ class MappedFile:
         self._memory.release()
         with suppress(BufferError):  # a traceback has a part of it
             self._mapped.close()
+
+
+def _parts(buffers: list[memoryview]) -> Iterator[list[memoryview]]:
+    """The same bytes in parts of `_WINDOW`, but for the last one."""
+    part: list[memoryview] = []
+    room = _WINDOW
+    for buffer in buffers:
+        rest = flat(buffer)
+        while len(rest) >= room:
+            part.append(rest[:room])
+            yield part
+            part, rest, room = [], rest[room:], _WINDOW
+        if rest:
+            part.append(rest)
+            room -= len(rest)
+    if part:
+        yield part
