@@ -200,6 +200,16 @@ def test_buffers_are_cut_where_a_window_ends(tmp_path: Path, sizes: list[int]) -
     assert (tmp_path / "a").read_bytes() == data
 
 
+def test_more_bytes_than_were_announced_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: list[int]
+) -> None:
+    clock(monkeypatch, FAST, FAST)
+    announced = SIZE - 3 * BATCH - 5
+    write_file(tmp_path / "a", InMemory(pieces(), announced), size=announced)
+    assert (tmp_path / "a").read_bytes() == NEW
+    assert sum(copies) == announced - BATCH
+
+
 @pytest.mark.parametrize("part", [0, 1000])
 def test_what_cannot_be_copied_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: list[int], part: int

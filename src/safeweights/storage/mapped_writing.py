@@ -77,7 +77,8 @@ class MappedFile:
     def _copy(self, buffers: list[memoryview], place: memoryview) -> int:
         import numpy as np
 
-        if not populate(place, writing=True):
+        # No place is left where there are more bytes than were announced.
+        if not (place and populate(place, writing=True)):
             return 0
         vectors = np.array(
             [
