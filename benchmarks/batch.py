@@ -3,11 +3,12 @@
     python benchmarks/batch.py [--units 10000] [--only checks ray]
 
 The small files are of 40 tensors and 6 kB each. Units of 50 ms are busy for that time, so that what an
-engine costs beside them shows. The ways take turns; each number is the median of three. Modules have
-cached bytecode, as when installed, and both numbers of processes are run once before the clock runs. The
-time of processors is that of the parent process (finding units, giving them out, the report) and of its
-workers. The limit of two processes is two programs that each check half of the files: what two processors
-of this machine do at a time. Ray's cluster is one node on this machine, started before the clock runs.
+engine costs beside them shows. The ways take turns; each number is the median of three, or of nine where
+three miss the mark. Modules have cached bytecode, as when installed, and both numbers of processes are run
+once before the clock runs. The time of processors is that of the parent process (finding units, giving them
+out, the report) and of its workers. The limit of two processes is two programs that each check half of the
+files: what two processors of this machine do at a time. Ray's cluster is one node on this machine, started
+before the clock runs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from bench.marks import Marks
+from bench.marks import Mark, Marks, rounds
 
 import safeweights
 import safeweights.numpy
@@ -90,6 +91,22 @@ def units(engine: str) -> float:
     return time.perf_counter() - began
 
 
+def pairs(found: dict[int, list[Took]]) -> list[float]:
+    """Of runs that followed one another: other programs that come and go meet both."""
+    return [one.wall / two.wall for one, two in zip(*found.values(), strict=True)]
+
+
+def scaling(found: dict[int, list[Took]], apart: list[float]) -> Mark:
+    """How many times as fast two processes are as one, and two programs."""
+    alone = [took.wall for took in found[1]]
+    return Mark(
+        "small checks: rate on two processes / one",
+        statistics.median(pairs(found)),
+        least=1.7,
+        bound=statistics.median(one / two for one, two in zip(alone, apart, strict=True)),
+    )
+
+
 def measure_checks(count: int, marks: Marks) -> None:
     found: dict[int, list[Took]] = {1: [], 2: []}
     apart: list[float] = []
@@ -101,15 +118,19 @@ def measure_checks(count: int, marks: Marks) -> None:
         for half in halves:
             Path(half).mkdir()
             make(Path(half), count // 2)
-        for turn in range(RUNS + 1):
+
+        def turn() -> None:
             for jobs, runs in found.items():
-                took = checks(folder, jobs)
-                if turn:
-                    runs.append(took)
+                runs.append(checks(folder, jobs))
             began = time.perf_counter()
             assert len([*programs.map(checks, halves, [1, 1])]) == 2
-            if turn:
-                apart.append(time.perf_counter() - began)
+            apart.append(time.perf_counter() - began)
+
+        turn()
+        for samples in (*found.values(), apart):
+            samples.clear()
+        for _ in rounds(RUNS, lambda: [scaling(found, apart)]):
+            turn()
     print(f"| {count} small checks | time | rate | parent | workers |\n|---|---|---|---|---|")
     middle = {
         jobs: Took(*map(statistics.median, zip(*runs, strict=True))) for jobs, runs in found.items()
@@ -119,18 +140,10 @@ def measure_checks(count: int, marks: Marks) -> None:
             f"| {jobs} processes | {took.wall:.2f} s | {count / took.wall:.0f} a second "
             f"| {took.parent:.2f} s | {took.workers:.2f} s |"
         )
-    # Of pairs of runs, one after the other: other programs that come and go meet both.
-    pairs = [one.wall / two.wall for one, two in zip(*found.values(), strict=True)]
-    print(f"pairs: {', '.join(f'{each:.2f}' for each in pairs)}")
-    alone = [took.wall for took in found[1]]
-    bound = statistics.median(one / two for one, two in zip(alone, apart, strict=True))
-    marks.add(
-        "small checks: rate on two processes / one",
-        statistics.median(pairs),
-        least=1.7,
-        bound=bound,
-    )
-    marks.add("small checks: rate of two programs, half of them each / one", bound)
+    print(f"pairs: {', '.join(f'{each:.2f}' for each in pairs(found))}")
+    mark = scaling(found, apart)
+    marks.found.append(mark)
+    marks.add("small checks: rate of two programs, half of them each / one", mark.bound or 0.0)
     share = middle[2].parent / (middle[2].parent + middle[2].workers)
     marks.add("small checks: the parent's share of the processors' time", share)
 
