@@ -43,7 +43,7 @@ NEW = b"".join(pieces())
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four threads share files that are not large, and take many turns."""
     monkeypatch.setattr(appending, "BATCH", BATCH)
-    monkeypatch.setattr(appending, "_MAPPED", 1 << 20)
+    monkeypatch.setattr(appending, "_SHARED", 1 << 20)
     monkeypatch.setattr(appending, "thread_count", lambda: 4)
     monkeypatch.setattr(mapped_writing, "_WINDOW", WINDOW)
 
@@ -254,7 +254,7 @@ def test_only_files_that_have_their_space_are_mapped(
         raise OSError(errno.ENOMEM, "no address space")
 
     monkeypatch.undo()
-    monkeypatch.setattr(appending, "_MAPPED", 1 << 20)
+    monkeypatch.setattr(appending, "_SHARED", 1 << 20)
     monkeypatch.setattr(appending, "thread_count", lambda: 4)
     monkeypatch.setattr(mmap, "mmap", refused)
     save(tmp_path / "c")
@@ -278,7 +278,7 @@ def test_a_failure_leaves_the_old_file(
 
     clock(monkeypatch, FAST)
     monkeypatch.setattr(MappedFile, "copy", lambda *_: 0)
-    monkeypatch.setattr(os, "pwritev", fails)
+    monkeypatch.setattr(os, "pwrite", fails)
     with pytest.raises(type(error)) as caught:
         save(tmp_path / "a")
     assert isinstance(error, KeyboardInterrupt) or getattr(caught.value, "filename", None) == str(
@@ -345,7 +345,7 @@ from safeweights.storage import appending, write_file
 from safeweights.storage.readahead import InMemory
 folder = sys.argv[1]
 appending.thread_count = lambda: 4
-appending._MAPPED = appending.BATCH = 1 << 16
+appending._SHARED = appending.BATCH = 1 << 16
 appending.perf_counter = iter([0.0, 1.0, 0.0] + [0.0] * 99).__next__
 size = 1 << 20
 with open(folder + "/source", "wb+") as file:

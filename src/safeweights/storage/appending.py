@@ -35,10 +35,10 @@ _STRETCH: Final = 1 << 14  # runs, or what is computed, that are handed on toget
 _PORTION: Final = 1 << 10  # pieces that threads copy before the next ones are cut
 _SMALL: Final = 1 << 12
 _JOINED: Final = 1 << 18  # fits in the processor's cache
-_MAPPED: Final = 1 << 27  # for less it does not pay to find out whether threads write faster
-_THREADS: Final = 12  # with 16, 1 GiB takes 79 ms instead of 81
-_ROUNDS: Final = 2  # which is known when each of them has written so many batches
-_TRIALS: Final = 2
+_SHARED: Final = 1 << 27  # bytes of a file for which it pays to try whether threads write it faster
+_THREADS: Final = 12  # that share a file, at most: with 16, 1 GiB takes 79 ms instead of 81
+_TRIAL: Final = 2  # batches that each of them writes until that is judged
+_TRIALS: Final = 2  # before one thread writes the rest
 
 UNSUPPORTED: Final = frozenset(
     {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL}
@@ -72,7 +72,7 @@ def write_all(
     groups = _grouped(buffers if hasattr(os, "pwrite") else made(buffers))  # Windows has none
     mapped = None
     # Two threads that share a file write it no faster than one.
-    if size >= _MAPPED and not uncached and thread_count() > 2:
+    if size >= _SHARED and not uncached and thread_count() > 2:
         mapped = MappedFile.of(descriptor, size)
     if mapped is not None:
         with contextlib.closing(mapped):
@@ -139,7 +139,7 @@ class _Appending:
             pace: Seconds a byte.
         """
         threads = min(_THREADS, thread_count())
-        begin, began, trial = self._written, perf_counter(), _ROUNDS * threads * BATCH
+        begin, began, trial = self._written, perf_counter(), _TRIAL * threads * BATCH
         known, faster = False, True
 
         def located() -> Iterator[tuple[list[Buffer], int, int]]:
@@ -166,12 +166,14 @@ class _Appending:
         """Write the buffers of a batch at a place; how many bytes, and whether through the mapping."""
         buffers, size, position = item
         views = _views(buffers)
-        done = copied = mapped.copy(views, position)
-        while done < size:
-            with about(self._path):
-                rest = _after(views, done)
-                done += progressed(os.pwritev(self._descriptor, rest, position + done))
-        return size, copied == size
+        copied = mapped.copy(views, position)
+        if copied == size:
+            return size, True
+        position += copied
+        for rest in map(flat, _after(views, copied)):
+            self._write_at(rest, position)
+            position += len(rest)
+        return size, False
 
     def _write(self, batch: list[Buffer], size: int) -> None:
         """The buffers of one system call, which have so many bytes; empties the list."""

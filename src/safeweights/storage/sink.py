@@ -91,9 +91,10 @@ def write_file(
 ) -> None:
     """Replace the file at `path` by one whose contents are `buffers`, concatenated.
 
-    Cost: nothing is copied; up to 1,024 buffers or 8 MiB go into one system call. Of 128 MiB or more that
-    exist already (`InMemory`), and on more than two processors, threads write as many at a time, if that
-    is faster. While it runs, the old contents and the new take up space.
+    Cost: nothing is copied; up to 1,024 buffers or 8 MiB go into one system call. Where more than two
+    processors may be used, up to 12 threads write 128 MiB or more that exist already (`InMemory`), if that
+    is faster, and each has 4 MiB of the file mapped. While it runs, the old contents and the new take up
+    space.
 
     Args:
         path: The file.
