@@ -17,6 +17,7 @@ from .parallel import in_order, thread_count
 from .readahead import InMemory, ahead
 from .runs import PIECE, SMALL, THREADS, Run, copy_run, expanded, for_threads, made
 from .source import Buffer, flat
+from .syscalls import is_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -39,6 +40,7 @@ _SHARED: Final = 1 << 27  # bytes of a file for which it pays to try whether thr
 _THREADS: Final = 12  # that share a file, at most: with 16, 1 GiB takes 79 ms instead of 81
 _TRIAL: Final = 2  # batches that each of them writes until that is judged
 _TRIALS: Final = 2  # before one thread writes the rest
+_WRITERS: Final = 4  # threads that send what they write to the disk: one of them copies at a time
 
 UNSUPPORTED: Final = frozenset(
     {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL}
@@ -74,7 +76,10 @@ def write_all(
     # Two threads that share a file write it no faster than one.
     if size >= _SHARED and not uncached and thread_count() > 2:
         mapped = MappedFile.of(descriptor, size)
-    if mapped is not None:
+    # Others may take bytes in their order only (mounts of object stores).
+    if early and uncached and hasattr(os, "pwritev") and is_local(descriptor):
+        appending.spread(groups)
+    elif mapped is not None:
         with contextlib.closing(mapped):
             appending.share(groups, mapped)
     elif early:
@@ -111,11 +116,20 @@ class _Appending:
         with contextlib.closing(ahead(items)) as coming:
             self.append(coming)
 
+    def spread(self, items: Iterable[_Group]) -> None:
+        """The same; while one thread copies a batch, the others send theirs to the disk."""
+        self._append_batches(items, partial(self._place_all, threads=min(_WRITERS, thread_count())))
+
     def share(self, items: Iterable[_Group], mapped: MappedFile) -> None:
         """The same; several threads write batches through a mapping, as long as that is faster."""
+        self._append_batches(items, partial(self._share, mapped=mapped))
+
+    def _append_batches(
+        self, items: Iterable[_Group], write: Callable[[Iterator[_Batch]], object]
+    ) -> None:
         for batches, some in groupby(items, lambda item: isinstance(item, tuple)):
             if batches:
-                self._share(cast("Iterator[_Batch]", some), mapped)
+                write(cast("Iterator[_Batch]", some))
             else:
                 self.append(some)
 
@@ -140,52 +154,78 @@ class _Appending:
         """
         threads = min(_THREADS, thread_count())
         begin, began, trial = self._written, perf_counter(), _TRIAL * threads * BATCH
-        known, faster = False, True
+        known = False
+
+        def faster(whole: bool) -> bool:
+            nonlocal known
+            done = self._written - begin
+            if known or done < trial:
+                return whole
+            known = True
+            return whole and perf_counter() - began < pace * done
+
+        return self._place_all(batches, threads=threads, mapped=mapped, go_on=faster)
+
+    def _place_all(
+        self,
+        batches: Iterator[_Batch],
+        *,
+        threads: int,
+        mapped: MappedFile | None = None,
+        go_on: Callable[[bool], bool] = bool,
+    ) -> bool:
+        """Have threads write batches, each at its place; whether they were written to the last.
+
+        Args:
+            batches: Those that are not written are left.
+            threads: How many.
+            mapped: The file, if they copy through a mapping.
+            go_on: Called after each batch with whether it was written as it should be; False ends it.
+        """
+        going = True
 
         def located() -> Iterator[tuple[list[Buffer], int, int]]:
-            position = begin
+            position = self._written
             for batch, size in batches:
                 yield batch, size, position
                 position += size
-                if not faster:
+                if not going:
                     return
 
-        place = partial(self._place, mapped)
-        placed = in_order(place, located(), workers=threads)
+        placed = in_order(partial(self._place, mapped), located(), workers=threads)
         with contextlib.closing(placed):  # no thread copies any more when the file is unmapped
             for size, whole in placed:
                 self._count(size)
-                done = self._written - begin
-                if done >= trial and not known:
-                    known, faster = True, perf_counter() - began < pace * done
-                faster = faster and whole
-        os.lseek(self._descriptor, self._written, os.SEEK_SET)
-        return faster
+                going = go_on(whole) and going
+        with about(self._path):
+            os.lseek(self._descriptor, self._written, os.SEEK_SET)
+        return going
 
-    def _place(self, mapped: MappedFile, item: tuple[list[Buffer], int, int]) -> tuple[int, bool]:
-        """Write the buffers of a batch at a place; how many bytes, and whether through the mapping."""
+    def _place(
+        self, mapped: MappedFile | None, item: tuple[list[Buffer], int, int]
+    ) -> tuple[int, bool]:
+        """Write the buffers of a batch at a place; how many bytes, and whether as is meant to be."""
         buffers, size, position = item
         views = _views(buffers)
-        copied = mapped.copy(views, position)
-        if copied == size:
-            return size, True
-        position += copied
-        for rest in map(flat, _after(views, copied)):
-            self._write_at(rest, position)
-            position += len(rest)
-        return size, False
+        copied = 0 if mapped is None else mapped.copy(views, position)
+        self._put(_after(views, copied), size - copied, position + copied)
+        return size, mapped is None or copied == size
 
     def _write(self, batch: list[Buffer], size: int) -> None:
         """The buffers of one system call, which have so many bytes; empties the list."""
-        rest: Sequence[Buffer] = _views(batch)
-        left = size
+        self._put(_views(batch), size)
+        self._count(size)
+
+    def _put(self, rest: Sequence[Buffer], left: int, position: int = -1) -> None:
+        """Write buffers, which have so many bytes, at a place, or at the end."""
         while left:
             with about(self._path):
-                count = self._call(rest)
+                count = self._call(rest, position)
             left -= count
             if left:
                 rest = _after(rest, count)
-        self._count(size)
+            if position >= 0:
+                position += count
 
     def _move(self, runs: list[Run]) -> None:
         with about(self._path):
@@ -219,10 +259,7 @@ class _Appending:
         self._write([data], len(data))
 
     def _write_at(self, block: memoryview, position: int) -> None:
-        while block:
-            with about(self._path):
-                count = self._call([block], position)
-            block, position = block[count:], position + count
+        self._put([block], len(block), position)
 
     def _count(self, count: int) -> None:
         self._written += count
@@ -348,9 +385,12 @@ def progressed(count: int) -> int:
 
 
 def _after(batch: Sequence[Buffer], count: int) -> list[Buffer]:
-    """The rest of `batch` after its first `count` bytes, which are not all of it, were written."""
+    """The rest of `batch` after its first `count` bytes were written."""
     first = 0
-    while count >= (nbytes := _length(batch[first])):
+    while first < len(batch) and count >= (nbytes := _length(batch[first])):
         count -= nbytes
         first += 1
-    return [flat(batch[first])[count:], *batch[first + 1 :]]
+    rest = [*batch[first:]]
+    if count:
+        rest[0] = flat(rest[0])[count:]
+    return rest
