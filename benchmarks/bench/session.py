@@ -240,7 +240,7 @@ class Session:
         """The peak of a process's first such operation: nothing is left from one before."""
         assert row.data is not None
         nbytes = entries(row.data)[-1][4]
-        for _ in range(1 if self._scale.quick else 3):
+        for _ in range(3):
             for turn in _active(turns):
                 self._say(f"peak memory of {turn.entry.column}")
                 with _excusing(turn):
