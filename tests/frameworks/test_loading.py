@@ -485,8 +485,10 @@ def test_progress_is_told_of_each_piece(tmp_path: Path, monkeypatch: pytest.Monk
     told = threading.Event()
     real = sources.Source.reading
 
-    def reading(source: sources.Source, offset: int, length: int) -> sources.Reading:
-        found = real(source, offset, length)
+    def reading(
+        source: sources.Source, offset: int, length: int, **options: bool
+    ) -> sources.Reading:
+        found = real(source, offset, length, **options)
 
         def fill(begin: int, end: int) -> None:
             if end == length:  # the last piece
@@ -499,6 +501,21 @@ def test_progress_is_told_of_each_piece(tmp_path: Path, monkeypatch: pytest.Monk
     safeweights.numpy.load_file(
         tmp_path / "a.safetensors", backend="pread", progress=lambda done: done and told.set()
     )
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_memory_is_aligned_for_frameworks_that_copy_any_other(
+    tmp_path: Path, aligned: bool
+) -> None:
+    path = tmp_path / "a.safetensors"
+    safeweights.numpy.save_file({"a": np.ones(2 << 20, "u1")}, path)
+    begin = path.stat().st_size - (2 << 20)
+    assert begin % 64
+    adapter = type("Adapter", (type(ADAPTER),), {"aligned": aligned})()
+    with safeweights.open(path, backend="pread") as checkpoint:
+        found = loading.load_all(checkpoint, adapter, None, None)["a"]
+    assert found.sum() == 2 << 20
+    assert found.ctypes.data % 64 == (0 if aligned else begin % 64)
 
 
 def test_progress_without_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

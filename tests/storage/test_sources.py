@@ -639,6 +639,22 @@ def test_reading_what_is_in_memory_is_no_work() -> None:
     assert reading.data == b"a456"
 
 
+@pytest.mark.parametrize(
+    ("offset", "aligned", "begin"),
+    [(0, False, 0), (24, False, 24), (4096 + 40, False, 40), (20, False, 0), (24, True, 0)],
+)
+def test_large_reads_begin_within_a_cache_line_where_they_do_in_the_file(
+    tmp_path: Path, offset: int, aligned: bool, begin: int
+) -> None:
+    data = random.Random(3).randbytes(1 << 20) * 2
+    (tmp_path / "a").write_bytes(data)
+    source = open_source(tmp_path / "a", backend="pread")
+    reading = source.reading(offset, 1 << 20, aligned=aligned)
+    reading.fill(0, reading.extent)
+    assert reading.data == data[offset:][: 1 << 20]
+    assert np.frombuffer(reading.data, np.uint8).ctypes.data % 64 == begin
+
+
 def test_where_pages_cannot_be_fetched_they_come_by_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,11 +52,13 @@ class Adapter(ABC):
         maps: Files are mapped by default, because the reference's tensors share a mapping too, or
             because the framework copies everything it is given. Otherwise tensors get memory of their
             own: where the reference copies, a later change of the file must not change an array.
+        aligned: It shares memory that begins at a cache line, and copies other memory.
     """
 
     name: ClassVar[str]
     native_indexing: ClassVar[bool] = False
     maps: ClassVar[bool] = False
+    aligned: ClassVar[bool] = False
 
     def decode(
         self, data: memoryview, dtype: str, shape: tuple[int, ...], device: Any, *, name: str = ""

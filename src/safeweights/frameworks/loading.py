@@ -87,7 +87,7 @@ class _HostTransfer:
             self.extent, self.step, self.least = batch.nbytes, CHUNK, CHUNK
             self.fill: Callable[[int, int], object] = self._copy
             return
-        reading = batch.source.reading(self._offset, batch.nbytes)
+        reading = batch.source.reading(self._offset, batch.nbytes, aligned=adapter.aligned)
         self.extent, self.step, self.fill = reading.extent, reading.step, reading.fill
         self.least = reading.least or reading.step
         self._data = reading.data

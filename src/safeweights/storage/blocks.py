@@ -75,7 +75,8 @@ class BlockSource(Source):
             _clear(buffer)
             raise
 
-    def reading(self, offset: int, length: int) -> Reading:
+    def reading(self, offset: int, length: int, *, aligned: bool = False) -> Reading:
+        del aligned  # a block is copied nowhere
         if offset + length > self.size:
             raise self._truncated(offset, length, self.size)
         if length < CHUNK:

@@ -358,11 +358,11 @@ class DescriptorSource(Source):
             raise self._truncated(offset, length, self.size)
         return self._map[offset : offset + length]
 
-    def reading(self, offset: int, length: int) -> Reading:
+    def reading(self, offset: int, length: int, *, aligned: bool = False) -> Reading:
         if self._map is not None:
             return Reading(self.view(offset, length), length, partial(self._populate, offset))
         if self._direct is None or length < CHUNK:
-            return super().reading(offset, length)
+            return super().reading(offset, length, aligned=aligned)
         if offset + length > self.size:
             raise self._truncated(offset, length, self.size)
         # Direct reads need file offset, length and address to be multiples of a block. So the memory

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import SafetensorError, UnsupportedError
 from .gathering import gather
-from .memory import allocate
+from .memory import allocate, allocate_like
 from .parallel import CHUNK, in_parallel
 
 if TYPE_CHECKING:
@@ -157,10 +157,16 @@ class Source(ABC):
         in_parallel(fill, extent, chunk=step, least=reading.least, threads=self.threads)
         return reading.data
 
-    def reading(self, offset: int, length: int) -> Reading:
+    def reading(self, offset: int, length: int, *, aligned: bool = False) -> Reading:
         """The same read as `view`, as work that the caller shares among threads and mixes with other work.
 
         For a mapped file the work is to fetch its pages, so that their first use need not wait for a disk.
+
+        Args:
+            offset: First byte.
+            length: Number of bytes.
+            aligned: Their memory begins at a cache line, if that costs no copy, even if it is filled faster
+                where it does not.
 
         Raises:
             TruncatedError: The source ends before that.
@@ -169,7 +175,7 @@ class Source(ABC):
             return Reading(self.view(offset, length), 0, _nothing)
         if offset + length > self.size:  # before anything is allocated
             raise self._truncated(offset, length, self.size)
-        buffer = allocate(length)
+        buffer = allocate(length) if aligned else allocate_like(offset, length)
 
         def fill(begin: int, end: int) -> None:
             self.read_piece(offset + begin, buffer[begin:end])

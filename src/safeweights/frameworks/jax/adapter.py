@@ -42,6 +42,7 @@ class JaxAdapter(Adapter):
     """
 
     name = "jax"
+    aligned = True
 
     def check_device(self, device: Any) -> Any:
         """None for JAX's default device, which the reference's default ``"cpu"`` means too."""
