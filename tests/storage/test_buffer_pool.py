@@ -324,7 +324,11 @@ def test_elsewhere_memory_is_fresh(patch: Any, monkeypatch: pytest.MonkeyPatch) 
 def test_where_the_size_of_memory_is_unknown_nothing_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert 0 < buffer_pool._idle_limit() <= 1 << 31
+    pages = {"SC_PHYS_PAGES": 1 << 20, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    assert buffer_pool._idle_limit() == 1 << 29  # an eighth
+    pages["SC_PHYS_PAGES"] <<= 4
+    assert buffer_pool._idle_limit() == 1 << 31
     monkeypatch.delattr(os, "sysconf")
     assert buffer_pool._idle_limit() == 0
 

@@ -2,8 +2,9 @@
 
 Why: fresh memory costs a page fault for every page, in which the system finds and clears it. That takes as
 long as copying the bytes out of the page cache, or longer. With the pool a load takes 1.07 times as long as
-read(2) into memory that was used before (docs/performance.md). The heap also keeps memory that was freed,
-but in small pages, and the system cannot take it back when memory is short.
+read(2) into memory that was used before (docs/performance.md). A virtual machine may also have given its
+free memory back to its host, and waits for it then: huge pages come at 1 to 2 GiB/s. The heap also keeps
+memory that was freed, but in small pages, and the system cannot take it back when memory is short.
 
 Rules:
 - A buffer is lent to one lease at a time. Everything that sees its memory (memoryview, array, tensor,
@@ -39,7 +40,7 @@ SMALLEST: Final = 1 << 24
 """Smallest buffer that is worth a mapping of its own; below that the heap is as fast."""
 
 _IDLE_MAX: Final = 1 << 31
-_SHARE: Final = 16  # a sixteenth of the machine's memory may be idle
+_SHARE: Final = 8  # an eighth of the machine's memory may be idle
 _HUGE_PAGE: Final = 1 << 21
 _LENDS: Final = sys.platform == "linux" and hasattr(mmap, "MADV_FREE")  # Linux 4.5
 
