@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
+import resource
 import sys
 import weakref
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from safeweights.storage import allocate, syscalls
-from safeweights.storage.memory import allocate_secret, blank_bytes, copied, joined
+from safeweights.storage.memory import allocate_secret, blank_bytes, copied, joined, touch
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, (1 << 20) - 1, 1 << 20, (9 << 20) + 1])
@@ -87,3 +89,15 @@ def test_secret_memory_is_no_part_of_a_core_dump_and_not_shared_with_forks() -> 
                 assert " dd" in line
                 return
     raise AssertionError("the memory is not mapped")
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_touch_reads_each_page(extra: int) -> None:
+    pages = mmap.mmap(-1, 4096 * 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_NOHUGEPAGE)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    with memoryview(pages)[: 4095 * 4096 + extra] as memory:
+        touch(memory)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults >= 4095 + extra
+    touch(memoryview(b""))

@@ -336,6 +336,45 @@ def test_direct_reads_are_never_required(
     assert source.view(5, len(data) - 5) == data[5:]
 
 
+def test_what_a_disk_wrote_is_touched_by_the_thread_that_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random.Random(6).randbytes((25 << 20) + 5)
+    (tmp_path / "a").write_bytes(data)
+    memory: list[memoryview] = []
+    seen: list[tuple[int, int]] = []
+    real = files.touch
+
+    def touched(part: memoryview) -> None:
+        address = np.frombuffer(part, np.uint8).ctypes.data
+        begin = address - np.frombuffer(memory[0], np.uint8).ctypes.data
+        assert bytes(part[-5:]) == data[4096 + begin :][: len(part)][-5:]  # it has been read
+        seen.append((begin, begin + len(part)))
+        real(part)
+
+    monkeypatch.setattr(files, "touch", touched)
+    source = open_source(tmp_path / "a", backend="direct")
+    try:
+        os.close(os.open(tmp_path / "a", os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        pytest.skip("this filesystem has no direct reads")
+    reading = source.reading(4096, len(data) - 4096)
+    memory.append(reading.data)
+    reading.fill(8 << 20, 16 << 20)
+    reading.fill(0, 8 << 20)
+    reading.fill(16 << 20, reading.extent)
+    assert seen == [(8 << 20, 16 << 20), (0, 8 << 20), (16 << 20, len(data) - 4096)]
+    assert reading.data == data[4096:]
+
+
+def test_memory_that_a_device_reads_is_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(bytes(9 << 20))
+    monkeypatch.setattr(files, "touch", None)
+    open_source(tmp_path / "a", backend="direct").fill(1, 8 << 20, memory_like(8 << 20))
+
+
 def test_errors_of_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").write_bytes(bytes(9 << 20))
     source = open_source(tmp_path / "a", backend="direct")

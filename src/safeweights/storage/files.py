@@ -26,7 +26,7 @@ from .gathering import (
 )
 from .leases import LEASED, leased
 from .mappings import is_checked, note_mapping
-from .memory import PAGE, allocate, blank_bytes
+from .memory import PAGE, allocate, blank_bytes, touch
 from .parallel import CHUNK, in_parallel, thread_count
 from .source import Held, Reading, Source
 from .syscalls import is_remote, map_untracked, populate, release, resident_share
@@ -370,7 +370,7 @@ class DescriptorSource(Source):
         # last block may reach beyond the last byte.
         shift = offset % PAGE
         memory = allocate(shift + length + PAGE)
-        fill = partial(self._read_blocks, offset - shift, memory)
+        fill = partial(self._read_touched, offset - shift, memory)
         return Reading(memory[shift : shift + length], shift + length, fill)
 
     def _populate(self, offset: int, begin: int, end: int) -> None:
@@ -388,6 +388,11 @@ class DescriptorSource(Source):
         shift = offset % PAGE
         self._read_blocks(offset - shift, memory, 0, shift + length)
         return shift
+
+    def _read_touched(self, base: int, memory: memoryview, begin: int, end: int) -> None:
+        """The same as `_read_blocks`, for memory that processors use next."""
+        self._read_blocks(base, memory, begin, end)
+        touch(memory[begin:end])
 
     def _read_blocks(self, base: int, memory: memoryview, begin: int, end: int) -> None:
         """Fill `memory` from `begin` (a multiple of a block) to `end`; it begins at `base` of the file."""
