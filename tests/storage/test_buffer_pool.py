@@ -321,14 +321,19 @@ def test_elsewhere_memory_is_fresh(patch: Any, monkeypatch: pytest.MonkeyPatch) 
     assert idle() == []
 
 
-def test_where_the_size_of_memory_is_unknown_nothing_is_kept(
+def test_an_eighth_of_the_memory_may_be_idle_and_two_gib_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pages = {"SC_PHYS_PAGES": 1 << 20, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
-    assert buffer_pool._idle_limit() == 1 << 29  # an eighth
+    assert buffer_pool._idle_limit() == 1 << 29
     pages["SC_PHYS_PAGES"] <<= 4
     assert buffer_pool._idle_limit() == 1 << 31
+
+
+def test_where_the_size_of_memory_is_unknown_nothing_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delattr(os, "sysconf")
     assert buffer_pool._idle_limit() == 0
 

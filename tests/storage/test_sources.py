@@ -336,6 +336,15 @@ def test_direct_reads_are_never_required(
     assert source.view(5, len(data) - 5) == data[5:]
 
 
+def read_directly(path: Path) -> Source:
+    """A source with direct reads."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        pytest.skip("this filesystem has no direct reads")
+    return open_source(path, backend="direct")
+
+
 def test_what_a_disk_wrote_is_touched_by_the_thread_that_read_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,11 +362,7 @@ def test_what_a_disk_wrote_is_touched_by_the_thread_that_read_it(
         real(part)
 
     monkeypatch.setattr(files, "touch", touched)
-    source = open_source(tmp_path / "a", backend="direct")
-    try:
-        os.close(os.open(tmp_path / "a", os.O_RDONLY | os.O_DIRECT))
-    except OSError:
-        pytest.skip("this filesystem has no direct reads")
+    source = read_directly(tmp_path / "a")
     reading = source.reading(4096, len(data) - 4096)
     memory.append(reading.data)
     reading.fill(8 << 20, 16 << 20)
@@ -370,9 +375,13 @@ def test_what_a_disk_wrote_is_touched_by_the_thread_that_read_it(
 def test_memory_that_a_device_reads_is_not_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "a").write_bytes(bytes(9 << 20))
-    monkeypatch.setattr(files, "touch", None)
-    open_source(tmp_path / "a", backend="direct").fill(1, 8 << 20, memory_like(8 << 20))
+    data = random.Random(7).randbytes(9 << 20)
+    (tmp_path / "a").write_bytes(data)
+    memory, touched = memory_like(8 << 20), []
+    monkeypatch.setattr(files, "touch", touched.append)
+    begin = read_directly(tmp_path / "a").fill(1, 8 << 20, memory)
+    assert memory[begin : begin + (8 << 20)] == data[1 : 1 + (8 << 20)]
+    assert touched == []
 
 
 def test_errors_of_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
