@@ -12,7 +12,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from .computing import Computed, write_computed
-from .mapped_writing import MappedFile
 from .parallel import in_order, thread_count
 from .readahead import InMemory, ahead
 from .runs import PIECE, SMALL, THREADS, Run, copy_run, expanded, for_threads, made
@@ -22,11 +21,15 @@ from .syscalls import is_local
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
+    from .direct_writing import DirectFile
+    from .mapped_writing import MappedFile
+
 __all__ = ["BATCH", "UNSUPPORTED", "Pieces", "Progress", "about", "progressed", "write_all"]
 
 Progress: TypeAlias = "Callable[[int], object]"
 Pieces: TypeAlias = "Iterable[Buffer | Run | Computed]"
 _Batch: TypeAlias = "tuple[list[Buffer], int]"
+_Copy: TypeAlias = "Callable[[list[memoryview], int], int]"
 _Group: TypeAlias = "_Batch | list[Run] | list[Computed]"
 
 _VECTOR: Final = 1024  # IOV_MAX of Linux, macOS and the BSDs
@@ -40,7 +43,9 @@ _SHARED: Final = 1 << 27  # bytes of a file for which it pays to try whether thr
 _THREADS: Final = 12  # that share a file, at most: with 16, 1 GiB takes 79 ms instead of 81
 _TRIAL: Final = 2  # batches that each of them writes until that is judged
 _TRIALS: Final = 2  # before one thread writes the rest
-_WRITERS: Final = 4  # threads that send what they write to the disk: one of them copies at a time
+_WRITERS: Final = (
+    4  # threads that send pages of the cache to the disk: one of them copies at a time
+)
 
 UNSUPPORTED: Final = frozenset(
     {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL}
@@ -72,14 +77,15 @@ def write_all(
     size = buffers.size if isinstance(buffers, InMemory) else 0
     early = size > 2 * BATCH
     groups = _grouped(buffers if hasattr(os, "pwrite") else made(buffers))  # Windows has none
-    mapped = None
     # Two threads that share a file write it no faster than one.
-    if size >= _SHARED and not uncached and thread_count() > 2:
-        mapped = MappedFile.of(descriptor, size)
+    shared = size >= _SHARED and not uncached and thread_count() > 2
     # Others may take bytes in their order only (mounts of object stores).
     if early and uncached and hasattr(os, "pwritev") and is_local(descriptor):
-        appending.spread(groups)
-    elif mapped is not None:
+        with about(path):
+            direct = _direct(descriptor, size)
+        with contextlib.closing(direct) if direct else contextlib.nullcontext():
+            appending.spread(groups, direct)
+    elif shared and (mapped := _mapped(descriptor, size)) is not None:
         with contextlib.closing(mapped):
             appending.share(groups, mapped)
     elif early:
@@ -87,6 +93,18 @@ def write_all(
     else:
         with contextlib.closing(groups):
             appending.append(groups)
+
+
+def _direct(descriptor: int, size: int) -> DirectFile | None:
+    from .direct_writing import DirectFile  # few programs save so much
+
+    return DirectFile.of(descriptor, size, batch=BATCH)
+
+
+def _mapped(descriptor: int, size: int) -> MappedFile | None:
+    from .mapped_writing import MappedFile
+
+    return MappedFile.of(descriptor, size)
 
 
 class _Appending:
@@ -116,9 +134,11 @@ class _Appending:
         with contextlib.closing(ahead(items)) as coming:
             self.append(coming)
 
-    def spread(self, items: Iterable[_Group]) -> None:
-        """The same; while one thread copies a batch, the others send theirs to the disk."""
-        self._append_batches(items, partial(self._place_all, threads=min(_WRITERS, thread_count())))
+    def spread(self, items: Iterable[_Group], direct: DirectFile | None) -> None:
+        """The same; while a thread copies a batch, others send theirs to the disk."""
+        threads = direct.threads if direct else min(_WRITERS, thread_count())
+        copy = direct.write if direct else None
+        self._append_batches(items, partial(self._place_all, threads=threads, copy=copy))
 
     def share(self, items: Iterable[_Group], mapped: MappedFile) -> None:
         """The same; several threads write batches through a mapping, as long as that is faster."""
@@ -164,23 +184,24 @@ class _Appending:
             known = True
             return whole and perf_counter() - began < pace * done
 
-        return self._place_all(batches, threads=threads, mapped=mapped, go_on=faster)
+        return self._place_all(batches, threads=threads, copy=mapped.copy, go_on=faster)
 
     def _place_all(
         self,
         batches: Iterator[_Batch],
         *,
         threads: int,
-        mapped: MappedFile | None = None,
-        go_on: Callable[[bool], bool] = bool,
+        copy: _Copy | None = None,
+        go_on: Callable[[bool], bool] | None = None,
     ) -> bool:
         """Have threads write batches, each at its place; whether they were written to the last.
 
         Args:
             batches: Those that are not written are left.
             threads: How many.
-            mapped: The file, if they copy through a mapping.
-            go_on: Called after each batch with whether it was written as it should be; False ends it.
+            copy: Given buffers and their place: writes them there, or some; returns how many bytes. What
+                it leaves is written to the page cache.
+            go_on: Called after each batch with whether `copy` wrote all of it; False ends it.
         """
         going = True
 
@@ -192,24 +213,25 @@ class _Appending:
                 if not going:
                     return
 
-        placed = in_order(partial(self._place, mapped), located(), workers=threads)
+        placed = in_order(partial(self._place, copy), located(), workers=threads)
         with contextlib.closing(placed):  # no thread copies any more when the file is unmapped
             for size, whole in placed:
                 self._count(size)
-                going = go_on(whole) and going
+                going = going and (go_on is None or go_on(whole))
         with about(self._path):
             os.lseek(self._descriptor, self._written, os.SEEK_SET)
         return going
 
-    def _place(
-        self, mapped: MappedFile | None, item: tuple[list[Buffer], int, int]
-    ) -> tuple[int, bool]:
-        """Write the buffers of a batch at a place; how many bytes, and whether as is meant to be."""
+    def _place(self, copy: _Copy | None, item: tuple[list[Buffer], int, int]) -> tuple[int, bool]:
+        """Write the buffers of a batch at a place; how many bytes, and whether `copy` wrote all of it."""
         buffers, size, position = item
-        views = _views(buffers)
-        copied = 0 if mapped is None else mapped.copy(views, position)
+        views = [flat(buffer) for buffer in _views(buffers)]
+        copied = 0
+        if copy is not None:
+            with about(self._path):
+                copied = copy(views, position)
         self._put(_after(views, copied), size - copied, position + copied)
-        return size, mapped is None or copied == size
+        return size, copied == size
 
     def _write(self, batch: list[Buffer], size: int) -> None:
         """The buffers of one system call, which have so many bytes; empties the list."""
@@ -220,7 +242,7 @@ class _Appending:
         """Write buffers, which have so many bytes, at a place, or at the end."""
         while left:
             with about(self._path):
-                count = self._call(rest, position)
+                count = self._call(rest[:_VECTOR], position)
             left -= count
             if left:
                 rest = _after(rest, count)
@@ -299,9 +321,6 @@ def _grouped(pieces: Pieces) -> Generator[_Group]:
         if nbytes:
             batch.append(piece)
             size += nbytes
-        if len(batch) == _VECTOR:
-            yield batch, size
-            batch, size, room = [], 0, room - size
     if batch:
         yield batch, size
     if stretch:

@@ -20,8 +20,8 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from .source import flat
-from .syscalls import address_of, copy_memory, keeps_reserved, populate, prefer_huge_pages, release
+from .copying import copy_pieces
+from .syscalls import address_of, keeps_reserved, populate, prefer_huge_pages, release
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ class MappedFile:
             return None
 
     def copy(self, buffers: list[memoryview], position: int) -> int:
-        """Copy buffers, one after another, to a place in the file; how many bytes were copied.
+        """Copy buffers (flat), one after another, to a place in the file; how many bytes were copied.
 
         They are fewer than all if memory of a buffer or of the file cannot be had, or the system does not
         have the call. Several threads may call this for different places.
@@ -75,21 +75,12 @@ class MappedFile:
         return begin - position
 
     def _copy(self, buffers: list[memoryview], place: memoryview) -> int:
-        import numpy as np
-
         # No place is left where there are more bytes than were announced.
         if not (place and populate(place, writing=True)):
             return 0
-        vectors = np.array(
-            [
-                (np.frombuffer(buffer, np.uint8).__array_interface__["data"][0], len(buffer))
-                for buffer in buffers
-            ],
-            np.uintp,
-        )
-        copied = copy_memory(address_of(place), len(place), vectors.ctypes.data, len(vectors))
+        copied = copy_pieces(buffers, place)
         release(place)
-        return max(0, copied)
+        return copied
 
     def close(self) -> None:
         """Unmap the file, which keeps a descriptor of it open; no thread may be copying."""
@@ -103,7 +94,7 @@ def _parts(buffers: list[memoryview]) -> Iterator[list[memoryview]]:
     part: list[memoryview] = []
     room = _WINDOW
     for buffer in buffers:
-        rest = flat(buffer)
+        rest = buffer
         while len(rest) >= room:
             part.append(rest[:room])
             yield part

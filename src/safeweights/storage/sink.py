@@ -93,8 +93,9 @@ def write_file(
 
     Cost: nothing is copied; up to 1,024 buffers or 8 MiB go into one system call. Where more than two
     processors may be used, up to 12 threads write 128 MiB or more that exist already (`InMemory`), if that
-    is faster, and each has 4 MiB of the file mapped. While it runs, the old contents and the new take up
-    space.
+    is faster, and each has 4 MiB of the file mapped. If they are to be durable, and are more than 16 MiB,
+    up to eight threads write copies past the page cache, from 8 MiB of memory each. While it runs, the old
+    contents and the new take up space.
 
     Args:
         path: The file.

@@ -82,6 +82,9 @@ _LOCAL: Final = frozenset(
 _KEEPING: Final = frozenset({0xEF53, 0x58465342, 0x01021994})
 """Those that write over reserved blocks in place, and neither compress nor copy them elsewhere."""
 
+_DIRECT: Final = frozenset({0xEF53, 0x58465342, 0x794C7630})
+"""Those that send direct writes to a disk from where they are; an overlay is mostly on one of them."""
+
 
 class _Range(ctypes.Structure):
     _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
@@ -136,6 +139,14 @@ def is_local(descriptor: int) -> bool:
 def keeps_reserved(descriptor: int) -> bool:
     """Whether a file is on a local filesystem where a write to reserved space cannot lack space."""
     return _filesystem(descriptor) in _KEEPING
+
+
+def writes_past_cache(descriptor: int) -> bool:
+    """Whether a file is on a local filesystem that sends direct writes (O_DIRECT) to a disk as they are.
+
+    Others copy them into the page cache, as btrfs does for files with checksums, or have no disk.
+    """
+    return _filesystem(descriptor) in _DIRECT
 
 
 def _filesystem(descriptor: int) -> int | None:
@@ -204,6 +215,15 @@ def prefer_huge_pages(address: int, nbytes: int) -> None:
     begin, end = address + -address % _PAGE, address + nbytes - (address + nbytes) % _PAGE
     if begin < end:
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _HUGEPAGE)
+
+
+def has_huge_pages() -> bool:
+    """Whether the system has huge pages for memory that asks for them, as far as it says (sysfs)."""
+    try:
+        with open("/sys/kernel/mm/transparent_hugepage/enabled", encoding="ascii") as file:
+            return "[never]" not in file.read()
+    except OSError:
+        return False
 
 
 def keep_secret(address: int, nbytes: int) -> bool:
