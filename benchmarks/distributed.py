@@ -2,12 +2,12 @@
 
     python benchmarks/distributed.py [--mib 1024]
 
-The ways take turns on the same two processes (gloo), after one round that does not count, and the median
-counts; two more pairs of processes do the same if a figure misses its mark. Before each save twice its
-memory is touched, or the first would wait for the host to back it (see `bench/machine.py`). The clock runs
-from a barrier to the next one. "Memory" is what the peak of a rank's resident set grew by, "disk" what is
-in the folder afterwards. FSDP 2 divides rows; "columns" is what row-wise tensor parallelism divides: runs
-of 2 to 8 KiB in a file.
+The ways take turns on the same two processes (gloo), after one round that does not count; each round
+begins with another way, and the median counts. Two more pairs of processes do the same if a figure misses
+its mark. Before each save twice its memory is touched, or the first would wait for the host to back it
+(see `bench/machine.py`). The clock runs from a barrier to the next one. "Memory" is what the peak of a
+rank's resident set grew by, "disk" what is in the folder afterwards. FSDP 2 divides rows; "columns" is
+what row-wise tensor parallelism divides: runs of 2 to 8 KiB in a file.
 
 All ways load the same files into the same tensors, in more rounds, which begin with another way each
 time. The files were read back from the disk into the page cache before: after a save they lie there in
@@ -16,9 +16,10 @@ costs. Each load opens the files and maps them anew, so that its page faults cou
 touched before. "Fetched" is what both ranks together read from the disk in one more load, before which
 the files were dropped from the page cache, by the size of the model.
 
-"Bare" readers show what limits a load with `torch.distributed.checkpoint.load`: they trust the headers,
-check no target, and do nothing but copy, from a new mapping (NumPy) or with pread(2). The one that copies
-nothing shows what the planner and its collective calls take, whatever the reader does.
+"Bare" ways show what limits `torch.distributed.checkpoint`. The writer puts each rank's tensors into a
+file of its own, without header or index. The readers trust the headers, check no target, and do nothing
+but copy, from a new mapping (NumPy) or with pread(2). The one that copies nothing shows what the planner
+and its collective calls take, whatever the reader does.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ from safeweights.distributed import StorageReader, StorageWriter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+    from torch.distributed.checkpoint.metadata import Metadata
+    from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
+    from torch.distributed.checkpoint.storage import WriteResult
 
 Found: TypeAlias = "dict[str, dict[str, list[list[float]]]]"
 """What was done -> the way to do it -> a row of figures for each time."""
@@ -67,6 +70,28 @@ LOADS = 5
 """Rounds of loads for each round of saves."""
 RANKS = 2
 
+
+class BareWriter(dcp.FileSystemWriter):
+    """Writes this rank's tensors to a new file of its own, with write(2), and does nothing else."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        name = Path(self.path) / f"{dist.get_rank()}.bare"
+        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        for item in plan.items:
+            tensor = planner.resolve_data(item).detach().view(torch.int16)
+            rest = memoryview(tensor.numpy()).cast("B")
+            while rest:
+                rest = rest[os.write(descriptor, rest[: 1 << 23]) :]
+        os.close(descriptor)
+        done: Future[list[WriteResult]] = Future()
+        done.set_result([])
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """No index is written."""
+
+
+BARE = "bare, write(2)"
 WRITERS = {
     "safeweights": lambda path: StorageWriter(path),
     "safeweights, durable": lambda path: StorageWriter(path, durable=True),
@@ -75,6 +100,7 @@ WRITERS = {
     ),
     "torch, .distcp": lambda path: dcp.FileSystemWriter(path, sync_files=False),
     "torch, .distcp, synced": lambda path: dcp.FileSystemWriter(path),
+    BARE: lambda path: BareWriter(path),
 }
 
 
@@ -214,13 +240,14 @@ def saves(tensors: dict[str, DTensor], folder: str, runs: int) -> dict[str, list
     first = dist.get_rank() == 0
     need = RANKS * sum(tensor.to_local().nbytes for tensor in tensors.values())
     found: dict[str, list[list[float]]] = {way: [] for way in WRITERS}
-    for _ in range(1 + runs):
-        for way, times in found.items():
+    for number in range(1 + runs):
+        begin = number % len(WRITERS)
+        for way in [*WRITERS][begin:] + [*WRITERS][:begin]:
             path = f"{folder}/{way}"
             if first:
                 touch_memory(2 * need)
             row = measured(partial(dcp.save, tensors, storage_writer=WRITERS[way](path)))
-            times.append([*row[:2], size_of(path) / need])
+            found[way].append([*row[:2], size_of(path) / need])
             dist.barrier()
             if first:
                 shutil.rmtree(path)
@@ -347,7 +374,14 @@ def judged(found: Found) -> list[Mark]:
             ),
             Mark(f"{save}: disk / the same", disk / others[2], most=0.5),
             Mark(f"{save}: extra memory a rank", memory / (1 << 20), most=64, unit="MiB"),
-            compared(f"{save} / torch's .distcp, unsynced", saving[ours], plain, most=1.0),
+            compared(
+                f"{save} / torch's .distcp, unsynced",
+                saving[ours],
+                plain,
+                most=1.0,
+                bound=saving[BARE],
+            ),
+            compared(f"{save}: the bare writer / the same", saving[BARE], plain),
         ]
         theirs = "torch, Hugging Face"
         bare = min((loading[way] for way in (MAPPED, READ) if way in loading), key=min)
