@@ -108,6 +108,21 @@ def test_parts_computed_by_threads_are_those_of_the_whole(save, monkeypatch, cod
     assert (found["b"]["min"], found["b"]["zeros"], found["b"]["distribution"]) == (None, 0, None)
 
 
+def test_each_tensor_has_its_own_record_whatever_its_neighbours(save, monkeypatch):
+    """Some are one part, whose record a thread makes; others are several, in one wave or in two."""
+    monkeypatch.setattr(statistics, "_PART", 1 << 10)
+    monkeypatch.setattr(statistics, "_WAVE", 5)
+    random = np.random.default_rng(1)
+    sizes = [10, 3000, 0, 2000, 1, 1000, 9000, 1024, 1025, 5]
+    tensors = {f"{number}": random.standard_normal(size) for number, size in enumerate(sizes)}
+    together = computed(save("all", **tensors))
+    assert list(together) == list(tensors)
+    for name, values in tensors.items():
+        assert together[name] == computed(save(name, **{name: values}))[name]
+        if values.size:
+            assert (together[name]["min"], together[name]["max"]) == (values.min(), values.max())
+
+
 def test_sums_in_f32_are_used_only_where_they_keep_the_digits(save):
     size = 1 << 17
     alternating = np.tile(np.array([1, -1], "f4"), size // 2)

@@ -87,15 +87,19 @@ def statistics_of(
             progress(done + count)
 
     for wave in _waves(_parts(chosen)):
-        found = in_threads(_Part.summary, wave, cost=lambda part: 4 * part.size, progress=tell)
+        found = in_threads(_Part.computed, wave, cost=lambda part: 4 * part.size, progress=tell)
         done += sum(part.size for part in wave)
-        finished = []
-        for part, summary in zip(wave, found, strict=True):
-            whole.merge(summary)
+        finished: list[_Summary | StatisticsRecord] = []
+        for part, each in zip(wave, found, strict=True):
+            if not isinstance(each, _Summary):
+                finished.append(each)
+                continue
+            whole.merge(each)
             if part.last:
                 finished.append(whole)
                 whole = _Summary()
-        yield from in_threads(record, finished)
+        merged = iter(in_threads(record, [each for each in finished if isinstance(each, _Summary)]))
+        yield from (next(merged) if isinstance(each, _Summary) else each for each in finished)
 
 
 def describe(found: Iterable[Any]) -> StatisticsRecord:
@@ -120,6 +124,7 @@ class _Part(NamedTuple):
         every: One of so many values goes into the distribution.
         row: Values in a row of the tensor; 0 if rows say nothing: it has no or one axis.
         last: Whether no part of the same tensor follows.
+        whole: Whether it is all of the tensor that is wanted.
     """
 
     tensor: Tensor
@@ -127,11 +132,17 @@ class _Part(NamedTuple):
     every: int
     row: int
     last: bool
+    whole: bool
 
     @property
     def size(self) -> int:
         """Number of values."""
         return math.prod(self.selection.counts)
+
+    def computed(self, progress: Callable[[int], object]) -> _Summary | StatisticsRecord:
+        """The statistics of the part; as a record if it is all of its tensor."""
+        summary = self.summary(progress)
+        return summary.record() if self.whole else summary
 
     def summary(self, progress: Callable[[int], object]) -> _Summary:
         """The statistics of the part."""
@@ -158,7 +169,9 @@ def _parts(chosen: Iterable[tuple[Tensor, Selection]]) -> Iterator[_Part]:
         parts = list(split(selection, _PART)) or [selection]
         for number, part in enumerate(parts, 1):
             whole_rows = part.counts[-1:] == (row,)
-            yield _Part(tensor, part, every, row if whole_rows else 0, number == len(parts))
+            yield _Part(
+                tensor, part, every, row if whole_rows else 0, number == len(parts), len(parts) == 1
+            )
 
 
 def _waves(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
