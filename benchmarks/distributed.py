@@ -56,7 +56,7 @@ from torch.futures import Future
 from safeweights.distributed import StorageReader, StorageWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
@@ -241,8 +241,7 @@ def saves(tensors: dict[str, DTensor], folder: str, runs: int) -> dict[str, list
     need = RANKS * sum(tensor.to_local().nbytes for tensor in tensors.values())
     found: dict[str, list[list[float]]] = {way: [] for way in WRITERS}
     for number in range(1 + runs):
-        begin = number % len(WRITERS)
-        for way in [*WRITERS][begin:] + [*WRITERS][:begin]:
+        for way in in_turn(WRITERS, number):
             path = f"{folder}/{way}"
             if first:
                 touch_memory(2 * need)
@@ -264,7 +263,6 @@ def loads(
     for way in READERS:
         if way != READ or axis == 0:
             found[way] = []
-    ways = [*found]
 
     def load(way: str) -> list[float]:
         for target in targets.values():
@@ -281,8 +279,7 @@ def loads(
         for file in Path(path).iterdir():
             read_into_cache(file)
     for number in range(1 + runs):
-        begin = number % len(ways)
-        for way in ways[begin:] + ways[:begin]:
+        for way in in_turn(found, number):
             found[way].append(load(way)[:2])
     for way, rows in found.items():
         if dist.get_rank() == 0:
@@ -292,6 +289,13 @@ def loads(
         for row in rows:
             row.append(fetched)
     return without_first(found)
+
+
+def in_turn(ways: Iterable[str], number: int) -> list[str]:
+    """The order of the ways in a round: each begins with another one."""
+    order = [*ways]
+    begin = number % len(order)
+    return order[begin:] + order[:begin]
 
 
 def without_first(found: dict[str, list[list[float]]]) -> dict[str, list[list[float]]]:
