@@ -113,7 +113,7 @@ def test_the_system_reads_the_runs_over_their_gaps(
     descriptor = os.open(stored, os.O_RDONLY)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gathering, "_VECTOR", vector)
+            patch.setattr(gathering, "VECTOR", vector)
             assert gather_over(runs, descriptor, out, gap=gap)
     finally:
         os.close(descriptor)

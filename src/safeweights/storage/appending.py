@@ -16,7 +16,7 @@ from .parallel import in_order, thread_count
 from .readahead import InMemory, ahead
 from .runs import PIECE, SMALL, THREADS, Run, copy_run, expanded, for_threads, made
 from .source import Buffer, flat
-from .syscalls import is_local
+from .syscalls import VECTOR, is_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -32,7 +32,6 @@ _Batch: TypeAlias = "tuple[list[Buffer], int]"
 _Copy: TypeAlias = "Callable[[list[memoryview], int], int]"
 _Group: TypeAlias = "_Batch | list[Run] | list[Computed]"
 
-_VECTOR: Final = 1024  # IOV_MAX of Linux, macOS and the BSDs
 BATCH: Final = 1 << 23  # bytes handed to one system call; a signal is seen between two
 _DONTCACHE: Final = 0x80  # the os module has no name for it yet
 _STRETCH: Final = 1 << 14  # runs, or what is computed, that are handed on together
@@ -43,9 +42,7 @@ _SHARED: Final = 1 << 27  # bytes of a file for which it pays to try whether thr
 _THREADS: Final = 12  # that share a file, at most: with 16, 1 GiB takes 79 ms instead of 81
 _TRIAL: Final = 2  # batches that each of them writes until that is judged
 _TRIALS: Final = 2  # before one thread writes the rest
-_WRITERS: Final = (
-    4  # threads that send pages of the cache to the disk: one of them copies at a time
-)
+_WRITERS: Final = 4  # threads that send pages to the disk: one copies into the page cache at a time
 
 UNSUPPORTED: Final = frozenset(
     {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL}
@@ -242,7 +239,7 @@ class _Appending:
         """Write buffers, which have so many bytes, at a place, or at the end."""
         while left:
             with about(self._path):
-                count = self._call(rest[:_VECTOR], position)
+                count = self._call(rest[:VECTOR], position)
             left -= count
             if left:
                 rest = _after(rest, count)

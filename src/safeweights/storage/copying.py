@@ -10,14 +10,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, Final
 
-from .syscalls import address_of, copy_memory
+from .syscalls import VECTOR, address_of, copy_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 __all__ = ["Copier", "copy_pieces"]
 
-_VECTOR: Final = 1024  # IOV_MAX of Linux
 _MAPS: Final = "/proc/self/maps"
 
 
@@ -30,8 +29,8 @@ def copy_pieces(pieces: Sequence[memoryview], place: memoryview) -> int:
     import numpy as np
 
     done = 0
-    for first in range(0, len(pieces), _VECTOR):
-        some = [np.frombuffer(piece, np.uint8) for piece in pieces[first : first + _VECTOR]]
+    for first in range(0, len(pieces), VECTOR):
+        some = [np.frombuffer(piece, np.uint8) for piece in pieces[first : first + VECTOR]]
         wanted = min(sum(map(len, some)), len(place) - done)
         if not wanted:
             break

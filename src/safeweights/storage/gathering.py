@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..format.indexing import Runs
 from .parallel import CHUNK, in_parallel
-from .syscalls import address_of, read_vectors, write_vectors
+from .syscalls import VECTOR, address_of, read_vectors, write_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 _SLAB: Final = 1 << 23
-_VECTOR: Final = 1024  # IOV_MAX
 _RELAY: Final = 1 << 20
 _SHARES: Final = 32
 """Parts into which threads divide runs: no thread waits long for the last one."""
@@ -149,7 +148,7 @@ def gather_over(runs: Runs, descriptor: int, out: memoryview, *, gap: int) -> bo
     far, close = _split(runs.length, _merged(runs.loops), gap)
     near = Runs(0, runs.length, close)
     count = near.run_count
-    step = max(1, min(_VECTOR // 2, _SLAB * count // near.span, count))
+    step = max(1, min(VECTOR // 2, _SLAB * count // near.span, count))
     unwanted = memoryview(bytearray(gap + 1))
     vectors = np.empty((step, 2, 2), np.uintp)  # run, gap, run, gap ...: address and length
     vectors[:, 0, 1] = runs.length
@@ -190,7 +189,7 @@ def gather_guarded(runs: Runs, data: memoryview, out: memoryview) -> bool:
     if not hasattr(os, "memfd_create"):
         return False
     length, count = runs.length, runs.run_count
-    step = max(1, min(_VECTOR, _RELAY // length, count))
+    step = max(1, min(VECTOR, _RELAY // length, count))
     try:
         descriptor = os.memfd_create("safeweights-gather")
     except OSError:  # forbidden by a sandbox

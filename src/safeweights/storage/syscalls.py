@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any, Final
 
 __all__ = [
+    "VECTOR",
     "address_of",
     "can_share_blocks",
     "copy_memory",
@@ -39,6 +40,7 @@ __all__ = [
 _CACHESTAT: Final = 451  # new system calls have the same number on every architecture
 _KEEP_SIZE: Final = 1
 _CLONE: Final = 0x4020940D  # FICLONERANGE
+VECTOR: Final = 1024  # IOV_MAX of Linux, macOS and the BSDs: buffers that one call takes
 _DONTNEED: Final = 4  # MADV_DONTNEED
 _HUGEPAGE: Final = 14  # MADV_HUGEPAGE
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ
