@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kept_files import kept
 from safeweights.storage import Run, appending, open_source, sink, write_file
 from safeweights.storage.readahead import InMemory
 from small_disks import small_disk
@@ -136,41 +137,30 @@ def test_bytes_of_files_may_stand_between(tmp_path: Path) -> None:
 def test_what_fails_is_an_error_and_the_old_file_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    (tmp_path / "a").write_bytes(b"old")
-
     def fail(position: int, _: int) -> None:
         if position >= 10 * BATCH:
             raise OSError(code, os.strerror(code))
 
     replace_pwritev(monkeypatch, fail)
-    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+    with kept(tmp_path / "a"), pytest.raises(OSError, match=os.strerror(code)) as caught:
         save(tmp_path / "a")
     assert caught.value.errno == code
     assert caught.value.filename == str(tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_ctrl_c_leaves_the_old_file(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"old")
-
     def interrupt(done: int) -> None:
         if done > 5 * BATCH:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with kept(tmp_path / "a"), pytest.raises(KeyboardInterrupt):
         save(tmp_path / "a", progress=interrupt)
-    assert (tmp_path / "a").read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("reserved", [True, False])
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reserved: bool) -> None:
     if not reserved:
         monkeypatch.setattr(sink, "reserve", lambda *_: False)
-    with small_disk(tmp_path, "1500k"):
-        (tmp_path / "a").write_bytes(b"old")
-        with pytest.raises(OSError, match="No space left"):
-            save(tmp_path / "a")
-        assert (tmp_path / "a").read_bytes() == b"old"
-        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    full = pytest.raises(OSError, match="No space left")
+    with small_disk(tmp_path, "1500k"), kept(tmp_path / "a"), full:
+        save(tmp_path / "a")
