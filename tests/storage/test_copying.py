@@ -13,6 +13,7 @@ import pytest
 
 from safeweights.storage import copying
 from safeweights.storage.copying import Copier, copy_pieces
+from safeweights.storage.syscalls import VECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,13 +55,14 @@ def test_any_number_of_pieces(
 
 
 @pytest.mark.parametrize("copy", [copy_pieces, lambda *each: Copier().copy(*each)])
+@pytest.mark.parametrize("room", [0, 2005, 10 * VECTOR])
 def test_no_byte_goes_beyond_the_place(
-    copy: Callable[[list[memoryview], memoryview], int],
+    copy: Callable[[list[memoryview], memoryview], int], room: int
 ) -> None:
-    whole = place_of(3000)
-    pieces = [memoryview(b"x" * 10)] * 300
-    assert copy(pieces, whole[:2005]) == 2005
-    assert bytes(whole) == b"x" * 2005 + bytes(995)
+    whole = place_of(30 * VECTOR)
+    pieces = [memoryview(b"x" * 10)] * 2 * VECTOR
+    assert copy(pieces, whole[:room]) == room
+    assert bytes(whole) == b"x" * room + bytes(len(whole) - room)
 
 
 def test_the_process_copies_its_own_memory(by_the_system: list[int]) -> None:

@@ -78,6 +78,24 @@ def test_kernels_without_cachestat(descriptor: int, monkeypatch: pytest.MonkeyPa
     assert syscalls.resident_share(descriptor, 0, 10) is None
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("[always] madvise never\n", True),
+        ("always [madvise] never\n", True),
+        ("always madvise [never]\n", False),
+        (None, False),
+    ],
+)
+def test_huge_pages_are_what_the_system_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str | None, expected: bool
+) -> None:
+    if setting is not None:
+        (tmp_path / "enabled").write_text(setting)
+    monkeypatch.setattr(syscalls, "_HUGE_PAGES", str(tmp_path / "enabled"))
+    assert syscalls.has_huge_pages() is expected
+
+
 def test_space_is_set_aside_without_changing_the_size(descriptor: int, tmp_path: Path) -> None:
     size = os.fstat(descriptor).st_size
     with open(tmp_path / "new", "wb") as file:

@@ -83,15 +83,12 @@ class DirectFile:
         """Write buffers (flat), one after another, at a place in the file; how many bytes were written.
 
         They are fewer than all if the batch does not begin or end at a block, if memory of a buffer cannot
-        be had, or if the system does not write this way. Several threads may call this for different
-        places.
+        be had, or if the system does not write this way. `threads` may call this at the same time, for
+        different places.
         """
         if self._refused or position % PAGE:
             return 0
-        try:
-            memory = self._idle.pop()
-        except IndexError:  # more threads than memory
-            return 0
+        memory = self._idle.pop()
         try:
             copied = self._copier.copy(buffers, memory)
             return self._write(memory[: copied - copied % PAGE], position)

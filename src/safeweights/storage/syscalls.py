@@ -50,6 +50,7 @@ _ON_FAULT: Final = 1  # MLOCK_ONFAULT
 _FAILED: Final = ctypes.c_void_p(-1).value  # MAP_FAILED
 _IN_PLACE: Final = 0x10  # MAP_FIXED
 _HUGE: Final = 1 << 21
+_HUGE_PAGES: Final = "/sys/kernel/mm/transparent_hugepage/enabled"
 _PAGE: Final = mmap.PAGESIZE
 _REMOTE: Final = frozenset(
     {
@@ -222,7 +223,7 @@ def prefer_huge_pages(address: int, nbytes: int) -> None:
 def has_huge_pages() -> bool:
     """Whether the system has huge pages for memory that asks for them, as far as it says (sysfs)."""
     try:
-        with open("/sys/kernel/mm/transparent_hugepage/enabled", encoding="ascii") as file:
+        with open(_HUGE_PAGES, encoding="ascii") as file:
             return "[never]" not in file.read()
     except OSError:
         return False
