@@ -16,12 +16,23 @@ import pytest
 from safeweights.errors import UnsupportedError
 from safeweights.format.indexing import Runs
 from safeweights.storage import LocalStore, MemoryStore, shared_file
-from safeweights.storage.shared_file import ReservedFile, SharedFile
+from safeweights.storage.shared_file import ReservedFile, SharedFile, staggered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pwrite"), reason="the system has no pwrite")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8])
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_each_process_begins_in_another_part(count: int, processes: int) -> None:
+    items = [*range(count)]
+    for process in range(processes):
+        order = staggered(items, process, processes)
+        first = items.index(order[0]) if count else 0
+        assert first == count * process // processes
+        assert order == [(first + number) % count for number in range(count)]
 
 
 @pytest.mark.parametrize("durable", [False, True])

@@ -35,6 +35,7 @@ from ...errors import (
 from ...format import indexing
 from ...format.dtypes import byte_count
 from ...storage import Store, place_of
+from ...storage.shared_file import staggered
 from ..numpy import ADAPTER as NUMPY
 from ..numpy import code_of, encode_array, numpy_dtype
 from ..prefetch import PrefetchLoader
@@ -379,7 +380,8 @@ class _Save:
         done = 0
         for number, names in by_file.items():
             with self._store.fill(files[number]) as file:
-                for name in sorted(names, key=lambda name: layout.places[name][1]):
+                names.sort(key=lambda name: layout.places[name][1])
+                for name in staggered(names, jax.process_index(), jax.process_count()):
                     for index, data in self._shards(name):
                         part = encode_array(name, np.asarray(data))
                         shape = tuple(self._arrays[name].shape)

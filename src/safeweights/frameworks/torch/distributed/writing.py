@@ -18,6 +18,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+from collections import defaultdict
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -30,6 +32,7 @@ from torch.futures import Future
 from ....checkpoint.sharding import check_stem, parse_size
 from ....errors import LayoutError, SafetensorError, UnsupportedError, quote
 from ....storage import Store, place_of
+from ....storage.shared_file import staggered
 from ..adapter import CODES, PLAIN, host_bytes
 from ..models import is_plain
 from ..parts import blocks, box_runs
@@ -260,23 +263,19 @@ def _write_all(
     plan: SavePlan, planner: SavePlanner, share: Share, store: Store, *, durable: bool
 ) -> dict[str, int]:
     """Write what this rank has to; returns tensor -> number of bytes."""
-    items = [item for item in plan.items if item.index.fqn in share.places]
-    items.sort(key=lambda item: share.places[item.index.fqn])
-    written = dict.fromkeys((item.index.fqn for item in items), 0)
-    current, file = -1, None
-    try:
-        for item in items:
-            number, begin = share.places[item.index.fqn]
-            if file is None or number != current:
-                if file is not None:
-                    file.close(durable=durable)
-                current, file = number, _opened(store, share.files[number])
-            written[item.index.fqn] += _write_item(file, begin, item, planner)
-        if file is not None:
+    by_file: dict[int, list[tuple[int, WriteItem]]] = {}
+    for item in plan.items:
+        if (place := share.places.get(item.index.fqn)) is not None:
+            number, begin = place
+            by_file.setdefault(number, []).append((begin, item))
+    written: dict[str, int] = defaultdict(int)
+    task: Task = plan.storage_data
+    for number, items in by_file.items():
+        items.sort(key=itemgetter(0))
+        with _opened(store, share.files[number]) as file:
+            for begin, item in staggered(items, task.rank, task.ranks):
+                written[item.index.fqn] += _write_item(file, begin, item, planner)
             file.close(durable=durable)
-    finally:
-        if file is not None:
-            file.close()
     return written
 
 
