@@ -53,8 +53,12 @@ _WAVE: Final = 256
 
 _WAVE_VALUES: Final = 1 << 26
 
-_SAMPLE: Final = 1 << 16
-"""Values, at most about, of which the distribution is taken."""
+_SAMPLE: Final = 1 << 15
+"""Values, at most about, of which the distribution is taken.
+
+The share of them below any value is within 0.8 % of that of all values, 95 times in 100 (Massart, "The
+tight constant in the Dvoretzky-Kiefer-Wolfowitz inequality", 1990). To sort twice as many takes a quarter
+of all the time where NumPy sorts slowly (AMD Zen 4)."""
 
 _QUANTILES: Final = (0.01, 0.25, 0.5, 0.75, 0.99)
 _BINS: Final = 24

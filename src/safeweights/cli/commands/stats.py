@@ -60,7 +60,7 @@ def command(
     tensors are read. On a terminal, rows are printed as soon as they are computed.
 
     Every value is read. Minimum, maximum, mean and standard deviation are computed from the finite values.
-    Quantiles and the histogram are computed from an even sample of about 65,536 values of each tensor. A
+    Quantiles and the histogram are computed from an even sample of about 32,768 values of each tensor. A
     dead row is a row along the last axis in which every value is zero.
 
     With --compare, the statistics of each tensor are printed for PATH (before) and OTHER (after), with the
