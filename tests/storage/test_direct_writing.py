@@ -23,7 +23,7 @@ from safeweights.storage import (
     syscalls,
     write_file,
 )
-from safeweights.storage.direct_writing import _WRITERS, DirectFile
+from safeweights.storage.direct_writing import _THREADS, _WRITES, DirectFile
 from safeweights.storage.readahead import InMemory
 
 if TYPE_CHECKING:
@@ -137,24 +137,43 @@ def test_many_small_pieces_are_a_batch_like_others(
     assert sum(nbytes for _, nbytes in written) == size - size % BLOCK
 
 
-def test_several_threads_write_each_from_memory_of_its_own(
+def test_threads_take_turns_at_the_disk_each_with_memory_of_its_own(
     tmp_path: Path, written: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together, calls = threading.Barrier(_WRITERS), itertools.count()
+    """Those whose turn it is not have copied their batch meanwhile."""
+    together, calls = threading.Barrier(_WRITES), itertools.count()
+    copied = threading.Semaphore(0)
+    writing: set[int] = set()
+    most: list[int] = []
     memories: set[int] = set()
+    real = direct_writing.Copier.copy
+
+    def copy(self: Any, pieces: Any, place: memoryview) -> int:
+        memories.add(syscalls.address_of(place))
+        count = real(self, pieces, place)
+        copied.release()
+        return count
 
     def wait(call: Callable[[], int], blocks: memoryview, position: int) -> int:
-        del position
-        if next(calls) < _WRITERS:
-            memories.add(syscalls.address_of(blocks))
-            together.wait(60)  # until all others are here, too
-        return call()
+        del position, blocks
+        writing.add(threading.get_ident())
+        most.append(len(writing))
+        if next(calls) < _WRITES:
+            if together.wait(60) == 0:  # when all others are here, too
+                for _ in range(_THREADS):
+                    assert copied.acquire(timeout=60)
+            together.wait(60)
+        count = call()
+        writing.remove(threading.get_ident())
+        return count
 
+    monkeypatch.setattr(direct_writing.Copier, "copy", copy)
     replace_pwrite(monkeypatch, wait)
     save(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == NEW
     assert next(calls) == -(-SIZE // BATCH)
-    assert len(memories) == _WRITERS
+    assert max(most) == _WRITES
+    assert len(memories) == _THREADS
     del written
 
 
@@ -172,7 +191,7 @@ def test_a_disk_that_refuses_gets_all_through_the_page_cache(
     replace_pwrite(monkeypatch, refuse)
     save(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == NEW
-    assert 1 <= len(calls) <= _WRITERS + 1  # those that were under way
+    assert 1 <= len(calls) <= _THREADS + 1  # those that were under way
     assert written == []
 
 
@@ -337,7 +356,7 @@ def test_the_memory_is_given_back(
 
     monkeypatch.setattr(direct_writing, "borrow", lend)
     save(tmp_path / "a")
-    assert len(lent[0]) == _WRITERS * BATCH
+    assert len(lent[0]) == _THREADS * BATCH
     lent[0].close()  # a BufferError if anything still refers to it
     assert written
 
