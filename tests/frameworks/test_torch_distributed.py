@@ -28,8 +28,10 @@ from safeweights.distributed import StorageReader, StorageWriter
 from safeweights.errors import FormatError, UnsupportedError
 from safeweights.format import indexing
 from safeweights.frameworks.torch import filling
+from safeweights.frameworks.torch.distributed import writing
 from safeweights.frameworks.torch.distributed.compact import CompactPlan, compact
-from safeweights.frameworks.torch.distributed.layout import planned
+from safeweights.frameworks.torch.distributed.layout import Share, planned
+from safeweights.frameworks.torch.distributed.meeting import Task
 from safeweights.frameworks.torch.distributed.values import (
     decoded_value,
     decoded_values,
@@ -37,7 +39,8 @@ from safeweights.frameworks.torch.distributed.values import (
     values_text,
 )
 from safeweights.frameworks.torch.filling import Filling, Part, fill
-from safeweights.storage import BytesSource, Source
+from safeweights.storage import BytesSource, LocalStore, Source
+from safeweights.storage.shared_file import SharedFile
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 
@@ -94,6 +97,38 @@ def test_files_have_metadata_and_aligned_data(tmp_path: Path) -> None:
     data = (tmp_path / "model.safetensors").read_bytes()
     assert safeweights.open(data).metadata == {"format": "pt"}
     assert int.from_bytes(data[:8], "little") % 8 == 0
+
+
+@pytest.mark.parametrize(
+    ("rank", "first", "second"), [(0, "abcd", "ef"), (1, "bcda", "ef"), (2, "cdab", "fe")]
+)
+def test_ranks_begin_at_different_places_of_each_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, first: str, second: str
+) -> None:
+    state = {
+        name: torch.full((4,), number, dtype=torch.uint8) for number, name in enumerate("abcdef")
+    }
+    planner = dcp.DefaultSavePlanner()
+    planner.set_up_planner(state, is_coordinator=True)
+    plan = dataclasses.replace(planner.create_local_plan(), storage_data=Task("save", rank, 3))
+    places = {name: [number // 4, number % 4 * 4] for number, name in enumerate("abcdef")}
+    written: list[tuple[str, int]] = []
+    real = SharedFile.write_runs
+
+    def write_runs(file: SharedFile, begin: int, runs: indexing.Runs, data: memoryview) -> None:
+        written.append((os.path.basename(file._path), begin))
+        real(file, begin, runs, data)
+
+    monkeypatch.setattr(SharedFile, "write_runs", write_runs)
+    (tmp_path / "0").write_bytes(bytes(16))
+    (tmp_path / "1").write_bytes(bytes(8))
+    share, store = Share(["0", "1"], places, {}), LocalStore(tmp_path)
+    counts = writing._write_all(plan, planner, share, store, durable=False)
+    assert counts == dict.fromkeys("abcdef", 4)
+    expected = [("0", 4 * "abcd".index(name)) for name in first]
+    assert written == expected + [("1", 4 * "ef".index(name)) for name in second]
+    assert (tmp_path / "0").read_bytes() == b"".join(bytes([each] * 4) for each in range(4))
+    assert (tmp_path / "1").read_bytes() == bytes([4] * 4 + [5] * 4)
 
 
 def test_a_missing_shard_is_no_zeros_and_no_old_values(tmp_path: Path) -> None:

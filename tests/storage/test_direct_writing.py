@@ -173,7 +173,7 @@ def test_threads_take_turns_at_the_disk_each_with_memory_of_its_own(
     assert (tmp_path / "a").read_bytes() == NEW
     assert next(calls) == -(-SIZE // BATCH)
     assert max(most) == _WRITES
-    assert len(memories) == _THREADS
+    assert len(memories) == _THREADS > _WRITES
     del written
 
 
