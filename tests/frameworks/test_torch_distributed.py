@@ -109,7 +109,7 @@ def test_ranks_begin_at_different_places_of_each_file(
         name: torch.full((4,), number, dtype=torch.uint8) for number, name in enumerate("abcdef")
     }
     planner = dcp.DefaultSavePlanner()
-    planner.set_up_planner(state, is_coordinator=True)
+    planner.set_up_planner(dict(reversed(state.items())), is_coordinator=True)
     plan = dataclasses.replace(planner.create_local_plan(), storage_data=Task("save", rank, 3))
     places = {name: [number // 4, number % 4 * 4] for number, name in enumerate("abcdef")}
     written: list[tuple[str, int]] = []

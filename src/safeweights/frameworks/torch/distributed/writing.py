@@ -270,7 +270,7 @@ def _write_all(
             by_file.setdefault(number, []).append((begin, item))
     written: dict[str, int] = defaultdict(int)
     task: Task = plan.storage_data
-    for number, items in by_file.items():
+    for number, items in sorted(by_file.items()):
         items.sort(key=itemgetter(0))
         with _opened(store, share.files[number]) as file:
             for begin, item in staggered(items, task.rank, task.ranks):
