@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import mmap
@@ -175,6 +176,55 @@ def test_threads_take_turns_at_the_disk_each_with_memory_of_its_own(
     assert max(most) == _WRITES
     assert len(memories) == _THREADS > _WRITES
     del written
+
+
+def test_no_more_threads_copy_than_there_are_processors(
+    tmp_path: Path, written: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them at once would have their first batches ready at the same time, and late."""
+    together, calls = threading.Barrier(2), itertools.count()
+    copying: set[int] = set()
+    most: list[int] = []
+    real = direct_writing.Copier.copy
+
+    def copy(self: Any, pieces: Any, place: memoryview) -> int:
+        copying.add(threading.get_ident())
+        most.append(len(copying))
+        if next(calls) < 2:
+            together.wait(60)
+        try:
+            return real(self, pieces, place)
+        finally:
+            copying.remove(threading.get_ident())
+
+    monkeypatch.setattr(direct_writing, "thread_count", lambda: 2)
+    monkeypatch.setattr(direct_writing.Copier, "copy", copy)
+    save(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == NEW
+    assert max(most) == 2
+    assert written
+
+
+def test_memory_that_was_used_is_used_again(
+    tmp_path: Path, written: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other memory may have no pages yet."""
+    used: list[int] = []
+    real = direct_writing.Copier.copy
+
+    def copy(self: Any, pieces: Any, place: memoryview) -> int:
+        used.append(syscalls.address_of(place))
+        return real(self, pieces, place)
+
+    monkeypatch.setattr(direct_writing.Copier, "copy", copy)
+    with (tmp_path / "a").open("wb+") as file:
+        direct = DirectFile.of(file.fileno(), SIZE, batch=BATCH)
+        assert direct is not None
+        with contextlib.closing(direct):
+            for begin in range(0, 3 * BATCH, BATCH):
+                assert direct.write([memoryview(NEW)[begin : begin + BATCH]], begin) == BATCH
+        assert len(written) == len(used) == 3
+        assert len(set(used)) == 1
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
