@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 from bench.marks import Mark, Marks, rounds
+from bench.results import Sampled
 
 import safeweights
 import safeweights.numpy
@@ -98,12 +99,19 @@ def pairs(found: dict[int, list[Took]]) -> list[float]:
 
 def scaling(found: dict[int, list[Took]], apart: list[float]) -> Mark:
     """How many times as fast two processes are as one, and two programs."""
-    alone = [took.wall for took in found[1]]
+    one, two = (Sampled([took.wall for took in runs]) for runs in found.values())
+    limit = Sampled(apart)
+    assert one.undisturbed
+    assert two.undisturbed
+    assert limit.undisturbed
     return Mark(
         "small checks: rate on two processes / one",
         statistics.median(pairs(found)),
         least=1.7,
-        bound=statistics.median(one / two for one, two in zip(alone, apart, strict=True)),
+        bound=one.undisturbed / limit.undisturbed,
+        slowest=one.undisturbed / limit.slowest,
+        best=one.undisturbed / two.undisturbed,
+        noise=max(one.noise, two.noise),
     )
 
 
