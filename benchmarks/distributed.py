@@ -221,8 +221,8 @@ def rank(folder: str, mib: int, runs: int) -> NoReturn:
     dist.init_process_group("gloo")
     found: Found = {}
     sides = ((0, "rows"), (1, "columns"))
-    # Saves come first: files that loads drop from the page cache are memory that the host of a virtual
-    # machine takes away in the next seconds, and saves of columns then took 1.5 times as long.
+    # Saves come first: after loads in the same processes, saves of columns took 1.1 to 1.5 times as long,
+    # and those of the bare writer, too. Memory that loads drop from the page cache goes back to the host.
     for axis, what in sides:
         found[f"save {what}"] = saves(state(mib, axis, 1), folder, runs)
     for axis, what in sides:
