@@ -165,6 +165,26 @@ def test_other_filesystems_are_not_mapped(tmp_path: Path, monkeypatch: pytest.Mo
     assert written(reserved(tmp_path / "a"), monkeypatch) == COLUMNS.run_count
 
 
+def test_runs_that_were_mapped_are_not_counted_through_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = reserved(tmp_path / "a")
+    if not is_mappable(path):
+        pytest.skip("the filesystem reserves no space")
+    real, seen = Runs.offsets, []
+
+    def noted(runs: Runs) -> Iterator[int]:
+        for offset in real(runs):
+            seen.append(offset)
+            yield offset
+
+    monkeypatch.setattr(Runs, "offsets", noted)
+    with SharedFile(str(path)) as file:
+        file.write_runs(0, COLUMNS, memoryview(b"\1" * COLUMNS.nbytes))
+    assert path.read_bytes().count(1) == COLUMNS.nbytes
+    assert len(seen) <= 4  # of the windows, not of the runs
+
+
 def test_where_mapping_fails_halfway_pwrite_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
