@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
-    "figure", "machine_line", "markdown", "noise_warning", "print_tables", "results_of", "state_line",
+    "figure", "machine_line", "markdown", "memory_line", "noise_warning", "print_tables", "results_of",
+    "state_line",
 ]  # fmt: skip
 
 _WIDTH: Final = 100
@@ -55,6 +56,22 @@ def state_line(document: dict[str, Any]) -> str:
         f"({'with' if found['sha_instructions'] else 'without'} instructions for it), fresh memory "
         f"{found['fresh_memory_gib_s']:g} GiB/s, {found['mapped_kib_per_fault']:,} KiB of a cached file "
         f"per fault, huge pages: {found['huge_pages']}"
+    )
+
+
+def memory_line(results: Sequence[RowResult]) -> str:
+    """One line: how fast free memory was to be had, before the samples; empty if no row needed much.
+
+    A host that is short of memory takes a virtual machine's free memory away, and needs seconds to give it
+    back: saves of the same code then take twice as long.
+    """
+    rates = {found.name: found.memory_rate for found in results if found.memory_rate}
+    if not rates:
+        return ""
+    slowest, fastest = min(rates, key=rates.__getitem__), max(rates, key=rates.__getitem__)
+    return (
+        f"free memory was touched before samples at {rates[slowest] / (1 << 30):.1f} ({slowest}) to "
+        f"{rates[fastest] / (1 << 30):.1f} GiB/s ({fastest})"
     )
 
 
@@ -145,6 +162,8 @@ def print_tables(document: dict[str, Any]) -> None:
         print(line)
     print(machine_line(document))
     print(state_line(document))
+    if line := memory_line(results):
+        print(line)
     if warning := noise_warning(results):
         print(warning)
 
@@ -204,6 +223,7 @@ def markdown(document: dict[str, Any]) -> str:
         _markdown_table(_PEER_HEAD, _peer_rows(results)),
         f"Medians of {document['started'][:10]}; {machine_line(document)}.",
         state_line(document),
+        memory_line(results),
         noise_warning(results),
     ]
     parts = [part for part in parts if part]

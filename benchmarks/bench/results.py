@@ -100,6 +100,8 @@ class RowResult:
             nothing was asked of a comparison.
         unsure: It is above `NOISY`, and undisturbed samples give another verdict than the medians.
         bound: The limit that any implementation has to wait for; see `bench.rows.Row`.
+        memory_rate: Median of the rates, in bytes a second, at which free memory was touched before
+            samples; None for rows that need too little of it.
         limited: The bound, in the place of ours, would miss the mark too, or meet it by less than it
             spreads, and ours is near it.
     """
@@ -122,6 +124,7 @@ class RowResult:
     unsure: bool = False
     bound: str | None = None
     limited: bool = False
+    memory_rate: float | None = None
 
     @property
     def verdict(self) -> str:

@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import count
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from . import machine
@@ -47,6 +48,9 @@ _READING: Final = {
 """Verbs that read the row's file while the clock runs."""
 
 _PAGE: Final = 4096
+_MUCH: Final = 64 * MIB
+"""Bytes of a row from which on the time to touch memory says something about the machine."""
+
 _IMPORT_ROUNDS: Final = (9, 31)
 
 
@@ -80,11 +84,13 @@ class Session:
         self._crew, self._scale, self._data, self._out = crew, scale, data, out
         self._beside = out.with_name("beside")
         self._cached: set[str] = set()
+        self._memory_rates: list[float] = []
         self._say: Callable[[str], None] = _silent
 
     def measure(self, row: Row, say: Callable[[str], None] | None = None) -> RowResult:
         """Carry out one row; `say` is told what is being done, for people who wait."""
         self._say = say or _silent
+        self._memory_rates.clear()
         notes: list[str] = []
         row = self._fitting(self._scale.apply(row), notes)
         turns = self._turns(row)
@@ -209,7 +215,9 @@ class Session:
         if row.cold:
             machine.drop_from_cache(turn.arguments["path"])
         if row.data is not None:  # for the cache that is written to, and for the result
-            machine.touch_memory(2 * row.data.nbytes)
+            rate = machine.touch_memory(2 * row.data.nbytes)
+            if row.data.nbytes >= _MUCH:
+                self._memory_rates.append(rate)
         worker = self._crew.worker(turn.entry.process)
         try:
             answer = worker.ask("sample", key=turn.key, check=check)
@@ -300,6 +308,7 @@ class Session:
             limits={turn.entry.column: turn.sampled for turn in turns[len(row.entries) :]},
             notes=notes,
             bound=row.bound,
+            memory_rate=median(self._memory_rates) if self._memory_rates else None,
         )
 
 

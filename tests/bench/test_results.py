@@ -11,6 +11,7 @@ from bench.machine import ProcessorTime, describe
 from bench.report import (
     _HEAD,
     markdown,
+    memory_line,
     noise_warning,
     plain,
     print_tables,
@@ -266,6 +267,18 @@ def test_noisy_rows_are_named(capsys):
     print_tables(document(quiet, noisy))
     assert "too noisy" in capsys.readouterr().out
     assert "too noisy" in markdown(document(noisy))
+
+
+def test_how_fast_free_memory_was_had_stands_below_the_figures(capsys):
+    save, load, small = result(), result(), result()
+    save.name, save.memory_rate = "save", 0.5 * (1 << 30)
+    load.name, load.memory_rate = "load", 9.04 * (1 << 30)
+    assert memory_line([small]) == ""
+    line = memory_line([load, small, save])
+    assert line.endswith("before samples at 0.5 (save) to 9.0 GiB/s (load)")
+    print_tables(document(load, small, save))
+    assert line in capsys.readouterr().out
+    assert line in markdown(document(load, small, save))
 
 
 def test_the_state_of_the_machine_stands_beside_the_figures(tmp_path):

@@ -168,6 +168,15 @@ def test_a_file_that_stays_cached_is_no_cold_sample(crew, measure, monkeypatch):
     assert crew.asked == []
 
 
+def test_each_row_has_the_rate_at_which_its_memory_was_touched(measure, monkeypatch):
+    rates = iter([*map(float, range(1, 17)), *[5.0] * 16, *[9.0] * 16])
+    monkeypatch.setattr(machine, "touch_memory", lambda nbytes: next(rates))
+    small = measure(row())
+    monkeypatch.setattr(session, "_MUCH", 1)
+    assert small.memory_rate is None
+    assert [measure(row()).memory_rate for _ in range(2)] == [5.0, 9.0]
+
+
 def test_what_a_sample_wrote_is_gone_before_the_next(crew, measure, tmp_path, monkeypatch):
     seen = []
     ask = StandIn.ask
@@ -225,6 +234,7 @@ def test_a_row_that_misses_its_mark_takes_more_samples(
 def test_slow_peers_take_no_time_from_more_samples(crew, measure, monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(session.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(machine, "touch_memory", lambda nbytes: 1.0)
     monkeypatch.setattr(session, "LONGER", 3)
     monkeypatch.setattr(Scale, "rounds", property(lambda self: (2, 50)))
     monkeypatch.setattr(Scale, "seconds", 1)  # over before a round more is taken
