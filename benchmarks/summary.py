@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from bench.marks import Marks
-from bench.report import memory_line, noise_warning, results_of, state_line
+from bench.report import remarks, results_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = (
@@ -49,15 +49,12 @@ def main() -> int:
         verdicts["FAIL"] += 1
     else:
         document = json.loads(path.read_text())
-        results = results_of(document)
-        for row in results:
+        for row in results_of(document):
             if row.verdict:
                 verdicts[row.verdict] += 1
                 ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
                 print(f"{row.title[:62]:62} {ratio:>14}  <= {row.reach:7} {row.verdict}")
-        print(state_line(document))
-        print(memory_line(results))
-        print(noise_warning(results))
+        print(*remarks(document), sep="\n")
     for program in PROGRAMS:
         found = Marks.kept(program)
         if found is None:

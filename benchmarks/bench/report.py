@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
-    "figure", "machine_line", "markdown", "memory_line", "noise_warning", "print_tables", "results_of",
-    "state_line",
+    "figure", "machine_line", "markdown", "memory_line", "noise_warning", "print_tables", "remarks",
+    "results_of", "state_line",
 ]  # fmt: skip
 
 _WIDTH: Final = 100
@@ -81,6 +81,13 @@ def noise_warning(results: Sequence[RowResult]) -> str:
     if not noisy:
         return ""
     return f"too noisy to publish, above ±{NOISY:.0%}: {', '.join(noisy)}"
+
+
+def remarks(document: dict[str, Any]) -> list[str]:
+    """Below the figures: the state of the machine, how fast memory was to be had, and what is too noisy."""
+    results = results_of(document)
+    lines = (state_line(document), memory_line(results), noise_warning(results))
+    return [line for line in lines if line]
 
 
 def figure(value: float | None, unit: str) -> str:
@@ -161,11 +168,8 @@ def print_tables(document: dict[str, Any]) -> None:
     for line in _notes(results):
         print(line)
     print(machine_line(document))
-    print(state_line(document))
-    if line := memory_line(results):
+    for line in remarks(document):
         print(line)
-    if warning := noise_warning(results):
-        print(warning)
 
 
 def _notes(results: Sequence[RowResult]) -> list[str]:
@@ -222,11 +226,8 @@ def markdown(document: dict[str, Any]) -> str:
         "How many times as long the others take (-: cannot do it; why is in the JSON):",
         _markdown_table(_PEER_HEAD, _peer_rows(results)),
         f"Medians of {document['started'][:10]}; {machine_line(document)}.",
-        state_line(document),
-        memory_line(results),
-        noise_warning(results),
+        *remarks(document),
     ]
-    parts = [part for part in parts if part]
     return "\n\n".join(parts) + "\n"
 
 

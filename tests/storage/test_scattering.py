@@ -152,6 +152,13 @@ def reserved(path: Path) -> Path:
     return path
 
 
+def mappable(path: Path) -> Path:
+    """The same; the test is skipped where such a file is not mapped."""
+    if not is_mappable(reserved(path)):
+        pytest.skip("the filesystem reserves no space")
+    return path
+
+
 def test_a_file_without_blocks_is_not_mapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,9 +175,7 @@ def test_other_filesystems_are_not_mapped(tmp_path: Path, monkeypatch: pytest.Mo
 def test_runs_that_were_mapped_are_not_counted_through_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = reserved(tmp_path / "a")
-    if not is_mappable(path):
-        pytest.skip("the filesystem reserves no space")
+    path = mappable(tmp_path / "a")
     real, seen = Runs.offsets, []
 
     def noted(runs: Runs) -> Iterator[int]:
@@ -188,9 +193,7 @@ def test_runs_that_were_mapped_are_not_counted_through_again(
 def test_where_mapping_fails_halfway_pwrite_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = reserved(tmp_path / "a")
-    if not is_mappable(path):
-        pytest.skip("the filesystem reserves no space")
+    path = mappable(tmp_path / "a")
     real, maps = mmap.mmap, []
 
     def maps_once(*arguments: Any, **options: Any) -> mmap.mmap:
