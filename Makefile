@@ -119,19 +119,11 @@ $(VENV)/.installed-ranks: $(VENV)/.installed requirements/ranks.txt
 
 bench: $(VENV)/.installed ## Against the reference and others; ends with a verdict for each row (QUICK=1: smaller files)
 	$(BIN)/python -m pip install -q -r requirements/bench.txt
-	-$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
-	-$(BIN)/python benchmarks/command_line.py $(if $(QUICK),--mib 128)
-	-sh scripts/system_packages.sh chromium && $(BIN)/python -m pip install -q -r requirements/view.txt
-	-$(BIN)/python benchmarks/looking.py $(if $(QUICK),--mib 128)
-	-$(BIN)/python benchmarks/conversion.py $(if $(QUICK),--mib 256)
-	-$(BIN)/python benchmarks/dequantizing.py $(if $(QUICK),--mib 64)
-	-$(BIN)/python benchmarks/distributed.py $(if $(QUICK),--mib 256)
-	-$(BIN)/python benchmarks/serving.py
-	-$(BIN)/python benchmarks/growth.py $(if $(QUICK),--quick)
+	-sh scripts/system_packages.sh chromium nginx=nginx-light
+	-$(BIN)/python -m pip install -q -r requirements/view.txt
 	-$(BIN)/python -m pip install -q -r requirements/remote.txt
-	-sh scripts/system_packages.sh nginx=nginx-light && $(BIN)/python benchmarks/remote.py $(if $(QUICK),--mib 256)
-	-$(BIN)/python -m pip install -q -r requirements/batch.txt && $(BIN)/python benchmarks/batch.py $(if $(QUICK),--units 2000)
-	$(BIN)/python benchmarks/summary.py
+	-$(BIN)/python -m pip install -q -r requirements/batch.txt
+	$(BIN)/python benchmarks/everything.py $(if $(QUICK),--quick)
 
 scanners: $(VENV)/.installed ## docs/scanners.md: four other scanners on the same files (a quarter of an hour)
 	$(BIN)/python benchmarks/scanners/run.py --write

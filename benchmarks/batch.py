@@ -3,9 +3,9 @@
     python benchmarks/batch.py [--units 10000] [--only checks ray]
 
 The small files are of 40 tensors and 6 kB each. Units of 50 ms are busy for that time, so that what an
-engine costs beside them shows. The ways take turns; each number is the median of three, or of nine where
-three miss the mark. Modules have cached bytecode, as when installed, and both numbers of processes are run
-once before the clock runs. The time of processors is that of the parent process (finding units, giving them
+engine costs beside them shows. The ways take turns; each number is the median of three, or of nine with
+`--again` (see `bench.marks`). Modules have cached bytecode, as when installed, and each way is run once
+before the clock runs. The time of processors is that of the parent process (finding units, giving them
 out, the report) and of its workers. The limit of two processes is two programs that each check half of the
 files: what two processors of this machine do at a time. Ray's cluster is one node on this machine, started
 before the clock runs.
@@ -13,7 +13,6 @@ before the clock runs.
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import statistics
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from bench.marks import Mark, Marks, rounds
+from bench.marks import Mark, Marks, compared, parser
 from bench.results import Sampled
 
 import safeweights
@@ -92,15 +91,21 @@ def units(engine: str) -> float:
     return time.perf_counter() - began
 
 
-def pairs(found: dict[int, list[Took]]) -> list[float]:
+ONE, TWO, APART = "one process", "two processes", "two programs"
+
+
+def pairs(found: dict[str, list[list[float]]]) -> list[float]:
     """Of runs that followed one another: other programs that come and go meet both."""
-    return [one.wall / two.wall for one, two in zip(*found.values(), strict=True)]
+    return [
+        Took(*one).wall / Took(*two).wall for one, two in zip(found[ONE], found[TWO], strict=True)
+    ]
 
 
-def scaling(found: dict[int, list[Took]], apart: list[float]) -> Mark:
+def scaling(found: dict[str, list[list[float]]]) -> Mark:
     """How many times as fast two processes are as one, and two programs."""
-    one, two = (Sampled([took.wall for took in runs]) for runs in found.values())
-    limit = Sampled(apart)
+    one, two, limit = (
+        Sampled([Took(*took).wall for took in found[way]]) for way in (ONE, TWO, APART)
+    )
     assert one.undisturbed
     assert two.undisturbed
     assert limit.undisturbed
@@ -116,8 +121,7 @@ def scaling(found: dict[int, list[Took]], apart: list[float]) -> Mark:
 
 
 def measure_checks(count: int, marks: Marks) -> None:
-    found: dict[int, list[Took]] = {1: [], 2: []}
-    apart: list[float] = []
+    found = marks.samples("checks", [ONE, TWO, APART])
     with (
         tempfile.TemporaryDirectory(dir=".") as folder,
         ProcessPoolExecutor(2, get_context("spawn")) as programs,
@@ -127,32 +131,30 @@ def measure_checks(count: int, marks: Marks) -> None:
             Path(half).mkdir()
             make(Path(half), count // 2)
 
-        def turn() -> None:
-            for jobs, runs in found.items():
-                runs.append(checks(folder, jobs))
+        def apart() -> Took:
             began = time.perf_counter()
-            assert len([*programs.map(checks, halves, [1, 1])]) == 2
-            apart.append(time.perf_counter() - began)
+            each = [*programs.map(checks, halves, [1, 1])]
+            wall = time.perf_counter() - began
+            return Took(wall, sum(took.parent for took in each), 0.0)
 
-        turn()
-        for samples in (*found.values(), apart):
-            samples.clear()
-        for _ in rounds(RUNS, lambda: [scaling(found, apart)]):
-            turn()
+        ways = {ONE: lambda: checks(folder, 1), TWO: lambda: checks(folder, 2), APART: apart}
+        for way in ways.values():
+            way()
+        for _ in marks.rounds(RUNS, lambda: [scaling(found)]):
+            for name, way in ways.items():
+                found[name].append([*way()])
     print(f"| {count} small checks | time | rate | parent | workers |\n|---|---|---|---|---|")
-    middle = {
-        jobs: Took(*map(statistics.median, zip(*runs, strict=True))) for jobs, runs in found.items()
-    }
-    for jobs, took in middle.items():
+    for name in (ONE, TWO):
+        took = Took(*map(statistics.median, zip(*found[name], strict=True)))
         print(
-            f"| {jobs} processes | {took.wall:.2f} s | {count / took.wall:.0f} a second "
+            f"| {name} | {took.wall:.2f} s | {count / took.wall:.0f} a second "
             f"| {took.parent:.2f} s | {took.workers:.2f} s |"
         )
     print(f"pairs: {', '.join(f'{each:.2f}' for each in pairs(found))}")
-    mark = scaling(found, apart)
+    mark = scaling(found)
     marks.found.append(mark)
     marks.add("small checks: rate of two programs, half of them each / one", mark.bound or 0.0)
-    share = middle[2].parent / (middle[2].parent + middle[2].workers)
+    share = took.parent / (took.parent + took.workers)
     marks.add("small checks: the parent's share of the processors' time", share)
 
 
@@ -164,26 +166,31 @@ def measure_ray(marks: Marks) -> None:
         return
     ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     units("ray")  # its workers start
-    found: dict[str, list[float]] = {"process": [], "ray": []}
-    for _ in range(RUNS):
+    found = marks.samples("units", ["process", "ray"])
+
+    def judged() -> Mark:
+        title = "units of 50 ms: time of Ray / of the process pool"
+        return compared(title, found["ray"], found["process"], most=1.5)
+
+    for _ in marks.rounds(RUNS, lambda: [judged()]):
         for engine, times in found.items():
             times.append(units(engine))
     pool, tasks = (statistics.median(times) for times in found.values())
     print(f"\n| {BUSY} units of 50 ms | time | to the pool |\n|---|---|---|")
     print(f"| process pool | {pool:.1f} s | 1 |\n| Ray | {tasks:.1f} s | {tasks / pool:.2f} |")
-    marks.add("units of 50 ms: time of Ray / of the process pool", tasks / pool, most=1.5)
+    marks.found.append(judged())
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--units", type=int, default=10_000, help="number of small files")
-    parser.add_argument("--only", nargs="+", choices=["checks", "ray"], default=["checks", "ray"])
-    given = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--units", type=int, default=10_000, help="number of small files")
+    options.add_argument("--only", nargs="+", choices=["checks", "ray"], default=["checks", "ray"])
+    given = options.parse_args()
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     )
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    marks = Marks("batch")
+    marks = Marks("batch", given)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["PYTHONPYCACHEPREFIX"] = cache
         if "checks" in given.only:

@@ -8,7 +8,6 @@ everything is piped.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from bench.marks import Mark, Marks, compared, rounds
+from bench.marks import Mark, Marks, compared, parser
 from bench.processes import interpreter_environment
 
 import safeweights.numpy
@@ -48,25 +47,25 @@ for array in safetensors.numpy.load_file(sys.argv[1]).values():
 """
 
 
-def measure(title: str, ours: str, other: str, theirs: str, most: float) -> Mark:
+def measure(marks: Marks, title: str, ours: str, other: str, theirs: str, most: float) -> Mark:
     """Run our command and the other one in turn."""
-    samples: tuple[list[float], list[float]] = [], []
+    samples = marks.samples(title, ["ours", "theirs"])
 
     def found() -> Mark:
-        shown = f"`{title}` / {other} ({statistics.median(samples[0]):.2f} s)"
-        return compared(shown, *samples, most=most)
+        shown = f"`{title}` / {other} ({statistics.median(samples['ours']):.2f} s)"
+        return compared(shown, *samples.values(), most=most)
 
-    for _ in rounds(RUNS, lambda: [found()]):
-        for times, command in zip(samples, (ours, theirs), strict=True):
+    for _ in marks.rounds(RUNS, lambda: [found()]):
+        for times, command in zip(samples.values(), (ours, theirs), strict=True):
             times.append(seconds(command))
     return found()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mib", type=int, default=1024, help="values for `stats`")
-    mib = parser.parse_args().mib
-    marks = Marks("command_line")
+    options = parser(__doc__)
+    options.add_argument("--mib", type=int, default=1024, help="values for `stats`")
+    given = options.parse_args()
+    mib, marks = given.mib, Marks("command_line", given)
     with tempfile.TemporaryDirectory() as folder:
         path, values = Path(folder) / "many.safetensors", Path(folder) / "values.safetensors"
         zeros = np.zeros((4, 4), "f2")
@@ -87,7 +86,7 @@ def main() -> int:
             (f"stats, {mib} MiB of F32", f'{program} stats "{values}"',
              "six functions of NumPy", f"{python} -c '{STATISTICS}' \"{values}\"", 1.0),
         ]  # fmt: skip
-        marks.found += [measure(*row) for row in rows]
+        marks.found += [measure(marks, *row) for row in rows]
     return marks.close()
 
 

@@ -14,7 +14,6 @@ between would take more memory than the mark allows.
 
 from __future__ import annotations
 
-import argparse
 import json
 import pickle
 import statistics
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bench.machine import touch_memory
-from bench.marks import Mark, Marks, compared, rounds
+from bench.marks import Mark, Marks, compared, parser
 
 RUNS = 6
 WORKER = """
@@ -129,25 +128,27 @@ def write_distributed(folder: Path, mib: int, ranks: int = 2) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mib", type=int, default=512, help="size of the checkpoint")
-    size = parser.parse_args().mib
-    marks = Marks("conversion")
+    options = parser(__doc__)
+    options.add_argument("--mib", type=int, default=512, help="size of the checkpoint")
+    given = options.parse_args()
+    size, marks = given.mib, Marks("conversion", given)
     import torch
 
     with tempfile.TemporaryDirectory(dir=".") as folder:
         source = Path(folder) / "checkpoint.pt"
         torch.save({f"layer.{i}.weight": torch.randn(1024, size * 4) for i in range(64)}, source)
-        marks.found += measure("convert", f"a checkpoint of {size} MiB", WAYS, source, size, 1.0)
+        shown = f"a checkpoint of {size} MiB"
+        marks.found += measure(marks, "convert", shown, WAYS, source, size, 1.0)
         source.unlink()
         source = Path(folder) / "distributed"
         write_distributed(source, 2 * size)
         shown = f"a distributed checkpoint of {2 * size} MiB, 2 ranks"
-        marks.found += measure("convert, 2 ranks", shown, DISTRIBUTED, source, 2 * size, 0.4)
+        found = measure(marks, "convert, 2 ranks", shown, DISTRIBUTED, source, 2 * size, 0.4)
+        marks.found += found
     return marks.close()
 
 
-Samples: TypeAlias = "list[tuple[float, float]]"
+Samples: TypeAlias = "list[list[float]]"
 """Seconds and MiB of each run of one way."""
 
 
@@ -176,7 +177,7 @@ def medians(samples: Samples) -> tuple[float, float]:
     return seconds, memory
 
 
-def converted(way: str, source: Path, target: Path, size: int) -> tuple[float, float]:
+def converted(way: str, source: Path, target: Path, size: int) -> list[float]:
     """Seconds and MiB of one conversion. Memory is touched when the process has imported its modules:
     after two seconds the host may have taken it back."""
     command = [sys.executable, "-c", WORKER, way, str(source), str(target)]
@@ -189,18 +190,18 @@ def converted(way: str, source: Path, target: Path, size: int) -> tuple[float, f
         found, _ = process.communicate("go\n")
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    seconds, memory = json.loads(found)
-    return seconds, memory
+    took: list[float] = json.loads(found)
+    return took
 
 
 def measure(
-    title: str, what: str, ways: dict[str, str], source: Path, size: int, most: float
+    marks: Marks, title: str, what: str, ways: dict[str, str], source: Path, size: int, most: float
 ) -> list[Mark]:
     """Convert in each way, in turn, and print a table of medians; the marks of what was measured."""
     target = source.with_name("out.safetensors")
-    samples: dict[str, Samples] = {name: [] for name in ways}
+    samples: dict[str, Samples] = marks.samples(title, ways)
     turns = list(ways.items())
-    for turn in rounds(RUNS, lambda: judged(title, samples, most)):
+    for turn in marks.rounds(RUNS, lambda: judged(title, samples, most)):
         begin = turn % len(turns)  # none is always the first
         for name, way in turns[begin:] + turns[:begin]:
             samples[name].append(converted(way, source, target, size))

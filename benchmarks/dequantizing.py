@@ -10,7 +10,6 @@ Extra memory is what the process's peak grows by, less the array: ours is measur
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -18,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.marks import Mark, Marks, compared, rounds
+from bench.marks import Mark, Marks, compared, parser
 
 RUNS = 5
 COLUMNS = 4096
@@ -102,15 +101,15 @@ def write(folder: Path, kind: str, rows: int) -> Path:
     return path
 
 
-def measure(kind: str, peer: str, path: Path) -> list[Mark]:
+def measure(marks: Marks, kind: str, peer: str, path: Path) -> list[Mark]:
     """Dequantise in both ways, in turn, and print a line of the table."""
-    samples: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
+    samples: dict[str, list[list[float]]] = marks.samples(kind, ["ours", "theirs"])
 
     def found() -> Mark:
         ours, theirs = ([seconds for seconds, _ in runs] for runs in samples.values())
         return compared(f"{kind} / {peer}", ours, theirs, most=0.7)
 
-    for turn in rounds(RUNS, lambda: [found()]):
+    for turn in marks.rounds(RUNS, lambda: [found()]):
         for way in ("ours", "theirs") if turn % 2 else ("theirs", "ours"):
             command = [sys.executable, "-c", WORKER, way, kind, str(path)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -127,16 +126,17 @@ def measure(kind: str, peer: str, path: Path) -> list[Mark]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mib", type=int, default=256, help="size of the values in F32")
-    rows = max(1, parser.parse_args().mib * (1 << 20) // 4 // COLUMNS // 128) * 128
-    marks = Marks("dequantizing")
+    options = parser(__doc__)
+    options.add_argument("--mib", type=int, default=256, help="size of the values in F32")
+    given = options.parse_args()
+    rows = max(1, given.mib * (1 << 20) // 4 // COLUMNS // 128) * 128
+    marks = Marks("dequantizing", given)
     print(f"| {rows * COLUMNS >> 18} MiB of values | ours | theirs | ratio | extra memory |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=".") as name:
         for kind, peer in (("Q4_K", "gguf"), ("Q8_0", "gguf"), ("FP8", "PyTorch, CPU")):
             path = write(Path(name), kind, rows)
-            marks.found += measure(kind, peer, path)
+            marks.found += measure(marks, kind, peer, path)
     return marks.close()
 
 

@@ -3,11 +3,11 @@
     python benchmarks/distributed.py [--mib 1024]
 
 The ways take turns on the same two processes (gloo), after one round that does not count; each round
-begins with another way, and the median counts. Two more pairs of processes do the same if a figure misses
-its mark. Before each save twice its memory is touched, or the first would wait for the host to back it
-(see `bench/machine.py`). The clock runs from a barrier to the next one. "Memory" is what the peak of a
-rank's resident set grew by, "disk" what is in the folder afterwards. FSDP 2 divides rows; "columns" is
-what row-wise tensor parallelism divides: runs of 2 to 8 KiB in a file.
+begins with another way, and the median counts. With `--again` (see `bench.marks`), two more pairs of
+processes do the same. Before each save twice its memory is touched, or the first would wait for the host
+to back it (see `bench/machine.py`). The clock runs from a barrier to the next one. "Memory" is what the
+peak of a rank's resident set grew by, "disk" what is in the folder afterwards. FSDP 2 divides rows;
+"columns" is what row-wise tensor parallelism divides: runs of 2 to 8 KiB in a file.
 
 All ways load the same files into the same tensors, in more rounds, which begin with another way each
 time. The files were read back from the disk into the page cache before: after a save they lie there in
@@ -44,7 +44,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from bench.machine import read_into_cache, touch_memory
-from bench.marks import Mark, Marks, compared, rounds
+from bench.marks import Mark, Marks, compared, parser, timed
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 
 Found: TypeAlias = "dict[str, dict[str, list[list[float]]]]"
 """What was done -> the way to do it -> a row of figures for each time."""
+
+DONE = ("save rows", "save columns", "load rows", "load columns")
 
 RUNS = 3
 LOADS = 5
@@ -418,20 +420,20 @@ def measure(folder: str, mib: int, runs: int) -> Found:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mib", type=int, default=1024, help="size of the model")
-    parser.add_argument("--folder", default=".", help="where to save")
-    parser.add_argument("--runs", type=int, default=RUNS)
-    parser.add_argument("--rank", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--mib", type=int, default=1024, help="size of the model")
+    options.add_argument("--folder", default=".", help="where to save")
+    options.add_argument("--runs", type=int, default=RUNS)
+    options.add_argument("--rank", help=argparse.SUPPRESS)
+    given = options.parse_args()
     if given.rank:
         rank(given.rank, given.mib, given.runs)
-    marks = Marks("distributed")
-    found: Found = {}
-    for _ in rounds(1, lambda: judged(found)):
+    marks = Marks("distributed", given)
+    found: Found = {what: marks.samples(what, ()) for what in DONE}
+    for _ in marks.rounds(1, lambda: judged(found)):
         for what, ways in measure(given.folder, given.mib, given.runs).items():
             for way, rows in ways.items():
-                found.setdefault(what, {}).setdefault(way, []).extend(rows)
+                found[what].setdefault(way, []).extend(rows)
     last = {"save": "disk", "load": "fetched"}
     medians = medians_of(found)
     for what, ways in medians.items():
@@ -441,7 +443,11 @@ def main() -> int:
             print(f"| {way} | {seconds:.3f} s | {memory / (1 << 20):.0f} MiB | {ratio:.2f} x |")
     print()
     marks.found += judged(found)
-    marks.add("plan of 50,000 tensors on 2 ranks", planning(50_000), most=0.5, unit="s")
+    title = "plan of 50,000 tensors on 2 ranks"
+    times = marks.samples(title, ["seconds"])["seconds"]
+    for _ in marks.rounds(1, lambda: [timed(title, times, most=0.5)]):
+        times.append(planning(50_000))
+    marks.found.append(timed(title, times, most=0.5))
     return marks.close()
 
 

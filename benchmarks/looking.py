@@ -9,7 +9,6 @@ and Playwright, and is left out without them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
@@ -20,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from bench.marks import Mark, Marks, rounds, timed
+from bench.marks import Mark, Marks, parser, timed
 from bench.processes import interpreter_environment
 
 import safeweights.numpy
@@ -57,7 +56,7 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - began
 
 
-def commands(paths: dict[str, str], mib: int) -> list[Mark]:
+def commands(marks: Marks, paths: dict[str, str], mib: int) -> list[Mark]:
     """Run the commands in turn."""
     asked = {
         "--help": (["--help"], 0.15),
@@ -69,7 +68,7 @@ def commands(paths: dict[str, str], mib: int) -> list[Mark]:
         "stats": [*PROGRAM, "stats", paths["large.st"]],
         "minimum": [sys.executable, "-c", MINIMUM, paths["large.st"]],
     }
-    samples: dict[str, list[float]] = {title: [] for title in every}
+    samples = marks.samples("commands", every)
 
     def found() -> list[Mark]:
         speed = statistics.median(samples["minimum"]) / statistics.median(samples["stats"])
@@ -82,7 +81,7 @@ def commands(paths: dict[str, str], mib: int) -> list[Mark]:
 
     for command in every.values():
         seconds(command)  # writes bytecode and fills the cache
-    for _ in rounds(RUNS, found):
+    for _ in marks.rounds(RUNS, found):
         for title, command in every.items():
             samples[title].append(seconds(command))
     return found()
@@ -137,21 +136,31 @@ def first_paint(path: str, runs: int) -> list[float]:
     return times[1:]
 
 
+def page(marks: Marks, path: str) -> list[Mark]:
+    """Open the page of a model; no figure without Playwright."""
+    times = marks.samples("page", ["first line"])["first line"]
+
+    def found() -> Mark:
+        return timed(f"`view`, {TENSORS:,} tensors: address to first line", times, most=1.0)
+
+    try:
+        for _ in marks.rounds(1, lambda: [found()]):
+            times += first_paint(path, RUNS)
+    except ImportError:
+        print("no figure for the page: it needs Playwright")
+        return []
+    return [found()]
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mib", type=int, default=1024, help="values for `stats`")
-    mib = parser.parse_args().mib
-    marks = Marks("looking")
+    options = parser(__doc__)
+    options.add_argument("--mib", type=int, default=1024, help="values for `stats`")
+    given = options.parse_args()
+    mib, marks = given.mib, Marks("looking", given)
     with tempfile.TemporaryDirectory() as name:
         paths = models(Path(name), mib)
-        marks.found += commands(paths, mib)
-        try:
-            times = first_paint(paths["many.st"], RUNS)
-        except ImportError:
-            print("no figure for the page: it needs Playwright")
-        else:
-            title = f"`view`, {TENSORS:,} tensors: address to first line"
-            marks.add(title, statistics.median(times), most=1.0, unit="s")
+        marks.found += commands(marks, paths, mib)
+        marks.found += page(marks, paths["many.st"])
     return marks.close()
 
 

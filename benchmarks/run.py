@@ -3,10 +3,11 @@
     benchmarks/run.py                  everything, twenty minutes; writes benchmarks/results/
     benchmarks/run.py --quick          smaller files, ten to fifteen minutes; writes .cache/bench/results/
     benchmarks/run.py --row load-cold  one row; more than one may be named
+    benchmarks/run.py --again          a second sitting for rows of the last run that missed their marks
 
 Only a complete run that is not too noisy replaces the published figures. Exit status 1 means that a row
-misses its mark. Input files are made once and kept under ``.cache/bench/data``; everything else that is
-written is gone when the program ends, by Ctrl-C too.
+misses its mark. The samples of a second sitting join those of the first. Input files are made once and kept
+under ``.cache/bench/data``; everything else that is written is gone when the program ends, by Ctrl-C too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
@@ -30,12 +32,15 @@ from bench.data import MIB
 from bench.exchange import write_pyperf
 from bench.processes import Crew
 from bench.report import machine_line, markdown, noise_warning, print_tables, results_of
+from bench.results import DOUBTFUL
 from bench.rows import ROWS, Row, Scale
 from bench.session import Session
 
 from bench import machine
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bench.results import RowResult
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,6 +58,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--few", action="store_true", help="only what a row is compared with, to try it out quickly"
     )
+    parser.add_argument(
+        "--again", action="store_true",
+        help="measure rows of the last run that missed their marks, or were noisy, for twice as long again",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, help="folder for the results")
     parser.add_argument("--mib", type=int, help="at most this much data a file, to try a row out")
     parser.add_argument("--count", type=int, help="at most so many tensors a file, likewise")
@@ -89,8 +98,41 @@ def report(head: str, text: str) -> None:
         print(f"\r\x1b[K{head} {text}", end="", file=sys.stderr, flush=True)
 
 
-def measure(rows: list[Row], scale: Scale, scratch: Path) -> dict[str, Any]:
-    """Carry the rows out; the document that is written."""
+def latest(since: float = 0.0, folder: Path | None = None) -> dict[str, Any] | None:
+    """The newest result in the folder, or in those where results are by default; None if none is."""
+    folders = [folder] if folder else [PUBLISHED, CACHE / "results"]
+    paths = [path / f"{stem}.json" for path in folders for stem in ("latest", "trial")]
+    written = {path: path.stat().st_mtime for path in paths if path.exists()}
+    newest = max(written, key=written.__getitem__, default=None)
+    if newest is None or written[newest] < since:
+        return None
+    document: dict[str, Any] = json.loads(newest.read_text())
+    return document
+
+
+def doubtful(document: dict[str, Any]) -> dict[str, RowResult]:
+    """The rows that a second sitting may tell more about."""
+    return {found.name: found for found in results_of(document) if found.verdict in DOUBTFUL}
+
+
+def resumed(options: argparse.Namespace, scale: Scale, rows: list[Row]) -> dict[str, Any]:
+    """The last run, with a second sitting of the rows that it left in doubt."""
+    document = latest(folder=options.output)
+    if document is None or document.get("scale") != asdict(scale):
+        sys.exit("no run with these options is there to go on from")
+    before = doubtful(document)
+    rows = [row for row in rows if row.name in before]
+    if not rows:
+        return document
+    measured = measure(rows, scale, scratch_folder(), before)
+    again = {row["name"]: row for row in measured["rows"]}
+    return {**document, "rows": [again.get(row["name"], row) for row in document["rows"]]}
+
+
+def measure(
+    rows: list[Row], scale: Scale, scratch: Path, before: Mapping[str, RowResult] | None = None
+) -> dict[str, Any]:
+    """Carry the rows out, in a second sitting if there are results before; the document to write."""
     absent = {}
     prerelease = CACHE / "safetensors-0.9"
     reason = machine.install_prerelease(prerelease)
@@ -109,7 +151,8 @@ def measure(rows: list[Row], scale: Scale, scratch: Path) -> dict[str, Any]:
         session = Session(crew, scale, CACHE / "data", out)
         for number, row in enumerate(rows, 1):
             head = f"[{number}/{len(rows)}] {row.name}"
-            results.append(session.measure(row, partial(report, head)))
+            found = session.measure(row, partial(report, head), (before or {}).get(row.name))
+            results.append(found)
             if not sys.stderr.isatty():
                 seconds = time.perf_counter() - begin
                 print(f"{head} ({seconds:.0f} s)", file=sys.stderr, flush=True)
@@ -119,7 +162,7 @@ def measure(rows: list[Row], scale: Scale, scratch: Path) -> dict[str, Any]:
         "schema": 1,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - begin, 1),
-        "quick": scale.quick,
+        "scale": asdict(scale),
         "complete": scale.complete and len(rows) == len(ROWS),
         "machine": {**description, **processors.shares()},
         "versions": {**versions, "numpy": version("numpy"), "torch": version("torch")},
@@ -174,7 +217,10 @@ def main() -> int:
             sys.exit("another benchmark is running here: two of them would measure each other")
         check_space(rows, scale, CACHE)
         try:
-            document = measure(rows, scale, scratch_folder())
+            if options.again:
+                document = resumed(options, scale, rows)
+            else:
+                document = measure(rows, scale, scratch_folder())
         except KeyboardInterrupt:
             print("\ninterrupted: nothing is kept", file=sys.stderr)
             return 130

@@ -1,25 +1,28 @@
 """Marks of the programs beside `benchmarks/run.py`: figures with what they are to reach, and their sum.
 
 Each program makes one `Marks`, adds a figure a line, and ends with `close`, which prints the table, keeps
-it for `benchmarks/summary.py`, and gives the exit status. So `make bench` ends with one verdict for every
-row, whichever program measured it.
+it for `benchmarks/everything.py`, and gives the exit status. So `make bench` ends with one verdict for
+every row, whichever program measured it. Samples that a program takes in `Marks.rounds` and puts into
+`Marks.samples` are kept, too: where they leave a doubt, those of a second sitting join them, when
+everything else was measured.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from .results import LONGER, NEAR, NOISY, Sampled
+from .results import DOUBTFUL, LONGER, NEAR, NOISY, Sampled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["FOLDER", "Mark", "Marks", "compared", "rounds", "timed"]
+__all__ = ["FOLDER", "Mark", "Marks", "compared", "parser", "timed"]
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / ".cache" / "bench" / "marks"
 
@@ -133,17 +136,14 @@ def timed(title: str, samples: Sequence[float], *, most: float) -> Mark:
     return Mark(title, median(samples), most, unit="s", best=found.undisturbed, noise=found.noise)
 
 
-def rounds(fewest: int, judged: Callable[[], Iterable[Mark]]) -> Iterator[int]:
-    """Number the rounds in which samples are taken: three times as many where too few may have decided.
-
-    Args:
-        fewest: Rounds that there are in any case.
-        judged: Gives the figures of the samples so far. If one misses its mark or is noisy then, there are
-            more rounds, as in `run.py`.
-    """
-    yield from range(fewest)
-    if any(mark.verdict in {"FAIL", "noisy"} for mark in judged()):
-        yield from range(fewest, LONGER * fewest)
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Of the command line of a program with this docstring that keeps samples."""
+    made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    made.add_argument(
+        "--again", action="store_true",
+        help="a second sitting: more samples of what the first left in doubt; both count",
+    )  # fmt: skip
+    return made
 
 
 class Marks:
@@ -151,16 +151,45 @@ class Marks:
 
     Args:
         program: Its name.
-        folder: Where they are kept for the summary.
+        options: Of its command line. With `again`, the samples of the last run are there to begin with.
+        folder: Where they are kept.
+
+    Raises:
+        SystemExit: There is no last run to go on from, or one with other options.
     """
 
-    def __init__(self, program: str, folder: Path = FOLDER) -> None:
+    def __init__(
+        self, program: str, options: argparse.Namespace | None = None, folder: Path = FOLDER
+    ) -> None:
         self.program = program
         self.found: list[Mark] = []
+        self._options = {**vars(options)} if options else {}
+        self._again = self._options.pop("again", False)
         self._path = folder / f"{program}.json"
-        self._path.unlink(
-            missing_ok=True
-        )  # a program that fails must not leave the figures of before
+        self._samples: dict[str, dict[str, list[Any]]] = {}
+        if self._again:
+            kept = _kept(self._path)
+            if kept is None or kept["options"] != self._options:
+                sys.exit(f"{program}: no run with these options is there to go on from")
+            self._samples = kept["samples"]
+        # A program that fails must not leave the figures of before.
+        self._path.unlink(missing_ok=True)
+
+    def samples(self, of: str, ways: Iterable[str]) -> dict[str, list[Any]]:
+        """Lists to append samples to, plain JSON, one a way: of what is measured by that name."""
+        return self._samples.setdefault(of, {way: [] for way in ways})
+
+    def rounds(self, fewest: int, judged: Callable[[], Iterable[Mark]]) -> range:
+        """Number the rounds in which samples are to be taken.
+
+        Args:
+            fewest: Rounds of a first sitting; a second one has twice as many, if there is a doubt.
+            judged: Gives the figures of the samples so far.
+        """
+        if not self._again:
+            return range(fewest)
+        doubt = any(mark.verdict in DOUBTFUL for mark in judged())
+        return range(fewest, LONGER * fewest if doubt else fewest)
 
     def add(
         self,
@@ -180,16 +209,33 @@ class Marks:
         print()
         for mark in self.found:
             print(mark.line())
+        kept = {
+            "options": self._options,
+            "marks": [asdict(mark) for mark in self.found],
+            "samples": self._samples,
+        }
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps([asdict(mark) for mark in self.found], indent=1) + "\n")
+        self._path.write_text(json.dumps(kept, indent=1) + "\n")
         sys.stdout.flush()
         return 1 if any(mark.verdict == "FAIL" for mark in self.found) else 0
 
     @classmethod
     def kept(cls, program: str, folder: Path = FOLDER) -> list[Mark] | None:
         """What the program's last run found; None if it did not end, or was not run."""
-        try:
-            text = (folder / f"{program}.json").read_text()
-        except FileNotFoundError:
-            return None
-        return [Mark(**fields) for fields in json.loads(text)]
+        found = _kept(folder / f"{program}.json")
+        return None if found is None else [Mark(**fields) for fields in found["marks"]]
+
+    @classmethod
+    def doubtful(cls, program: str, folder: Path = FOLDER) -> bool:
+        """Whether a second sitting of the program may tell more."""
+        found = _kept(folder / f"{program}.json") or {"samples": {}}
+        figures = cls.kept(program, folder=folder) or ()
+        return bool(found["samples"]) and any(mark.verdict in DOUBTFUL for mark in figures)
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return found

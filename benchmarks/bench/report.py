@@ -84,9 +84,16 @@ def noise_warning(results: Sequence[RowResult]) -> str:
 
 
 def remarks(document: dict[str, Any]) -> list[str]:
-    """Below the figures: the state of the machine, how fast memory was to be had, and what is too noisy."""
+    """Below the figures: the state of the machine, how fast memory was to be had, what was measured again,
+    and what is too noisy."""
     results = results_of(document)
-    lines = (state_line(document), memory_line(results), noise_warning(results))
+    again = [found.name for found in results if found.sittings > 1]
+    lines = (
+        state_line(document),
+        memory_line(results),
+        f"measured again after everything else: {', '.join(again)}" if again else "",
+        noise_warning(results),
+    )
     return [line for line in lines if line]
 
 

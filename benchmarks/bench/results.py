@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from .rows import BEST, OURS, Reach
 
-__all__ = ["LONGER", "NEAR", "NOISY", "RowResult", "Sampled", "deciding", "judge"]
+__all__ = ["DOUBTFUL", "LONGER", "NEAR", "NOISY", "RowResult", "Sampled", "deciding", "judge"]
 
 _NEVER_PEERS: Final = (OURS,)
 
@@ -16,7 +16,11 @@ NOISY: Final = 0.15
 """Spread, as a share of the median, above which a figure is too noisy to publish."""
 
 LONGER: Final = 3
-"""How many times as long is sampled what misses its mark, or is too noisy to tell."""
+"""How many times as long in all is sampled what misses its mark, or is too noisy to tell."""
+
+DOUBTFUL: Final = frozenset({"FAIL", "noisy"})
+"""Verdicts after which there is a second sitting, when everything else was measured: a state of the machine
+that lasts for minutes then decides on a part of the samples only."""
 
 NEAR: Final = 1.2
 """Ours divided by the bound, up to which the bound is the reason that a mark is missed."""
@@ -100,8 +104,9 @@ class RowResult:
             nothing was asked of a comparison.
         unsure: It is above `NOISY`, and undisturbed samples give another verdict than the medians.
         bound: The limit that any implementation has to wait for; see `bench.rows.Row`.
-        memory_rate: Median of the rates, in bytes a second, at which free memory was touched before
-            samples; None for rows that need too little of it.
+        memory_rates: At which free memory was touched before samples, in bytes a second; none for rows
+            that need too little of it.
+        sittings: 2 if it was measured again when everything else had been.
         limited: The bound, in the place of ours, would miss the mark too, or meet it by less than it
             spreads, and ours is near it.
     """
@@ -124,7 +129,13 @@ class RowResult:
     unsure: bool = False
     bound: str | None = None
     limited: bool = False
-    memory_rate: float | None = None
+    memory_rates: list[float] = field(default_factory=list)
+    sittings: int = 1
+
+    @property
+    def memory_rate(self) -> float | None:
+        """The median of `memory_rates`."""
+        return median(self.memory_rates) if self.memory_rates else None
 
     @property
     def verdict(self) -> str:

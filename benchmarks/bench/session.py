@@ -9,8 +9,9 @@ Rules:
 - All take part in the fewest rounds. Then only those do on which the verdict depends, so that slow peers
   cost it no samples: ours, the limits, the contender that ours is compared with, and where that is the
   best one, all whose fastest sample is below its median.
-- These rounds go on until there are the most, or the time of the row is over. If it misses its mark then,
-  or its verdict depends on noise, they go on for twice as long again.
+- These rounds go on until there are the most, or the time of the row is over.
+- A row that misses its mark, or whose verdict depends on noise, may have a second sitting when everything
+  else was measured, twice as long as the first: the samples of both count.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from itertools import count
-from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from . import machine
@@ -33,7 +32,7 @@ from .results import LONGER, RowResult, Sampled, deciding, judge
 from .rows import Entry, Reach, Row, Scale, index_text, selection_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 __all__ = ["Session"]
@@ -70,6 +69,71 @@ class _Turn:
         return self.sampled.missing is None
 
 
+@dataclass
+class _Sitting:
+    """A row while it is measured.
+
+    Attributes:
+        row: On the data of this run.
+        turns: Of the contenders, then of the limits.
+        notes: For the result.
+        playing: The columns that take part; all if it is empty.
+        memory_rates: See `RowResult`.
+        number: 1, or 2 if it is the second.
+    """
+
+    row: Row
+    turns: list[_Turn]
+    notes: list[str]
+    playing: set[str] = field(default_factory=set)
+    memory_rates: list[float] = field(default_factory=list)
+    number: int = 1
+
+    @property
+    def active(self) -> list[_Turn]:
+        """The turns of those that take part and have not dropped out."""
+        return [
+            turn
+            for turn in self.turns
+            if turn.active and (not self.playing or turn.entry.column in self.playing)
+        ]
+
+    @property
+    def length(self) -> int:
+        """How many times as long as a first one it is."""
+        return 1 if self.number == 1 else LONGER - 1
+
+    def resume(self, earlier: RowResult) -> None:
+        """Make it the second one, after that which found `earlier`."""
+        found = {**earlier.contenders, **earlier.limits}
+        for turn in self.turns:
+            turn.sampled = found.get(turn.entry.column, turn.sampled)
+        self.playing = deciding(earlier)
+        self.notes = [*dict.fromkeys([*earlier.notes, *self.notes])]
+        self.memory_rates = [*earlier.memory_rates]
+        self.number = earlier.sittings + 1
+
+    def result(self) -> RowResult:
+        """What was found until now."""
+        row, contenders = self.row, len(self.row.entries)
+        found = entries(row.data) if row.data else []
+        return RowResult(
+            name=row.name,
+            title=row.title.format(size=_size_text(row), count=f"{len(found):,}"),
+            unit=row.unit,
+            nbytes=found[-1][4] if found else 0,
+            tensors=len(found),
+            reach=_reach_text(row),
+            versus=row.versus,
+            contenders={turn.entry.column: turn.sampled for turn in self.turns[:contenders]},
+            limits={turn.entry.column: turn.sampled for turn in self.turns[contenders:]},
+            notes=self.notes,
+            bound=row.bound,
+            memory_rates=self.memory_rates,
+            sittings=self.number,
+        )
+
+
 class Session:
     """Measures rows.
 
@@ -84,23 +148,37 @@ class Session:
         self._crew, self._scale, self._data, self._out = crew, scale, data, out
         self._beside = out.with_name("beside")
         self._cached: set[str] = set()
-        self._memory_rates: list[float] = []
         self._say: Callable[[str], None] = _silent
 
-    def measure(self, row: Row, say: Callable[[str], None] | None = None) -> RowResult:
-        """Carry out one row; `say` is told what is being done, for people who wait."""
+    def measure(
+        self,
+        row: Row,
+        say: Callable[[str], None] | None = None,
+        earlier: RowResult | None = None,
+    ) -> RowResult:
+        """Carry out one row.
+
+        Args:
+            row: Which.
+            say: Is told what is being done, for people who wait.
+            earlier: What the first sitting found, if this is the second: those take part on which its
+                verdict depends, and the samples of both count. If there is less memory now, so that they
+                would not be about the same data, it is left as it is.
+        """
         self._say = say or _silent
-        self._memory_rates.clear()
         notes: list[str] = []
         row = self._fitting(self._scale.apply(row), notes)
-        turns = self._turns(row)
+        sitting = _Sitting(row, self._turns(row), notes)
+        if earlier is not None:
+            if sitting.result().nbytes != earlier.nbytes:
+                earlier.notes += ["not measured again", *notes]
+                return judge(earlier, row.reach)
+            sitting.resume(earlier)
         if row.kind == "import":
-            self._measure_import(row, turns)
+            self._measure_import(sitting)
         else:
-            assert row.data is not None
-            self._measure_work(row, turns, notes)
-        result = self._result(row, turns, notes)
-        return judge(result, row.reach)
+            self._measure_work(sitting)
+        return judge(sitting.result(), row.reach)
 
     def _fitting(self, row: Row, notes: list[str]) -> Row:
         """The row on half the data, and so on, until all that hold it at once fit into memory."""
@@ -129,23 +207,24 @@ class Session:
 
     # Rows whose operations run in workers
 
-    def _measure_work(self, row: Row, turns: list[_Turn], notes: list[str]) -> None:
+    def _measure_work(self, sitting: _Sitting) -> None:
+        row = sitting.row
         assert row.data is not None
         source = ensure(row.data, self._data)
         self._beside.mkdir()
         self._say("preparing")
-        for turn in _active(turns):
+        for turn in sitting.active:
             with _excusing(turn):
                 self._fill_in(row, turn, source)
                 if row.verb in _READING and not row.cold:
                     self._cache(turn.arguments["path"])
         try:
             if row.kind == "memory":
-                self._measure_memory(row, turns)
+                self._measure_memory(sitting)
             else:
-                self._prepare_and_warm_up(row, turns)
-                _compare(turns, _expected(row, source), notes)
-                self._rounds(row, turns)
+                self._prepare_and_warm_up(sitting)
+                _compare(sitting, _expected(row, source))
+                self._rounds(sitting)
         finally:
             self._crew.release()
             shutil.rmtree(self._beside)
@@ -181,43 +260,41 @@ class Session:
             self._crew.worker("torch").ask("convert", path=str(source), to=str(path))
         return path
 
-    def _prepare_and_warm_up(self, row: Row, turns: list[_Turn]) -> None:
-        for turn in _active(turns):
+    def _prepare_and_warm_up(self, sitting: _Sitting) -> None:
+        for turn in sitting.active:
             with _excusing(turn):
                 self._say(f"warming up {turn.entry.column}")
                 worker = self._crew.worker(turn.entry.process)
-                _prepare(worker, turn, row.repeat)
-                self._sample(row, turn, check=True)
+                _prepare(worker, turn, sitting.row.repeat)
+                self._sample(sitting, turn, check=True)
 
-    def _rounds(self, row: Row, turns: list[_Turn]) -> None:
+    def _rounds(self, sitting: _Sitting) -> None:
         # Bytes are counted, not timed: they are the same each time.
-        fewest, most = (2, 2) if row.kind == "bytes" else self._scale.rounds
-        extended, playing = False, turns
-        for number in count():
-            if number == fewest:
-                ends = time.perf_counter() + self._scale.seconds
-            if number >= fewest:
-                judged = judge(self._result(row, turns, []), row.reach)
-                if number >= most or time.perf_counter() >= ends:
-                    if extended or judged.verdict not in {"FAIL", "noisy"}:
-                        return
-                    extended, most = True, LONGER * most
-                    ends = time.perf_counter() + (LONGER - 1) * self._scale.seconds
-                playing = [turn for turn in turns if turn.entry.column in deciding(judged)]
-            active = [*_active(playing)]
+        fewest, most = (2, 2) if sitting.row.kind == "bytes" else self._scale.rounds
+        prepared = {turn.entry.column for turn in sitting.active}
+        for number in range(sitting.length * most):
+            if number == sitting.length * fewest:
+                ends = time.perf_counter() + sitting.length * self._scale.seconds
+            if number >= sitting.length * fewest:
+                if time.perf_counter() >= ends:
+                    return
+                judged = judge(sitting.result(), sitting.row.reach)
+                sitting.playing = deciding(judged) & prepared
+            active = sitting.active
             self._say(f"round {number + 1}")
             shift = number % len(active) if active else 0
             for turn in active[shift:] + active[:shift]:
                 with _excusing(turn):
-                    turn.sampled.values.append(self._sample(row, turn))
+                    turn.sampled.values.append(self._sample(sitting, turn))
 
-    def _sample(self, row: Row, turn: _Turn, *, check: bool = False) -> float:
+    def _sample(self, sitting: _Sitting, turn: _Turn, *, check: bool = False) -> float:
+        row = sitting.row
         if row.cold:
             machine.drop_from_cache(turn.arguments["path"])
         if row.data is not None:  # for the cache that is written to, and for the result
             rate = machine.touch_memory(2 * row.data.nbytes)
             if row.data.nbytes >= _MUCH:
-                self._memory_rates.append(rate)
+                sitting.memory_rates.append(rate)
         worker = self._crew.worker(turn.entry.process)
         try:
             answer = worker.ask("sample", key=turn.key, check=check)
@@ -244,12 +321,13 @@ class Session:
             else:
                 path.unlink()
 
-    def _measure_memory(self, row: Row, turns: list[_Turn]) -> None:
+    def _measure_memory(self, sitting: _Sitting) -> None:
         """The peak of a process's first such operation: nothing is left from one before."""
+        row = sitting.row
         assert row.data is not None
         nbytes = entries(row.data)[-1][4]
-        for _ in range(3):
-            for turn in _active(turns):
+        for _ in range(3 * sitting.length):
+            for turn in sitting.active:
                 self._say(f"peak memory of {turn.entry.column}")
                 with _excusing(turn):
                     extra = self._peak(turn)
@@ -266,16 +344,16 @@ class Session:
 
     # Rows that start interpreters
 
-    def _measure_import(self, row: Row, turns: list[_Turn]) -> None:
+    def _measure_import(self, sitting: _Sitting) -> None:
         """Each import in new processes, in turns; the first writes the bytecode."""
-        before = row.arguments["before"]
-        for turn in _active(turns):
+        before = sitting.row.arguments["before"]
+        for turn in sitting.active:
             with _excusing(turn):
                 self._crew.worker(turn.entry.process)
                 self._interpreter(turn, before)
         rounds = _IMPORT_ROUNDS[not self._scale.quick]
-        for _ in range(rounds):
-            for turn in _active(turns):
+        for _ in range(sitting.length * rounds):
+            for turn in sitting.active:
                 turn.sampled.values.append(self._interpreter(turn, before))
 
     def _interpreter(self, turn: _Turn, before: str) -> float:
@@ -293,23 +371,6 @@ class Session:
         if done.returncode:
             raise Failed(f"{text!r} ended with exit code {done.returncode}")
         return float(done.stdout)
-
-    def _result(self, row: Row, turns: list[_Turn], notes: list[str]) -> RowResult:
-        found = entries(row.data) if row.data else []
-        return RowResult(
-            name=row.name,
-            title=row.title.format(size=_size_text(row), count=f"{len(found):,}"),
-            unit=row.unit,
-            nbytes=found[-1][4] if found else 0,
-            tensors=len(found),
-            reach=_reach_text(row),
-            versus=row.versus,
-            contenders={turn.entry.column: turn.sampled for turn in turns[: len(row.entries)]},
-            limits={turn.entry.column: turn.sampled for turn in turns[len(row.entries) :]},
-            notes=notes,
-            bound=row.bound,
-            memory_rate=median(self._memory_rates) if self._memory_rates else None,
-        )
 
 
 def _silent(_: str) -> None:
@@ -340,10 +401,6 @@ def _prepare(worker: WorkerProcess, turn: _Turn, repeat: int) -> None:
     turn.sampled.way = answer["way"]
 
 
-def _active(turns: list[_Turn]) -> Iterator[_Turn]:
-    return (turn for turn in turns if turn.active)
-
-
 class _excusing:  # noqa: N801 - reads as a statement
     """Note why a contender drops out of its row, instead of ending the run."""
 
@@ -367,13 +424,13 @@ def _expected(row: Row, source: Path) -> int | None:
     return fingerprint_of_file(str(source)) if whole else None
 
 
-def _compare(turns: list[_Turn], expected: int | None, notes: list[str]) -> None:
+def _compare(sitting: _Sitting, expected: int | None) -> None:
     """Leave out contenders with other bytes than expected, or than most: their time says nothing."""
-    seen = Counter(turn.fingerprint for turn in _active(turns) if turn.fingerprint is not None)
+    seen = Counter(turn.fingerprint for turn in sitting.active if turn.fingerprint is not None)
     if not seen:
         return
     agreed = seen.most_common(1)[0][0] if expected is None else expected
-    for turn in _active(turns):
+    for turn in sitting.active:
         if turn.fingerprint not in {None, agreed}:
             turn.sampled.missing = "its result differs from the others'"
-            notes.append(f"{turn.entry.column}: {turn.sampled.missing}")
+            sitting.notes.append(f"{turn.entry.column}: {turn.sampled.missing}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import summary
-from bench.marks import Mark, Marks, compared, rounds, timed
+from bench.marks import Mark, Marks, compared, timed
 
 
 @pytest.mark.parametrize(
@@ -76,33 +78,70 @@ def test_seconds_are_judged(samples: list[float], verdict: str) -> None:
     assert (mark.verdict, mark.value, mark.unit) == (verdict, samples[1], "s")
 
 
-@pytest.mark.parametrize(
-    ("ours", "expected"),
-    [
-        ([0.7, 0.7, 0.7], 3),
-        ([1.0, 1.0, 1.0], 9),
-        ([0.4, 0.9, 1.4], 9),  # noisy
-        ([0.7, 0.7, 0.7, 9.0, 9.0], 3),  # the next ones are not looked at
-    ],
-)
-def test_more_rounds_where_few_do_not_decide(ours: list[float], expected: int) -> None:
-    done: list[float] = []
+def sitting(
+    folder: Path, ours: Iterator[float], *, again: bool = False, mib: int = 3
+) -> list[Mark]:
+    """A program that measures a time in three rounds; the mark is 0.8."""
+    marks = Marks("some", Namespace(again=again, mib=mib), folder)
+    samples = marks.samples("work", ["ours", "theirs"])
 
     def judged() -> list[Mark]:
-        return [Mark("memory", 1.0), compared("a", done, [1.0] * len(done), most=0.8)]
+        return [Mark("memory", 1.0), compared("a", *samples.values(), most=0.8)]
 
-    for number in rounds(3, judged):
-        done.append(ours[number] if number < len(ours) else 1.0)
-    assert len(done) == expected
+    for _ in marks.rounds(3, judged):
+        samples["ours"].append(next(ours))
+        samples["theirs"].append(1.0)
+    marks.found += judged()
+    marks.close()
+    return marks.found
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "verdicts"),
+    [
+        ([0.7, 0.7, 0.7], None, ["pass", "pass"]),  # no doubt: nothing more is measured
+        ([1.0, 1.0, 1.0], 0.7, ["FAIL", "pass"]),
+        ([1.0, 1.0, 1.0], 0.9, ["FAIL", "FAIL"]),
+        ([0.4, 0.9, 1.4], 0.9, ["noisy", "FAIL"]),
+    ],
+)
+def test_a_second_sitting_joins_the_first(
+    tmp_path: Path, first: list[float], then: float | None, verdicts: list[str]
+) -> None:
+    found = [sitting(tmp_path, iter(first))]
+    assert Marks.doubtful("some", tmp_path) is (then is not None)
+    found.append(sitting(tmp_path, iter([then] * 6 if then else []), again=True))
+    assert [marks[1].verdict for marks in found] == verdicts
+    kept = json.loads((tmp_path / "some.json").read_text())["samples"]["work"]
+    assert kept["ours"] == first + ([then] * 6 if then else [])
+    assert len(kept["theirs"]) == len(kept["ours"])
+
+
+def test_a_second_sitting_goes_on_from_a_run_like_it(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="some: no run"):
+        sitting(tmp_path, iter([]), again=True)
+    sitting(tmp_path, iter([1.0] * 3))
+    with pytest.raises(SystemExit, match="with these options"):
+        sitting(tmp_path, iter([]), again=True, mib=4)
+    assert Marks.kept("some", tmp_path) is not None, "the figures of before are still there"
+
+
+def test_figures_without_samples_have_no_second_sitting(tmp_path: Path) -> None:
+    """It would only be another try."""
+    marks = Marks("some", folder=tmp_path)
+    marks.add("bytes", 1.2, most=1.0)
+    marks.close()
+    assert not Marks.doubtful("some", tmp_path)
+    assert not Marks.doubtful("other", tmp_path)
 
 
 def test_figures_are_kept_for_the_summary(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    marks = Marks("some", tmp_path)
+    marks = Marks("some", folder=tmp_path)
     marks.add("convert / two steps", 0.9, most=1.0)
     assert marks.close() == 0
-    marks = Marks("some", tmp_path)
+    marks = Marks("some", folder=tmp_path)
     assert Marks.kept("some", tmp_path) is None  # until it ends
     marks.add("convert / two steps", 1.2, most=1.0)
     marks.add("memory", 12.0, unit="MiB")
@@ -111,32 +150,3 @@ def test_figures_are_kept_for_the_summary(
     assert lines[-3].split() == ["convert", "/", "two", "steps", "1.20", "<=", "1", "FAIL"]
     assert lines[-2].split() == ["memory", "12.00", "MiB"]
     assert Marks.kept("some", tmp_path) == marks.found
-
-
-def test_the_summary_names_what_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["summary.py"])
-    monkeypatch.setattr(summary, "ROOT", tmp_path)
-    monkeypatch.setattr(summary, "PROGRAMS", ("one", "two"))
-    monkeypatch.setattr(summary, "latest", lambda: None)
-    marks = Marks("one", tmp_path)
-    marks.add("fast", 0.5, most=1.0)
-    marks.close()
-    capsys.readouterr()
-    kept = Marks.kept
-    monkeypatch.setattr(Marks, "kept", lambda program: kept(program, tmp_path))
-    assert summary.main() == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "run.py: no result"
-    assert lines[-2] == "two: did not end, or was not run"
-    assert lines[-1] == "2 FAIL, 1 pass"
-
-
-def test_the_summary_knows_every_program() -> None:
-    programs = {
-        path.stem
-        for path in Path(summary.__file__).parent.glob("*.py")
-        if f'Marks("{path.stem}")' in path.read_text()
-    }
-    assert programs == set(summary.PROGRAMS)

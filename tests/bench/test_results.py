@@ -271,8 +271,8 @@ def test_noisy_rows_are_named(capsys):
 
 def test_how_fast_free_memory_was_had_stands_below_the_figures(capsys):
     save, load, small = result(), result(), result()
-    save.name, save.memory_rate = "save", 0.5 * (1 << 30)
-    load.name, load.memory_rate = "load", 9.04 * (1 << 30)
+    save.name, save.memory_rates = "save", [0.5 * (1 << 30)]
+    load.name, load.memory_rates = "load", [9.04 * (1 << 30)]
     assert memory_line([small]) == ""
     line = memory_line([load, small, save])
     assert line.endswith("before samples at 0.5 (save) to 9.0 GiB/s (load)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,7 +11,8 @@ from itertools import cycle
 import pytest
 from bench.data import MIB, Spec
 from bench.processes import Crew, Failed, Missing
-from bench.rows import OURS, ROWS, Entry, Reach, Row, Scale
+from bench.results import RowResult
+from bench.rows import BEST, OURS, ROWS, Entry, Reach, Row, Scale
 from bench.session import Session
 
 from bench import machine, session
@@ -91,11 +93,11 @@ def row(**more):
 @pytest.fixture
 def measure(crew, tmp_path, monkeypatch):
     monkeypatch.setattr(Scale, "rounds", property(lambda self: (3, 3)))
-    monkeypatch.setattr(session, "LONGER", 1)
     (tmp_path / "out").mkdir()
 
-    def run(row, scale=Scale(), **more):
-        return Session(crew, scale, tmp_path / "data", tmp_path / "out", **more).measure(row)
+    def run(row, scale=Scale(), earlier=None):
+        session = Session(crew, scale, tmp_path / "data", tmp_path / "out")
+        return session.measure(row, earlier=earlier)
 
     return run
 
@@ -212,32 +214,82 @@ def test_bytes_are_a_share_of_those_allowed(crew, measure):
     assert measure(square).contenders[OURS].values == [10 / (nbytes + 4096)] * 2
 
 
-@pytest.mark.parametrize(
-    ("theirs", "samples", "verdict"), [(3.0, 3, "pass"), (1.9, 9, "noisy"), (0.5, 9, "FAIL")]
-)
-def test_a_row_that_misses_its_mark_takes_more_samples(
-    crew, measure, monkeypatch, theirs, samples, verdict
-):
-    """Ours are 0.5, 1.5, 1, 1, ...: the median is below half of 3; of 1.9 only the fastest are."""
-    ours = cycle([1.0, 0.5, 1.5, 1.0])
-    monkeypatch.setattr(session, "LONGER", 3)
-    monkeypatch.setattr(Scale, "rounds", property(lambda self: (1, 3)))
-    monkeypatch.setattr(Scale, "seconds", 1e9)
-    crew.seconds = _Seconds(crew.seconds, ours, theirs)
+def again(found):
+    """A result as the second sitting gets it: from a file."""
+    return RowResult.from_json(json.loads(json.dumps(found.as_json())))
+
+
+@pytest.mark.parametrize(("theirs", "verdict"), [(3.0, "pass"), (1.9, "noisy"), (0.5, "FAIL")])
+def test_a_sitting_is_as_long_whatever_the_verdict(crew, measure, theirs, verdict):
+    """Ours are 0.5, 1.5, 1: the median is below half of 3; of 1.9 only the fastest are."""
+    crew.seconds = _Seconds(crew.seconds, cycle([1.0, 0.5, 1.5, 1.0]), theirs)
     found = measure(row(limits=()))
-    assert len(found.contenders[OURS].values) == samples
-    assert len(found.contenders["0.8 mmap"].values) == samples
-    assert len(found.contenders["runai"].values) == 1, "the verdict does not depend on it"
-    assert found.verdict == verdict
+    assert len(found.contenders[OURS].values) == 3
+    assert (found.verdict, found.sittings) == (verdict, 1)
+
+
+def test_a_second_sitting_adds_twice_as_many_samples(crew, measure):
+    """The first one is disturbed; then 6 samples say what 3 did not."""
+    crew.seconds = _Seconds(crew.seconds, cycle([2.0]), 2.0)
+    first = measure(row())
+    assert first.verdict == "FAIL"
+    crew.asked.clear()
+    crew.seconds = _Seconds(crew.seconds, cycle([0.9]), 2.0)
+    second = measure(row(), earlier=again(first))
+    assert second.contenders[OURS].values == [2.0] * 3 + [0.9] * 6
+    assert second.contenders["0.8 mmap"].values == [2.0] * 9
+    assert second.limits["json.loads"].values == [0.5] * 9
+    assert second.contenders["runai"].values == first.contenders["runai"].values
+    assert not crew.asked_of("runai"), "the verdict does not depend on it"
+    assert (second.ratio, second.verdict, second.sittings) == (0.45, "pass", 2)
+
+
+def test_a_second_sitting_is_no_second_chance(crew, measure):
+    """As many samples of the first sitting as of the second would have missed the mark."""
+    crew.seconds = _Seconds(crew.seconds, cycle([1.5]), 2.0)
+    first = measure(row())
+    crew.seconds = _Seconds(crew.seconds, cycle([1.5, 0.9, 1.5]), 2.0)
+    second = measure(row(), earlier=again(first))
+    assert second.contenders[OURS].median == 1.5
+    assert second.verdict == "FAIL"
+
+
+def test_who_was_missing_stays_missing_in_a_second_sitting(crew, measure):
+    crew.script = {("safetensors-0-8", 2): Failed("no")}
+    first = measure(row(versus=BEST, reach=Reach(ratio=0.1)))
+    crew.asked.clear()
+    crew.script = {}
+    second = measure(row(versus=BEST, reach=Reach(ratio=0.1)), earlier=again(first))
+    assert second.contenders["0.8 mmap"].missing == "no"
+    assert not crew.asked_of("safetensors-0-8")
+    assert len(second.contenders["runai"].values) == 9
+
+
+def test_memory_has_second_sittings_too(crew, measure):
+    peak = row(kind="memory", unit="B", limits=(), reach=Reach(most=2.0 * MIB))
+    second = measure(peak, earlier=again(measure(peak)))
+    assert second.contenders[OURS].values == [3.0 * MIB] * 9
+
+
+def test_less_memory_than_at_the_first_sitting(crew, measure, monkeypatch):
+    """Samples of other data do not join; what was found stays, with the reason."""
+    save = row(verb="save file", data=Spec("equal", "F32", 4, 64 * MIB), reach=Reach(ratio=0.1))
+    first = measure(save)
+    monkeypatch.setattr(machine, "available_memory", lambda: 320 * MIB)
+    crew.asked.clear()
+    second = measure(save, earlier=again(first))
+    assert not crew.asked
+    assert second.contenders == first.contenders
+    assert second.notes == ["not measured again", "32 MiB instead of 64: memory"]
+    assert (second.verdict, second.sittings) == ("FAIL", 1)
 
 
 def test_slow_peers_take_no_time_from_more_samples(crew, measure, monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(session.time, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(machine, "touch_memory", lambda nbytes: 1.0)
-    monkeypatch.setattr(session, "LONGER", 3)
     monkeypatch.setattr(Scale, "rounds", property(lambda self: (2, 50)))
-    monkeypatch.setattr(Scale, "seconds", 1)  # over before a round more is taken
+    monkeypatch.setattr(Scale, "seconds", 3)  # over when two rounds more are taken
     crew.seconds = _Seconds(crew.seconds, cycle([1.0]), 0.5)
     found = measure(row(limits=()))
     assert [len(each.values) for each in found.contenders.values()] == [4, 4, 2]
