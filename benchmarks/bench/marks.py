@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
-from .results import DOUBTFUL, LONGER, NEAR, NOISY, Sampled
+from .results import DOUBTFUL, LONGER, NEAR, NOISY, Sampled, slowest, undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -38,9 +38,9 @@ class Mark:
         least: It must not be below this. With neither, it is for information.
         unit: Of the value; empty for a ratio.
         bound: What the machine itself reaches, measured in the same run, at most.
-        slowest: The same and its spread (`Sampled.slowest`): if this reaches the mark, the bound certainly
+        slowest: The same and its spread (`results.slowest`): if this reaches the mark, the bound certainly
             does. `bound` if it is not known.
-        best: That of the undisturbed samples (`Sampled.undisturbed`); of all if it is not known.
+        best: That of the undisturbed samples (`results.undisturbed`); of all if it is not known.
         noise: The spread of the samples, as a share of their median.
     """
 
@@ -106,21 +106,16 @@ def compared(
         most: See `Mark`.
         bound: Samples of the time that the machine itself needs for what any implementation has to do.
     """
-    value = median(ours) / median(theirs)
-    other = Sampled([*theirs])
-    noise = max(Sampled([*ours]).noise, other.noise)
-    # Not the medians of all: what disturbs a limit makes it longer, and would excuse ours.
-    below = other.undisturbed or 1.0
-    best = (Sampled([*ours]).undisturbed or 0.0) / below
-    limit = Sampled([*bound])
+    mine, other, limit = Sampled([*ours]), Sampled([*theirs]), Sampled([*bound])
+    best, below, least = (value or 0.0 for value in undisturbed(mine, other, limit))
     return Mark(
         title,
-        value,
+        median(ours) / median(theirs),
         most,
-        bound=(limit.undisturbed or 0.0) / below if bound else None,
-        slowest=limit.slowest / below if bound else None,
-        best=best,
-        noise=noise,
+        bound=least / below if bound else None,
+        slowest=slowest(limit, least) / below if bound else None,
+        best=best / below,
+        noise=max(mine.noise, other.noise),
     )
 
 
@@ -133,7 +128,8 @@ def timed(title: str, samples: Sequence[float], *, most: float) -> Mark:
         most: See `Mark`.
     """
     found = Sampled([*samples])
-    return Mark(title, median(samples), most, unit="s", best=found.undisturbed, noise=found.noise)
+    (best,) = undisturbed(found)
+    return Mark(title, median(samples), most, unit="s", best=best, noise=found.noise)
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

@@ -8,7 +8,10 @@ from typing import Any, Final
 
 from .rows import BEST, OURS, Reach
 
-__all__ = ["DOUBTFUL", "LONGER", "NEAR", "NOISY", "RowResult", "Sampled", "deciding", "judge"]
+__all__ = [
+    "DOUBTFUL", "LONGER", "NEAR", "NOISY", "RowResult", "Sampled", "deciding", "judge",
+    "slowest", "undisturbed",
+]  # fmt: skip
 
 _NEVER_PEERS: Final = (OURS,)
 
@@ -57,22 +60,15 @@ class Sampled:
         return min(self.values, default=None)
 
     @property
-    def undisturbed(self) -> float | None:
-        """The median; the lower quartile, if that is more than `NOISY` below it.
-
-        What disturbs samples makes them longer: where it met many, those that it did not meet tell more.
-        The fastest one tells less the more samples there are, and the luckier it was.
-        """
-        if not self.values:
-            return None
-        middle = median(self.values)
-        quartile = sorted(self.values)[(len(self.values) - 1) // 4]
-        return quartile if quartile < (1 - NOISY) * middle else middle
+    def quartile(self) -> float | None:
+        """The lower one: a quarter of the samples are below it."""
+        return sorted(self.values)[(len(self.values) - 1) // 4] if self.values else None
 
     @property
-    def slowest(self) -> float:
-        """`undisturbed`, and its spread, of which no more counts than `NOISY`: a time that is as likely."""
-        return (self.undisturbed or 0.0) * (1 + min(self.noise, NOISY))
+    def disturbed(self) -> bool:
+        """Whether the lower quartile is more than `NOISY` below the median."""
+        middle, quartile = self.median, self.quartile
+        return middle is not None and quartile is not None and quartile < (1 - NOISY) * middle
 
     @property
     def noise(self) -> float:
@@ -170,6 +166,23 @@ class RowResult:
         return cls(**rest)
 
 
+def undisturbed(*compared: Sampled) -> tuple[float | None, ...]:
+    """The median of each; the lower quartile of each, if samples of one are disturbed.
+
+    What disturbs samples makes them longer: where it met many, those that it did not meet tell more.
+    The fastest one tells less the more samples there are, and the luckier it was. What is compared is
+    the same of all: the quartile of one is not compared with the median of another.
+    """
+    if any(each.disturbed for each in compared):
+        return tuple(each.quartile for each in compared)
+    return tuple(each.median for each in compared)
+
+
+def slowest(found: Sampled, value: float | None) -> float:
+    """A figure of it and its spread, of which no more counts than `NOISY`: a time that is as likely."""
+    return (value or 0.0) * (1 + min(found.noise, NOISY))
+
+
 def judge(result: RowResult, reach: Reach | None) -> RowResult:
     """Fill in the ratios and whether the row reached what it is to reach."""
     ours = result.contenders[OURS]
@@ -187,19 +200,19 @@ def judge(result: RowResult, reach: Reach | None) -> RowResult:
     missed = _missed(result, reach, ours.median, theirs.median, limit.median)
     result.failures = [*missed.values()]
     others = [theirs] * (reach.ratio is not None) + [limit] * (reach.limit_share is not None)
+    mine, least, *rest = undisturbed(ours, bound, *others)
+    instead = rest[0] if others else None, rest[-1] if others else None
     if others:
-        undisturbed = _missed(
-            result, reach, ours.undisturbed or 0.0, theirs.undisturbed, limit.undisturbed
-        )
         result.noise = max(each.noise for each in (ours, *others))
-        result.unsure = result.noise > NOISY and bool(undisturbed) != bool(missed)
-    measured = all(each.values for each in (bound, *others))
-    if missed and measured and (ours.undisturbed or 0.0) <= NEAR * (bound.undisturbed or 0.0):
+        missed_instead = _missed(result, reach, mine or 0.0, *instead)
+        result.unsure = result.noise > NOISY and bool(missed_instead) != bool(missed)
+    if missed and all(each.values for each in (bound, *others)):
         # Not the medians of all: what disturbs a limit makes it longer, and would excuse ours. But the
         # bound is measured, too: with one that meets the mark by 2 %, and spreads by 6 %, the next run
         # may tell the opposite of this one.
-        of_the_bound = _missed(result, reach, bound.slowest, theirs.undisturbed, limit.undisturbed)
-        result.limited = missed.keys() <= of_the_bound.keys()
+        of_the_bound = _missed(result, reach, slowest(bound, least), *instead)
+        near = (mine or 0.0) <= NEAR * (least or 0.0)
+        result.limited = near and missed.keys() <= of_the_bound.keys()
     return result
 
 

@@ -18,7 +18,7 @@ from bench.report import (
     results_of,
     state_line,
 )
-from bench.results import RowResult, Sampled, deciding, judge
+from bench.results import NOISY, RowResult, Sampled, deciding, judge, undisturbed
 from bench.rows import BEST, OURS, PEERS, ROWS, Reach
 
 
@@ -121,7 +121,7 @@ def test_a_bound_that_was_disturbed_is_no_excuse():
 
 
 @pytest.mark.parametrize(
-    ("values", "undisturbed"),
+    ("values", "expected"),
     [
         ([], None),
         ([3.0], 3.0),
@@ -132,8 +132,35 @@ def test_a_bound_that_was_disturbed_is_no_excuse():
         ([1.0, 2.0, 2.0, 2.0, 2.0, 2.0], 2.0),
     ],
 )
-def test_undisturbed_samples(values, undisturbed):
-    assert Sampled(values).undisturbed == undisturbed
+def test_undisturbed_samples(values, expected):
+    assert undisturbed(Sampled(values)) == (expected,)
+
+
+def test_quartiles_are_compared_with_quartiles():
+    """One is disturbed by a hair more than the other: that makes it no faster."""
+    quiet, rough = [0.87, 0.9, 1.0, 1.1, 1.2], [0.8, 0.84, 1.0, 1.1, 1.2]
+    assert undisturbed(Sampled(quiet), Sampled(quiet)) == (1.0, 1.0)
+    assert undisturbed(Sampled(quiet), Sampled(rough)) == (0.9, 0.84)
+    assert undisturbed(Sampled(rough), Sampled(quiet), Sampled()) == (0.84, 0.9, None)
+
+
+def test_a_limit_that_is_disturbed_a_little_more_is_as_near():
+    """The samples of both lie alike; by the median of one and the quartile of the other, ours took 1.25."""
+    ours = [0.206, 0.233, 0.256, 0.27, 0.273, 0.29, 0.34]
+    limit = [0.197, 0.205, 0.215, 0.257, 0.273, 0.296, 0.32]
+    assert not Sampled(ours).disturbed
+    assert Sampled(limit).disturbed
+    found = judge(result(ours=ours, limit=limit, peers={"0.8 mmap": [0.44] * 7}), Reach(ratio=0.45))
+    assert found.failures
+    assert found.verdict == "limit"
+
+
+def test_disturbed_samples_of_ours_are_no_doubt_by_themselves():
+    """0.50 by medians, 0.47 by quartiles; our quartile is 0.42 of the reference's median."""
+    ours, theirs = [0.8, 0.84, 1.0, 1.1, 1.2], [1.74, 1.8, 2.0, 2.2, 2.4]
+    found = judge(result(ours=ours, peers={"0.8 mmap": theirs}, limit=()), Reach(ratio=0.45))
+    assert found.noise > NOISY
+    assert found.verdict == "FAIL"
 
 
 def test_a_lucky_sample_of_the_bound_blames_nobody():
