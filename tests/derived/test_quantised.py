@@ -125,6 +125,27 @@ def test_int8_with_zero_points() -> None:
     check(checkpoint(arrays).dequantize(), {"a.weight": dense})
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (0, 4, 6), (3, 0, 6), (3, 4, 0)])
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8", "int8 with zeros", "fp4"])
+def test_a_weight_without_elements_stays_one(shape: tuple[int, ...], kind: str) -> None:
+    """Whatever its scales are: one for all, or one for each of no rows."""
+    rows = (*shape[:-1], 1)
+    for scales in [(), (1,), (1, 1), rows]:
+        scale: Array = np.ones(scales, "f4")
+        width = 1
+        if kind == "fp4":
+            scale, width = np.ones((*shape[:-1], -(-shape[-1] * 2 // 32)), "u1"), 2
+        weight = np.zeros(shape, {"fp4": "u1"}.get(kind, kind.split()[0]))
+        arrays = {"a.weight": weight, "a.weight_scale": scale}
+        if kind == "int8 with zeros":
+            arrays["a.weight_zero_point"] = np.zeros(scales, np.int8)
+        dense = checkpoint(arrays).dequantize()["a.weight"]
+        expected = (*shape[:-1], shape[-1] * width)
+        assert isinstance(dense, weights.DequantizedTensor)
+        assert dense.numpy().shape == dense.shape == expected
+        assert dense[..., ::-2].shape == np.empty(expected)[..., ::-2].shape
+
+
 def exponents(*shape: int) -> Array:
     return RANDOM.integers(120, 134, shape).astype(np.uint8)
 

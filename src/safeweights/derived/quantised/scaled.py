@@ -53,7 +53,6 @@ class Scaled(Grouped):
         block: Rows and columns with one scale.
         factor: Multiplies every scale.
         divisor: Divides every scale.
-        transposed: The stored matrix is the transpose of the dense one.
     """
 
     def __init__(
@@ -87,6 +86,8 @@ class Scaled(Grouped):
 
     def _grid(self, scale: Tensor) -> Tensor:
         """The scales as (batches, rows of blocks, columns of blocks); 1 where all share one."""
+        if not math.prod(self.shape):
+            return scale  # there is no value to scale
         tall, wide = self.block
         grid = -(-self.rows // tall), -(-self.columns // wide)
         batches = math.prod(self.shape[:-2])
@@ -129,7 +130,7 @@ def block_of(
         FormatError: The shapes do not fit together, or fit blocks of several sizes.
     """
     rows, columns = (shape[-2] if len(shape) > 1 else 1), (shape[-1] if shape else 1)
-    if math.prod(scale.shape) in (1, math.prod(shape[:-2])):
+    if math.prod(scale.shape) in (1, math.prod(shape[:-2])) or not math.prod(shape):
         return rows, columns
     if len(scale.shape) == 1:
         require_shape(scale, (rows,))
