@@ -19,7 +19,7 @@ from safeweights.checkpoint import open as open_safetensors
 from safeweights.derived.quantised import weight as weights
 from safeweights.derived.quantised.bitsandbytes import _TABLES as TABLES
 from safeweights.derived.quantised.grouped import unpack
-from safeweights.errors import UnsupportedError
+from safeweights.errors import FormatError, UnsupportedError
 from safeweights.format.indexing import select
 from safeweights.storage.store import MemoryStore
 
@@ -128,22 +128,32 @@ def test_int8_with_zero_points() -> None:
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (0, 4, 6), (3, 0, 6), (3, 4, 0)])
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "int8", "int8 with zeros", "fp4"])
 def test_a_weight_without_elements_stays_one(shape: tuple[int, ...], kind: str) -> None:
-    """Whatever its scales are: one for all, or one for each of no rows."""
-    rows = (*shape[:-1], 1)
-    for scales in [(), (1,), (1, 1), rows]:
-        scale: Array = np.ones(scales, "f4")
-        width = 1
-        if kind == "fp4":
-            scale, width = np.ones((*shape[:-1], -(-shape[-1] * 2 // 32)), "u1"), 2
-        weight = np.zeros(shape, {"fp4": "u1"}.get(kind, kind.split()[0]))
-        arrays = {"a.weight": weight, "a.weight_scale": scale}
+    """Whether there is one scale for all, or one for each row; of FP4, one for each group of 32."""
+    four = kind == "fp4"
+    expected = (*shape[:-1], shape[-1] * (2 if four else 1))
+    one_or_rows = [(), (1,), (1, 1), (*shape[:-1], 1), shape[-2:-1]]
+    for scales in [(*shape[:-1], -(-expected[-1] // 32))] if four else one_or_rows:
+        weight = np.zeros(shape, "u1" if four else kind.split()[0])
+        arrays: dict[str, Array] = {
+            "a.weight": weight,
+            "a.weight_scale": np.ones(scales, "u1" if four else "f4"),
+        }
         if kind == "int8 with zeros":
             arrays["a.weight_zero_point"] = np.zeros(scales, np.int8)
         dense = checkpoint(arrays).dequantize()["a.weight"]
-        expected = (*shape[:-1], shape[-1] * width)
         assert isinstance(dense, weights.DequantizedTensor)
         assert dense.numpy().shape == dense.shape == expected
         assert dense[..., ::-2].shape == np.empty(expected)[..., ::-2].shape
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 4, 6), (3, 4, 0)])
+@pytest.mark.parametrize("scales", [(7,), (7, 1), (1, 7), (3, 4, 7), (7, 7)])
+def test_scales_of_a_weight_without_elements_must_fit(
+    shape: tuple[int, ...], scales: tuple[int, ...]
+) -> None:
+    arrays = {"a.weight": np.zeros(shape, np.int8), "a.weight_scale": np.ones(scales, "f4")}
+    with pytest.raises(FormatError, match="shape is"):
+        checkpoint(arrays).dequantize()
 
 
 def exponents(*shape: int) -> Array:

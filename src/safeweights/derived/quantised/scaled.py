@@ -17,6 +17,7 @@ Optimizer ``nvfp4_tensor.py`` (dequantize).
 from __future__ import annotations
 
 import math
+from operator import le
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -87,7 +88,8 @@ class Scaled(Grouped):
     def _grid(self, scale: Tensor) -> Tensor:
         """The scales as (batches, rows of blocks, columns of blocks); 1 where all share one."""
         if not math.prod(self.shape):
-            return scale  # there is no value to scale
+            self._require_few(scale)
+            return scale
         tall, wide = self.block
         grid = -(-self.rows // tall), -(-self.columns // wide)
         batches = math.prod(self.shape[:-2])
@@ -99,6 +101,13 @@ class Scaled(Grouped):
         if one and math.prod(scale.shape) != math.prod(grid):
             require_shape(scale, expected)
         return Reshaped(scale, (1 if one else batches, *grid))
+
+    def _require_few(self, scale: Tensor) -> None:
+        """Check the scales of a weight without elements: one for all, a matrix or a row, or any blocks."""
+        most = [max(1, size) for size in self.shape]
+        blocks = len(scale.shape) == len(most) and all(map(le, scale.shape, most))
+        if not blocks and math.prod(scale.shape) not in (1, math.prod(self.shape[:-2])):
+            require_shape(scale, (self.rows,))
 
     def codes(self, batch: int, rows: Range, columns: Range) -> Array:
         if self._packed and self._weight.dtype != "F4":
