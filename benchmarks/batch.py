@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from bench.machine import processor_time
 from bench.marks import Mark, Marks, compared, parser
 from bench.results import Sampled, slowest, undisturbed
 
@@ -68,19 +69,16 @@ def make(folder: Path, count: int) -> None:
 
 
 def checks(folder: str, jobs: int) -> Took:
-    before = used(resource.RUSAGE_SELF), used(resource.RUSAGE_CHILDREN)
+    before = processor_time(resource.RUSAGE_SELF), processor_time(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     report = safeweights.batch("check", folder, each="file", jobs=jobs)
     assert report.ok
     wall = time.perf_counter() - began
     return Took(
-        wall, used(resource.RUSAGE_SELF) - before[0], used(resource.RUSAGE_CHILDREN) - before[1]
+        wall,
+        processor_time(resource.RUSAGE_SELF) - before[0],
+        processor_time(resource.RUSAGE_CHILDREN) - before[1],
     )
-
-
-def used(who: int) -> float:
-    found = resource.getrusage(who)
-    return found.ru_utime + found.ru_stime
 
 
 def units(engine: str) -> float:

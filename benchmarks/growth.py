@@ -17,18 +17,18 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from resource import RUSAGE_CHILDREN
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from bench.curves import Points, draw, last_decade, slope
-from bench.machine import touch_memory
+from bench.machine import processor_time, touch_memory
 from bench.marks import Marks
 from bench.processes import interpreter_environment
 
@@ -57,20 +57,14 @@ def spent(work: Callable[[], object], *, wall: bool = False) -> float:
     best = float("inf")
     for number in range(5):
         gc.collect()
-        begun = time.perf_counter(), time.process_time(), _children()
+        begun = time.perf_counter(), time.process_time(), processor_time(RUSAGE_CHILDREN)
         work()
-        ended = time.perf_counter(), time.process_time(), _children()
+        ended = time.perf_counter(), time.process_time(), processor_time(RUSAGE_CHILDREN)
         real, own, children = (after - before for before, after in zip(begun, ended, strict=True))
         best = min(best, real if wall else own + children)
         if best > 6 or (best > 0.5 and number == 2):
             break
     return best
-
-
-def _children() -> float:
-    """Processor time of processes that have ended. (`os.times` counts ticks of 10 ms.)"""
-    found = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return found.ru_utime + found.ru_stime
 
 
 def repeated(work: Callable[[], object], *, wall: bool = False) -> float:

@@ -27,6 +27,7 @@ __all__ = [
     "drop_from_cache",
     "free_space",
     "install_prerelease",
+    "processor_time",
     "read_into_cache",
     "touch_memory",
 ]
@@ -191,6 +192,15 @@ def _mapped_per_fault(folder: Path) -> int:
                 mapped[begin]
             faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     return _PROBE // max(1, faults)
+
+
+def processor_time(who: int) -> float:
+    """Seconds of processor time, of ``RUSAGE_SELF`` or of ``RUSAGE_CHILDREN`` that have ended.
+
+    `os.times` counts ticks of 10 ms.
+    """
+    found = resource.getrusage(who)
+    return found.ru_utime + found.ru_stime
 
 
 class ProcessorTime:
