@@ -89,12 +89,18 @@ class Worker:
         result = None
         overhead = cost_of_counting()
         bytes_before = read_so_far()
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), time.process_time()
         for _ in range(repeat):
             result = operation.run()
         seconds = (time.perf_counter() - begin) / repeat
+        used = (time.process_time() - used) / repeat
         count = read_so_far() - bytes_before - overhead
-        return {"seconds": seconds, "bytes": count // repeat, "result": result}
+        return {
+            "seconds": seconds,
+            "processor_seconds": used,
+            "bytes": count // repeat,
+            "result": result,
+        }
 
     def _peak(self, operation: Operation) -> dict[str, Any]:
         """The most memory during the operation, above what was in use before it."""

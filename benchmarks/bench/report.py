@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from .results import NOISY, RowResult, Sampled
@@ -182,9 +183,17 @@ def print_tables(document: dict[str, Any]) -> None:
 def _notes(results: Sequence[RowResult]) -> list[str]:
     lines = []
     for result in results:
-        texts = [*result.notes, *(result.failures or ()), *_limited(result)]
+        texts = [*result.notes, *(result.failures or ()), *_used(result), *_limited(result)]
         lines += [f"{result.title}: {text}" for text in texts]
     return lines
+
+
+def _used(result: RowResult) -> list[str]:
+    """What ours needs of processors where the row misses its mark."""
+    used = result.contenders[OURS].processor_seconds
+    return (
+        [f"ours uses {figure(median(used), 's')} of processors"] if result.failures and used else []
+    )
 
 
 def _limited(result: RowResult) -> list[str]:

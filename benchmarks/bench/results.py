@@ -37,11 +37,14 @@ class Sampled:
         values: One a sample, in the row's unit.
         missing: Why there are none.
         way: Which of its ways the contender took: an engine's name, or ``"default"``.
+        processor_seconds: What its process used of processors, one a sample that is a time. Where a
+            sample is slow, they tell work from waiting, for a disk, say.
     """
 
     values: list[float] = field(default_factory=list)
     missing: str | None = None
     way: str | None = None
+    processor_seconds: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float | None:
@@ -85,7 +88,18 @@ class Sampled:
             "least": min(self.values),
             "way": self.way,
             "samples": self.values,
+            "processor_seconds": self.processor_seconds,
         }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Sampled:
+        """The inverse of `as_json`."""
+        return cls(
+            data.get("samples", []),
+            data.get("missing"),
+            data.get("way"),
+            data.get("processor_seconds", []),
+        )
 
 
 @dataclass
@@ -159,10 +173,7 @@ class RowResult:
         """The inverse of `as_json`."""
         rest = {key: value for key, value in data.items() if key != "verdict"}
         for group in ("contenders", "limits"):
-            rest[group] = {
-                name: Sampled(found.get("samples", []), found.get("missing"), found.get("way"))
-                for name, found in data[group].items()
-            }
+            rest[group] = {name: Sampled.from_json(found) for name, found in data[group].items()}
         return cls(**rest)
 
 

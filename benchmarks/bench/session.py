@@ -266,7 +266,7 @@ class Session:
                 self._say(f"warming up {turn.entry.column}")
                 worker = self._crew.worker(turn.entry.process)
                 _prepare(worker, turn, sitting.row.repeat)
-                self._sample(sitting, turn, check=True)
+                turn.fingerprint = self._sample(sitting, turn, check=True)["fingerprint"]
 
     def _rounds(self, sitting: _Sitting) -> None:
         # Bytes are counted, not timed: they are the same each time.
@@ -285,9 +285,9 @@ class Session:
             shift = number % len(active) if active else 0
             for turn in active[shift:] + active[:shift]:
                 with _excusing(turn):
-                    turn.sampled.values.append(self._sample(sitting, turn))
+                    self._keep(sitting.row, turn, self._sample(sitting, turn))
 
-    def _sample(self, sitting: _Sitting, turn: _Turn, *, check: bool = False) -> float:
+    def _sample(self, sitting: _Sitting, turn: _Turn, *, check: bool = False) -> dict[str, Any]:
         row = sitting.row
         if row.cold:
             machine.drop_from_cache(turn.arguments["path"])
@@ -297,22 +297,21 @@ class Session:
                 sitting.memory_rates.append(rate)
         worker = self._crew.worker(turn.entry.process)
         try:
-            answer = worker.ask("sample", key=turn.key, check=check)
+            return worker.ask("sample", key=turn.key, check=check)
         finally:
             if row.writes:
                 self._clear()
-        if check:
-            turn.fingerprint = answer["fingerprint"]
-        return self._value(row, turn, answer)
 
-    def _value(self, row: Row, turn: _Turn, answer: dict[str, Any]) -> float:
+    def _keep(self, row: Row, turn: _Turn, answer: dict[str, Any]) -> None:
         if row.kind != "bytes":
-            return float(answer["seconds"])
+            turn.sampled.values.append(answer["seconds"])
+            turn.sampled.processor_seconds.append(answer["processor_seconds"])
+            return
         if answer["bytes"] < 0:
             raise Missing("this system does not count the bytes that a process reads")
         assert row.data is not None
         nbytes, runs = selection_size(row.data, turn.arguments["index"])
-        return float(answer["bytes"]) / (nbytes + runs * _PAGE)
+        turn.sampled.values.append(answer["bytes"] / (nbytes + runs * _PAGE))
 
     def _clear(self) -> None:
         for path in self._out.iterdir():

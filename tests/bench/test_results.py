@@ -189,6 +189,17 @@ def test_the_bound_is_the_first_limit_and_is_named(capsys):
     assert "direct read alone takes 900 ms" in capsys.readouterr().out
 
 
+def test_a_miss_tells_how_much_of_it_is_work(capsys):
+    for seconds, verdict in ((2.5, "FAIL"), (1.5, "pass")):
+        found = result(ours=[seconds] * 3)
+        found.contenders[OURS].processor_seconds = [0.25, 0.5, 9.0]
+        judged = judge(found, Reach(ratio=1.0))
+        assert judged.verdict == verdict
+        print_tables(document(judged))
+        printed = capsys.readouterr().out
+        assert ("ours uses 500 ms of processors" in printed) == (verdict == "FAIL")
+
+
 def test_the_best_peer_is_the_fastest_other():
     judged = judge(
         result(peers={"0.8 mmap": [2.0], "runai": [1.25], "torch": []}, versus=BEST),

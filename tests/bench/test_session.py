@@ -32,7 +32,8 @@ class StandIn:
         step = self.crew.script.get((self.name, len(self.crew.asked_of(self.name))))
         if step is not None:
             raise step
-        return {"seconds": self.crew.seconds[self.name], "bytes": 10, "extra": 3 * MIB,
+        seconds = self.crew.seconds[self.name]
+        return {"seconds": seconds, "processor_seconds": seconds / 4, "bytes": 10, "extra": 3 * MIB,
                 "fingerprint": self.crew.fingerprints.get(self.name)}  # fmt: skip
 
     def end(self):
@@ -211,7 +212,9 @@ def test_bytes_are_a_share_of_those_allowed(crew, measure):
         arguments={"selection": "rows"}, reach=Reach(most=1.0),
     )  # fmt: skip
     nbytes = 2 * 128 * 4
-    assert measure(square).contenders[OURS].values == [10 / (nbytes + 4096)] * 2
+    ours = measure(square).contenders[OURS]
+    assert ours.values == [10 / (nbytes + 4096)] * 2
+    assert ours.processor_seconds == []
 
 
 def again(found):
@@ -237,6 +240,7 @@ def test_a_second_sitting_adds_twice_as_many_samples(crew, measure):
     crew.seconds = _Seconds(crew.seconds, cycle([0.9]), 2.0)
     second = measure(row(), earlier=again(first))
     assert second.contenders[OURS].values == [2.0] * 3 + [0.9] * 6
+    assert second.contenders[OURS].processor_seconds == [0.5] * 3 + [0.225] * 6
     assert second.contenders["0.8 mmap"].values == [2.0] * 9
     assert second.limits["json.loads"].values == [0.5] * 9
     assert second.contenders["runai"].values == first.contenders["runai"].values
@@ -343,7 +347,10 @@ def test_real_workers_agree_and_end(tmp_path):
         )
         assert ours.values, (name, ours.missing)
         assert theirs.values, (name, theirs.missing)
+        timed = ours.values if result.unit == "s" else []
+        assert len(ours.processor_seconds) == len(timed)
         assert not result.notes
+    assert sum(found["save-torch"].contenders[OURS].processor_seconds) > 0
     assert found["load-torch"].contenders["runai"].missing == "not for this system"
     assert all(sampled.values for sampled in found["load-torch"].limits.values())
     assert found["bytes-columns"].contenders[OURS].values[0] <= 1.0
