@@ -156,6 +156,9 @@ def _state(folder: Path) -> dict[str, Any]:
       loads into new memory, then take up to ten times as long with any library.
     - ``mapped_kib_per_fault``: a file lies in the page cache in small pieces or in large ones. Mapped
       loads, which fault in one piece at a time, are several times faster with large ones.
+    - ``new_blocks_gib_s``, ``same_blocks_gib_s``: a host may find a place for a block of a virtual disk
+      when it is first written, and give it back when the file is removed (a mount with ``discard``). To
+      write new files, as saves do, then takes longer than to write the same blocks again.
     """
     huge = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     text = huge.read_text() if huge.exists() else "[unknown]"
@@ -165,6 +168,7 @@ def _state(folder: Path) -> dict[str, Any]:
         "fresh_memory_gib_s": _rate(lambda: touch_memory(_PROBE)),
         "mapped_kib_per_fault": _mapped_per_fault(folder) >> 10,
         "huge_pages": text[text.index("[") + 1 : text.index("]")],
+        **_direct_writes(folder),
     }
 
 
@@ -192,6 +196,28 @@ def _mapped_per_fault(folder: Path) -> int:
                 mapped[begin]
             faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     return _PROBE // max(1, faults)
+
+
+def _direct_writes(folder: Path) -> dict[str, float]:
+    """Rates of writes past the page cache to new blocks, then to the same; none where there are none."""
+    block = mmap.mmap(-1, 8 << 20)
+    block.write(os.urandom(len(block)))
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        try:
+            descriptor = os.open(file.name, os.O_WRONLY | os.O_DIRECT)
+        except (AttributeError, OSError):
+            return {}
+
+        def write() -> None:
+            for begin in range(0, _PROBE, len(block)):
+                os.pwrite(descriptor, block, begin)
+            os.fsync(descriptor)
+
+        try:
+            os.posix_fallocate(descriptor, 0, _PROBE)
+            return {"new_blocks_gib_s": _rate(write), "same_blocks_gib_s": _rate(write)}
+        finally:
+            os.close(descriptor)
 
 
 def processor_time(who: int) -> float:

@@ -51,12 +51,18 @@ def state_line(document: dict[str, Any]) -> str:
     found = document["machine"]
     if "sha256_gib_s" not in found:
         return ""
+    disk = (
+        f", direct writes to new blocks {found['new_blocks_gib_s']:g} GiB/s, to the same again "
+        f"{found['same_blocks_gib_s']:g}"
+        if "new_blocks_gib_s" in found
+        else ""
+    )
     return (
         f"load {found['load_at_start']:.1f}, steal {found.get('steal', 0):.1%}, idle "
         f"{found.get('idle', 0):.0%} of the time; SHA-256 {found['sha256_gib_s']:g} GiB/s "
         f"({'with' if found['sha_instructions'] else 'without'} instructions for it), fresh memory "
         f"{found['fresh_memory_gib_s']:g} GiB/s, {found['mapped_kib_per_fault']:,} KiB of a cached file "
-        f"per fault, huge pages: {found['huge_pages']}"
+        f"per fault, huge pages: {found['huge_pages']}{disk}"
     )
 
 

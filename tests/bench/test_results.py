@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -332,3 +333,24 @@ def test_the_state_of_the_machine_stands_beside_the_figures(tmp_path):
     assert f"{found['mapped_kib_per_fault']:,} KiB of a cached file per fault" in line
     assert list(tmp_path.iterdir()) == []
     assert state_line(document()) == ""  # of a run before this was noted
+
+
+def test_rates_of_direct_writes_stand_in_the_state_where_there_are_any(tmp_path, monkeypatch):
+    written = []
+    pwrite = os.pwrite
+
+    def noting(descriptor, block, begin):
+        written.append(begin)
+        return pwrite(descriptor, block, begin)
+
+    monkeypatch.setattr(os, "O_DIRECT", 0)
+    monkeypatch.setattr(os, "pwrite", noting)
+    found = describe(tmp_path)
+    assert len(written) == 2 * len(set(written)), "the same blocks twice"
+    assert found["new_blocks_gib_s"] > 0
+    assert found["same_blocks_gib_s"] > 0
+    line = state_line({"machine": found})
+    assert f"direct writes to new blocks {found['new_blocks_gib_s']:g} GiB/s" in line
+    monkeypatch.delattr(os, "O_DIRECT")
+    assert "direct writes" not in state_line({"machine": describe(tmp_path)})
+    assert list(tmp_path.iterdir()) == []
