@@ -6,6 +6,7 @@ import gc
 import mmap
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -228,6 +229,58 @@ def test_the_end_of_a_buffer_takes_no_huge_page() -> None:
     before = resident()
     np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE] = 1
     assert PIECE <= resident() - before < PIECE + MIB
+
+
+def huge(memory: mmap.mmap | memoryview) -> int:
+    """Bytes in huge pages, of the mapping that holds `memory` (proc(5), smaps)."""
+    place, inside = address(memory), False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        if not name.endswith(":"):
+            begin, end = (int(each, 16) for each in name.split("-"))
+            inside = begin <= place < end
+        elif inside and name == "AnonHugePages:":
+            return int(rest.split()[0]) << 10
+    return 0
+
+
+def touched(memory: mmap.mmap | memoryview) -> int:
+    """Write to every page; returns what `huge` says then."""
+    np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE] = 1
+    return huge(memory)
+
+
+def gives_huge_pages() -> bool:
+    with mmap.mmap(-1, 2 * PIECE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
+        pages.madvise(mmap.MADV_HUGEPAGE)
+        return touched(pages) >= PIECE
+
+
+@pytest.mark.skipif(
+    tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (6, 1),
+    reason="this system cannot give huge pages for small ones: Linux 6.1",
+)
+def test_huge_pages_that_the_system_took_are_huge_again() -> None:
+    """They are split as the system does it, without waiting for memory to be short."""
+    memory = lent(2 * PIECE)
+    before = touched(memory)
+    del memory
+    (pages,) = buffer_pool._idle
+    for begin in range(0, PIECE, mmap.PAGESIZE):
+        pages.madvise(mmap.MADV_DONTNEED, begin, mmap.PAGESIZE)
+    memory = lent(2 * PIECE)
+    after = touched(memory)
+    if not (before == after == 2 * PIECE or gives_huge_pages()):
+        pytest.skip("the system has no huge pages now")
+    assert (before, after) == (2 * PIECE, 2 * PIECE)
+
+
+def test_memory_that_nobody_touched_stays_away() -> None:
+    del [lent(4 * PIECE)][0]
+    before = resident()
+    memory = lent(4 * PIECE)
+    assert resident() - before < PIECE
+    assert len(memory) == 4 * PIECE
 
 
 def test_what_is_idle_is_bounded_and_the_newest_stays(limit: Callable[[int], None]) -> None:

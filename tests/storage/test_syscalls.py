@@ -145,6 +145,54 @@ def test_a_hint_about_less_than_a_page_is_none() -> None:
     syscalls.prefer_huge_pages(4097, 100)
 
 
+class Missing:
+    """A system that took some huge pages; those in `gone` have no page."""
+
+    def __init__(self, *gone: int, fails: bool = False) -> None:
+        self.gone, self.fails = gone, fails
+        self.collapsed: list[tuple[int, int]] = []
+
+    def mincore(self, place: Any, nbytes: Any, found: Any) -> int:
+        self.begin = place.value
+        per = (1 << 21) // mmap.PAGESIZE
+        for number in range(nbytes.value >> 21):
+            found[number * per : (number + 1) * per] = bytes([number not in self.gone]) * per
+        return -self.fails
+
+    def madvise(self, place: Any, nbytes: Any, advice: int) -> int:
+        assert (nbytes.value, advice) == (1 << 21, 25)
+        self.collapsed.append((place.value - self.begin) >> 21)
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("system", "wanted", "expected"),
+    [
+        (Missing(0, 2), True, [0, 2]),
+        (Missing(), True, []),
+        (Missing(0, 1, 2), False, []),  # who runs the machine wants none
+        (Missing(0, fails=True), True, []),
+        (None, True, None),
+    ],
+)
+def test_only_huge_pages_that_are_gone_are_restored(
+    monkeypatch: pytest.MonkeyPatch,
+    system: Missing | None,
+    wanted: bool,
+    expected: list[int] | None,
+) -> None:
+    monkeypatch.setattr(syscalls, "_libc", lambda: system)
+    monkeypatch.setattr(syscalls, "has_huge_pages", lambda: wanted)
+    with mmap.mmap(-1, 6 << 21) as pages, memoryview(pages) as memory:
+        begin = (1 << 21) + -syscalls.address_of(memory) % (1 << 21)
+        with memory[begin - mmap.PAGESIZE : begin + (3 << 21) + mmap.PAGESIZE] as part:
+            syscalls.restore_huge_pages(part)
+            assert system is None or system.begin == syscalls.address_of(part) + mmap.PAGESIZE
+        with memory[begin + 1 : begin + (1 << 21)] as less_than_one:
+            syscalls.restore_huge_pages(less_than_one)
+    assert (system.collapsed if system else None) == expected
+
+
 def test_residency_counts_the_pages_of_the_system(
     descriptor: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

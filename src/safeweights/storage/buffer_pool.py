@@ -15,6 +15,7 @@ Rules:
 - A lease may end in any thread at any moment, also in the middle of a function of this module. Buffers
   therefore move by single operations of a deque, which are atomic; there is no lock to wait for.
 - Idle buffers are bounded, and the system may take them when memory is short (madvise(2), MADV_FREE).
+  What it took comes back in huge pages: a durable save from small ones takes half as long again.
 - A buffer holds the bytes of its previous user, or zeros: the borrower must fill all that it hands on.
 - A forked child begins with an empty pool and keeps no buffer that it inherited: it would have to copy
   those pages before it could write to them.
@@ -32,7 +33,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Final
 
-from .syscalls import keep_secret, unlock
+from .syscalls import keep_secret, restore_huge_pages, unlock
 
 __all__ = ["SMALLEST", "borrow", "release_idle"]
 
@@ -105,6 +106,9 @@ def _reused(nbytes: int) -> mmap.mmap | None:
     fitting = [pages for pages in found if nbytes <= len(pages) <= 2 * nbytes]
     chosen = min(fitting, key=len, default=None)
     _keep([pages for pages in found if pages is not chosen])
+    if chosen is not None:
+        with memoryview(chosen) as memory, memory[:nbytes] as wanted:
+            restore_huge_pages(wanted)
     return chosen
 
 

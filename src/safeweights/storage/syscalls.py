@@ -33,6 +33,7 @@ __all__ = [
     "release",
     "reserve",
     "resident_share",
+    "restore_huge_pages",
     "unlock",
     "write_vectors",
 ]
@@ -46,6 +47,7 @@ _HUGEPAGE: Final = 14  # MADV_HUGEPAGE
 _POPULATE_READ: Final = 22  # MADV_POPULATE_READ
 _POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE
 _DONTDUMP: Final = 16  # MADV_DONTDUMP
+_COLLAPSE: Final = 25  # MADV_COLLAPSE
 _ON_FAULT: Final = 1  # MLOCK_ONFAULT
 _FAILED: Final = ctypes.c_void_p(-1).value  # MAP_FAILED
 _IN_PLACE: Final = 0x10  # MAP_FIXED
@@ -218,6 +220,38 @@ def prefer_huge_pages(address: int, nbytes: int) -> None:
     begin, end = address + -address % _PAGE, address + nbytes - (address + nbytes) % _PAGE
     if begin < end:
         libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _HUGEPAGE)
+
+
+def restore_huge_pages(memory: memoryview) -> None:
+    """Have huge pages again where the system took them: a hint (mincore(2); MADV_COLLAPSE, Linux 6.1).
+
+    Linux splits a huge page before it takes it (madvise(2), MADV_FREE), and then gives small ones for it,
+    for as long as the memory is mapped.
+
+    Cost: a byte for each page of 4 KiB; where huge pages are missing, 0.12 ms for each. Those that were
+    never touched stay away.
+
+    Args:
+        memory: Writable, all of it private and not of a file.
+    """
+    libc = _libc()
+    if libc is None:
+        return
+    address = address_of(memory)
+    begin, end = address + -address % _HUGE, address + len(memory) - (address + len(memory)) % _HUGE
+    if begin >= end:
+        return
+    resident = ctypes.create_string_buffer((end - begin) // _PAGE)
+    if libc.mincore(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), resident):
+        return
+    each = _HUGE // _PAGE
+    firsts = resident.raw[::each]
+    if all(firsts) or not has_huge_pages():
+        return
+    for number, first in enumerate(firsts):
+        if not first:
+            place = ctypes.c_void_p(begin + number * _HUGE)
+            libc.madvise(place, ctypes.c_size_t(_HUGE), _COLLAPSE)
 
 
 def has_huge_pages() -> bool:
