@@ -2,12 +2,14 @@
 
     python benchmarks/distributed.py [--mib 1024]
 
-The ways take turns on the same two processes (gloo), after one round that does not count; each round
-begins with another way, and the median counts. With `--again` (see `bench.marks`), two more pairs of
-processes do the same. Before each save twice its memory is touched, or the first would wait for the host
-to back it (see `bench/machine.py`). The clock runs from a barrier to the next one. "Memory" is what the
-peak of a rank's resident set grew by, "disk" what is in the folder afterwards. FSDP 2 divides rows;
-"columns" is what row-wise tensor parallelism divides: runs of 2 to 8 KiB in a file.
+Each of four things, to save and to load rows and columns, is done by two new processes (gloo): after
+saves of rows in the same processes, saves of columns took up to half as long again. The ways take turns
+on them, after one round that does not count; each round begins with another way, and the median counts.
+With `--again` (see `bench.marks`), two more pairs of processes do the same. Before each save twice its
+memory is touched, or the first would wait for the host to back it (see `bench/machine.py`). The clock runs
+from a barrier to the next one. "Memory" is what the peak of a rank's resident set grew by, "disk" what is
+in the folder afterwards. FSDP 2 divides rows; "columns" is what row-wise tensor parallelism divides: runs
+of 2 to 8 KiB in a file.
 
 All ways load the same files into the same tensors, in more rounds, which begin with another way each
 time. The files were read back from the disk into the page cache before: after a save they lie there in
@@ -62,8 +64,11 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
     from torch.distributed.checkpoint.storage import WriteResult
 
-Found: TypeAlias = "dict[str, dict[str, list[list[float]]]]"
-"""What was done -> the way to do it -> a row of figures for each time."""
+Ways: TypeAlias = "dict[str, list[list[float]]]"
+"""A way to do something -> a row of figures for each time."""
+
+Found: TypeAlias = "dict[str, Ways]"
+"""What was done -> the ways to do it."""
 
 DONE = ("save rows", "save columns", "load rows", "load columns")
 
@@ -216,34 +221,30 @@ def drop(path: str) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def rank(folder: str, mib: int, runs: int) -> NoReturn:
-    """What each of the two processes does; the first one prints what was measured."""
+def rank(folder: str, mib: int, runs: int, what: str) -> NoReturn:
+    """What each of two processes does; the first one prints what was measured."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    found: Found = {}
-    sides = ((0, "rows"), (1, "columns"))
-    # Saves come first: after loads in the same processes, saves of columns took 1.1 to 1.5 times as long,
-    # and those of the bare writer, too. Memory that loads drop from the page cache goes back to the host.
-    for axis, what in sides:
-        found[f"save {what}"] = saves(state(mib, axis, 1), folder, runs)
-    for axis, what in sides:
+    action, side = what.split()
+    axis = ("rows", "columns").index(side)
+    if action == "save":
+        found = saves(state(mib, axis, 1), folder, runs)
+    else:
         path = f"{folder}/loaded"
         dcp.save(state(mib, axis, 1), storage_writer=StorageWriter(path))
-        found[f"load {what}"] = loads(state(mib, axis, 0), path, axis, LOADS * runs)
-        if dist.get_rank() == 0:
-            shutil.rmtree(path)
+        found = loads(state(mib, axis, 0), path, axis, LOADS * runs)
     if dist.get_rank() == 0:
         print(json.dumps(found), flush=True)
     dist.destroy_process_group()
     os._exit(0)  # PyTorch may abort when Python exits: see END in tests/ranks/launching.py
 
 
-def saves(tensors: dict[str, DTensor], folder: str, runs: int) -> dict[str, list[list[float]]]:
+def saves(tensors: dict[str, DTensor], folder: str, runs: int) -> Ways:
     """Of each way to save: seconds, growth of memory, and size on the disk by that of the model."""
     first = dist.get_rank() == 0
     need = RANKS * sum(tensor.to_local().nbytes for tensor in tensors.values())
-    found: dict[str, list[list[float]]] = {way: [] for way in WRITERS}
+    found: Ways = {way: [] for way in WRITERS}
     for number in range(1 + runs):
         for way in in_turn(WRITERS, number):
             path = f"{folder}/{way}"
@@ -258,12 +259,10 @@ def saves(tensors: dict[str, DTensor], folder: str, runs: int) -> dict[str, list
     return without_first(found)
 
 
-def loads(
-    targets: dict[str, DTensor], path: str, axis: int, runs: int
-) -> dict[str, list[list[float]]]:
+def loads(targets: dict[str, DTensor], path: str, axis: int, runs: int) -> Ways:
     """Of each way to load: seconds, growth of memory, and bytes fetched by the size of the model."""
     need = RANKS * sum(tensor.to_local().nbytes for tensor in targets.values())
-    found: dict[str, list[list[float]]] = {}
+    found: Ways = {}
     for way in READERS:
         if way != READ or axis == 0:
             found[way] = []
@@ -302,7 +301,7 @@ def in_turn(ways: Iterable[str], number: int) -> list[str]:
     return order[begin:] + order[:begin]
 
 
-def without_first(found: dict[str, list[list[float]]]) -> dict[str, list[list[float]]]:
+def without_first(found: Ways) -> Ways:
     """Without the first round: modules were imported, and memory was used for the first time."""
     return {way: rows[1:] for way, rows in found.items()}
 
@@ -346,7 +345,7 @@ def planning(count: int) -> float:
     return seconds
 
 
-def times_of(ways: dict[str, list[list[float]]]) -> dict[str, list[float]]:
+def times_of(ways: Ways) -> dict[str, list[float]]:
     """Of each way, the seconds of its runs."""
     return {way: [seconds for seconds, *_ in rows] for way, rows in ways.items()}
 
@@ -403,19 +402,19 @@ def judged(found: Found) -> list[Mark]:
     return marks
 
 
-def measure(folder: str, mib: int, runs: int) -> Found:
-    """Of each thing that is done, and each way to do it, what `saves` or `loads` gives."""
+def measure(folder: str, mib: int, runs: int, what: str) -> Ways:
+    """What `saves` or `loads` gives in two new processes."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         command = [
             sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone",
             f"--nproc-per-node={RANKS}", __file__, "--rank", temporary, "--mib", str(mib),
-            "--runs", str(runs),
+            "--runs", str(runs), "--what", what,
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, check=True, env=environment
         )
-    measured: Found = json.loads(done.stdout.splitlines()[-1])
+    measured: Ways = json.loads(done.stdout.splitlines()[-1])
     return measured
 
 
@@ -425,14 +424,15 @@ def main() -> int:
     options.add_argument("--folder", default=".", help="where to save")
     options.add_argument("--runs", type=int, default=RUNS)
     options.add_argument("--rank", help=argparse.SUPPRESS)
+    options.add_argument("--what", choices=DONE, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.rank:
-        rank(given.rank, given.mib, given.runs)
+        rank(given.rank, given.mib, given.runs, given.what)
     marks = Marks("distributed", given)
     found: Found = {what: marks.samples(what, ()) for what in DONE}
     for _ in marks.rounds(1, lambda: judged(found)):
-        for what, ways in measure(given.folder, given.mib, given.runs).items():
-            for way, rows in ways.items():
+        for what in DONE:
+            for way, rows in measure(given.folder, given.mib, given.runs, what).items():
                 found[what].setdefault(way, []).extend(rows)
     last = {"save": "disk", "load": "fetched"}
     medians = medians_of(found)
